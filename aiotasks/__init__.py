@@ -1,0 +1,49 @@
+"""aiotasks: the asyncio-native backend and worker for Django's Tasks, on PostgreSQL.
+
+Importing it needs no app registry and no settings.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .exceptions import AiotasksError, DatabaseNotReady, TransactionClosed, UnknownTask, WorkerLost
+    from .store.transaction import transaction
+    from .tasks import PostgresTask, task
+    from .worker import Worker
+
+__all__ = [
+    "AiotasksError",
+    "DatabaseNotReady",
+    "PostgresTask",
+    "TransactionClosed",
+    "UnknownTask",
+    "Worker",
+    "WorkerLost",
+    "task",
+    "transaction",
+]
+
+__version__ = "0.1.0"
+
+# django.tasks wants settings when it is imported, which `import aiotasks` must not: every name
+# is imported at its first use (PEP 562).
+_HOMES = {
+    "AiotasksError": "exceptions",
+    "DatabaseNotReady": "exceptions",
+    "PostgresTask": "tasks",
+    "TransactionClosed": "exceptions",
+    "UnknownTask": "exceptions",
+    "Worker": "worker",
+    "WorkerLost": "exceptions",
+    "task": "tasks",
+    "transaction": "store.transaction",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value

@@ -1,0 +1,14 @@
+"""The Django app: models, migrations, checks and the management command."""
+
+from django.apps import AppConfig
+
+__all__ = ["AiotasksConfig"]
+
+
+class AiotasksConfig(AppConfig):
+    name = "aiotasks"
+    verbose_name = "Tasks"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from . import checks  # noqa: F401  # registers them

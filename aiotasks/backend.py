@@ -1,0 +1,192 @@
+"""PostgresBackend: what ``TASKS[alias]["BACKEND"]`` names. Async first; connects to nothing."""
+
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from asgiref.sync import sync_to_async
+from django.core.checks import CheckMessage
+from django.tasks import Task, TaskResult, TaskResultStatus
+from django.tasks.backends.base import BaseTaskBackend
+from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
+from django.tasks.signals import task_enqueued
+from django.utils import timezone
+
+from . import checks
+from .codec import dump_json
+from .conf import Options
+from .exceptions import UnknownTask
+from .job import NewJob, lane_of
+from .store.routes import DjangoRoute, Route, route_on_loop
+from .store.waiting import sync_code_waits
+from .sync import SyncMethod, run_now
+from .tasks import PostgresTask, parse_id, resolve, result_of
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+    from uuid_utils.compat import uuid7
+
+__all__ = ["PostgresBackend"]
+
+# A name goes into NOTIFY payloads, whose limit is 8,000 bytes; no one's names are longer.
+MAX_QUEUE_NAME = 200
+
+
+class PostgresBackend(BaseTaskBackend):
+    """Stores tasks in PostgreSQL, for aiotasks' workers to run.
+
+    Django makes an instance per thread and context, at import time too: it is cheap, owns
+    nothing and connects to nothing. The logic stands once, in coroutines that are told which
+    way to take (``store/routes.py``):
+
+    - ``aenqueue`` and ``aget_result`` go over asyncpg on the running loop, or, where sync code
+      waits for them, over that code's Django connection;
+    - ``enqueue`` and ``get_result`` over Django's connection always, so inside ``atomic()``.
+    """
+
+    task_class = PostgresTask
+    supports_defer = True
+    supports_async_task = True
+    supports_get_result = True
+    supports_priority = True
+
+    def __init__(self, alias: str, params: Mapping[str, Any]) -> None:
+        super().__init__(alias, params)
+        self._params = params
+
+    @property
+    def config(self) -> Options:
+        """The OPTIONS, parsed. Raises ImproperlyConfigured for a bad one.
+
+        Not in ``__init__``: instances are made wherever a task is defined, and a mistake in the
+        settings is for ``manage.py check`` to report.
+        """
+        return Options.from_params(self.alias, self._params)
+
+    def validate_task(self, task: Task) -> None:
+        super().validate_task(task)
+        name = task.queue_name
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_QUEUE_NAME or not name.isprintable():
+            raise InvalidTask(
+                f"queue_name must be 1 to {MAX_QUEUE_NAME} printable characters, not {name!r:.300}."
+            )
+        if task.run_after is not None and not isinstance(task.run_after, datetime):
+            raise InvalidTask(f"run_after must be a datetime, not {task.run_after!r}.")
+
+    async def aenqueue(self, task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TaskResult:
+        """Store a task; its row is durable on return, or part of the transaction around it.
+
+        Raises TypeError or ValueError for arguments that JSON can't hold, InvalidTask for a task
+        that no worker could find, ``django.db`` errors where the database fails.
+        """
+        return await self._either(PostgresBackend._enqueue, task, args, kwargs)
+
+    async def aenqueue_many(
+        self, task: Task, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
+    ) -> list[TaskResult]:
+        """Store one task for each ``(args, kwargs)``: all of them, or on an error none."""
+        return await self._either(PostgresBackend._enqueue_many, task, calls)
+
+    async def aget_result(self, result_id: str) -> TaskResult:
+        """Look a task up. Raises TaskResultDoesNotExist, also for an id that can't be one."""
+        return await self._either(PostgresBackend._get_result, result_id)
+
+    async def _either[Result](
+        self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any
+    ) -> Result:
+        """Run ``logic`` where it belongs: on the thread of whoever waits, or on this loop."""
+        if sync_code_waits():
+            return await sync_to_async(self.over_django, thread_sensitive=True)(logic, *args)
+        return await logic(self, route_on_loop(self.config), *args)
+
+    def over_django[Result](
+        self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any, **kwargs: Any
+    ) -> Result:
+        """Run ``logic`` over the calling thread's Django connection."""
+        return run_now(logic(self, DjangoRoute(self.config), *args, **kwargs))
+
+    async def _enqueue(
+        self, route: Route, task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> TaskResult:
+        (result,) = await self._enqueue_many(route, task, [(args, kwargs)])
+        return result
+
+    async def _enqueue_many(
+        self, route: Route, task: Task, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
+    ) -> list[TaskResult]:
+        self._check_path(task)
+        new = [self._new(task, args, kwargs) for args, kwargs in calls]
+        if new:
+            await route.insert([job for job, _ in new])
+        for _, result in new:
+            await route.send(task_enqueued, type(self), result)
+        return [result for _, result in new]
+
+    async def _get_result(self, route: Route, result_id: str) -> TaskResult:
+        id = parse_id(result_id)
+        job = None if id is None else await route.select(self.alias, id)
+        if job is None:
+            raise TaskResultDoesNotExist(result_id)
+        return result_of(job)
+
+    enqueue = SyncMethod(_enqueue, name="aenqueue")
+    enqueue_many = SyncMethod(_enqueue_many, name="aenqueue_many")
+    get_result = SyncMethod(_get_result, name="aget_result")
+
+    def _check_path(self, task: Task) -> None:
+        """A worker finds a task by its path alone, so the path must lead back to one."""
+        self.validate_task(task)
+        try:
+            found = resolve(task.module_path)
+        except UnknownTask as error:
+            raise InvalidTask(f"No worker could run this task: {error}") from error
+        if found.func is not task.func:
+            raise InvalidTask(
+                f"No worker could run this task: {task.module_path!r} leads to another function."
+            )
+
+    def _new(self, task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[NewJob, TaskResult]:
+        limit = self.config.max_argument_size
+        plain_args, args_text = dump_json(list(args), where="args", limit=limit)
+        plain_kwargs, kwargs_text = dump_json(dict(kwargs), where="kwargs", limit=limit)
+        now = timezone.now()
+        run_after = task.run_after
+        if run_after is not None and timezone.is_naive(run_after):
+            run_after = timezone.make_aware(run_after)
+        job = NewJob(
+            id=uuid7(),
+            backend=self.alias,
+            queue_name=task.queue_name,
+            task_path=task.module_path,
+            lane=lane_of(task.func),
+            priority=int(task.priority),
+            args=args_text,
+            kwargs=kwargs_text,
+            enqueued_at=now if timezone.is_aware(now) else timezone.make_aware(now),
+            run_after=run_after,
+            max_crashes=task.max_crashes if isinstance(task, PostgresTask) else None,
+        )
+        result = TaskResult(
+            task=task,
+            id=str(job.id),
+            status=TaskResultStatus.READY,
+            enqueued_at=now,
+            started_at=None,
+            finished_at=None,
+            last_attempted_at=None,
+            args=plain_args,
+            kwargs=plain_kwargs,
+            backend=self.alias,
+            errors=[],
+            worker_ids=[],
+        )
+        return job, result
+
+    def close(self) -> None:
+        """Nothing to close: what connects belongs to event loops, and ends with them."""
+
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        return checks.check_backend(self.alias, self._params)

@@ -1,0 +1,112 @@
+"""System checks: every mistake in the settings, told before anything runs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections, utils
+
+from .conf import Options
+
+__all__ = ["check_backend", "check_tables"]
+
+
+def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
+    """The checks of one backend, without connecting anywhere.
+
+    E001 the app isn't installed, E002 a bad option, E003 DATABASE isn't an alias of DATABASES,
+    E004 it isn't PostgreSQL, E005 QUEUES isn't a list of names, W001 a connection parameter that
+    asyncpg has nothing for.
+    """
+    messages: list[CheckMessage] = []
+    where = f"TASKS[{alias!r}]"
+    if not apps.is_installed("aiotasks"):
+        messages.append(
+            Error(
+                f"{where} uses aiotasks, but INSTALLED_APPS doesn't have it.",
+                hint='Add "aiotasks" to INSTALLED_APPS and run `manage.py migrate`.',
+                id="aiotasks.E001",
+            )
+        )
+    queues = params.get("QUEUES", ["default"])
+    if (
+        isinstance(queues, str)
+        or not isinstance(queues, Iterable)
+        or not all(isinstance(name, str) and name for name in queues)
+    ):
+        messages.append(
+            Error(
+                f"{where}['QUEUES'] must be a list of queue names, not {queues!r}.",
+                hint='For example ["default", "emails"]; an empty list allows any name.',
+                id="aiotasks.E005",
+            )
+        )
+    try:
+        options = Options.from_params(alias, params)
+    except ImproperlyConfigured as error:
+        return [*messages, Error(str(error), id="aiotasks.E002")]
+    return messages + _check_database(where, options.database)
+
+
+def _check_database(where: str, database: str) -> list[CheckMessage]:
+    if database not in settings.DATABASES:
+        known = ", ".join(sorted(settings.DATABASES))
+        return [
+            Error(
+                f"{where}: DATABASE {database!r} isn't an alias of DATABASES (which has {known}).",
+                id="aiotasks.E003",
+            )
+        ]
+    connection = connections[database]
+    if connection.vendor != "postgresql":
+        return [
+            Error(
+                f"{where}: DATABASES[{database!r}] is {connection.display_name}; aiotasks needs PostgreSQL.",
+                hint="Set OPTIONS['DATABASE'] to an alias of DATABASES that is PostgreSQL.",
+                id="aiotasks.E004",
+            )
+        ]
+    from .store.connect import connect_arguments
+
+    try:
+        _, unknown = connect_arguments(database)
+    except (ImproperlyConfigured, ValueError) as error:
+        return [Error(f"{where}: DATABASES[{database!r}] can't be used: {error}", id="aiotasks.E006")]
+    return [
+        Warning(
+            f"{where}: asyncpg has nothing for {name!r} in DATABASES[{database!r}]; aiotasks connects without it.",
+            id="aiotasks.W001",
+        )
+        for name in unknown
+    ]
+
+
+@register(Tags.database)
+def check_tables(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """W002: the tables aren't migrated yet (runs where database checks do, as in ``migrate``)."""
+    messages: list[CheckMessage] = []
+    for alias, params in settings.TASKS.items():
+        if params.get("BACKEND") != "aiotasks.backend.PostgresBackend":
+            continue
+        try:
+            database = Options.from_params(alias, params).database
+        except ImproperlyConfigured:
+            continue  # E002 says it
+        if database not in (databases or ()) or connections[database].vendor != "postgresql":
+            continue
+        try:
+            missing = {"aiotasks_task", "aiotasks_worker"} - set(connections[database].introspection.table_names())
+        except utils.Error:
+            continue  # a database that doesn't answer is no finding about the settings
+        if missing:
+            messages.append(
+                Warning(
+                    f"The tables of aiotasks are missing in DATABASES[{database!r}].",
+                    hint=f"Run `manage.py migrate --database {database}`.",
+                    id="aiotasks.W002",
+                )
+            )
+    return messages

@@ -1,0 +1,152 @@
+"""How values and errors are written as JSON, and read back exactly.
+
+The columns are of PostgreSQL's type ``json``, which keeps the text as it is (``jsonb`` loses
+the order of keys and -0.0, and refuses ``\\u0000``). What the text can't keep is refused here,
+before anything is stored, with the place named.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from traceback import format_exception
+from typing import Any
+
+__all__ = ["decode", "dump_error", "dump_json", "normalize"]
+
+# Django's own normalize_json() recurses two frames a level inside the caller's stack, under
+# Python's default limit of 1,000; 200 levels leave half of that to the caller.
+MAX_DEPTH = 200
+
+_BIG = 2**63
+
+
+def dump_json(value: Any, *, where: str, limit: int) -> tuple[Any, str]:
+    """Normalise ``value`` and write it as JSON text of at most ``limit`` bytes.
+
+    Returns the value as it will be read back, and the text. Raises TypeError or ValueError
+    that names the place (``kwargs['a'][3]``) for what JSON can't keep exactly.
+    """
+    plain = normalize(value, where)
+    text = json.dumps(plain, allow_nan=False, separators=(",", ":"))
+    if len(text) > limit:  # ASCII only, so characters are bytes
+        raise ValueError(f"{where} takes {len(text)} bytes as JSON; the limit is {limit}.")
+    return plain, text
+
+
+def normalize(value: Any, where: str, depth: int = 0) -> Any:
+    """Return ``value`` as ``json.loads(json.dumps(value))`` would, by Django's rules.
+
+    Tuples and other sequences become lists, mappings dicts, UTF-8 bytes str, keys str. Raises
+    TypeError or ValueError that names the place for anything else.
+    """
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return value
+    if kind is int or kind is float:
+        return _checked_number(value, where)
+    if depth >= MAX_DEPTH:
+        raise ValueError(f"{_short(where)} is nested deeper than {MAX_DEPTH} levels (or refers to itself).")
+    match value:
+        case Mapping():
+            return _normalize_mapping(value, where, depth)
+        case bytes():
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                raise TypeError(f"{where} is bytes that aren't UTF-8, which JSON can't hold.") from None
+        case str():
+            return str.__str__(value)
+        case int():
+            return _checked_number(int.__int__(value), where)
+        case float():
+            return _checked_number(float.__float__(value), where)
+        case Sequence() if not isinstance(value, bytearray | memoryview):
+            return [
+                item if _is_plain(item) else normalize(item, f"{where}[{i}]", depth + 1)
+                for i, item in enumerate(value)
+            ]
+        case _:
+            raise TypeError(f"{where} is a {kind.__module__}.{kind.__qualname__}, which JSON can't hold.")
+
+
+def _normalize_mapping(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for key, item in value.items():
+        name = key if type(key) is str else _key(key, where)
+        if name in plain:
+            raise ValueError(f"{where} has two keys that are both {name!r} in JSON.")
+        plain[name] = item if _is_plain(item) else normalize(item, f"{where}[{key!r}]", depth + 1)
+    return plain
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether nearly every value met needs no look at it, nor its place's name."""
+    kind = type(value)
+    return kind is str or kind is bool or value is None or (kind is int and -_BIG < value < _BIG)
+
+
+def _key(key: Any, where: str) -> str:
+    """A key as ``json.dumps`` writes it; bytes as Django reads them."""
+    key = normalize(key, f"a key of {where}", MAX_DEPTH - 1) if isinstance(key, bytes | str) else key
+    if isinstance(key, str):
+        return key
+    if key is None or isinstance(key, bool):
+        return {None: "null", True: "true", False: "false"}[key]
+    if isinstance(key, int | float):
+        return json.dumps(_checked_number(key, f"a key of {where}"))
+    raise TypeError(
+        f"{where} has a key that is a {type(key).__module__}.{type(key).__qualname__}, which JSON can't hold."
+    )
+
+
+def _checked_number(value: float, where: str) -> float:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value!r}, which JSON can't hold.")
+    elif value.bit_length() > 14_000:  # near Python's limit of 4,300 digits, either way
+        try:
+            str(value)
+        except ValueError:
+            raise ValueError(f"{where} is an integer of more than 4,300 digits.") from None
+    return value
+
+
+def _short(where: str) -> str:
+    return where if len(where) <= 60 else f"{where[:60]}…"
+
+
+def decode(text: str | None) -> Any:
+    """Read JSON text from the database."""
+    return None if text is None else json.loads(text)
+
+
+def dump_error(exception: BaseException, *, limit: int) -> str:
+    """Write an exception as the JSON of a Django ``TaskError``, traceback included.
+
+    Never raises, whatever the exception's ``__str__`` does. A text over ``limit`` bytes keeps
+    its beginning and its end: the first frames, and the message.
+    """
+    kind = type(exception)
+    try:
+        text = "".join(format_exception(exception))
+    except Exception as error:  # a broken __str__, __cause__ or __notes__ is user code
+        text = f"{kind.__qualname__}: (its traceback couldn't be formatted: {type(error).__qualname__})\n"
+    # Surrogates and controls cost six bytes each as JSON; nothing costs more.
+    if len(text) * 6 > limit:
+        text = _truncate(text, limit - 200)
+    return json.dumps({"class": f"{kind.__module__}.{kind.__qualname__}"[:1000], "traceback": text})
+
+
+def _truncate(text: str, limit: int) -> str:
+    half = limit // 2
+    head, tail = _fit(text[:half], half), _fit(text[::-1][:half], half)[::-1]
+    if len(head) + len(tail) >= len(text):
+        return text
+    return f"{head}\n… ({len(text) - len(head) - len(tail)} characters left out) …\n{tail}"
+
+
+def _fit(text: str, limit: int) -> str:
+    """The longest beginning of ``text`` (nearly) that takes at most ``limit`` bytes as JSON."""
+    while len(json.dumps(text)) > limit:
+        text = text[: int(len(text) * 0.75)]
+    return text

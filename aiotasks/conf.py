@@ -1,0 +1,124 @@
+"""The options of a backend: ``TASKS[alias]["OPTIONS"]``, read once and checked at the door."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+
+__all__ = ["Options"]
+
+
+def _number(low: float, high: float) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"a number of seconds from {low:g} to {high:g}")
+        return float(value)
+
+    return check
+
+
+def _whole(low: int, high: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("True or False")
+    return value
+
+
+def _alias(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("an alias of DATABASES")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a backend's OPTIONS say. The fields are the option names in lower case.
+
+    Sizes are in bytes of JSON text, times in seconds.
+    """
+
+    database: str = "default"
+    pool_min_size: int = 0
+    pool_max_size: int = 10
+    # 0 for a pooler in transaction mode, which can't keep prepared statements.
+    statement_cache_size: int = 100
+    # Every statement of ours takes milliseconds; ten seconds without an answer is a dead line.
+    command_timeout: float = 10.0
+    notify: bool = True
+    # The fallback where NOTIFY doesn't arrive: workers look every 0.2 to 1 times this.
+    poll_interval: float = 5.0
+    lease_timeout: float = 30.0
+    max_crashes: int = 3
+    async_db_threads: int = 8
+    max_argument_size: int = 1024 * 1024
+    max_result_size: int = 1024 * 1024
+    max_error_size: int = 64 * 1024
+
+    @classmethod
+    def from_params(cls, alias: str, params: Mapping[str, Any]) -> "Options":
+        """Read ``TASKS[alias]``. Raises ImproperlyConfigured that names the option and the value."""
+        given = params.get("OPTIONS", {})
+        if not isinstance(given, Mapping):
+            raise ImproperlyConfigured(f"TASKS[{alias!r}]['OPTIONS'] must be a dict, not {given!r}.")
+        try:
+            key = tuple(given.items())
+            known = _cache.get(key)
+        except TypeError:  # an unhashable value: _parse says which
+            return cls._parse(alias, given)
+        if known is None:
+            # Backends are made per thread and context, so parsing must cost next to nothing.
+            known = _cache[key] = cls._parse(alias, given)
+        return known
+
+    @classmethod
+    def _parse(cls, alias: str, given: Mapping[str, Any]) -> "Options":
+        names = {field.name.upper() for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            if name not in names:
+                raise ImproperlyConfigured(
+                    f"TASKS[{alias!r}]['OPTIONS'] has no option {name!r}. "
+                    f"The options are {', '.join(sorted(names))}."
+                )
+            try:
+                values[name.lower()] = _CHECKS[name](value)
+            except ValueError as error:
+                raise ImproperlyConfigured(
+                    f"TASKS[{alias!r}]['OPTIONS'][{name!r}] must be {error}, not {value!r}."
+                ) from None
+        options = cls(**values)
+        if options.pool_min_size > options.pool_max_size:
+            raise ImproperlyConfigured(
+                f"TASKS[{alias!r}]['OPTIONS']: POOL_MIN_SIZE ({options.pool_min_size}) is above "
+                f"POOL_MAX_SIZE ({options.pool_max_size})."
+            )
+        return options
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "DATABASE": _alias,
+    "POOL_MIN_SIZE": _whole(0, 1000),
+    # A worker's claim, finish, look-up, enqueue, wake-up and maintenance may each hold one.
+    "POOL_MAX_SIZE": _whole(2, 1000),
+    "STATEMENT_CACHE_SIZE": _whole(0, 10_000),
+    "COMMAND_TIMEOUT": _number(0.1, 3600),
+    "NOTIFY": _boolean,
+    "POLL_INTERVAL": _number(0.05, 3600),
+    # Below 0.5 s a busy machine's scheduling alone loses leases.
+    "LEASE_TIMEOUT": _number(0.5, 86_400),
+    "MAX_CRASHES": _whole(0, 32_000),
+    "ASYNC_DB_THREADS": _whole(1, 1000),
+    "MAX_ARGUMENT_SIZE": _whole(2, 256 * 1024 * 1024),
+    "MAX_RESULT_SIZE": _whole(4, 256 * 1024 * 1024),
+    "MAX_ERROR_SIZE": _whole(1024, 16 * 1024 * 1024),
+}
+_cache: dict[tuple[tuple[str, Any], ...], Options] = {}

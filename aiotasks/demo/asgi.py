@@ -1,0 +1,11 @@
+"""The demo's site, with a worker in its lifespan."""
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+from aiotasks.asgi import with_worker
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiotasks.demo.settings")
+
+application = with_worker(get_asgi_application(), concurrency=20, threads=4)

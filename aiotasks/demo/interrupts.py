@@ -1,0 +1,50 @@
+"""Ctrl-C as a request to stop, which is met between two steps and never inside of one."""
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(Exception):
+    """The process was asked to stop by `signum`."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class Interrupts:
+    """Take the first signal as a request to stop, and ignore the rest.
+
+    Python's own handler raises KeyboardInterrupt wherever the program happens to be: while it starts or stops
+    PostgreSQL too, which would then be left running.
+
+    signum: the signal that came, if one has.
+    on_interrupt: called when it comes, between any two bytecodes of the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.on_interrupt: Callable[[], object] | None = None
+
+    def install(self) -> None:
+        """Handle the signals from now on, until the process ends."""
+        for signum in _SIGNALS:
+            # What is ignored was meant to be: by nohup, or by a shell that runs us in the background.
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                signal.signal(signum, self._receive)
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self.signum is not None:
+            raise Interrupted(self.signum)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        # Not by a handler of ours: in the last moments of the process Python would put back the default.
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        self.signum = signum
+        if self.on_interrupt is not None:
+            self.on_interrupt()

@@ -1,0 +1,40 @@
+"""The settings of the demo's site: what a site of one's own needs is INSTALLED_APPS and TASKS."""
+
+import os
+
+from django.core.management.utils import get_random_secret_key
+
+SECRET_KEY = get_random_secret_key()
+ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
+ROOT_URLCONF = "aiotasks.demo.urls"
+USE_TZ = True
+
+INSTALLED_APPS = ["aiotasks", "aiotasks.demo"]
+
+TASKS = {
+    "default": {
+        "BACKEND": "aiotasks.backend.PostgresBackend",
+        "QUEUES": ["sources", "pages"],
+    },
+}
+
+# The demo starts a PostgreSQL of its own and says here where it listens.
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": "postgres",
+        "HOST": os.environ.get("AIOTASKS_DEMO_HOST", "127.0.0.1"),
+        "PORT": os.environ.get("AIOTASKS_DEMO_PORT", "5432"),
+        "USER": os.environ.get("AIOTASKS_DEMO_USER", "postgres"),
+    },
+}
+
+TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
+
+# By way of rich, so that a warning goes above the progress bar and not through it.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "rich.logging.RichHandler", "show_path": False}},
+    "root": {"handlers": ["console"], "level": "WARNING"},
+}

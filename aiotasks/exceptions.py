@@ -1,0 +1,46 @@
+"""The errors that aiotasks raises or stores.
+
+::
+
+    Exception
+    ├── AiotasksError
+    │   ├── TransactionClosed   an enqueue from a task that outlived its transaction() block
+    │   ├── UnknownTask         a stored task path that leads to no Task here (an ImportError too)
+    │   └── WorkerLost          stored: the worker died while it ran the task
+    └── django.core.exceptions.ImproperlyConfigured
+        └── DatabaseNotReady    the tables are missing, or the server refuses this client for good
+
+What PostgreSQL refuses reaches callers as Django's own ``django.db`` errors, whichever driver
+the statement went over, with the driver's error as ``__cause__``.
+"""
+
+from django.core.exceptions import ImproperlyConfigured
+
+__all__ = ["AiotasksError", "DatabaseNotReady", "TransactionClosed", "UnknownTask", "WorkerLost"]
+
+
+class AiotasksError(Exception):
+    """Base of the errors of this package."""
+
+
+class TransactionClosed(AiotasksError):
+    """The ``aiotasks.transaction()`` block that this code was started in has ended."""
+
+
+class UnknownTask(AiotasksError, ImportError):
+    """A stored task path leads to no ``Task`` in this process.
+
+    ``task_path`` is the path as it is stored.
+    """
+
+    def __init__(self, task_path: str, reason: str) -> None:
+        super().__init__(f"{task_path!r} is not a task that can be run here: {reason}")
+        self.task_path = task_path
+
+
+class WorkerLost(AiotasksError):
+    """The worker that ran the task stopped renewing its lease: it was killed, or hung."""
+
+
+class DatabaseNotReady(ImproperlyConfigured):
+    """The database answers, but waiting won't help: no tables, no such database, no access."""

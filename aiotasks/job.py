@@ -1,0 +1,101 @@
+"""A row of the table, before and after it is claimed, and what can come of running it. No I/O."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from inspect import iscoroutinefunction
+from typing import Any, Literal
+from uuid import UUID
+
+__all__ = ["Deferred", "Failed", "Job", "Lane", "NewJob", "Outcome", "Released", "Succeeded", "lane_of"]
+
+
+Lane = Literal["loop", "thread"]
+
+
+def lane_of(function: Callable[..., Any]) -> Lane:
+    """Where a task's function runs: coroutines on the loop, the others in threads."""
+    return "loop" if iscoroutinefunction(function) else "thread"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A row to insert. ``args`` and ``kwargs`` are JSON text."""
+
+    id: UUID
+    backend: str
+    queue_name: str
+    task_path: str
+    lane: Lane
+    priority: int
+    args: str
+    kwargs: str
+    enqueued_at: datetime
+    run_after: datetime | None
+    max_crashes: int | None
+
+
+@dataclass(slots=True)
+class Job:
+    """A row as claims and look-ups return it: the columns in the order of the SQL files.
+
+    A worker may finish it only under the ``claim_id`` that it claimed it with.
+    """
+
+    id: UUID
+    claim_id: UUID | None
+    backend: str
+    queue_name: str
+    task_path: str
+    lane: Lane
+    priority: int
+    status: str
+    args: str
+    kwargs: str
+    return_value: str | None
+    errors: list[str]
+    worker_ids: list[str]
+    enqueued_at: datetime
+    run_after: datetime | None
+    ready_at: datetime | None
+    started_at: datetime | None
+    last_attempted_at: datetime | None
+    finished_at: datetime | None
+    max_crashes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The task returned. ``return_value`` is what it returned, ``text`` the same as JSON."""
+
+    return_value: Any
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The task raised. ``text`` is the stored error as JSON."""
+
+    exception: BaseException
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """We cancelled the task (shutdown, lost lease): READY again, no attempt spent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """The task is unknown here: put off for ``delay`` seconds, no attempt spent.
+
+    Where it has been unknown to every worker for a whole ``window`` (seconds), it is FAILED
+    with ``failure`` instead.
+    """
+
+    delay: float
+    window: float
+    failure: Failed
+
+
+Outcome = Succeeded | Failed | Released | Deferred

@@ -1,0 +1,26 @@
+"""``manage.py aiotasks``: the worker, and what operators need."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from aiotasks.worker import cli
+
+__all__ = ["Command"]
+
+
+class Command(BaseCommand):
+    """One command with subcommands, so that the site's list of commands gets one line."""
+
+    help = "Run and look after background tasks."
+    # The worker's own start says what is wrong with the database, or waits for it.
+    requires_migrations_checks = False
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        commands = parser.add_subparsers(dest="subcommand", required=True, metavar="worker")
+        cli.add_arguments(commands.add_parser("worker", help="run a worker"))
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        sys.exit(cli.run(Namespace(**options)))

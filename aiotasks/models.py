@@ -1,0 +1,126 @@
+"""The two tables. aiotasks reads and writes them through ``store/queries/``; these models make
+the migrations, and let Django's ORM and admin read."""
+
+import json
+from typing import Any
+
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.sql.compiler import SQLCompiler
+
+__all__ = ["Task", "Worker"]
+
+
+class RawField(models.Field):  # type: ignore[type-arg]  # not subscriptable at runtime
+    """A column of a PostgreSQL type that Django has no field for, without lookups.
+
+    It is read as text and decoded here: of ``json``, psycopg would give objects and asyncpg text.
+    """
+
+    def __init__(self, *args: Any, db_type: str, **kwargs: Any) -> None:
+        self._db_type = db_type
+        super().__init__(*args, **kwargs)
+
+    def deconstruct(self) -> Any:
+        name, _, args, kwargs = super().deconstruct()
+        return name, "aiotasks.models.RawField", args, {**kwargs, "db_type": self._db_type}
+
+    def db_type(self, connection: Any) -> str:
+        return self._db_type
+
+    def select_format(self, compiler: SQLCompiler, sql: str, params: Any) -> tuple[str, Any]:
+        return f"{sql}::text{'[]' if self._db_type.endswith('[]') else ''}", params
+
+    def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
+        if value is not None and self._db_type.startswith("json"):
+            return [json.loads(one) for one in value] if isinstance(value, list) else json.loads(value)
+        return value
+
+    def get_lookup(self, lookup_name: str) -> Any:
+        return super().get_lookup(lookup_name) if lookup_name == "isnull" else None
+
+
+class Task(models.Model):
+    """One task: its definition while it waits, its owner while it runs, its result afterwards."""
+
+    class Status(models.TextChoices):
+        """Django's four, and SCHEDULED, which callers see as READY."""
+
+        SCHEDULED = "SCHEDULED"
+        READY = "READY"
+        RUNNING = "RUNNING"
+        SUCCESSFUL = "SUCCESSFUL"
+        FAILED = "FAILED"
+
+    id = models.UUIDField(primary_key=True)  # version 7, made by the client: the index stays local
+    backend = models.TextField()  # the TASKS alias; several may share a database
+    queue_name = models.TextField()
+    task_path = models.TextField()
+    # Where it runs, from the function's kind at enqueue: each lane has slots of its own, so a
+    # backlog of sync tasks never holds up coroutines, nor the reverse.
+    lane = models.TextField()
+    priority = models.SmallIntegerField()
+    status = models.TextField(choices=Status)
+    args = RawField(db_type="json")
+    kwargs = RawField(db_type="json")
+    return_value = RawField(db_type="json", null=True)
+    errors = RawField(db_type="json[]")  # one per failed execution, oldest first
+    worker_ids = RawField(db_type="uuid[]")  # one per execution: their number is the attempts
+    crashes = models.SmallIntegerField()
+    max_crashes = models.SmallIntegerField(null=True)
+    # A fence, not a reference: made anew for every claim, so that a worker that was thought dead
+    # can't finish what has been claimed again.
+    claim_id = models.UUIDField(null=True)
+    worker_id = models.UUIDField(null=True)
+    enqueued_at = models.DateTimeField()
+    run_after = models.DateTimeField(null=True)
+    # When it became READY, by the database's clock: the order within a priority.
+    ready_at = models.DateTimeField(null=True)
+    started_at = models.DateTimeField(null=True)
+    last_attempted_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+    unknown_since = models.DateTimeField(null=True)  # no worker that claimed it could import it
+
+    class Meta:
+        indexes = (
+            models.Index(
+                F("backend"),
+                F("queue_name"),
+                F("lane"),
+                F("priority").desc(),
+                F("ready_at"),
+                F("id"),
+                name="aiotasks_task_ready",
+                condition=Q(status="READY"),
+            ),
+            models.Index(
+                fields=["backend", "run_after"], name="aiotasks_task_scheduled", condition=Q(status="SCHEDULED")
+            ),
+            models.Index(fields=["worker_id"], name="aiotasks_task_running", condition=Q(status="RUNNING")),
+            models.Index(
+                fields=["finished_at"],
+                name="aiotasks_task_finished",
+                condition=Q(status__in=["FAILED", "SUCCESSFUL"]),
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.task_path} {self.id}"
+
+
+class Worker(models.Model):
+    """One worker process and its lease. Renewing it renews the lease of all its tasks."""
+
+    id = models.UUIDField(primary_key=True)
+    backend = models.TextField()
+    host = models.TextField()
+    pid = models.IntegerField()
+    queues = RawField(db_type="text[]")  # empty: any
+    concurrency = models.IntegerField()
+    threads = models.IntegerField()
+    version = models.TextField()
+    started_at = models.DateTimeField()
+    lease_expires_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}"

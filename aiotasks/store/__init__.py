@@ -1,0 +1,1 @@
+"""What aiotasks asks of PostgreSQL, and the ways it gets there."""

@@ -1,0 +1,104 @@
+"""Batcher: calls that arrive while a flush is under way go together in the next one.
+
+A caller that finds nothing under way goes at once, so one caller sees no delay, and a thousand
+share a round trip and a commit. The idea is group commit's (DeWitt et al., SIGMOD 1984).
+"""
+
+import asyncio
+import contextvars
+import copy
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+from django.db import utils
+
+from .drivers import is_transient
+
+__all__ = ["Batcher"]
+
+
+class Batcher[Item, Result]:
+    """Coalesces concurrent calls on one event loop into calls of ``flush``.
+
+    ``flush`` takes a list of items and returns one result for each, in their order. At most
+    one flush is under way, of at most ``limit`` items.
+
+    - Every future that ``submit`` hands out is settled exactly once, whatever happens: with its
+      own result, or with an exception that no other caller shares.
+    - A flush that fails for its content is halved until the bad item fails alone.
+    - A caller that is cancelled before its flush is left out of it; later, it harms nobody.
+    """
+
+    def __init__(self, flush: Callable[[list[Item]], Awaitable[Sequence[Result]]], *, limit: int) -> None:
+        self._flush = flush
+        self._limit = limit
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._flusher: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        """How many calls wait for a flush to begin."""
+        return len(self._waiting)
+
+    def submit(self, item: Item) -> asyncio.Future[Result]:
+        """Have ``item`` flushed; the future returned has its result."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._waiting.append((item, future))
+        if self._flusher is None:
+            # An empty context: the flush is nobody's, least of all the first caller's.
+            self._flusher = loop.create_task(
+                self._run(), context=contextvars.Context(), name="aiotasks batcher"
+            )
+        return future
+
+    async def _run(self) -> None:
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        try:
+            while batch := self._take():
+                await self._settle(batch)
+        except BaseException as error:
+            # The loop is closing, or is out of memory: nobody may be left waiting.
+            for _, future in [*batch, *self._waiting]:
+                if not future.done():
+                    future.set_exception(_own(utils.InterfaceError(f"interrupted by {error!r}")))
+            self._waiting.clear()
+            raise
+        finally:
+            # Nothing is awaited between finding the buffer empty and this: a call that arrived
+            # in between would wait for ever.
+            self._flusher = None
+
+    def _take(self) -> list[tuple[Item, asyncio.Future[Result]]]:
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        while self._waiting and len(batch) < self._limit:
+            call = self._waiting.popleft()
+            if not call[1].done():
+                batch.append(call)
+        return batch
+
+    async def _settle(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        try:
+            results = await self._flush([item for item, _ in batch])
+        except Exception as error:
+            if len(batch) > 1 and not is_transient(error):
+                middle = len(batch) // 2
+                await self._settle(batch[:middle])
+                await self._settle(batch[middle:])
+                return
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error if len(batch) == 1 else _own(error))
+            return
+        for (_, future), result in zip(batch, results, strict=True):
+            if not future.done():
+                future.set_result(result)
+
+
+def _own(error: Exception) -> Exception:
+    """A copy of ``error``: callers that raise one object would share its traceback."""
+    try:
+        twin = copy.copy(error)
+    except Exception:  # an exception class that can't be copied; the text must do
+        twin = utils.DatabaseError(str(error))
+    twin.__cause__ = error.__cause__
+    return twin

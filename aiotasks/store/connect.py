@@ -1,0 +1,94 @@
+"""From Django's settings of a database to an asyncpg connection.
+
+asyncpg is given what Django's engine would give psycopg, asked anew at every connect: test
+database names, rotating passwords and subclassed engines hold for both.
+"""
+
+import shlex
+from typing import Any
+from urllib.parse import urlencode
+
+import asyncpg
+from django.db import connections
+
+from .drivers import django_errors
+
+__all__ = ["connect", "connect_arguments"]
+
+# What psycopg understands and asyncpg reads from a DSN's query alone.
+_IN_DSN = frozenset(
+    {
+        "sslmode",
+        "sslcert",
+        "sslkey",
+        "sslrootcert",
+        "sslcrl",
+        "sslpassword",
+        "sslnegotiation",
+        "ssl_min_protocol_version",
+        "ssl_max_protocol_version",
+    }
+)
+_RENAMED = {"dbname": "database", "connect_timeout": "timeout"}
+_AS_IT_IS = frozenset(
+    {"user", "password", "host", "port", "passfile", "service", "target_session_attrs", "krbsrvname", "gsslib"}
+)
+# Django's and psycopg's own affairs, which say nothing of the connection.
+_NOT_OURS = frozenset({"client_encoding", "cursor_factory", "context", "prepare_threshold", "autocommit"})
+
+
+def connect_arguments(alias: str) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of ``asyncpg.connect`` for ``DATABASES[alias]``.
+
+    Returns them, and the names of the parameters that asyncpg has nothing for (a system check
+    reports those).
+    """
+    wrapper = connections[alias]
+    arguments: dict[str, Any] = {}
+    settings: dict[str, str] = {"application_name": "aiotasks"}
+    query: dict[str, Any] = {}
+    unknown = []
+    for name, value in wrapper.get_connection_params().items():
+        if name in _NOT_OURS or value is None:
+            continue
+        if name in _IN_DSN:
+            query[name] = value
+        elif name in _RENAMED or name in _AS_IT_IS:
+            arguments[_RENAMED.get(name, name)] = value
+        elif name == "application_name":
+            settings[name] = value
+        elif name == "options":
+            settings |= _server_settings(value)
+        else:
+            unknown.append(name)
+    for name in ("host", "port"):
+        if isinstance(arguments.get(name), str) and "," in arguments[name]:
+            arguments[name] = arguments[name].split(",")
+    if isinstance(port := arguments.get("port"), list | str):
+        arguments["port"] = [int(one) for one in port] if isinstance(port, list) else int(port)
+    if "timeout" in arguments:
+        arguments["timeout"] = float(arguments["timeout"])
+    if role := wrapper.settings_dict["OPTIONS"].get("assume_role"):
+        settings["role"] = role
+    arguments["server_settings"] = settings
+    if query:
+        arguments["dsn"] = f"postgresql:///?{urlencode(query)}"
+    return arguments, unknown
+
+
+def _server_settings(options: str) -> dict[str, str]:
+    """Read libpq's ``options``: ``-c name=value``, ``-cname=value`` or ``--name=value``."""
+    settings = {}
+    for word in shlex.split(options):
+        name, separator, value = word.removeprefix("--").removeprefix("-c").partition("=")
+        if separator:
+            settings[name.replace("-", "_")] = value
+    return settings
+
+
+async def connect(alias: str, *, timeout: float, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+    """Open a connection to ``DATABASES[alias]``, within ``timeout`` seconds."""
+    arguments, _ = connect_arguments(alias)
+    arguments.setdefault("timeout", timeout)
+    with django_errors():
+        return await asyncpg.connect(**arguments, **options)

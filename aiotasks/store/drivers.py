@@ -1,0 +1,149 @@
+"""The two ways a statement reaches PostgreSQL: asyncpg on a loop, or Django's own connection.
+
+Both are ``await driver.fetch(statement, *args)`` and raise Django's ``django.db`` errors, so
+what stands on them needn't know which one it has.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import asyncpg
+from django.db import connections, utils
+
+from .statement import Statement
+
+__all__ = ["AsyncpgDriver", "ConnectionDriver", "DjangoDriver", "Driver", "django_errors", "is_transient", "sqlstate"]
+
+Row = Sequence[Any]
+Connection = asyncpg.Connection[asyncpg.Record] if TYPE_CHECKING else asyncpg.Connection
+
+
+class Driver(Protocol):
+    """Runs one statement in a transaction of its own, or in the one that it stands for."""
+
+    async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
+        """Run ``statement`` and return its rows. ``timeout`` is in seconds (None: the default)."""
+
+
+class AsyncpgDriver:
+    """Statements over any free connection of an asyncpg pool, on the pool's loop."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, timeout: float) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._opening: asyncio.Lock | None = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Open POOL_MIN_SIZE connections, the first time."""
+        if self._opening is not None:
+            async with self._opening:
+                await self._pool
+            self._opening = None
+
+    async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
+        timeout = timeout or self._timeout
+        with django_errors():
+            await self.open()
+            # Two limits, not one: waiting for a free connection says nothing of the server.
+            async with self._pool.acquire(timeout=timeout) as connection:
+                return await connection.fetch(statement.sql, *args, timeout=timeout)
+
+
+class ConnectionDriver:
+    """Statements over one asyncpg connection: an open transaction's.
+
+    A connection runs one statement at a time, so concurrent callers queue up.
+    """
+
+    def __init__(self, connection: "Connection") -> None:
+        self._connection = connection
+        self._lock = asyncio.Lock()
+
+    async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
+        with django_errors():
+            async with self._lock:
+                return await self._connection.fetch(statement.sql, *args, timeout=timeout)
+
+
+class DjangoDriver:
+    """Statements over the calling thread's own Django connection, so inside its ``atomic()``.
+
+    Its coroutine never suspends: sync code may drive it with a single ``send(None)``. Goes
+    through a cursor of Django's, so that assertNumQueries, execute wrappers, Django's errors
+    and ``needs_rollback`` hold, whichever psycopg the site uses.
+    """
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+
+    async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
+        with connections[self._alias].cursor() as cursor:
+            cursor.execute(statement.django_sql, {f"p{n}": arg for n, arg in enumerate(args, 1)})
+            return cursor.fetchall() if cursor.description else []
+
+
+# asyncpg's errors by SQLSTATE class, as psycopg's by PEP 249, which is what Django wraps.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_BY_CLASS: dict[str, type[utils.DatabaseError]] = {
+    "0A": utils.NotSupportedError,
+    "22": utils.DataError,
+    "23": utils.IntegrityError,
+    "24": utils.InternalError,
+    "25": utils.InternalError,
+    "2D": utils.InternalError,
+    "40": utils.OperationalError,
+    "42": utils.ProgrammingError,
+    "53": utils.OperationalError,
+    "54": utils.OperationalError,
+    "55": utils.OperationalError,
+    "57": utils.OperationalError,
+    "58": utils.OperationalError,
+    "08": utils.OperationalError,
+    "28": utils.OperationalError,
+    "3D": utils.OperationalError,
+}
+
+
+def as_django_error(error: BaseException) -> utils.Error:
+    """The ``django.db`` error that Django would raise over psycopg for this asyncpg error."""
+    if isinstance(error, asyncpg.PostgresError):
+        kind: type[utils.Error] = _BY_CLASS.get((error.sqlstate or "")[:2], utils.DatabaseError)
+    elif isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+        kind = utils.DataError  # asyncpg couldn't encode an argument
+    elif isinstance(error, asyncpg.InterfaceError):
+        kind = utils.InterfaceError
+    else:
+        kind = utils.OperationalError
+    return kind(str(error) or type(error).__name__)
+
+
+@contextmanager
+def django_errors() -> Iterator[None]:
+    """Raise what asyncpg raises inside as Django's errors. Not for blocks that run user code."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        raise as_django_error(error) from error
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """The SQLSTATE that PostgreSQL gave with a ``django.db`` error; None if it gave no answer."""
+    cause = error.__cause__
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    return code if isinstance(code, str) else None
+
+
+# Serialization failures and deadlocks (40), resources such as connections and disk (53), lock
+# timeouts (55P03), shutdowns and cancelled statements (57), I/O (58), connections (08), and a
+# server that a failover has made read-only (25006).
+_TRANSIENT = ("08", "40", "53", "55P03", "57", "58", "25006")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same statement may go through later: the server or the line was at fault."""
+    if not isinstance(error, utils.OperationalError | utils.InterfaceError | utils.InternalError):
+        return False
+    code = sqlstate(error)
+    return code is None or code.startswith(_TRANSIENT)

@@ -1,0 +1,139 @@
+"""Store: one thin method a statement. It knows no policy, only columns."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from ..job import Job, NewJob
+from .drivers import Driver
+from .statement import load
+
+__all__ = ["Store"]
+
+
+class Store:
+    """The statements of ``queries/``, over one driver. Times are in seconds."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+
+    async def _fetch(self, name: str, *args: Any, timeout: float | None = None) -> Sequence[Sequence[Any]]:
+        return await self.driver.fetch(load(name), *args, timeout=timeout)
+
+    async def insert_jobs(self, jobs: Sequence[NewJob], *, timeout: float | None = None) -> None:
+        await self._fetch(
+            "insert_jobs",
+            [job.id for job in jobs],
+            [job.backend for job in jobs],
+            [job.queue_name for job in jobs],
+            [job.task_path for job in jobs],
+            [job.lane for job in jobs],
+            [job.priority for job in jobs],
+            [job.args for job in jobs],
+            [job.kwargs for job in jobs],
+            [job.enqueued_at for job in jobs],
+            [job.run_after for job in jobs],
+            [job.max_crashes for job in jobs],
+            timeout=timeout,
+        )
+
+    async def select_jobs(self, ids: Sequence[UUID], backend: str) -> list[Job]:
+        return [Job(*row) for row in await self._fetch("select_jobs", list(ids), backend)]
+
+    async def claim_jobs(
+        self,
+        worker_id: UUID,
+        claim_id: UUID,
+        backend: str,
+        *,
+        loop: tuple[Sequence[str], Sequence[datetime], int],
+        thread: tuple[Sequence[str], Sequence[datetime], int],
+    ) -> list[Job]:
+        """Claim by lane: (queue names, oldest ready_at to look at per queue, free slots)."""
+        rows = await self._fetch("claim_jobs", worker_id, claim_id, backend, *loop, *thread)
+        return [Job(*row) for row in rows]
+
+    async def finish_jobs(
+        self, finishes: Iterable[tuple[UUID, UUID, str, str | None, str | None]]
+    ) -> dict[UUID, datetime]:
+        """Rows of (id, claim id, status, return value, error); returns finished_at of those accepted."""
+        columns = [list(column) for column in zip(*finishes, strict=True)]
+        return {row[0]: row[1] for row in await self._fetch("finish_jobs", *columns)}
+
+    async def select_finished_jobs(self, ids: Sequence[UUID], claim_ids: Sequence[UUID]) -> dict[UUID, datetime]:
+        rows = await self._fetch("select_finished_jobs", list(ids), list(claim_ids))
+        return {row[0]: row[1] for row in rows}
+
+    async def release_jobs(self, releases: Iterable[tuple[UUID, UUID, float, float | None]]) -> dict[UUID, str]:
+        """Rows of (id, claim id, delay, window); returns the queue names of those released."""
+        columns = [list(column) for column in zip(*releases, strict=True)]
+        return {row[0]: row[1] for row in await self._fetch("release_jobs", *columns)}
+
+    async def release_lost_claims(
+        self, worker_id: UUID, held: Sequence[UUID], reply_timeout: float
+    ) -> dict[UUID, str]:
+        rows = await self._fetch("release_lost_claims", worker_id, list(held), reply_timeout)
+        return {row[0]: row[1] for row in rows}
+
+    async def rescue_jobs(self, backend: str, max_crashes: int, error: str, limit: int) -> list[Job]:
+        return [Job(*row) for row in await self._fetch("rescue_jobs", backend, max_crashes, error, limit)]
+
+    async def promote_due_jobs(self, backend: str, limit: int) -> list[str]:
+        """Returns the queue name of every task promoted."""
+        return [row[0] for row in await self._fetch("promote_due_jobs", backend, limit)]
+
+    async def next_due(self, backend: str) -> tuple[datetime, float] | None:
+        """When the earliest scheduled task is due, and in how many seconds."""
+        rows = await self._fetch("next_due", backend)
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    async def list_queues(self, backend: str) -> list[str]:
+        return [row[0] for row in await self._fetch("list_queues", backend)]
+
+    async def has_unfinished_jobs(self, backend: str, queues: Sequence[str] | None, lanes: Sequence[str]) -> bool:
+        rows = await self._fetch(
+            "has_unfinished_jobs", backend, None if queues is None else list(queues), list(lanes)
+        )
+        return bool(rows[0][0])
+
+    async def register_worker(
+        self,
+        worker_id: UUID,
+        backend: str,
+        host: str,
+        pid: int,
+        queues: Sequence[str],
+        concurrency: int,
+        threads: int,
+        version: str,
+        lease_timeout: float,
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        await self._fetch(
+            "register_worker",
+            worker_id,
+            backend,
+            host,
+            pid,
+            list(queues),
+            concurrency,
+            threads,
+            version,
+            lease_timeout,
+            timeout=timeout,
+        )
+
+    async def renew_lease(self, worker_id: UUID, lease_timeout: float, *, timeout: float | None = None) -> bool:
+        """Whether the worker's row still stood."""
+        return bool(await self._fetch("renew_lease", worker_id, lease_timeout, timeout=timeout))
+
+    async def remove_dead_workers(self, backend: str) -> list[UUID]:
+        return [row[0] for row in await self._fetch("remove_dead_workers", backend)]
+
+    async def remove_worker(self, worker_id: UUID) -> None:
+        await self._fetch("remove_worker", worker_id)
+
+    async def notify(self, channel: str, payloads: Sequence[str]) -> None:
+        await self._fetch("notify", channel, list(payloads))

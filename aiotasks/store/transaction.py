@@ -1,0 +1,127 @@
+"""``aiotasks.transaction()``: an asyncpg transaction that enqueues and look-ups join."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+
+from django.core.exceptions import ImproperlyConfigured
+from django.tasks import task_backends
+
+from ..conf import Options
+from ..exceptions import TransactionClosed
+from .drivers import Connection, ConnectionDriver
+from .pools import resources
+from .store import Store
+from .wakeups import CHANNEL, Wakeup
+from .waiting import sync_code_waits
+
+__all__ = ["Transaction", "current_transaction", "transaction"]
+
+_current: ContextVar["Transaction | None"] = ContextVar("aiotasks_transaction", default=None)
+
+
+class Transaction:
+    """One open block. Background tasks inherit it, so it knows whether it has ended."""
+
+    def __init__(self, using: str, connection: Connection, outer: "Transaction | None") -> None:
+        self.using = using
+        self.connection = connection
+        self.outer = outer
+        self.open = True
+        self.wakeups: list[Wakeup] = []
+        # A nested block stands on the same connection, so behind the same lock.
+        self.store = Store(ConnectionDriver(connection)) if outer is None else outer.store
+
+
+def current_transaction(using: str) -> Transaction | None:
+    """The block around the caller for ``DATABASES[using]``.
+
+    Raises TransactionClosed where that block has ended: the caller is a background task that
+    outlived it, and what it writes would belong to nobody's transaction, or a stranger's.
+    """
+    found = _current.get()
+    while found is not None and found.using != using:
+        found = found.outer
+    if found is not None and not found.open:
+        raise TransactionClosed(
+            "This code was started inside an aiotasks.transaction() block that has ended since. "
+            "Await it before the block ends, or start it outside (with an empty contextvars.Context)."
+        )
+    return found
+
+
+@asynccontextmanager
+async def transaction(
+    using: str = "default", connection: Connection | None = None
+) -> AsyncIterator[Connection]:
+    """Open an asyncpg transaction that every ``aenqueue`` and look-up inside joins.
+
+    ``using`` is an alias of DATABASES. ``connection`` is a connection of your own to the same
+    database; without one, one is taken from aiotasks' pool. Yields the connection, for your own
+    SQL. Blocks nest: an inner one is a savepoint. Workers are woken after the commit.
+
+    Background tasks started inside must end before the block does: later enqueues in them raise
+    TransactionClosed. Raises RuntimeError below ``async_to_sync``, where ``transaction.atomic()``
+    is the one to use.
+    """
+    if connection is None and sync_code_waits():
+        raise RuntimeError(
+            "aiotasks.transaction() can't be used while sync code waits for this coroutine. "
+            "Open django.db.transaction.atomic() in the sync code: enqueues inside join it."
+        )
+    outer = _current.get()
+    if outer is not None and not (outer.open and outer.using == using and connection in (None, outer.connection)):
+        outer = None
+    if outer is not None:
+        async with _block(using, outer.connection, outer) as block:
+            yield outer.connection
+        outer.wakeups += block.wakeups
+    elif connection is not None:
+        in_callers_transaction = connection.is_in_transaction()
+        async with _block(using, connection, None) as block:
+            yield connection
+            if in_callers_transaction:
+                # The commit is the caller's, some time later: the server holds NOTIFY until then.
+                await _notify(block)
+        if not in_callers_transaction:
+            await _notify(block)
+    else:
+        held = resources(options_for(using))
+        await held.driver.open()
+        async with held.pool.acquire(timeout=held.options.command_timeout) as pooled:
+            try:
+                async with _block(using, pooled, None) as block:  # type: ignore[arg-type]  # a proxy of one
+                    yield pooled  # type: ignore[misc]
+            finally:
+                if not pooled.is_closed():
+                    await pooled.reset()  # the caller may have SET anything; our pool's reset is a no-op
+        if held.options.notify:
+            held.notifier.notify(block.wakeups)
+
+
+@asynccontextmanager
+async def _block(using: str, connection: Connection, outer: Transaction | None) -> AsyncIterator[Transaction]:
+    block = Transaction(using, connection, outer)
+    async with connection.transaction():
+        token = _current.set(block)
+        try:
+            yield block
+        finally:
+            block.open = False
+            _current.reset(token)
+
+
+async def _notify(block: Transaction) -> None:
+    if block.wakeups:
+        await block.store.notify(CHANNEL, list({wakeup.payload() for wakeup in block.wakeups}))
+
+
+def options_for(using: str) -> Options:
+    """The options of the first aiotasks backend on ``DATABASES[using]``."""
+    for backend in task_backends.all():
+        options = getattr(backend, "config", None)
+        if isinstance(options, Options) and options.database == using:
+            return options
+    raise ImproperlyConfigured(f"No aiotasks backend in TASKS has the DATABASE {using!r}.")
+
+

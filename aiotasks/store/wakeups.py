@@ -1,0 +1,87 @@
+"""What NOTIFY says to workers, and how it is sent.
+
+A payload is a JSON list ``[backend, queue_name, due]``: there are READY tasks in the queue, or
+(``due``, seconds since the epoch) one that is due at that time. Any role that can connect may
+listen, so nothing else is ever in it.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from django.db import utils
+
+from ..job import NewJob
+from .batcher import Batcher
+from .store import Store
+
+__all__ = ["CHANNEL", "Notifier", "Wakeup", "read_payload", "wakeups_of"]
+
+logger = logging.getLogger("aiotasks.store")
+
+CHANNEL = "aiotasks"
+
+
+@dataclass(frozen=True, slots=True)
+class Wakeup:
+    """READY tasks in a queue, or, with ``due``, one scheduled for that time."""
+
+    backend: str
+    queue_name: str
+    due: float | None = None
+
+    def payload(self) -> str:
+        return json.dumps([self.backend, self.queue_name, self.due])
+
+
+def read_payload(payload: str) -> Wakeup | None:
+    """Read a payload; None for one that isn't ours (any role may notify on our channel)."""
+    try:
+        match json.loads(payload):
+            case [str(backend), str(queue_name), (None | float() | int()) as due]:
+                return Wakeup(backend, queue_name, due)
+    except (ValueError, RecursionError):
+        pass
+    return None
+
+
+def wakeups_of(jobs: Iterable[NewJob]) -> list[Wakeup]:
+    """One wake-up a queue, with the earliest due time of its scheduled tasks."""
+    ready: set[tuple[str, str]] = set()
+    due: dict[tuple[str, str], float] = {}
+    for job in jobs:
+        key = (job.backend, job.queue_name)
+        if job.run_after is None:
+            ready.add(key)
+        else:
+            at = job.run_after.timestamp()
+            due[key] = min(at, due.get(key, at))
+    return [*(Wakeup(*key) for key in ready), *(Wakeup(*key, at) for key, at in due.items())]
+
+
+class Notifier:
+    """Sends wake-ups after the commit that they tell of; nobody waits for them.
+
+    Those that come while one is under way are coalesced. One that gets lost costs a poll
+    interval, never a task.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        # 1,000 payloads bound one statement; more queues than that go in the next.
+        self._batcher: Batcher[Wakeup, None] = Batcher(self._send, limit=1000)
+
+    def notify(self, wakeups: Iterable[Wakeup]) -> None:
+        for wakeup in wakeups:
+            self._batcher.submit(wakeup).add_done_callback(_log_failure)
+
+    async def _send(self, wakeups: list[Wakeup]) -> Sequence[None]:
+        await self._store.notify(CHANNEL, list({wakeup.payload() for wakeup in wakeups}))
+        return [None] * len(wakeups)
+
+
+def _log_failure(future: "asyncio.Future[None]") -> None:
+    if not future.cancelled() and isinstance(error := future.exception(), utils.Error):
+        logger.info("a NOTIFY was not sent, workers will find the tasks at their next poll error=%r", str(error))

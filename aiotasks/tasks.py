@@ -1,0 +1,202 @@
+"""PostgresTask: Django's Task with aiotasks' policies; how task paths and rows become objects."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from typing import Any, overload
+from uuid import UUID
+
+from django.conf import settings
+from django.tasks import (
+    DEFAULT_TASK_BACKEND_ALIAS,
+    DEFAULT_TASK_QUEUE_NAME,
+    Task,
+    TaskResult,
+    TaskResultStatus,
+)
+from django.tasks.base import DEFAULT_TASK_PRIORITY, TaskError
+from django.tasks.exceptions import InvalidTask
+from django.utils import timezone
+from django.utils.module_loading import import_string
+
+from .codec import decode
+from .exceptions import UnknownTask
+from .job import Job
+
+__all__ = ["PostgresTask", "known", "parse_id", "resolve", "result_of", "task"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresTask(Task):
+    """A Task with policies of its own.
+
+    ``max_crashes``: after how many crashes of its worker the task is FAILED with ``WorkerLost``
+    (None: the backend's MAX_CRASHES; 0, as 1, never runs it again).
+    """
+
+    max_crashes: int | None = None
+
+    def __post_init__(self) -> None:
+        crashes = self.max_crashes
+        if crashes is not None and (type(crashes) is not int or not 0 <= crashes <= 32_000):
+            raise InvalidTask(f"max_crashes must be a whole number from 0 to 32000, not {crashes!r}.")
+        Task.__post_init__(self)
+
+    def using(
+        self,
+        *,
+        priority: int | None = None,
+        queue_name: str | None = None,
+        run_after: datetime | None = None,
+        backend: str | None = None,
+        max_crashes: int | None = None,
+    ) -> "PostgresTask":
+        """Return a copy with other values; what is None stays as it is."""
+        given = {
+            "priority": priority,
+            "queue_name": queue_name,
+            "run_after": run_after,
+            "backend": backend,
+            "max_crashes": max_crashes,
+        }
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+@overload
+def task(function: Callable[..., Any], /) -> PostgresTask: ...
+@overload
+def task(
+    *,
+    priority: int = ...,
+    queue_name: str = ...,
+    backend: str = ...,
+    takes_context: bool = ...,
+    max_crashes: int | None = ...,
+) -> Callable[[Callable[..., Any]], PostgresTask]: ...
+def task(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    priority: int = DEFAULT_TASK_PRIORITY,
+    queue_name: str = DEFAULT_TASK_QUEUE_NAME,
+    backend: str = DEFAULT_TASK_BACKEND_ALIAS,
+    takes_context: bool = False,
+    max_crashes: int | None = None,
+) -> PostgresTask | Callable[[Callable[..., Any]], PostgresTask]:
+    """``django.tasks.task`` with aiotasks' policies as typed keywords.
+
+    Works on Django 6.0, whose own decorator passes no keywords on, and over any backend: one
+    that isn't aiotasks' ignores the policies. Raises InvalidTask as Django's does.
+    """
+
+    def wrapper(function: Callable[..., Any]) -> PostgresTask:
+        return PostgresTask(
+            func=function,
+            priority=priority,
+            queue_name=queue_name,
+            backend=backend,
+            takes_context=takes_context,
+            run_after=None,
+            max_crashes=max_crashes,
+        )
+
+    return wrapper if function is None else wrapper(function)
+
+
+_resolved: dict[str, Task] = {}
+
+
+def known(task_path: str) -> Task | None:
+    """The Task at a stored path, if it has been resolved before: importing may take long."""
+    return _resolved.get(task_path)
+
+
+def resolve(task_path: str) -> Task:
+    """The Task at a stored path.
+
+    Nothing but a Task is ever returned, and only one that calls that very path its own: a row
+    in the table can't make a worker run ``subprocess.call``. Raises UnknownTask.
+    """
+    try:
+        return _resolved[task_path]
+    except KeyError:
+        pass
+    try:
+        found = import_string(task_path)
+    except Exception as error:  # importing runs user code, which may raise anything
+        raise UnknownTask(task_path, f"{type(error).__name__}: {error}") from error
+    if not isinstance(found, Task):
+        raise UnknownTask(task_path, f"it is a {type(found).__name__}, not a Task")
+    if found.module_path != task_path:
+        raise UnknownTask(task_path, f"the Task there calls itself {found.module_path!r}")
+    _resolved[task_path] = found
+    return found
+
+
+def result_of(job: Job) -> TaskResult:
+    """The row as Django's TaskResult. Raises UnknownTask where the task can't be imported."""
+    status = TaskResultStatus.READY if job.status == "SCHEDULED" else TaskResultStatus(job.status)
+    return _make(
+        TaskResult,
+        task=_task_of(job),
+        id=str(job.id),
+        status=status,
+        enqueued_at=_local(job.enqueued_at),
+        started_at=_local(job.started_at),
+        finished_at=_local(job.finished_at),
+        last_attempted_at=_local(job.last_attempted_at),
+        args=decode(job.args),
+        kwargs=decode(job.kwargs),
+        backend=job.backend,
+        errors=[_error_of(decode(text)) for text in job.errors],
+        worker_ids=job.worker_ids,
+        _return_value=decode(job.return_value),
+    )
+
+
+def _task_of(job: Job) -> Task:
+    """The Task at the row's path, with what the row says of queue, priority and time."""
+    registered = resolve(job.task_path)
+    run_after = _local(job.run_after)
+    stored = (job.priority, job.queue_name, job.backend, run_after)
+    if stored == (registered.priority, registered.queue_name, registered.backend, registered.run_after):
+        return registered
+    # Not validated again: that takes 10 µs, and a queue that has left QUEUES since would make
+    # every look-up of its old tasks fail.
+    values = {field.name: getattr(registered, field.name) for field in fields(registered)}
+    values |= {
+        "priority": job.priority,
+        "queue_name": job.queue_name,
+        "backend": job.backend,
+        "run_after": run_after,
+    }
+    if isinstance(registered, PostgresTask):
+        values["max_crashes"] = job.max_crashes
+    return _make(type(registered), **values)
+
+
+def _make[Kind](kind: type[Kind], **values: Any) -> Kind:
+    """An instance of a frozen dataclass with these fields, without running its ``__init__``."""
+    instance = object.__new__(kind)
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
+    return instance
+
+
+def _error_of(stored: dict[str, str]) -> TaskError:
+    return TaskError(exception_class_path=stored["class"], traceback=stored["traceback"])
+
+
+def _local(moment: datetime | None) -> datetime | None:
+    """A time from the database as Django shows it: aware, or naive local where USE_TZ is off."""
+    if moment is None or settings.USE_TZ or timezone.is_naive(moment):
+        return moment
+    return timezone.make_naive(moment)
+
+
+def parse_id(result_id: str) -> UUID | None:
+    """A result's id; None where it is malformed."""
+    try:
+        return UUID(result_id)
+    except (ValueError, AttributeError, TypeError):
+        return None

@@ -1,0 +1,273 @@
+"""Finisher: writes outcomes, many in one statement, each fenced by its claim."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from datetime import datetime
+from typing import Any, assert_never
+from uuid import UUID
+
+from asgiref.sync import ThreadSensitiveContext
+from django.db import utils
+from django.tasks import TaskResult, TaskResultStatus
+from django.tasks.base import TaskError
+from django.tasks.signals import task_finished
+from django.utils import timezone
+
+from .. import signals
+from ..codec import decode, dump_error
+from ..job import Deferred, Failed, Released, Succeeded
+from ..store.batcher import Batcher
+from ..store.drivers import is_transient
+from ..store.repeat import backoff
+from ..store.store import Store
+from ..store.wakeups import Wakeup
+from .execution import Execution
+
+__all__ = ["Finisher"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# Rows in one UPDATE; past some hundreds a commit is no longer what costs.
+FINISH_LIMIT = 500
+
+
+class Finisher:
+    """Takes executions that are done and brings their outcomes into the table.
+
+    - An outcome is written only while its row is RUNNING under the execution's claim id. A row
+      that isn't (the worker was thought dead, the task was cancelled) is left as it is; the late
+      outcome is counted in ``fenced`` and logged.
+    - Repeating a write whose reply was lost changes nothing and counts as success.
+    - A database that is away is waited for: nothing is lost but time.
+    - A value that the database refuses fails its own task; its neighbours in the batch finish.
+    - ``task_finished`` is sent after the result is stored, and only for those accepted.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        backend: str,
+        sender: type,
+        error_limit: int,
+        executor: Callable[[], Any] | None,
+        wake: Callable[[Sequence[Wakeup]], None],
+    ) -> None:
+        self.fenced = 0
+        self._store = store
+        self._backend = backend
+        self._sender = sender
+        self._error_limit = error_limit
+        self._executor = executor
+        self._wake = wake
+        self._batcher: Batcher[Execution, datetime | None] = Batcher(self._flush, limit=FINISH_LIMIT)
+        self.pending: set[Execution] = set()
+        self._announcing: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def finish(self, execution: Execution) -> None:
+        """Write the execution's outcome soon; returns at once."""
+        self.pending.add(execution)
+        self._idle.clear()
+        self._submit(execution, self._written)
+
+    async def flush(self, timeout: float) -> bool:
+        """Wait until everything is written and told; whether that was within ``timeout`` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _submit(
+        self, execution: Execution, done: Callable[[Execution, "asyncio.Future[datetime | None]"], None]
+    ) -> None:
+        self._batcher.submit(execution).add_done_callback(lambda future: done(execution, future))
+
+    def _written(self, execution: Execution, future: "asyncio.Future[datetime | None]") -> None:
+        error = None if future.cancelled() else future.exception()
+        if error is not None and isinstance(execution.outcome, Succeeded):
+            # The database refused this very value; what it refused can at least be said.
+            logger.error("a return value was refused id=%s error=%r", execution.job.id, str(error))
+            execution.outcome = Failed(error, dump_error(error, limit=self._error_limit))
+            self._submit(execution, self._written)
+            return
+        self.pending.discard(execution)
+        if error is not None:
+            # Its own sweep gives the row back once the execution isn't held any more.
+            logger.error("an outcome can't be written id=%s error=%r", execution.job.id, str(error))
+        elif not future.cancelled() and (finished_at := future.result()) is not None:
+            self._announce(execution, finished_at)
+        self._settle()
+
+    def _settle(self) -> None:
+        if not self.pending and not self._announcing:
+            self._idle.set()
+
+    async def _flush(self, executions: list[Execution]) -> Sequence[datetime | None]:
+        finishes: list[tuple[UUID, UUID, str, str | None, str | None]] = []
+        releases: list[tuple[UUID, UUID, float, float | None]] = []
+        deferred: dict[UUID, Failed] = {}
+        for execution in sorted(executions, key=lambda execution: execution.job.id):
+            id, claim_id = execution.job.id, execution.job.claim_id
+            assert claim_id is not None
+            match execution.outcome:
+                case Succeeded(text=text):
+                    finishes.append((id, claim_id, "SUCCESSFUL", text, None))
+                case Failed(text=text):
+                    finishes.append((id, claim_id, "FAILED", None, text))
+                case Released():
+                    releases.append((id, claim_id, 0.0, None))
+                case Deferred(delay, window, failure):
+                    releases.append((id, claim_id, delay, window))
+                    deferred[id] = failure
+                case None:
+                    raise AssertionError("an execution without an outcome")
+                case _ as never:
+                    assert_never(never)
+        released = await self._release(releases) if releases else set()
+        for execution in executions:
+            # Unknown for longer than its window, if it is still ours at all.
+            if (failure := deferred.get(execution.job.id)) is not None and execution.job.id not in released:
+                execution.outcome = failure
+                finishes.append((execution.job.id, execution.job.claim_id, "FAILED", None, failure.text))  # type: ignore[arg-type]
+        finished = await self._finish(finishes) if finishes else {}
+        late = [e for e in executions if e.job.id not in finished and e.job.id not in released]
+        for execution in late:
+            self._log_fenced(execution)
+        return [finished.get(execution.job.id) for execution in executions]
+
+    async def _finish(
+        self, finishes: list[tuple[UUID, UUID, str, str | None, str | None]]
+    ) -> dict[UUID, datetime]:
+        repeated = False
+        failures = 0
+        while True:
+            try:
+                finished = await self._store.finish_jobs(finishes)
+                if repeated and len(finished) < len(finishes):
+                    missing = [row for row in finishes if row[0] not in finished]
+                    finished |= await self._store.select_finished_jobs(*zip(*(row[:2] for row in missing), strict=True))
+                return finished
+            except utils.Error as error:
+                if not is_transient(error):
+                    raise
+                repeated = True
+                failures += 1
+                await self._back_off(failures, error)
+
+    async def _release(self, releases: list[tuple[UUID, UUID, float, float | None]]) -> set[UUID]:
+        """Returns what was released, and what an earlier try had released before its reply was lost."""
+        delays = {row[0]: row[2] for row in releases}
+        released: dict[UUID, str] = {}
+        failures = 0
+        while True:
+            try:
+                released = await self._store.release_jobs(releases)
+                break
+            except utils.Error as error:
+                if not is_transient(error):
+                    raise
+                failures += 1
+                await self._back_off(failures, error)
+        self._wake(
+            [
+                Wakeup(self._backend, queue_name, time.time() + delays[id] if delays[id] else None)
+                for id, queue_name in released.items()
+            ]
+        )
+        return set(released)
+
+    async def _back_off(self, failures: int, error: utils.Error) -> None:
+        if failures == 1:
+            logger.warning("outcomes wait for the database pending=%d error=%r", len(self.pending), str(error))
+        await asyncio.sleep(backoff(failures, longest=1.0))
+
+    def _log_fenced(self, execution: Execution) -> None:
+        if isinstance(execution.outcome, Released):
+            return  # taken from us while we were about to give it back: nothing is late
+        self.fenced += 1
+        logger.warning(
+            "a late outcome was fenced off, the task isn't ours any more id=%s path=%r outcome=%s",
+            execution.job.id,
+            execution.job.task_path,
+            type(execution.outcome).__name__,
+        )
+
+    def _announce(self, execution: Execution, finished_at: datetime) -> None:
+        """Send ``task_finished``, on the loop's own time where that costs nothing."""
+        failed = isinstance(execution.outcome, Failed)
+        if not failed and signals.nobody_hears(task_finished, self._sender):
+            return
+        result = execution.result
+        if result is None:
+            return  # the task isn't known here, so there is no Task to show receivers
+        _complete(result, execution, finished_at)
+        if not failed and signals.only_logs(task_finished, self._sender):
+            task_finished.send_robust(self._sender, task_result=result)
+            return
+        announcing = asyncio.get_running_loop().create_task(
+            self._send(execution, result), context=Context(), name="aiotasks task_finished"
+        )
+        self._announcing.add(announcing)
+        announcing.add_done_callback(self._announced)
+
+    def _announced(self, task: "asyncio.Task[None]") -> None:
+        self._announcing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a receiver of task_finished failed", exc_info=error)
+        self._settle()
+
+    async def _send(self, execution: Execution, result: TaskResult) -> None:
+        """Send it with the task's exception as ``sys.exc_info()``, as Django promises."""
+        outcome = execution.outcome
+        if isinstance(outcome, Failed) and signals.only_logs(task_finished, self._sender):
+            # Django's default LOGGING mails an ERROR to ADMINS: never on the loop.
+            await asyncio.to_thread(self._send_failure, outcome.exception, result)
+            return
+        executor = self._executor() if self._executor is not None else None
+        try:
+            if executor is None:
+                await self._asend(outcome, result)
+            else:
+                async with ThreadSensitiveContext(executor=executor):
+                    await self._asend(outcome, result)
+        finally:
+            if executor is not None:
+                executor.release()
+
+    async def _asend(self, outcome: Any, result: TaskResult) -> None:
+        if not isinstance(outcome, Failed):
+            await task_finished.asend_robust(self._sender, task_result=result)
+            return
+        try:
+            raise outcome.exception
+        except BaseException:
+            await task_finished.asend_robust(self._sender, task_result=result)
+
+    def _send_failure(self, exception: BaseException, result: TaskResult) -> None:
+        try:
+            raise exception
+        except BaseException:
+            task_finished.send_robust(self._sender, task_result=result)
+
+
+def _complete(result: TaskResult, execution: Execution, finished_at: datetime) -> None:
+    """Bring the TaskResult that receivers get up to what has been stored."""
+    if not timezone.is_naive(finished_at) and result.enqueued_at and timezone.is_naive(result.enqueued_at):
+        finished_at = timezone.make_naive(finished_at)
+    changes: dict[str, Any] = {"finished_at": finished_at}
+    match execution.outcome:
+        case Succeeded(return_value):
+            changes |= {"status": TaskResultStatus.SUCCESSFUL, "_return_value": return_value}
+        case Failed(text=text):
+            stored = decode(text)
+            error = TaskError(exception_class_path=stored["class"], traceback=stored["traceback"])
+            changes |= {"status": TaskResultStatus.FAILED, "errors": [*result.errors, error]}
+    for name, value in changes.items():
+        object.__setattr__(result, name, value)

@@ -1,0 +1,222 @@
+"""Heartbeat: renews the worker's lease from a thread of its own, so that a coroutine that blocks
+the loop doesn't cost the worker its tasks.
+
+The thread has an event loop and a connection to itself. (Code that holds the GIL stops any
+thread; such a worker isn't protected, but fenced.)
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from uuid import UUID, uuid4
+
+from django.db import utils
+
+from ..conf import Options
+from ..store.drivers import is_transient, sqlstate
+from ..store.pools import resources
+from ..store.repeat import backoff
+from ..store.store import Store
+
+__all__ = ["Heartbeat", "Lease", "Registration", "boottime"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# Five more renewals may fail before the lease is lost.
+RENEWALS_PER_LEASE = 6
+
+
+def boottime() -> float:
+    """Seconds by a clock that goes on while the machine is suspended, as leases do."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What a worker enters of itself in ``aiotasks_worker``."""
+
+    backend: str
+    queues: Sequence[str]
+    concurrency: int
+    threads: int
+    version: str
+
+
+class Lease:
+    """What the loop and the heartbeat's thread share: plain attributes, each written by one side.
+
+    ``deadline`` is counted from *before* a renewal was sent, so it ends before the database's own
+    does. ``steady_since`` is when renewals began to succeed without a failure in between.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self.interval = timeout / RENEWALS_PER_LEASE
+        self.worker_id: UUID | None = None  # None: no lease at the moment
+        self.deadline = 0.0
+        self.steady_since: float | None = None
+
+    def remaining(self) -> float:
+        """Seconds for which the worker may take its tasks for its own."""
+        return self.deadline - boottime()
+
+    def may_rescue(self) -> bool:
+        """Whether others' silence can be trusted to be theirs.
+
+        After an outage of the database every lease has expired, and whoever came back first
+        would "rescue" everybody's healthy tasks; two intervals give the others time to renew.
+        """
+        since = self.steady_since
+        return since is not None and boottime() - since >= 2 * self.interval
+
+
+class Heartbeat:
+    """Registers the worker and renews its lease until stopped.
+
+    - ``changed`` is called on the worker's loop after every registration.
+    - A lease whose row has gone is lost: the worker registers anew, under a new id.
+    - The worker's loop may give the lease up (``renounce``): it enforces the deadline too, as a
+      dead line can hang this thread.
+    """
+
+    def __init__(
+        self, options: Options, lease: Lease, registration: Registration, *, changed: Callable[[], None]
+    ) -> None:
+        self._options = options
+        self._lease = lease
+        self._registration = registration
+        self._changed = changed
+        self._worker_loop = asyncio.get_running_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake: asyncio.Event | None = None
+        self._stopping = False
+        self._last_words: Callable[[Store], Awaitable[None]] | None = None
+        self._finished: asyncio.Future[None] = self._worker_loop.create_future()
+        self._thread = threading.Thread(target=self._main, name="aiotasks-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def renounce(self) -> None:
+        """The lease is over for the loop: register under a new id as soon as it goes."""
+        self._lease.worker_id = None
+        self._poke()
+
+    def stop(self, last_words: Callable[[Store], Awaitable[None]] | None = None) -> "asyncio.Future[None]":
+        """Stop renewing; the future is done when the thread has ended.
+
+        ``last_words`` is awaited on the heartbeat's loop first, with the lease still renewed
+        meanwhile, even after the worker's own loop has gone.
+        """
+        self._last_words = last_words
+        self._stopping = True
+        self._poke()
+        return self._finished
+
+    def _poke(self) -> None:
+        loop, wake = self._loop, self._wake
+        if loop is not None and wake is not None:
+            with suppress(RuntimeError):  # its loop has ended
+                loop.call_soon_threadsafe(wake.set)
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._beat())
+        except Exception:
+            # Nothing renews the lease now: the loop's side sees its deadline pass.
+            logger.critical("the heartbeat has died, this worker will lose its lease", exc_info=True)
+        self._on_worker_loop(lambda: self._finished.done() or self._finished.set_result(None))
+
+    def _on_worker_loop(self, call: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the worker's loop has closed: nobody is left to be told
+            self._worker_loop.call_soon_threadsafe(call)
+
+    async def _beat(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        store = resources(self._options).store
+        last_words: asyncio.Task[None] | None = None
+        failures = 0
+        while True:
+            self._wake.clear()  # whoever pokes from now on gets another round
+            if self._stopping and last_words is None:
+                if self._last_words is None:
+                    return
+                last_words = asyncio.ensure_future(self._last_words(store))
+                last_words.add_done_callback(lambda _: self._poke())
+            if last_words is not None and last_words.done():
+                if (error := last_words.exception()) is not None:
+                    logger.error("tasks in threads could not be settled", exc_info=error)
+                return
+            started = boottime()
+            try:
+                await self._renew(store, started, may_register=not self._stopping)
+                failures = 0
+                pause = self._lease.interval
+            except utils.Error as error:
+                failures += 1
+                self._failed(error, started, failures)
+                pause = backoff(failures, longest=max(0.1, self._lease.interval / 2))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause)
+
+    async def _renew(self, store: Store, started: float, *, may_register: bool) -> None:
+        lease = self._lease
+        # A hung statement must not use up the lease: the next one may go over a better line.
+        timeout = max(0.25, lease.interval)
+        worker_id = lease.worker_id
+        if worker_id is not None:
+            if await store.renew_lease(worker_id, lease.timeout, timeout=timeout):
+                if lease.worker_id == worker_id:
+                    lease.deadline = started + lease.timeout
+                    if lease.steady_since is None:
+                        lease.steady_since = boottime()
+                return
+            logger.warning("the lease was lost, registering again worker_id=%s", worker_id)
+            lease.worker_id = None
+        if may_register:
+            await self._register(store, started, timeout)
+
+    async def _register(self, store: Store, started: float, timeout: float) -> None:
+        lease, mine = self._lease, self._registration
+        worker_id = uuid4()
+        await store.register_worker(
+            worker_id,
+            mine.backend,
+            socket.gethostname(),
+            os.getpid(),
+            mine.queues,
+            mine.concurrency,
+            mine.threads,
+            mine.version,
+            lease.timeout,
+            timeout=timeout,
+        )
+        lease.deadline = started + lease.timeout
+        lease.worker_id = worker_id
+        lease.steady_since = boottime()
+        self._on_worker_loop(self._changed)
+
+    def _failed(self, error: utils.Error, started: float, failures: int) -> None:
+        lease = self._lease
+        lease.steady_since = None
+        if failures == 1:
+            logger.warning("the lease can't be renewed at the moment error=%r", str(error))
+        if not is_transient(error) and failures == 1:
+            logger.error("the lease can't be renewed, and waiting may not help error=%r", str(error))
+        if _server_is_away(error):
+            # Nobody can take our tasks while there is no server, and nobody will until two
+            # intervals after it is back (may_rescue). Silence is another matter: behind a dead
+            # line the server may be well, and our lease running out.
+            lease.deadline = max(lease.deadline, started + 2 * lease.interval)
+
+
+def _server_is_away(error: utils.Error) -> bool:
+    """Whether the host answered that there is no server: refused, or starting up (57P03)."""
+    return isinstance(error.__cause__, ConnectionRefusedError) or sqlstate(error) == "57P03"

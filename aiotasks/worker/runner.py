@@ -1,0 +1,168 @@
+"""Runner: one job in, one outcome out, whatever the task does."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, Protocol
+
+from asgiref.sync import ThreadSensitiveContext
+from django.tasks import Task, TaskContext
+from django.tasks.signals import task_started
+
+from .. import signals
+from ..codec import dump_error, dump_json
+from ..conf import Options
+from ..exceptions import UnknownTask
+from ..job import Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
+from ..tasks import known, resolve, result_of
+from .execution import Execution
+from .exits import ExitRaised
+
+__all__ = ["Runner"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# A task that no worker has could be one that a rolling deploy is about to bring: it is looked at
+# again every 10 s for an hour, which outlasts the deploys that we know of, and fails then.
+UNKNOWN_DELAY = 10.0
+UNKNOWN_WINDOW = 3600.0
+
+
+class Threads(Protocol):
+    """Where sync tasks run."""
+
+    def run(self, call: Callable[[], None]) -> "asyncio.Future[None]": ...
+
+
+class OrmExecutors(Protocol):
+    """Where the ORM calls of a coroutine task run."""
+
+    def executor(self) -> Any: ...
+
+
+class Runner:
+    """Runs jobs, each in an asyncio task and a fresh context of its own.
+
+    - ``done`` is called on the loop with every execution exactly once, its outcome set, whether
+      the task returned, raised any BaseException, was cancelled, or can't even be imported.
+    - Between ``start`` and ``done`` the execution is in ``running`` and takes up its lane's slot.
+    - Tasks are strongly referenced (a loop itself refers to them weakly, cpython#88831).
+    """
+
+    def __init__(
+        self,
+        *,
+        sender: type,
+        options: Options,
+        threads: Threads,
+        orm: OrmExecutors | None,
+        done: Callable[[Execution], None],
+        unknown_delay: float = UNKNOWN_DELAY,
+        unknown_window: float = UNKNOWN_WINDOW,
+    ) -> None:
+        self.running: set[Execution] = set()
+        self._sender = sender
+        self._options = options
+        self._threads = threads
+        self._orm = orm
+        self._done = done
+        self._unknown_delay = unknown_delay
+        self._unknown_window = unknown_window
+
+    def count(self, lane: Lane) -> int:
+        """How many slots of the lane are taken."""
+        return sum(execution.lane == lane for execution in self.running)
+
+    def start(self, job: Job) -> None:
+        """Begin to run ``job``; returns at once."""
+        execution = Execution(job)
+        self.running.add(execution)
+        execution.task = asyncio.get_running_loop().create_task(
+            self._run(execution), context=Context(), name=job.task_path
+        )
+        execution.task.add_done_callback(lambda _: self._finished(execution))
+
+    def cancel(self, execution: Execution, reason: Any) -> bool:
+        """Ask the body to stop; False where it can't be asked, as it runs in a thread."""
+        if execution.in_thread or execution.task is None:
+            return False
+        execution.cancelled_for = reason
+        return execution.task.cancel()
+
+    def abandon(self, execution: Execution) -> None:
+        """Wait for it no longer: its slot is free and ``done`` won't be called."""
+        execution.abandoned = True
+        self.running.discard(execution)
+        if execution.task is not None:
+            execution.task.cancel()
+
+    def _finished(self, execution: Execution) -> None:
+        if execution.abandoned:
+            return
+        self.running.discard(execution)
+        if execution.outcome is None:  # cancelled before its first step, or by itself at its last
+            execution.outcome = self._raised(execution, asyncio.CancelledError("the task cancelled itself"))
+        self._done(execution)
+
+    async def _run(self, execution: Execution) -> None:
+        try:
+            execution.outcome = await self._outcome(execution)
+        except BaseException as error:  # all of it is the task's: SystemExit must not stop the loop
+            if not execution.abandoned:  # else the outcome is its thread's to set
+                execution.outcome = self._raised(execution, error)
+
+    async def _outcome(self, execution: Execution) -> Outcome:
+        job = execution.job
+        try:
+            task = known(job.task_path) or await asyncio.to_thread(resolve, job.task_path)
+        except UnknownTask as error:
+            return self._unknown(job, error)
+        execution.lane = lane_of(task.func)
+        result = execution.result = result_of(job)
+        if not signals.nobody_hears(task_started, self._sender):
+            await signals.asend_robust(task_started, self._sender, result)
+        args = (TaskContext(task_result=result), *result.args) if task.takes_context else result.args
+        if execution.lane == "thread":
+            return await self._in_thread(execution, task, args, result.kwargs)
+        return self._returned(await self._on_loop(task, args, result.kwargs))
+
+    async def _on_loop(self, task: Task, args: Any, kwargs: dict[str, Any]) -> Any:
+        if self._orm is None:
+            return await task.func(*args, **kwargs)
+        executor = self._orm.executor()
+        try:
+            async with ThreadSensitiveContext(executor=executor):
+                return await task.func(*args, **kwargs)
+        finally:
+            executor.release()
+
+    async def _in_thread(
+        self, execution: Execution, task: Task, args: Any, kwargs: dict[str, Any]
+    ) -> Outcome:
+        def call() -> None:
+            # The outcome is made in the thread: it is there even if the loop has gone meanwhile.
+            try:
+                execution.outcome = self._returned(task.func(*args, **kwargs))
+            except BaseException as error:  # as on the loop
+                execution.outcome = self._failed(error)
+
+        execution.in_thread = True
+        await self._threads.run(call)
+        assert execution.outcome is not None
+        return execution.outcome
+
+    def _returned(self, value: Any) -> Succeeded:
+        return Succeeded(*dump_json(value, where="the return value", limit=self._options.max_result_size))
+
+    def _raised(self, execution: Execution, error: BaseException) -> Outcome:
+        return Released() if execution.cancelled_for is not None else self._failed(error)
+
+    def _failed(self, error: BaseException) -> Failed:
+        if isinstance(error, ExitRaised):
+            error = error.original
+        return Failed(error, dump_error(error, limit=self._options.max_error_size))
+
+    def _unknown(self, job: Job, error: UnknownTask) -> Deferred:
+        logger.warning("a task is unknown here and put off id=%s error=%r", job.id, str(error))
+        return Deferred(self._unknown_delay, self._unknown_window, self._failed(error))

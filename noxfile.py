@@ -1,0 +1,82 @@
+"""The project's chores: `nox -l` lists them, `nox -s NAME -- ARGUMENTS` runs one (for pytest, mostly)."""
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv"
+nox.options.sessions = ["tests", "lint", "types"]
+nox.options.reuse_existing_virtualenvs = True
+# The matrix covers what the machine has, in CI too.
+nox.options.error_on_missing_interpreters = False
+
+PYTHONS = Path(__file__).with_name(".python-version").read_text().split()
+DJANGOS = ["6.0", "6.1"]
+POSTGRESES = ["15", "18"]
+
+
+@nox.session(python=PYTHONS[0])
+def tests(session: nox.Session) -> None:
+    """Run the tests with one combination of versions: the pinned ones."""
+    install(session)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("postgres", POSTGRESES)
+@nox.parametrize("django", DJANGOS)
+def matrix(session: nox.Session, django: str, postgres: str) -> None:
+    """Run the tests with every combination of versions that the machine has."""
+    env = {}
+    if postgres != "18":  # that one is in the wheel
+        bin_dir = Path(f"/usr/lib/postgresql/{postgres}/bin")
+        if not (bin_dir / "initdb").exists():
+            session.skip(f"PostgreSQL {postgres} isn't installed ({bin_dir})")
+        env["AIOTASKS_TEST_PG_BIN"] = os.fspath(bin_dir)
+    install(session)
+    session.install(f"Django~={django}.0")
+    session.run("pytest", *session.posargs, env=env)
+
+
+@nox.session(python=PYTHONS[0])
+def lint(session: nox.Session) -> None:
+    """Check style, formatting and the direction of the imports."""
+    session.install("-r", "requirements/lint.txt")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports")
+
+
+@nox.session(python=PYTHONS[0])
+def types(session: nox.Session) -> None:
+    """Check the types."""
+    session.install("-r", "requirements/types.txt")
+    session.run("mypy")
+
+
+@nox.session(python=PYTHONS[0])
+def demo(session: nox.Session) -> None:
+    """Run the demo with the pinned versions."""
+    install(session)
+    session.run("python", "-m", "aiotasks.demo", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def pin(session: nox.Session) -> None:
+    """Compile requirements/*.txt anew from pyproject.toml; `-- --upgrade` takes the newest versions."""
+    uv = os.environ.get("UV", "uv")  # `uv run` and `uv tool run` set it
+    package = ["pyproject.toml", "--extra=demo"]
+    dev = ["--constraints=requirements/dev.txt"]  # so that all three agree
+    for name, *arguments in [("dev", *package), ("lint", *dev), ("types", *package, *dev)]:
+        session.run(
+            *(uv, "pip", "compile", "--quiet", "--no-header", "--universal", "--python-version=3.12"),
+            *(f"--group={name}", f"--output-file=requirements/{name}.txt"),
+            *(*arguments, *session.posargs),
+            external=True,
+        )
+
+
+def install(session: nox.Session) -> None:
+    session.install("-r", "requirements/dev.txt", "-e", ".")
