@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.core.checks import CheckMessage
@@ -94,9 +93,7 @@ class PostgresBackend(BaseTaskBackend):
         """Look a task up. Raises TaskResultDoesNotExist, also for an id that can't be one."""
         return await self._either(PostgresBackend._get_result, result_id)
 
-    async def _either[Result](
-        self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any
-    ) -> Result:
+    async def _either[Result](self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any) -> Result:
         """Run ``logic`` where it belongs: on the thread of whoever waits, or on this loop."""
         if sync_code_waits():
             return await sync_to_async(self.over_django, thread_sensitive=True)(logic, *args)

@@ -98,7 +98,9 @@ def check_tables(databases: Sequence[str] | None = None, **kwargs: Any) -> list[
         if database not in (databases or ()) or connections[database].vendor != "postgresql":
             continue
         try:
-            missing = {"aiotasks_task", "aiotasks_worker"} - set(connections[database].introspection.table_names())
+            missing = {"aiotasks_task", "aiotasks_worker"} - set(
+                connections[database].introspection.table_names()
+            )
         except utils.Error:
             continue  # a database that doesn't answer is no finding about the settings
         if missing:

@@ -94,7 +94,9 @@ class Task(models.Model):
                 condition=Q(status="READY"),
             ),
             models.Index(
-                fields=["backend", "run_after"], name="aiotasks_task_scheduled", condition=Q(status="SCHEDULED")
+                fields=["backend", "run_after"],
+                name="aiotasks_task_scheduled",
+                condition=Q(status="SCHEDULED"),
             ),
             models.Index(fields=["worker_id"], name="aiotasks_task_running", condition=Q(status="RUNNING")),
             models.Index(

@@ -28,7 +28,9 @@ def run_now[Result](coroutine: Coroutine[Any, Any, Result]) -> Result:
 class OverDjango(Protocol):
     """What has methods of both kinds: it can run their logic over Django's connection."""
 
-    def over_django(self, logic: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any: ...
+    def over_django(
+        self, logic: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any
+    ) -> Any: ...
 
 
 class SyncMethod[Result](AsyncToSync[..., Result]):

@@ -22,6 +22,8 @@ def print_findings(console: Console, findings: Findings) -> None:
     console.print(_table(findings))
     for failure in findings.failures[:_FAILURES_SHOWN]:
         console.print(f"[red]failed[/] {escape(failure)}")
+    if (more := len(findings.failures) - _FAILURES_SHOWN) > 0:
+        console.print(f"[red]failed[/] … and {more:,} more")
     lines = sum(found["lines"] for found in findings.measures.values())
     console.print(f"{lines:,} lines of source measured, {len(findings.pages):,} pages fetched.")
     tasks, seconds = findings.tasks, findings.seconds

@@ -48,7 +48,7 @@ class _Server(uvicorn.Server):
             raise DemoError("The site did not start: the message above says why.")
 
     async def wait_until_started(self, serving: asyncio.Task[None]) -> None:
-        while not (self.started or serving.done()):
-            await asyncio.sleep(0.01)  # noqa: ASYNC110: uvicorn has a flag, not an event
+        while not (self.started or serving.done()):  # noqa: ASYNC110 (uvicorn has a flag, not an event)
+            await asyncio.sleep(0.01)
         if serving.done():
             await serving

@@ -7,7 +7,7 @@ from django.core.management.utils import get_random_secret_key
 SECRET_KEY = get_random_secret_key()
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 ROOT_URLCONF = "aiotasks.demo.urls"
-USE_TZ = True
+TIME_ZONE = "UTC"
 
 INSTALLED_APPS = ["aiotasks", "aiotasks.demo"]
 
@@ -35,6 +35,10 @@ TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "handlers": {"console": {"class": "rich.logging.RichHandler", "show_path": False}},
+    "handlers": {"console": {"class": "rich.logging.RichHandler", "show_path": False, "show_time": False}},
     "root": {"handlers": ["console"], "level": "WARNING"},
+    "loggers": {
+        "django": {"level": "WARNING"},
+        "django.tasks": {"level": "CRITICAL"},  # tasks that fail are listed at the end
+    },
 }

@@ -59,7 +59,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def _serve_and_work(console: Console, interrupts: Interrupts, *, port: int, stay: bool) -> bool:
     async with serve("aiotasks.demo.asgi:application", port) as url:
-        console.print(f"The site is up at {url}, a worker in its lifespan.")
+        console.print(f"The site is up, with a worker in its lifespan: {url}")
         return await _until_interrupted(interrupts, _work(console, url, stay=stay))
 
 
@@ -87,6 +87,6 @@ async def _work(console: Console, url: str, *, stay: bool) -> bool:
         findings = await examine(url, modules, lambda: progress.advance(bar))
     print_findings(console, findings)
     if stay:
-        console.print(f"The site stays up at {url} until Ctrl-C.")
+        console.print(f"The site stays up until Ctrl-C: {url}")
         await asyncio.Event().wait()
     return not findings.failures

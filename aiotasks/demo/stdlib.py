@@ -42,11 +42,11 @@ def sources() -> dict[str, Path]:
     """Every module of the standard library that is written in Python, submodules included, with its file."""
     root = Path(sysconfig.get_path("stdlib"))
     files: list[Path] = []
-    for name in sorted(sys.stdlib_module_names):
+    for name in sys.stdlib_module_names:
         files += root.glob(f"{name}.py")
-        files += sorted((root / name).rglob("*.py"))
+        files += root.glob(f"{name}/**/*.py")
     paths = (file.relative_to(root) for file in files)
-    return {_module_name(path): root / path for path in paths if _TESTS.isdisjoint(path.parts)}
+    return dict(sorted((_module_name(path), root / path) for path in paths if _TESTS.isdisjoint(path.parts)))
 
 
 def measure(source: bytes) -> Measures:

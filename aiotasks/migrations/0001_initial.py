@@ -1,6 +1,6 @@
-import aiotasks.models
 from django.db import migrations, models
 
+import aiotasks.models
 
 # A queue's rows are updated twice and then left alone, and there is always a flood of them:
 # vacuum by the hundreds of thousands would come too late for the indexes' dead heads. Pages keep
@@ -22,57 +22,92 @@ STORAGE = [
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='Worker',
+            name="Worker",
             fields=[
-                ('id', models.UUIDField(primary_key=True, serialize=False)),
-                ('backend', models.TextField()),
-                ('host', models.TextField()),
-                ('pid', models.IntegerField()),
-                ('queues', aiotasks.models.RawField(db_type='text[]')),
-                ('concurrency', models.IntegerField()),
-                ('threads', models.IntegerField()),
-                ('version', models.TextField()),
-                ('started_at', models.DateTimeField()),
-                ('lease_expires_at', models.DateTimeField()),
+                ("id", models.UUIDField(primary_key=True, serialize=False)),
+                ("backend", models.TextField()),
+                ("host", models.TextField()),
+                ("pid", models.IntegerField()),
+                ("queues", aiotasks.models.RawField(db_type="text[]")),
+                ("concurrency", models.IntegerField()),
+                ("threads", models.IntegerField()),
+                ("version", models.TextField()),
+                ("started_at", models.DateTimeField()),
+                ("lease_expires_at", models.DateTimeField()),
             ],
         ),
         migrations.CreateModel(
-            name='Task',
+            name="Task",
             fields=[
-                ('id', models.UUIDField(primary_key=True, serialize=False)),
-                ('backend', models.TextField()),
-                ('queue_name', models.TextField()),
-                ('task_path', models.TextField()),
-                ('lane', models.TextField()),
-                ('priority', models.SmallIntegerField()),
-                ('status', models.TextField(choices=[('SCHEDULED', 'Scheduled'), ('READY', 'Ready'), ('RUNNING', 'Running'), ('SUCCESSFUL', 'Successful'), ('FAILED', 'Failed')])),
-                ('args', aiotasks.models.RawField(db_type='json')),
-                ('kwargs', aiotasks.models.RawField(db_type='json')),
-                ('return_value', aiotasks.models.RawField(db_type='json', null=True)),
-                ('errors', aiotasks.models.RawField(db_type='json[]')),
-                ('worker_ids', aiotasks.models.RawField(db_type='uuid[]')),
-                ('crashes', models.SmallIntegerField()),
-                ('max_crashes', models.SmallIntegerField(null=True)),
-                ('claim_id', models.UUIDField(null=True)),
-                ('worker_id', models.UUIDField(null=True)),
-                ('enqueued_at', models.DateTimeField()),
-                ('run_after', models.DateTimeField(null=True)),
-                ('ready_at', models.DateTimeField(null=True)),
-                ('started_at', models.DateTimeField(null=True)),
-                ('last_attempted_at', models.DateTimeField(null=True)),
-                ('finished_at', models.DateTimeField(null=True)),
-                ('unknown_since', models.DateTimeField(null=True)),
+                ("id", models.UUIDField(primary_key=True, serialize=False)),
+                ("backend", models.TextField()),
+                ("queue_name", models.TextField()),
+                ("task_path", models.TextField()),
+                ("lane", models.TextField()),
+                ("priority", models.SmallIntegerField()),
+                (
+                    "status",
+                    models.TextField(
+                        choices=[
+                            ("SCHEDULED", "Scheduled"),
+                            ("READY", "Ready"),
+                            ("RUNNING", "Running"),
+                            ("SUCCESSFUL", "Successful"),
+                            ("FAILED", "Failed"),
+                        ]
+                    ),
+                ),
+                ("args", aiotasks.models.RawField(db_type="json")),
+                ("kwargs", aiotasks.models.RawField(db_type="json")),
+                ("return_value", aiotasks.models.RawField(db_type="json", null=True)),
+                ("errors", aiotasks.models.RawField(db_type="json[]")),
+                ("worker_ids", aiotasks.models.RawField(db_type="uuid[]")),
+                ("crashes", models.SmallIntegerField()),
+                ("max_crashes", models.SmallIntegerField(null=True)),
+                ("claim_id", models.UUIDField(null=True)),
+                ("worker_id", models.UUIDField(null=True)),
+                ("enqueued_at", models.DateTimeField()),
+                ("run_after", models.DateTimeField(null=True)),
+                ("ready_at", models.DateTimeField(null=True)),
+                ("started_at", models.DateTimeField(null=True)),
+                ("last_attempted_at", models.DateTimeField(null=True)),
+                ("finished_at", models.DateTimeField(null=True)),
+                ("unknown_since", models.DateTimeField(null=True)),
             ],
             options={
-                'indexes': [models.Index(models.F('backend'), models.F('queue_name'), models.F('lane'), models.OrderBy(models.F('priority'), descending=True), models.F('ready_at'), models.F('id'), condition=models.Q(('status', 'READY')), name='aiotasks_task_ready'), models.Index(condition=models.Q(('status', 'SCHEDULED')), fields=['backend', 'run_after'], name='aiotasks_task_scheduled'), models.Index(condition=models.Q(('status', 'RUNNING')), fields=['worker_id'], name='aiotasks_task_running'), models.Index(condition=models.Q(('status__in', ['FAILED', 'SUCCESSFUL'])), fields=['finished_at'], name='aiotasks_task_finished')],
+                "indexes": [
+                    models.Index(
+                        models.F("backend"),
+                        models.F("queue_name"),
+                        models.F("lane"),
+                        models.OrderBy(models.F("priority"), descending=True),
+                        models.F("ready_at"),
+                        models.F("id"),
+                        condition=models.Q(("status", "READY")),
+                        name="aiotasks_task_ready",
+                    ),
+                    models.Index(
+                        condition=models.Q(("status", "SCHEDULED")),
+                        fields=["backend", "run_after"],
+                        name="aiotasks_task_scheduled",
+                    ),
+                    models.Index(
+                        condition=models.Q(("status", "RUNNING")),
+                        fields=["worker_id"],
+                        name="aiotasks_task_running",
+                    ),
+                    models.Index(
+                        condition=models.Q(("status__in", ["FAILED", "SUCCESSFUL"])),
+                        fields=["finished_at"],
+                        name="aiotasks_task_finished",
+                    ),
+                ],
             },
         ),
         migrations.RunSQL(STORAGE, migrations.RunSQL.noop),

@@ -31,7 +31,17 @@ _IN_DSN = frozenset(
 )
 _RENAMED = {"dbname": "database", "connect_timeout": "timeout"}
 _AS_IT_IS = frozenset(
-    {"user", "password", "host", "port", "passfile", "service", "target_session_attrs", "krbsrvname", "gsslib"}
+    {
+        "user",
+        "password",
+        "host",
+        "port",
+        "passfile",
+        "service",
+        "target_session_attrs",
+        "krbsrvname",
+        "gsslib",
+    }
 )
 # Django's and psycopg's own affairs, which say nothing of the connection.
 _NOT_OURS = frozenset({"client_encoding", "cursor_factory", "context", "prepare_threshold", "autocommit"})

@@ -14,7 +14,15 @@ from django.db import connections, utils
 
 from .statement import Statement
 
-__all__ = ["AsyncpgDriver", "ConnectionDriver", "DjangoDriver", "Driver", "django_errors", "is_transient", "sqlstate"]
+__all__ = [
+    "AsyncpgDriver",
+    "ConnectionDriver",
+    "DjangoDriver",
+    "Driver",
+    "django_errors",
+    "is_transient",
+    "sqlstate",
+]
 
 Row = Sequence[Any]
 Connection = asyncpg.Connection[asyncpg.Record] if TYPE_CHECKING else asyncpg.Connection

@@ -90,7 +90,9 @@ class Listener:
                 failures += 1
                 if failures == 1:
                     logger.warning(
-                        "LISTEN is lost, polling until it is back database=%r error=%r", self._alias, str(error)
+                        "LISTEN is lost, polling until it is back database=%r error=%r",
+                        self._alias,
+                        str(error),
                     )
             await asyncio.sleep(backoff(failures))
 

@@ -61,11 +61,15 @@ class Store:
         columns = [list(column) for column in zip(*finishes, strict=True)]
         return {row[0]: row[1] for row in await self._fetch("finish_jobs", *columns)}
 
-    async def select_finished_jobs(self, ids: Sequence[UUID], claim_ids: Sequence[UUID]) -> dict[UUID, datetime]:
+    async def select_finished_jobs(
+        self, ids: Sequence[UUID], claim_ids: Sequence[UUID]
+    ) -> dict[UUID, datetime]:
         rows = await self._fetch("select_finished_jobs", list(ids), list(claim_ids))
         return {row[0]: row[1] for row in rows}
 
-    async def release_jobs(self, releases: Iterable[tuple[UUID, UUID, float, float | None]]) -> dict[UUID, str]:
+    async def release_jobs(
+        self, releases: Iterable[tuple[UUID, UUID, float, float | None]]
+    ) -> dict[UUID, str]:
         """Rows of (id, claim id, delay, window); returns the queue names of those released."""
         columns = [list(column) for column in zip(*releases, strict=True)]
         return {row[0]: row[1] for row in await self._fetch("release_jobs", *columns)}
@@ -91,7 +95,9 @@ class Store:
     async def list_queues(self, backend: str) -> list[str]:
         return [row[0] for row in await self._fetch("list_queues", backend)]
 
-    async def has_unfinished_jobs(self, backend: str, queues: Sequence[str] | None, lanes: Sequence[str]) -> bool:
+    async def has_unfinished_jobs(
+        self, backend: str, queues: Sequence[str] | None, lanes: Sequence[str]
+    ) -> bool:
         rows = await self._fetch(
             "has_unfinished_jobs", backend, None if queues is None else list(queues), list(lanes)
         )
@@ -125,7 +131,9 @@ class Store:
             timeout=timeout,
         )
 
-    async def renew_lease(self, worker_id: UUID, lease_timeout: float, *, timeout: float | None = None) -> bool:
+    async def renew_lease(
+        self, worker_id: UUID, lease_timeout: float, *, timeout: float | None = None
+    ) -> bool:
         """Whether the worker's row still stood."""
         return bool(await self._fetch("renew_lease", worker_id, lease_timeout, timeout=timeout))
 

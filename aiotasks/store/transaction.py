@@ -12,8 +12,8 @@ from ..exceptions import TransactionClosed
 from .drivers import Connection, ConnectionDriver
 from .pools import resources
 from .store import Store
-from .wakeups import CHANNEL, Wakeup
 from .waiting import sync_code_waits
+from .wakeups import CHANNEL, Wakeup
 
 __all__ = ["Transaction", "current_transaction", "transaction"]
 
@@ -70,7 +70,9 @@ async def transaction(
             "Open django.db.transaction.atomic() in the sync code: enqueues inside join it."
         )
     outer = _current.get()
-    if outer is not None and not (outer.open and outer.using == using and connection in (None, outer.connection)):
+    if outer is not None and not (
+        outer.open and outer.using == using and connection in (None, outer.connection)
+    ):
         outer = None
     if outer is not None:
         async with _block(using, outer.connection, outer) as block:
@@ -123,5 +125,3 @@ def options_for(using: str) -> Options:
         if isinstance(options, Options) and options.database == using:
             return options
     raise ImproperlyConfigured(f"No aiotasks backend in TASKS has the DATABASE {using!r}.")
-
-

@@ -84,4 +84,6 @@ class Notifier:
 
 def _log_failure(future: "asyncio.Future[None]") -> None:
     if not future.cancelled() and isinstance(error := future.exception(), utils.Error):
-        logger.info("a NOTIFY was not sent, workers will find the tasks at their next poll error=%r", str(error))
+        logger.info(
+            "a NOTIFY was not sent, workers will find the tasks at their next poll error=%r", str(error)
+        )

@@ -62,7 +62,7 @@ class Claimer:
         self._start = start
         self._drop = drop
         self._changed = asyncio.Event()
-        self._may_have_more = True
+        self._hungry: set[Lane] = set(LANES)
         self._stopping = False
         self._stopped = asyncio.Event()
         self._watermarks: dict[tuple[str, Lane], datetime] = {}
@@ -77,11 +77,12 @@ class Claimer:
                 return
             if not self._queues and wakeup.queue_name not in self._known_queues:
                 self._queues_until = 0.0
-        self._may_have_more = True
+        self._hungry.update(LANES)
         self._changed.set()
 
     def slot_freed(self) -> None:
-        if self._may_have_more:
+        """A lane has room again; it matters where there may be more to claim."""
+        if self._hungry:
             self._changed.set()
 
     async def stop(self) -> None:
@@ -100,22 +101,21 @@ class Claimer:
                 if loop.time() >= next_poll:
                     next_poll = loop.time() + self._next_poll()
                     self._watermarks.clear()  # a poll looks at everything, everywhere
-                    self._may_have_more = True
-                if not (self._may_have_more and any(self._free(lane) > 0 for lane in LANES)):
+                    self._hungry.update(LANES)
+                if not any(self._free(lane) > 0 for lane in self._hungry):
                     with suppress(TimeoutError):
                         async with asyncio.timeout_at(next_poll):
                             await self._changed.wait()
                     self._changed.clear()
                     continue
                 try:
-                    self._may_have_more = False  # a wake-up during the claim sets it again
                     await self.run_once()
                     failures = 0
                 except utils.Error as error:
                     failures += 1
                     if failures == 1:
                         logger.warning("claims wait for the database error=%r", str(error))
-                    self._may_have_more = True
+                    self._hungry.update(LANES)
                     await asyncio.sleep(backoff(failures))
         finally:
             self._stopped.set()
@@ -125,17 +125,16 @@ class Claimer:
 
     async def run_once(self) -> int:
         """Claim once for the free slots and start what was claimed; returns how many jobs."""
+        free: dict[Lane, int] = {lane: max(0, self._free(lane)) for lane in LANES}
+        self._hungry -= {lane for lane in LANES if free[lane]}  # a wake-up meanwhile adds them again
         worker_id = self._worker_id()
         if worker_id is None:
-            return 0  # without a lease nothing is to be had; a renewal wakes us
-        free: dict[Lane, int] = {lane: max(0, self._free(lane)) for lane in LANES}
+            return 0  # without a lease nothing is to be had; a registration wakes us
         queues = await self._rotated_queues()
         if not queues:
             return 0
         loop, thread = (self._source(queues, lane, free[lane]) for lane in LANES)
-        jobs = await self._store.claim_jobs(
-            worker_id, uuid.uuid4(), self._backend, loop=loop, thread=thread
-        )
+        jobs = await self._store.claim_jobs(worker_id, uuid.uuid4(), self._backend, loop=loop, thread=thread)
         if jobs and self._worker_id() != worker_id:
             # The lease ended while the reply was on its way: somebody else may have these by now.
             for job in jobs:
@@ -145,14 +144,11 @@ class Claimer:
         jobs.sort(key=lambda job: (-job.priority, job.ready_at, job.id))
         for job in jobs:
             self._start(job)
-        if jobs:
-            # Full: there is more. Short: the head may just have been touched, so once more.
-            self._may_have_more = True
+        # Full: there is more. Short: the head may just have been touched, so once more.
+        self._hungry.update(job.lane for job in jobs)
         return len(jobs)
 
-    def _source(
-        self, queues: Sequence[str], lane: Lane, free: int
-    ) -> tuple[list[str], list[datetime], int]:
+    def _source(self, queues: Sequence[str], lane: Lane, free: int) -> tuple[list[str], list[datetime], int]:
         names = list(queues) if free else []
         return names, [self._watermarks.get((name, lane), _EVER) for name in names], free
 

@@ -17,7 +17,7 @@ class Execution:
     is our doing, and the job goes back instead of failing.
     """
 
-    __slots__ = ("cancelled_for", "in_thread", "job", "lane", "outcome", "result", "task")
+    __slots__ = ("abandoned", "cancelled_for", "in_thread", "job", "lane", "outcome", "result", "task")
 
     def __init__(self, job: Job) -> None:
         self.job = job

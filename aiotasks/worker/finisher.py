@@ -55,6 +55,7 @@ class Finisher:
         error_limit: int,
         executor: Callable[[], Any] | None,
         wake: Callable[[Sequence[Wakeup]], None],
+        written: Callable[[], None],
     ) -> None:
         self.fenced = 0
         self._store = store
@@ -63,6 +64,7 @@ class Finisher:
         self._error_limit = error_limit
         self._executor = executor
         self._wake = wake
+        self._on_written = written
         self._batcher: Batcher[Execution, datetime | None] = Batcher(self._flush, limit=FINISH_LIMIT)
         self.pending: set[Execution] = set()
         self._announcing: set[asyncio.Task[None]] = set()
@@ -98,6 +100,7 @@ class Finisher:
             self._submit(execution, self._written)
             return
         self.pending.discard(execution)
+        self._on_written()
         if error is not None:
             # Its own sweep gives the row back once the execution isn't held any more.
             logger.error("an outcome can't be written id=%s error=%r", execution.job.id, str(error))
@@ -152,7 +155,9 @@ class Finisher:
                 finished = await self._store.finish_jobs(finishes)
                 if repeated and len(finished) < len(finishes):
                     missing = [row for row in finishes if row[0] not in finished]
-                    finished |= await self._store.select_finished_jobs(*zip(*(row[:2] for row in missing), strict=True))
+                    finished |= await self._store.select_finished_jobs(
+                        *zip(*(row[:2] for row in missing), strict=True)
+                    )
                 return finished
             except utils.Error as error:
                 if not is_transient(error):
@@ -185,7 +190,9 @@ class Finisher:
 
     async def _back_off(self, failures: int, error: utils.Error) -> None:
         if failures == 1:
-            logger.warning("outcomes wait for the database pending=%d error=%r", len(self.pending), str(error))
+            logger.warning(
+                "outcomes wait for the database pending=%d error=%r", len(self.pending), str(error)
+            )
         await asyncio.sleep(backoff(failures, longest=1.0))
 
     def _log_fenced(self, execution: Execution) -> None:

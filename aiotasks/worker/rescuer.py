@@ -84,11 +84,12 @@ class Rescuer:
             jobs = await self._store.rescue_jobs(self._backend, self._options.max_crashes, error, BATCH)
             for job in jobs:
                 logger.warning(
-                    "a task of a lost worker was rescued id=%s path=%r status=%s", job.id, job.task_path, job.status
+                    "a task of a lost worker was rescued id=%s path=%r status=%s",
+                    job.id,
+                    job.task_path,
+                    job.status,
                 )
-            self._wake(
-                [Wakeup(job.backend, job.queue_name) for job in jobs if job.status == "READY"]
-            )
+            self._wake([Wakeup(job.backend, job.queue_name) for job in jobs if job.status == "READY"])
             for job in jobs:
                 if job.status == "FAILED":
                     failed += 1

@@ -69,6 +69,7 @@ class Runner:
         self._done = done
         self._unknown_delay = unknown_delay
         self._unknown_window = unknown_window
+        self._told_unknown: set[str] = set()
 
     def count(self, lane: Lane) -> int:
         """How many slots of the lane are taken."""
@@ -164,5 +165,7 @@ class Runner:
         return Failed(error, dump_error(error, limit=self._options.max_error_size))
 
     def _unknown(self, job: Job, error: UnknownTask) -> Deferred:
-        logger.warning("a task is unknown here and put off id=%s error=%r", job.id, str(error))
+        if job.task_path not in self._told_unknown:  # once a path: there may be thousands
+            self._told_unknown.add(job.task_path)
+            logger.warning("a task is unknown here and put off id=%s error=%r", job.id, str(error))
         return Deferred(self._unknown_delay, self._unknown_window, self._failed(error))

@@ -193,7 +193,9 @@ class Worker:
         self._build()
         self._heartbeat.start()
         self._guard.start()
-        listening = self._resources.listener.subscribed(self._heard) if self._options.notify else nullcontext()
+        listening = (
+            self._resources.listener.subscribed(self._heard) if self._options.notify else nullcontext()
+        )
         with listening:
             async with anyio.create_task_group() as group:
                 try:
@@ -292,6 +294,7 @@ class Worker:
             error_limit=self._options.max_error_size,
             executor=self._orm_threads.executor,
             wake=self._wake,
+            written=lambda: self._claimer.slot_freed(),
         )
 
     def _parts(self) -> list[Callable[[], Awaitable[None]]]:

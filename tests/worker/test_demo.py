@@ -1,0 +1,193 @@
+"""`python -m aiotasks.demo`, in processes of its own, on a few modules instead of the whole library."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from aiotasks.demo.stdlib import measure, sources
+from tests.conftest import ROOT
+
+RUN = """
+import runpy, sys
+from pathlib import Path
+from aiotasks.demo import stdlib
+modules = {path.stem: path for path in Path(sys.argv.pop(1)).glob("*.py")}
+stdlib.sources = lambda: modules
+runpy.run_module("aiotasks.demo", run_name="__main__", alter_sys=True)
+"""
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    for number in range(30):
+        (tmp_path / f"plain{number}.py").write_text("import os\n" * number)
+    (tmp_path / "page.py").write_text("PAGE = '<script>alert(1)</script>'\n")
+    return tmp_path
+
+
+@pytest.fixture
+def start(library: Path) -> Iterator[Start]:
+    """Start the demo as a shell would: in a process group of its own. It must leave nothing behind."""
+    started = []
+    # Not in tmp_path, which is closed to the user that PostgreSQL runs as.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+
+        def start(*arguments: str, **env: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-c", RUN, str(library), *arguments],
+                env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": folder, "COLUMNS": "120", **env},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            started.append(process)
+            return process
+
+        yield start
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        left = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
+        assert not [command for command in left if folder in " ".join(command or [])]
+        assert not os.listdir(folder)
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return line
+    pytest.fail(f"The demo has ended without saying {text!r}")
+
+
+def test_examines_every_module(start: Start) -> None:
+    process = start()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "31/31" in output
+    assert re.search(r"longest modules +│ plain29 +│ +29 lines", output)
+    assert "62 tasks in" in output
+    assert "0 failed" in output
+
+
+def test_failed_tasks_are_named_and_make_it_fail(start: Start, library: Path) -> None:
+    (library / "broken.py").write_text("def\n")
+    process = start()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    assert "failed measure_source('broken'): SyntaxError: invalid syntax" in output
+    assert "64 tasks in" in output
+    assert "Traceback" not in output
+
+
+def test_serve_keeps_the_site_up_until_a_signal(start: Start) -> None:
+    process = start("--serve")
+    url = read_until(process, "stays up").split()[-1]
+    with httpx.Client(base_url=url, trust_env=False) as client:
+        assert 'href="/modules/plain7/"' in client.get("/").text
+        page = client.get("/modules/page/").text
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+        assert "<script" not in page
+        assert client.get("/modules/missing/").status_code == 404
+        assert client.post("/modules/missing/examine/").status_code == 404
+        assert client.get("/modules/page/examine/").status_code == 405
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("moment", ["Starting PostgreSQL", "Creating the tables", "The site is up"])
+@pytest.mark.parametrize("presses", [1, 3])
+def test_ctrl_c_is_clean_at_any_moment(start: Start, moment: str, presses: int) -> None:
+    process = start()
+    read_until(process, moment)
+    for _ in range(presses):
+        os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT, output
+    assert "Traceback" not in output
+
+
+def test_a_taken_port_is_said_in_one_sentence(start: Start) -> None:
+    first = start("--serve")
+    port = read_until(first, "stays up").strip().rpartition(":")[2]
+    second = start("--port", port)
+    output, _ = second.communicate(timeout=30)
+    assert second.returncode == 1
+    assert output.splitlines()[-1] == f"The site can't have port {port}: Address already in use."
+    first.send_signal(signal.SIGINT)
+    first.wait(30)
+
+
+def test_a_missing_extra_is_said_in_one_sentence(start: Start, tmp_path: Path) -> None:
+    # An entry of None in sys.modules is what Python itself has for "not to be found".
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import sys; sys.modules['rich'] = None\n")
+    process = start(PYTHONPATH=f"{tmp_path / 'site'}{os.pathsep}{ROOT}")
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert output == 'The demo needs rich: pip install "django-aiotasks[demo]"\n'
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http", ""])
+def test_a_port_that_is_none_is_refused(start: Start, port: str) -> None:
+    process = start(f"--port={port}")
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert output.endswith(f"argument --port: {port!r} is no port number: 0 to 65535\n")
+
+
+def test_sources_are_the_library_without_its_tests() -> None:
+    modules = sources()
+    assert {"json", "json.decoder", "_pydecimal"} <= modules.keys()
+    assert not {"sys", "test", "unittest.test", "django"} & modules.keys()
+    assert modules["json"].name == "__init__.py"
+
+
+def test_measure() -> None:
+    source = """
+        import os
+        from sys import path
+
+        class Tree:
+            async def grow(self):
+                for branch in self:
+                    if branch:
+                        pass
+                    elif os:
+                        pass
+                    else:
+                        if path:
+                            pass
+
+            def fall(self): ...
+    """
+    assert measure(textwrap.dedent(source).encode()) == {
+        "lines": 16,
+        "functions": 2,
+        "classes": 1,
+        "imports": 2,
+        "nesting": 5,
+        "longest_function": "grow",
+        "longest_function_lines": 9,
+    }
+
+
+def test_measure_survives_expressions_deeper_than_the_stack() -> None:
+    assert measure(b"x = " + b"+".join([b"1"] * 1500))["lines"] == 1
