@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,8 +12,9 @@ __all__ = ["with_worker"]
 
 logger = logging.getLogger("aiotasks.asgi")
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
+# As loose as the servers' and frameworks' own types, which agree in nothing else.
+Scope = dict[str, Any]
+Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]

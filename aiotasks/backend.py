@@ -7,7 +7,7 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.core.checks import CheckMessage
-from django.tasks import Task, TaskResult, TaskResultStatus
+from django.tasks import TaskResult, TaskResultStatus
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued
@@ -17,7 +17,7 @@ from . import checks
 from .codec import dump_json
 from .conf import Options
 from .exceptions import UnknownTask
-from .job import NewJob, lane_of
+from .job import AnyResult, AnyTask, NewJob, lane_of
 from .store.routes import DjangoRoute, Route, route_on_loop
 from .store.waiting import sync_code_waits
 from .sync import SyncMethod, run_now
@@ -52,7 +52,7 @@ class PostgresBackend(BaseTaskBackend):
     supports_get_result = True
     supports_priority = True
 
-    def __init__(self, alias: str, params: Mapping[str, Any]) -> None:
+    def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
         self._params = params
 
@@ -65,7 +65,7 @@ class PostgresBackend(BaseTaskBackend):
         """
         return Options.from_params(self.alias, self._params)
 
-    def validate_task(self, task: Task) -> None:
+    def validate_task(self, task: AnyTask) -> None:
         super().validate_task(task)
         name = task.queue_name
         if not isinstance(name, str) or not 0 < len(name) <= MAX_QUEUE_NAME or not name.isprintable():
@@ -75,7 +75,9 @@ class PostgresBackend(BaseTaskBackend):
         if task.run_after is not None and not isinstance(task.run_after, datetime):
             raise InvalidTask(f"run_after must be a datetime, not {task.run_after!r}.")
 
-    async def aenqueue(self, task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TaskResult:
+    async def aenqueue(  # type: ignore[override]  # the base's parameters are generic in the stubs
+        self, task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> AnyResult:
         """Store a task; its row is durable on return, or part of the transaction around it.
 
         Raises TypeError or ValueError for arguments that JSON can't hold, InvalidTask for a task
@@ -84,12 +86,12 @@ class PostgresBackend(BaseTaskBackend):
         return await self._either(PostgresBackend._enqueue, task, args, kwargs)
 
     async def aenqueue_many(
-        self, task: Task, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
-    ) -> list[TaskResult]:
+        self, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
+    ) -> list[AnyResult]:
         """Store one task for each ``(args, kwargs)``: all of them, or on an error none."""
         return await self._either(PostgresBackend._enqueue_many, task, calls)
 
-    async def aget_result(self, result_id: str) -> TaskResult:
+    async def aget_result(self, result_id: str) -> AnyResult:
         """Look a task up. Raises TaskResultDoesNotExist, also for an id that can't be one."""
         return await self._either(PostgresBackend._get_result, result_id)
 
@@ -106,14 +108,14 @@ class PostgresBackend(BaseTaskBackend):
         return run_now(logic(self, DjangoRoute(self.config), *args, **kwargs))
 
     async def _enqueue(
-        self, route: Route, task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> TaskResult:
+        self, route: Route, task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> AnyResult:
         (result,) = await self._enqueue_many(route, task, [(args, kwargs)])
         return result
 
     async def _enqueue_many(
-        self, route: Route, task: Task, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
-    ) -> list[TaskResult]:
+        self, route: Route, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
+    ) -> list[AnyResult]:
         self._check_path(task)
         new = [self._new(task, args, kwargs) for args, kwargs in calls]
         if new:
@@ -122,7 +124,7 @@ class PostgresBackend(BaseTaskBackend):
             await route.send(task_enqueued, type(self), result)
         return [result for _, result in new]
 
-    async def _get_result(self, route: Route, result_id: str) -> TaskResult:
+    async def _get_result(self, route: Route, result_id: str) -> AnyResult:
         id = parse_id(result_id)
         job = None if id is None else await route.select(self.alias, id)
         if job is None:
@@ -133,7 +135,7 @@ class PostgresBackend(BaseTaskBackend):
     enqueue_many = SyncMethod(_enqueue_many, name="aenqueue_many")
     get_result = SyncMethod(_get_result, name="aget_result")
 
-    def _check_path(self, task: Task) -> None:
+    def _check_path(self, task: AnyTask) -> None:
         """A worker finds a task by its path alone, so the path must lead back to one."""
         self.validate_task(task)
         try:
@@ -145,7 +147,7 @@ class PostgresBackend(BaseTaskBackend):
                 f"No worker could run this task: {task.module_path!r} leads to another function."
             )
 
-    def _new(self, task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[NewJob, TaskResult]:
+    def _new(self, task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[NewJob, AnyResult]:
         limit = self.config.max_argument_size
         plain_args, args_text = dump_json(list(args), where="args", limit=limit)
         plain_kwargs, kwargs_text = dump_json(dict(kwargs), where="kwargs", limit=limit)

@@ -77,7 +77,8 @@ def _check_database(where: str, database: str) -> list[CheckMessage]:
         return [Error(f"{where}: DATABASES[{database!r}] can't be used: {error}", id="aiotasks.E006")]
     return [
         Warning(
-            f"{where}: asyncpg has nothing for {name!r} in DATABASES[{database!r}]; aiotasks connects without it.",
+            f"{where}: asyncpg has nothing for {name!r} in DATABASES[{database!r}]; "
+            "aiotasks connects without it.",
             id="aiotasks.W001",
         )
         for name in unknown

@@ -7,10 +7,30 @@ from inspect import iscoroutinefunction
 from typing import Any, Literal
 from uuid import UUID
 
-__all__ = ["Deferred", "Failed", "Job", "Lane", "NewJob", "Outcome", "Released", "Succeeded", "lane_of"]
+from django.tasks import Task, TaskResult
 
+__all__ = [
+    "LANES",
+    "AnyResult",
+    "AnyTask",
+    "Deferred",
+    "Failed",
+    "Job",
+    "Lane",
+    "NewJob",
+    "Outcome",
+    "Released",
+    "Succeeded",
+    "lane_of",
+]
+
+
+# django.tasks' types take parameters only in their stubs.
+type AnyTask = Task[..., Any]
+type AnyResult = TaskResult[..., Any]
 
 Lane = Literal["loop", "thread"]
+LANES: tuple[Lane, Lane] = ("loop", "thread")
 
 
 def lane_of(function: Callable[..., Any]) -> Lane:

@@ -21,13 +21,13 @@ from django.utils.module_loading import import_string
 
 from .codec import decode
 from .exceptions import UnknownTask
-from .job import Job
+from .job import AnyResult, AnyTask, Job
 
 __all__ = ["PostgresTask", "known", "parse_id", "resolve", "result_of", "task"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PostgresTask(Task):
+class PostgresTask(Task):  # type: ignore[type-arg]  # generic in the stubs alone
     """A Task with policies of its own.
 
     ``max_crashes``: after how many crashes of its worker the task is FAILED with ``WorkerLost``
@@ -52,7 +52,7 @@ class PostgresTask(Task):
         max_crashes: int | None = None,
     ) -> "PostgresTask":
         """Return a copy with other values; what is None stays as it is."""
-        given = {
+        given: dict[str, Any] = {
             "priority": priority,
             "queue_name": queue_name,
             "run_after": run_after,
@@ -103,15 +103,15 @@ def task(
     return wrapper if function is None else wrapper(function)
 
 
-_resolved: dict[str, Task] = {}
+_resolved: dict[str, AnyTask] = {}
 
 
-def known(task_path: str) -> Task | None:
+def known(task_path: str) -> AnyTask | None:
     """The Task at a stored path, if it has been resolved before: importing may take long."""
     return _resolved.get(task_path)
 
 
-def resolve(task_path: str) -> Task:
+def resolve(task_path: str) -> AnyTask:
     """The Task at a stored path.
 
     Nothing but a Task is ever returned, and only one that calls that very path its own: a row
@@ -133,7 +133,7 @@ def resolve(task_path: str) -> Task:
     return found
 
 
-def result_of(job: Job) -> TaskResult:
+def result_of(job: Job) -> AnyResult:
     """The row as Django's TaskResult. Raises UnknownTask where the task can't be imported."""
     status = TaskResultStatus.READY if job.status == "SCHEDULED" else TaskResultStatus(job.status)
     return _make(
@@ -154,7 +154,7 @@ def result_of(job: Job) -> TaskResult:
     )
 
 
-def _task_of(job: Job) -> Task:
+def _task_of(job: Job) -> AnyTask:
     """The Task at the row's path, with what the row says of queue, priority and time."""
     registered = resolve(job.task_path)
     run_after = _local(job.run_after)

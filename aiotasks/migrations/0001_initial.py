@@ -1,3 +1,5 @@
+from typing import Any
+
 from django.db import migrations, models
 
 import aiotasks.models
@@ -6,7 +8,7 @@ import aiotasks.models
 # vacuum by the hundreds of thousands would come too late for the indexes' dead heads. Pages keep
 # room for a row's two newer versions beside it; a lease's renewal must stay a HOT update.
 # https://www.postgresql.org/docs/current/storage-hot.html
-STORAGE = [
+STORAGE: list[Any] = [
     """
     ALTER TABLE aiotasks_task SET (
         fillfactor = 70,

@@ -7,7 +7,7 @@ what stands on them needn't know which one it has.
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import asyncpg
 from django.db import connections, utils
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 Row = Sequence[Any]
-Connection = asyncpg.Connection[asyncpg.Record] if TYPE_CHECKING else asyncpg.Connection
+type Connection = asyncpg.Connection[asyncpg.Record]  # asyncpg ships no types yet
 
 
 class Driver(Protocol):
@@ -56,7 +56,8 @@ class AsyncpgDriver:
             await self.open()
             # Two limits, not one: waiting for a free connection says nothing of the server.
             async with self._pool.acquire(timeout=timeout) as connection:
-                return await connection.fetch(statement.sql, *args, timeout=timeout)
+                rows: Sequence[Row] = await connection.fetch(statement.sql, *args, timeout=timeout)
+                return rows
 
 
 class ConnectionDriver:
@@ -65,14 +66,15 @@ class ConnectionDriver:
     A connection runs one statement at a time, so concurrent callers queue up.
     """
 
-    def __init__(self, connection: "Connection") -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = asyncio.Lock()
 
     async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
         with django_errors():
             async with self._lock:
-                return await self._connection.fetch(statement.sql, *args, timeout=timeout)
+                rows: Sequence[Row] = await self._connection.fetch(statement.sql, *args, timeout=timeout)
+                return rows
 
 
 class DjangoDriver:

@@ -11,11 +11,10 @@ from uuid import UUID
 
 from django.db import transaction as django_transaction
 from django.dispatch import Signal
-from django.tasks import TaskResult
 
 from .. import signals
 from ..conf import Options
-from ..job import Job, NewJob
+from ..job import AnyResult, Job, NewJob
 from ..sync import run_now
 from .drivers import DjangoDriver
 from .pools import LoopResources, resources
@@ -35,7 +34,7 @@ class Route(Protocol):
     async def select(self, backend: str, id: UUID) -> Job | None:
         """Look a task up."""
 
-    async def send(self, signal: Signal, sender: type, result: TaskResult) -> None:
+    async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
         """Send one of Django's task signals; a receiver's exception is the caller's."""
 
 
@@ -68,7 +67,7 @@ class DjangoRoute:
         jobs = await self._store.select_jobs([id], backend)
         return jobs[0] if jobs else None
 
-    async def send(self, signal: Signal, sender: type, result: TaskResult) -> None:
+    async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
         signal.send(sender, task_result=result)  # Signal.send bridges async receivers itself
 
 
@@ -88,7 +87,7 @@ class TransactionRoute:
         jobs = await self._transaction.store.select_jobs([id], backend)
         return jobs[0] if jobs else None
 
-    async def send(self, signal: Signal, sender: type, result: TaskResult) -> None:
+    async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
         await signals.asend(signal, sender, result)
 
 
@@ -107,7 +106,7 @@ class LoopRoute:
     async def select(self, backend: str, id: UUID) -> Job | None:
         return await self._held.lookups.submit((backend, id))
 
-    async def send(self, signal: Signal, sender: type, result: TaskResult) -> None:
+    async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
         await signals.asend(signal, sender, result)
 
 

@@ -30,7 +30,7 @@ class Transaction:
         self.open = True
         self.wakeups: list[Wakeup] = []
         # A nested block stands on the same connection, so behind the same lock.
-        self.store = Store(ConnectionDriver(connection)) if outer is None else outer.store
+        self.store: Store = Store(ConnectionDriver(connection)) if outer is None else outer.store
 
 
 def current_transaction(using: str) -> Transaction | None:
@@ -92,8 +92,8 @@ async def transaction(
         await held.driver.open()
         async with held.pool.acquire(timeout=held.options.command_timeout) as pooled:
             try:
-                async with _block(using, pooled, None) as block:  # type: ignore[arg-type]  # a proxy of one
-                    yield pooled  # type: ignore[misc]
+                async with _block(using, pooled, None) as block:
+                    yield pooled
             finally:
                 if not pooled.is_closed():
                     await pooled.reset()  # the caller may have SET anything; our pool's reset is a no-op

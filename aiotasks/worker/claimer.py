@@ -11,7 +11,7 @@ from uuid import UUID
 
 from django.db import utils
 
-from ..job import Job, Lane
+from ..job import LANES, Job, Lane
 from ..store.repeat import backoff
 from ..store.store import Store
 from ..store.wakeups import Wakeup
@@ -28,7 +28,6 @@ QUEUES_TTL = 2.0
 # a row this much later than its ready_at says; what is later still is found by the next poll.
 WATERMARK_MARGIN = timedelta(seconds=10)
 
-LANES: tuple[Lane, Lane] = ("loop", "thread")
 _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -3,9 +3,7 @@
 import asyncio
 from typing import Literal
 
-from django.tasks import TaskResult
-
-from ..job import Job, Lane, Outcome
+from ..job import AnyResult, Job, Lane, Outcome
 
 __all__ = ["Execution"]
 
@@ -23,7 +21,7 @@ class Execution:
         self.job = job
         self.lane: Lane = job.lane  # a hint until the task is imported
         self.task: asyncio.Task[None] | None = None
-        self.result: TaskResult | None = None
+        self.result: AnyResult | None = None
         self.outcome: Outcome | None = None
         self.cancelled_for: Literal["shutdown", "lost lease"] | None = None
         self.in_thread = False  # its body has gone to a thread, which can't be cancelled

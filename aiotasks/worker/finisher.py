@@ -11,14 +11,14 @@ from uuid import UUID
 
 from asgiref.sync import ThreadSensitiveContext
 from django.db import utils
-from django.tasks import TaskResult, TaskResultStatus
+from django.tasks import TaskResultStatus
 from django.tasks.base import TaskError
 from django.tasks.signals import task_finished
 from django.utils import timezone
 
 from .. import signals
 from ..codec import decode, dump_error
-from ..job import Deferred, Failed, Released, Succeeded
+from ..job import AnyResult, Deferred, Failed, Released, Succeeded
 from ..store.batcher import Batcher
 from ..store.drivers import is_transient
 from ..store.repeat import backoff
@@ -136,9 +136,10 @@ class Finisher:
         released = await self._release(releases) if releases else set()
         for execution in executions:
             # Unknown for longer than its window, if it is still ours at all.
-            if (failure := deferred.get(execution.job.id)) is not None and execution.job.id not in released:
-                execution.outcome = failure
-                finishes.append((execution.job.id, execution.job.claim_id, "FAILED", None, failure.text))  # type: ignore[arg-type]
+            id, claim_id = execution.job.id, execution.job.claim_id
+            if claim_id is not None and id in deferred and id not in released:
+                execution.outcome = deferred[id]
+                finishes.append((id, claim_id, "FAILED", None, deferred[id].text))
         finished = await self._finish(finishes) if finishes else {}
         late = [e for e in executions if e.job.id not in finished and e.job.id not in released]
         for execution in late:
@@ -230,7 +231,7 @@ class Finisher:
             logger.error("a receiver of task_finished failed", exc_info=error)
         self._settle()
 
-    async def _send(self, execution: Execution, result: TaskResult) -> None:
+    async def _send(self, execution: Execution, result: AnyResult) -> None:
         """Send it with the task's exception as ``sys.exc_info()``, as Django promises."""
         outcome = execution.outcome
         if isinstance(outcome, Failed) and signals.only_logs(task_finished, self._sender):
@@ -248,7 +249,7 @@ class Finisher:
             if executor is not None:
                 executor.release()
 
-    async def _asend(self, outcome: Any, result: TaskResult) -> None:
+    async def _asend(self, outcome: Any, result: AnyResult) -> None:
         if not isinstance(outcome, Failed):
             await task_finished.asend_robust(self._sender, task_result=result)
             return
@@ -257,14 +258,14 @@ class Finisher:
         except BaseException:
             await task_finished.asend_robust(self._sender, task_result=result)
 
-    def _send_failure(self, exception: BaseException, result: TaskResult) -> None:
+    def _send_failure(self, exception: BaseException, result: AnyResult) -> None:
         try:
             raise exception
         except BaseException:
             task_finished.send_robust(self._sender, task_result=result)
 
 
-def _complete(result: TaskResult, execution: Execution, finished_at: datetime) -> None:
+def _complete(result: AnyResult, execution: Execution, finished_at: datetime) -> None:
     """Bring the TaskResult that receivers get up to what has been stored."""
     if not timezone.is_naive(finished_at) and result.enqueued_at and timezone.is_naive(result.enqueued_at):
         finished_at = timezone.make_naive(finished_at)

@@ -131,7 +131,11 @@ class Heartbeat:
         except Exception:
             # Nothing renews the lease now: the loop's side sees its deadline pass.
             logger.critical("the heartbeat has died, this worker will lose its lease", exc_info=True)
-        self._on_worker_loop(lambda: self._finished.done() or self._finished.set_result(None))
+        self._on_worker_loop(self._end)
+
+    def _end(self) -> None:
+        if not self._finished.done():
+            self._finished.set_result(None)
 
     def _on_worker_loop(self, call: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the worker's loop has closed: nobody is left to be told

@@ -7,14 +7,14 @@ from contextvars import Context
 from typing import Any, Protocol
 
 from asgiref.sync import ThreadSensitiveContext
-from django.tasks import Task, TaskContext
+from django.tasks import TaskContext
 from django.tasks.signals import task_started
 
 from .. import signals
 from ..codec import dump_error, dump_json
 from ..conf import Options
 from ..exceptions import UnknownTask
-from ..job import Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
+from ..job import AnyTask, Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
 from ..tasks import known, resolve, result_of
 from .execution import Execution
 from .exits import ExitRaised
@@ -116,7 +116,9 @@ class Runner:
     async def _outcome(self, execution: Execution) -> Outcome:
         job = execution.job
         try:
-            task = known(job.task_path) or await asyncio.to_thread(resolve, job.task_path)
+            task = known(job.task_path)
+            if task is None:  # importing may take long, and is user code
+                task = await asyncio.to_thread(resolve, job.task_path)
         except UnknownTask as error:
             return self._unknown(job, error)
         execution.lane = lane_of(task.func)
@@ -128,7 +130,7 @@ class Runner:
             return await self._in_thread(execution, task, args, result.kwargs)
         return self._returned(await self._on_loop(task, args, result.kwargs))
 
-    async def _on_loop(self, task: Task, args: Any, kwargs: dict[str, Any]) -> Any:
+    async def _on_loop(self, task: AnyTask, args: Any, kwargs: dict[str, Any]) -> Any:
         if self._orm is None:
             return await task.func(*args, **kwargs)
         executor = self._orm.executor()
@@ -139,7 +141,7 @@ class Runner:
             executor.release()
 
     async def _in_thread(
-        self, execution: Execution, task: Task, args: Any, kwargs: dict[str, Any]
+        self, execution: Execution, task: AnyTask, args: Any, kwargs: dict[str, Any]
     ) -> Outcome:
         def call() -> None:
             # The outcome is made in the thread: it is there even if the loop has gone meanwhile.

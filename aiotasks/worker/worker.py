@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import nullcontext
 from contextvars import Context
 from types import TracebackType
@@ -14,14 +14,12 @@ import anyio
 from asgiref.sync import ThreadSensitiveContext
 from django.core.exceptions import ImproperlyConfigured
 from django.db import utils
-from django.tasks import task_backends
-from django.tasks.exceptions import InvalidTaskBackend
 from django.tasks.signals import task_finished
 
 from .. import __version__, signals
-from ..exceptions import DatabaseNotReady, UnknownTask, WorkerLost
+from ..exceptions import UnknownTask, WorkerLost
 from ..job import Job, Lane, Released
-from ..store.drivers import is_transient, sqlstate
+from ..store.drivers import is_transient
 from ..store.pools import resources
 from ..store.repeat import backoff
 from ..store.store import Store
@@ -36,6 +34,7 @@ from .periodic import periodically
 from .rescuer import Rescuer
 from .runner import Runner
 from .scheduler import Scheduler
+from .startup import backend_of, queues_of, reach_database, slots
 from .threads import OrmThreads, SyncThreads
 
 __all__ = ["Worker"]
@@ -89,27 +88,11 @@ class Worker:
         database_timeout: float | None = None,
         own_process: bool = False,
     ) -> None:
-        from ..backend import PostgresBackend
-
-        try:
-            found = task_backends[backend]
-        except InvalidTaskBackend:
-            raise
-        except Exception as error:
-            known = ", ".join(repr(alias) for alias in task_backends.settings)
-            raise ImproperlyConfigured(f"TASKS has no backend {backend!r}; it has {known}.") from error
-        if not isinstance(found, PostgresBackend):
-            raise ImproperlyConfigured(
-                f"TASKS[{backend!r}] is a {type(found).__name__}; the worker runs tasks of "
-                "aiotasks.backend.PostgresBackend only."
-            )
-        errors = [message for message in found.check() if message.is_serious()]
-        if errors:
-            raise ImproperlyConfigured(" ".join(str(message.msg) for message in errors))
+        found = backend_of(backend)
         self.backend = backend
-        self.queues = _served(backend, found.queues, queues)
-        self.concurrency = _slots("concurrency", concurrency)
-        self.threads = _slots("threads", threads)
+        self.queues = queues_of(found, queues)
+        self.concurrency = slots("concurrency", concurrency)
+        self.threads = slots("threads", threads)
         if not self.concurrency and not self.threads:
             raise ImproperlyConfigured("A worker with concurrency 0 and threads 0 would run nothing.")
         if isinstance(grace, bool) or not isinstance(grace, int | float) or not 0 <= grace <= 86_400:
@@ -170,9 +153,9 @@ class Worker:
         failures = 0
         while True:
             try:
-                if not self._runner.running and not self._finisher.pending:
-                    if not await store.has_unfinished_jobs(self.backend, self.queues or None, lanes):
-                        return
+                idle = not self._runner.running and not self._finisher.pending
+                if idle and not await store.has_unfinished_jobs(self.backend, self.queues or None, lanes):
+                    return
                 failures = 0
             except utils.Error as error:
                 if not is_transient(error):
@@ -211,25 +194,14 @@ class Worker:
     async def _reach_database(self) -> bool:
         """Wait until the tables can be read; False where the worker is stopped before that."""
         self._resources = resources(self._options)
-        loop = asyncio.get_running_loop()
-        end = None if self._database_timeout is None else loop.time() + self._database_timeout
-        failures = 0
-        while not self._stopping.is_set():
-            try:
-                await self._resources.store.has_unfinished_jobs(self.backend, [], [])
-                return True
-            except utils.Error as error:
-                failures += 1
-                pause = backoff(failures)
-                reason = _describe(error, self._options.database)
-                if end is not None and (not is_transient(error) or loop.time() + pause > end):
-                    raise DatabaseNotReady(reason) from error
-                if failures == 1:
-                    logger.error("the worker waits for its database: %s", reason)
-            self._tried.set()  # embedded, the site starts anyway
-            with anyio.move_on_after(pause):
-                await self._stopping.wait()
-        return False
+        return await reach_database(
+            self._resources.store,
+            self.backend,
+            database=self._options.database,
+            within=self._database_timeout,
+            stopping=self._stopping,
+            failed=self._tried.set,  # embedded, the site starts anyway
+        )
 
     def _build(self) -> None:
         options, store = self._options, self._resources.store
@@ -297,7 +269,7 @@ class Worker:
             written=lambda: self._claimer.slot_freed(),
         )
 
-    def _parts(self) -> list[Callable[[], Awaitable[None]]]:
+    def _parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         async def sweep() -> None:
             await periodically(self._rescuer.run_once, self._lease.interval, name="rescuer")
 
@@ -408,7 +380,8 @@ class Worker:
 
     async def _settle_threads(self, store: Store, executions: Sequence[Execution]) -> None:
         """On the heartbeat's loop, which keeps the lease: write what the threads still do."""
-        while any(execution.outcome is None for execution in executions):
+        # No event: the threads would have to know of this loop, which is theirs only by accident.
+        while any(execution.outcome is None for execution in executions):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         finisher = self._make_finisher(store)
         for execution in executions:
@@ -512,44 +485,6 @@ class Worker:
             except UnknownTask:
                 return
             task_finished.send_robust(self._sender, task_result=result)
-
-
-def _served(backend: str, known: set[str], wanted: Sequence[str] | None) -> list[str]:
-    """The queues to serve, sorted; empty for any name."""
-    if wanted is None:
-        return sorted(known)
-    if isinstance(wanted, str) or not wanted:
-        raise ImproperlyConfigured(f"queues must be a list of queue names, not {wanted!r}.")
-    for name in wanted:
-        if not isinstance(name, str) or not name or (known and name not in known):
-            raise ImproperlyConfigured(
-                f"Queue {name!r} isn't in TASKS[{backend!r}]['QUEUES'] ({', '.join(sorted(known)) or 'any name'})."
-            )
-    return sorted(set(wanted))
-
-
-def _slots(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 100_000:
-        raise ImproperlyConfigured(f"{name} must be a whole number from 0 to 100000, not {value!r}.")
-    return value
-
-
-def _describe(error: utils.Error, database: str) -> str:
-    """One sentence for people: what is wrong, and what to do."""
-    where = f"DATABASES[{database!r}]"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    match sqlstate(error):
-        case "42P01":
-            return f"The tables of aiotasks are missing in {where}: run `manage.py migrate --database {database}`."
-        case "42703":
-            return f"The tables of aiotasks in {where} are of another version ({reason}): run `manage.py migrate`."
-        case "28P01" | "28000":
-            return f"PostgreSQL refuses the user or password of {where}: {reason}."
-        case "3D000":
-            return f"The database of {where} doesn't exist: {reason}."
-        case "42501":
-            return f"The user of {where} may not use the tables of aiotasks: {reason}."
-    return f"PostgreSQL at {where} can't be reached: {reason}."
 
 
 def _loop_name() -> str:

@@ -1,0 +1,120 @@
+"""What is looked at before a worker runs: its arguments, and whether the database is there."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+import anyio
+from django.core.exceptions import ImproperlyConfigured
+from django.db import utils
+from django.tasks import task_backends
+
+from ..backend import PostgresBackend
+from ..exceptions import DatabaseNotReady
+from ..store.drivers import is_transient, sqlstate
+from ..store.repeat import backoff
+from ..store.store import Store
+
+__all__ = ["backend_of", "queues_of", "reach_database", "slots"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+
+def backend_of(alias: str) -> PostgresBackend:
+    """The backend at an alias of TASKS. Raises ImproperlyConfigured for a mistake in its settings."""
+    if alias not in task_backends.settings:
+        known = ", ".join(repr(one) for one in task_backends.settings)
+        raise ImproperlyConfigured(f"TASKS has no backend {alias!r}; it has {known}.")
+    backend = task_backends[alias]
+    if not isinstance(backend, PostgresBackend):
+        raise ImproperlyConfigured(
+            f"TASKS[{alias!r}] is a {type(backend).__name__}; the worker runs tasks of "
+            "aiotasks.backend.PostgresBackend only."
+        )
+    errors = [message for message in backend.check() if message.is_serious()]
+    if errors:
+        raise ImproperlyConfigured(" ".join(str(message.msg) for message in errors))
+    return backend
+
+
+def queues_of(backend: PostgresBackend, wanted: Sequence[str] | None) -> list[str]:
+    """The queues to serve, sorted; empty for any name."""
+    known = backend.queues
+    if wanted is None:
+        return sorted(known)
+    if isinstance(wanted, str) or not wanted:
+        raise ImproperlyConfigured(f"queues must be a list of queue names, not {wanted!r}.")
+    for name in wanted:
+        if not isinstance(name, str) or not name or (known and name not in known):
+            raise ImproperlyConfigured(
+                f"Queue {name!r} isn't in TASKS[{backend.alias!r}]['QUEUES'] "
+                f"({', '.join(sorted(known)) or 'any name'})."
+            )
+    return sorted(set(wanted))
+
+
+def slots(name: str, value: int) -> int:
+    """A number of slots."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 100_000:
+        raise ImproperlyConfigured(f"{name} must be a whole number from 0 to 100000, not {value!r}.")
+    return value
+
+
+async def reach_database(
+    store: Store,
+    backend: str,
+    *,
+    database: str,
+    within: float | None,
+    stopping: asyncio.Event,
+    failed: Callable[[], None],
+) -> bool:
+    """Wait until the tables can be read; False where ``stopping`` is set before that.
+
+    ``within`` is in seconds (None: for ever). ``failed`` is called after every failed try. Raises
+    DatabaseNotReady when the time is up, and at once for what waiting can't mend, unless it may
+    wait for ever.
+    """
+    loop = asyncio.get_running_loop()
+    end = None if within is None else loop.time() + within
+    failures = 0
+    while not stopping.is_set():
+        try:
+            await store.has_unfinished_jobs(backend, [], [])
+            return True
+        except utils.Error as error:
+            failures += 1
+            pause = backoff(failures)
+            reason = _describe(error, database)
+            if end is not None and (not is_transient(error) or loop.time() + pause > end):
+                raise DatabaseNotReady(reason) from error
+            if failures == 1:
+                logger.error("the worker waits for its database: %s", reason)
+        failed()
+        with anyio.move_on_after(pause):
+            await stopping.wait()
+    return False
+
+
+def _describe(error: utils.Error, database: str) -> str:
+    """One sentence for people: what is wrong, and what to do."""
+    where = f"DATABASES[{database!r}]"
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    match sqlstate(error):
+        case "42P01":
+            return (
+                f"The tables of aiotasks are missing in {where}: "
+                f"run `manage.py migrate --database {database}`."
+            )
+        case "42703":
+            return (
+                f"The tables of aiotasks in {where} are of another version ({reason}): "
+                f"run `manage.py migrate --database {database}`."
+            )
+        case "28P01" | "28000":
+            return f"PostgreSQL refuses the user or password of {where}: {reason}."
+        case "3D000":
+            return f"The database of {where} doesn't exist: {reason}."
+        case "42501":
+            return f"The user of {where} may not use the tables of aiotasks: {reason}."
+    return f"PostgreSQL at {where} can't be reached: {reason}."

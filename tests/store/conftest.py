@@ -1,0 +1,45 @@
+"""The Store over each of its drivers, and helpers to bring rows into a state."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+
+from aiotasks.conf import Options
+from aiotasks.store.drivers import DjangoDriver
+from aiotasks.store.pools import LoopResources, close_pools, resources
+from aiotasks.store.statement import Statement
+from aiotasks.store.store import Store
+from aiotasks.sync import run_now
+
+
+class DjangoInThread:
+    """DjangoDriver, driven as sync code drives it, for tests that are coroutines."""
+
+    def __init__(self, alias: str = "default") -> None:
+        self._driver = DjangoDriver(alias)
+
+    async def fetch(
+        self, statement: Statement, *args: Any, timeout: float | None = None
+    ) -> Sequence[Sequence[Any]]:
+        def run() -> Sequence[Sequence[Any]]:
+            return run_now(self._driver.fetch(statement, *args, timeout=timeout))
+
+        return await sync_to_async(run)()
+
+
+@pytest.fixture
+async def held(database: str) -> AsyncIterator[LoopResources]:
+    """The running loop's pool and what stands on it, with the default options."""
+    yield resources(Options())
+    await close_pools()
+
+
+@pytest.fixture(params=["asyncpg", "django"])
+def store(request: pytest.FixtureRequest, database: str) -> Store:
+    """The Store, over asyncpg's pool and over Django's connection."""
+    if request.param == "django":
+        return Store(DjangoInThread())
+    held: LoopResources = request.getfixturevalue("held")
+    return held.store

@@ -1,0 +1,87 @@
+"""Rows for the tests of the Store."""
+
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from uuid_utils.compat import uuid7
+
+from aiotasks.job import Job, NewJob
+from aiotasks.store.store import Store
+
+EVER = datetime(1970, 1, 1, tzinfo=UTC)
+NO_LANE: tuple[list[str], list[datetime], int] = ([], [], 0)
+
+
+def new_job(**values: Any) -> NewJob:
+    defaults: dict[str, Any] = {
+        "id": uuid7(),
+        "backend": "default",
+        "queue_name": "default",
+        "task_path": "tests.store.tasks.nothing",
+        "lane": "loop",
+        "priority": 0,
+        "args": "[]",
+        "kwargs": "{}",
+        "enqueued_at": datetime.now(UTC),
+        "run_after": None,
+        "max_crashes": None,
+    }
+    return NewJob(**(defaults | values))
+
+
+async def insert(store: Store, number: int = 1, **values: Any) -> list[UUID]:
+    """Store this many equal tasks; their ids, which are in the order of their claiming."""
+    jobs = [new_job(**values) for _ in range(number)]
+    await store.insert_jobs(jobs)
+    return [job.id for job in jobs]
+
+
+async def worker(store: Store, lease: float = 60.0, backend: str = "default") -> UUID:
+    id = uuid.uuid4()
+    await store.register_worker(id, backend, "host", 1, [], 10, 10, "0", lease)
+    return id
+
+
+def lane(queues: Sequence[str] = ("default",), slots: int = 10, since: datetime = EVER) -> Any:
+    return list(queues), [since] * len(queues), slots
+
+
+async def claim(
+    store: Store, worker_id: UUID, claim_id: UUID | None = None, *, backend: str = "default", **lanes: Any
+) -> list[Job]:
+    """Claim by default ten of each lane from the queue `default`."""
+    lanes = lanes or {"loop": lane(), "thread": lane()}
+    return await store.claim_jobs(
+        worker_id,
+        claim_id or uuid.uuid4(),
+        backend,
+        loop=lanes.get("loop", NO_LANE),
+        thread=lanes.get("thread", NO_LANE),
+    )
+
+
+async def claimed(store: Store, number: int = 1, **values: Any) -> tuple[UUID, list[Job]]:
+    """Store tasks and claim them: the worker's id, and the jobs."""
+    ids = await insert(store, number, **values)
+    worker_id = await worker(store)
+    jobs = await claim(store, worker_id, loop=lane(slots=number))
+    assert [job.id for job in jobs] == ids
+    return worker_id, jobs
+
+
+async def expire(conn: asyncpg.Connection, worker_id: UUID) -> None:
+    """Let a worker's lease end now."""
+    await conn.execute(
+        "UPDATE aiotasks_worker SET lease_expires_at = clock_timestamp() - interval '1 s' WHERE id = $1",
+        worker_id,
+    )
+
+
+async def row(conn: asyncpg.Connection, id: UUID) -> asyncpg.Record:
+    found = await conn.fetchrow("SELECT * FROM aiotasks_task WHERE id = $1", id)
+    assert found is not None
+    return found

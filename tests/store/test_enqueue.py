@@ -1,0 +1,255 @@
+"""insert_jobs, select_jobs, promote_due_jobs, next_due, list_queues, has_unfinished_jobs, notify."""
+
+import asyncio
+import json
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+from django.db import utils
+
+from aiotasks.store.store import Store
+from aiotasks.store.wakeups import CHANNEL
+
+from .rows import claim, claimed, expire, insert, lane, new_job, row, worker
+
+HOUR = timedelta(hours=1)
+
+
+def soon() -> datetime:
+    return datetime.now(UTC) + HOUR
+
+
+async def test_what_is_inserted_is_read_back(store: Store) -> None:
+    job = new_job(priority=-7, lane="thread", queue_name='q "x"; --', run_after=soon(), max_crashes=0)
+    await store.insert_jobs([job])
+    (found,) = await store.select_jobs([job.id], "default")
+    for name in type(job).__slots__:
+        assert getattr(found, name) == getattr(job, name), name
+    assert (found.status, found.claim_id, found.ready_at) == ("SCHEDULED", None, None)
+    assert (found.return_value, found.errors, found.worker_ids) == (None, [], [])
+    assert (found.started_at, found.last_attempted_at, found.finished_at) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\0", "\ud800", "é 😀 %s %(p1)s $1 ' \\", -0.0, 10**4000, {"b": 1, "a": [1.5, None, True]}, "x" * 100_000],
+    ids=lambda value: repr(value)[:20],
+)
+async def test_json_comes_back_as_it_went_in(store: Store, value: object) -> None:
+    """FAULTS 40: jsonb would lose or refuse most of these."""
+    text = json.dumps([value], separators=(",", ":"))
+    job = new_job(args=text, kwargs=json.dumps({"k": value}))
+    await store.insert_jobs([job])
+    (found,) = await store.select_jobs([job.id], "default")
+    assert found.args == text
+    assert repr(json.loads(found.kwargs)["k"]) == repr(value)
+
+
+async def test_inserting_again_changes_nothing(store: Store, conn: asyncpg.Connection) -> None:
+    """The reply was lost, so the statement is repeated, perhaps after the task has run."""
+    job = new_job()
+    await store.insert_jobs([job])
+    before = await row(conn, job.id)
+    await store.insert_jobs([job, other := new_job()])
+    assert await row(conn, job.id) == before
+    assert (await row(conn, other.id))["status"] == "READY"
+
+
+async def test_one_refused_row_stores_none(store: Store) -> None:
+    good, bad = new_job(), new_job(args="{")
+    with pytest.raises(utils.DataError):
+        await store.insert_jobs([good, bad])
+    assert await store.select_jobs([good.id, bad.id], "default") == []
+
+
+async def test_ready_or_scheduled_by_the_databases_clock(store: Store, conn: asyncpg.Connection) -> None:
+    past, future = await insert(store, run_after=datetime.now(UTC) - HOUR), await insert(store, run_after=soon())
+    due, later = await row(conn, past[0]), await row(conn, future[0])
+    assert due["status"] == "READY"
+    assert due["ready_at"] is not None
+    assert (later["status"], later["ready_at"]) == ("SCHEDULED", None)
+
+
+async def test_ready_at_is_when_the_statement_runs_not_when_its_transaction_began(
+    conn: asyncpg.Connection, database: str
+) -> None:
+    """A transaction that stayed open must not jump the queue."""
+    from aiotasks.store.drivers import ConnectionDriver
+
+    held = Store(ConnectionDriver(conn))
+    async with conn.transaction():
+        began = await conn.fetchval("SELECT now()")
+        (id,) = await insert(held)
+    assert (await row(conn, id))["ready_at"] > began
+
+
+async def test_rows_belong_to_their_backend(store: Store) -> None:
+    (id,) = await insert(store, backend="other")
+    worker_id = await worker(store)
+    assert await store.select_jobs([id], "default") == []
+    assert [job.id for job in await store.select_jobs([id], "other")] == [id]
+    assert await claim(store, worker_id) == []
+    assert await store.list_queues("default") == []
+    assert await store.has_unfinished_jobs("default", None, ["loop"]) is False
+    await insert(store, backend="other", run_after=soon())
+    assert await store.next_due("default") is None
+
+
+async def test_selecting_unknown_ids_finds_nothing(store: Store) -> None:
+    assert await store.select_jobs([uuid.uuid4()], "default") == []
+    assert await store.select_jobs([], "default") == []
+
+
+async def test_next_due_is_the_earliest(store: Store, conn: asyncpg.Connection) -> None:
+    assert await store.next_due("default") is None
+    await insert(store, run_after=soon() + HOUR)
+    first = soon()
+    await insert(store, run_after=first)
+    await insert(store)  # READY rows are nobody's timer
+    due = await store.next_due("default")
+    assert due is not None
+    assert due[0] == first
+    now = await conn.fetchval("SELECT clock_timestamp()")
+    assert isinstance(due[1], float)
+    assert due[1] >= (first - now).total_seconds()
+    assert due[1] <= HOUR.total_seconds() + 60
+
+
+async def test_next_due_tells_what_is_overdue_by_a_negative_number(
+    store: Store, conn: asyncpg.Connection
+) -> None:
+    (id,) = await insert(store, run_after=soon())
+    await conn.execute("UPDATE aiotasks_task SET run_after = now() - interval '5 s' WHERE id = $1", id)
+    due = await store.next_due("default")
+    assert due is not None
+    assert due[1] <= -5
+
+
+async def test_promote_makes_due_tasks_ready_and_leaves_the_others(
+    store: Store, conn: asyncpg.Connection
+) -> None:
+    ids = await insert(store, 3, run_after=soon())
+    other = await insert(store, run_after=soon(), queue_name="emails")
+    (later,) = await insert(store, run_after=soon())
+    await conn.execute(
+        "UPDATE aiotasks_task SET run_after = now() - interval '1 s' WHERE id = ANY($1)", ids + other
+    )
+    before = await conn.fetchval("SELECT clock_timestamp()")
+    assert sorted(await store.promote_due_jobs("default", 100)) == ["default"] * 3 + ["emails"]
+    for id in ids + other:
+        promoted = await row(conn, id)
+        assert promoted["status"] == "READY"
+        assert promoted["ready_at"] >= before
+        assert promoted["run_after"] is not None  # callers go on seeing what they asked for
+    assert (await row(conn, later))["status"] == "SCHEDULED"
+    assert await store.promote_due_jobs("default", 100) == []
+
+
+async def test_promote_takes_the_longest_due_first_within_its_limit(
+    store: Store, conn: asyncpg.Connection
+) -> None:
+    ids = await insert(store, 3, run_after=soon())
+    for seconds, id in zip([1, 3, 2], ids, strict=True):
+        await conn.execute(
+            "UPDATE aiotasks_task SET run_after = now() - make_interval(secs => $2) WHERE id = $1", id, seconds
+        )
+    assert len(await store.promote_due_jobs("default", 2)) == 2
+    assert [(await row(conn, id))["status"] for id in ids] == ["SCHEDULED", "READY", "READY"]
+
+
+async def test_promote_passes_over_rows_that_another_promotes(store: Store, conn: asyncpg.Connection) -> None:
+    first, second = await insert(store, 2, run_after=soon())
+    await conn.execute("UPDATE aiotasks_task SET run_after = now() - interval '1 s'")
+    async with conn.transaction():
+        await conn.execute("SELECT FROM aiotasks_task WHERE id = $1 FOR UPDATE", first)
+        assert len(await store.promote_due_jobs("default", 10)) == 1
+    assert (await row(conn, second))["status"] == "READY"
+
+
+async def test_list_queues_names_those_with_ready_tasks(store: Store) -> None:
+    assert await store.list_queues("default") == []
+    for name in ("b", "a", "c", "Ä", "a b"):
+        await insert(store, 2, queue_name=name)
+        await insert(store, queue_name=name, lane="thread", priority=5)
+    await insert(store, queue_name="later", run_after=soon())
+    await claimed(store)  # its queue is RUNNING only
+    assert sorted(await store.list_queues("default")) == sorted(["a", "b", "c", "Ä", "a b"])
+
+
+async def test_has_unfinished_jobs(store: Store, conn: asyncpg.Connection) -> None:
+    async def unfinished(queues: list[str] | None = None, lanes: tuple[str, ...] = ("loop", "thread")) -> bool:
+        return await store.has_unfinished_jobs("default", queues, lanes)
+
+    assert await unfinished() is False
+    (scheduled,) = await insert(store, run_after=soon())
+    assert await unfinished() is False
+    await conn.execute("UPDATE aiotasks_task SET run_after = now() - interval '1 s'")
+    assert await unfinished() is True  # due
+    await conn.execute("DELETE FROM aiotasks_task")
+    _, (job,) = await claimed(store)
+    assert await unfinished() is True  # RUNNING
+    assert await unfinished(["default"], ("loop",)) is True
+    assert await unfinished(["other"]) is False
+    assert await unfinished([]) is False
+    assert await unfinished(["default"], ("thread",)) is False
+    assert job.claim_id is not None
+    await store.finish_jobs([(job.id, job.claim_id, "SUCCESSFUL", "1", None)])
+    assert await unfinished() is False
+    await insert(store, lane="thread")
+    assert await unfinished(["default"], ("thread",)) is True  # READY
+    assert await unfinished(["default"], ("loop",)) is False
+
+
+async def test_notify_tells_listeners_each_payload(store: Store, conn: asyncpg.Connection) -> None:
+    heard: asyncio.Queue[object] = asyncio.Queue()
+    await conn.add_listener(CHANNEL, lambda *args: heard.put_nowait(args[-1]))
+    await store.notify(CHANNEL, ["a", "it's", "ü"])
+    assert [await heard.get() for _ in range(3)] == ["a", "it's", "ü"]
+
+
+async def test_a_worker_is_entered_with_what_it_says_of_itself(store: Store, conn: asyncpg.Connection) -> None:
+    id = uuid.uuid4()
+    await store.register_worker(id, "default", "host", 42, ["a", "b"], 7, 3, "0.1", 30.0)
+    await store.register_worker(id, "default", "twice", 1, [], 1, 1, "0", 1.0)  # the reply was lost
+    (found,) = await conn.fetch("SELECT *, lease_expires_at - started_at AS lease FROM aiotasks_worker")
+    assert (found["id"], found["backend"], found["host"], found["pid"]) == (id, "default", "host", 42)
+    assert (found["queues"], found["concurrency"], found["threads"]) == (["a", "b"], 7, 3)
+    assert found["lease"] == timedelta(seconds=30)
+
+
+async def test_a_lease_is_renewed_while_its_row_stands(store: Store, conn: asyncpg.Connection) -> None:
+    """FAULTS 53: also one that has expired, as nobody has missed the worker yet."""
+    worker_id = await worker(store)
+    await expire(conn, worker_id)
+    await insert(store)
+    assert await claim(store, worker_id) == []
+    assert await store.renew_lease(worker_id, 60.0) is True
+    assert len(await claim(store, worker_id)) == 1
+
+
+async def test_a_lease_whose_row_has_gone_stays_lost(store: Store, conn: asyncpg.Connection) -> None:
+    worker_id = await worker(store)
+    await store.remove_worker(worker_id)
+    assert await store.renew_lease(worker_id, 60.0) is False
+    assert await conn.fetchval("SELECT count(*) FROM aiotasks_worker") == 0
+
+
+async def test_renewing_is_a_hot_update(store: Store, conn: asyncpg.Connection) -> None:
+    """One row per worker is written every few seconds for ever: it mustn't touch the index."""
+    worker_id = await worker(store)
+    async with asyncio.timeout(20):
+        for _ in range(5):
+            await store.renew_lease(worker_id, 60.0)
+        while True:  # the counters arrive with a delay of their own
+            await conn.execute("SELECT pg_stat_clear_snapshot()")
+            updated, hot = await conn.fetchrow(
+                "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = 'x' UNION ALL "
+                "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'aiotasks_worker'"
+            )
+            if updated >= 5:
+                break
+    assert hot == updated
+
+
