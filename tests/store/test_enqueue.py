@@ -9,10 +9,11 @@ import asyncpg
 import pytest
 from django.db import utils
 
+from aiotasks.store.drivers import ConnectionDriver
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import CHANNEL
 
-from .rows import claim, claimed, expire, insert, lane, new_job, row, worker
+from .rows import claim, claimed, insert, new_job, row, worker
 
 HOUR = timedelta(hours=1)
 
@@ -34,7 +35,15 @@ async def test_what_is_inserted_is_read_back(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["\0", "\ud800", "é 😀 %s %(p1)s $1 ' \\", -0.0, 10**4000, {"b": 1, "a": [1.5, None, True]}, "x" * 100_000],
+    [
+        "\0",
+        "\ud800",
+        "é 😀 %s %(p1)s $1 ' \\",
+        -0.0,
+        10**4000,
+        {"b": 1, "a": [1.5, None, True]},
+        "x" * 100_000,
+    ],
     ids=lambda value: repr(value)[:20],
 )
 async def test_json_comes_back_as_it_went_in(store: Store, value: object) -> None:
@@ -65,7 +74,10 @@ async def test_one_refused_row_stores_none(store: Store) -> None:
 
 
 async def test_ready_or_scheduled_by_the_databases_clock(store: Store, conn: asyncpg.Connection) -> None:
-    past, future = await insert(store, run_after=datetime.now(UTC) - HOUR), await insert(store, run_after=soon())
+    past, future = (
+        await insert(store, run_after=datetime.now(UTC) - HOUR),
+        await insert(store, run_after=soon()),
+    )
     due, later = await row(conn, past[0]), await row(conn, future[0])
     assert due["status"] == "READY"
     assert due["ready_at"] is not None
@@ -76,8 +88,6 @@ async def test_ready_at_is_when_the_statement_runs_not_when_its_transaction_bega
     conn: asyncpg.Connection, database: str
 ) -> None:
     """A transaction that stayed open must not jump the queue."""
-    from aiotasks.store.drivers import ConnectionDriver
-
     held = Store(ConnectionDriver(conn))
     async with conn.transaction():
         began = await conn.fetchval("SELECT now()")
@@ -153,7 +163,9 @@ async def test_promote_takes_the_longest_due_first_within_its_limit(
     ids = await insert(store, 3, run_after=soon())
     for seconds, id in zip([1, 3, 2], ids, strict=True):
         await conn.execute(
-            "UPDATE aiotasks_task SET run_after = now() - make_interval(secs => $2) WHERE id = $1", id, seconds
+            "UPDATE aiotasks_task SET run_after = now() - make_interval(secs => $2) WHERE id = $1",
+            id,
+            seconds,
         )
     assert len(await store.promote_due_jobs("default", 2)) == 2
     assert [(await row(conn, id))["status"] for id in ids] == ["SCHEDULED", "READY", "READY"]
@@ -179,7 +191,9 @@ async def test_list_queues_names_those_with_ready_tasks(store: Store) -> None:
 
 
 async def test_has_unfinished_jobs(store: Store, conn: asyncpg.Connection) -> None:
-    async def unfinished(queues: list[str] | None = None, lanes: tuple[str, ...] = ("loop", "thread")) -> bool:
+    async def unfinished(
+        queues: list[str] | None = None, lanes: tuple[str, ...] = ("loop", "thread")
+    ) -> bool:
         return await store.has_unfinished_jobs("default", queues, lanes)
 
     assert await unfinished() is False
@@ -207,49 +221,3 @@ async def test_notify_tells_listeners_each_payload(store: Store, conn: asyncpg.C
     await conn.add_listener(CHANNEL, lambda *args: heard.put_nowait(args[-1]))
     await store.notify(CHANNEL, ["a", "it's", "ü"])
     assert [await heard.get() for _ in range(3)] == ["a", "it's", "ü"]
-
-
-async def test_a_worker_is_entered_with_what_it_says_of_itself(store: Store, conn: asyncpg.Connection) -> None:
-    id = uuid.uuid4()
-    await store.register_worker(id, "default", "host", 42, ["a", "b"], 7, 3, "0.1", 30.0)
-    await store.register_worker(id, "default", "twice", 1, [], 1, 1, "0", 1.0)  # the reply was lost
-    (found,) = await conn.fetch("SELECT *, lease_expires_at - started_at AS lease FROM aiotasks_worker")
-    assert (found["id"], found["backend"], found["host"], found["pid"]) == (id, "default", "host", 42)
-    assert (found["queues"], found["concurrency"], found["threads"]) == (["a", "b"], 7, 3)
-    assert found["lease"] == timedelta(seconds=30)
-
-
-async def test_a_lease_is_renewed_while_its_row_stands(store: Store, conn: asyncpg.Connection) -> None:
-    """FAULTS 53: also one that has expired, as nobody has missed the worker yet."""
-    worker_id = await worker(store)
-    await expire(conn, worker_id)
-    await insert(store)
-    assert await claim(store, worker_id) == []
-    assert await store.renew_lease(worker_id, 60.0) is True
-    assert len(await claim(store, worker_id)) == 1
-
-
-async def test_a_lease_whose_row_has_gone_stays_lost(store: Store, conn: asyncpg.Connection) -> None:
-    worker_id = await worker(store)
-    await store.remove_worker(worker_id)
-    assert await store.renew_lease(worker_id, 60.0) is False
-    assert await conn.fetchval("SELECT count(*) FROM aiotasks_worker") == 0
-
-
-async def test_renewing_is_a_hot_update(store: Store, conn: asyncpg.Connection) -> None:
-    """One row per worker is written every few seconds for ever: it mustn't touch the index."""
-    worker_id = await worker(store)
-    async with asyncio.timeout(20):
-        for _ in range(5):
-            await store.renew_lease(worker_id, 60.0)
-        while True:  # the counters arrive with a delay of their own
-            await conn.execute("SELECT pg_stat_clear_snapshot()")
-            updated, hot = await conn.fetchrow(
-                "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = 'x' UNION ALL "
-                "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'aiotasks_worker'"
-            )
-            if updated >= 5:
-                break
-    assert hot == updated
-
-

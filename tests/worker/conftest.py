@@ -1,0 +1,3 @@
+from .harness import configure, ledger, start, start_worker
+
+__all__ = ["configure", "ledger", "start", "start_worker"]

@@ -1,0 +1,428 @@
+"""Tasks for the tests, of every kind that a worker has to survive."""
+
+import asyncio
+import contextvars
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from typing import Any
+
+import psycopg
+from asgiref.sync import async_to_sync, sync_to_async
+from django.db import connection
+from django.tasks import TaskContext
+
+from aiotasks import task
+
+# --- The ledger: what a task says of itself, over a connection that has nothing to do with the worker's.
+
+_lock = threading.Lock()
+_connection: psycopg.Connection | None = None
+
+
+def record(event: str, task_id: str) -> None:
+    """Write an event with the claim that the task has at that moment; waits for a server that is away."""
+    global _connection
+    with _lock:
+        while True:
+            try:
+                if _connection is None:
+                    params = connection.settings_dict
+                    _connection = psycopg.connect(
+                        host=params["HOST"],
+                        port=params["PORT"],
+                        user=params["USER"],
+                        password=params["PASSWORD"] or None,
+                        dbname=params["NAME"],
+                        application_name="ledger",
+                        autocommit=True,
+                    )
+                _connection.execute(
+                    "INSERT INTO ledger (task_id, event, claim_id, pid) "
+                    "SELECT %s, %s, (SELECT claim_id FROM aiotasks_task WHERE id = %s), %s",
+                    [task_id, event, task_id, os.getpid()],
+                )
+                return
+            except psycopg.OperationalError:
+                _connection = None
+                time.sleep(0.05)
+
+
+def close_ledger() -> None:
+    global _connection
+    if _connection is not None:
+        _connection.close()
+        _connection = None
+
+
+async def arecord(event: str, context: TaskContext) -> None:
+    await asyncio.to_thread(record, event, context.task_result.id)
+
+
+# What tasks leave behind in this process, for tests whose worker runs in it.
+seen: list[Any] = []
+released = threading.Event()
+
+
+@task
+async def add(a: int, b: int) -> int:
+    return a + b
+
+
+@task
+def add_sync(a: int, b: int) -> int:
+    return a + b
+
+
+@task(takes_context=True)
+async def work(context: TaskContext, seconds: float = 0.0) -> int:
+    """Write start and end, with a sleep in between."""
+    await arecord("start", context)
+    await asyncio.sleep(seconds)
+    await arecord("end", context)
+    return os.getpid()
+
+
+@task(takes_context=True)
+def work_sync(context: TaskContext, seconds: float = 0.0) -> int:
+    record("start", context.task_result.id)
+    time.sleep(seconds)
+    record("end", context.task_result.id)
+    return os.getpid()
+
+
+@task(takes_context=True, max_crashes=0)
+async def work_once(context: TaskContext, seconds: float = 0.0) -> int:
+    await arecord("start", context)
+    await asyncio.sleep(seconds)
+    return os.getpid()
+
+
+@task(takes_context=True)
+async def block(context: TaskContext, seconds: float) -> str:
+    """Block the event loop."""
+    record("start", context.task_result.id)
+    time.sleep(seconds)
+    record("end", context.task_result.id)
+    return "done"
+
+
+@task(takes_context=True)
+async def hold_gil(context: TaskContext, seconds: float) -> str:
+    """Stop every thread of the process but this one: with so long an interval nobody is asked to give way."""
+    record("start", context.task_result.id)
+    sys.setswitchinterval(1000)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    sys.setswitchinterval(0.005)
+    return "done"
+
+
+@task(takes_context=True)
+async def kill_worker(context: TaskContext) -> None:
+    record("start", context.task_result.id)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task(takes_context=True)
+async def kill_worker_once(context: TaskContext) -> str:
+    record("start", context.task_result.id)
+    if len(context.task_result.worker_ids) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+@task(takes_context=True, max_crashes=0)
+async def kill_worker_fatally(context: TaskContext) -> None:
+    record("start", context.task_result.id)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# --- What tasks may raise
+
+
+class Custom(Exception):
+    pass
+
+
+EXCEPTIONS: dict[str, BaseException] = {
+    "ValueError": ValueError("no"),
+    "Custom": Custom("no"),
+    "SystemExit": SystemExit(3),
+    "KeyboardInterrupt": KeyboardInterrupt(),
+    "GeneratorExit": GeneratorExit(),
+    "CancelledError": asyncio.CancelledError("mine"),
+    "StopIteration": StopIteration(1),
+    "StopAsyncIteration": StopAsyncIteration(1),
+    "BaseException": BaseException("base"),
+    "TimeoutError": TimeoutError("late"),
+    "MemoryError": MemoryError(),
+    "RecursionError": RecursionError(),
+    "ExceptionGroup": ExceptionGroup("several", [ValueError("one"), TypeError("two")]),
+    "BaseExceptionGroup": BaseExceptionGroup("several", [SystemExit(1), KeyboardInterrupt()]),
+}
+
+
+def _raise(name: str) -> None:
+    if name == "sys.exit":
+        sys.exit("bye")
+    raise EXCEPTIONS[name]
+
+
+@task
+async def fail(name: str) -> None:
+    await asyncio.sleep(0)
+    _raise(name)
+
+
+@task
+async def fail_at_once(name: str) -> None:
+    _raise(name)
+
+
+@task
+def fail_sync(name: str) -> None:
+    _raise(name)
+
+
+async def _child(name: str) -> None:
+    await asyncio.sleep(0)
+    _raise(name)
+
+
+@task
+async def fail_in_gather(name: str) -> None:
+    await asyncio.gather(_child(name), asyncio.sleep(0.01))
+
+
+@task
+async def fail_in_group(name: str) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_child(name))
+
+
+_background: set[asyncio.Task[None]] = set()
+
+
+@task
+async def fail_in_background(name: str) -> str:
+    """A child that nobody awaits exits after its parent has returned."""
+    child = asyncio.get_running_loop().create_task(_child(name))
+    _background.add(child)
+    child.add_done_callback(lambda child: (_background.discard(child), child.cancelled() or child.exception()))
+    return "done"
+
+
+@task
+async def cancel_itself() -> None:
+    current = asyncio.current_task()
+    assert current is not None
+    current.cancel()
+    await asyncio.sleep(0)
+
+
+@task
+async def cancel_itself_last() -> str:
+    current = asyncio.current_task()
+    assert current is not None
+    current.cancel()
+    return "returned all the same"
+
+
+@task(takes_context=True)
+async def swallow_cancellation(context: TaskContext) -> None:
+    await arecord("start", context)
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            seen.append("swallowed")
+
+
+@task(takes_context=True)
+async def clean_up_when_cancelled(context: TaskContext) -> None:
+    await arecord("start", context)
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        await asyncio.sleep(0.05)
+        record("cleaned", context.task_result.id)
+
+
+@task
+async def unserialisable() -> object:
+    return object()
+
+
+@task
+async def refused_by_the_database() -> str:
+    return "refused by the database"
+
+
+# --- Where tasks run, and what they see of each other
+
+
+@task
+async def where() -> list[Any]:
+    return [threading.current_thread().name, asyncio.current_task().get_name()]
+
+
+@task
+def where_sync() -> list[Any]:
+    return [threading.current_thread().name, None]
+
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+
+@task
+async def set_variable(value: str) -> str:
+    before = variable.get()
+    variable.set(value)
+    await asyncio.sleep(0)
+    return before
+
+
+@task
+def set_variable_sync(value: str) -> str:
+    before = variable.get()
+    variable.set(value)
+    return before
+
+
+@task
+def call_async() -> list[Any]:
+    """async_to_sync inside a sync task: on the worker's loop, while this thread waits."""
+
+    async def inner() -> int:
+        await asyncio.sleep(0)
+        seen.append(asyncio.get_running_loop())
+        return threading.get_ident()
+
+    return [async_to_sync(inner)(), threading.get_ident()]
+
+
+@task
+def enqueue_from_sync() -> str:
+    return add.enqueue(1, 2).id
+
+
+@task
+async def enqueue_from_async() -> str:
+    return (await add.aenqueue(1, 2)).id
+
+
+@task
+async def wait_for_release(name: str = "") -> str:
+    """Runs until the test says so, or until nobody holds it any more."""
+    seen.append(name)
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting[name] = future
+    await future
+    return name
+
+
+# Weakly, so that the only strong reference to a waiting task is the worker's.
+waiting: "weakref.WeakValueDictionary[str, asyncio.Future[None]]" = weakref.WeakValueDictionary()
+
+_busy = 0
+_busy_lock = threading.Lock()
+
+
+@task
+async def count_parallel(seconds: float) -> int:
+    """How many of these ran at a time when this one began."""
+    global _busy
+    _busy += 1
+    try:
+        seen.append(_busy)
+        await asyncio.sleep(seconds)
+    finally:
+        _busy -= 1
+    return 0
+
+
+@task
+def count_parallel_sync(seconds: float) -> int:
+    global _busy
+    with _busy_lock:
+        _busy += 1
+        seen.append(_busy)
+    time.sleep(seconds)
+    with _busy_lock:
+        _busy -= 1
+    return 0
+
+
+@task
+def wait_in_thread(name: str = "") -> str:
+    """A sync task that the test lets go of."""
+    seen.append(name)
+    released.wait(60)
+    return name
+
+
+@task
+async def note(name: str) -> str:
+    seen.append(name)
+    return name
+
+
+# --- The ORM
+
+
+def _backend_pid() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return int(cursor.fetchone()[0])
+
+
+def _pg_sleep(seconds: float) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(%s)", [seconds])
+    return _backend_pid()
+
+
+@task
+async def query(seconds: float, times: int = 1) -> list[int]:
+    """Ask the database through Django, as the async ORM does; returns the server processes that answered."""
+    from aiotasks.models import Worker
+
+    assert await Worker.objects.acount() >= 0
+    return [await sync_to_async(_pg_sleep)(seconds) for _ in range(times)]
+
+
+@task
+def query_sync() -> int:
+    return _backend_pid()
+
+
+@task
+async def stick(name: str) -> str:
+    """Hold up the thread of one's ORM calls."""
+    seen.append(name)
+    await sync_to_async(lambda: released.wait(60))()
+    return threading.current_thread().name
+
+
+@task
+async def enqueue_after_transaction() -> str:
+    """A child born inside a transaction block enqueues when the block has ended."""
+    import aiotasks
+
+    async with aiotasks.transaction():
+        child = asyncio.get_running_loop().create_task(_enqueue_later())
+    try:
+        await child
+    except aiotasks.TransactionClosed:
+        return "refused"
+    return "accepted"
+
+
+async def _enqueue_later() -> None:
+    await asyncio.sleep(0.05)
+    await add.aenqueue(1, 2)
