@@ -66,7 +66,6 @@ class PostgresBackend(BaseTaskBackend):
         return Options.from_params(self.alias, self._params)
 
     def validate_task(self, task: AnyTask) -> None:
-        super().validate_task(task)
         name = task.queue_name
         if not isinstance(name, str) or not 0 < len(name) <= MAX_QUEUE_NAME or not name.isprintable():
             raise InvalidTask(
@@ -74,6 +73,7 @@ class PostgresBackend(BaseTaskBackend):
             )
         if task.run_after is not None and not isinstance(task.run_after, datetime):
             raise InvalidTask(f"run_after must be a datetime, not {task.run_after!r}.")
+        super().validate_task(task)  # takes both for granted
 
     async def aenqueue(  # type: ignore[override]  # the base's parameters are generic in the stubs
         self, task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -1,13 +1,18 @@
 """Sending Django's task signals without paying for a thread where only loggers listen."""
 
+import asyncio
 import logging
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Protocol
 
+from asgiref.sync import ThreadSensitiveContext
 from django.dispatch import Signal
 from django.tasks import signals as django_signals
 
 from .job import AnyResult
 
-__all__ = ["asend", "asend_robust", "nobody_hears", "only_logs"]
+__all__ = ["OrmExecutor", "asend", "asend_finished", "asend_robust", "nobody_hears", "only_logs"]
 
 # What Django's receivers log each signal at; a failure's goes by task_finished at ERROR.
 _LEVELS = {
@@ -22,6 +27,14 @@ _LOGGERS = frozenset(
         django_signals.log_task_finished,
     }
 )
+
+
+class OrmExecutor(Protocol):
+    """An executor that is given back."""
+
+    def submit(self, call: Any, /, *args: Any, **kwargs: Any) -> Future[Any]: ...
+
+    def release(self) -> None: ...
 
 
 def only_logs(signal: Signal, sender: type) -> bool:
@@ -54,3 +67,45 @@ async def asend_robust(signal: Signal, sender: type, result: AnyResult) -> None:
         signal.send_robust(sender, task_result=result)
     else:
         await signal.asend_robust(sender, task_result=result)
+
+
+async def asend_finished(
+    sender: type, result: AnyResult, exception: BaseException | None, executor: OrmExecutor | None
+) -> None:
+    """Send ``task_finished``, on failure with ``exception`` as ``sys.exc_info()``, as Django promises.
+
+    ``executor`` is where sync receivers make their ORM calls (None: asgiref's one thread).
+    """
+    if only_logs(django_signals.task_finished, sender):
+        # Django's default LOGGING mails an ERROR to ADMINS: never on the loop.
+        await asyncio.to_thread(_send_finished, sender, result, exception)
+    elif executor is None:
+        await _asend_finished(sender, result, exception)
+    else:
+        try:
+            async with ThreadSensitiveContext(executor=executor):  # type: ignore[arg-type]  # submit() is all it uses
+                await _asend_finished(sender, result, exception)
+        finally:
+            executor.release()
+
+
+def _send_finished(sender: type, result: AnyResult, exception: BaseException | None) -> None:
+    send = partial(django_signals.task_finished.send_robust, sender, task_result=result)
+    if exception is None:
+        send()
+        return
+    try:
+        raise exception
+    except BaseException:
+        send()
+
+
+async def _asend_finished(sender: type, result: AnyResult, exception: BaseException | None) -> None:
+    send = partial(django_signals.task_finished.asend_robust, sender, task_result=result)
+    if exception is None:
+        await send()
+        return
+    try:
+        raise exception
+    except BaseException:
+        await send()

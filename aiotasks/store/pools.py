@@ -24,7 +24,7 @@ from .repeat import repeat
 from .store import Store
 from .wakeups import Notifier, wakeups_of
 
-__all__ = ["LoopResources", "resources"]
+__all__ = ["LoopResources", "close_pools", "resources"]
 
 # A connection that is still lent out makes asyncpg's Pool.close() wait for ever (asyncpg#290).
 CLOSE_TIMEOUT = 2.0

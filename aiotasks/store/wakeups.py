@@ -11,8 +11,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from django.db import utils
-
 from ..job import NewJob
 from .batcher import Batcher
 from .store import Store
@@ -72,18 +70,26 @@ class Notifier:
         self._store = store
         # 1,000 payloads bound one statement; more queues than that go in the next.
         self._batcher: Batcher[Wakeup, None] = Batcher(self._send, limit=1000)
+        self._unsent: set[asyncio.Future[None]] = set()
 
     def notify(self, wakeups: Iterable[Wakeup]) -> None:
         for wakeup in wakeups:
-            self._batcher.submit(wakeup).add_done_callback(_log_failure)
+            future = self._batcher.submit(wakeup)
+            self._unsent.add(future)
+            future.add_done_callback(self._sent)
+
+    async def all_sent(self) -> None:
+        """Wait for what is under way; for a process that is about to end."""
+        while self._unsent:
+            await asyncio.wait(self._unsent)
+
+    def _sent(self, future: "asyncio.Future[None]") -> None:
+        self._unsent.discard(future)
+        if not future.cancelled() and (error := future.exception()) is not None:
+            logger.info(
+                "a NOTIFY was not sent, workers find the tasks at their next poll error=%r", str(error)
+            )
 
     async def _send(self, wakeups: list[Wakeup]) -> Sequence[None]:
         await self._store.notify(CHANNEL, list({wakeup.payload() for wakeup in wakeups}))
         return [None] * len(wakeups)
-
-
-def _log_failure(future: "asyncio.Future[None]") -> None:
-    if not future.cancelled() and isinstance(error := future.exception(), utils.Error):
-        logger.info(
-            "a NOTIFY was not sent, workers will find the tasks at their next poll error=%r", str(error)
-        )

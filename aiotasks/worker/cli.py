@@ -11,6 +11,7 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
+from ..store.pools import close_pools
 from .exits import task_factory
 from .worker import Worker
 
@@ -141,6 +142,8 @@ async def _serve(worker: Worker, *, until_empty: bool) -> None:
             await _first(*ends)
 
     await _first(work(), stopping.wait())
+    if worker.stuck:
+        await close_pools()  # run() leaves without the loop's own clearing up
 
 
 async def _first(*awaitables: Coroutine[Any, Any, object]) -> None:

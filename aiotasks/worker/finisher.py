@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any, assert_never
 from uuid import UUID
 
-from asgiref.sync import ThreadSensitiveContext
 from django.db import utils
 from django.tasks import TaskResultStatus
 from django.tasks.base import TaskError
@@ -53,7 +52,7 @@ class Finisher:
         backend: str,
         sender: type,
         error_limit: int,
-        executor: Callable[[], Any] | None,
+        executor: Callable[[], signals.OrmExecutor] | None,
         wake: Callable[[Sequence[Wakeup]], None],
         written: Callable[[], None],
     ) -> None:
@@ -220,7 +219,14 @@ class Finisher:
             task_finished.send_robust(self._sender, task_result=result)
             return
         announcing = asyncio.get_running_loop().create_task(
-            self._send(execution, result), context=Context(), name="aiotasks task_finished"
+            signals.asend_finished(
+                self._sender,
+                result,
+                execution.outcome.exception if isinstance(execution.outcome, Failed) else None,
+                self._executor() if self._executor is not None else None,
+            ),
+            context=Context(),
+            name="aiotasks task_finished",
         )
         self._announcing.add(announcing)
         announcing.add_done_callback(self._announced)
@@ -230,39 +236,6 @@ class Finisher:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a receiver of task_finished failed", exc_info=error)
         self._settle()
-
-    async def _send(self, execution: Execution, result: AnyResult) -> None:
-        """Send it with the task's exception as ``sys.exc_info()``, as Django promises."""
-        outcome = execution.outcome
-        if isinstance(outcome, Failed) and signals.only_logs(task_finished, self._sender):
-            # Django's default LOGGING mails an ERROR to ADMINS: never on the loop.
-            await asyncio.to_thread(self._send_failure, outcome.exception, result)
-            return
-        executor = self._executor() if self._executor is not None else None
-        try:
-            if executor is None:
-                await self._asend(outcome, result)
-            else:
-                async with ThreadSensitiveContext(executor=executor):
-                    await self._asend(outcome, result)
-        finally:
-            if executor is not None:
-                executor.release()
-
-    async def _asend(self, outcome: Any, result: AnyResult) -> None:
-        if not isinstance(outcome, Failed):
-            await task_finished.asend_robust(self._sender, task_result=result)
-            return
-        try:
-            raise outcome.exception
-        except BaseException:
-            await task_finished.asend_robust(self._sender, task_result=result)
-
-    def _send_failure(self, exception: BaseException, result: AnyResult) -> None:
-        try:
-            raise exception
-        except BaseException:
-            task_finished.send_robust(self._sender, task_result=result)
 
 
 def _complete(result: AnyResult, execution: Execution, finished_at: datetime) -> None:

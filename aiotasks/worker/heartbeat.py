@@ -79,7 +79,8 @@ class Lease:
 class Heartbeat:
     """Registers the worker and renews its lease until stopped.
 
-    - ``changed`` is called on the worker's loop after every registration.
+    - ``changed`` is called on the worker's loop after every registration, and when renewals go
+      through again after some that didn't.
     - A lease whose row has gone is lost: the worker registers anew, under a new id.
     - The worker's loop may give the lease up (``renounce``): it enforces the deadline too, as a
       dead line can hang this thread.
@@ -181,6 +182,7 @@ class Heartbeat:
                     lease.deadline = started + lease.timeout
                     if lease.steady_since is None:
                         lease.steady_since = boottime()
+                        self._on_worker_loop(self._changed)
                 return
             logger.warning("the lease was lost, registering again worker_id=%s", worker_id)
             lease.worker_id = None

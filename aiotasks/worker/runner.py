@@ -38,7 +38,7 @@ class Threads(Protocol):
 class OrmExecutors(Protocol):
     """Where the ORM calls of a coroutine task run."""
 
-    def executor(self) -> Any: ...
+    def executor(self) -> signals.OrmExecutor: ...
 
 
 class Runner:
@@ -139,7 +139,7 @@ class Runner:
             return await task.func(*args, **kwargs)
         executor = self._orm.executor()
         try:
-            async with ThreadSensitiveContext(executor=executor):
+            async with ThreadSensitiveContext(executor=executor):  # type: ignore[arg-type]  # submit() is all it uses
                 return await task.func(*args, **kwargs)
         finally:
             executor.release()

@@ -3,18 +3,16 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import nullcontext, suppress
 from contextvars import Context
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
 import anyio
-from asgiref.sync import ThreadSensitiveContext
 from django.core.exceptions import ImproperlyConfigured
 from django.db import utils
-from django.tasks.signals import task_finished
 
 from .. import __version__, signals
 from ..exceptions import UnknownTask, WorkerLost
@@ -34,18 +32,13 @@ from .periodic import periodically
 from .rescuer import Rescuer
 from .runner import Runner
 from .scheduler import Scheduler
+from .shutdown import Shutdown
 from .startup import backend_of, queues_of, reach_database, slots
 from .threads import OrmThreads, SyncThreads
 
 __all__ = ["Worker"]
 
 logger = logging.getLogger("aiotasks.worker")
-
-# After the grace: a coroutine gets this long to act on its cancellation, and the outcomes this
-# long to be written. Together they keep an exit within grace + 2 s, and the default grace of
-# 25 s below the 30 s after which Kubernetes kills.
-CANCEL_TIMEOUT = 1.0
-FLUSH_TIMEOUT = 1.0
 
 # Done but unwritten outcomes, in slots: a database that is away stops the claims, not the memory.
 UNWRITTEN = 2
@@ -102,15 +95,18 @@ class Worker:
         self._database_timeout = database_timeout
         self._options = found.config
         self._sender = type(found)
+        self.stuck = False  # after the end: a thread goes on that only os._exit gets rid of
         self._main_task: asyncio.Task[None] | None = None
+        self._tried = asyncio.Event()  # the start has succeeded, or failed once
+        self._stopping = asyncio.Event()
+        self._hurried = asyncio.Event()
+        self._changed = asyncio.Event()  # an execution has ended
 
     # --- The block --------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._tried = asyncio.Event()
-        self._stopping = asyncio.Event()
-        self._hurried = asyncio.Event()
-        self._changed = asyncio.Event()
+        if self._main_task is not None:
+            raise RuntimeError("A Worker runs once; make another one.")
         self._main_task = asyncio.get_running_loop().create_task(
             self._main(), context=Context(), name="aiotasks worker"
         )
@@ -182,9 +178,8 @@ class Worker:
         with listening:
             async with anyio.create_task_group() as group:
                 try:
-                    for part in self._parts():
+                    for part in (*self._parts(), self._tell_when_started):
                         group.start_soon(part)
-                    await self._started()
                     await self._stopping.wait()
                 finally:
                     with anyio.CancelScope(shield=True):
@@ -275,7 +270,7 @@ class Worker:
 
         return [self._claimer.run, self._scheduler.run, sweep, self._watch_lease]
 
-    async def _started(self) -> None:
+    async def _tell_when_started(self) -> None:
         await self._registered_once.wait()
         if self._options.notify:
             # LISTEN first, so that "started" means "wakes up"; without it the polls must do.
@@ -310,76 +305,39 @@ class Worker:
         )
 
     async def _shut_down(self) -> None:
-        """Stop claiming, wait, cancel, write, give back, say good-bye: in this order."""
-        logger.info("stopping, running=%d grace=%g", len(self._runner.running), self.grace)
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self.grace
-        await self._claimer.stop()
-        await self._wait_for_running(max(0.0, end - loop.time()))
-        for execution in list(self._runner.running):
-            self._runner.cancel(execution, "shutdown")
-        self._hurried.clear()
-        await self._wait_for_running(CANCEL_TIMEOUT, threads=False)
-        stuck = list(self._runner.running)
-        for execution in stuck:
-            self._runner.abandon(execution)
-        written = await self._finisher.flush(FLUSH_TIMEOUT)
+        shutdown = Shutdown(
+            self._claimer,
+            self._runner,
+            self._finisher,
+            self._heartbeat,
+            give_back=self._give_back,
+            settle_late=self._settle_late,
+            claim_timeout=self._options.command_timeout,
+            changed=self._changed,
+            hurried=self._hurried,
+        )
+        self.stuck = await shutdown.run(grace=self.grace, keep_threads=not self.own_process)
         self._guard.stop()
         self._orm_threads.close()
         self._sync_threads.close()
-        in_threads = [execution for execution in stuck if execution.in_thread]
-        if in_threads and not self.own_process:
-            # A thread can't be stopped, and its task must not run twice while it goes on.
-            self._heartbeat.stop(lambda store: self._settle_threads(store, in_threads))
-            given_back = [execution for execution in stuck if not execution.in_thread]
-        else:
-            await self._end_heartbeat()
-            given_back = stuck
-        for execution in stuck:
-            logger.warning(
-                "a task outlasted the grace id=%s path=%r", execution.job.id, execution.job.task_path
-            )
-        with anyio.move_on_after(FLUSH_TIMEOUT):
-            await self._give_back(given_back)
-            if written and given_back == stuck and self._lease.worker_id is not None:
-                await self._resources.store.remove_worker(self._lease.worker_id)
-        self.stuck = bool(stuck)
+        with anyio.move_on_after(1.0):
+            if not self.stuck and self._lease.worker_id is not None:
+                with suppress(utils.Error):  # then the lease runs out, and another worker clears up
+                    await self._resources.store.remove_worker(self._lease.worker_id)
+            await self._resources.notifier.all_sent()
         logger.info("stopped")
 
-    stuck = False  # a task outlasted the shutdown: only os._exit gets rid of its thread
+    async def _give_back(self, executions: Sequence[Execution]) -> None:
+        rows = [(e.job.id, e.job.claim_id, 0.0, None) for e in executions if e.job.claim_id is not None]
+        try:
+            released = await self._resources.store.release_jobs(sorted(rows))
+        except utils.Error as error:
+            logger.error("tasks could not be given back, their lease must run out error=%r", str(error))
+        else:
+            self._wake([Wakeup(self.backend, name) for name in set(released.values())])
 
-    async def _end_heartbeat(self) -> None:
-        with anyio.move_on_after(FLUSH_TIMEOUT):  # a dead line may hold it up; it's a daemon
-            await self._heartbeat.stop()
-
-    async def _wait_for_running(self, timeout: float, *, threads: bool = True) -> None:
-        """Until nothing runs (in threads neither, if asked), for at most so many seconds."""
-
-        def runs() -> bool:
-            return any(threads or not execution.in_thread for execution in self._runner.running)
-
-        with anyio.move_on_after(timeout):
-            while runs() and not self._hurried.is_set():
-                self._changed.clear()
-                waiting = [asyncio.ensure_future(event.wait()) for event in (self._changed, self._hurried)]
-                try:
-                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for one in waiting:
-                        one.cancel()
-
-    async def _give_back(self, executions: Iterable[Execution]) -> None:
-        rows = sorted((e.job.id, e.job.claim_id, 0.0, None) for e in executions)
-        if rows:
-            try:
-                released = await self._resources.store.release_jobs(rows)  # type: ignore[arg-type]
-            except utils.Error as error:
-                logger.error("tasks could not be given back, their lease must run out error=%r", str(error))
-            else:
-                self._wake([Wakeup(self.backend, name) for name in set(released.values())])
-
-    async def _settle_threads(self, store: Store, executions: Sequence[Execution]) -> None:
-        """On the heartbeat's loop, which keeps the lease: write what the threads still do."""
+    async def _settle_late(self, store: Store, executions: Sequence[Execution]) -> None:
+        """On the heartbeat's loop, which keeps the lease: write what threads still do."""
         # No event: the threads would have to know of this loop, which is theirs only by accident.
         while any(execution.outcome is None for execution in executions):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
@@ -458,33 +416,11 @@ class Worker:
 
     async def _announce_lost(self, job: Job, error: WorkerLost) -> None:
         """``task_finished`` for a task that its rescue has failed."""
-        if signals.only_logs(task_finished, self._sender):
-            send: Any = asyncio.to_thread(self._send_lost, job, error)
-            await send
-            return
         try:
-            result = result_of(job)
+            result = await asyncio.to_thread(result_of, job)  # which may import it
         except UnknownTask:
             return  # not a task of this process: there is no Task to show receivers
-        executor = self._orm_threads.executor()
-        try:
-            async with ThreadSensitiveContext(executor=executor):
-                try:
-                    raise error
-                except WorkerLost:
-                    await task_finished.asend_robust(self._sender, task_result=result)
-        finally:
-            executor.release()
-
-    def _send_lost(self, job: Job, error: WorkerLost) -> None:
-        try:
-            raise error
-        except WorkerLost:
-            try:
-                result = result_of(job)
-            except UnknownTask:
-                return
-            task_finished.send_robust(self._sender, task_result=result)
+        await signals.asend_finished(self._sender, result, error, self._orm_threads.executor())
 
 
 def _loop_name() -> str:

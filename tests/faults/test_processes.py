@@ -1,7 +1,9 @@
 """Workers that are killed, stopped and told to go, as real processes."""
 
 import signal
+import time
 
+import pytest
 from django.tasks import TaskResultStatus, default_task_backend
 
 from tests.worker import tasks
@@ -62,11 +64,9 @@ def test_poison_fails_after_three_crashes(start_worker: Start, ledger: Ledger) -
     neighbours = default_task_backend.enqueue_many(tasks.work, [((), {})] * 3)
     for _ in range(4):
         worker = start_worker("--concurrency", "1", options={**SHORT_LEASE, "LEASE_TIMEOUT": 1})
-        wait_until(lambda worker=worker: not worker.is_alive() or set(ledger.statuses()) == {"FAILED", "SUCCESSFUL"})
-        if worker.is_alive():
-            break
         assert worker.wait() == -signal.SIGKILL
-    wait_until(lambda: set(ledger.statuses()) == {"FAILED", "SUCCESSFUL"})
+    worker = start_worker("--concurrency", "1", options={**SHORT_LEASE, "LEASE_TIMEOUT": 1})
+    wait_until(lambda: ledger.statuses() == {"FAILED": 2, "SUCCESSFUL": 3})
     assert ledger.events("start", poison.id) == 3
     assert ledger.events("start", fatal.id) == 1
     for result, crashes in ((poison, 3), (fatal, 1)):
@@ -78,3 +78,108 @@ def test_poison_fails_after_three_crashes(start_worker: Start, ledger: Ledger) -
         result.refresh()
         assert result.status == TaskResultStatus.SUCCESSFUL
     assert worker.stop() == 0
+
+
+def test_a_blocked_loop_keeps_its_tasks(start_worker: Start, ledger: Ledger) -> None:
+    """3: the heartbeat's thread renews the lease while a coroutine blocks the loop for three of them."""
+    blocked = start_worker("--concurrency", "5", options={"LEASE_TIMEOUT": 1, "POLL_INTERVAL": 1})
+    beside = tasks.work.enqueue(0.5)
+    wait_until(lambda: ledger.events("start") == 1)
+    result = tasks.block.enqueue(3.0)
+    wait_until(lambda: ledger.events("start") == 2)
+    other = start_worker("--concurrency", "5", options={"LEASE_TIMEOUT": 1, "POLL_INTERVAL": 1})
+    wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 2})
+    assert ledger.events("start") == 2
+    assert [len(ledger.task(one.id).worker_ids) for one in (beside, result)] == [1, 1]
+    assert blocked.log.count("the event loop is blocked") == 1
+    assert "task='tests.worker.tasks.block'" in blocked.log
+    assert "time.sleep(seconds)" in blocked.log  # where it was seen
+    assert "fenced" not in blocked.log
+    assert "rescued" not in other.log
+    assert [other.stop(), blocked.stop()] == [0, 0]
+
+
+def test_a_worker_whose_gil_is_held_is_fenced(start_worker: Start, ledger: Ledger) -> None:
+    """3: it can't renew, so another runs its task; its own outcome comes too late."""
+    held = start_worker("--concurrency", "1", options={"LEASE_TIMEOUT": 1, "POLL_INTERVAL": 1})
+    result = tasks.hold_gil.enqueue(4.0)
+    wait_until(lambda: ledger.events("start") == 1)
+    other = start_worker("--concurrency", "1", options={"LEASE_TIMEOUT": 1, "POLL_INTERVAL": 1})
+    wait_until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
+    finished = ledger.task(result.id)
+    assert finished.crashes == 1
+    held.wait_for("fenced off")
+    assert ledger.task(result.id) == finished
+    assert [other.stop(), held.stop()] == [0, 0]
+
+
+def test_sigterm_lets_running_tasks_finish(start_worker: Start, ledger: Ledger) -> None:
+    worker = start_worker("--concurrency", "2", "--threads", "2")
+    default_task_backend.enqueue_many(tasks.work, [((1.0,), {})] * 4)
+    default_task_backend.enqueue_many(tasks.work_sync, [((1.0,), {})] * 4)
+    wait_until(lambda: ledger.events("start") == 4)
+    assert worker.stop() == 0
+    assert ledger.statuses() == {"SUCCESSFUL": 4, "READY": 4}
+    assert ledger.events("start") == 4
+    assert ledger.workers() == 0
+    assert "stopped" in worker.log
+    assert "Traceback" not in worker.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_beyond_the_grace_tasks_go_back_unspent(start_worker: Start, ledger: Ledger, number: int) -> None:
+    """30, 31: coroutines are cancelled, threads left behind; all of it is READY again, and the exit is on time."""
+    worker = start_worker("--grace", "0.5")
+    results = [
+        tasks.work.enqueue(60.0),
+        tasks.clean_up_when_cancelled.enqueue(),
+        tasks.swallow_cancellation.enqueue(),
+        tasks.work_sync.enqueue(60.0),
+    ]
+    wait_until(lambda: ledger.events("start") == 4)
+    began = time.monotonic()
+    assert worker.stop(number) == 0
+    assert time.monotonic() - began < 10  # 2.5 s and what a busy machine adds
+    for result in results:
+        row = ledger.task(result.id)
+        assert (row.status, row.claim_id, row.worker_ids, row.started_at) == ("READY", None, [], None)
+        assert (row.crashes, row.errors) == (0, [])
+    assert ledger.events("cleaned") == 1
+    assert ledger.workers() == 0
+    assert worker.log.count("outlasted the grace") == 2
+    assert "Traceback" not in worker.log
+
+
+def test_a_second_signal_forces(start_worker: Start, ledger: Ledger) -> None:
+    worker = start_worker("--grace", "600")
+    results = [tasks.work.enqueue(60.0), tasks.work_sync.enqueue(60.0)]
+    wait_until(lambda: ledger.events("start") == 2)
+    worker.send(signal.SIGTERM)
+    worker.wait_for("stopping")
+    assert worker.is_alive()
+    assert worker.stop(signal.SIGINT) == 0
+    assert [ledger.task(result.id).status for result in results] == ["READY", "READY"]
+    assert ledger.workers() == 0
+
+
+def test_sigterm_under_load_leaves_nothing_running(start_worker: Start, ledger: Ledger) -> None:
+    worker = start_worker("--grace", "5")
+    default_task_backend.enqueue_many(tasks.add, [((1, 2), {})] * 3000)
+    default_task_backend.enqueue_many(tasks.add_sync, [((1, 2), {})] * 300)
+    wait_until(lambda: ledger.statuses().get("SUCCESSFUL", 0) > 100)
+    assert worker.stop() == 0
+    assert ledger.statuses().keys() <= {"SUCCESSFUL", "READY"}
+    spent = "SELECT count(*) FROM aiotasks_task WHERE status = 'READY' AND cardinality(worker_ids) > 0"
+    assert ledger.value(spent) == 0
+    assert ledger.workers() == 0
+    rest = start_worker("--until-empty")
+    assert rest.wait() == 0
+    assert ledger.statuses() == {"SUCCESSFUL": 3300}
+
+
+def test_a_signal_during_the_start_ends_it(start_worker: Start, ledger: Ledger) -> None:
+    """Also while it waits for a database that is away."""
+    worker = start_worker(ready=False, env={"AIOTASKS_DB_PORT": "1"})
+    worker.wait_for("waits for its database")
+    assert worker.stop() == 0
+    assert "Traceback" not in worker.log

@@ -162,7 +162,7 @@ async def test_concurrent_claims_never_share_a_row(held: LoopResources) -> None:
 
     got = [pair for mine in await asyncio.gather(*map(work, range(10))) for pair in mine]
     assert len({id for id, _ in got}) == len(got)
-    got += [pair for pair in await work(0)]
+    got += await work(0)
     assert sorted(id for id, _ in got) == sorted(ids)
     async with held.pool.acquire() as conn:
         stored = await conn.fetch("SELECT id, claim_id FROM aiotasks_task WHERE status = 'RUNNING'")

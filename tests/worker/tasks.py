@@ -112,8 +112,10 @@ async def block(context: TaskContext, seconds: float) -> str:
 
 @task(takes_context=True)
 async def hold_gil(context: TaskContext, seconds: float) -> str:
-    """Stop every thread of the process but this one: with so long an interval nobody is asked to give way."""
+    """Stop every thread but this one, at the first run: with so long an interval nobody is asked to give way."""
     record("start", context.task_result.id)
+    if len(context.task_result.worker_ids) > 1:
+        return "done again"
     sys.setswitchinterval(1000)
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -1,0 +1,134 @@
+"""Shutdown: the phases in which a worker ends, each with a limit."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import anyio
+
+from ..store.store import Store
+from .execution import Execution
+
+__all__ = ["Shutdown"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# After the grace: a coroutine gets this long to act on its cancellation, and the outcomes this
+# long to be written. Together they keep an exit within grace + 2 s, and the default grace of
+# 25 s below the 30 s after which Kubernetes kills.
+CANCEL_TIMEOUT = 1.0
+FLUSH_TIMEOUT = 1.0
+
+
+class Claims(Protocol):
+    async def stop(self) -> None: ...
+
+
+class Runs(Protocol):
+    running: set[Execution]
+
+    def cancel(self, execution: Execution, reason: str) -> bool: ...
+
+    def abandon(self, execution: Execution) -> None: ...
+
+
+class Finishes(Protocol):
+    async def flush(self, timeout: float) -> bool: ...
+
+
+class Beats(Protocol):
+    def stop(
+        self, last_words: Callable[[Store], Awaitable[None]] | None = None
+    ) -> "asyncio.Future[None]": ...
+
+
+class Shutdown:
+    """Stop claiming, wait with the heartbeat on, cancel, write, give back.
+
+    ``give_back`` makes executions READY again that won't end in time. ``settle_late`` is run on the
+    heartbeat's loop, lease and all, for those in threads that this process keeps.
+    """
+
+    def __init__(
+        self,
+        claimer: Claims,
+        runner: Runs,
+        finisher: Finishes,
+        heartbeat: Beats,
+        *,
+        give_back: Callable[[Sequence[Execution]], Awaitable[None]],
+        settle_late: Callable[[Store, Sequence[Execution]], Awaitable[None]],
+        claim_timeout: float,
+        changed: asyncio.Event,
+        hurried: asyncio.Event,
+    ) -> None:
+        self._claimer = claimer
+        self._runner = runner
+        self._finisher = finisher
+        self._heartbeat = heartbeat
+        self._give_back = give_back
+        self._settle_late = settle_late
+        self._claim_timeout = claim_timeout
+        self._changed = changed
+        self._hurried = hurried
+
+    async def run(self, *, grace: float, keep_threads: bool) -> bool:
+        """Go through the phases; whether a task outlasted them all.
+
+        ``grace`` is in seconds. ``keep_threads``: tasks in threads keep their lease for as long as
+        they run, instead of being given back.
+        """
+        logger.info("stopping, running=%d grace=%g", len(self._runner.running), grace)
+        end = asyncio.get_running_loop().time() + grace
+        await self._stop_claiming()
+        await self._wait_for_running(end - asyncio.get_running_loop().time())
+        stuck = await self._cancel()
+        written = await self._finisher.flush(FLUSH_TIMEOUT)
+        await self._part_from(stuck, keep_threads)
+        return bool(stuck) or not written
+
+    async def _stop_claiming(self) -> None:
+        # A claim is never cancelled: its reply says what is ours. It has a time-out of its own.
+        with anyio.move_on_after(self._claim_timeout + 1.0):
+            await self._claimer.stop()
+
+    async def _cancel(self) -> list[Execution]:
+        """Cancel what runs; returns what didn't end all the same."""
+        for execution in list(self._runner.running):
+            self._runner.cancel(execution, "shutdown")
+        self._hurried.clear()
+        await self._wait_for_running(CANCEL_TIMEOUT, threads=False)
+        stuck = list(self._runner.running)
+        for execution in stuck:
+            logger.warning(
+                "a task outlasted the shutdown id=%s path=%r", execution.job.id, execution.job.task_path
+            )
+            self._runner.abandon(execution)
+        return stuck
+
+    async def _part_from(self, stuck: Sequence[Execution], keep_threads: bool) -> None:
+        kept = [execution for execution in stuck if keep_threads and execution.in_thread]
+        if kept:
+            # A thread can't be stopped, and its task must not run twice while it goes on.
+            self._heartbeat.stop(lambda store: self._settle_late(store, kept))
+        else:
+            with anyio.move_on_after(FLUSH_TIMEOUT):  # a dead line may hold it up; it's a daemon
+                await self._heartbeat.stop()
+        if given_back := [execution for execution in stuck if execution not in kept]:
+            with anyio.move_on_after(FLUSH_TIMEOUT):
+                await self._give_back(given_back)
+
+    async def _wait_for_running(self, timeout: float, *, threads: bool = True) -> None:
+        """Until nothing runs (nor in threads, if asked), for at most so many seconds."""
+        with anyio.move_on_after(timeout):
+            while not self._hurried.is_set() and any(
+                threads or not execution.in_thread for execution in self._runner.running
+            ):
+                self._changed.clear()
+                waiting = [asyncio.ensure_future(event.wait()) for event in (self._changed, self._hurried)]
+                try:
+                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for one in waiting:
+                        one.cancel()

@@ -1,0 +1,100 @@
+"""What the tests of the backend share."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields
+from inspect import isawaitable
+from typing import Any
+
+from asgiref.sync import async_to_sync, sync_to_async
+from django.tasks import TaskResult
+
+import aiotasks
+
+# Nothing here takes seconds; a busy machine may.
+DEADLINE = 30.0
+
+
+@dataclass(frozen=True)
+class Api:
+    """Calls a method that exists sync and async, in one of three ways, from an async test.
+
+    - async: on the test's own loop, so over its pool;
+    - sync: in a thread, so over its Django connection;
+    - bridged: the async one below ``async_to_sync``, so over the Django connection again.
+    """
+
+    way: str
+
+    async def call(self, owner: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        if self.way == "async":
+            return await getattr(owner, f"a{name}")(*args, **kwargs)
+        return await sync_to_async(self.call_sync)(owner, name, *args, **kwargs)
+
+    def call_sync(self, owner: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        """The same from sync code (not for the async way)."""
+        if self.way == "sync":
+            return getattr(owner, name)(*args, **kwargs)
+        return async_to_sync(getattr(owner, f"a{name}"))(*args, **kwargs)
+
+    async def enqueue(self, task: Any, *args: Any, **kwargs: Any) -> TaskResult:
+        return await self.call(task, "enqueue", *args, **kwargs)
+
+
+@asynccontextmanager
+async def worker(**options: Any) -> AsyncIterator[aiotasks.Worker]:
+    """A worker on the test's loop."""
+    async with asyncio.timeout(DEADLINE):
+        async with aiotasks.Worker(**{"concurrency": 10, "threads": 4, "grace": 5.0, **options}) as running:
+            yield running
+
+
+async def run_all(**options: Any) -> None:
+    """Run a worker until nothing is left to do; its results and signals are out on return."""
+    async with worker(**options) as running:
+        await running.wait_until_empty()
+
+
+async def wait_for(condition: Callable[[], Any | Awaitable[Any]]) -> Any:
+    """Return the condition's value as soon as it is true."""
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            value = condition()
+            if isawaitable(value):
+                value = await value
+            if value:
+                return value
+            await asyncio.sleep(0.01)
+
+
+async def finished(result: TaskResult) -> TaskResult:
+    """Refresh ``result`` until it is final."""
+
+    async def is_finished() -> bool:
+        await result.arefresh()
+        return result.is_finished
+
+    await wait_for(is_finished)
+    return result
+
+
+def fields_of(result: TaskResult) -> dict[str, Any]:
+    """All that a TaskResult holds."""
+    return {field.name: getattr(result, field.name) for field in fields(result)}
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What one receiver of a task signal was told."""
+
+    signal: str
+    sender: Any
+    fields: dict[str, Any]
+    error: BaseException | None
+
+    @classmethod
+    def of(cls, signal: str, sender: Any, task_result: TaskResult) -> "Heard":
+        values = {name: list(v) if isinstance(v, list) else v for name, v in fields_of(task_result).items()}
+        return cls(signal, sender, values, sys.exc_info()[1])

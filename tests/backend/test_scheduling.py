@@ -1,0 +1,193 @@
+"""Order by priority, run_after, and times with and without USE_TZ."""
+
+import zoneinfo
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+from django.tasks import TaskResultStatus, default_task_backend
+from django.tasks.exceptions import InvalidTask
+from django.utils import timezone
+
+from tests import tasks
+
+from .support import Api, Heard, finished, run_all, wait_for, worker
+
+NOTES = pytest.mark.parametrize("note", [tasks.note, tasks.anote], ids=["sync task", "coroutine task"])
+
+
+@pytest.fixture(autouse=True)
+def _nothing_noted() -> None:
+    tasks.noted.clear()
+
+
+# --- Priority ------------------------------------------------------------------------------------
+
+
+@NOTES
+async def test_higher_priorities_run_first_and_equal_ones_in_their_order(
+    database: str, api: Api, note
+) -> None:
+    for priority in (-100, 0, 100, 5, 0, -1, 100):
+        await api.enqueue(note.using(priority=priority), f"{priority}:{len(tasks.noted)}")
+    for n in range(5):
+        await api.enqueue(note.using(priority=50), n)
+    await run_all(concurrency=1, threads=1)
+    assert [str(noted).partition(":")[0] for noted in tasks.noted] == [
+        *("100", "100", "0", "1", "2", "3", "4", "5", "0", "0", "-1", "-100")
+    ]
+
+
+# --- run_after -----------------------------------------------------------------------------------
+
+
+@NOTES
+async def test_a_task_for_later_shows_as_ready_and_waits(
+    database: str, api: Api, conn: asyncpg.Connection, note
+) -> None:
+    at = timezone.now() + timedelta(hours=1)
+    result = await api.enqueue(note.using(run_after=at), "later")
+    now = await api.enqueue(note, "now")
+    assert result.status is TaskResultStatus.READY
+    row = await conn.fetchrow("SELECT status, run_after, ready_at FROM aiotasks_task WHERE run_after > now()")
+    assert tuple(row) == ("SCHEDULED", at, None)
+    await run_all()
+    await api.call(result, "refresh")
+    await api.call(now, "refresh")
+    assert (result.status, now.status) == (TaskResultStatus.READY, TaskResultStatus.SUCCESSFUL)
+    assert tasks.noted == ["now"]
+    found = await api.call(default_task_backend, "get_result", result.id)
+    assert found.status is TaskResultStatus.READY
+    assert type(found.status) is TaskResultStatus
+    assert found.task.run_after == at
+
+
+@NOTES
+async def test_a_task_runs_once_it_is_due_and_not_before(database: str, api: Api, note) -> None:
+    at = timezone.now() + timedelta(seconds=0.5)
+    async with worker():
+        result = await api.enqueue(note.using(run_after=at), "then")
+        await finished(result)
+    assert result.started_at >= at
+    assert tasks.noted == ["then"]
+
+
+async def test_the_soonest_runs_first(database: str, api: Api) -> None:
+    """A task that is due earlier than the one the worker waits for moves its timer."""
+    now = timezone.now()
+    async with worker():
+        late = await api.enqueue(tasks.anote.using(run_after=now + timedelta(hours=1)), "late")
+        soon = await api.enqueue(tasks.anote.using(run_after=now + timedelta(seconds=0.3)), "soon")
+        await finished(soon)
+    assert tasks.noted == ["soon"]
+    await api.call(late, "refresh")
+    assert late.status is TaskResultStatus.READY
+
+
+async def test_what_is_due_already_is_ready(database: str, api: Api, conn: asyncpg.Connection) -> None:
+    past = timezone.now() - timedelta(days=1)
+    await api.enqueue(tasks.anote.using(run_after=past), "past")
+    assert await conn.fetchval("SELECT status FROM aiotasks_task") == "READY"
+    await run_all()
+    assert tasks.noted == ["past"]
+
+
+async def test_a_long_due_task_does_not_jump_the_queue(database: str, api: Api) -> None:
+    await api.enqueue(tasks.anote, "first")
+    await api.enqueue(tasks.anote.using(run_after=timezone.now() - timedelta(days=1)), "second")
+    await run_all(concurrency=1)
+    assert tasks.noted == ["first", "second"]
+
+
+@pytest.mark.parametrize("at", [datetime.max, datetime(2999, 1, 1), datetime.min])
+async def test_naive_times_are_refused_where_use_tz_is_on(database: str, at: datetime) -> None:
+    with pytest.raises(InvalidTask, match="aware"):
+        tasks.add.using(run_after=at)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kathmandu"])
+async def test_any_time_zone_will_do(database: str, api: Api, zone: str) -> None:
+    at = (timezone.now() + timedelta(hours=1)).astimezone(zoneinfo.ZoneInfo(zone))
+    result = await api.enqueue(tasks.add.using(run_after=at), 1, 2)
+    found = await api.call(default_task_backend, "get_result", result.id)
+    assert found.task.run_after == at
+
+
+@pytest.mark.parametrize("at", [datetime(9999, 12, 31, tzinfo=UTC), datetime(1, 1, 2, tzinfo=UTC)])
+async def test_the_ends_of_time(database: str, api: Api, at: datetime) -> None:
+    result = await api.enqueue(tasks.add.using(run_after=at), 1, 2)
+    found = await api.call(default_task_backend, "get_result", result.id)
+    assert found.task.run_after == at
+    await run_all()
+    await api.call(result, "refresh")
+    assert result.is_finished is (at.year == 1)
+
+
+# --- USE_TZ = False ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("add", [tasks.describe, tasks.adescribe], ids=["sync task", "coroutine task"])
+async def test_without_use_tz_all_times_are_naive_and_local(
+    naive_time: str, api: Api, heard: list[Heard], add
+) -> None:
+    zone = zoneinfo.ZoneInfo(naive_time)
+    before = datetime.now(zone).replace(tzinfo=None)
+    result = await api.enqueue(add)
+    await run_all()
+    await api.call(result, "refresh")
+    after = datetime.now(zone).replace(tzinfo=None)
+    assert result.status is TaskResultStatus.SUCCESSFUL
+    times = [result.enqueued_at, result.started_at, result.last_attempted_at, result.finished_at]
+    assert all(timezone.is_naive(time) for time in times)
+    assert times == sorted(times)
+    slack = timedelta(seconds=1)  # the database's clock is another
+    assert before - slack <= times[0] <= times[-1] <= after + slack
+    for one in heard:
+        told = [one.fields[name] for name in ("enqueued_at", "started_at", "finished_at")]
+        assert all(time is None or timezone.is_naive(time) for time in told)
+    assert heard[-1].fields["finished_at"] == result.finished_at
+
+
+async def test_without_use_tz_the_row_says_the_same_moment(
+    naive_time: str, api: Api, conn: asyncpg.Connection
+) -> None:
+    zone = zoneinfo.ZoneInfo(naive_time)
+    at = datetime.now(zone).replace(tzinfo=None) + timedelta(hours=1)
+    result = await api.enqueue(tasks.add.using(run_after=at), 1, 2)
+    row = await conn.fetchrow("SELECT enqueued_at, run_after, status FROM aiotasks_task")
+    assert row["run_after"] == at.replace(tzinfo=zone)
+    assert row["enqueued_at"] == result.enqueued_at.replace(tzinfo=zone)
+    assert row["status"] == "SCHEDULED"
+    found = await api.call(default_task_backend, "get_result", result.id)
+    assert found.task.run_after == at
+    assert found.enqueued_at == result.enqueued_at
+
+
+async def test_without_use_tz_an_aware_time_is_taken_too(
+    naive_time: str, api: Api, conn: asyncpg.Connection
+) -> None:
+    at = datetime.now(UTC) + timedelta(hours=1)
+    await api.enqueue(tasks.add.using(run_after=at), 1, 2)
+    assert await conn.fetchval("SELECT run_after FROM aiotasks_task") == at
+
+
+async def test_without_use_tz_a_task_runs_once_it_is_due(naive_time: str, api: Api) -> None:
+    at = datetime.now(zoneinfo.ZoneInfo(naive_time)).replace(tzinfo=None) + timedelta(seconds=0.3)
+    async with worker():
+        result = await api.enqueue(tasks.anote.using(run_after=at), "then")
+        await finished(result)
+    assert result.started_at >= at
+
+
+async def test_a_worker_that_starts_late_finds_what_was_due(
+    database: str, api: Api, conn: asyncpg.Connection
+) -> None:
+    result = await api.enqueue(tasks.anote.using(run_after=timezone.now() + timedelta(seconds=0.2)), "x")
+
+    async def is_due() -> bool:
+        return await conn.fetchval("SELECT run_after <= clock_timestamp() FROM aiotasks_task")
+
+    await wait_for(is_due)
+    async with worker():
+        await finished(result)
+    assert tasks.noted == ["x"]

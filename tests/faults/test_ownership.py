@@ -1,0 +1,539 @@
+"""Who may write what: claims, fences, rescues and releases, against the real tables."""
+
+import asyncio
+import logging
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from django.db import utils
+from django.tasks import TaskResultStatus, default_task_backend, task_backends
+from django.tasks.signals import task_finished
+
+import aiotasks
+from aiotasks.backend import PostgresBackend
+from aiotasks.conf import Options
+from aiotasks.exceptions import WorkerLost
+from aiotasks.job import Failed, Job, Succeeded
+from aiotasks.store.pools import resources
+from aiotasks.worker import runner as runner_module
+from aiotasks.worker.execution import Execution
+from aiotasks.worker.finisher import Finisher
+from aiotasks.worker.rescuer import Rescued, Rescuer
+from tests.worker import tasks
+from tests.worker.harness import Configure, until
+
+NEVER: tuple[list[str], list[Any], int] = ([], [], 0)
+
+
+@pytest.fixture
+def backend(database: str) -> PostgresBackend:
+    found = task_backends["default"]
+    assert isinstance(found, PostgresBackend)
+    return found
+
+
+async def register(options: Options, lease: float = 60.0) -> UUID:
+    worker_id = uuid4()
+    await resources(options).store.register_worker(worker_id, "default", "host", 1, [], 9, 9, "test", lease)
+    return worker_id
+
+
+async def claim(options: Options, worker_id: UUID, limit: int = 100) -> list[Job]:
+    from aiotasks.worker.claimer import _EVER
+
+    return await resources(options).store.claim_jobs(
+        worker_id, uuid4(), "default", loop=(["default"], [_EVER], limit), thread=(["default"], [_EVER], limit)
+    )
+
+
+def make_rescuer(options: Options, **changes: Any) -> Rescuer:
+    told: list[Any] = []
+
+    async def announce(job: Job, error: WorkerLost) -> None:
+        told.append(job)
+
+    return Rescuer(
+        resources(options).store,
+        **{
+            "backend": "default",
+            "options": options,
+            "worker_id": lambda: None,
+            "may_rescue": lambda: True,
+            "held": list,
+            "wake": told.extend,
+            "announce": announce,
+            **changes,
+        },
+    )
+
+
+def make_finisher(options: Options) -> Finisher:
+    return Finisher(
+        resources(options).store,
+        backend="default",
+        sender=PostgresBackend,
+        error_limit=10_000,
+        executor=None,
+        wake=lambda wakeups: None,
+        written=lambda: None,
+    )
+
+
+async def finish(finisher: Finisher, job: Job, value: Any = "mine") -> None:
+    execution = Execution(job)
+    execution.outcome = Succeeded(value, f'"{value}"')
+    finisher.finish(execution)
+    assert await finisher.flush(10)
+
+
+async def test_a_claim_demands_a_live_lease(backend: PostgresBackend) -> None:
+    """5."""
+    await tasks.add.aenqueue(1, 2)
+    assert await claim(backend.config, uuid4()) == []  # never registered
+    dead = await register(backend.config, lease=0.0)
+    assert await claim(backend.config, dead) == []
+    assert len(await claim(backend.config, await register(backend.config))) == 1
+
+
+async def test_every_claim_has_a_claim_id_of_its_own(backend: PostgresBackend, conn: asyncpg.Connection) -> None:
+    """8: nor does a row that was given back keep the old one."""
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 2)
+    worker = await register(backend.config)
+    (first,) = await claim(backend.config, worker, limit=1)
+    (second,) = await claim(backend.config, worker, limit=1)
+    assert first.claim_id != second.claim_id
+    store = resources(backend.config).store
+    await store.release_jobs([(first.id, first.claim_id, 0.0, None)])
+    assert await conn.fetchval("SELECT claim_id FROM aiotasks_task WHERE id = $1", first.id) is None
+    (again,) = await claim(backend.config, worker)
+    assert again.id == first.id
+    assert again.claim_id not in (first.claim_id, second.claim_id)
+    assert len(again.worker_ids) == 1
+
+
+async def test_rescue_touches_only_what_a_dead_worker_runs(
+    backend: PostgresBackend, conn: asyncpg.Connection
+) -> None:
+    """2: a finished row of a dead worker stays as it is."""
+    results = await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 5)
+    dead, alive = await register(backend.config), await register(backend.config)
+    done, failed, lost = [(await claim(backend.config, dead, limit=1))[0] for _ in range(3)]
+    (running,) = await claim(backend.config, alive, limit=1)
+    finisher = make_finisher(backend.config)
+    await finish(finisher, done)
+    execution = Execution(failed)
+    execution.outcome = Failed(ValueError(), '{"class": "builtins.ValueError", "traceback": ""}')
+    finisher.finish(execution)
+    assert await finisher.flush(10)
+    await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s' WHERE id = $1", dead)
+    query = "SELECT * FROM aiotasks_task WHERE id <> $1 ORDER BY id"
+    before = await conn.fetch(query, lost.id)
+    assert await make_rescuer(backend.config).run_once() == Rescued(ready=1, workers=1)
+    assert await conn.fetch(query, lost.id) == before
+    row = await conn.fetchrow("SELECT * FROM aiotasks_task WHERE id = $1", lost.id)
+    assert (row["status"], row["crashes"], row["claim_id"], row["worker_id"]) == ("READY", 1, None, None)
+    assert await make_rescuer(backend.config).run_once() == Rescued()
+    assert {str(job.id) for job in (done, failed, lost, running)} < {result.id for result in results}
+
+
+async def test_a_late_finish_of_a_rescued_task_is_fenced(
+    backend: PostgresBackend, conn: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """1, 54: whether it is READY again, RUNNING elsewhere, or FAILED for good."""
+    await tasks.add.aenqueue(1, 2)
+    finisher = make_finisher(backend.config)
+    for crash in range(1, 4):
+        worker = await register(backend.config)
+        (job,) = await claim(backend.config, worker)
+        await conn.execute("DELETE FROM aiotasks_worker")
+        rescued = await make_rescuer(backend.config).run_once()
+        assert rescued == (Rescued(failed=1) if crash == 3 else Rescued(ready=1))
+        before = await conn.fetch("SELECT * FROM aiotasks_task")
+        await finish(finisher, job)
+        assert await conn.fetch("SELECT * FROM aiotasks_task") == before
+        assert finisher.fenced == crash
+    assert before[0]["status"] == "FAILED"
+    assert caplog.text.count("a late outcome was fenced off") == 3
+
+
+async def test_a_finish_whose_reply_was_lost_is_a_success(
+    backend: PostgresBackend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """9: repeating it finds its own result, and it isn't taken for a stranger's."""
+    result = await tasks.add.aenqueue(1, 2)
+    (job,) = await claim(backend.config, await register(backend.config))
+    finisher = make_finisher(backend.config)
+    store = resources(backend.config).store
+    finish_jobs = store.finish_jobs
+
+    async def lose_the_reply(finishes: Any) -> Any:
+        await finish_jobs(finishes)
+        monkeypatch.setattr(store, "finish_jobs", finish_jobs)
+        raise utils.OperationalError("the connection was lost")
+
+    monkeypatch.setattr(store, "finish_jobs", lose_the_reply)
+    await finish(finisher, job, "first")
+    assert finisher.fenced == 0
+    assert "fenced" not in caplog.text
+    await result.arefresh()
+    assert result.return_value == "first"
+    # The same outcome once more, without a loss in between, is a stranger's.
+    await finish(finisher, job, "second")
+    assert finisher.fenced == 1
+    await result.arefresh()
+    assert result.return_value == "first"
+
+
+async def test_a_claim_without_a_reply_is_given_back(backend: PostgresBackend) -> None:
+    """51: by the worker's own sweep, once the reply can't come any more; what it holds it keeps."""
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 3)
+    options = Options(command_timeout=0.2)
+    worker = await register(options)
+    (held,) = await claim(options, worker, limit=1)
+    lost = await claim(options, worker)
+    woken: list[Any] = []
+    rescuer = make_rescuer(
+        options, worker_id=lambda: worker, held=lambda: [held.claim_id], wake=woken.extend, may_rescue=lambda: False
+    )
+
+    async def released() -> bool:
+        return (await rescuer.run_once()).released == 2
+
+    await until(released)
+    assert [wakeup.queue_name for wakeup in woken] == ["default"]
+    assert (await rescuer.run_once()).released == 0
+    again = await claim(options, worker)
+    assert {job.id for job in again} == {job.id for job in lost}
+    assert all(len(job.worker_ids) == 1 for job in again)
+
+
+async def test_a_fresh_claim_is_not_taken_for_a_lost_one(backend: PostgresBackend) -> None:
+    """51: as long as its reply may still be on the way."""
+    await tasks.add.aenqueue(1, 2)
+    worker = await register(backend.config)
+    await claim(backend.config, worker)
+    rescuer = make_rescuer(backend.config, worker_id=lambda: worker)
+    assert await rescuer.run_once() == Rescued()
+
+
+@pytest.mark.parametrize("lane", ["loop", "thread"])
+async def test_a_running_worker_gives_back_what_it_does_not_hold(
+    configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, lane: str
+) -> None:
+    """51, all of it: the reply of a claim is lost, the tasks run all the same, once."""
+    configure(LEASE_TIMEOUT=1, COMMAND_TIMEOUT=0.5, POLL_INTERVAL=0.2)
+    async with aiotasks.Worker() as worker:
+        store = worker._resources.store
+        claim_jobs = store.claim_jobs
+
+        async def lose_the_reply(*args: Any, **kwargs: Any) -> Any:
+            if jobs := await claim_jobs(*args, **kwargs):
+                monkeypatch.setattr(store, "claim_jobs", claim_jobs)
+                raise utils.OperationalError("the connection was lost")
+            return jobs
+
+        monkeypatch.setattr(store, "claim_jobs", lose_the_reply)
+        tasks.seen.clear()
+        result = await (tasks.add if lane == "loop" else tasks.add_sync).aenqueue(1, 2)
+
+        async def is_done() -> bool:
+            await result.arefresh()
+            return result.is_finished
+
+        await until(is_done)
+    assert result.return_value == 3
+    assert result.attempts == 1
+    assert store.claim_jobs == claim_jobs
+
+
+async def test_a_worker_row_removed_under_a_claim(backend: PostgresBackend, conn: asyncpg.Connection) -> None:
+    """52: rescue starts from the tasks, so it finds what a removed worker had just claimed."""
+    await tasks.add.aenqueue(1, 2)
+    worker = await register(backend.config)
+    (job,) = await claim(backend.config, worker)
+    await conn.execute("DELETE FROM aiotasks_worker")
+    assert await make_rescuer(backend.config).run_once() == Rescued(ready=1)
+    assert await conn.fetchval("SELECT status FROM aiotasks_task WHERE id = $1", job.id) == "READY"
+
+
+async def test_a_dead_workers_row_stays_while_a_task_names_it(
+    backend: PostgresBackend, conn: asyncpg.Connection
+) -> None:
+    await tasks.add.aenqueue(1, 2)
+    worker = await register(backend.config)
+    await claim(backend.config, worker)
+    await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s'")
+    store = resources(backend.config).store
+    assert await store.remove_dead_workers("default") == []
+    # An outage is nobody's crash: a lease whose row still stands may be renewed.
+    assert await store.renew_lease(worker, 60.0)
+    assert await make_rescuer(backend.config).run_once() == Rescued()
+
+
+async def test_nobody_rescues_before_its_own_renewals_are_steady(
+    backend: PostgresBackend, conn: asyncpg.Connection
+) -> None:
+    """53."""
+    await tasks.add.aenqueue(1, 2)
+    await claim(backend.config, await register(backend.config))
+    await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s'")
+    assert await make_rescuer(backend.config, may_rescue=lambda: False).run_once() == Rescued()
+    assert await conn.fetchval("SELECT status FROM aiotasks_task") == "RUNNING"
+
+
+async def test_a_worker_whose_row_is_gone_registers_again(
+    configure: Configure, conn: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """52, 4: it cancels what it ran under the lost lease, and runs it again under the new one."""
+    configure(LEASE_TIMEOUT=1, POLL_INTERVAL=0.2)
+    tasks.seen.clear()
+    async with aiotasks.Worker(grace=0) as worker:
+        first = worker._lease.worker_id
+        result = await tasks.wait_for_release.aenqueue("removed")
+        await until(lambda: tasks.seen == ["removed"])
+        await conn.execute("DELETE FROM aiotasks_worker")
+        await until(lambda: tasks.seen == ["removed", "removed"])
+        assert worker._lease.worker_id not in (None, first)
+        tasks.waiting["removed"].set_result(None)
+
+        async def is_done() -> bool:
+            await result.arefresh()
+            return result.is_finished
+
+        await until(is_done)
+        assert result.status == TaskResultStatus.SUCCESSFUL
+        assert result.worker_ids[-1] == str(worker._lease.worker_id)
+    assert "the lease was lost, registering again" in caplog.text
+
+
+async def test_a_lease_that_can_not_be_renewed_is_given_up(
+    configure: Configure, conn: asyncpg.Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4: the loop enforces the deadline while the heartbeat hangs; nothing is claimed without a lease."""
+    configure(LEASE_TIMEOUT=0.6, POLL_INTERVAL=0.1)
+    tasks.seen.clear()
+    hang = False
+
+    async def renew(self: Any, *args: Any, **kwargs: Any) -> bool:
+        while hang:
+            await asyncio.sleep(0.01)
+        return await original(self, *args, **kwargs)
+
+    from aiotasks.store.store import Store
+
+    original = Store.renew_lease
+    monkeypatch.setattr(Store, "renew_lease", renew)
+    async with aiotasks.Worker(grace=0) as worker:
+        await tasks.wait_for_release.aenqueue("held")
+        await until(lambda: tasks.seen == ["held"])
+        hang = True
+        await until(lambda: worker._lease.worker_id is None)
+        await until(lambda: not worker._runner.running)
+        assert "the lease has run out" in caplog.text
+        await tasks.note.aenqueue("without a lease")
+        for _ in range(5):
+            assert await worker._claimer.run_once() == 0
+        assert tasks.seen == ["held"]
+        hang = False
+        await until(lambda: tasks.seen.count("held") == 2 and "without a lease" in tasks.seen)
+
+
+async def test_jobs_that_arrive_after_the_lease_are_dropped(
+    configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4: a claim whose reply took longer than the lease starts nothing."""
+    configure(POLL_INTERVAL=0.1)
+    tasks.seen.clear()
+    async with aiotasks.Worker() as worker:
+        lease = worker._lease
+        store = worker._resources.store
+        claim_jobs = store.claim_jobs
+        seen = []
+
+        async def late(*args: Any, **kwargs: Any) -> Any:
+            jobs = await claim_jobs(*args, **kwargs)
+            if jobs:
+                seen.extend(jobs)
+                if len(seen) == 1:
+                    deadline, lease.deadline = lease.deadline, 0.0
+                    asyncio.get_running_loop().call_later(0.2, setattr, lease, "deadline", deadline)
+            return jobs
+
+        monkeypatch.setattr(store, "claim_jobs", late)
+        result = await tasks.note.aenqueue("late")
+        await until(lambda: len(seen) == 2)
+        await until(lambda: tasks.seen == ["late"])
+
+        async def is_done() -> bool:
+            await result.arefresh()
+            return result.is_finished
+
+        await until(is_done)
+        assert result.attempts == 1
+    assert tasks.seen == ["late"]
+
+
+async def test_one_bad_value_fails_alone(
+    configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """13: what PostgreSQL refuses fails its own task; the others of the batch finish."""
+    dump_json = runner_module.dump_json
+
+    def dump(value: Any, **keywords: Any) -> Any:
+        plain, text = dump_json(value, **keywords)
+        return plain, "no JSON at all" if value == "refused by the database" else text
+
+    monkeypatch.setattr(runner_module, "dump_json", dump)
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 20)
+    await default_task_backend.aenqueue_many(tasks.refused_by_the_database, [((), {})] * 2)
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 20)
+    async with aiotasks.Worker() as worker:
+        await worker.wait_until_empty()
+        await tasks.add.aenqueue(3, 4)  # it is still alive
+        await worker.wait_until_empty()
+    assert dict(await conn.fetch("SELECT status, count(*) FROM aiotasks_task GROUP BY 1")) == {
+        "SUCCESSFUL": 41,
+        "FAILED": 2,
+    }
+    errors = await conn.fetch("SELECT errors[1]::text AS error FROM aiotasks_task WHERE status = 'FAILED'")
+    assert all("DataError" in row["error"] and "json" in row["error"] for row in errors)
+
+
+async def test_a_claim_never_exceeds_the_free_slots(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10: nothing waits inside a worker."""
+    tasks.seen.clear()
+    await default_task_backend.aenqueue_many(tasks.count_parallel, [((0.01,), {})] * 60)
+    await default_task_backend.aenqueue_many(tasks.count_parallel_sync, [((0.01,), {})] * 20)
+    claimed = []
+    async with aiotasks.Worker(concurrency=7, threads=3) as worker:
+        store = worker._resources.store
+        claim_jobs = store.claim_jobs
+
+        async def watch(*args: Any, **kwargs: Any) -> Any:
+            running = {lane: worker._runner.count(lane) for lane in ("loop", "thread")}
+            jobs = await claim_jobs(*args, **kwargs)
+            claimed.append(max(sum(job.lane == lane for job in jobs) + running[lane] for lane in running))
+            assert sum(job.lane == "loop" for job in jobs) <= 7 - running["loop"]
+            assert sum(job.lane == "thread" for job in jobs) <= 3 - running["thread"]
+            return jobs
+
+        monkeypatch.setattr(store, "claim_jobs", watch)
+        await worker.wait_until_empty()
+    assert len(tasks.seen) == 80
+    assert max(tasks.seen) <= 10
+
+
+async def test_the_rescuer_sends_task_finished(configure: Configure, conn: asyncpg.Connection) -> None:
+    """7: for the task that it fails, with the stored result and the error."""
+    configure(LEASE_TIMEOUT=1)
+    options = task_backends["default"].config
+    result = await tasks.kill_worker_fatally.aenqueue()
+    await claim(options, await register(options))
+    await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s'")
+    told = []
+
+    async def receiver(sender: type, task_result: Any, **kwargs: Any) -> None:
+        import sys
+
+        told.append((sender, task_result.id, task_result.status, task_result.finished_at, sys.exc_info()[0]))
+
+    task_finished.connect(receiver)
+    try:
+        async with aiotasks.Worker():
+            await until(lambda: told)
+    finally:
+        task_finished.disconnect(receiver)
+    await result.arefresh()
+    assert told == [(PostgresBackend, result.id, TaskResultStatus.FAILED, result.finished_at, WorkerLost)]
+
+
+async def test_a_rescue_that_only_loggers_hear_is_logged(
+    configure: Configure, conn: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(LEASE_TIMEOUT=1)
+    options = task_backends["default"].config
+    result = await tasks.kill_worker_fatally.aenqueue()
+    await claim(options, await register(options))
+    await conn.execute("DELETE FROM aiotasks_worker")
+    with caplog.at_level(logging.INFO, "django.tasks"):
+        async with aiotasks.Worker():
+            await until(lambda: f"id={result.id}" in caplog.text and "state=FAILED" in caplog.text)
+
+
+async def test_an_unknown_task_is_put_off_and_fails_after_its_window(
+    configure: Configure,
+    conn: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """43: no attempt is spent while a deploy may still bring it."""
+    monkeypatch.setattr(runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.1, "unknown_window": 0.5})
+    result = await tasks.add.aenqueue(1, 2)
+    await conn.execute("UPDATE aiotasks_task SET task_path = 'tests.worker.tasks.of_the_next_release'")
+    async with aiotasks.Worker():
+
+        async def is_put_off() -> bool:
+            row = await conn.fetchrow("SELECT * FROM aiotasks_task")
+            return row["status"] == "SCHEDULED" and row["unknown_since"] is not None and not row["worker_ids"]
+
+        await until(is_put_off)
+
+        async def status() -> bool:
+            return await conn.fetchval("SELECT status FROM aiotasks_task") == "FAILED"
+
+        await until(status)
+    row = await conn.fetchrow("SELECT *, errors[1]::text AS error FROM aiotasks_task WHERE id = $1", UUID(result.id))
+    assert len(row["worker_ids"]) == 1
+    assert row["finished_at"] - row["unknown_since"] >= asyncpg_interval(0.5)
+    assert "UnknownTask" in row["error"]
+    assert "of_the_next_release" in row["error"]
+    assert caplog.text.count("a task is unknown here and put off") == 1
+
+
+def asyncpg_interval(seconds: float) -> Any:
+    from datetime import timedelta
+
+    return timedelta(seconds=seconds)
+
+
+async def test_an_unknown_task_runs_when_the_deploy_has_come(
+    configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """43."""
+    monkeypatch.setattr(runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.1, "unknown_window": 60})
+    result = await tasks.add.aenqueue(1, 2)
+    await conn.execute("UPDATE aiotasks_task SET task_path = 'tests.worker.tasks.of_the_next_release'")
+    async with aiotasks.Worker() as worker:
+
+        async def is_put_off() -> bool:
+            return await conn.fetchval("SELECT unknown_since IS NOT NULL FROM aiotasks_task")
+
+        await until(is_put_off)
+        await conn.execute("UPDATE aiotasks_task SET task_path = 'tests.worker.tasks.add'")
+
+        async def is_done() -> bool:
+            await result.arefresh()
+            return result.is_finished
+
+        await until(is_done)
+        assert worker is not None
+    assert (result.return_value, result.attempts) == (3, 1)
+
+
+@pytest.mark.parametrize("path", ["subprocess.call", "tests.worker.tasks.record", "os.system", "nowhere.at.all", "x"])
+async def test_a_stored_path_runs_nothing_but_a_task(
+    configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """44."""
+    monkeypatch.setattr(runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.05, "unknown_window": 0.0})
+    await tasks.add.aenqueue(1, 2)
+    await conn.execute("UPDATE aiotasks_task SET task_path = $1", path)
+    async with aiotasks.Worker():
+
+        async def status() -> bool:
+            return await conn.fetchval("SELECT status FROM aiotasks_task") == "FAILED"
+
+        await until(status)
+    assert "UnknownTask" in await conn.fetchval("SELECT errors[1]::text FROM aiotasks_task")
