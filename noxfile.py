@@ -63,6 +63,13 @@ def demo(session: nox.Session) -> None:
     session.run("python", "-m", "aiotasks.demo", *session.posargs)
 
 
+@nox.session(python=PYTHONS[0])
+def bench(session: nox.Session) -> None:
+    """Measure; `-- no-ops io` some of the workloads, `-- --scale 0.1` less of each."""
+    install(session)
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
 @nox.session(venv_backend="none")
 def pin(session: nox.Session) -> None:
     """Compile requirements/*.txt anew from pyproject.toml; `-- --upgrade` takes the newest versions."""

@@ -116,7 +116,11 @@ def _short(where: str) -> str:
 
 
 def decode(text: str | None) -> Any:
-    """Read JSON text from the database."""
+    """Read JSON text from the database (None for NULL)."""
+    if text == "[]":  # most tasks have no positional, or no keyword arguments: 1 µs saved each
+        return []
+    if text == "{}":
+        return {}
     return None if text is None else json.loads(text)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from concurrent.futures import Future
+from enum import Enum
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from django.tasks import signals as django_signals
 
 from .job import AnyResult
 
-__all__ = ["OrmExecutor", "asend", "asend_finished", "asend_robust", "nobody_hears", "only_logs"]
+__all__ = ["Audience", "OrmExecutor", "asend", "asend_finished", "asend_robust", "audience"]
 
 # What Django's receivers log each signal at; a failure's goes by task_finished at ERROR.
 _LEVELS = {
@@ -37,36 +38,41 @@ class OrmExecutor(Protocol):
     def release(self) -> None: ...
 
 
-def only_logs(signal: Signal, sender: type) -> bool:
-    """Whether nobody but Django's own logging receivers would hear ``signal``."""
-    sync_receivers, async_receivers, *_ = signal._live_receivers(sender)
-    return not async_receivers and all(receiver in _LOGGERS for receiver in sync_receivers)
+class Audience(Enum):
+    """Who would hear a signal."""
+
+    NOBODY = 0  # nobody but Django's own logging receiver, and its logger is off
+    LOGS = 1  # nobody but that receiver: costs no thread, and may be called on the loop
+    RECEIVERS = 2
 
 
-def nobody_hears(signal: Signal, sender: type) -> bool:
-    """Whether sending ``signal`` (of a task that didn't fail) would have no effect at all."""
-    return only_logs(signal, sender) and not django_signals.logger.isEnabledFor(_LEVELS[signal])
-
-
-async def asend(signal: Signal, sender: type, result: AnyResult) -> None:
-    """Send ``signal`` from a loop. A receiver's exception is the caller's.
+def audience(signal: Signal, sender: type) -> Audience:
+    """Who would hear ``signal`` (of a task that didn't fail; failures are logged at ERROR).
 
     Measured: ``asend`` costs 176 µs with one sync receiver (a thread hop), ``send`` 11 µs.
     """
-    if nobody_hears(signal, sender):
-        return
-    if only_logs(signal, sender):
-        signal.send(sender, task_result=result)
-    else:
-        await signal.asend(sender, task_result=result)
+    sync_receivers, async_receivers, *_ = signal._live_receivers(sender)
+    if async_receivers or any(receiver not in _LOGGERS for receiver in sync_receivers):
+        return Audience.RECEIVERS
+    return Audience.LOGS if django_signals.logger.isEnabledFor(_LEVELS[signal]) else Audience.NOBODY
+
+
+async def asend(signal: Signal, sender: type, result: AnyResult) -> None:
+    """Send ``signal`` from a loop. A receiver's exception is the caller's."""
+    match audience(signal, sender):
+        case Audience.LOGS:
+            signal.send(sender, task_result=result)
+        case Audience.RECEIVERS:
+            await signal.asend(sender, task_result=result)
 
 
 async def asend_robust(signal: Signal, sender: type, result: AnyResult) -> None:
     """The same, but Django logs what a receiver raises: the task has nothing to do with it."""
-    if only_logs(signal, sender):
-        signal.send_robust(sender, task_result=result)
-    else:
-        await signal.asend_robust(sender, task_result=result)
+    match audience(signal, sender):
+        case Audience.LOGS:
+            signal.send_robust(sender, task_result=result)
+        case Audience.RECEIVERS:
+            await signal.asend_robust(sender, task_result=result)
 
 
 async def asend_finished(
@@ -76,7 +82,7 @@ async def asend_finished(
 
     ``executor`` is where sync receivers make their ORM calls (None: asgiref's one thread).
     """
-    if only_logs(django_signals.task_finished, sender):
+    if audience(django_signals.task_finished, sender) is not Audience.RECEIVERS:
         # Django's default LOGGING mails an ERROR to ADMINS: never on the loop.
         await asyncio.to_thread(_send_finished, sender, result, exception)
     elif executor is None:

@@ -149,7 +149,7 @@ def result_of(job: Job) -> AnyResult:
         kwargs=decode(job.kwargs),
         backend=job.backend,
         errors=[_error_of(decode(text)) for text in job.errors],
-        worker_ids=job.worker_ids,
+        worker_ids=list(job.worker_ids),  # look-ups that were coalesced share the job
         _return_value=decode(job.return_value),
     )
 
@@ -159,7 +159,10 @@ def _task_of(job: Job) -> AnyTask:
     registered = resolve(job.task_path)
     run_after = _local(job.run_after)
     stored = (job.priority, job.queue_name, job.backend, run_after)
-    if stored == (registered.priority, registered.queue_name, registered.backend, registered.run_after):
+    if (
+        stored == (registered.priority, registered.queue_name, registered.backend, registered.run_after)
+        and getattr(registered, "max_crashes", None) == job.max_crashes
+    ):
         return registered
     # Not validated again: that takes 10 µs, and a queue that has left QUEUES since would make
     # every look-up of its old tasks fail.
@@ -189,7 +192,7 @@ def _error_of(stored: dict[str, str]) -> TaskError:
 
 def _local(moment: datetime | None) -> datetime | None:
     """A time from the database as Django shows it: aware, or naive local where USE_TZ is off."""
-    if moment is None or settings.USE_TZ or timezone.is_naive(moment):
+    if moment is None or moment.tzinfo is None or settings.USE_TZ:
         return moment
     return timezone.make_naive(moment)
 

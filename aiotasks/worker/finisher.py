@@ -209,13 +209,14 @@ class Finisher:
     def _announce(self, execution: Execution, finished_at: datetime) -> None:
         """Send ``task_finished``, on the loop's own time where that costs nothing."""
         failed = isinstance(execution.outcome, Failed)
-        if not failed and signals.nobody_hears(task_finished, self._sender):
+        heard = signals.audience(task_finished, self._sender)
+        if not failed and heard is signals.Audience.NOBODY:
             return
         result = execution.result
         if result is None:
             return  # the task isn't known here, so there is no Task to show receivers
         _complete(result, execution, finished_at)
-        if not failed and signals.only_logs(task_finished, self._sender):
+        if not failed and heard is signals.Audience.LOGS:
             task_finished.send_robust(self._sender, task_result=result)
             return
         announcing = asyncio.get_running_loop().create_task(

@@ -127,8 +127,7 @@ class Runner:
             return self._unknown(job, error)
         execution.lane = lane_of(task.func)
         result = execution.result = result_of(job)
-        if not signals.nobody_hears(task_started, self._sender):
-            await signals.asend_robust(task_started, self._sender, result)
+        await signals.asend_robust(task_started, self._sender, result)
         args = (TaskContext(task_result=result), *result.args) if task.takes_context else result.args
         if execution.lane == "thread":
             return await self._in_thread(execution, task, args, result.kwargs)

@@ -1,0 +1,1 @@
+"""Workloads, each measured on a PostgreSQL of its own with durable commits."""
