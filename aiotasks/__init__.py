@@ -6,15 +6,24 @@ Importing it needs no app registry and no settings.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .exceptions import AiotasksError, DatabaseNotReady, TransactionClosed, UnknownTask, WorkerLost
+    from .exceptions import (
+        AiotasksError,
+        DatabaseNotReady,
+        TaskCancelled,
+        TransactionClosed,
+        UnknownTask,
+        WorkerLost,
+    )
     from .store.transaction import transaction
-    from .tasks import PostgresTask, task
+    from .tasks import PostgresTask, PostgresTaskResult, task
     from .worker import Worker
 
 __all__ = [
     "AiotasksError",
     "DatabaseNotReady",
     "PostgresTask",
+    "PostgresTaskResult",
+    "TaskCancelled",
     "TransactionClosed",
     "UnknownTask",
     "Worker",
@@ -31,6 +40,8 @@ _HOMES = {
     "AiotasksError": "exceptions",
     "DatabaseNotReady": "exceptions",
     "PostgresTask": "tasks",
+    "PostgresTaskResult": "tasks",
+    "TaskCancelled": "exceptions",
     "TransactionClosed": "exceptions",
     "UnknownTask": "exceptions",
     "Worker": "worker",

@@ -7,21 +7,21 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.core.checks import CheckMessage
-from django.tasks import TaskResult, TaskResultStatus
+from django.tasks import TaskResultStatus
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued
 from django.utils import timezone
 
 from . import checks
-from .codec import dump_json
+from .codec import dump_error, dump_json
 from .conf import Options
-from .exceptions import UnknownTask
+from .exceptions import TaskCancelled, UnknownTask
 from .job import AnyResult, AnyTask, NewJob, lane_of
 from .store.routes import DjangoRoute, Route, route_on_loop
 from .store.waiting import sync_code_waits
 from .sync import SyncMethod, run_now
-from .tasks import PostgresTask, parse_id, resolve, result_of
+from .tasks import PostgresTask, PostgresTaskResult, parse_id, resolve, result_of
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7
@@ -95,6 +95,10 @@ class PostgresBackend(BaseTaskBackend):
         """Look a task up. Raises TaskResultDoesNotExist, also for an id that can't be one."""
         return await self._either(PostgresBackend._get_result, result_id)
 
+    async def acancel(self, result: AnyResult) -> bool:
+        """Cancel a task; whether it still could be. See ``PostgresTaskResult.acancel``."""
+        return await self._either(PostgresBackend._cancel, result)
+
     async def _either[Result](self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any) -> Result:
         """Run ``logic`` where it belongs: on the thread of whoever waits, or on this loop."""
         if sync_code_waits():
@@ -131,9 +135,19 @@ class PostgresBackend(BaseTaskBackend):
             raise TaskResultDoesNotExist(result_id)
         return result_of(job)
 
+    async def _cancel(self, route: Route, result: AnyResult) -> bool:
+        id = parse_id(result.id)
+        error = TaskCancelled("The task was cancelled before it ran.")
+        text = dump_error(error, limit=self.config.max_error_size)
+        job = None if id is None else await route.cancel(self.alias, id, text)
+        if job is not None and job.status == "FAILED":
+            await route.send_finished(type(self), result_of(job), error)
+        return job is not None
+
     enqueue = SyncMethod(_enqueue, name="aenqueue")
     enqueue_many = SyncMethod(_enqueue_many, name="aenqueue_many")
     get_result = SyncMethod(_get_result, name="aget_result")
+    cancel = SyncMethod(_cancel, name="acancel")
 
     def _check_path(self, task: AnyTask) -> None:
         """A worker finds a task by its path alone, so the path must lead back to one."""
@@ -168,7 +182,7 @@ class PostgresBackend(BaseTaskBackend):
             run_after=run_after,
             max_crashes=task.max_crashes if isinstance(task, PostgresTask) else None,
         )
-        result = TaskResult(
+        result = PostgresTaskResult(
             task=task,
             id=str(job.id),
             status=TaskResultStatus.READY,

@@ -4,6 +4,7 @@
 
     Exception
     ├── AiotasksError
+    │   ├── TaskCancelled       stored: the task was cancelled by acancel()
     │   ├── TransactionClosed   an enqueue from a task that outlived its transaction() block
     │   ├── UnknownTask         a stored task path that leads to no Task here (an ImportError too)
     │   └── WorkerLost          stored: the worker died while it ran the task
@@ -16,11 +17,22 @@ the statement went over, with the driver's error as ``__cause__``.
 
 from django.core.exceptions import ImproperlyConfigured
 
-__all__ = ["AiotasksError", "DatabaseNotReady", "TransactionClosed", "UnknownTask", "WorkerLost"]
+__all__ = [
+    "AiotasksError",
+    "DatabaseNotReady",
+    "TaskCancelled",
+    "TransactionClosed",
+    "UnknownTask",
+    "WorkerLost",
+]
 
 
 class AiotasksError(Exception):
     """Base of the errors of this package."""
+
+
+class TaskCancelled(AiotasksError):
+    """The task was cancelled by ``acancel()`` or ``cancel()``."""
 
 
 class TransactionClosed(AiotasksError):

@@ -102,7 +102,12 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """We cancelled the task (shutdown, lost lease): READY again, no attempt spent."""
+    """We cancelled the task (shutdown, lost lease): READY again, no attempt spent.
+
+    Where it was to be cancelled for good meanwhile, it is FAILED with ``failure`` instead.
+    """
+
+    failure: Failed | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ class Task(models.Model):
     started_at = models.DateTimeField(null=True)
     last_attempted_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
+    cancel_requested_at = models.DateTimeField(null=True)  # its owner is asked to end it
     unknown_since = models.DateTimeField(null=True)  # no worker that claimed it could import it
 
     class Meta:

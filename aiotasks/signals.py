@@ -13,7 +13,7 @@ from django.tasks import signals as django_signals
 
 from .job import AnyResult
 
-__all__ = ["Audience", "OrmExecutor", "asend", "asend_finished", "asend_robust", "audience"]
+__all__ = ["Audience", "OrmExecutor", "asend", "asend_finished", "asend_robust", "audience", "send_finished"]
 
 # What Django's receivers log each signal at; a failure's goes by task_finished at ERROR.
 _LEVELS = {
@@ -84,7 +84,7 @@ async def asend_finished(
     """
     if audience(django_signals.task_finished, sender) is not Audience.RECEIVERS:
         # Django's default LOGGING mails an ERROR to ADMINS: never on the loop.
-        await asyncio.to_thread(_send_finished, sender, result, exception)
+        await asyncio.to_thread(send_finished, sender, result, exception)
     elif executor is None:
         await _asend_finished(sender, result, exception)
     else:
@@ -95,7 +95,8 @@ async def asend_finished(
             executor.release()
 
 
-def _send_finished(sender: type, result: AnyResult, exception: BaseException | None) -> None:
+def send_finished(sender: type, result: AnyResult, exception: BaseException | None) -> None:
+    """The same from sync code, which may wait."""
     send = partial(django_signals.task_finished.send_robust, sender, task_result=result)
     if exception is None:
         send()

@@ -49,11 +49,13 @@ class SyncMethod[Result](AsyncToSync[..., Result]):
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return owner.over_django(self.awaitable, *args, **kwargs)  # type: ignore[arg-type,no-any-return]  # asgiref says Awaitable
-        raise SynchronousOnlyOperation(
-            f"{self._name.removeprefix('a')}() would block the event loop that runs here; "
-            f"use `await {self._name}()`."
-        )
+            pass  # not in here: receivers would find this very error in sys.exc_info()
+        else:
+            raise SynchronousOnlyOperation(
+                f"{self._name.removeprefix('a')}() would block the event loop that runs here; "
+                f"use `await {self._name}()`."
+            )
+        return owner.over_django(self.awaitable, *args, **kwargs)  # type: ignore[arg-type,no-any-return]  # asgiref says Awaitable
 
     def __get__(self, parent: Any, objtype: Any = None) -> Any:
         return self if parent is None else partial(self.__call__, parent)

@@ -23,7 +23,7 @@ from .codec import decode
 from .exceptions import UnknownTask
 from .job import AnyResult, AnyTask, Job
 
-__all__ = ["PostgresTask", "known", "parse_id", "resolve", "result_of", "task"]
+__all__ = ["PostgresTask", "PostgresTaskResult", "known", "parse_id", "resolve", "result_of", "task"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,30 @@ class PostgresTask(Task):  # type: ignore[type-arg]  # generic in the stubs alon
             "max_crashes": max_crashes,
         }
         return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresTaskResult(TaskResult):  # type: ignore[type-arg,misc]  # the stubs differ
+    """A TaskResult that can cancel its task."""
+
+    async def acancel(self) -> bool:
+        """Cancel the task; whether it still could be.
+
+        One that waits is FAILED at once, with ``TaskCancelled``. A coroutine that runs is cancelled
+        by its worker, soon; what runs in a thread can't be stopped, and ends as it ends. Look with
+        ``arefresh()``.
+        """
+        cancelled: bool = await _backend_of(self).acancel(self)
+        return cancelled
+
+    def cancel(self) -> bool:
+        """See acancel()."""
+        cancelled: bool = _backend_of(self).cancel(self)
+        return cancelled
+
+
+def _backend_of(result: TaskResult) -> Any:  # type: ignore[type-arg]
+    return result.task.get_backend()
 
 
 @overload
@@ -137,7 +161,7 @@ def result_of(job: Job) -> AnyResult:
     """The row as Django's TaskResult. Raises UnknownTask where the task can't be imported."""
     status = TaskResultStatus.READY if job.status == "SCHEDULED" else TaskResultStatus(job.status)
     return _make(
-        TaskResult,
+        PostgresTaskResult,
         task=_task_of(job),
         id=str(job.id),
         status=status,

@@ -134,7 +134,13 @@ def django_errors() -> Iterator[None]:
     """Raise what asyncpg raises inside as Django's errors. Not for blocks that run user code."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except (
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,  # seen where the server had just closed an idle connection
+        OSError,
+        TimeoutError,
+    ) as error:
         raise as_django_error(error) from error
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 from uuid import UUID
 
-from django.db import transaction as django_transaction
+from django.db import connections
 from django.dispatch import Signal
 
 from .. import signals
@@ -20,7 +20,7 @@ from .drivers import DjangoDriver
 from .pools import LoopResources, resources
 from .store import Store
 from .transaction import Transaction, current_transaction
-from .wakeups import CHANNEL, wakeups_of
+from .wakeups import CHANNEL, Wakeup, cancel_wakeups, wakeups_of
 
 __all__ = ["DjangoRoute", "Route", "route_on_loop"]
 
@@ -34,8 +34,14 @@ class Route(Protocol):
     async def select(self, backend: str, id: UUID) -> Job | None:
         """Look a task up."""
 
+    async def cancel(self, backend: str, id: UUID, error: str) -> Job | None:
+        """Cancel a task and wake its owner; None where it can't be cancelled any more."""
+
     async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
         """Send one of Django's task signals; a receiver's exception is the caller's."""
+
+    async def send_finished(self, sender: type, result: AnyResult, exception: BaseException) -> None:
+        """Send ``task_finished`` of a task that failed."""
 
 
 class DjangoRoute:
@@ -52,13 +58,18 @@ class DjangoRoute:
                 "Use aenqueue() there, or transaction.atomic() around sync code."
             )
         await self._store.insert_jobs(jobs)
+        self._notify_on_commit(wakeups_of(jobs))
+
+    def _notify_on_commit(self, wakeups: Sequence[Wakeup]) -> None:
         if self._options.notify:
-            payloads = [wakeup.payload() for wakeup in wakeups_of(jobs)]
+            payloads = [wakeup.payload() for wakeup in wakeups]
             # Robust: the task is committed, so a NOTIFY that fails must not look like a failed
             # enqueue; the poll finds it.
-            django_transaction.on_commit(
-                lambda: self._notify(payloads), using=self._options.database, robust=True
-            )
+            connection = connections[self._options.database]
+            if connection.in_atomic_block or connection.get_autocommit():
+                connection.on_commit(lambda: self._notify(payloads), robust=True)
+            else:  # the site ends its transactions by itself; the server holds NOTIFY until then
+                self._notify(payloads)
 
     def _notify(self, payloads: Sequence[str]) -> None:
         run_now(self._store.notify(CHANNEL, payloads))
@@ -67,8 +78,16 @@ class DjangoRoute:
         jobs = await self._store.select_jobs([id], backend)
         return jobs[0] if jobs else None
 
+    async def cancel(self, backend: str, id: UUID, error: str) -> Job | None:
+        jobs = await self._store.cancel_jobs([id], backend, error)
+        self._notify_on_commit(cancel_wakeups(jobs))
+        return jobs[0] if jobs else None
+
     async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
         signal.send(sender, task_result=result)  # Signal.send bridges async receivers itself
+
+    async def send_finished(self, sender: type, result: AnyResult, exception: BaseException) -> None:
+        signals.send_finished(sender, result, exception)
 
 
 class TransactionRoute:
@@ -87,8 +106,17 @@ class TransactionRoute:
         jobs = await self._transaction.store.select_jobs([id], backend)
         return jobs[0] if jobs else None
 
+    async def cancel(self, backend: str, id: UUID, error: str) -> Job | None:
+        jobs = await self._transaction.store.cancel_jobs([id], backend, error)
+        if self._options.notify:
+            self._transaction.wakeups += cancel_wakeups(jobs)
+        return jobs[0] if jobs else None
+
     async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
         await signals.asend(signal, sender, result)
+
+    async def send_finished(self, sender: type, result: AnyResult, exception: BaseException) -> None:
+        await signals.asend_finished(sender, result, exception, None)
 
 
 class LoopRoute:
@@ -106,8 +134,18 @@ class LoopRoute:
     async def select(self, backend: str, id: UUID) -> Job | None:
         return await self._held.lookups.submit((backend, id))
 
+    async def cancel(self, backend: str, id: UUID, error: str) -> Job | None:
+        # Not repeated: a second try couldn't tell its own success from somebody else's.
+        jobs = await self._held.store.cancel_jobs([id], backend, error)
+        if self._held.options.notify:
+            self._held.notifier.notify(cancel_wakeups(jobs))
+        return jobs[0] if jobs else None
+
     async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
         await signals.asend(signal, sender, result)
+
+    async def send_finished(self, sender: type, result: AnyResult, exception: BaseException) -> None:
+        await signals.asend_finished(sender, result, exception, None)
 
 
 def route_on_loop(options: Options) -> Route:

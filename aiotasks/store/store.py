@@ -80,8 +80,20 @@ class Store:
         rows = await self._fetch("release_lost_claims", worker_id, list(held), reply_timeout)
         return {row[0]: row[1] for row in rows}
 
-    async def rescue_jobs(self, backend: str, max_crashes: int, error: str, limit: int) -> list[Job]:
-        return [Job(*row) for row in await self._fetch("rescue_jobs", backend, max_crashes, error, limit)]
+    async def cancel_jobs(self, ids: Sequence[UUID], backend: str, error: str) -> list[Job]:
+        """Returns those that could still be cancelled: FAILED now, or RUNNING and asked to end."""
+        return [Job(*row) for row in await self._fetch("cancel_jobs", sorted(ids), backend, error)]
+
+    async def select_cancelled_jobs(self, worker_id: UUID) -> set[UUID]:
+        return {row[0] for row in await self._fetch("select_cancelled_jobs", worker_id)}
+
+    async def rescue_jobs(
+        self, backend: str, max_crashes: int, error: str, limit: int, cancelled: str
+    ) -> list[Job]:
+        return [
+            Job(*row)
+            for row in await self._fetch("rescue_jobs", backend, max_crashes, error, limit, cancelled)
+        ]
 
     async def promote_due_jobs(self, backend: str, limit: int) -> list[str]:
         """Returns the queue name of every task promoted."""

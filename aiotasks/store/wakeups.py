@@ -1,7 +1,8 @@
 """What NOTIFY says to workers, and how it is sent.
 
 A payload is a JSON list ``[backend, queue_name, due]``: there are READY tasks in the queue, or
-(``due``, seconds since the epoch) one that is due at that time. Any role that can connect may
+(``due``, seconds since the epoch) one that is due at that time; with a fourth item, true, a task
+that runs is to be cancelled. Any role that can connect may
 listen, so nothing else is ever in it.
 """
 
@@ -11,11 +12,11 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..job import NewJob
+from ..job import Job, NewJob
 from .batcher import Batcher
 from .store import Store
 
-__all__ = ["CHANNEL", "Notifier", "Wakeup", "read_payload", "wakeups_of"]
+__all__ = ["CHANNEL", "Notifier", "Wakeup", "cancel_wakeups", "read_payload", "wakeups_of"]
 
 logger = logging.getLogger("aiotasks.store")
 
@@ -24,14 +25,15 @@ CHANNEL = "aiotasks"
 
 @dataclass(frozen=True, slots=True)
 class Wakeup:
-    """READY tasks in a queue, or, with ``due``, one scheduled for that time."""
+    """READY tasks in a queue; with ``due``, one scheduled for then; with ``cancel``, one to cancel."""
 
     backend: str
     queue_name: str
     due: float | None = None
+    cancel: bool = False
 
     def payload(self) -> str:
-        return json.dumps([self.backend, self.queue_name, self.due])
+        return json.dumps([self.backend, self.queue_name, self.due, *([True] if self.cancel else [])])
 
 
 def read_payload(payload: str) -> Wakeup | None:
@@ -40,6 +42,8 @@ def read_payload(payload: str) -> Wakeup | None:
         match json.loads(payload):
             case [str(backend), str(queue_name), (None | float() | int()) as due]:
                 return Wakeup(backend, queue_name, due)
+            case [str(backend), str(queue_name), None, True]:
+                return Wakeup(backend, queue_name, cancel=True)
     except (ValueError, RecursionError):
         pass
     return None
@@ -57,6 +61,11 @@ def wakeups_of(jobs: Iterable[NewJob]) -> list[Wakeup]:
             at = job.run_after.timestamp()
             due[key] = min(at, due.get(key, at))
     return [*(Wakeup(*key) for key in ready), *(Wakeup(*key, at) for key, at in due.items())]
+
+
+def cancel_wakeups(jobs: Iterable[Job]) -> list[Wakeup]:
+    """For the owners of those that run."""
+    return [Wakeup(job.backend, job.queue_name, cancel=True) for job in jobs if job.status == "RUNNING"]
 
 
 class Notifier:

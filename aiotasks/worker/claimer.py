@@ -76,6 +76,8 @@ class Claimer:
                 return
             if not self._queues and wakeup.queue_name not in self._known_queues:
                 self._queues_until = 0.0
+        else:
+            self._queues_until = 0.0
         self._hungry.update(LANES)
         self._changed.set()
 
@@ -165,8 +167,12 @@ class Claimer:
         if not queues:
             now = asyncio.get_running_loop().time()
             if now >= self._queues_until:
-                self._known_queues = await self._store.list_queues(self._backend)
-                self._queues_until = now + QUEUES_TTL
+                self._queues_until = now + QUEUES_TTL  # a wake-up from now on asks for another look
+                try:
+                    self._known_queues = await self._store.list_queues(self._backend)
+                except utils.Error:
+                    self._queues_until = 0.0
+                    raise
             queues = self._known_queues
         if not queues:
             return []

@@ -23,6 +23,6 @@ class Execution:
         self.task: asyncio.Task[None] | None = None
         self.result: AnyResult | None = None
         self.outcome: Outcome | None = None
-        self.cancelled_for: Literal["shutdown", "lost lease"] | None = None
+        self.cancelled_for: Literal["shutdown", "lost lease", "cancelled"] | None = None
         self.in_thread = False  # its body has gone to a thread, which can't be cancelled
         self.abandoned = False

@@ -114,7 +114,7 @@ class Finisher:
     async def _flush(self, executions: list[Execution]) -> Sequence[datetime | None]:
         finishes: list[tuple[UUID, UUID, str, str | None, str | None]] = []
         releases: list[tuple[UUID, UUID, float, float | None]] = []
-        deferred: dict[UUID, Failed] = {}
+        unreleased: dict[UUID, Failed | None] = {}
         for execution in sorted(executions, key=lambda execution: execution.job.id):
             id, claim_id = execution.job.id, execution.job.claim_id
             assert claim_id is not None
@@ -123,26 +123,30 @@ class Finisher:
                     finishes.append((id, claim_id, "SUCCESSFUL", text, None))
                 case Failed(text=text):
                     finishes.append((id, claim_id, "FAILED", None, text))
-                case Released():
+                case Released(failure):
                     releases.append((id, claim_id, 0.0, None))
+                    unreleased[id] = failure
                 case Deferred(delay, window, failure):
                     releases.append((id, claim_id, delay, window))
-                    deferred[id] = failure
+                    unreleased[id] = failure
                 case None:
                     raise AssertionError("an execution without an outcome")
                 case _ as never:
                     assert_never(never)
         released = await self._release(releases) if releases else set()
         for execution in executions:
-            # Unknown for longer than its window, if it is still ours at all.
+            # Unknown for longer than its window, or to be cancelled: if it is still ours at all.
             id, claim_id = execution.job.id, execution.job.claim_id
-            if claim_id is not None and id in deferred and id not in released:
-                execution.outcome = deferred[id]
-                finishes.append((id, claim_id, "FAILED", None, deferred[id].text))
+            failure = None if id in released else unreleased.get(id)
+            if failure is not None and claim_id is not None:
+                execution.outcome = failure
+                finishes.append((id, claim_id, "FAILED", None, failure.text))
         finished = await self._finish(finishes) if finishes else {}
-        late = [e for e in executions if e.job.id not in finished and e.job.id not in released]
-        for execution in late:
-            self._log_fenced(execution)
+        # What was taken from us while we were about to give it back isn't late.
+        in_time = {*finished, *released, *unreleased}
+        for execution in executions:
+            if execution.job.id not in in_time:
+                self._log_fenced(execution)
         return [finished.get(execution.job.id) for execution in executions]
 
     async def _finish(
@@ -196,8 +200,6 @@ class Finisher:
         await asyncio.sleep(backoff(failures, longest=1.0))
 
     def _log_fenced(self, execution: Execution) -> None:
-        if isinstance(execution.outcome, Released):
-            return  # taken from us while we were about to give it back: nothing is late
         self.fenced += 1
         logger.warning(
             "a late outcome was fenced off, the task isn't ours any more id=%s path=%r outcome=%s",

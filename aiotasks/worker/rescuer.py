@@ -7,7 +7,7 @@ from uuid import UUID
 
 from ..codec import dump_error
 from ..conf import Options
-from ..exceptions import WorkerLost
+from ..exceptions import TaskCancelled, WorkerLost
 from ..job import Job
 from ..store.store import Store
 from ..store.wakeups import Wakeup
@@ -43,7 +43,7 @@ class Rescuer:
         may_rescue: Callable[[], bool],
         held: Callable[[], Iterable[UUID]],
         wake: Callable[[Sequence[Wakeup]], None],
-        announce: Callable[[Job, WorkerLost], Awaitable[None]],
+        announce: Callable[[Job, Exception], Awaitable[None]],
     ) -> None:
         self._store = store
         self._backend = backend
@@ -78,10 +78,14 @@ class Rescuer:
 
     async def _rescue(self) -> tuple[int, int]:
         lost = WorkerLost("The worker that ran this task was killed or hung: its lease ran out.")
-        error = dump_error(lost, limit=self._options.max_error_size)
+        cancelled = TaskCancelled("The task was cancelled, and its worker was killed or hung.")
+        limit = self._options.max_error_size
+        errors = dump_error(lost, limit=limit), dump_error(cancelled, limit=limit)
         ready = failed = 0
         while True:
-            jobs = await self._store.rescue_jobs(self._backend, self._options.max_crashes, error, BATCH)
+            jobs = await self._store.rescue_jobs(
+                self._backend, self._options.max_crashes, errors[0], BATCH, errors[1]
+            )
             for job in jobs:
                 logger.warning(
                     "a task of a lost worker was rescued id=%s path=%r status=%s",
@@ -93,7 +97,7 @@ class Rescuer:
             for job in jobs:
                 if job.status == "FAILED":
                     failed += 1
-                    await self._announce(job, lost)
+                    await self._announce(job, cancelled if job.errors[-1] == errors[1] else lost)
                 else:
                     ready += 1
             if len(jobs) < BATCH:

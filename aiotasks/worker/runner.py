@@ -13,7 +13,7 @@ from django.tasks.signals import task_started
 from .. import signals
 from ..codec import dump_error, dump_json
 from ..conf import Options
-from ..exceptions import UnknownTask
+from ..exceptions import TaskCancelled, UnknownTask
 from ..job import AnyTask, Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
 from ..tasks import known, resolve, result_of
 from .execution import Execution
@@ -162,7 +162,12 @@ class Runner:
         return Succeeded(*dump_json(value, where="the return value", limit=self._options.max_result_size))
 
     def _raised(self, execution: Execution, error: BaseException) -> Outcome:
-        return Released() if execution.cancelled_for is not None else self._failed(error)
+        if execution.cancelled_for == "cancelled":
+            return self._cancelled()
+        return Released(self._cancelled()) if execution.cancelled_for is not None else self._failed(error)
+
+    def _cancelled(self) -> Failed:
+        return self._failed(TaskCancelled("The task was cancelled while it ran."))
 
     def _failed(self, error: BaseException) -> Failed:
         if isinstance(error, ExitRaised):

@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import utils
 
 from .. import __version__, signals
-from ..exceptions import UnknownTask, WorkerLost
+from ..exceptions import UnknownTask
 from ..job import Job, Lane, Released
 from ..store.drivers import is_transient
 from ..store.pools import resources
@@ -23,6 +23,7 @@ from ..store.repeat import backoff
 from ..store.store import Store
 from ..store.wakeups import Wakeup
 from ..tasks import result_of
+from .canceller import Canceller
 from .claimer import Claimer
 from .execution import Execution
 from .finisher import Finisher
@@ -101,6 +102,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._hurried = asyncio.Event()
         self._changed = asyncio.Event()  # an execution has ended
+        self._built = asyncio.Event()  # there was a database, so there are parts
 
     # --- The block --------------------------------------------------------------------------
 
@@ -144,6 +146,7 @@ class Worker:
 
     async def wait_until_empty(self) -> None:
         """Return once nothing is READY, RUNNING or due in the queues and lanes served."""
+        await self._built.wait()
         lanes = [lane for lane, slots in (("loop", self.concurrency), ("thread", self.threads)) if slots]
         store = resources(self._options).store
         failures = 0
@@ -170,6 +173,7 @@ class Worker:
         if not await self._reach_database():
             return  # told to stop before there was a database
         self._build()
+        self._built.set()
         self._heartbeat.start()
         self._guard.start()
         listening = (
@@ -251,6 +255,13 @@ class Worker:
             wake=self._wake,
             announce=self._announce_lost,
         )
+        self._canceller = Canceller(
+            store,
+            worker_id=lambda: self._lease.worker_id,
+            running=lambda: self._runner.running,
+            cancel=self._runner.cancel,
+            poll_interval=options.poll_interval,
+        )
         self._guard = LoopGuard()
 
     def _make_finisher(self, store: Store) -> Finisher:
@@ -268,7 +279,7 @@ class Worker:
         async def sweep() -> None:
             await periodically(self._rescuer.run_once, self._lease.interval, name="rescuer")
 
-        return [self._claimer.run, self._scheduler.run, sweep, self._watch_lease]
+        return [self._claimer.run, self._scheduler.run, self._canceller.run, sweep, self._watch_lease]
 
     async def _tell_when_started(self) -> None:
         await self._registered_once.wait()
@@ -375,7 +386,11 @@ class Worker:
         if wakeup is None:
             self._claimer.wake()
             self._scheduler.look()
+            self._canceller.look()
         elif wakeup.backend == self.backend:
+            if wakeup.cancel:
+                self._canceller.look()
+                return
             if wakeup.due is not None:
                 self._scheduler.look(wakeup.due)
             if wakeup.due is None or wakeup.due <= time.time() + CLOCK_SKEW:
@@ -414,7 +429,7 @@ class Worker:
                     self._runner.cancel(execution, "lost lease")
             await asyncio.sleep(remaining if remaining > 0 else self._lease.interval)
 
-    async def _announce_lost(self, job: Job, error: WorkerLost) -> None:
+    async def _announce_lost(self, job: Job, error: Exception) -> None:
         """``task_finished`` for a task that its rescue has failed."""
         try:
             result = await asyncio.to_thread(result_of, job)  # which may import it

@@ -14,5 +14,5 @@ SELECT EXISTS (
     SELECT FROM aiotasks_task AS task
     WHERE task.backend = $1::text AND task.lane = ANY($3::text[])
       AND ($2::text[] IS NULL OR task.queue_name = ANY($2::text[]))
-      AND task.status = 'SCHEDULED' AND task.run_after <= clock_timestamp()
+      AND task.status = 'SCHEDULED' AND task.run_after <= statement_timestamp()
 )

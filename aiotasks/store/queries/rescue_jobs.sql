@@ -1,13 +1,18 @@
 -- Take tasks away from workers that have died: RUNNING, and no worker with a live lease. Starting
 -- from the tasks, not from dead workers' rows, finds also what was claimed while its worker's row
--- was being removed. READY again, or FAILED after too many crashes.
+-- was being removed. READY again, or FAILED: after too many crashes, or where it was to be cancelled anyway.
+-- Planned anew every time: see claim_jobs.sql.
 -- $1 backend, $2 crashes after which a task fails, where it says nothing itself,
--- $3 the error to store (JSON text), $4 how many at the most
+-- $3 the error to store (JSON text), $4 how many at the most,
+-- $5 the error of a cancelled task
 WITH lost AS (
     SELECT task.id, task.crashes + 1 AS crashes,
-           task.crashes + 1 >= coalesce(task.max_crashes, $2::integer) AS fails
+           task.cancel_requested_at IS NOT NULL AS cancelled,
+           task.cancel_requested_at IS NOT NULL
+               OR task.crashes + 1 >= coalesce(task.max_crashes, $2::integer) AS fails
     FROM aiotasks_task AS task
     WHERE task.status = 'RUNNING' AND task.backend = $1::text
+      AND ($1::text IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 1000000000)) > 0)
       AND NOT EXISTS (
           SELECT FROM aiotasks_worker AS worker
           WHERE worker.id = task.worker_id AND worker.lease_expires_at > clock_timestamp()
@@ -19,7 +24,7 @@ WITH lost AS (
 UPDATE aiotasks_task AS task
 SET status = CASE WHEN lost.fails THEN 'FAILED' ELSE 'READY' END,
     crashes = lost.crashes,
-    errors = task.errors || $3::json,
+    errors = task.errors || CASE WHEN lost.cancelled THEN $5::json ELSE $3::json END,
     ready_at = CASE WHEN lost.fails THEN task.ready_at ELSE clock_timestamp() END,
     finished_at = CASE WHEN lost.fails THEN now() END,
     unknown_since = NULL,

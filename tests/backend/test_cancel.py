@@ -1,0 +1,160 @@
+"""``acancel()``: what waits ends at once, what runs is asked to, what is final stays."""
+
+import json
+import pickle
+from collections.abc import Callable
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from django.tasks import TaskResult, TaskResultStatus, default_task_backend
+from django.utils import timezone
+
+import aiotasks
+from aiotasks.backend import PostgresBackend
+from aiotasks.job import Job
+from aiotasks.store.pools import resources
+from tests import tasks
+
+from .support import Api, Heard, run_all, wait_for, worker
+
+
+@pytest.mark.parametrize("delay", [None, timedelta(hours=1)], ids=["ready", "scheduled"])
+async def test_a_waiting_task_is_failed_at_once(
+    database: str, api: Api, heard: list[Heard], delay: timedelta | None
+) -> None:
+    task = tasks.anoop.using(run_after=timezone.now() + delay) if delay else tasks.anoop
+    result = await api.enqueue(task)
+    assert await api.call(result, "cancel") is True
+    await result.arefresh()
+    assert result.status == TaskResultStatus.FAILED
+    assert [error.exception_class_path for error in result.errors] == ["aiotasks.exceptions.TaskCancelled"]
+    assert result.finished_at is not None
+    assert result.started_at is None
+    assert result.worker_ids == []
+    finished = [one for one in heard if one.signal == "task_finished"]
+    assert [one.fields["status"] for one in finished] == [TaskResultStatus.FAILED]
+    assert [type(one.error) for one in finished] == [aiotasks.TaskCancelled]
+    assert await api.call(result, "cancel") is False
+    await run_all()
+    await result.arefresh()
+    assert result.worker_ids == []
+
+
+async def test_a_running_coroutine_is_cancelled_by_its_worker(database: str, api: Api) -> None:
+    result = await api.enqueue(tasks.asleep, 60)
+    async with worker():
+        await until(result, lambda: result.status == TaskResultStatus.RUNNING)
+        assert await api.call(result, "cancel") is True
+        await until(result, lambda: result.is_finished)
+    assert result.status == TaskResultStatus.FAILED
+    assert result.errors[-1].exception_class_path == "aiotasks.exceptions.TaskCancelled"
+    assert result.attempts == 1
+
+
+async def test_what_runs_in_a_thread_ends_as_it_ends(database: str) -> None:
+    result = await tasks.sleep.aenqueue(0.5)
+    async with worker():
+        await until(result, lambda: result.status == TaskResultStatus.RUNNING)
+        assert await result.acancel()
+        await until(result, lambda: result.is_finished)
+    assert result.status == TaskResultStatus.SUCCESSFUL
+
+
+async def test_a_final_task_stays_as_it_is(database: str, api: Api) -> None:
+    result = await tasks.aadd.aenqueue(1, 2)
+    await run_all()
+    assert await api.call(result, "cancel") is False
+    await result.arefresh()
+    assert result.return_value == 3
+
+
+async def test_a_missing_task_can_not_be_cancelled(database: str, api: Api) -> None:
+    result = await tasks.anoop.aenqueue()
+    object.__setattr__(result, "id", str(uuid4()))
+    assert await api.call(result, "cancel") is False
+
+
+async def test_the_rescue_of_a_cancelled_task_fails_it(database: str, conn: asyncpg.Connection) -> None:
+    result = await orphaned(conn)
+    assert await result.acancel()
+    rescued = await rescue()
+    assert [job.status for job in rescued] == ["FAILED"]
+    await result.arefresh()
+    assert result.errors[-1].exception_class_path == "cancelled"
+
+
+async def test_a_cancelled_task_is_not_given_back_at_a_shutdown(database: str) -> None:
+    result = await tasks.asleep.aenqueue(60.0)
+    async with worker(grace=0.0):
+        await until(result, lambda: result.status == TaskResultStatus.RUNNING)
+        # Behind the worker's back, so that the shutdown finds it before the worker has seen it.
+        store = resources(backend().config).store
+        with_no_wake_up = await store.cancel_jobs(
+            [result_uuid(result)], "default", '{"class":"","traceback":""}'
+        )
+        assert [job.status for job in with_no_wake_up] == ["RUNNING"]
+    await result.arefresh()
+    assert result.status == TaskResultStatus.FAILED
+    assert result.errors[-1].exception_class_path == "aiotasks.exceptions.TaskCancelled"
+
+
+async def test_a_late_finish_does_not_bring_a_cancelled_task_back(
+    database: str, conn: asyncpg.Connection
+) -> None:
+    """FAULTS 54."""
+    result = await orphaned(conn)
+    claim_id = await conn.fetchval("SELECT claim_id FROM aiotasks_task")
+    await result.acancel()
+    await rescue()
+    store = resources(backend().config).store
+    late = await store.finish_jobs([(result_uuid(result), claim_id, "SUCCESSFUL", "1", None)])
+    assert late == {}
+    await result.arefresh()
+    assert result.status == TaskResultStatus.FAILED
+
+
+async def test_results_pickle(database: str) -> None:
+    result = await tasks.aadd.aenqueue(1, 2)
+    again = pickle.loads(pickle.dumps(result))
+    assert again == result
+    assert await again.acancel() is True
+
+
+def backend() -> PostgresBackend:
+    return default_task_backend
+
+
+def result_uuid(result: TaskResult) -> UUID:
+
+    return UUID(result.id)
+
+
+async def orphaned(conn: asyncpg.Connection) -> TaskResult:
+    """A task that is RUNNING under a worker that isn't there."""
+    result = await tasks.anoop.aenqueue()
+    await conn.execute(
+        "UPDATE aiotasks_task SET status = 'RUNNING', claim_id = $1, worker_id = $2::uuid, "
+        "worker_ids = ARRAY[$2::uuid]",
+        uuid4(),
+        uuid4(),
+    )
+    return result
+
+
+async def rescue() -> list[Job]:
+    store = resources(backend().config).store
+    return await store.rescue_jobs("default", 3, stored_error("lost"), 10, stored_error("cancelled"))
+
+
+def stored_error(name: str) -> str:
+    return json.dumps({"class": name, "traceback": ""})
+
+
+async def until(result: TaskResult, condition: Callable[[], bool]) -> None:
+    async def refreshed() -> bool:
+        await result.arefresh()
+        return condition()
+
+    await wait_for(refreshed)
