@@ -92,7 +92,7 @@ class Finisher:
 
     def _written(self, execution: Execution, future: "asyncio.Future[datetime | None]") -> None:
         error = None if future.cancelled() else future.exception()
-        if error is not None and isinstance(execution.outcome, Succeeded):
+        if error is not None and isinstance(execution.outcome, Succeeded) and not _may_pass(error):
             # The database refused this very value; what it refused can at least be said.
             logger.error("a return value was refused id=%s error=%r", execution.job.id, str(error))
             execution.outcome = Failed(error, dump_error(error, limit=self._error_limit))
@@ -164,7 +164,7 @@ class Finisher:
                     )
                 return finished
             except utils.Error as error:
-                if not is_transient(error):
+                if not _may_pass(error):
                     raise
                 repeated = True
                 failures += 1
@@ -180,7 +180,7 @@ class Finisher:
                 released = await self._store.release_jobs(releases)
                 break
             except utils.Error as error:
-                if not is_transient(error):
+                if not _may_pass(error):
                     raise
                 failures += 1
                 await self._back_off(failures, error)
@@ -239,6 +239,14 @@ class Finisher:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a receiver of task_finished failed", exc_info=error)
         self._settle()
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same write may go through later: nothing is wrong with what is written.
+
+    A missing column or privilege (42…) is a deploy's or an operator's doing, and hits every row.
+    """
+    return is_transient(error) or isinstance(error, utils.ProgrammingError)
 
 
 def _complete(result: AnyResult, execution: Execution, finished_at: datetime) -> None:
