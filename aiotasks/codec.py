@@ -30,6 +30,10 @@ def dump_json(value: Any, *, where: str, limit: int) -> tuple[Any, str]:
     text = json.dumps(plain, allow_nan=False, separators=(",", ":"))
     if len(text) > limit:  # ASCII only, so characters are bytes
         raise ValueError(f"{where} takes {len(text)} bytes as JSON; the limit is {limit}.")
+    if "\\ud" in text:  # two lone surrogates side by side are read back as the character of the pair
+        plain = json.loads(text)
+        if len(json.dumps(plain, separators=(",", ":"))) != len(text):
+            raise ValueError(f"{where} has two keys that are the same in JSON.")
     return plain, text
 
 
@@ -130,15 +134,23 @@ def dump_error(exception: BaseException, *, limit: int) -> str:
     Never raises, whatever the exception's ``__str__`` does. A text over ``limit`` bytes keeps
     its beginning and its end: the first frames, and the message.
     """
-    kind = type(exception)
     try:
         text = "".join(format_exception(exception))
-    except Exception as error:  # a broken __str__, __cause__ or __notes__ is user code
-        text = f"{kind.__qualname__}: (its traceback couldn't be formatted: {type(error).__qualname__})\n"
+    except BaseException as error:  # __str__, __cause__ and __notes__ are user code, which may raise anything
+        text = f"(the traceback couldn't be formatted: {_class_path(type(error))})\n"
+    path = _fit(_class_path(type(exception))[:1000], limit // 4)
+    room = limit - len(json.dumps({"class": path, "traceback": ""}))
     # Surrogates and controls cost six bytes each as JSON; nothing costs more.
-    if len(text) * 6 > limit:
-        text = _truncate(text, limit - 200)
-    return json.dumps({"class": f"{kind.__module__}.{kind.__qualname__}"[:1000], "traceback": text})
+    if len(text) * 6 > room:
+        text = _truncate(text, room - 80)
+    return json.dumps({"class": path, "traceback": text})
+
+
+def _class_path(kind: type) -> str:
+    try:
+        return f"{kind.__module__}.{kind.__qualname__}"
+    except BaseException:  # a metaclass is user code, too
+        return type.__repr__(kind)
 
 
 def _truncate(text: str, limit: int) -> str:

@@ -46,11 +46,15 @@ def drain(backend: str = "default") -> Any:
 
     Sync tasks and ORM calls run where the test's own do, so that they see what it sees.
     """
+    return _drain(backend) if _on_a_loop() else async_to_sync(_drain)(backend)
+
+
+def _on_a_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return async_to_sync(_drain)(backend)
-    return _drain(backend)
+        return False
+    return True
 
 
 async def _drain(alias: str) -> int:
@@ -153,9 +157,7 @@ def assert_enqueued(
     ``assert_enqueued(…)`` in sync code, ``await assert_enqueued(…)`` in coroutines. Returns the
     latest such task's TaskResult. The AssertionError says what was enqueued instead.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _on_a_loop():
         return _assert_enqueued(task, args, kwargs)
     return sync_to_async(_assert_enqueued, thread_sensitive=True)(task, args, kwargs)
 
@@ -179,7 +181,7 @@ def _assert_enqueued(
             and wanted_kwargs in (None, row.kwargs)
         ):
             return backend.get_result(str(row.pk))  # type: ignore[no-any-return]  # SyncMethod's descriptor
-    asked = f"{task.module_path} with args={'any' if args is None else wanted_args!r}"
-    asked += f" and kwargs={'any' if kwargs is None else wanted_kwargs!r}"
+    asked = f"{task.module_path} with args={'any' if args is None else repr(wanted_args)}"
+    asked += f" and kwargs={'any' if kwargs is None else repr(wanted_kwargs)}"
     found = [f"{row.task_path} args={row.args!r} kwargs={row.kwargs!r}" for row in rows]
     raise AssertionError(f"{asked} was not enqueued; this was: {'; '.join(found) or 'nothing'}.")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asgiref.sync import async_to_sync
-from django.db import connection
+from django.db import connection, transaction
 from django.tasks import TaskContext, task
 
 import aiotasks
@@ -330,3 +330,30 @@ def hidden() -> None:
 
 # Its module path is tests.tasks.hidden, where a plain function stands.
 hidden_task = task(hidden)
+
+
+class RolledBack(Exception):
+    pass
+
+
+@task
+def enqueue_in_atomic(way: str, commit: bool) -> None:
+    """Enqueue inside a transaction, and roll it back unless told to commit."""
+    with transaction.atomic():
+        if way == "enqueue":
+            echo.enqueue(way, commit)
+        else:
+            async_to_sync(echo.aenqueue)(way, commit)
+        if not commit:
+            raise RolledBack
+
+
+@task
+def raise_stop_iteration() -> None:
+    raise StopIteration("early")
+
+
+@task
+def divide_by_zero() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1/0")

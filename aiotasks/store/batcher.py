@@ -33,6 +33,7 @@ class Batcher[Item, Result]:
         self._flush = flush
         self._limit = limit
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._flushing = False
         self._flusher: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -44,12 +45,20 @@ class Batcher[Item, Result]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, future))
-        if self._flusher is None:
+        if not self._flushing:
+            self._flushing = True  # an eager task may have ended already when it is handed out
             # An empty context: the flush is nobody's, least of all the first caller's.
             self._flusher = loop.create_task(
                 self._run(), context=contextvars.Context(), name="aiotasks batcher"
             )
+            self._flusher.add_done_callback(self._ended)
         return future
+
+    def _ended(self, flusher: asyncio.Task[None]) -> None:
+        """One that was cancelled before its first step (the loop is closing) hasn't run at all."""
+        if flusher is self._flusher and self._flushing:
+            self._give_up([], asyncio.CancelledError())
+            self._flushing = False
 
     async def _run(self) -> None:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -57,16 +66,19 @@ class Batcher[Item, Result]:
             while batch := self._take():
                 await self._settle(batch)
         except BaseException as error:
-            # The loop is closing, or is out of memory: nobody may be left waiting.
-            for _, future in [*batch, *self._waiting]:
-                if not future.done():
-                    future.set_exception(_own(utils.InterfaceError(f"interrupted by {error!r}")))
-            self._waiting.clear()
+            self._give_up(batch, error)
             raise
         finally:
             # Nothing is awaited between finding the buffer empty and this: a call that arrived
             # in between would wait for ever.
-            self._flusher = None
+            self._flushing = False
+
+    def _give_up(self, batch: list[tuple[Item, asyncio.Future[Result]]], error: BaseException) -> None:
+        """The loop is closing, or is out of memory: nobody may be left waiting."""
+        for _, future in [*batch, *self._waiting]:
+            if not future.done():
+                future.set_exception(utils.InterfaceError(f"interrupted by {error!r}"))
+        self._waiting.clear()
 
     def _take(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []

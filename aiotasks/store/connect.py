@@ -4,7 +4,7 @@ asyncpg is given what Django's engine would give psycopg, asked anew at every co
 database names, rotating passwords and subclassed engines hold for both.
 """
 
-import shlex
+import re
 from typing import Any
 from urllib.parse import urlencode
 
@@ -89,7 +89,8 @@ def connect_arguments(alias: str) -> tuple[dict[str, Any], list[str]]:
 def _server_settings(options: str) -> dict[str, str]:
     """Read libpq's ``options``: ``-c name=value``, ``-cname=value`` or ``--name=value``."""
     settings = {}
-    for word in shlex.split(options):
+    for word in re.findall(r"(?:\\.|\S)+", options):  # a backslash escapes; quotes are the server's affair
+        word = re.sub(r"\\(.)", r"\1", word)
         name, separator, value = word.removeprefix("--").removeprefix("-c").partition("=")
         if separator:
             settings[name.replace("-", "_")] = value

@@ -113,6 +113,9 @@ _BY_CLASS: dict[str, type[utils.DatabaseError]] = {
     "08": utils.OperationalError,
     "28": utils.OperationalError,
     "3D": utils.OperationalError,
+    "3F": utils.ProgrammingError,
+    "P0": utils.ProgrammingError,
+    "XX": utils.InternalError,
 }
 
 

@@ -98,7 +98,8 @@ class LoopResources:
                 await self.listener.close()
                 await self.pool.close()
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            self.pool.terminate()
+            with suppress(asyncpg.InterfaceError):  # it was never opened
+                self.pool.terminate()
 
 
 async def _no_reset(connection: "asyncpg.Connection[asyncpg.Record]") -> None:

@@ -23,14 +23,15 @@ _current: ContextVar["Transaction | None"] = ContextVar("aiotasks_transaction", 
 class Transaction:
     """One open block. Background tasks inherit it, so it knows whether it has ended."""
 
-    def __init__(self, using: str, connection: Connection, outer: "Transaction | None") -> None:
+    def __init__(
+        self, using: str, connection: Connection, store: Store, around: "Transaction | None"
+    ) -> None:
         self.using = using
         self.connection = connection
-        self.outer = outer
+        self.store = store
+        self.around = around  # perhaps on another database
         self.open = True
         self.wakeups: list[Wakeup] = []
-        # A nested block stands on the same connection, so behind the same lock.
-        self.store: Store = Store(ConnectionDriver(connection)) if outer is None else outer.store
 
 
 def current_transaction(using: str) -> Transaction | None:
@@ -39,14 +40,20 @@ def current_transaction(using: str) -> Transaction | None:
     Raises TransactionClosed where that block has ended: the caller is a background task that
     outlived it, and what it writes would belong to nobody's transaction, or a stranger's.
     """
-    found = _current.get()
-    while found is not None and found.using != using:
-        found = found.outer
+    found = _innermost(using)
     if found is not None and not found.open:
         raise TransactionClosed(
             "This code was started inside an aiotasks.transaction() block that has ended since. "
             "Await it before the block ends, or start it outside (with an empty contextvars.Context)."
         )
+    return found
+
+
+def _innermost(using: str) -> Transaction | None:
+    """The innermost block around the caller on ``DATABASES[using]``, ended or not."""
+    found = _current.get()
+    while found is not None and found.using != using:
+        found = found.around
     return found
 
 
@@ -69,18 +76,14 @@ async def transaction(
             "aiotasks.transaction() can't be used while sync code waits for this coroutine. "
             "Open django.db.transaction.atomic() in the sync code: enqueues inside join it."
         )
-    outer = _current.get()
-    if outer is not None and not (
-        outer.open and outer.using == using and connection in (None, outer.connection)
-    ):
-        outer = None
-    if outer is not None:
-        async with _block(using, outer.connection, outer) as block:
+    outer = _innermost(using)
+    if outer is not None and outer.open and connection in (None, outer.connection):
+        async with _block(using, outer.connection, outer.store) as block:
             yield outer.connection
         outer.wakeups += block.wakeups
     elif connection is not None:
         in_callers_transaction = connection.is_in_transaction()
-        async with _block(using, connection, None) as block:
+        async with _block(using, connection) as block:
             yield connection
             if in_callers_transaction:
                 # The commit is the caller's, some time later: the server holds NOTIFY until then.
@@ -92,18 +95,20 @@ async def transaction(
         await held.driver.open()
         async with held.pool.acquire(timeout=held.options.command_timeout) as pooled:
             try:
-                async with _block(using, pooled, None) as block:
+                async with _block(using, pooled) as block:
                     yield pooled
             finally:
-                if not pooled.is_closed():
-                    await pooled.reset()  # the caller may have SET anything; our pool's reset is a no-op
+                await _reset(pooled)
         if held.options.notify:
             held.notifier.notify(block.wakeups)
 
 
 @asynccontextmanager
-async def _block(using: str, connection: Connection, outer: Transaction | None) -> AsyncIterator[Transaction]:
-    block = Transaction(using, connection, outer)
+async def _block(
+    using: str, connection: Connection, store: Store | None = None
+) -> AsyncIterator[Transaction]:
+    # A nested block stands on the same connection, so behind the same lock: its store's.
+    block = Transaction(using, connection, store or Store(ConnectionDriver(connection)), _current.get())
     async with connection.transaction():
         token = _current.set(block)
         try:
@@ -111,6 +116,23 @@ async def _block(using: str, connection: Connection, outer: Transaction | None) 
         finally:
             block.open = False
             _current.reset(token)
+
+
+async def _reset(connection: Connection) -> None:
+    """Undo what the caller may have SET, which our pool doesn't; a connection that can't be is cut.
+
+    Never raises an error of its own: the block has ended, one way or the other.
+    """
+    if connection.is_closed():
+        return
+    try:
+        await connection.reset()
+        # RESET ALL leaves these two as they are.
+        await connection.execute("RESET SESSION AUTHORIZATION; RESET ROLE")
+    except BaseException as error:
+        connection.terminate()
+        if not isinstance(error, Exception):
+            raise
 
 
 async def _notify(block: Transaction) -> None:

@@ -19,7 +19,7 @@ from .. import signals
 from ..codec import decode, dump_error
 from ..job import AnyResult, Deferred, Failed, Released, Succeeded
 from ..store.batcher import Batcher
-from ..store.drivers import is_transient
+from ..store.drivers import is_transient, sqlstate
 from ..store.repeat import backoff
 from ..store.store import Store
 from ..store.wakeups import Wakeup
@@ -246,7 +246,7 @@ def _may_pass(error: BaseException) -> bool:
 
     A missing column or privilege (42…) is a deploy's or an operator's doing, and hits every row.
     """
-    return is_transient(error) or isinstance(error, utils.ProgrammingError)
+    return is_transient(error) or (sqlstate(error) or "").startswith("42")
 
 
 def _complete(result: AnyResult, execution: Execution, finished_at: datetime) -> None:

@@ -72,6 +72,7 @@ class Shutdown:
         self._claim_timeout = claim_timeout
         self._changed = changed
         self._hurried = hurried
+        self.keeps_lease = False  # after the end: something is still RUNNING in our name
 
     async def run(self, *, grace: float, keep_threads: bool) -> bool:
         """Go through the phases; whether a task outlasted them all.
@@ -85,7 +86,8 @@ class Shutdown:
         await self._wait_for_running(end - asyncio.get_running_loop().time())
         stuck = await self._cancel()
         written = await self._finisher.flush(FLUSH_TIMEOUT)
-        await self._part_from(stuck, keep_threads)
+        kept = await self._part_from(stuck, keep_threads)
+        self.keeps_lease = kept or not written
         return bool(stuck) or not written
 
     async def _stop_claiming(self) -> None:
@@ -107,7 +109,8 @@ class Shutdown:
             self._runner.abandon(execution)
         return stuck
 
-    async def _part_from(self, stuck: Sequence[Execution], keep_threads: bool) -> None:
+    async def _part_from(self, stuck: Sequence[Execution], keep_threads: bool) -> bool:
+        """Give back what is stuck; whether some of it is kept, with the lease."""
         kept = [execution for execution in stuck if keep_threads and execution.in_thread]
         if kept:
             # A thread can't be stopped, and its task must not run twice while it goes on.
@@ -118,6 +121,7 @@ class Shutdown:
         if given_back := [execution for execution in stuck if execution not in kept]:
             with anyio.move_on_after(FLUSH_TIMEOUT):
                 await self._give_back(given_back)
+        return bool(kept)
 
     async def _wait_for_running(self, timeout: float, *, threads: bool = True) -> None:
         """Until nothing runs (nor in threads, if asked), for at most so many seconds."""

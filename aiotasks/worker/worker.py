@@ -332,7 +332,7 @@ class Worker:
         self._orm_threads.close()
         self._sync_threads.close()
         with anyio.move_on_after(1.0):
-            if not self.stuck and self._lease.worker_id is not None:
+            if not shutdown.keeps_lease and self._lease.worker_id is not None:
                 with suppress(utils.Error):  # then the lease runs out, and another worker clears up
                     await self._resources.store.remove_worker(self._lease.worker_id)
             await self._resources.notifier.all_sent()

@@ -26,6 +26,12 @@ def api(request: pytest.FixtureRequest) -> Api:
     return Api(request.param)
 
 
+@pytest.fixture(params=["async", "sync"])
+def either(request: pytest.FixtureRequest) -> Api:
+    """Where a worker runs, which takes a tenth of a second, two ways must do."""
+    return Api(request.param)
+
+
 @pytest.fixture(params=["sync", "bridged"])
 def sync_api(request: pytest.FixtureRequest) -> Api:
     return Api(request.param)

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
@@ -28,18 +29,18 @@ class Api:
 
     way: str
 
-    async def call(self, owner: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    async def call(self, owner: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
         if self.way == "async":
             return await getattr(owner, f"a{name}")(*args, **kwargs)
         return await sync_to_async(self.call_sync)(owner, name, *args, **kwargs)
 
-    def call_sync(self, owner: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    def call_sync(self, owner: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """The same from sync code (not for the async way)."""
         if self.way == "sync":
             return getattr(owner, name)(*args, **kwargs)
         return async_to_sync(getattr(owner, f"a{name}"))(*args, **kwargs)
 
-    async def enqueue(self, task: Any, *args: Any, **kwargs: Any) -> TaskResult:
+    async def enqueue(self, task: Any, /, *args: Any, **kwargs: Any) -> TaskResult:
         return await self.call(task, "enqueue", *args, **kwargs)
 
 
@@ -98,3 +99,18 @@ class Heard:
     def of(cls, signal: str, sender: Any, task_result: TaskResult) -> "Heard":
         values = {name: list(v) if isinstance(v, list) else v for name, v in fields_of(task_result).items()}
         return cls(signal, sender, values, sys.exc_info()[1])
+
+
+def connections_left(observer: Any, *, allowed: int = 0) -> list[Any]:
+    """Who else is connected to the test database, once those that are leaving have left."""
+    end = time.monotonic() + 5
+    while True:
+        left: list[Any] = observer.execute(
+            """
+            SELECT pid, application_name, query FROM pg_stat_activity
+            WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+            """
+        ).fetchall()
+        if len(left) <= allowed or time.monotonic() > end:
+            return left
+        time.sleep(0.01)

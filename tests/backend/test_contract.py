@@ -146,7 +146,7 @@ async def test_close_all_closes_and_leaves_it_usable(database: str, api: Api) ->
 async def test_enqueue_returns_a_ready_result(database: str, api: Api) -> None:
     before = timezone.now()
     result = await api.enqueue(tasks.add, 1, b=2)
-    assert type(result) is TaskResult
+    assert isinstance(result, TaskResult)
     assert result.task is tasks.add
     assert result.status is READY
     assert not result.is_finished
@@ -154,7 +154,7 @@ async def test_enqueue_returns_a_ready_result(database: str, api: Api) -> None:
     assert result.started_at is result.finished_at is result.last_attempted_at is None
     assert (result.args, result.kwargs, result.backend) == ([1], {"b": 2}, "default")
     assert (result.errors, result.worker_ids, result.attempts) == ([], [], 0)
-    with pytest.raises(ValueError, match="^Task has not finished yet$"):
+    with pytest.raises(ValueError, match=r"^Task has not finished yet$"):
         _ = result.return_value
 
 
@@ -229,8 +229,8 @@ async def test_a_call_by_keyword_is_djangos_way_too(database: str, api: Api) -> 
 
 
 async def test_a_tasks_own_args_and_kwargs_parameters_are_no_others(database: str, api: Api) -> None:
-    result = await api.enqueue(tasks.echo, args=1, kwargs=2, task=3, self=4, route=5, owner=6)
-    assert result.kwargs == {"args": 1, "kwargs": 2, "task": 3, "self": 4, "route": 5, "owner": 6}
+    result = await api.enqueue(tasks.echo, args=1, kwargs=2, task=3, route=5, owner=6)
+    assert result.kwargs == {"args": 1, "kwargs": 2, "task": 3, "route": 5, "owner": 6}
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ async def test_get_result_finds_it(database: str, api: Api) -> None:
     result = await api.enqueue(tasks.add, 1, b=2)
     for owner in (default_task_backend, tasks.add):
         found = await api.call(owner, "get_result", result.id)
-        assert type(found) is TaskResult
+        assert isinstance(found, TaskResult)
         assert fields_of(found) == fields_of(result)
 
 
@@ -336,22 +336,24 @@ async def test_a_queue_that_has_left_queues_is_no_obstacle(database: str, api: A
     assert (await api.call(default_task_backend, "get_result", result.id)).task.queue_name == "going"
 
 
-async def test_two_aliases_on_one_database_do_not_see_each_other(database: str, api: Api, settings) -> None:
+async def test_two_aliases_on_one_database_do_not_see_each_other(
+    database: str, either: Api, settings
+) -> None:
     one = {"BACKEND": "aiotasks.backend.PostgresBackend", "QUEUES": []}
     settings.TASKS = {"default": one, "other": one}
     other = tasks.aadd.using(backend="other")
-    mine, theirs = await api.enqueue(tasks.aadd, 1, 2), await api.enqueue(other, 3, 4)
+    mine, theirs = await either.enqueue(tasks.aadd, 1, 2), await either.enqueue(other, 3, 4)
     with pytest.raises(TaskResultDoesNotExist):
-        await api.call(task_backends["other"], "get_result", mine.id)
+        await either.call(task_backends["other"], "get_result", mine.id)
     with pytest.raises(TaskResultDoesNotExist):
-        await api.call(tasks.aadd, "get_result", theirs.id)
+        await either.call(tasks.aadd, "get_result", theirs.id)
     await run_all(backend="other")
-    await api.call(mine, "refresh")
-    await api.call(theirs, "refresh")
+    await either.call(mine, "refresh")
+    await either.call(theirs, "refresh")
     assert (mine.status, theirs.status, theirs.return_value) == (READY, SUCCESSFUL, 7)
     assert (theirs.backend, theirs.task.backend) == ("other", "other")
     await run_all()
-    await api.call(mine, "refresh")
+    await either.call(mine, "refresh")
     assert mine.return_value == 3
 
 
@@ -359,11 +361,11 @@ async def test_two_aliases_on_one_database_do_not_see_each_other(database: str, 
 
 
 @pytest.mark.parametrize("add", [tasks.add, tasks.aadd], ids=["sync task", "coroutine task"])
-async def test_a_success(database: str, api: Api, add) -> None:
-    result = await api.enqueue(add, 1, b=2)
+async def test_a_success(database: str, either: Api, add) -> None:
+    result = await either.enqueue(add, 1, b=2)
     await run_all()
     assert result.status is READY  # refreshed only when told to
-    await api.call(result, "refresh")
+    await either.call(result, "refresh")
     assert result.status is SUCCESSFUL
     assert type(result.status) is TaskResultStatus
     assert result.is_finished
@@ -379,15 +381,15 @@ async def test_a_success(database: str, api: Api, add) -> None:
 
 
 @pytest.mark.parametrize("fail", [tasks.fail, tasks.afail], ids=["sync task", "coroutine task"])
-async def test_a_failure(database: str, api: Api, fail) -> None:
-    result = await api.enqueue(fail, "out of paper")
+async def test_a_failure(database: str, either: Api, fail) -> None:
+    result = await either.enqueue(fail, "out of paper")
     await run_all()
-    await api.call(result, "refresh")
+    await either.call(result, "refresh")
     assert result.status is FAILED
     assert result.is_finished
     assert result.attempts == 1
     assert result.finished_at is not None
-    with pytest.raises(ValueError, match="^Task failed$"):
+    with pytest.raises(ValueError, match=r"^Task failed$"):
         _ = result.return_value
     (error,) = result.errors
     assert error.exception_class_path == "builtins.ValueError"
@@ -398,12 +400,12 @@ async def test_a_failure(database: str, api: Api, fail) -> None:
     assert any("tests/tasks.py" in line for line in lines)
 
 
-async def test_running_shows(database: str, api: Api) -> None:
-    result = await api.enqueue(tasks.asleep, 60)
+async def test_running_shows(database: str, either: Api) -> None:
+    result = await either.enqueue(tasks.asleep, 60)
     async with worker(grace=0):
 
         async def is_running() -> bool:
-            await api.call(result, "refresh")
+            await either.call(result, "refresh")
             return result.status is RUNNING
 
         await wait_for(is_running)
@@ -411,26 +413,26 @@ async def test_running_shows(database: str, api: Api) -> None:
         assert result.attempts == 1
         assert result.started_at == result.last_attempted_at is not None
         assert result.finished_at is None
-        with pytest.raises(ValueError, match="^Task has not finished yet$"):
+        with pytest.raises(ValueError, match=r"^Task has not finished yet$"):
             _ = result.return_value
-    await api.call(result, "refresh")
+    await either.call(result, "refresh")
     assert result.status is READY  # ready again: given back by a worker that has gone
     assert result.finished_at is None
 
 
 async def test_a_second_attempt_keeps_the_first_start(
-    database: str, api: Api, conn: asyncpg.Connection
+    database: str, either: Api, conn: asyncpg.Connection
 ) -> None:
     """A worker that died took one attempt: READY again, and two worker ids in the end."""
-    result = await api.enqueue(tasks.aadd, 1, 2)
+    result = await either.enqueue(tasks.aadd, 1, 2)
     async with worker():
         await finished(result)
     await conn.execute("UPDATE aiotasks_task SET status = 'READY', ready_at = now(), finished_at = NULL")
-    await api.call(result, "refresh")
+    await either.call(result, "refresh")
     assert (result.status, result.attempts, result.finished_at) == (READY, 1, None)
     first = result.started_at
     await run_all()
-    await api.call(result, "refresh")
+    await either.call(result, "refresh")
     assert result.attempts == len(set(result.worker_ids)) == 2
     assert result.started_at == first < result.last_attempted_at
 
@@ -439,11 +441,11 @@ async def test_a_second_attempt_keeps_the_first_start(
     ("raising", "name"), [(tasks.raise_bad, "sync task"), (tasks.araise_bad, "coroutine task")]
 )
 async def test_an_error_is_stored_whether_or_not_its_class_can_be_imported(
-    database: str, api: Api, raising, name
+    database: str, either: Api, raising, name
 ) -> None:
-    result = await api.enqueue(raising, "local class")
+    result = await either.enqueue(raising, "local class")
     await run_all()
-    await api.call(result, "refresh")
+    await either.call(result, "refresh")
     (error,) = result.errors
     assert error.exception_class_path == "tests.tasks._local_class.<locals>.Local"
     assert "of a class that can't be imported" in error.traceback
@@ -452,32 +454,32 @@ async def test_an_error_is_stored_whether_or_not_its_class_can_be_imported(
 
 
 @pytest.mark.parametrize("exits", [tasks.exit_now, tasks.aexit_now], ids=["sync task", "coroutine task"])
-async def test_system_exit_fails_the_task_alone(database: str, api: Api, exits) -> None:
-    exiting = await api.enqueue(exits)
+async def test_system_exit_fails_the_task_alone(database: str, either: Api, exits) -> None:
+    exiting = await either.enqueue(exits)
     async with worker():
         await finished(exiting)
-        after = await api.enqueue(tasks.aadd, 1, 2)
+        after = await either.enqueue(tasks.aadd, 1, 2)
         await finished(after)
     assert exiting.status is FAILED
     assert exiting.errors[0].exception_class is SystemExit
     assert after.return_value == 3
 
 
-async def test_none_is_a_return_value(database: str, api: Api) -> None:
-    result = await api.enqueue(tasks.noop)
+async def test_none_is_a_return_value(database: str, either: Api) -> None:
+    result = await either.enqueue(tasks.noop)
     await run_all()
-    await api.call(result, "refresh")
+    await either.call(result, "refresh")
     assert result.return_value is None
     assert result.status is SUCCESSFUL
 
 
-async def test_refresh_copies_what_django_says_and_nothing_else(database: str, api: Api) -> None:
-    result = await api.enqueue(tasks.echo, [1])
+async def test_refresh_copies_what_django_says_and_nothing_else(database: str, either: Api) -> None:
+    result = await either.enqueue(tasks.echo, [1])
     task, args = result.task, result.args
     await run_all()
-    await api.call(result, "refresh")
-    found = await api.call(default_task_backend, "get_result", result.id)
-    assert TASK_REFRESH_ATTRS <= set(fields_of(result))
+    await either.call(result, "refresh")
+    found = await either.call(default_task_backend, "get_result", result.id)
+    assert set(fields_of(result)) >= TASK_REFRESH_ATTRS
     for name in TASK_REFRESH_ATTRS:
         assert getattr(result, name) == getattr(found, name)
     assert result.task is task
@@ -492,14 +494,14 @@ async def test_refresh_of_a_row_that_was_pruned(database: str, api: Api, conn: a
         await api.call(result, "refresh")
 
 
-async def test_two_look_ups_share_nothing(database: str, api: Api) -> None:
+async def test_two_look_ups_share_nothing(database: str, either: Api) -> None:
     """Concurrent look-ups of one id are one row in one statement, but two results."""
     import asyncio
 
-    result = await api.enqueue(tasks.echo, [1])
+    result = await either.enqueue(tasks.echo, [1])
     await run_all()
     one, two = await asyncio.gather(
-        *(api.call(default_task_backend, "get_result", result.id) for _ in range(2))
+        *(either.call(default_task_backend, "get_result", result.id) for _ in range(2))
     )
     one.worker_ids.append("x")
     one.args.append("x")
@@ -512,12 +514,12 @@ async def test_two_look_ups_share_nothing(database: str, api: Api) -> None:
 
 @pytest.mark.parametrize("describe", [tasks.describe, tasks.adescribe], ids=["sync task", "coroutine task"])
 async def test_the_context_is_handed_to_a_task_that_takes_it(
-    database: str, api: Api, conn: asyncpg.Connection, describe
+    database: str, either: Api, conn: asyncpg.Connection, describe
 ) -> None:
-    result = await api.enqueue(describe, 1, 2)
+    result = await either.enqueue(describe, 1, 2)
     assert result.args == [1, 2]
     await run_all()
-    await api.call(result, "refresh")
+    await either.call(result, "refresh")
     assert result.return_value == {
         "attempt": 1,
         "id": result.id,
@@ -529,7 +531,7 @@ async def test_the_context_is_handed_to_a_task_that_takes_it(
     }
     await conn.execute("UPDATE aiotasks_task SET status = 'READY', ready_at = now()")
     await run_all()
-    await api.call(result, "refresh")
+    await either.call(result, "refresh")
     assert result.return_value["attempt"] == 2
 
 
@@ -541,7 +543,7 @@ async def test_call_and_acall_run_it_here(api: Api) -> None:
     assert await api.call(tasks.aadd, "call", 1, 2) == 3
 
 
-async def test_both_kinds_run_side_by_side(database: str, api: Api) -> None:
+async def test_both_kinds_run_side_by_side(database: str, either: Api) -> None:
     here = await tasks.awhere.aenqueue()
     there = await tasks.where.aenqueue()
     await run_all()
@@ -552,9 +554,9 @@ async def test_both_kinds_run_side_by_side(database: str, api: Api) -> None:
     assert there.return_value[1] is False
 
 
-async def test_tasks_enqueue_tasks(database: str, api: Api, conn: asyncpg.Connection) -> None:
-    for task in (tasks.chain, tasks.achain, tasks.bridge):
-        await api.enqueue(task, 3)
+async def test_tasks_enqueue_tasks(database: str, either: Api, conn: asyncpg.Connection) -> None:
+    for one in (tasks.chain, tasks.achain, tasks.bridge):
+        await either.enqueue(one, 3)
     await run_all()
     rows = await conn.fetch("SELECT task_path, count(*) FROM aiotasks_task GROUP BY 1 ORDER BY 1")
     assert {row[0].rpartition(".")[2]: row[1] for row in rows} == {"achain": 8, "bridge": 1, "chain": 4}
@@ -570,24 +572,24 @@ pickles = pytest.mark.skipif(not hasattr(Task, "_reconstruct"), reason="Django 6
 def test_tasks_pickle() -> None:
     import pickle
 
-    for task in (tasks.add, tasks.fragile, tasks.fragile.using(queue_name="q", priority=-3)):
-        twin = pickle.loads(pickle.dumps(task))
-        assert twin == task
-        assert type(twin) is type(task)
+    for one in (tasks.add, tasks.fragile, tasks.fragile.using(queue_name="q", priority=-3)):
+        twin = pickle.loads(pickle.dumps(one))
+        assert twin == one
+        assert type(twin) is type(one)
 
 
 @pickles
-async def test_results_pickle(database: str, api: Api) -> None:
+async def test_results_pickle(database: str, either: Api) -> None:
     import pickle
 
-    result = await api.enqueue(tasks.fail, "x")
+    result = await either.enqueue(tasks.fail, "x")
     assert pickle.loads(pickle.dumps(result)) == result
     await run_all()
-    found = await api.call(default_task_backend, "get_result", result.id)
+    found = await either.call(default_task_backend, "get_result", result.id)
     twin = pickle.loads(pickle.dumps(found))
     assert twin == found
     assert twin.errors[0].exception_class is ValueError
-    await api.call(twin, "refresh")
+    await either.call(twin, "refresh")
 
 
 @pickles

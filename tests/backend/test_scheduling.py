@@ -26,12 +26,12 @@ def _nothing_noted() -> None:
 
 @NOTES
 async def test_higher_priorities_run_first_and_equal_ones_in_their_order(
-    database: str, api: Api, note
+    database: str, either: Api, note
 ) -> None:
     for priority in (-100, 0, 100, 5, 0, -1, 100):
-        await api.enqueue(note.using(priority=priority), f"{priority}:{len(tasks.noted)}")
+        await either.enqueue(note.using(priority=priority), f"{priority}:{len(tasks.noted)}")
     for n in range(5):
-        await api.enqueue(note.using(priority=50), n)
+        await either.enqueue(note.using(priority=50), n)
     await run_all(concurrency=1, threads=1)
     assert [str(noted).partition(":")[0] for noted in tasks.noted] == [
         *("100", "100", "0", "1", "2", "3", "4", "5", "0", "0", "-1", "-100")
@@ -43,58 +43,58 @@ async def test_higher_priorities_run_first_and_equal_ones_in_their_order(
 
 @NOTES
 async def test_a_task_for_later_shows_as_ready_and_waits(
-    database: str, api: Api, conn: asyncpg.Connection, note
+    database: str, either: Api, conn: asyncpg.Connection, note
 ) -> None:
     at = timezone.now() + timedelta(hours=1)
-    result = await api.enqueue(note.using(run_after=at), "later")
-    now = await api.enqueue(note, "now")
+    result = await either.enqueue(note.using(run_after=at), "later")
+    now = await either.enqueue(note, "now")
     assert result.status is TaskResultStatus.READY
     row = await conn.fetchrow("SELECT status, run_after, ready_at FROM aiotasks_task WHERE run_after > now()")
     assert tuple(row) == ("SCHEDULED", at, None)
     await run_all()
-    await api.call(result, "refresh")
-    await api.call(now, "refresh")
+    await either.call(result, "refresh")
+    await either.call(now, "refresh")
     assert (result.status, now.status) == (TaskResultStatus.READY, TaskResultStatus.SUCCESSFUL)
     assert tasks.noted == ["now"]
-    found = await api.call(default_task_backend, "get_result", result.id)
+    found = await either.call(default_task_backend, "get_result", result.id)
     assert found.status is TaskResultStatus.READY
     assert type(found.status) is TaskResultStatus
     assert found.task.run_after == at
 
 
 @NOTES
-async def test_a_task_runs_once_it_is_due_and_not_before(database: str, api: Api, note) -> None:
+async def test_a_task_runs_once_it_is_due_and_not_before(database: str, either: Api, note) -> None:
     at = timezone.now() + timedelta(seconds=0.5)
     async with worker():
-        result = await api.enqueue(note.using(run_after=at), "then")
+        result = await either.enqueue(note.using(run_after=at), "then")
         await finished(result)
     assert result.started_at >= at
     assert tasks.noted == ["then"]
 
 
-async def test_the_soonest_runs_first(database: str, api: Api) -> None:
+async def test_the_soonest_runs_first(database: str, either: Api) -> None:
     """A task that is due earlier than the one the worker waits for moves its timer."""
     now = timezone.now()
     async with worker():
-        late = await api.enqueue(tasks.anote.using(run_after=now + timedelta(hours=1)), "late")
-        soon = await api.enqueue(tasks.anote.using(run_after=now + timedelta(seconds=0.3)), "soon")
+        late = await either.enqueue(tasks.anote.using(run_after=now + timedelta(hours=1)), "late")
+        soon = await either.enqueue(tasks.anote.using(run_after=now + timedelta(seconds=0.3)), "soon")
         await finished(soon)
     assert tasks.noted == ["soon"]
-    await api.call(late, "refresh")
+    await either.call(late, "refresh")
     assert late.status is TaskResultStatus.READY
 
 
-async def test_what_is_due_already_is_ready(database: str, api: Api, conn: asyncpg.Connection) -> None:
+async def test_what_is_due_already_is_ready(database: str, either: Api, conn: asyncpg.Connection) -> None:
     past = timezone.now() - timedelta(days=1)
-    await api.enqueue(tasks.anote.using(run_after=past), "past")
+    await either.enqueue(tasks.anote.using(run_after=past), "past")
     assert await conn.fetchval("SELECT status FROM aiotasks_task") == "READY"
     await run_all()
     assert tasks.noted == ["past"]
 
 
-async def test_a_long_due_task_does_not_jump_the_queue(database: str, api: Api) -> None:
-    await api.enqueue(tasks.anote, "first")
-    await api.enqueue(tasks.anote.using(run_after=timezone.now() - timedelta(days=1)), "second")
+async def test_a_long_due_task_does_not_jump_the_queue(database: str, either: Api) -> None:
+    await either.enqueue(tasks.anote, "first")
+    await either.enqueue(tasks.anote.using(run_after=timezone.now() - timedelta(days=1)), "second")
     await run_all(concurrency=1)
     assert tasks.noted == ["first", "second"]
 
@@ -114,12 +114,12 @@ async def test_any_time_zone_will_do(database: str, api: Api, zone: str) -> None
 
 
 @pytest.mark.parametrize("at", [datetime(9999, 12, 31, tzinfo=UTC), datetime(1, 1, 2, tzinfo=UTC)])
-async def test_the_ends_of_time(database: str, api: Api, at: datetime) -> None:
-    result = await api.enqueue(tasks.add.using(run_after=at), 1, 2)
-    found = await api.call(default_task_backend, "get_result", result.id)
+async def test_the_ends_of_time(database: str, either: Api, at: datetime) -> None:
+    result = await either.enqueue(tasks.add.using(run_after=at), 1, 2)
+    found = await either.call(default_task_backend, "get_result", result.id)
     assert found.task.run_after == at
     await run_all()
-    await api.call(result, "refresh")
+    await either.call(result, "refresh")
     assert result.is_finished is (at.year == 1)
 
 
@@ -128,13 +128,13 @@ async def test_the_ends_of_time(database: str, api: Api, at: datetime) -> None:
 
 @pytest.mark.parametrize("add", [tasks.describe, tasks.adescribe], ids=["sync task", "coroutine task"])
 async def test_without_use_tz_all_times_are_naive_and_local(
-    naive_time: str, api: Api, heard: list[Heard], add
+    naive_time: str, either: Api, heard: list[Heard], add
 ) -> None:
     zone = zoneinfo.ZoneInfo(naive_time)
     before = datetime.now(zone).replace(tzinfo=None)
-    result = await api.enqueue(add)
+    result = await either.enqueue(add)
     await run_all()
-    await api.call(result, "refresh")
+    await either.call(result, "refresh")
     after = datetime.now(zone).replace(tzinfo=None)
     assert result.status is TaskResultStatus.SUCCESSFUL
     times = [result.enqueued_at, result.started_at, result.last_attempted_at, result.finished_at]
@@ -171,18 +171,18 @@ async def test_without_use_tz_an_aware_time_is_taken_too(
     assert await conn.fetchval("SELECT run_after FROM aiotasks_task") == at
 
 
-async def test_without_use_tz_a_task_runs_once_it_is_due(naive_time: str, api: Api) -> None:
+async def test_without_use_tz_a_task_runs_once_it_is_due(naive_time: str, either: Api) -> None:
     at = datetime.now(zoneinfo.ZoneInfo(naive_time)).replace(tzinfo=None) + timedelta(seconds=0.3)
     async with worker():
-        result = await api.enqueue(tasks.anote.using(run_after=at), "then")
+        result = await either.enqueue(tasks.anote.using(run_after=at), "then")
         await finished(result)
     assert result.started_at >= at
 
 
 async def test_a_worker_that_starts_late_finds_what_was_due(
-    database: str, api: Api, conn: asyncpg.Connection
+    database: str, either: Api, conn: asyncpg.Connection
 ) -> None:
-    result = await api.enqueue(tasks.anote.using(run_after=timezone.now() + timedelta(seconds=0.2)), "x")
+    result = await either.enqueue(tasks.anote.using(run_after=timezone.now() + timedelta(seconds=0.2)), "x")
 
     async def is_due() -> bool:
         return await conn.fetchval("SELECT run_after <= clock_timestamp() FROM aiotasks_task")

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import sys
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,6 +19,7 @@ from aiotasks.conf import Options
 from aiotasks.exceptions import WorkerLost
 from aiotasks.job import Failed, Job, Succeeded
 from aiotasks.store.pools import resources
+from aiotasks.store.store import Store
 from aiotasks.worker import runner as runner_module
 from aiotasks.worker.execution import Execution
 from aiotasks.worker.finisher import Finisher
@@ -24,7 +27,7 @@ from aiotasks.worker.rescuer import Rescued, Rescuer
 from tests.worker import tasks
 from tests.worker.harness import Configure, until
 
-NEVER: tuple[list[str], list[Any], int] = ([], [], 0)
+EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -41,10 +44,8 @@ async def register(options: Options, lease: float = 60.0) -> UUID:
 
 
 async def claim(options: Options, worker_id: UUID, limit: int = 100) -> list[Job]:
-    from aiotasks.worker.claimer import _EVER
-
     return await resources(options).store.claim_jobs(
-        worker_id, uuid4(), "default", loop=(["default"], [_EVER], limit), thread=(["default"], [_EVER], limit)
+        worker_id, uuid4(), "default", loop=(["default"], [EVER], limit), thread=(["default"], [EVER], limit)
     )
 
 
@@ -97,7 +98,9 @@ async def test_a_claim_demands_a_live_lease(backend: PostgresBackend) -> None:
     assert len(await claim(backend.config, await register(backend.config))) == 1
 
 
-async def test_every_claim_has_a_claim_id_of_its_own(backend: PostgresBackend, conn: asyncpg.Connection) -> None:
+async def test_every_claim_has_a_claim_id_of_its_own(
+    backend: PostgresBackend, conn: asyncpg.Connection
+) -> None:
     """8: nor does a row that was given back keep the old one."""
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 2)
     worker = await register(backend.config)
@@ -127,7 +130,9 @@ async def test_rescue_touches_only_what_a_dead_worker_runs(
     execution.outcome = Failed(ValueError(), '{"class": "builtins.ValueError", "traceback": ""}')
     finisher.finish(execution)
     assert await finisher.flush(10)
-    await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s' WHERE id = $1", dead)
+    await conn.execute(
+        "UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s' WHERE id = $1", dead
+    )
     query = "SELECT * FROM aiotasks_task WHERE id <> $1 ORDER BY id"
     before = await conn.fetch(query, lost.id)
     assert await make_rescuer(backend.config).run_once() == Rescued(ready=1, workers=1)
@@ -195,7 +200,11 @@ async def test_a_claim_without_a_reply_is_given_back(backend: PostgresBackend) -
     lost = await claim(options, worker)
     woken: list[Any] = []
     rescuer = make_rescuer(
-        options, worker_id=lambda: worker, held=lambda: [held.claim_id], wake=woken.extend, may_rescue=lambda: False
+        options,
+        worker_id=lambda: worker,
+        held=lambda: [held.claim_id],
+        wake=woken.extend,
+        may_rescue=lambda: False,
     )
 
     async def released() -> bool:
@@ -309,7 +318,10 @@ async def test_a_worker_whose_row_is_gone_registers_again(
 
 
 async def test_a_lease_that_can_not_be_renewed_is_given_up(
-    configure: Configure, conn: asyncpg.Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    configure: Configure,
+    conn: asyncpg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """4: the loop enforces the deadline while the heartbeat hangs; nothing is claimed without a lease."""
     configure(LEASE_TIMEOUT=0.6, POLL_INTERVAL=0.1)
@@ -320,8 +332,6 @@ async def test_a_lease_that_can_not_be_renewed_is_given_up(
         while hang:
             await asyncio.sleep(0.01)
         return await original(self, *args, **kwargs)
-
-    from aiotasks.store.store import Store
 
     original = Store.renew_lease
     monkeypatch.setattr(Store, "renew_lease", renew)
@@ -401,7 +411,9 @@ async def test_one_bad_value_fails_alone(
     assert all("DataError" in row["error"] and "json" in row["error"] for row in errors)
 
 
-async def test_a_claim_never_exceeds_the_free_slots(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_claim_never_exceeds_the_free_slots(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """10: nothing waits inside a worker."""
     tasks.seen.clear()
     await default_task_backend.aenqueue_many(tasks.count_parallel, [((0.01,), {})] * 60)
@@ -434,9 +446,7 @@ async def test_the_rescuer_sends_task_finished(configure: Configure, conn: async
     await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s'")
     told = []
 
-    async def receiver(sender: type, task_result: Any, **kwargs: Any) -> None:
-        import sys
-
+    def receiver(sender: type, task_result: Any, **kwargs: Any) -> None:
         told.append((sender, task_result.id, task_result.status, task_result.finished_at, sys.exc_info()[0]))
 
     task_finished.connect(receiver)
@@ -469,7 +479,9 @@ async def test_an_unknown_task_is_put_off_and_fails_after_its_window(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """43: no attempt is spent while a deploy may still bring it."""
-    monkeypatch.setattr(runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.1, "unknown_window": 0.5})
+    monkeypatch.setattr(
+        runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.1, "unknown_window": 0.5}
+    )
     result = await tasks.add.aenqueue(1, 2)
     await conn.execute("UPDATE aiotasks_task SET task_path = 'tests.worker.tasks.of_the_next_release'")
     async with aiotasks.Worker():
@@ -484,25 +496,23 @@ async def test_an_unknown_task_is_put_off_and_fails_after_its_window(
             return await conn.fetchval("SELECT status FROM aiotasks_task") == "FAILED"
 
         await until(status)
-    row = await conn.fetchrow("SELECT *, errors[1]::text AS error FROM aiotasks_task WHERE id = $1", UUID(result.id))
+    row = await conn.fetchrow(
+        "SELECT *, errors[1]::text AS error FROM aiotasks_task WHERE id = $1", UUID(result.id)
+    )
     assert len(row["worker_ids"]) == 1
-    assert row["finished_at"] - row["unknown_since"] >= asyncpg_interval(0.5)
+    assert row["finished_at"] - row["unknown_since"] >= timedelta(seconds=0.5)
     assert "UnknownTask" in row["error"]
     assert "of_the_next_release" in row["error"]
     assert caplog.text.count("a task is unknown here and put off") == 1
-
-
-def asyncpg_interval(seconds: float) -> Any:
-    from datetime import timedelta
-
-    return timedelta(seconds=seconds)
 
 
 async def test_an_unknown_task_runs_when_the_deploy_has_come(
     configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """43."""
-    monkeypatch.setattr(runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.1, "unknown_window": 60})
+    monkeypatch.setattr(
+        runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.1, "unknown_window": 60}
+    )
     result = await tasks.add.aenqueue(1, 2)
     await conn.execute("UPDATE aiotasks_task SET task_path = 'tests.worker.tasks.of_the_next_release'")
     async with aiotasks.Worker() as worker:
@@ -522,12 +532,16 @@ async def test_an_unknown_task_runs_when_the_deploy_has_come(
     assert (result.return_value, result.attempts) == (3, 1)
 
 
-@pytest.mark.parametrize("path", ["subprocess.call", "tests.worker.tasks.record", "os.system", "nowhere.at.all", "x"])
+@pytest.mark.parametrize(
+    "path", ["subprocess.call", "tests.worker.tasks.record", "os.system", "nowhere.at.all", "x"]
+)
 async def test_a_stored_path_runs_nothing_but_a_task(
     configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """44."""
-    monkeypatch.setattr(runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.05, "unknown_window": 0.0})
+    monkeypatch.setattr(
+        runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.05, "unknown_window": 0.0}
+    )
     await tasks.add.aenqueue(1, 2)
     await conn.execute("UPDATE aiotasks_task SET task_path = $1", path)
     async with aiotasks.Worker():

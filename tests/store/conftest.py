@@ -1,10 +1,11 @@
 """The Store over each of its drivers, and helpers to bring rows into a state."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.db import connections
 
 from aiotasks.conf import Options
 from aiotasks.store.drivers import DjangoDriver
@@ -12,6 +13,7 @@ from aiotasks.store.pools import LoopResources, close_pools, resources
 from aiotasks.store.statement import Statement
 from aiotasks.store.store import Store
 from aiotasks.sync import run_now
+from tests.proxy import Proxy
 
 
 class DjangoInThread:
@@ -43,3 +45,14 @@ def store(request: pytest.FixtureRequest, database: str) -> Store:
         return Store(DjangoInThread())
     held: LoopResources = request.getfixturevalue("held")
     return held.store
+
+
+@pytest.fixture
+def proxy(database: str) -> Iterator[Proxy]:
+    """Between this process' connections that are opened from now on and the server."""
+    params = connections["default"].settings_dict
+    host, port = params["HOST"], params["PORT"]
+    with Proxy(host, int(port)) as proxy:
+        params.update(HOST="127.0.0.1", PORT=str(proxy.port))
+        yield proxy
+        params.update(HOST=host, PORT=port)

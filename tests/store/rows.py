@@ -1,7 +1,8 @@
-"""Rows for the tests of the Store."""
+"""Rows for the tests of the Store, and waiting for conditions."""
 
+import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,8 @@ from aiotasks.job import Job, NewJob
 from aiotasks.store.store import Store
 
 EVER = datetime(1970, 1, 1, tzinfo=UTC)
+WORKER_LOST = '{"class": "aiotasks.exceptions.WorkerLost", "traceback": "lost"}'
+CANCELLED = '{"class": "aiotasks.exceptions.TaskCancelled", "traceback": "cancelled"}'
 NO_LANE: tuple[list[str], list[datetime], int] = ([], [], 0)
 
 
@@ -81,7 +84,28 @@ async def expire(conn: asyncpg.Connection, worker_id: UUID) -> None:
     )
 
 
+async def rescue(
+    store: Store,
+    max_crashes: int = 3,
+    limit: int = 100,
+    *,
+    backend: str = "default",
+    error: str = WORKER_LOST,
+) -> list[Job]:
+    return await store.rescue_jobs(backend, max_crashes, error, limit, CANCELLED)
+
+
 async def row(conn: asyncpg.Connection, id: UUID) -> asyncpg.Record:
     found = await conn.fetchrow("SELECT * FROM aiotasks_task WHERE id = $1", id)
     assert found is not None
     return found
+
+
+async def until(condition: Callable[[], object] | Callable[[], Awaitable[object]]) -> None:
+    """Wait until the condition holds; twenty seconds are an error."""
+    async with asyncio.timeout(20):
+        while True:
+            holds = condition()
+            if await holds if isinstance(holds, Awaitable) else holds:
+                return
+            await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""claim_jobs: who may, what, in which order, and that it stays cheap."""
+"""claim_jobs: who may, what, in which order. (What it costs: test_plans.py.)"""
 
 import asyncio
 import uuid
@@ -6,14 +6,12 @@ from datetime import timedelta
 from typing import Any
 
 import asyncpg
-import pytest
 
 from aiotasks.store.drivers import ConnectionDriver
 from aiotasks.store.pools import LoopResources
-from aiotasks.store.statement import load
 from aiotasks.store.store import Store
 
-from .rows import EVER, claim, claimed, expire, insert, lane, row, worker
+from .rows import EVER, claim, claimed, expire, insert, lane, rescue, row, worker
 
 
 async def test_a_claim_makes_rows_running(store: Store, conn: asyncpg.Connection) -> None:
@@ -46,7 +44,7 @@ async def test_a_second_attempt_adds_to_the_first(store: Store) -> None:
 
 async def _rescue_all(store: Store, worker_id: str) -> list[Any]:
     await store.remove_worker(uuid.UUID(worker_id))
-    return await store.rescue_jobs("default", 10, '{"class": "x", "traceback": ""}', 10)
+    return await rescue(store)
 
 
 async def test_only_a_live_lease_claims(store: Store, conn: asyncpg.Connection) -> None:
@@ -179,179 +177,6 @@ async def test_a_long_transaction_does_not_push_in(store: Store, conn: asyncpg.C
     await transaction.commit()
     assert [job.id for job in await claim(store, await worker(store), loop=lane(slots=1))] == [quick]
     assert [job.id for job in await claim(store, await worker(store), loop=lane(slots=1))] == [slow]
-
-
-class Plan:
-    """What EXPLAIN says of a statement, run and rolled back."""
-
-    def __init__(self, plan: dict[str, Any]) -> None:
-        self.nodes: list[dict[str, Any]] = []
-        self._walk(plan)
-        self.buffers = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
-        self.rows = plan["Actual Rows"]
-
-    def _walk(self, node: dict[str, Any]) -> None:
-        self.nodes.append(node)
-        for child in node.get("Plans", []):
-            self._walk(child)
-
-    def kinds(self) -> set[str]:
-        return {node["Node Type"] for node in self.nodes}
-
-    def scans_of(self, table: str) -> list[dict[str, Any]]:
-        return [
-            node for node in self.nodes if node.get("Relation Name") == table and "Scan" in node["Node Type"]
-        ]
-
-    def indexes(self) -> set[str]:
-        return {node["Index Name"] for node in self.nodes if "Index Name" in node}
-
-
-async def explain(conn: asyncpg.Connection, name: str, *args: Any) -> Plan:
-    """The plan that prepared statements end up with, too: generic, after a few runs."""
-    import json
-
-    transaction = conn.transaction()
-    await transaction.start()
-    try:
-        text = await conn.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {load(name).sql}", *args)
-    finally:
-        await transaction.rollback()
-    return Plan(json.loads(text)[0]["Plan"])
-
-
-async def fill(
-    conn: asyncpg.Connection, status: str, number: int, queues: tuple[str, ...] = ("default",)
-) -> None:
-    await conn.execute(
-        """
-        INSERT INTO aiotasks_task (
-            id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
-            crashes, enqueued_at, ready_at, run_after, finished_at, claim_id, worker_id
-        )
-        SELECT uuidv, 'default', ($3::text[])[1 + n % cardinality($3::text[])], 'tests.store.tasks.nothing',
-            CASE WHEN n % 3 = 0 THEN 'thread' ELSE 'loop' END, n % 5, $1, '[]', '{}', '{}', '{}', 0, now(),
-            CASE WHEN $1 <> 'SCHEDULED' THEN now() + n * interval '1 us' END,
-            CASE WHEN $1 = 'SCHEDULED' THEN now() + interval '1 day' END,
-            CASE WHEN $1 IN ('SUCCESSFUL', 'FAILED') THEN now() END,
-            CASE WHEN $1 NOT IN ('READY', 'SCHEDULED') THEN gen_random_uuid() END,
-            CASE WHEN $1 = 'RUNNING' THEN gen_random_uuid() END
-        FROM (SELECT n, gen_random_uuid() AS uuidv FROM generate_series(1, $2::integer) AS n) AS made
-        """,
-        status,
-        number,
-        list(queues),
-    )
-
-
-CLAIM_SLOTS = 10
-# For every row: the index entry's page, the row's page, its new version, four indexes' entries.
-BUFFERS_A_CLAIM = 1000
-
-
-def check_claim(plan: Plan, claimed: int) -> None:
-    assert plan.rows == claimed
-    assert "Sort" not in plan.kinds()
-    assert "Incremental Sort" not in plan.kinds()
-    assert plan.indexes() <= {"aiotasks_task_ready", "aiotasks_worker_pkey"}
-    kinds = {node["Node Type"] for node in plan.scans_of("aiotasks_task")}
-    assert kinds <= {"Index Scan", "Index Only Scan", "Tid Scan"}, kinds
-    assert plan.buffers < BUFFERS_A_CLAIM, plan.buffers
-
-
-@pytest.mark.parametrize("analyzed", [True, False], ids=["analyzed", "statistics of an empty table"])
-async def test_the_cost_of_a_claim_does_not_grow_with_the_backlog(
-    conn: asyncpg.Connection, analyzed: bool
-) -> None:
-    """FAULTS 21: at 0 and at 100,000 READY rows, and with as many scheduled and finished beside them."""
-    worker_id = await worker(Store(ConnectionDriver(conn)))
-    many = tuple(f"q{number}" for number in range(8))
-
-    async def plan(queues: tuple[str, ...]) -> Plan:
-        if analyzed:
-            await conn.execute("ANALYZE aiotasks_task, aiotasks_worker")
-        both = (list(queues), [EVER] * len(queues), CLAIM_SLOTS) * 2
-        return await explain(conn, "claim_jobs", worker_id, uuid.uuid4(), "default", *both)
-
-    await conn.execute("ANALYZE aiotasks_task, aiotasks_worker")
-    check_claim(await plan(("default",)), 0)
-    check_claim(await plan(many), 0)
-    await fill(conn, "READY", 50_000)
-    check_claim(await plan(("default",)), 2 * CLAIM_SLOTS)
-    await fill(conn, "READY", 50_000, many)
-    check_claim(await plan(("default", *many)), 2 * CLAIM_SLOTS)
-    check_claim(await plan(("none", "nor this")), 0)
-    for status in ("SCHEDULED", "SUCCESSFUL"):
-        await fill(conn, status, 100_000)
-    check_claim(await plan(("default", *many)), 2 * CLAIM_SLOTS)
-
-
-async def test_a_generic_plan_claims_by_the_index_too(conn: asyncpg.Connection) -> None:
-    """asyncpg and psycopg prepare; after five runs PostgreSQL may stop looking at the arguments."""
-    await fill(conn, "READY", 20_000)
-    await conn.execute("ANALYZE aiotasks_task, aiotasks_worker")
-    await conn.execute("SET plan_cache_mode = force_generic_plan")
-    worker_id = await worker(Store(ConnectionDriver(conn)))
-    both = (["default"], [EVER], CLAIM_SLOTS) * 2
-    check_claim(await explain(conn, "claim_jobs", worker_id, uuid.uuid4(), "default", *both), 2 * CLAIM_SLOTS)
-
-
-@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
-async def test_a_finish_goes_by_the_primary_key(conn: asyncpg.Connection, mode: str) -> None:
-    """Also beside many RUNNING rows (a dead host's), and with none when it was planned."""
-    await conn.execute(f"SET plan_cache_mode = {mode}")
-    await conn.execute("ANALYZE aiotasks_task")
-    columns = [uuid.uuid4()], [uuid.uuid4()], ["SUCCESSFUL"], ["1"], [None]
-    await explain(conn, "finish_jobs", *columns)
-    await fill(conn, "RUNNING", 30_000)
-    await conn.execute("ANALYZE aiotasks_task")
-    rows = await conn.fetch("SELECT id, claim_id FROM aiotasks_task LIMIT 100")
-    many = ([r[0] for r in rows], [r[1] for r in rows], ["SUCCESSFUL"] * 100, ["1"] * 100, [None] * 100)
-    plan = await explain(conn, "finish_jobs", *many)
-    assert plan.rows == 100
-    assert plan.indexes() == {"aiotasks_task_pkey"}
-    assert {node["Node Type"] for node in plan.scans_of("aiotasks_task")} <= {
-        "Index Scan",
-        "Bitmap Heap Scan",
-    }
-    assert plan.buffers < 100 * 40
-
-
-async def test_looking_up_and_releasing_go_by_the_primary_key(conn: asyncpg.Connection) -> None:
-    await fill(conn, "RUNNING", 30_000)
-    await conn.execute("ANALYZE aiotasks_task")
-    rows = await conn.fetch("SELECT id, claim_id FROM aiotasks_task LIMIT 100")
-    ids, claim_ids = [r[0] for r in rows], [r[1] for r in rows]
-    for name, args in {
-        "select_jobs": (ids, "default"),
-        "select_finished_jobs": (ids, claim_ids),
-        "release_jobs": (ids, claim_ids, [0.0] * 100, [None] * 100),
-    }.items():
-        plan = await explain(conn, name, *args)
-        assert plan.indexes() == {"aiotasks_task_pkey"}, name
-        assert plan.buffers < 100 * 40, name
-
-
-async def test_maintenance_does_not_read_the_table(conn: asyncpg.Connection) -> None:
-    """Every worker asks these every few seconds."""
-    store = Store(ConnectionDriver(conn))
-    alive = await worker(store)
-    await fill(conn, "READY", 30_000, ("a", "b", "c"))
-    await fill(conn, "SCHEDULED", 30_000)
-    await fill(conn, "SUCCESSFUL", 30_000)
-    await conn.execute("ANALYZE aiotasks_task, aiotasks_worker")
-    for name, args in {
-        "list_queues": ("default",),
-        "next_due": ("default",),
-        "promote_due_jobs": ("default", 500),
-        "rescue_jobs": ("default", 3, "{}", 500),
-        "release_lost_claims": (alive, [uuid.uuid4()], 10.0),
-        "remove_dead_workers": ("default",),
-        "has_unfinished_jobs": ("default", None, ["loop", "thread"]),
-        "renew_lease": (alive, 30.0),
-    }.items():
-        plan = await explain(conn, name, *args)
-        assert plan.buffers < 200, (name, plan.buffers)
 
 
 async def test_the_lease_that_a_claim_demands_is_read_when_it_runs(

@@ -197,7 +197,7 @@ async def test_has_unfinished_jobs(store: Store, conn: asyncpg.Connection) -> No
         return await store.has_unfinished_jobs("default", queues, lanes)
 
     assert await unfinished() is False
-    (scheduled,) = await insert(store, run_after=soon())
+    await insert(store, run_after=soon())
     assert await unfinished() is False
     await conn.execute("UPDATE aiotasks_task SET run_after = now() - interval '1 s'")
     assert await unfinished() is True  # due

@@ -215,7 +215,9 @@ async def fail_in_background(name: str) -> str:
     """A child that nobody awaits exits after its parent has returned."""
     child = asyncio.get_running_loop().create_task(_child(name))
     _background.add(child)
-    child.add_done_callback(lambda child: (_background.discard(child), child.cancelled() or child.exception()))
+    child.add_done_callback(
+        lambda child: (_background.discard(child), child.cancelled() or child.exception())
+    )
     return "done"
 
 
@@ -238,7 +240,7 @@ async def cancel_itself_last() -> str:
 @task(takes_context=True)
 async def swallow_cancellation(context: TaskContext) -> None:
     await arecord("start", context)
-    while True:
+    while not released.is_set():
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:

@@ -1,0 +1,90 @@
+"""Call every method of the Store once over DjangoDriver, and print what came back as JSON.
+
+``python -m tests.store.every_method psycopg|psycopg2``: a process, as Django decides once which it uses.
+"""
+
+# ruff: noqa: E402  # Django must be set up first
+
+import json
+import sys
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+if sys.argv[1] == "psycopg2":
+    sys.modules["psycopg"] = None  # type: ignore[assignment]  # as if it weren't installed
+
+import django
+
+django.setup()
+
+from django.db import connection
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+from aiotasks.job import Job
+from aiotasks.store.drivers import DjangoDriver
+from aiotasks.store.store import Store
+from aiotasks.sync import run_now
+from tests.store.rows import EVER, new_job
+
+store = Store(DjangoDriver("default"))
+called = set()
+
+
+def call(name: str, *args: Any, **kwargs: Any) -> Any:
+    called.add(name)
+    return run_now(getattr(store, name)(*args, **kwargs))
+
+
+def shown(job: Job) -> list[Any]:
+    return [job.id.int, job.status, job.args, job.return_value, job.errors, len(job.worker_ids)]
+
+
+def main() -> list[Any]:
+    queue = "q % $1 %s"
+    texts = {"queue_name": queue, "args": '["\\u0000", -0.0]', "kwargs": '{"%s": 1}'}
+    jobs = [new_job(id=uuid.UUID(int=n), priority=n, **texts) for n in range(1, 8)]
+    later = datetime.now(UTC) + timedelta(hours=1)
+    jobs.append(new_job(id=uuid.UUID(int=8), run_after=later, **texts))
+    call("insert_jobs", jobs)
+    me, dead, claim_id = (uuid.uuid4() for _ in range(3))
+    call("register_worker", me, "default", "host", 1, [queue], 1, 1, "0", 60.0)
+    call("register_worker", dead, "default", "host", 1, [], 1, 1, "0", -1.0)
+    seen: list[Any] = [
+        call("list_queues", "default"),
+        call("has_unfinished_jobs", "default", None, ["loop"]),
+        call("has_unfinished_jobs", "default", ["x"], ["loop"]),
+        call("next_due", "default")[1] > 0,
+    ]
+    lanes = {"loop": ([queue], [EVER], 5), "thread": ([], [], 0)}
+    claimed = call("claim_jobs", me, claim_id, "default", **lanes)
+    claimed.sort(key=lambda job: -job.priority)
+    seen.append([shown(job) for job in claimed])
+    done, failed, given_back, deferred, asked = (job.id for job in claimed)
+    error = json.dumps({"class": "x", "traceback": 'é, } {" %'})
+    outcomes = [(done, claim_id, "SUCCESSFUL", '"%"', None), (failed, claim_id, "FAILED", None, error)]
+    seen.append(sorted(id.int for id in call("finish_jobs", outcomes)))
+    mine = call("select_finished_jobs", [job.id for job in claimed], [claim_id] * 5)
+    seen.append(sorted(id.int for id in mine))
+    releases = [(given_back, claim_id, 0.0, None), (deferred, claim_id, 5.0, 60.0)]
+    seen.append({id.int: name for id, name in call("release_jobs", releases).items()})
+    cancelled = call("cancel_jobs", [asked, uuid.UUID(int=1)], "default", error)
+    seen.append(sorted(shown(job) for job in cancelled))
+    seen.append([id.int for id in call("select_cancelled_jobs", me)])
+    seen.append(call("release_lost_claims", me, [claim_id], 0.0))
+    seen.append(call("promote_due_jobs", "default", 10))
+    seen.append(call("renew_lease", me, 60.0))
+    seen.append([id == dead for id in call("remove_dead_workers", "default")])
+    call("remove_worker", me)
+    seen.append([shown(job) for job in call("rescue_jobs", "default", 3, error, 10, '{"c": 1}')])
+    found = call("select_jobs", [uuid.UUID(int=n) for n in range(12)], "default")
+    seen.append(sorted(shown(job) for job in found))
+    call("notify", "aiotasks", ["a", "b"])
+    return seen
+
+
+assert is_psycopg3 is (sys.argv[1] != "psycopg2")
+json.dump(main(), sys.stdout)
+connection.close()
+missing = {name for name in vars(Store) if not name.startswith("_")} - called
+assert not missing, missing

@@ -1,0 +1,179 @@
+"""connect_arguments: from DATABASES to asyncpg, key by key; and a connection that is made of it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from django.db import connections, utils
+
+from aiotasks.store.connect import connect, connect_arguments
+
+Database = Callable[..., str]
+
+
+@pytest.fixture
+def another(monkeypatch: pytest.MonkeyPatch, django_db_setup: None) -> Iterator[Database]:
+    """Make an alias of DATABASES like the default one, but for what is given; its name."""
+
+    def forget() -> None:
+        with suppress(AttributeError):  # this thread hasn't got it
+            del connections["another"]
+
+    def make(options: dict[str, Any] | None = None, **settings: Any) -> str:
+        params = {**connections.settings["default"], **settings, "OPTIONS": options or {}}
+        forget()
+        monkeypatch.setitem(connections.settings, "another", params)
+        return "another"
+
+    yield make
+    forget()
+
+
+def arguments(alias: str) -> dict[str, Any]:
+    found, unknown = connect_arguments(alias)
+    assert unknown == []
+    return found
+
+
+def test_the_plain_settings(another: Database) -> None:
+    alias = another(NAME="n", USER="u", PASSWORD="p", HOST="h", PORT="5433")
+    assert arguments(alias) == {
+        "database": "n",
+        "user": "u",
+        "password": "p",
+        "host": "h",
+        "port": 5433,
+        "server_settings": {"application_name": "aiotasks"},
+    }
+
+
+def test_what_is_left_out_is_left_to_asyncpg(another: Database) -> None:
+    alias = another(NAME="n", USER="", PASSWORD="", HOST="", PORT="")
+    assert arguments(alias).keys() == {"database", "server_settings"}
+
+
+def test_parameters_are_asked_anew_each_time(another: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test databases' names, rotating passwords, engines that override get_connection_params."""
+    alias = another(PASSWORD="old")
+    wrapper = connections[alias]
+    wrapper.settings_dict["PASSWORD"] = "new"
+    assert arguments(alias)["password"] == "new"
+    params = wrapper.get_connection_params()
+    monkeypatch.setattr(wrapper, "get_connection_params", lambda: {**params, "password": "token"})
+    assert arguments(alias)["password"] == "token"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("passfile", "/etc/pgpass"),
+        ("target_session_attrs", "read-write"),
+        ("krbsrvname", "pg"),
+        ("gsslib", "gssapi"),
+    ],
+)
+def test_what_asyncpg_takes_as_it_is(another: Database, name: str, value: str) -> None:
+    assert arguments(another({name: value}))[name] == value
+
+
+def test_a_service_stands_alone(another: Database) -> None:
+    alias = another({"service": "mine"}, NAME="", USER="", PASSWORD="", HOST="", PORT="")
+    assert arguments(alias) == {"service": "mine", "server_settings": {"application_name": "aiotasks"}}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sslmode",
+        "sslcert",
+        "sslkey",
+        "sslrootcert",
+        "sslcrl",
+        "sslpassword",
+        "sslnegotiation",
+        "ssl_min_protocol_version",
+        "ssl_max_protocol_version",
+    ],
+)
+def test_ssl_goes_by_the_dsn(another: Database, name: str) -> None:
+    assert arguments(another({name: "a b&c=d/é"}))["dsn"] == f"postgresql:///?{name}=a+b%26c%3Dd%2F%C3%A9"
+
+
+def test_timeouts_hosts_and_names(another: Database) -> None:
+    found = arguments(
+        another({"connect_timeout": "3", "application_name": "site"}, HOST="one,two", PORT="5433,5434")
+    )
+    assert found["timeout"] == 3.0
+    assert found["host"] == ["one", "two"]
+    assert found["port"] == [5433, 5434]
+    assert found["server_settings"] == {"application_name": "site"}
+    assert arguments(another(HOST="one,two", PORT=5433))["port"] == 5433
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("-c search_path=a,b -c statement_timeout=5s", {"search_path": "a,b", "statement_timeout": "5s"}),
+        ("-csearch_path=a --statement-timeout=5s", {"search_path": "a", "statement_timeout": "5s"}),
+        (r"-c search_path=a\ b\\c", {"search_path": r"a b\c"}),
+        ('-c search_path="Mixed",public', {"search_path": '"Mixed",public'}),  # quotes are the server's
+        ("-c app.note=it's", {"app.note": "it's"}),
+        ("", {}),
+    ],
+)
+def test_options_become_server_settings(another: Database, options: str, expected: dict[str, str]) -> None:
+    found = arguments(another({"options": options}))["server_settings"]
+    assert found == {"application_name": "aiotasks", **expected}
+
+
+def test_assume_role(another: Database) -> None:
+    assert arguments(another({"assume_role": "reader"}))["server_settings"]["role"] == "reader"
+
+
+@pytest.mark.parametrize("name", ["pool", "isolation_level", "server_side_binding", "assume_role"])
+def test_djangos_own_options_are_no_finding(another: Database, name: str) -> None:
+    value = {"pool": False, "isolation_level": 2, "server_side_binding": True, "assume_role": None}[name]
+    assert connect_arguments(another({name: value}))[1] == []
+
+
+def test_what_cannot_be_mapped_is_named(another: Database) -> None:
+    found, unknown = connect_arguments(another({"keepalives_idle": 30, "channel_binding": "require"}))
+    assert sorted(unknown) == ["channel_binding", "keepalives_idle"]
+    assert not found.keys() & set(unknown)
+
+
+async def test_a_connection_has_what_was_asked_for(database: str, another: Database) -> None:
+    admin = await connect("default", timeout=5)
+    try:
+        await admin.execute("CREATE ROLE aiotasks_reader; GRANT aiotasks_reader TO CURRENT_USER")
+        options = {
+            "assume_role": "aiotasks_reader",
+            "options": '-c statement_timeout=1234 -c search_path="Mixed",public',
+            "application_name": "site",
+            "sslmode": "prefer",
+            "target_session_attrs": "read-write",
+            "connect_timeout": 4,
+        }
+        # The first host refuses.
+        port = connections.settings["default"]["PORT"]
+        alias = another(options, HOST="127.0.0.1,127.0.0.1", PORT=f"1,{port}")
+        connection = await connect(alias, timeout=5)
+        try:
+            names = ("role", "statement_timeout", "search_path", "application_name")
+            shown = [await connection.fetchval(f"SHOW {name}") for name in names]
+        finally:
+            await connection.close()
+        assert shown == ["aiotasks_reader", "1234ms", '"Mixed",public', "site"]
+    finally:
+        await admin.execute("DROP ROLE aiotasks_reader")
+        await admin.close()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"PORT": "1"}, {"NAME": "no_such_database"}, {"USER": "no_such_role"}], ids=str
+)
+async def test_failures_are_djangos(database: str, another: Database, settings: dict[str, str]) -> None:
+    with pytest.raises(utils.OperationalError) as caught:
+        await connect(another(**settings), timeout=5)
+    assert caught.value.__cause__ is not None

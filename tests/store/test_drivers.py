@@ -1,0 +1,259 @@
+"""The drivers: one set of errors for both, and which of them may pass by waiting."""
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+
+import asyncpg
+import pytest
+from django.db import connection as django_connection
+from django.db import transaction, utils
+from django.test.utils import CaptureQueriesContext
+
+from aiotasks.store.drivers import (
+    AsyncpgDriver,
+    ConnectionDriver,
+    DjangoDriver,
+    as_django_error,
+    django_errors,
+    is_transient,
+    sqlstate,
+)
+from aiotasks.store.pools import LoopResources
+from aiotasks.store.statement import Statement, load
+from aiotasks.store.store import Store
+from aiotasks.sync import run_now
+from tests.proxy import Proxy
+
+from .conftest import DjangoInThread
+from .rows import until
+
+STATEMENTS = sorted(
+    path.name.removesuffix(".sql") for path in (files("aiotasks.store") / "queries").iterdir()
+)
+
+
+def statement(sql: str) -> Statement:
+    return Statement("test", sql, re.sub(r"\$(\d+)", r"%(p\1)s", sql.replace("%", "%%")))
+
+
+@pytest.fixture(params=["asyncpg", "connection", "django"])
+def driver(request: pytest.FixtureRequest, database: str) -> Any:
+    match request.param:
+        case "asyncpg":
+            return request.getfixturevalue("held").driver
+        case "connection":
+            return ConnectionDriver(request.getfixturevalue("conn"))
+    return DjangoInThread()
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_every_statement_is_a_method_of_the_store(name: str) -> None:
+    assert callable(getattr(Store, name))
+    text = load(name)
+    assert "--" not in text.sql
+    numbers = {int(number) for number in re.findall(r"\$(\d+)", text.sql)}
+    assert numbers == set(range(1, len(numbers) + 1))
+    assert text.django_sql % {f"p{n}": f"${n}" for n in numbers} == text.sql
+
+
+def test_every_method_of_the_store_is_a_statement() -> None:
+    methods = {name for name in vars(Store) if not name.startswith("_")}
+    assert methods == set(STATEMENTS)
+
+
+async def test_placeholders_and_percent_signs(driver: Any) -> None:
+    (row,) = await driver.fetch(statement("SELECT $2::text || '%s' || $1::text, 7 % 4, '%(p1)s'"), "a", "b")
+    assert tuple(row) == ("b%sa", 3, "%(p1)s")
+
+
+@pytest.mark.parametrize(
+    ("sql", "kind", "state", "transient"),
+    [
+        ("SELECT 1/0", utils.DataError, "22012", False),
+        ("SELECT 'x'::integer", utils.DataError, "22P02", False),
+        ("SELEC", utils.ProgrammingError, "42601", False),
+        ("SELECT * FROM no_such_table", utils.ProgrammingError, "42P01", False),
+        ("INSERT INTO aiotasks_worker (id) VALUES (NULL)", utils.IntegrityError, "23502", False),
+    ],
+)
+async def test_errors_have_djangos_class_and_the_servers_code(
+    driver: Any, sql: str, kind: type[Exception], state: str, transient: bool
+) -> None:
+    with pytest.raises(kind) as caught:
+        await driver.fetch(statement(sql))
+    assert type(caught.value) is kind
+    assert sqlstate(caught.value) == state
+    assert is_transient(caught.value) is transient
+
+
+# What the server says, and whether the same may go through later.
+STATES = {
+    "40001": True,
+    "40P01": True,
+    "53100": True,
+    "53300": True,
+    "55P03": True,
+    "57014": True,
+    "57P01": True,
+    "57P03": True,
+    "58030": True,
+    "08006": True,
+    "25006": True,
+    "25P02": False,
+    "28P01": False,
+    "3D000": False,
+    "42501": False,
+    "42P01": False,
+    "22003": False,
+    "23505": False,
+    "0A000": False,
+    "54000": False,
+    "XX000": False,
+    "P0001": False,
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+async def test_the_server_or_the_line_at_fault_is_transient(driver: Any, state: str) -> None:
+    """Raised by the server itself, so that each driver has its own error classes in it."""
+    text = f"DO $do$ BEGIN RAISE EXCEPTION 'told' USING ERRCODE = '{state}'; END $do$"
+    with pytest.raises(utils.DatabaseError, match="told") as caught:
+        await driver.fetch(Statement("test", text, text))
+    assert sqlstate(caught.value) == state
+    assert is_transient(caught.value) is STATES[state]
+
+
+@pytest.mark.parametrize("state", sorted(STATES.keys() - {"3D000"}))  # which only a connect is told
+async def test_both_drivers_raise_the_same_class(database: str, held: LoopResources, state: str) -> None:
+    text = f"DO $do$ BEGIN RAISE EXCEPTION 'told' USING ERRCODE = '{state}'; END $do$"
+    errors = []
+    for driver in (held.driver, DjangoInThread()):
+        with pytest.raises(utils.DatabaseError) as caught:
+            await driver.fetch(Statement("test", text, text))
+        errors.append(type(caught.value))
+    assert errors[0] is errors[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "transient"),
+    [
+        (ConnectionRefusedError("no"), utils.OperationalError, True),
+        (TimeoutError(), utils.OperationalError, True),
+        (asyncpg.ConnectionDoesNotExistError("gone"), utils.OperationalError, True),
+        (asyncpg.InterfaceError("closed"), utils.InterfaceError, True),
+        (asyncpg.DataError("can't encode"), utils.DataError, False),
+    ],
+)
+def test_what_has_no_answer_from_the_server(error: Exception, kind: type[Exception], transient: bool) -> None:
+    with pytest.raises(kind) as caught, django_errors():
+        raise error
+    assert type(caught.value) is kind
+    assert caught.value.__cause__ is error
+    assert str(caught.value)
+    assert is_transient(caught.value) is transient
+
+
+def test_users_own_errors_are_not_touched() -> None:
+    for error in (ValueError("mine"), asyncio.CancelledError(), KeyboardInterrupt()):
+        with pytest.raises(type(error)), django_errors():
+            raise error
+    assert not is_transient(ValueError())
+    assert type(as_django_error(OSError())) is utils.OperationalError
+
+
+async def test_an_argument_that_cannot_be_encoded_is_a_data_error(held: LoopResources) -> None:
+    with pytest.raises(utils.DataError) as caught:
+        await held.driver.fetch(statement("SELECT $1::smallint"), 100_000)
+    assert not is_transient(caught.value)
+
+
+async def test_a_terminated_session_is_transient(held: LoopResources, conn: asyncpg.Connection) -> None:
+    (row,) = await held.driver.fetch(statement("SELECT pg_backend_pid()"))
+    sleeping = asyncio.ensure_future(held.driver.fetch(statement("SELECT pg_sleep(60)")))
+    active = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND query LIKE '%pg_sleep%'"
+    await until(lambda: conn.fetchval(active, row[0]))
+    await conn.execute("SELECT pg_terminate_backend($1)", row[0])
+    with pytest.raises(utils.Error) as caught:
+        await sleeping
+    assert is_transient(caught.value)
+    assert (await held.driver.fetch(statement("SELECT 1")))[0][0] == 1
+
+
+async def test_a_dead_line_is_a_timeout_and_transient(proxy: Proxy, held: LoopResources) -> None:
+    await held.driver.fetch(statement("SELECT 1"))
+    proxy.mode = "blackhole"
+    with pytest.raises(utils.OperationalError) as caught:
+        await held.driver.fetch(statement("SELECT 2"), timeout=0.2)
+    assert is_transient(caught.value)
+    proxy.mode = "pass"
+    assert (await held.driver.fetch(statement("SELECT 3"), timeout=10))[0][0] == 3
+
+
+async def test_waiting_for_a_free_connection_has_its_own_limit(database: str) -> None:
+    pool = asyncpg.create_pool(database, min_size=0, max_size=1)
+    driver = AsyncpgDriver(pool, timeout=0.2)
+    await driver.open()
+    async with pool.acquire():
+        with pytest.raises(utils.OperationalError) as caught:
+            await driver.fetch(statement("SELECT 1"))
+    assert is_transient(caught.value)
+    assert (await driver.fetch(statement("SELECT 1")))[0][0] == 1
+    await pool.close()
+
+
+async def test_concurrent_statements_on_one_connection_queue_up(conn: asyncpg.Connection) -> None:
+    driver = ConnectionDriver(conn)
+    results = await asyncio.gather(*(driver.fetch(statement("SELECT $1::integer"), n) for n in range(20)))
+    assert [rows[0][0] for rows in results] == list(range(20))
+
+
+def test_djangos_driver_never_suspends_and_goes_by_its_cursor(database: str) -> None:
+    driver = DjangoDriver("default")
+    with CaptureQueriesContext(django_connection) as queries:
+        assert run_now(driver.fetch(statement("SELECT $1::integer + 1"), 1))[0][0] == 2
+        assert run_now(driver.fetch(statement("SELECT pg_notify('x', 'y') WHERE false"))) == []
+    assert len(queries) == 2
+
+
+def test_djangos_driver_is_inside_atomic(database: str) -> None:
+    driver = DjangoDriver("default")
+    with pytest.raises(utils.DataError), transaction.atomic():
+        run_now(driver.fetch(statement("SELECT 1/0")))
+    with transaction.atomic():
+        with pytest.raises(utils.DataError):
+            run_now(driver.fetch(statement("SELECT 1/0")))
+        with pytest.raises(utils.InternalError):  # the transaction is broken, as it is for Django's own
+            run_now(driver.fetch(statement("SELECT 1")))
+        transaction.set_rollback(True)
+    assert run_now(driver.fetch(statement("SELECT 1")))[0][0] == 1
+
+
+def test_every_method_by_psycopg_and_by_psycopg2(worker_env: dict[str, str]) -> None:
+    """Django takes whichever the site has; in processes, as it decides once."""
+    answers = []
+    for which in ("psycopg", "psycopg2"):
+        run = subprocess.run(
+            [sys.executable, "-m", "tests.store.every_method", which],
+            env=worker_env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        answers.append(json.loads(run.stdout))
+        with django_connection.cursor() as cursor:
+            cursor.execute("TRUNCATE aiotasks_task, aiotasks_worker")
+    assert answers[0] == answers[1]
+    assert answers[0][4][0] == [7, "RUNNING", '["\\u0000", -0.0]', None, [], 1]
+
+
+async def test_times_are_aware_and_the_databases(held: LoopResources) -> None:
+    for driver in (held.driver, DjangoInThread()):
+        (row,) = await driver.fetch(statement("SELECT now(), $1::timestamptz"), datetime.now(UTC))
+        assert all(moment.tzinfo is not None for moment in row)

@@ -1,0 +1,257 @@
+"""finish_jobs and its fence, select_finished_jobs, release_jobs, release_lost_claims."""
+
+import asyncio
+import json
+import uuid
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+import pytest
+from django.db import utils
+
+from aiotasks.job import Job
+from aiotasks.store.drivers import ConnectionDriver, is_transient, sqlstate
+from aiotasks.store.store import Store
+
+from . import rows
+from .rows import claim, claimed, expire, insert, lane, row, worker
+
+ERROR = json.dumps({"class": "builtins.ValueError", "traceback": "…\0\ud800"})
+
+
+def claim_of(job: Job) -> tuple[UUID, UUID]:
+    assert job.claim_id is not None
+    return job.id, job.claim_id
+
+
+async def rescue(store: Store, conn: asyncpg.Connection, worker_id: UUID, max_crashes: int = 3) -> list[Job]:
+    await expire(conn, worker_id)
+    return await rows.rescue(store, max_crashes, error=ERROR)
+
+
+async def test_a_success_is_stored(store: Store, conn: asyncpg.Connection) -> None:
+    _, (job,) = await claimed(store)
+    finished = await store.finish_jobs([(*claim_of(job), "SUCCESSFUL", '{"b":-0.0,"a":"\\u0000"}', None)])
+    (found,) = await store.select_jobs([job.id], "default")
+    assert finished == {job.id: found.finished_at}
+    assert (found.status, found.return_value, found.errors) == ("SUCCESSFUL", '{"b":-0.0,"a":"\\u0000"}', [])
+    assert (found.started_at, found.worker_ids) == (job.started_at, job.worker_ids)
+    assert (await row(conn, job.id))["worker_id"] is None
+
+
+async def test_a_failure_adds_its_error_to_the_earlier_ones(store: Store, conn: asyncpg.Connection) -> None:
+    worker_id, _ = await claimed(store)
+    await rescue(store, conn, worker_id)
+    (job,) = await claim(store, await worker(store))
+    last = json.dumps({"class": "last", "traceback": 'quote " and \\ { , }'})
+    await store.finish_jobs([(*claim_of(job), "FAILED", None, last)])
+    (found,) = await store.select_jobs([job.id], "default")
+    assert (found.status, found.return_value, found.errors) == ("FAILED", None, [ERROR, last])
+
+
+async def test_many_finish_at_once_each_with_its_own(store: Store) -> None:
+    _, jobs = await claimed(store, 50)
+    outcomes = [(*claim_of(job), "SUCCESSFUL", str(n), None) for n, job in enumerate(jobs)]
+    assert (await store.finish_jobs(outcomes)).keys() == {job.id for job in jobs}
+    found = {job.id: job for job in await store.select_jobs([job.id for job in jobs], "default")}
+    assert [found[job.id].return_value for job in jobs] == [str(n) for n in range(50)]
+
+
+async def test_a_zombie_cannot_finish_what_was_claimed_again(store: Store, conn: asyncpg.Connection) -> None:
+    """FAULTS 1 and 8: the claim id is the fence, not the worker and not the attempt."""
+    worker_id, (old,) = await claimed(store)
+    await rescue(store, conn, worker_id)
+    await store.renew_lease(worker_id, 60.0)
+    (new,) = await claim(store, worker_id)  # even by the very same worker
+    assert await store.finish_jobs([(*claim_of(old), "SUCCESSFUL", '"late"', None)]) == {}
+    assert (await row(conn, old.id))["status"] == "RUNNING"
+    assert (await store.finish_jobs([(*claim_of(new), "SUCCESSFUL", '"mine"', None)])).keys() == {new.id}
+    (found,) = await store.select_jobs([old.id], "default")
+    assert found.return_value == '"mine"'
+
+
+async def test_a_late_finish_changes_nothing_of_a_rescued_task(
+    store: Store, conn: asyncpg.Connection
+) -> None:
+    """FAULTS 54: neither READY again nor FAILED becomes SUCCESSFUL."""
+    worker_id, jobs = await claimed(store, 2)
+    await conn.execute("UPDATE aiotasks_task SET max_crashes = 0 WHERE id = $1", jobs[1].id)
+    await rescue(store, conn, worker_id)
+    before = [await row(conn, job.id) for job in jobs]
+    assert [stored["status"] for stored in before] == ["READY", "FAILED"]
+    late = [(*claim_of(job), "SUCCESSFUL", "1", None) for job in jobs]
+    assert await store.finish_jobs(late) == {}
+    assert [await row(conn, job.id) for job in jobs] == before
+
+
+async def test_the_first_of_two_finishes_stands(store: Store, conn: asyncpg.Connection) -> None:
+    """FAULTS 54: the status fences, though the claim id is still the row's."""
+    _, (job,) = await claimed(store)
+    await store.finish_jobs([(*claim_of(job), "FAILED", None, ERROR)])
+    before = await row(conn, job.id)
+    assert before["claim_id"] == job.claim_id
+    assert await store.finish_jobs([(*claim_of(job), "SUCCESSFUL", "1", None)]) == {}
+    assert await store.release_jobs([(*claim_of(job), 0.0, None)]) == {}
+    assert await row(conn, job.id) == before
+
+
+async def test_nobody_finishes_with_a_foreign_claim_id(store: Store, conn: asyncpg.Connection) -> None:
+    _, (first, second) = await claimed(store, 2)
+    await conn.execute("UPDATE aiotasks_task SET claim_id = $1 WHERE id = $2", uuid.uuid4(), second.id)
+    wrong = [(*claim_of(first), "SUCCESSFUL", "1", None), (*claim_of(second), "SUCCESSFUL", "2", None)]
+    assert (await store.finish_jobs(wrong)).keys() == {first.id}
+    assert (await row(conn, second.id))["status"] == "RUNNING"
+
+
+async def test_a_repeated_finish_is_recognised_as_ones_own(store: Store, conn: asyncpg.Connection) -> None:
+    """FAULTS 9: the finish committed, its reply was lost."""
+    worker_id, (mine, failed, running) = await claimed(store, 3)
+    outcomes = [(*claim_of(mine), "SUCCESSFUL", "1", None), (*claim_of(failed), "FAILED", None, ERROR)]
+    finished = await store.finish_jobs(outcomes)
+    asked = [claim_of(job) for job in (mine, failed, running)]
+    assert await store.select_finished_jobs(*zip(*asked, strict=True)) == finished
+    await rescue(store, conn, worker_id, max_crashes=1)
+    assert (await row(conn, running.id))["status"] == "FAILED"  # but not by its owner's finish
+    assert await store.select_finished_jobs(*zip(*asked, strict=True)) == finished
+    assert await store.select_finished_jobs([mine.id], [uuid.uuid4()]) == {}
+
+
+async def test_one_refused_value_finishes_none(store: Store, conn: asyncpg.Connection) -> None:
+    """FAULTS 13 starts from this: the Batcher halves the batch then."""
+    _, (good, bad) = await claimed(store, 2)
+    with pytest.raises(utils.DataError):
+        await store.finish_jobs(
+            [(*claim_of(good), "SUCCESSFUL", "1", None), (*claim_of(bad), "SUCCESSFUL", "{", None)]
+        )
+    assert {(await row(conn, job.id))["status"] for job in (good, bad)} == {"RUNNING"}
+
+
+async def test_a_deadlock_is_told_as_transient(database: str, conn: asyncpg.Connection, store: Store) -> None:
+    """FAULTS 22: two finishes that lock in opposite orders; the one that loses may be repeated."""
+    _, jobs = await claimed(store, 2)
+    first, second = sorted(claim_of(job) for job in jobs)
+    other = await asyncpg.connect(database)
+    mine, theirs = conn.transaction(), other.transaction()
+    try:
+        await mine.start()
+        await theirs.start()
+        for one in (conn, other):
+            await one.execute("SET LOCAL deadlock_timeout = '10 ms'")
+        await conn.execute("UPDATE aiotasks_task SET priority = 1 WHERE id = $1", first[0])
+        await other.execute("UPDATE aiotasks_task SET priority = 1 WHERE id = $1", second[0])
+        stores = Store(ConnectionDriver(conn)), Store(ConnectionDriver(other))
+        results = await asyncio.gather(
+            stores[0].finish_jobs([(*second, "SUCCESSFUL", "1", None)]),
+            stores[1].finish_jobs([(*first, "SUCCESSFUL", "1", None)]),
+            return_exceptions=True,
+        )
+    finally:
+        await mine.rollback()
+        await theirs.rollback()
+        await other.close()
+    (error,) = (result for result in results if isinstance(result, BaseException))
+    assert isinstance(error, utils.OperationalError)
+    assert sqlstate(error) == "40P01"
+    assert is_transient(error)
+
+
+async def test_a_release_spends_no_attempt(store: Store, conn: asyncpg.Connection) -> None:
+    worker_id, (job,) = await claimed(store, queue_name="default")
+    before = (await row(conn, job.id))["ready_at"]
+    assert await store.release_jobs([(*claim_of(job), 0.0, None)]) == {job.id: "default"}
+    found = await row(conn, job.id)
+    assert (found["status"], found["worker_ids"], found["crashes"], found["errors"]) == ("READY", [], 0, [])
+    assert (found["claim_id"], found["worker_id"]) == (None, None)
+    assert (found["started_at"], found["last_attempted_at"]) == (None, None)
+    assert found["ready_at"] > before
+    assert [job.id for job in await claim(store, worker_id)] == [job.id]
+
+
+async def test_a_release_keeps_what_earlier_attempts_left(store: Store, conn: asyncpg.Connection) -> None:
+    dead, (first,) = await claimed(store)
+    await rescue(store, conn, dead)
+    worker_id = await worker(store)
+    (second,) = await claim(store, worker_id)
+    await store.release_jobs([(*claim_of(second), 0.0, None)])
+    found = await row(conn, first.id)
+    assert found["worker_ids"] == [dead]
+    assert found["started_at"] == first.started_at
+    assert found["crashes"] == 1
+    assert len(found["errors"]) == 1
+
+
+async def test_a_release_is_fenced(store: Store, conn: asyncpg.Connection) -> None:
+    worker_id, (old,) = await claimed(store)
+    await rescue(store, conn, worker_id)
+    await store.renew_lease(worker_id, 60.0)
+    before = await row(conn, old.id)
+    assert await store.release_jobs([(*claim_of(old), 0.0, None)]) == {}
+    assert await row(conn, old.id) == before
+    await claim(store, worker_id)
+    before = await row(conn, old.id)
+    assert await store.release_jobs([(*claim_of(old), 0.0, None)]) == {}
+    assert await row(conn, old.id) == before
+
+
+async def test_a_release_with_a_delay_waits(store: Store, conn: asyncpg.Connection) -> None:
+    """FAULTS 43: a task that is unknown here is put off, and how long it has been is kept."""
+    _, (job,) = await claimed(store)
+    assert await store.release_jobs([(*claim_of(job), 60.0, 3600.0)]) == {job.id: "default"}
+    found = await row(conn, job.id)
+    assert (found["status"], found["ready_at"], found["worker_ids"]) == ("SCHEDULED", None, [])
+    assert found["run_after"] > datetime.now(UTC) + timedelta(seconds=30)
+    since = found["unknown_since"]
+    assert since is not None
+    (again,) = await _reclaim(store, conn)
+    assert await store.release_jobs([(*claim_of(again), 60.0, 3600.0)]) == {job.id: "default"}
+    assert (await row(conn, job.id))["unknown_since"] == since
+
+
+async def test_a_task_unknown_for_its_window_is_not_released(store: Store, conn: asyncpg.Connection) -> None:
+    _, (job, other) = await claimed(store, 2)
+    await conn.execute(
+        "UPDATE aiotasks_task SET unknown_since = now() - interval '1 h' WHERE id = $1", job.id
+    )
+    before = await row(conn, job.id)
+    releases = [(*claim_of(job), 60.0, 1800.0), (*claim_of(other), 60.0, 1800.0)]
+    assert await store.release_jobs(releases) == {other.id: "default"}
+    assert await row(conn, job.id) == before
+    assert await store.release_jobs([(*claim_of(job), 0.0, None)]) == {job.id: "default"}  # a shutdown
+    assert (await row(conn, job.id))["unknown_since"] is None
+
+
+async def _reclaim(store: Store, conn: asyncpg.Connection) -> list[Job]:
+    await conn.execute("UPDATE aiotasks_task SET run_after = now()")
+    await store.promote_due_jobs("default", 10)
+    return await claim(store, await worker(store))
+
+
+async def test_lost_claims_go_back_and_those_held_stay(store: Store, conn: asyncpg.Connection) -> None:
+    """FAULTS 51: the claim committed, its reply was lost."""
+    worker_id, (held,) = await claimed(store)
+    lost_ids = await insert(store, 2)
+    await claim(store, worker_id)
+    other, (theirs,) = await claimed(store, queue_name="default")
+    assert other != worker_id
+    await conn.execute("UPDATE aiotasks_task SET last_attempted_at = now() - interval '1 min'")
+    (fresh,) = await insert(store)
+    await claim(store, worker_id)
+    assert held.claim_id is not None
+    released = await store.release_lost_claims(worker_id, [held.claim_id], 10.0)
+    assert released == dict.fromkeys(lost_ids, "default")
+    for id in lost_ids:
+        found = await row(conn, id)
+        assert (found["status"], found["worker_ids"], found["crashes"]) == ("READY", [], 0)
+        assert (found["claim_id"], found["worker_id"], found["started_at"]) == (None, None, None)
+    for id in (held.id, theirs.id, fresh):  # its reply may still be on its way
+        assert (await row(conn, id))["status"] == "RUNNING"
+    assert len(await claim(store, worker_id, loop=lane())) == 2
+
+
+async def test_a_worker_that_holds_nothing_gives_everything_back(
+    store: Store, conn: asyncpg.Connection
+) -> None:
+    worker_id, jobs = await claimed(store, 3)
+    await conn.execute("UPDATE aiotasks_task SET last_attempted_at = now() - interval '1 min'")
+    assert (await store.release_lost_claims(worker_id, [], 10.0)).keys() == {job.id for job in jobs}

@@ -1,0 +1,145 @@
+"""The Listener: wake-ups arrive, and it finds its way back from whatever happens to its connection."""
+
+import asyncio
+import json
+
+import asyncpg
+import pytest
+
+from aiotasks.store import listener as listener_module
+from aiotasks.store.listener import Listener
+from aiotasks.store.wakeups import CHANNEL, Wakeup
+from tests.proxy import Proxy
+
+from .rows import until
+
+PAYLOAD = json.dumps(["default", "q", None])
+WAKEUP = Wakeup("default", "q")
+
+
+class Heard:
+    """What a subscriber was told: wake-ups, and None for "look for yourself"."""
+
+    def __init__(self) -> None:
+        self.all: list[Wakeup | None] = []
+        self._news: asyncio.Queue[Wakeup | None] = asyncio.Queue()
+
+    def __call__(self, wakeup: Wakeup | None) -> None:
+        self.all.append(wakeup)
+        self._news.put_nowait(wakeup)
+
+    async def next(self) -> Wakeup | None:
+        async with asyncio.timeout(20):
+            return await self._news.get()
+
+
+@pytest.fixture(autouse=True)
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "PROBE_INTERVAL", 0.05)
+    monkeypatch.setattr(listener_module, "PROBE_TIMEOUT", 0.5)
+
+
+async def sessions(conn: asyncpg.Connection) -> list[int]:
+    rows = await conn.fetch(
+        "SELECT pid FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'aiotasks'"
+    )
+    return [pid for (pid,) in rows]
+
+
+async def test_it_listens_first_and_then_has_everybody_look(conn: asyncpg.Connection) -> None:
+    """FAULTS 16: what was enqueued before is found by looking, what comes after is told."""
+    listener, heard, later = Listener("default", timeout=5), Heard(), Heard()
+    with listener.subscribed(heard):
+        assert await heard.next() is None
+        assert listener.listening.is_set()
+        await conn.execute("SELECT pg_notify($1, $2)", CHANNEL, PAYLOAD)
+        assert await heard.next() == WAKEUP
+        with listener.subscribed(later):
+            await conn.execute("SELECT pg_notify($1, $2)", CHANNEL, PAYLOAD)
+            assert await heard.next() == await later.next() == WAKEUP
+        await conn.execute("SELECT pg_notify($1, $2)", CHANNEL, PAYLOAD)
+        assert await heard.next() == WAKEUP
+    assert later.all == [WAKEUP]
+    await listener.close()
+
+
+async def test_strangers_payloads_are_ignored(conn: asyncpg.Connection) -> None:
+    listener, heard = Listener("default", timeout=5), Heard()
+    with listener.subscribed(heard):
+        assert await heard.next() is None
+        for payload in ("", "{", "[]", '["default"]', '["default", 1, null]', "[" * 3000, "null", PAYLOAD):
+            await conn.execute("SELECT pg_notify($1, $2)", CHANNEL, payload)
+        assert await heard.next() == WAKEUP
+    await listener.close()
+
+
+async def test_it_comes_back_after_its_session_was_ended(conn: asyncpg.Connection) -> None:
+    """FAULTS 15."""
+    listener, heard = Listener("default", timeout=5), Heard()
+    with listener.subscribed(heard):
+        for _ in range(3):
+            assert await heard.next() is None
+            (pid,) = await sessions(conn)
+            await conn.execute("SELECT pg_terminate_backend($1)", pid)
+        assert await heard.next() is None
+        await conn.execute("SELECT pg_notify($1, $2)", CHANNEL, PAYLOAD)
+        assert await heard.next() == WAKEUP
+    await listener.close()
+
+
+async def test_it_notices_a_line_that_swallows_everything(proxy: Proxy, conn: asyncpg.Connection) -> None:
+    """FAULTS 15: half-open, nobody says a word."""
+    listener, heard = Listener("default", timeout=0.5), Heard()
+    with listener.subscribed(heard):
+        assert await heard.next() is None
+        proxy.mode = "blackhole"
+        await until(lambda: proxy.connections >= 2)  # it has given the first one up
+        assert not listener.listening.is_set()
+        proxy.mode = "pass"
+        assert await heard.next() is None
+        await conn.execute("SELECT pg_notify($1, $2)", CHANNEL, PAYLOAD)
+        assert await heard.next() == WAKEUP
+    await listener.close()
+
+
+async def test_it_goes_on_trying_while_nobody_answers(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+    proxy.mode = "refuse"
+    listener, heard = Listener("default", timeout=0.5), Heard()
+    with listener.subscribed(heard):
+        await until(lambda: "LISTEN is lost" in caplog.text)
+        assert not listener.listening.is_set()
+        proxy.mode = "pass"
+        assert await heard.next() is None
+    await listener.close()
+
+
+async def test_it_stays_outside_any_transaction(conn: asyncpg.Connection) -> None:
+    """FAULTS 18: an open one would fill the server's notification queue."""
+    listener, heard = Listener("default", timeout=5), Heard()
+    with listener.subscribed(heard):
+        assert await heard.next() is None
+        (pid,) = await sessions(conn)
+        states: set[str] = set()
+
+        async def idle_after_a_probe() -> bool:
+            found = await conn.fetchrow("SELECT state, query FROM pg_stat_activity WHERE pid = $1", pid)
+            states.add(found["state"])
+            return found["state"] == "idle" and "pg_notify" in found["query"]
+
+        await until(idle_after_a_probe)
+        assert states <= {"idle", "active"}
+    await listener.close()
+
+
+async def nobody_listens(conn: asyncpg.Connection) -> bool:
+    return not await sessions(conn)
+
+
+async def test_without_subscribers_there_is_no_connection(conn: asyncpg.Connection) -> None:
+    listener, heard = Listener("default", timeout=5), Heard()
+    for _ in range(2):
+        with listener.subscribed(heard):
+            assert await heard.next() is None
+        await until(lambda: nobody_listens(conn))
+    await listener.close()

@@ -1,0 +1,217 @@
+"""What the statements cost: their plans, with next to nothing and with 100,000 rows in the table.
+
+The plans are those of prepared statements that have run a dozen times already, as a worker's have: from
+the sixth run on PostgreSQL may keep a plan that it made when the table was small.
+"""
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import asyncpg
+import pytest
+
+from aiotasks.store.drivers import ConnectionDriver
+from aiotasks.store.statement import load
+from aiotasks.store.store import Store
+
+from .rows import EVER, worker
+
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the server doesn't know the loop
+
+SLOTS = 10
+QUEUES = ["default", "a", "b", "c", "d"]
+
+
+class Plan:
+    """What EXPLAIN ANALYZE says of one run of a statement."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.nodes: list[dict[str, Any]] = []
+        self._walk(plan)
+        self.buffers = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+        self.rows = plan["Actual Rows"]
+
+    def _walk(self, node: dict[str, Any]) -> None:
+        self.nodes.append(node)
+        for child in node.get("Plans", []):
+            self._walk(child)
+
+    def kinds(self) -> set[str]:
+        return {node["Node Type"] for node in self.nodes}
+
+    def scans_of(self, table: str) -> set[str]:
+        scans = (node for node in self.nodes if node.get("Relation Name") == table)
+        return {node["Node Type"] for node in scans if "Scan" in node["Node Type"]}
+
+    def indexes(self) -> set[str]:
+        return {node["Index Name"] for node in self.nodes if "Index Name" in node}
+
+
+class Prepared:
+    """A statement that a session has prepared and run before."""
+
+    def __init__(self, conn: asyncpg.Connection, name: str, arguments: Callable[[], tuple[Any, ...]]) -> None:
+        self._conn = conn
+        self._name = name
+        self._arguments = arguments
+
+    async def warm(self) -> None:
+        self._statement = await self._conn.prepare(load(self._name).sql)
+        for _ in range(12):
+            await self._statement.fetch(*self._arguments())
+
+    async def explain(self, *arguments: Any) -> Plan:
+        """Run it, roll back, and say how it went."""
+        values = ", ".join(_literal(value) for value in arguments or self._arguments())
+        transaction = self._conn.transaction()
+        await transaction.start()
+        try:
+            text = await self._conn.fetchval(
+                f'EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE "{self._statement.get_name()}" ({values})'
+            )
+        finally:
+            await transaction.rollback()
+        return Plan(json.loads(text)[0]["Plan"])
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, list):
+        items = ("NULL" if item is None else '"{}"'.format(str(item).replace('"', '\\"')) for item in value)
+        return "'{%s}'" % ",".join(items)  # noqa: UP031  # braces
+    return "NULL" if value is None else f"'{value}'"
+
+
+def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared]:
+    one, other = [uuid.uuid4()], [uuid.uuid4()]
+    both = (QUEUES, [EVER] * len(QUEUES), SLOTS) * 2
+    arguments: dict[str, Callable[[], tuple[Any, ...]]] = {
+        "claim_jobs": lambda: (alive, uuid.uuid4(), "default", *both),
+        "finish_jobs": lambda: (one, other, ["FAILED"], [None], ["{}"]),
+        "select_finished_jobs": lambda: (one, other),
+        "release_jobs": lambda: (one, other, [0.0], [None]),
+        "select_jobs": lambda: (one, "default"),
+        "promote_due_jobs": lambda: ("default", 50),
+        "next_due": lambda: ("default",),
+        "list_queues": lambda: ("default",),
+        "has_unfinished_jobs": lambda: ("default", None, ["loop", "thread"]),
+        "rescue_jobs": lambda: ("default", 3, "{}", 50, "{}"),
+        "cancel_jobs": lambda: (one, "default", "{}"),
+        "select_cancelled_jobs": lambda: (alive,),
+        "release_lost_claims": lambda: (alive, one, 10.0),
+        "remove_dead_workers": lambda: ("default",),
+        "renew_lease": lambda: (alive, 30.0),
+    }
+    return {name: Prepared(conn, name, made) for name, made in arguments.items()}
+
+
+async def fill(conn: asyncpg.Connection, status: str, number: int) -> None:
+    await conn.execute(
+        """
+        INSERT INTO aiotasks_task (
+            id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
+            crashes, enqueued_at, ready_at, run_after, finished_at, last_attempted_at, claim_id, worker_id
+        )
+        SELECT gen_random_uuid(), 'default', ($3::text[])[1 + n % cardinality($3::text[])], 'x',
+            CASE WHEN n % 3 = 0 THEN 'thread' ELSE 'loop' END, n % 5, $1, '[]', '{}', '{}',
+            ARRAY[gen_random_uuid()], 0, now(),
+            CASE WHEN $1 <> 'SCHEDULED' THEN now() + n * interval '1 us' END,
+            CASE WHEN $1 = 'SCHEDULED' THEN now() + interval '1 day' END,
+            CASE WHEN $1 IN ('SUCCESSFUL', 'FAILED') THEN now() END,
+            now(),
+            CASE WHEN $1 NOT IN ('READY', 'SCHEDULED') THEN gen_random_uuid() END,
+            CASE WHEN $1 = 'RUNNING' THEN (SELECT id FROM aiotasks_worker LIMIT 1) END
+        FROM generate_series(1, $2::integer) AS n
+        """,
+        status,
+        number,
+        QUEUES,
+    )
+
+
+@pytest.fixture(params=["never analyzed", "analyzed while empty", "analyzed with a few rows"])
+async def warm(
+    request: pytest.FixtureRequest, conn: asyncpg.Connection
+) -> AsyncIterator[dict[str, Prepared]]:
+    """All statements, prepared and run a dozen times while there was hardly anything in the table.
+
+    The tests fill it without ANALYZE: autovacuum takes up to a minute to notice.
+    """
+    await conn.execute("ALTER TABLE aiotasks_task SET (autovacuum_enabled = off)")
+    alive = await worker(Store(ConnectionDriver(conn)))
+    if request.param == "analyzed with a few rows":
+        await fill(conn, "SUCCESSFUL", 300)
+        await fill(conn, "READY", 3)
+    if request.param != "never analyzed":
+        await conn.execute("ANALYZE aiotasks_task, aiotasks_worker")
+    prepared = statements(conn, alive)
+    for one in prepared.values():
+        await one.warm()
+    yield prepared
+    await conn.execute("ALTER TABLE aiotasks_task RESET (autovacuum_enabled)")
+
+
+def check_claim(plan: Plan, claimed: int) -> None:
+    assert plan.rows == claimed
+    assert not plan.kinds() & {"Sort", "Incremental Sort"}
+    assert plan.scans_of("aiotasks_task") <= {"Index Scan", "Index Only Scan", "Tid Scan"}
+    assert plan.indexes() <= {"aiotasks_task_ready", "aiotasks_worker_pkey"}
+    # For every row and queue some pages of the index; for every row its page, the new version's, and
+    # what the other indexes take.
+    assert plan.buffers < 100 + 50 * claimed
+
+
+async def test_a_claims_cost_does_not_grow_with_the_backlog(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    """FAULTS 21: 100,000 READY rows, then scheduled and finished ones beside them."""
+    claim = warm["claim_jobs"]
+    await fill(conn, "READY", 100_000)
+    check_claim(await claim.explain(), 2 * SLOTS)
+    for status in ("SCHEDULED", "SUCCESSFUL"):
+        await fill(conn, status, 30_000)
+    check_claim(await claim.explain(), 2 * SLOTS)
+    await conn.execute("ANALYZE aiotasks_task")
+    check_claim(await claim.explain(), 2 * SLOTS)
+    await conn.execute("DELETE FROM aiotasks_task WHERE status = 'READY'")
+    await conn.execute("VACUUM ANALYZE aiotasks_task")
+    check_claim(await claim.explain(), 0)
+
+
+async def test_the_others_cost_is_by_the_rows_that_they_touch(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    for status in ("READY", "SCHEDULED", "SUCCESSFUL"):
+        await fill(conn, status, 30_000)
+    for analyzed in (False, True):
+        if analyzed:
+            await conn.execute("ANALYZE aiotasks_task, aiotasks_worker")
+        for name in sorted(warm.keys() - {"claim_jobs"}):
+            plan = await warm[name].explain()
+            assert plan.buffers < 100, name
+            if name != "has_unfinished_jobs":  # where the first row read is one, no index is faster
+                assert "Seq Scan" not in plan.scans_of("aiotasks_task"), name
+
+
+async def test_finishes_and_releases_go_by_the_primary_key(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    """Also where many rows are RUNNING (a big fleet, or a dead one), which no statistics foretell."""
+    await fill(conn, "RUNNING", 30_000)
+    for analyzed in (False, True):
+        if analyzed:
+            await conn.execute("ANALYZE aiotasks_task")
+        rows = await conn.fetch("SELECT id, claim_id FROM aiotasks_task WHERE status = 'RUNNING' LIMIT 20")
+        ids, claim_ids = [row[0] for row in rows], [row[1] for row in rows]
+        for name, arguments, found in [
+            ("finish_jobs", (ids, claim_ids, ["SUCCESSFUL"] * 20, ["1"] * 20, [None] * 20), 20),
+            ("finish_jobs", (ids[:1], claim_ids[:1], ["SUCCESSFUL"], ["1"], [None]), 1),
+            ("release_jobs", (ids, claim_ids, [0.0] * 20, [None] * 20), 20),
+            ("select_jobs", (ids, "default"), 20),
+            ("select_finished_jobs", (ids, claim_ids), 0),
+        ]:
+            plan = await warm[name].explain(*arguments)
+            assert plan.rows == found, name
+            assert plan.indexes() == {"aiotasks_task_pkey"}, name
+            assert plan.buffers < 50 + 50 * len(arguments[0]), name

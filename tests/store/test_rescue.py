@@ -1,0 +1,138 @@
+"""rescue_jobs: by anti-join on the tasks, with the crashes counted."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from aiotasks.store.pools import LoopResources
+from aiotasks.store.store import Store
+
+from .rows import WORKER_LOST, claim, claimed, expire, insert, lane, rescue, row, worker
+
+
+async def test_tasks_of_a_live_worker_are_left_alone(store: Store) -> None:
+    await claimed(store)
+    assert await rescue(store, 3, 10) == []
+
+
+async def test_a_dead_workers_task_is_ready_again(store: Store, conn: asyncpg.Connection) -> None:
+    """FAULTS 6."""
+    worker_id, (job,) = await claimed(store)
+    await expire(conn, worker_id)
+    before = (await row(conn, job.id))["ready_at"]
+    (rescued,) = await rescue(store, 3, 10)
+    assert (rescued.id, rescued.status, rescued.errors) == (job.id, "READY", [WORKER_LOST])
+    assert rescued.worker_ids == [str(worker_id)]  # it was an attempt
+    found = await row(conn, job.id)
+    assert (found["crashes"], found["claim_id"], found["worker_id"]) == (1, None, None)
+    assert (found["finished_at"], found["unknown_since"]) == (None, None)
+    assert found["ready_at"] > before  # behind newer work
+    assert await rescue(store, 3, 10) == []
+
+
+async def test_a_task_whose_workers_row_has_gone_is_rescued_too(
+    store: Store, conn: asyncpg.Connection
+) -> None:
+    """FAULTS 52: it was claimed while the row was being removed."""
+    worker_id, (job,) = await claimed(store)
+    await store.remove_worker(worker_id)
+    assert [job.id for job in await rescue(store, 3, 10)] == [job.id]
+
+
+async def test_a_task_fails_after_so_many_crashes(store: Store, conn: asyncpg.Connection) -> None:
+    """FAULTS 7."""
+    await insert(store)
+    statuses = []
+    for _ in range(3):
+        worker_id = await worker(store)
+        await claim(store, worker_id)
+        await expire(conn, worker_id)
+        (job,) = await rescue(store, 3, 10)
+        statuses.append(job.status)
+    assert statuses == ["READY", "READY", "FAILED"]
+    assert job.errors == [WORKER_LOST] * 3
+    assert len(job.worker_ids) == 3
+    assert job.finished_at is not None
+    assert await claim(store, await worker(store)) == []
+
+
+@pytest.mark.parametrize(
+    ("own", "default", "expected"),
+    [
+        (0, 3, ["FAILED"]),
+        (1, 3, ["FAILED"]),
+        (2, 1, ["READY", "FAILED"]),
+        (None, 0, ["FAILED"]),
+        (None, 2, ["READY", "FAILED"]),
+    ],
+)
+async def test_a_tasks_own_max_crashes_comes_first(
+    store: Store, conn: asyncpg.Connection, own: int | None, default: int, expected: list[str]
+) -> None:
+    (id,) = await insert(store, max_crashes=own)
+    for status in expected:
+        worker_id = await worker(store)
+        await claim(store, worker_id)
+        await expire(conn, worker_id)
+        assert [job.status for job in await rescue(store, default, 10)] == [status]
+    assert (await row(conn, id))["status"] == "FAILED"
+
+
+async def test_only_the_backends_own_and_no_more_than_asked_for(
+    store: Store, conn: asyncpg.Connection
+) -> None:
+    worker_id, jobs = await claimed(store, 5)
+    elsewhere = await worker(store, backend="other")
+    (theirs,) = await insert(store, backend="other")
+    await claim(store, elsewhere, backend="other")
+    await expire(conn, worker_id)
+    await expire(conn, elsewhere)
+    first = await rescue(store, 3, 3)
+    rest = await rescue(store, 3, 3)
+    assert (len(first), len(rest)) == (3, 2)
+    assert {job.id for job in first + rest} == {job.id for job in jobs}
+    assert (await row(conn, theirs))["status"] == "RUNNING"
+
+
+async def test_rescue_leaves_finished_tasks_alone(store: Store, conn: asyncpg.Connection) -> None:
+    """FAULTS 2."""
+    worker_id, (job,) = await claimed(store)
+    assert job.claim_id is not None
+    await store.finish_jobs([(job.id, job.claim_id, "SUCCESSFUL", "1", None)])
+    await expire(conn, worker_id)
+    before = await row(conn, job.id)
+    assert await rescue(store, 3, 10) == []
+    assert await row(conn, job.id) == before
+
+
+async def test_rescue_passes_over_a_task_that_is_being_finished(
+    store: Store, conn: asyncpg.Connection
+) -> None:
+    """FAULTS 2: it neither waits for the finish nor overwrites it."""
+    worker_id, (job, other) = await claimed(store, 2)
+    await expire(conn, worker_id)
+    async with conn.transaction():
+        await conn.execute("UPDATE aiotasks_task SET status = 'SUCCESSFUL' WHERE id = $1", job.id)
+        assert [job.id for job in await rescue(store, 3, 10)] == [other.id]
+    assert await rescue(store, 3, 10) == []
+
+
+async def test_concurrent_rescues_count_a_crash_once(held: LoopResources, conn: asyncpg.Connection) -> None:
+    await insert(held.store, 200)
+    worker_id = await worker(held.store)
+    await claim(held.store, worker_id, loop=lane(slots=200))
+    await expire(conn, worker_id)
+    sweeps = await asyncio.gather(*(rescue(held.store, 9, 200) for _ in range(8)))
+    ids = [job.id for jobs in sweeps for job in jobs]
+    assert len(ids) == len(set(ids)) == 200
+    assert await conn.fetchval("SELECT max(crashes) FROM aiotasks_task") == 1
+
+
+async def test_a_task_may_crash_very_often(store: Store, conn: asyncpg.Connection) -> None:
+    """MAX_CRASHES goes up to 32,000, which a smallint just holds."""
+    worker_id, (job,) = await claimed(store)
+    await conn.execute("UPDATE aiotasks_task SET crashes = 31999")
+    await expire(conn, worker_id)
+    (rescued,) = await rescue(store, 32_000, 10)
+    assert (rescued.id, rescued.status) == (job.id, "FAILED")

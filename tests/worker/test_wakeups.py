@@ -1,0 +1,304 @@
+"""What wakes a worker, and what leaves it asleep."""
+
+import asyncio
+import logging
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from django.db import utils
+from django.tasks import default_task_backend, task_backends
+from django.utils import timezone
+
+import aiotasks
+from aiotasks.store.pools import resources
+from aiotasks.store.wakeups import Wakeup
+from aiotasks.worker.claimer import Claimer
+from aiotasks.worker.scheduler import Scheduler
+
+from . import tasks
+from .harness import Configure, Ledger, Start, until, wait_until
+
+HOUR = 3600
+
+
+def in_future(seconds: float) -> Any:
+    return timezone.now() + timedelta(seconds=seconds)
+
+
+def test_an_enqueue_wakes_an_idle_worker(start_worker: Start, ledger: Ledger) -> None:
+    """From another process, over NOTIFY alone: the next poll would be an hour away. So is a promotion."""
+    worker = start_worker(options={"POLL_INTERVAL": HOUR})
+    for number in range(5):
+        result = tasks.work.using(queue_name=f"new {number}").enqueue()
+        wait_until(lambda result=result: ledger.task(result.id).status == "SUCCESSFUL")
+    many = default_task_backend.enqueue_many(tasks.work, [((), {})] * 150)  # more than there are slots
+    wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 155})
+    assert len(many) == 150
+    tasks.work.using(run_after=in_future(HOUR)).enqueue()
+    soon = tasks.work.using(run_after=in_future(1.5)).enqueue()
+    sooner = tasks.work.using(run_after=in_future(0.7), queue_name="promoted").enqueue()
+    wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 157, "SCHEDULED": 1})
+    for result in (soon, sooner):
+        row = ledger.task(result.id)
+        late = row.started_at - row.run_after
+        assert (
+            timedelta(0) <= late < timedelta(seconds=5)
+        )  # some milliseconds, on a machine with nothing else to do
+    assert ledger.task(sooner.id).started_at < ledger.task(soon.id).started_at
+    assert worker.stop() == 0
+
+
+def test_without_notify_the_poll_finds_it(start_worker: Start, ledger: Ledger) -> None:
+    worker = start_worker(options={"NOTIFY": False, "POLL_INTERVAL": 0.3})
+    assert "wake-ups: none, polling within 0.3 s" in worker.log
+    at_once = tasks.work.enqueue()
+    later = tasks.work.using(run_after=in_future(0.5)).enqueue()
+    wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 2})
+    assert ledger.task(later.id).started_at >= ledger.task(later.id).run_after
+    assert ledger.task(at_once.id).status == "SUCCESSFUL"
+    assert ledger.value("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%%'") == 0
+    assert worker.stop() == 0
+
+
+async def test_far_future_rows_cost_nothing(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle worker with a thousand of them asks nothing but what renews its lease and sweeps."""
+    configure(POLL_INTERVAL=HOUR, LEASE_TIMEOUT=0.6)
+    await default_task_backend.aenqueue_many(
+        tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 1000
+    )
+    async with aiotasks.Worker() as worker:
+        await until(lambda: worker._scheduler._waiting_for is not None)
+        asked: list[str] = []
+        fetch = worker._resources.driver.fetch
+
+        async def watch(statement: Any, *args: Any, **kwargs: Any) -> Any:
+            asked.append(statement.name)
+            return await fetch(statement, *args, **kwargs)
+
+        monkeypatch.setattr(worker._resources.driver, "fetch", watch)
+        sweep = {"release_lost_claims", "rescue_jobs", "remove_dead_workers"}
+        # It calms down, to ten sweeps in a row, 0.1 s apart, with nothing else in between.
+        await until(lambda: len(asked) >= 30 and set(asked[-30:]) == sweep)
+
+
+async def test_a_poll_is_one_claim(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(["default"], POLL_INTERVAL=0.1)
+    async with aiotasks.Worker() as worker:
+        claims = 0
+        claim_jobs = worker._resources.store.claim_jobs
+
+        async def count(*args: Any, **kwargs: Any) -> Any:
+            nonlocal claims
+            claims += 1
+            return await claim_jobs(*args, **kwargs)
+
+        monkeypatch.setattr(worker._resources.store, "claim_jobs", count)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await until(lambda: claims >= 5)
+        assert loop.time() - began >= 4 * 0.02  # 0.2 of the interval at least
+        before = claims
+        await tasks.add.aenqueue(1, 2)
+        await worker.wait_until_empty()
+        assert claims > before
+
+
+async def test_a_wake_up_of_an_earlier_task_shortens_the_wait(configure: Configure, ledger: Ledger) -> None:
+    configure(POLL_INTERVAL=HOUR)
+    tasks.seen.clear()
+    async with aiotasks.Worker() as worker:
+        await tasks.note.using(run_after=in_future(HOUR)).aenqueue("late")
+        await until(lambda: worker._scheduler._waiting_for is not None)
+        await tasks.note.using(run_after=in_future(0.3)).aenqueue("early")
+        await until(lambda: tasks.seen == ["early"])
+    assert ledger.statuses() == {"SUCCESSFUL": 1, "SCHEDULED": 1}
+
+
+async def test_due_already_is_ready_at_once(configure: Configure, ledger: Ledger) -> None:
+    configure(POLL_INTERVAL=HOUR)
+    tasks.seen.clear()
+    async with aiotasks.Worker():
+        result = await tasks.note.using(run_after=in_future(-5)).aenqueue("past")
+        await until(lambda: tasks.seen == ["past"])
+    assert result.status == "READY"
+
+
+async def test_the_scheduler_promotes_and_says_when_to_look_again(
+    database: str, conn: asyncpg.Connection
+) -> None:
+    woken: list[Any] = []
+    options = task_backends["default"].config
+    scheduler = Scheduler(resources(options).store, backend="default", wake=woken.extend)
+    assert await scheduler.run_once() == 60.0
+    await default_task_backend.aenqueue_many(tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 3)
+    assert await scheduler.run_once() == 60.0  # at most
+    await conn.execute(
+        "UPDATE aiotasks_task SET run_after = now() - interval '1 s' WHERE id IN (SELECT id FROM aiotasks_task LIMIT 2)"
+    )
+    await conn.execute(
+        "UPDATE aiotasks_task SET run_after = now() + interval '20 s' WHERE run_after > now() + interval '1 s'"
+    )
+    assert 15 < await scheduler.run_once() <= 20
+    assert [(wakeup.backend, wakeup.queue_name, wakeup.due) for wakeup in woken] == [
+        ("default", "default", None)
+    ]
+    statuses = await conn.fetch("SELECT status, count(*) FROM aiotasks_task GROUP BY 1")
+    assert dict(statuses) == {"READY": 2, "SCHEDULED": 1}
+    await conn.execute(
+        "UPDATE aiotasks_task SET run_after = now() + interval '0.2 s' WHERE status = 'SCHEDULED'"
+    )
+    assert 0.001 <= await scheduler.run_once() <= 0.2
+
+
+async def test_promotion_goes_in_batches(
+    database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiotasks.worker.scheduler.BATCH", 10)
+    await default_task_backend.aenqueue_many(tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 35)
+    await conn.execute("UPDATE aiotasks_task SET run_after = now()")
+    scheduler = Scheduler(
+        resources(task_backends["default"].config).store, backend="default", wake=lambda wakeups: None
+    )
+    assert await scheduler.run_once() == 60.0
+    assert await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE status = 'READY'") == 35
+
+
+def make_claimer(started: list[Any], slots: dict[str, int], queues: list[str], worker_id: Any) -> Claimer:
+    return Claimer(
+        resources(task_backends["default"].config).store,
+        backend="default",
+        queues=queues,
+        poll_interval=HOUR,
+        worker_id=lambda: worker_id,
+        free=lambda lane: slots[lane] - sum(job.lane == lane for job in started),
+        start=started.append,
+        drop=lambda job: None,
+    )
+
+
+async def register() -> Any:
+    worker_id = uuid4()
+    store = resources(task_backends["default"].config).store
+    await store.register_worker(worker_id, "default", "host", 1, [], 9, 9, "test", 60.0)
+    return worker_id
+
+
+async def test_a_claim_takes_what_fits_by_priority(database: str) -> None:
+    for priority in (0, 5, -5, 100):
+        await tasks.add.using(priority=priority).aenqueue(1, priority)
+        await tasks.add_sync.using(priority=priority).aenqueue(1, priority)
+    started: list[Any] = []
+    claimer = make_claimer(started, {"loop": 3, "thread": 1}, ["default"], await register())
+    assert await claimer.run_once() == 4
+    assert [(job.lane, job.priority) for job in started if job.lane == "loop"] == [
+        ("loop", p) for p in (100, 5, 0)
+    ]
+    assert [job.priority for job in started if job.lane == "thread"] == [100]
+    assert await claimer.run_once() == 0
+    started.clear()
+    assert await claimer.run_once() == 2
+
+
+async def test_queues_take_turns(database: str) -> None:
+    """None starves: each claim begins with another one."""
+    for name in ("a", "b", "c"):
+        await default_task_backend.aenqueue_many(tasks.add.using(queue_name=name), [((1, 2), {})] * 20)
+    worker_id = await register()
+    for queues in (["a", "b", "c"], []):
+        order = []
+        started: list[Any] = []
+        claimer = make_claimer(started, {"loop": 1, "thread": 0}, queues, worker_id)
+        for _ in range(6):
+            started.clear()
+            assert await claimer.run_once() == 1
+            order.append(started[0].queue_name)
+        assert sorted(order[:3]) == ["a", "b", "c"]
+        assert order[:3] == order[3:]
+
+
+async def test_only_the_queues_served(database: str, conn: asyncpg.Connection) -> None:
+    for name in ("mine", "other"):
+        await tasks.add.using(queue_name=name).aenqueue(1, 2)
+    started: list[Any] = []
+    claimer = make_claimer(started, {"loop": 9, "thread": 9}, ["mine"], await register())
+    assert await claimer.run_once() == 1
+    assert started[0].queue_name == "mine"
+    assert await claimer.run_once() == 0
+
+
+async def test_a_new_queue_heard_of_while_queues_are_listed_is_not_missed(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any name is served, and the names there are, are known for seconds: a wake-up in between counts."""
+    started: list[Any] = []
+    claimer = make_claimer(started, {"loop": 9, "thread": 9}, [], await register())
+    list_queues = claimer._store.list_queues
+
+    async def slow(*args: Any) -> Any:
+        queues = await list_queues(*args)
+        await tasks.add.using(queue_name="new").aenqueue(1, 2)
+        claimer.wake(Wakeup("default", "new"))
+        return queues
+
+    monkeypatch.setattr(claimer._store, "list_queues", slow)
+    assert await claimer.run_once() == 0
+    monkeypatch.undo()
+    assert await claimer.run_once() == 1
+
+
+async def test_what_becomes_visible_below_the_watermark_is_found_by_a_poll(
+    configure: Configure, database: str, conn: asyncpg.Connection
+) -> None:
+    """A transaction that stays open for longer than the margin commits a row that looks old."""
+    configure(POLL_INTERVAL=0.3)
+    tasks.seen.clear()
+    async with aiotasks.Worker() as worker:
+        await tasks.note.aenqueue("new")
+        await until(lambda: tasks.seen == ["new"])
+        await until(lambda: worker._claimer._watermarks)
+        await tasks.note.using(run_after=in_future(HOUR)).aenqueue("old")
+        await conn.execute(
+            "UPDATE aiotasks_task SET status = 'READY', ready_at = now() - interval '1 h' WHERE status = 'SCHEDULED'"
+        )
+        await until(lambda: tasks.seen == ["new", "old"])
+
+
+async def test_enqueued_inside_a_transaction_block_that_has_ended(
+    configure: Configure, ledger: Ledger
+) -> None:
+    """56: the background task's enqueue is refused, whoever has the connection by then."""
+    async with aiotasks.Worker() as worker:
+        result = await tasks.enqueue_after_transaction.aenqueue()
+        await worker.wait_until_empty()
+    await result.arefresh()
+    assert result.return_value == "refused"
+    assert ledger.statuses() == {"SUCCESSFUL": 1}
+
+
+async def test_claims_survive_errors_of_the_database(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(POLL_INTERVAL=HOUR)
+    async with aiotasks.Worker() as worker:
+        claim_jobs = worker._resources.store.claim_jobs
+        failures = 0
+
+        async def fail(*args: Any, **kwargs: Any) -> Any:
+            nonlocal failures
+            failures += 1
+            if failures <= 3:
+                raise utils.OperationalError("no room")
+            return await claim_jobs(*args, **kwargs)
+
+        monkeypatch.setattr(worker._resources.store, "claim_jobs", fail)
+        with caplog.at_level(logging.WARNING, "aiotasks.worker"):
+            await tasks.add.aenqueue(1, 2)
+            await until(lambda: ledger.statuses() == {"SUCCESSFUL": 1})
+        assert caplog.text.count("claims wait for the database") == 1
