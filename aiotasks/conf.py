@@ -70,7 +70,8 @@ class Options:
         if not isinstance(given, Mapping):
             raise ImproperlyConfigured(f"TASKS[{alias!r}]['OPTIONS'] must be a dict, not {given!r}.")
         try:
-            key = tuple(given.items())
+            # With the types: 1 and True are one key, but not one option.
+            key = tuple((name, type(value), value) for name, value in given.items())
             known = _cache.get(key)
         except TypeError:  # an unhashable value: _parse says which
             return cls._parse(alias, given)
@@ -121,4 +122,4 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "MAX_RESULT_SIZE": _whole(4, 256 * 1024 * 1024),
     "MAX_ERROR_SIZE": _whole(1024, 16 * 1024 * 1024),
 }
-_cache: dict[tuple[tuple[str, Any], ...], Options] = {}
+_cache: dict[tuple[tuple[str, type, Any], ...], Options] = {}

@@ -7,7 +7,8 @@ from enum import Enum
 from functools import partial
 from typing import Any, Protocol
 
-from asgiref.sync import ThreadSensitiveContext
+import django
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.dispatch import Signal
 from django.tasks import signals as django_signals
 
@@ -111,6 +112,10 @@ async def _asend_finished(sender: type, result: AnyResult, exception: BaseExcept
     send = partial(django_signals.task_finished.asend_robust, sender, task_result=result)
     if exception is None:
         await send()
+        return
+    if django.VERSION < (6, 1):
+        # Its asend_robust() calls sync receivers from another asyncio task, which has no exc_info.
+        await sync_to_async(send_finished, thread_sensitive=True)(sender, result, exception)
         return
     try:
         raise exception

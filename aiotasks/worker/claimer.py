@@ -62,7 +62,7 @@ class Claimer:
         self._drop = drop
         self._changed = asyncio.Event()
         self._hungry: set[Lane] = set(LANES)
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self._watermarks: dict[tuple[str, Lane], datetime] = {}
         self._known_queues: list[str] = []
@@ -88,7 +88,7 @@ class Claimer:
 
     async def stop(self) -> None:
         """Claim no more; returns when no claim is under way."""
-        self._stopping = True
+        self._stopping.set()
         self._changed.set()
         await self._stopped.wait()
 
@@ -98,7 +98,7 @@ class Claimer:
         failures = 0
         next_poll = loop.time() + self._next_poll()
         try:
-            while not self._stopping:
+            while not self._stopping.is_set():
                 if loop.time() >= next_poll:
                     next_poll = loop.time() + self._next_poll()
                     self._watermarks.clear()  # a poll looks at everything, everywhere
@@ -117,7 +117,9 @@ class Claimer:
                     if failures == 1:
                         logger.warning("claims wait for the database error=%r", str(error))
                     self._hungry.update(LANES)
-                    await asyncio.sleep(backoff(failures))
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(backoff(failures)):
+                            await self._stopping.wait()
         finally:
             self._stopped.set()
 

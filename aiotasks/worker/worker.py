@@ -145,12 +145,16 @@ class Worker:
         await asyncio.shield(self._main_task)
 
     async def wait_until_empty(self) -> None:
-        """Return once nothing is READY, RUNNING or due in the queues and lanes served."""
+        """Return once nothing is READY, RUNNING or due in the queues and lanes served.
+
+        Raises what the worker has ended with, if it did meanwhile.
+        """
+        assert self._main_task is not None
         await self._built.wait()
         lanes = [lane for lane, slots in (("loop", self.concurrency), ("thread", self.threads)) if slots]
         store = resources(self._options).store
         failures = 0
-        while True:
+        while not self._main_task.done():
             try:
                 idle = not self._runner.running and not self._finisher.pending
                 if idle and not await store.has_unfinished_jobs(self.backend, self.queues or None, lanes):
@@ -161,9 +165,11 @@ class Worker:
                     raise
                 failures += 1
             await asyncio.sleep(backoff(failures) if failures else 0.05)
+        await self._main_task
 
     def _main_ended(self, task: "asyncio.Task[None]") -> None:
         self._tried.set()
+        self._built.set()  # nobody is to wait for it any longer
         if not task.cancelled() and (error := task.exception()) is not None and not self.own_process:
             logger.critical("the worker has ended, no tasks are run here any more", exc_info=error)
 

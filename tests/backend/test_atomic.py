@@ -117,7 +117,7 @@ async def test_workers_are_told_after_the_commit_and_not_before(
 
     assert await in_atomic(enqueue) == []
     await wait_for(lambda: notified)
-    assert set(notified) == {'["default", "q", null]'}
+    assert set(await flush()) == {'["default", "q", null]'}
     notified.clear()
     await in_atomic(enqueue, commit=False)
     assert await flush() == []

@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from django.tasks import TaskResultStatus, default_task_backend
 
+from aiotasks.codec import dump_error
 from tests import tasks
 
 from .support import Api, run_all, worker
@@ -268,3 +269,17 @@ async def test_stop_iteration_is_an_exception_like_any_other(database: str, hear
     assert [type(one.error) for one in heard if one.fields["status"] is TaskResultStatus.FAILED] == [
         StopIteration
     ]
+
+
+class BrokenGroup(ExceptionGroup[Exception]):
+    """Python can't format it; nor can logging, so it is written here without a worker."""
+
+    @property
+    def exceptions(self) -> Any:
+        raise KeyboardInterrupt("from user code")
+
+
+def test_an_exception_that_cannot_be_formatted_is_stored_by_its_name() -> None:
+    stored = json.loads(dump_error(BrokenGroup("x", [ValueError()]), limit=1024))
+    assert stored["class"] == "tests.backend.test_hostile_values.BrokenGroup"
+    assert "couldn't be formatted" in stored["traceback"]

@@ -38,6 +38,13 @@ async def test_higher_priorities_run_first_and_equal_ones_in_their_order(
     ]
 
 
+async def test_those_that_are_claimed_together_start_in_that_order_too(database: str, either: Api) -> None:
+    for priority in (-100, 0, 100, 5, 0):
+        await either.enqueue(tasks.anote.using(priority=priority), priority)
+    await run_all(concurrency=20)
+    assert tasks.noted == [100, 5, 0, 0, -100]
+
+
 # --- run_after -----------------------------------------------------------------------------------
 
 

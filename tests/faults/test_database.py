@@ -91,9 +91,10 @@ class Away:
         ids = [str(uuid4()) for _ in range(count)]
         self.rows(
             """
-            INSERT INTO aiotasks_task (id, backend, queue_name, task_path, lane, priority, status, args, kwargs,
-                errors, worker_ids, crashes, enqueued_at, ready_at)
-            SELECT id, 'default', 'default', %s, %s, 0, 'READY', %s, '{}', '{}', '{}', 0, now(), clock_timestamp()
+            INSERT INTO aiotasks_task (id, backend, queue_name, task_path, lane, priority, status,
+                args, kwargs, errors, worker_ids, crashes, enqueued_at, ready_at)
+            SELECT id, 'default', 'default', %s, %s, 0, 'READY',
+                %s, '{}', '{}', '{}', 0, now(), clock_timestamp()
             FROM unnest(%s::uuid[]) AS id
             ON CONFLICT DO NOTHING
             """,
@@ -246,7 +247,8 @@ def listeners(ledger: Ledger) -> list[int]:
     return [
         row.pid
         for row in ledger.rows(
-            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'aiotasks' "
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = 'aiotasks' "
             "AND (query ILIKE 'LISTEN%%' OR query LIKE '%%pg_notify($1, '''')%%')"
         )
     ]
@@ -287,9 +289,10 @@ async def test_what_was_enqueued_while_nobody_listened_is_found(
         await until(lambda: not listening.is_set())
         # By SQL, as from another process: nobody in this one is told.
         ledger.rows(
-            "INSERT INTO aiotasks_task (id, backend, queue_name, task_path, lane, priority, status, args, kwargs, "
-            "errors, worker_ids, crashes, enqueued_at, ready_at) VALUES (gen_random_uuid(), 'default', 'default', "
-            "'tests.worker.tasks.add', 'loop', 0, 'READY', '[1, 2]', '{}', '{}', '{}', 0, now(), now()) RETURNING id"
+            "INSERT INTO aiotasks_task (id, backend, queue_name, task_path, lane, priority, status, "
+            "args, kwargs, errors, worker_ids, crashes, enqueued_at, ready_at) "
+            "VALUES (gen_random_uuid(), 'default', 'default', 'tests.worker.tasks.add', 'loop', 0, 'READY', "
+            "'[1, 2]', '{}', '{}', '{}', 0, now(), now()) RETURNING id"
         )
         assert ledger.statuses() == {"READY": 1}
         gate.set()

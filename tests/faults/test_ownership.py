@@ -191,6 +191,28 @@ async def test_a_finish_whose_reply_was_lost_is_a_success(
     assert result.return_value == "first"
 
 
+async def test_a_repeated_finish_of_a_rescued_task_is_fenced(
+    backend: PostgresBackend, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """9, 54: a row that a rescue has made FAILED meanwhile isn't taken for one's own finish."""
+    await tasks.kill_worker_fatally.aenqueue()
+    (job,) = await claim(backend.config, await register(backend.config))
+    finisher = make_finisher(backend.config)
+    store = resources(backend.config).store
+    finish_jobs = store.finish_jobs
+
+    async def lose_the_lease(finishes: Any) -> Any:
+        monkeypatch.setattr(store, "finish_jobs", finish_jobs)
+        await conn.execute("DELETE FROM aiotasks_worker")
+        assert await make_rescuer(backend.config).run_once() == Rescued(failed=1)
+        raise utils.OperationalError("the connection was lost")
+
+    monkeypatch.setattr(store, "finish_jobs", lose_the_lease)
+    await finish(finisher, job)
+    assert finisher.fenced == 1
+    assert await conn.fetchval("SELECT status FROM aiotasks_task") == "FAILED"
+
+
 async def test_a_claim_without_a_reply_is_given_back(backend: PostgresBackend) -> None:
     """51: by the worker's own sweep, once the reply can't come any more; what it holds it keeps."""
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 3)
@@ -329,7 +351,7 @@ async def test_a_lease_that_can_not_be_renewed_is_given_up(
     hang = False
 
     async def renew(self: Any, *args: Any, **kwargs: Any) -> bool:
-        while hang:
+        while hang:  # noqa: ASYNC110  # on the heartbeat's loop, not the test's
             await asyncio.sleep(0.01)
         return await original(self, *args, **kwargs)
 

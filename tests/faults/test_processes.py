@@ -24,7 +24,8 @@ def test_kill_9_loses_nothing(start_worker: Start, ledger: Ledger) -> None:
     rescuer = start_worker("--concurrency", "30", "--threads", "20", options=SHORT_LEASE)
     wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 65})
     repeated = ledger.value(
-        "SELECT count(*) FROM (SELECT task_id FROM ledger WHERE event = 'start' GROUP BY 1 HAVING count(*) > 1) AS again"
+        "SELECT count(*) FROM "
+        "(SELECT task_id FROM ledger WHERE event = 'start' GROUP BY 1 HAVING count(*) > 1) AS again"
     )
     assert repeated <= in_flight
     crashed = ledger.rows(
@@ -38,19 +39,22 @@ def test_kill_9_loses_nothing(start_worker: Start, ledger: Ledger) -> None:
 
 
 def test_sigstop_past_the_lease_overwrites_nothing(start_worker: Start, ledger: Ledger) -> None:
-    """1: the paused worker's outcome is fenced off when it comes back, and it goes on under a new id."""
+    """1: the paused worker's outcome is fenced off while another runs the task; it goes on under a new id."""
     zombie = start_worker("--concurrency", "1", options=SHORT_LEASE)
-    result = tasks.work_sync.enqueue(1.0)
+    result = tasks.work_longer_again.enqueue(1.0, 4.0)
     wait_until(lambda: ledger.events("start") == 1)
     zombie.send(signal.SIGSTOP)
     first = ledger.task(result.id)
     other = start_worker("--concurrency", "1", options=SHORT_LEASE)
-    wait_until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
-    finished = ledger.task(result.id)
-    assert finished.claim_id != first.claim_id
+    wait_until(lambda: ledger.events("start") == 2)
+    second = ledger.task(result.id)
+    assert second.claim_id != first.claim_id
     zombie.send(signal.SIGCONT)
     zombie.wait_for("a late outcome was fenced off")
-    assert ledger.task(result.id) == finished
+    wait_until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
+    assert ledger.task(result.id).claim_id == second.claim_id
+    result.refresh()
+    assert result.return_value == other.pid
     assert ledger.events("start") == 2
     assert other.stop() == 0
     again = tasks.work.enqueue()
@@ -132,7 +136,7 @@ def test_sigterm_lets_running_tasks_finish(start_worker: Start, ledger: Ledger) 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_beyond_the_grace_tasks_go_back_unspent(start_worker: Start, ledger: Ledger, number: int) -> None:
-    """30, 31: coroutines are cancelled, threads left behind; all of it is READY again, and the exit is on time."""
+    """30, 31: coroutines are cancelled, threads left behind; all is READY again, the exit on time."""
     worker = start_worker("--grace", "0.5")
     results = [
         tasks.work.enqueue(60.0),

@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from aiotasks.store.connect import connect
 from aiotasks.store.drivers import ConnectionDriver
 from aiotasks.store.statement import load
 from aiotasks.store.store import Store
@@ -22,6 +23,14 @@ pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the server doesn
 
 SLOTS = 10
 QUEUES = ["default", "a", "b", "c", "d"]
+
+
+@pytest.fixture
+async def conn(database: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection as aiotasks opens them: how it plans is a setting of the session."""
+    connection = await connect("default", timeout=10.0)
+    yield connection
+    await connection.close()
 
 
 class Plan:

@@ -22,7 +22,8 @@ TIMEOUT = 30.0
 
 LEDGER = """
     CREATE TABLE IF NOT EXISTS ledger (
-        number bigserial, task_id uuid, event text, claim_id uuid, pid integer, at timestamptz DEFAULT clock_timestamp()
+        number bigserial, task_id uuid, event text, claim_id uuid, pid integer,
+        at timestamptz DEFAULT clock_timestamp()
     )
 """
 

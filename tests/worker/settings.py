@@ -1,11 +1,10 @@
-"""Settings of the workers that the tests start: those of the run, with OPTIONS and QUEUES from the environment."""
+"""Settings of the workers that tests start: the run's, with OPTIONS and QUEUES from the environment."""
 
 import json
 import os
 
 from tests.settings import *  # noqa: F403
 
-# async_to_sync and the ORM of the tasks need no other tables than ours.
 TASKS = {
     "default": {
         "BACKEND": "aiotasks.backend.PostgresBackend",

@@ -94,6 +94,13 @@ def work_sync(context: TaskContext, seconds: float = 0.0) -> int:
     return os.getpid()
 
 
+@task(takes_context=True)
+def work_longer_again(context: TaskContext, first: float, later: float) -> int:
+    record("start", context.task_result.id)
+    time.sleep(first if len(context.task_result.worker_ids) == 1 else later)
+    return os.getpid()
+
+
 @task(takes_context=True, max_crashes=0)
 async def work_once(context: TaskContext, seconds: float = 0.0) -> int:
     await arecord("start", context)
@@ -105,14 +112,14 @@ async def work_once(context: TaskContext, seconds: float = 0.0) -> int:
 async def block(context: TaskContext, seconds: float) -> str:
     """Block the event loop."""
     record("start", context.task_result.id)
-    time.sleep(seconds)
+    time.sleep(seconds)  # noqa: ASYNC251
     record("end", context.task_result.id)
     return "done"
 
 
 @task(takes_context=True)
 async def hold_gil(context: TaskContext, seconds: float) -> str:
-    """Stop every thread but this one, at the first run: with so long an interval nobody is asked to give way."""
+    """Stop every thread but this one, at the first run: nobody is asked to give way for so long."""
     record("start", context.task_result.id)
     if len(context.task_result.worker_ids) > 1:
         return "done again"

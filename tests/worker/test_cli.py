@@ -59,10 +59,12 @@ def test_until_empty(start_worker: Start, ledger: Ledger) -> None:
     default_task_backend.enqueue_many(tasks.add, [((1, 2), {})] * 50)
     default_task_backend.enqueue_many(tasks.add_sync, [((1, 2), {})] * 5)
     later = tasks.add.using(run_after=timezone.now() + timedelta(days=1)).enqueue(1, 2)
+    due = tasks.add.using(run_after=timezone.now() + timedelta(days=1)).enqueue(1, 2)
+    ledger.connection.execute("UPDATE aiotasks_task SET run_after = now() WHERE id = %s", [due.id])
     elsewhere = tasks.add.using(queue_name="elsewhere").enqueue(1, 2)
     worker = start_worker("--until-empty", "--queue", "default", ready=False)
     assert worker.wait() == 0
-    assert ledger.statuses() == {"SUCCESSFUL": 55, "SCHEDULED": 1, "READY": 1}
+    assert ledger.statuses() == {"SUCCESSFUL": 56, "SCHEDULED": 1, "READY": 1}
     assert ledger.task(later.id).status == "SCHEDULED"
     assert ledger.task(elsewhere.id).status == "READY"
     assert ledger.workers() == 0
@@ -111,7 +113,8 @@ MISTAKES: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "option's value": (
         [],
         {"options": {"LEASE_TIMEOUT": "soon"}},
-        "TASKS['default']['OPTIONS']['LEASE_TIMEOUT'] must be a number of seconds from 0.5 to 86400, not 'soon'.",
+        "TASKS['default']['OPTIONS']['LEASE_TIMEOUT'] must be a number of seconds from 0.5 to 86400, "
+        "not 'soon'.",
     ),
     "database alias": (
         [],
@@ -131,7 +134,8 @@ MISTAKES: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "tables": (
         [],
         {"env": {"AIOTASKS_DB_NAME": "postgres"}},
-        "The tables of aiotasks are missing in DATABASES['default']: run `manage.py migrate --database default`.",
+        "The tables of aiotasks are missing in DATABASES['default']: "
+        "run `manage.py migrate --database default`.",
     ),
     "settings": (
         ["--settings", "nowhere.at_all"],

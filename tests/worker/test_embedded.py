@@ -219,6 +219,28 @@ async def test_an_embedded_worker_goes_on_trying(
     assert ledger.workers() == 0
 
 
+async def test_waiting_for_empty_ends_with_the_worker(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with aiotasks.Worker() as worker:
+        result = await tasks.wait_for_release.aenqueue("never")
+        await until(lambda: ledger.task(result.id).status == "RUNNING")
+        empty = asyncio.ensure_future(worker.wait_until_empty())
+
+        async def fail(*args: Any, **kwargs: Any) -> Any:
+            raise ZeroDivisionError
+
+        worker.grace = 0
+        monkeypatch.setattr(worker._claimer, "run_once", fail)
+        worker._claimer.wake()
+        with pytest.raises(ExceptionGroup) as raised:
+            await asyncio.wait_for(empty, 20)
+        assert raised.group_contains(ZeroDivisionError)
+        assert "no tasks are run here any more" in caplog.text
+    assert ledger.statuses() == {"READY": 1}
+    assert ledger.workers() == 0
+
+
 async def test_a_worker_with_a_database_timeout_gives_up(configure: Configure, ledger: Ledger) -> None:
     ledger.connection.execute("ALTER TABLE aiotasks_task RENAME TO aiotasks_away")
     try:

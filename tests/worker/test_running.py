@@ -16,7 +16,7 @@ import aiotasks
 from aiotasks.store.pools import close_pools
 
 from . import tasks
-from .harness import Configure, Ledger, until, wait_until
+from .harness import TIMEOUT, Configure, Ledger, until, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def clean_slate(configure: Configure) -> Any:
 
 
 async def drain(**parameters: Any) -> None:
-    async with aiotasks.Worker(**parameters) as worker:
+    async with aiotasks.Worker(grace=5, **parameters) as worker, asyncio.timeout(TIMEOUT):
         await worker.wait_until_empty()
 
 
@@ -124,7 +124,7 @@ NAMES = [*tasks.EXCEPTIONS, "sys.exit"]
 def stored_class(name: str, *, coroutine: bool) -> str:
     if name == "sys.exit":
         return "builtins.SystemExit"
-    if coroutine and name in ("StopIteration", "StopAsyncIteration") and name == "StopIteration":
+    if coroutine and name == "StopIteration":
         return "builtins.RuntimeError"  # PEP 479
     kind = type(tasks.EXCEPTIONS[name])
     return f"{kind.__module__}.{kind.__qualname__}"
@@ -212,7 +212,7 @@ async def test_a_swallowed_cancellation_does_not_spin(database: str, ledger: Led
 
 
 async def test_context_variables_do_not_leak(database: str) -> None:
-    """36: neither between tasks, nor between calls of one thread, nor from whoever enqueued or started the worker."""
+    """36: neither between tasks, nor calls of one thread, nor from who enqueued or started the worker."""
     tasks.variable.set("of the test")
     results = await default_task_backend.aenqueue_many(
         tasks.set_variable, [((str(n),), {}) for n in range(10)]

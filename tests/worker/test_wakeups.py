@@ -140,10 +140,12 @@ async def test_the_scheduler_promotes_and_says_when_to_look_again(
     await default_task_backend.aenqueue_many(tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 3)
     assert await scheduler.run_once() == 60.0  # at most
     await conn.execute(
-        "UPDATE aiotasks_task SET run_after = now() - interval '1 s' WHERE id IN (SELECT id FROM aiotasks_task LIMIT 2)"
+        "UPDATE aiotasks_task SET run_after = now() - interval '1 s' "
+        "WHERE id IN (SELECT id FROM aiotasks_task LIMIT 2)"
     )
     await conn.execute(
-        "UPDATE aiotasks_task SET run_after = now() + interval '20 s' WHERE run_after > now() + interval '1 s'"
+        "UPDATE aiotasks_task SET run_after = now() + interval '20 s' "
+        "WHERE run_after > now() + interval '1 s'"
     )
     assert 15 < await scheduler.run_once() <= 20
     assert [(wakeup.backend, wakeup.queue_name, wakeup.due) for wakeup in woken] == [
@@ -265,7 +267,8 @@ async def test_what_becomes_visible_below_the_watermark_is_found_by_a_poll(
         await until(lambda: worker._claimer._watermarks)
         await tasks.note.using(run_after=in_future(HOUR)).aenqueue("old")
         await conn.execute(
-            "UPDATE aiotasks_task SET status = 'READY', ready_at = now() - interval '1 h' WHERE status = 'SCHEDULED'"
+            "UPDATE aiotasks_task SET status = 'READY', ready_at = now() - interval '1 h' "
+            "WHERE status = 'SCHEDULED'"
         )
         await until(lambda: tasks.seen == ["new", "old"])
 
@@ -302,3 +305,22 @@ async def test_claims_survive_errors_of_the_database(
             await tasks.add.aenqueue(1, 2)
             await until(lambda: ledger.statuses() == {"SUCCESSFUL": 1})
         assert caplog.text.count("claims wait for the database") == 1
+
+
+async def test_a_stop_does_not_wait_for_the_next_try(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(POLL_INTERVAL=HOUR)
+    monkeypatch.setattr("aiotasks.worker.claimer.backoff", lambda failures: 60.0)
+    async with aiotasks.Worker(grace=0) as worker:
+        failed = asyncio.Event()
+
+        async def fail(*args: Any, **kwargs: Any) -> Any:
+            failed.set()
+            raise utils.OperationalError("no room")
+
+        monkeypatch.setattr(worker._resources.store, "claim_jobs", fail)
+        await tasks.add.aenqueue(1, 2)
+        await failed.wait()
+        stopping = asyncio.ensure_future(worker._claimer.stop())
+        await asyncio.wait_for(stopping, 20)

@@ -1,6 +1,5 @@
 -- Cancel tasks: those that wait are FAILED at once; of one that runs it is only asked, and its owner
 -- writes what came of it (or rescue, if the owner is dead). What is final stays as it is.
--- Planned anew every time: see claim_jobs.sql.
 -- $1 ids (sorted), $2 backend, $3 the error to store (JSON text)
 UPDATE aiotasks_task AS task
 SET status = CASE WHEN task.status = 'RUNNING' THEN 'RUNNING' ELSE 'FAILED' END,
@@ -9,7 +8,6 @@ SET status = CASE WHEN task.status = 'RUNNING' THEN 'RUNNING' ELSE 'FAILED' END,
     cancel_requested_at = coalesce(task.cancel_requested_at, now())
 WHERE task.id = ANY($1::uuid[]) AND task.backend = $2::text
   AND task.status IN ('SCHEDULED', 'READY', 'RUNNING')
-  AND ($1::uuid[] IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 1000000000)) > 0)
 RETURNING
     task.id, task.claim_id, task.backend, task.queue_name, task.task_path, task.lane, task.priority, task.status,
     task.args::text, task.kwargs::text, task.return_value::text, task.errors::text[], task.worker_ids::text[],

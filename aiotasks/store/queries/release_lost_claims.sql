@@ -1,6 +1,5 @@
 -- A claim whose reply was lost leaves rows RUNNING that nobody runs, under a lease that is alive.
 -- Their worker gives back what it doesn't hold and isn't about to be told of.
--- Planned anew every time: see claim_jobs.sql.
 -- $1 worker id, $2 claim ids that it holds, $3 seconds that a claim's reply may take
 UPDATE aiotasks_task AS task
 SET status = 'READY',
@@ -12,7 +11,6 @@ SET status = 'READY',
     last_attempted_at = CASE WHEN cardinality(task.worker_ids) > 1 THEN task.last_attempted_at END
 WHERE task.status = 'RUNNING' AND task.worker_id = $1::uuid
   AND task.cancel_requested_at IS NULL
-  AND ($1::uuid IS NOT NULL OR (SELECT count(*) FROM generate_series(1, 1000000000)) > 0)
   AND task.claim_id <> ALL($2::uuid[])
   AND task.last_attempted_at < now() - make_interval(secs => $3::double precision)
 RETURNING task.id, task.queue_name

@@ -1,0 +1,102 @@
+"""``manage.py check``: every mistake in the settings has its message, and nothing is connected to."""
+
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.checks import run_checks
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+from django.db import connection, connections
+
+BACKEND = "aiotasks.backend.PostgresBackend"
+
+
+def found(settings: Any, **params: Any) -> list[tuple[str, str]]:
+    settings.TASKS = {"default": {"BACKEND": BACKEND, **params}}
+    return [(message.id, str(message.msg)) for message in run_checks() if message.id.startswith("aiotasks")]
+
+
+@pytest.mark.parametrize(
+    ("params", "id", "named"),
+    [
+        ({"OPTIONS": {"POOL_SIZE": 3}}, "aiotasks.E002", "'POOL_SIZE'"),
+        ({"OPTIONS": {"LEASE_TIMEOUT": "30"}}, "aiotasks.E002", "'LEASE_TIMEOUT'"),
+        ({"OPTIONS": {"NOTIFY": 1}}, "aiotasks.E002", "'NOTIFY'"),
+        ({"OPTIONS": {"POOL_MIN_SIZE": [1]}}, "aiotasks.E002", "'POOL_MIN_SIZE'"),
+        ({"OPTIONS": {"POOL_MIN_SIZE": 9, "POOL_MAX_SIZE": 3}}, "aiotasks.E002", "POOL_MIN_SIZE (9)"),
+        ({"OPTIONS": []}, "aiotasks.E002", "OPTIONS"),
+        ({"OPTIONS": {"DATABASE": "nowhere"}}, "aiotasks.E003", "'nowhere'"),
+        ({"QUEUES": "default"}, "aiotasks.E005", "'default'"),
+        ({"QUEUES": [5]}, "aiotasks.E005", "[5]"),
+        ({"QUEUES": [""]}, "aiotasks.E005", "['']"),
+    ],
+)
+def test_a_mistake_is_told_by_name(
+    settings: Any, opened: list[str], params: Any, id: str, named: str
+) -> None:
+    ((found_id, message),) = found(settings, **params)
+    assert found_id == id
+    assert named in message
+    assert "default" in message
+    assert opened == []
+
+
+def test_good_settings_are_told_nothing(settings: Any, opened: list[str]) -> None:
+    for params in (
+        {},
+        {"QUEUES": []},
+        {"QUEUES": ("a", "b"), "OPTIONS": {"NOTIFY": False, "MAX_CRASHES": 0}},
+    ):
+        assert found(settings, **params) == []
+    assert opened == []
+
+
+def test_what_was_read_before_changes_nothing(settings: Any) -> None:
+    """Options are cached; True and 1 are equal, but only one of them is a boolean."""
+    assert found(settings, OPTIONS={"NOTIFY": True, "MAX_CRASHES": 1}) == []
+    assert [id for id, _ in found(settings, OPTIONS={"NOTIFY": 1, "MAX_CRASHES": 1})] == ["aiotasks.E002"]
+    assert [id for id, _ in found(settings, OPTIONS={"NOTIFY": True, "MAX_CRASHES": True})] == [
+        "aiotasks.E002"
+    ]
+
+
+def test_a_missing_app(settings: Any) -> None:
+    settings.INSTALLED_APPS = []
+    ((id, message),) = found(settings)
+    assert id == "aiotasks.E001"
+    assert "INSTALLED_APPS" in message
+
+
+def test_a_database_that_is_not_postgresql(settings: Any) -> None:
+    connections.databases["lite"] = {
+        **connections.databases["default"],
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": ":memory:",
+        "OPTIONS": {},
+    }
+    try:
+        ((id, message),) = found(settings, OPTIONS={"DATABASE": "lite"})
+    finally:
+        del connections["lite"]
+        del connections.databases["lite"]
+    assert id == "aiotasks.E004"
+    assert "SQLite" in message
+
+
+@pytest.mark.django_db
+def test_tables_that_are_not_migrated_yet_are_a_warning(settings: Any) -> None:
+    """Where the database is asked at all: in ``migrate``, and in ``check --database``."""
+    assert run_checks(databases=["default"], tags=["database"]) == []
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE aiotasks_task RENAME TO aside")
+    (message,) = [m for m in run_checks(databases=["default"]) if m.id.startswith("aiotasks")]
+    assert message.id == "aiotasks.W002"
+    assert not message.is_serious()
+    assert "migrate" in message.hint
+
+
+def test_manage_py_check_fails_with_it(settings: Any) -> None:
+    settings.TASKS = {"default": {"BACKEND": BACKEND, "OPTIONS": {"POOL_SIZE": 3}}}
+    with pytest.raises(SystemCheckError, match="POOL_SIZE"):
+        call_command("check", stdout=StringIO(), stderr=StringIO())

@@ -1,0 +1,309 @@
+"""What belongs to a loop: made at first need, closed with it, and never shared with another or a child."""
+
+import asyncio
+import gc
+import random
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+
+import asyncpg
+import pytest
+import uvloop
+
+from aiotasks.conf import Options
+from aiotasks.store import pools
+from aiotasks.store.pools import LoopResources, close_pools, resources
+from aiotasks.store.statement import Statement
+from tests.proxy import Proxy
+
+from .rows import insert, new_job, until
+
+ONE = Statement("one", "SELECT $1::integer", "SELECT %(p1)s::integer")
+FACTORIES = [asyncio.new_event_loop, uvloop.new_event_loop]
+
+
+@pytest.fixture
+def sessions(database: str) -> Iterator[asyncpg.Connection]:
+    """A count of the sessions that aiotasks has open, for tests that run loops themselves."""
+    import psycopg
+
+    with psycopg.connect(database, autocommit=True) as observer:
+
+        def count() -> int:
+            row = observer.execute(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'aiotasks'"
+            ).fetchone()
+            return row[0]
+
+        yield count
+
+
+async def fetch_one(held: LoopResources, number: int = 1) -> int:
+    ((found,),) = await held.driver.fetch(ONE, number)
+    return found
+
+
+async def test_one_for_a_loop_and_its_options(database: str) -> None:
+    first = resources(Options())
+    assert resources(Options()) is first
+    other = resources(Options(pool_max_size=3))
+    assert other is not first
+    assert other.pool.get_max_size() == 3
+    elsewhere = await asyncio.to_thread(lambda: asyncio.run(_itself()))
+    assert elsewhere not in (first, other)
+    await close_pools()
+    assert resources(Options()) is not first
+    await close_pools()
+
+
+async def _itself() -> LoopResources:
+    return resources(Options())
+
+
+async def test_nothing_connects_before_the_first_statement(proxy: Proxy) -> None:
+    held = resources(Options())
+    assert proxy.connections == 0
+    assert await fetch_one(held) == 1
+    assert proxy.connections == 1
+    await close_pools()
+
+
+async def test_the_pool_stays_within_its_size(held: LoopResources) -> None:
+    assert await asyncio.gather(*(fetch_one(held, n) for n in range(200))) == list(range(200))
+    assert held.pool.get_size() <= Options().pool_max_size
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_it_closes_with_its_loop(factory: object, sessions: object) -> None:
+    """By shutdown_asyncgens(), which every runner calls."""
+
+    async def main() -> LoopResources:
+        held = resources(Options())
+        await asyncio.gather(*(fetch_one(held) for _ in range(5)))
+        assert sessions() > 0
+        with held.listener.subscribed(lambda wakeup: None):
+            await held.listener.listening.wait()
+            return held
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with asyncio.Runner(loop_factory=factory) as runner:
+            held = runner.run(main())
+        gc.collect()
+    assert held.pool.is_closing()
+    asyncio.run(until(lambda: sessions() == 0))
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_one_that_never_connected_closes_quietly(
+    factory: object, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_itself())
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_what_a_dead_loop_left_behind_is_swept(factory: object, sessions: object) -> None:
+    loop = factory()
+    held = loop.run_until_complete(_itself())
+    loop.run_until_complete(fetch_one(held))
+    loop.close()  # without shutdown_asyncgens()
+    assert loop in pools._by_loop
+
+    async def main() -> None:
+        assert await fetch_one(resources(Options())) == 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the loop's owner didn't close it properly
+        asyncio.run(main())
+        assert loop not in pools._by_loop
+        del held, loop
+        gc.collect()
+        asyncio.run(until(lambda: sessions() == 0))
+
+
+def test_a_connection_that_is_out_does_not_hang_the_end(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg's close() would wait for it for ever."""
+    monkeypatch.setattr(pools, "CLOSE_TIMEOUT", 0.05)
+
+    async def main() -> object:
+        held = resources(Options())
+        await fetch_one(held)
+        return await held.pool.acquire()
+
+    connection = asyncio.run(main())
+    assert connection.is_closed()
+
+
+async def test_closing_behind_a_dead_line_ends(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAULTS 14."""
+    monkeypatch.setattr(pools, "CLOSE_TIMEOUT", 0.05)
+    held = resources(Options())
+    await fetch_one(held)
+    proxy.mode = "blackhole"
+    async with asyncio.timeout(20):
+        await close_pools()
+    assert held.pool.is_closing()
+
+
+FORK = """
+import asyncio, os, signal, sys, traceback, warnings
+import django
+django.setup()
+from aiotasks.conf import Options
+from aiotasks.store.pools import resources
+from aiotasks.store.statement import Statement
+
+ONE = Statement("one", "SELECT pg_backend_pid()", "")
+
+async def pids(held):
+    rows = await asyncio.gather(*(held.driver.fetch(ONE) for _ in range(5)))
+    return {row[0] for (row,) in rows}
+
+def child(parents):
+    # As gunicorn's or multiprocessing's children do: a loop of its own.
+    async def main():
+        held = resources(Options())
+        return await pids(held)
+    mine = asyncio.run(main())
+    assert not mine & parents, (mine, parents)
+
+async def main():
+    held = resources(Options())
+    before = await pids(held)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # there are no other threads yet
+        pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            asyncio._set_running_loop(None)
+            child(before)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        # A child that ends as Python does, with everything it inherited collected.
+        import gc
+        del held
+        gc.collect()
+        sys.stdout.flush()
+        os._exit(code)
+    _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, status
+    after = await pids(held)
+    assert after <= before | after and after & before, (before, after)
+    assert resources(Options()) is held
+
+asyncio.run(main())
+print("both are well")
+"""
+
+
+def test_a_forked_child_makes_its_own_and_leaves_the_parents(worker_env: dict[str, str]) -> None:
+    """FAULTS 33."""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORK],
+        env=worker_env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "both are well\n", "")
+
+
+CANCELS = 2500  # twice: once a loop
+
+
+async def test_thousands_of_random_cancels_leave_the_pool_whole(
+    held: LoopResources, conn: asyncpg.Connection
+) -> None:
+    """FAULTS 34: in acquire, query or release; nobody gets another's answer, and nothing leaks."""
+    rng = random.Random(0)
+    loop = asyncio.get_running_loop()
+    slow = Statement("slow", "SELECT $1::integer FROM pg_sleep(0.001)", "")
+    cancelled = 0
+
+    async def some(number: int) -> None:
+        nonlocal cancelled
+        for n in range(number * 1000, number * 1000 + CANCELS // 25):
+            task = loop.create_task(held.driver.fetch(rng.choice([ONE, slow]), n))
+            loop.call_later(rng.expovariate(1) * 0.002, task.cancel)
+            try:
+                ((found,),) = await task
+            except asyncio.CancelledError:
+                cancelled += 1
+            else:
+                assert found == n
+
+    await asyncio.gather(*(some(number) for number in range(25)))
+    assert cancelled > CANCELS / 10
+    await until(lambda: held.pool.get_idle_size() == held.pool.get_size())
+    assert await asyncio.gather(*(fetch_one(held, n) for n in range(100))) == list(range(100))
+    assert held.pool.get_size() <= Options().pool_max_size
+    busy = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'aiotasks' AND state <> 'idle'"
+    )
+
+    async def nobody_is_busy() -> bool:
+        return await conn.fetchval(busy) == 0
+
+    await until(nobody_is_busy)
+
+
+async def test_cancelled_callers_of_the_batcher_harm_nobody(
+    held: LoopResources, conn: asyncpg.Connection
+) -> None:
+    """FAULTS 55, with the real INSERT: every caller that wasn't cancelled has its row."""
+    rng = random.Random(1)
+    loop = asyncio.get_running_loop()
+    jobs = [new_job() for _ in range(1000)]
+
+    async def enqueue(job: object) -> object:
+        await held.enqueuer.submit(job)
+        return job.id
+
+    tasks = [loop.create_task(enqueue(job)) for job in jobs]
+    for task in tasks:
+        if rng.random() < 0.5:
+            loop.call_later(rng.random() * 0.05, task.cancel)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    stored = {id for (id,) in await conn.fetch("SELECT id FROM aiotasks_task")}
+    told = {result for result in results if not isinstance(result, BaseException)}
+    assert {type(result) for result in results if isinstance(result, BaseException)} <= {
+        asyncio.CancelledError
+    }
+    assert told <= stored
+    assert len(held.enqueuer) == 0
+
+
+async def test_enqueues_are_repeated_over_a_line_that_breaks(proxy: Proxy, conn: asyncpg.Connection) -> None:
+    """The INSERT went through, its reply was lost: repeating it stores no second row."""
+    held = resources(Options(command_timeout=2.0))
+    await insert(held.store)
+    proxy.mode = "mute"
+    enqueue = asyncio.ensure_future(held.enqueuer.submit(new_job()))
+
+    async def stored() -> bool:
+        return await conn.fetchval("SELECT count(*) FROM aiotasks_task") == 2
+
+    await until(stored)
+    proxy.mode = "pass"
+    proxy.cut()
+    await enqueue
+    assert await stored()
+    await close_pools()
+
+
+async def test_lookups_are_coalesced_by_backend(held: LoopResources) -> None:
+    (mine,) = await insert(held.store)
+    (theirs,) = await insert(held.store, backend="other")
+    asked = [("default", mine), ("other", theirs), ("default", theirs), ("other", mine)] * 5
+    found = await asyncio.gather(*(held.lookups.submit(key) for key in asked))
+    assert [job and job.id for job in found] == [mine, theirs, None, None] * 5
