@@ -11,4 +11,7 @@ class AiotasksConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks  # noqa: F401  # registers them
+        # Both register checks: Django's asks the backends, once something has imported it.
+        import django.tasks  # noqa: F401
+
+        from . import checks  # noqa: F401

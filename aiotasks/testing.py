@@ -10,6 +10,7 @@ from contextvars import Context, copy_context
 from typing import Any, cast
 from uuid import uuid4
 
+import anyio
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.tasks import task_backends
@@ -105,7 +106,15 @@ async def _drain(alias: str) -> int:
             while not await finisher.flush(backend.config.command_timeout):
                 pass
     finally:
-        await store.remove_worker(worker_id)
+        with anyio.CancelScope(shield=True):  # a drain that is cancelled gives back what it runs
+            for execution in list(runner.running):
+                runner.cancel(execution, "shutdown")
+            with anyio.move_on_after(1.0):
+                while runner.running:
+                    all_done.clear()
+                    await all_done.wait()
+            await finisher.flush(1.0)
+            await store.remove_worker(worker_id)
 
 
 def _backend(alias: str) -> PostgresBackend:

@@ -6,10 +6,12 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import Signal
 
 from .. import signals
@@ -61,18 +63,15 @@ class DjangoRoute:
         self._notify_on_commit(wakeups_of(jobs))
 
     def _notify_on_commit(self, wakeups: Sequence[Wakeup]) -> None:
-        if self._options.notify:
-            payloads = [wakeup.payload() for wakeup in wakeups]
-            # Robust: the task is committed, so a NOTIFY that fails must not look like a failed
-            # enqueue; the poll finds it.
-            connection = connections[self._options.database]
-            if connection.in_atomic_block or connection.get_autocommit():
-                connection.on_commit(lambda: self._notify(payloads), robust=True)
-            else:  # the site ends its transactions by itself; the server holds NOTIFY until then
-                self._notify(payloads)
-
-    def _notify(self, payloads: Sequence[str]) -> None:
-        run_now(self._store.notify(CHANNEL, payloads))
+        connection = connections[self._options.database]
+        for payload in {wakeup.payload() for wakeup in wakeups} if self._options.notify else ():
+            hook = _Notify(self._options.database, payload)
+            if not connection.in_atomic_block and not connection.get_autocommit():
+                hook()  # the site ends its transactions by itself; the server holds NOTIFY until then
+            elif not _will_run(hook, connection):
+                # Robust: the task is committed, so a NOTIFY that fails must not look like a failed
+                # enqueue; the poll finds it.
+                connection.on_commit(hook, robust=True)
 
     async def select(self, backend: str, id: UUID) -> Job | None:
         jobs = await self._store.select_jobs([id], backend)
@@ -88,6 +87,26 @@ class DjangoRoute:
 
     async def send_finished(self, sender: type, result: AnyResult, exception: BaseException) -> None:
         signals.send_finished(sender, result, exception)
+
+
+@dataclass(frozen=True)
+class _Notify:
+    """What runs after the commit; equal where it would say the same."""
+
+    alias: str
+    payload: str
+
+    def __call__(self) -> None:
+        run_now(Store(DjangoDriver(self.alias)).notify(CHANNEL, [self.payload]))
+
+
+def _will_run(hook: _Notify, connection: BaseDatabaseWrapper) -> bool:
+    """Whether the same NOTIFY will go out anyway: one from the same savepoint shares its fate.
+
+    A transaction that enqueues a hundred tasks notifies once a queue.
+    """
+    here = set(connection.savepoint_ids)
+    return any(hooks[:2] == (here, hook) for hooks in connection.run_on_commit)
 
 
 class TransactionRoute:

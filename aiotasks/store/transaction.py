@@ -9,7 +9,7 @@ from django.tasks import task_backends
 
 from ..conf import Options
 from ..exceptions import TransactionClosed
-from .drivers import Connection, ConnectionDriver
+from .drivers import Connection, ConnectionDriver, django_errors
 from .pools import resources
 from .store import Store
 from .waiting import sync_code_waits
@@ -92,13 +92,17 @@ async def transaction(
             await _notify(block)
     else:
         held = resources(options_for(using))
-        await held.driver.open()
-        async with held.pool.acquire(timeout=held.options.command_timeout) as pooled:
+        with django_errors():
+            await held.driver.open()
+            pooled = await held.pool.acquire(timeout=held.options.command_timeout)
+        try:
+            async with _block(using, pooled) as block:
+                yield pooled
+        finally:
             try:
-                async with _block(using, pooled) as block:
-                    yield pooled
-            finally:
                 await _reset(pooled)
+            finally:
+                await held.pool.release(pooled)
         if held.options.notify:
             held.notifier.notify(block.wakeups)
 

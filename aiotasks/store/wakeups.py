@@ -22,6 +22,9 @@ logger = logging.getLogger("aiotasks.store")
 
 CHANNEL = "aiotasks"
 
+# The wake-ups remembered that couldn't be sent, so that an outage doesn't fill the memory.
+MOST_FAILED = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Wakeup:
@@ -79,12 +82,13 @@ class Notifier:
         self._store = store
         # 1,000 payloads bound one statement; more queues than that go in the next.
         self._batcher: Batcher[Wakeup, None] = Batcher(self._send, limit=1000)
-        self._unsent: set[asyncio.Future[None]] = set()
+        self._unsent: dict[asyncio.Future[None], Wakeup] = {}
+        self._failed: set[Wakeup] = set()
 
     def notify(self, wakeups: Iterable[Wakeup]) -> None:
         for wakeup in wakeups:
             future = self._batcher.submit(wakeup)
-            self._unsent.add(future)
+            self._unsent[future] = wakeup
             future.add_done_callback(self._sent)
 
     async def all_sent(self) -> None:
@@ -92,13 +96,21 @@ class Notifier:
         while self._unsent:
             await asyncio.wait(self._unsent)
 
+    async def send_what_failed(self) -> None:
+        """Try once more; for a loop that ends, which has cut off what was under way."""
+        if self._failed:
+            await self._send(list(self._failed))
+
     def _sent(self, future: "asyncio.Future[None]") -> None:
-        self._unsent.discard(future)
+        wakeup = self._unsent.pop(future)
         if not future.cancelled() and (error := future.exception()) is not None:
+            if len(self._failed) < MOST_FAILED:
+                self._failed.add(wakeup)
             logger.info(
                 "a NOTIFY was not sent, workers find the tasks at their next poll error=%r", str(error)
             )
 
     async def _send(self, wakeups: list[Wakeup]) -> Sequence[None]:
         await self._store.notify(CHANNEL, list({wakeup.payload() for wakeup in wakeups}))
+        self._failed.difference_update(wakeups)
         return [None] * len(wakeups)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from datetime import datetime
 from typing import Any, assert_never
@@ -152,45 +152,38 @@ class Finisher:
     async def _finish(
         self, finishes: list[tuple[UUID, UUID, str, str | None, str | None]]
     ) -> dict[UUID, datetime]:
-        repeated = False
-        failures = 0
-        while True:
-            try:
-                finished = await self._store.finish_jobs(finishes)
-                if repeated and len(finished) < len(finishes):
-                    missing = [row for row in finishes if row[0] not in finished]
-                    finished |= await self._store.select_finished_jobs(
-                        *zip(*(row[:2] for row in missing), strict=True)
-                    )
-                return finished
-            except utils.Error as error:
-                if not _may_pass(error):
-                    raise
-                repeated = True
-                failures += 1
-                await self._back_off(failures, error)
+        """Returns when each was finished of those accepted, by this try or by one without a reply."""
+        finished, repeated = await self._persist(lambda: self._store.finish_jobs(finishes))
+        if repeated and len(finished) < len(finishes):
+            missing = [row[:2] for row in finishes if row[0] not in finished]
+            ids, claim_ids = zip(*missing, strict=True)
+            found, _ = await self._persist(lambda: self._store.select_finished_jobs(ids, claim_ids))
+            finished |= found
+        return finished
 
     async def _release(self, releases: list[tuple[UUID, UUID, float, float | None]]) -> set[UUID]:
-        """Returns what was released, and what an earlier try had released before its reply was lost."""
+        """Returns what was released, or may have been by a try whose reply was lost."""
+        released, repeated = await self._persist(lambda: self._store.release_jobs(releases))
         delays = {row[0]: row[2] for row in releases}
-        released: dict[UUID, str] = {}
-        failures = 0
-        while True:
-            try:
-                released = await self._store.release_jobs(releases)
-                break
-            except utils.Error as error:
-                if not _may_pass(error):
-                    raise
-                failures += 1
-                await self._back_off(failures, error)
         self._wake(
             [
                 Wakeup(self._backend, queue_name, time.time() + delays[id] if delays[id] else None)
                 for id, queue_name in released.items()
             ]
         )
-        return set(released)
+        return set(delays) if repeated else set(released)
+
+    async def _persist[Result](self, write: Callable[[], Awaitable[Result]]) -> tuple[Result, bool]:
+        """Run ``write`` until it goes through; its result, and whether it took more than one try."""
+        failures = 0
+        while True:
+            try:
+                return await write(), failures > 0
+            except utils.Error as error:
+                if not _may_pass(error):
+                    raise
+                failures += 1
+                await self._back_off(failures, error)
 
     async def _back_off(self, failures: int, error: utils.Error) -> None:
         if failures == 1:

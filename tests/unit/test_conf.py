@@ -1,0 +1,82 @@
+"""Options: every one's good and bad values, told by name."""
+
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from aiotasks.conf import Options
+
+NAN = float("nan")
+
+# Per option: values that are taken, and values that are refused.
+VALUES: dict[str, tuple[list[Any], list[Any]]] = {
+    "DATABASE": (["default", "other"], ["", None, 5, b"default", ["default"]]),
+    "POOL_MIN_SIZE": ([0, 10], [-1, 1001, "3", True, 2.5, None]),
+    "POOL_MAX_SIZE": ([2, 1000], [0, 1, 1001, "3", True, 2.5]),
+    "STATEMENT_CACHE_SIZE": ([0, 10_000], [-1, 10_001, "0", False]),
+    "COMMAND_TIMEOUT": ([0.1, 3600, 5], [0, -1, 3601, NAN, float("inf"), "5", True, None]),
+    "NOTIFY": ([True, False], [0, 1, "no", None]),
+    "POLL_INTERVAL": ([0.05, 3600], [0, 0.01, 3601, NAN, "1", True]),
+    "LEASE_TIMEOUT": ([0.5, 86_400], [0, 0.4, 86_401, NAN, "30", True]),
+    "MAX_CRASHES": ([0, 32_000], [-1, 32_001, "3", True, 1.5]),
+    "ASYNC_DB_THREADS": ([1, 1000], [0, 1001, "8", True]),
+    "MAX_ARGUMENT_SIZE": ([2, 256 * 1024**2], [1, 256 * 1024**2 + 1, "1MB", True]),
+    "MAX_RESULT_SIZE": ([4, 256 * 1024**2], [3, 256 * 1024**2 + 1, "1MB", True]),
+    "MAX_ERROR_SIZE": ([1024, 16 * 1024**2], [1023, 16 * 1024**2 + 1, "1MB", True]),
+}
+
+
+def read(alias: str = "default", **options: Any) -> Options:
+    return Options.from_params(alias, {"OPTIONS": options})
+
+
+def test_every_option_is_tried_here() -> None:
+    assert {field.name.upper() for field in fields(Options)} == VALUES.keys()
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, v) for name, (good, _) in VALUES.items() for v in good])
+def test_good_values(name: str, value: Any) -> None:
+    found = getattr(read(**{name: value}), name.lower())
+    assert found == value
+    assert type(found) is (float if isinstance(getattr(Options(), name.lower()), float) else type(value))
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, v) for name, (_, bad) in VALUES.items() for v in bad])
+def test_bad_values_are_told_with_their_option(name: str, value: Any) -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        read("emails", **{name: value})
+    told = str(caught.value)
+    assert told.startswith(f"TASKS['emails']['OPTIONS'][{name!r}] must be ")
+    assert told.endswith(f"not {value!r}.")
+
+
+def test_unknown_options_are_told_by_name_with_those_there_are() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"\['OPTIONS'\] has no option 'pool_max_size'") as caught:
+        read(pool_max_size=3)
+    assert all(name in str(caught.value) for name in VALUES)
+
+
+@pytest.mark.parametrize("options", [None, [], "x", 5])
+def test_options_must_be_a_dict(options: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match="must be a dict"):
+        Options.from_params("default", {"OPTIONS": options})
+
+
+def test_the_pools_sizes_must_fit() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"POOL_MIN_SIZE \(11\) is above POOL_MAX_SIZE \(10\)"):
+        read(POOL_MIN_SIZE=11)
+
+
+def test_the_defaults() -> None:
+    assert Options.from_params("default", {}) == read() == Options()
+
+
+def test_equal_options_are_one_object_and_cannot_be_changed() -> None:
+    assert read(POOL_MAX_SIZE=7) is read(POOL_MAX_SIZE=7)
+    assert read(POOL_MAX_SIZE=7) == read("other", POOL_MAX_SIZE=7)
+    assert read(POOL_MAX_SIZE=7) != read(POOL_MAX_SIZE=8)
+    assert hash(read(POOL_MAX_SIZE=7)) == hash(Options(pool_max_size=7))
+    with pytest.raises(FrozenInstanceError):
+        read().notify = False  # type: ignore[misc]

@@ -1,0 +1,156 @@
+"""task(), PostgresTask, and what a stored path may lead to (FAULTS 44)."""
+
+import pickle
+import sys
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import django
+import pytest
+from django.tasks import Task, default_task_backend
+from django.tasks.exceptions import InvalidTask
+
+from aiotasks import PostgresTask, UnknownTask, task
+from aiotasks.tasks import known, parse_id, resolve
+
+from . import tasks
+
+MODULE = "tests.unit.tasks"
+
+
+@pytest.fixture(autouse=True)
+def other_backends(settings: Any) -> None:
+    settings.TASKS = {
+        "default": {"BACKEND": "aiotasks.backend.PostgresBackend", "QUEUES": ["default", "emails"]},
+        "dummy": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"},
+        "immediate": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"},
+    }
+
+
+def test_the_decorator_makes_a_postgres_task() -> None:
+    assert type(tasks.good) is PostgresTask
+    assert isinstance(tasks.good, Task)
+    assert (tasks.good.module_path, tasks.good.max_crashes) == (f"{MODULE}.good", None)
+    assert (tasks.good.priority, tasks.good.queue_name, tasks.good.backend) == (0, "default", "default")
+    decorated = task(priority=5, queue_name="emails", max_crashes=0, takes_context=True)(contextual)
+    assert (decorated.priority, decorated.queue_name, decorated.max_crashes) == (5, "emails", 0)
+    assert decorated.takes_context
+
+
+def contextual(context: Any) -> None:
+    pass
+
+
+def test_djangos_own_decorator_makes_one_too() -> None:
+    assert type(tasks.plain) is PostgresTask
+
+
+@pytest.mark.parametrize("value", [-1, 32_001, 1.5, "3", True, False])
+def test_max_crashes_is_checked(value: Any) -> None:
+    with pytest.raises(InvalidTask, match=r"max_crashes must be a whole number from 0 to 32000") as caught:
+        task(max_crashes=value)(tasks.function)
+    assert repr(value) in str(caught.value)
+    with pytest.raises(InvalidTask):
+        tasks.good.using(max_crashes=value)
+
+
+def test_what_django_refuses_is_refused() -> None:
+    with pytest.raises(InvalidTask):
+        task(priority=101)(tasks.function)
+    with pytest.raises(InvalidTask):
+        task(queue_name="nowhere")(tasks.function)
+    with pytest.raises(InvalidTask):
+        task(lambda: None)
+
+
+def test_using_changes_what_is_given_and_nothing_else() -> None:
+    when = datetime.now(UTC)
+    changed = tasks.good.using(priority=3, queue_name="emails", run_after=when, max_crashes=2)
+    assert type(changed) is PostgresTask
+    assert (changed.priority, changed.queue_name, changed.run_after, changed.max_crashes) == (
+        3,
+        "emails",
+        when,
+        2,
+    )
+    assert changed.func is tasks.good.func
+    again = changed.using(priority=0)
+    assert (again.priority, again.queue_name, again.run_after, again.max_crashes) == (0, "emails", when, 2)
+    assert tasks.good.using() == tasks.good
+    assert tasks.good.priority == 0
+
+
+def test_over_another_backend_the_policies_are_ignored() -> None:
+    over_dummy = tasks.sync_good.using(backend="dummy", max_crashes=1)
+    assert (over_dummy.enqueue().status, over_dummy.max_crashes) == ("READY", 1)
+    assert tasks.sync_good.using(backend="immediate").enqueue().status == "SUCCESSFUL"
+    assert task(backend="dummy")(tasks.function).backend == "dummy"
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="Django 6.1 made tasks picklable")
+def test_a_task_is_pickled() -> None:
+    changed = tasks.good.using(priority=3, max_crashes=2)
+    assert pickle.loads(pickle.dumps(changed)) == changed
+
+
+def test_a_path_leads_to_its_task() -> None:
+    assert resolve(f"{MODULE}.good") is tasks.good
+    assert known(f"{MODULE}.good") is tasks.good
+    assert known(f"{MODULE}.never_asked_for") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("subprocess.call", "it is a function, not a Task"),
+        ("os.system", "not a Task"),
+        ("builtins.eval", "not a Task"),
+        (f"{MODULE}.function", "it is a function, not a Task"),
+        (f"{MODULE}.text", "it is a str, not a Task"),
+        (f"{MODULE}.alias_of_good", f"the Task there calls itself '{MODULE}.good'"),
+        ("tests.unit.test_tasks.tasks.good", "ModuleNotFoundError"),
+        (f"{MODULE}.good.func", "ModuleNotFoundError"),
+        (f"{MODULE}.gone", "ImportError"),
+        ("tests.unit.no_such_module.good", "ModuleNotFoundError"),
+        ("tests.unit.broken.good", "RuntimeError: this module is broken"),
+        ("good", "ImportError"),
+        ("", "ImportError"),
+        (".good", "ValueError"),
+        ("a\0b.c", ""),
+    ],
+)
+def test_nothing_but_a_task_under_its_own_name_is_found(path: str, reason: str) -> None:
+    with pytest.raises(UnknownTask) as caught:
+        resolve(path)
+    assert caught.value.task_path == path
+    assert repr(path) in str(caught.value)
+    assert reason in str(caught.value)
+    assert isinstance(caught.value, ImportError)
+
+
+def test_a_module_that_was_broken_may_be_mended() -> None:
+    """A rolling deploy: what wasn't found is looked for again."""
+    with pytest.raises(UnknownTask):
+        resolve("tests.unit.later.good")
+    later = type(sys)("tests.unit.later")
+
+    def good() -> None:
+        pass
+
+    good.__module__, good.__qualname__ = "tests.unit.later", "good"
+    later.good = task(good)
+    sys.modules["tests.unit.later"] = later
+    try:
+        assert resolve("tests.unit.later.good") is later.good
+    finally:
+        del sys.modules["tests.unit.later"]
+
+
+def test_ids() -> None:
+    id = uuid4()
+    assert parse_id(str(id)) == id
+    for wrong in ("", "x", str(id)[:-1], "\0", 5, None, b"x"):
+        assert parse_id(wrong) is None  # type: ignore[arg-type]
+    assert isinstance(parse_id(str(id).upper()), UUID)
+    assert default_task_backend.task_class is PostgresTask

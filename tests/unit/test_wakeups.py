@@ -1,0 +1,138 @@
+"""Wake-ups: what is said, what is understood, and that a thousand are one."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import utils
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiotasks.store.wakeups import CHANNEL, Notifier, Wakeup, read_payload, wakeups_of
+from tests.store.rows import new_job, until
+
+MAX_NAME = 200
+
+
+@given(
+    st.builds(
+        Wakeup,
+        backend=st.text(min_size=1),
+        queue_name=st.text(min_size=1, max_size=MAX_NAME),
+        due=st.none() | st.floats(0, 1e11),
+    )
+)
+def test_what_is_said_is_understood(wakeup: Wakeup) -> None:
+    assert read_payload(wakeup.payload()) == wakeup
+
+
+def test_a_cancellation_is_understood() -> None:
+    wakeup = Wakeup("default", "q", cancel=True)
+    assert read_payload(wakeup.payload()) == wakeup
+
+
+def test_the_longest_queue_name_fits_into_a_payload() -> None:
+    assert len(Wakeup("default", "\U0001f600" * MAX_NAME, 1e10).payload().encode()) < 8000
+
+
+@given(
+    st.text() | st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists).map(json.dumps)
+)
+def test_strangers_payloads_never_raise(payload: str) -> None:
+    found = read_payload(payload)
+    assert found is None or isinstance(found, Wakeup)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "",
+        "{}",
+        "[]",
+        "[" * 100_000,
+        '"a"',
+        "1e999",
+        '["a"]',
+        '["a", "b"]',
+        '["a", 1, null]',
+        '[null, "b", null]',
+        '["a", "b", "c"]',
+        '["a", "b", [1]]',
+        '["a", "b", null, 5]',
+        '["a", "b", null, false]',
+    ],
+    ids=lambda payload: payload[:20],
+)
+def test_strangers_payloads_are_nothing(payload: str) -> None:
+    assert read_payload(payload) is None
+
+
+def test_one_wake_up_for_a_queue() -> None:
+    now = datetime.now(UTC)
+    soon, later = now + timedelta(minutes=1), now + timedelta(hours=1)
+    jobs = [
+        *(new_job(queue_name="a") for _ in range(5)),
+        new_job(queue_name="a", run_after=later),
+        new_job(queue_name="a", run_after=soon),
+        new_job(queue_name="b", run_after=later),
+        new_job(queue_name="a", backend="other"),
+    ]
+    assert set(wakeups_of(jobs)) == {
+        Wakeup("default", "a"),
+        Wakeup("default", "a", soon.timestamp()),
+        Wakeup("default", "b", later.timestamp()),
+        Wakeup("other", "a"),
+    }
+    assert len(wakeups_of(jobs)) == 4
+
+
+class Sent:
+    """Stands where the Store does, and keeps what was to be sent."""
+
+    def __init__(self) -> None:
+        self.calls: list[Sequence[str]] = []
+        self.gate = asyncio.Event()
+        self.begun = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def notify(self, channel: str, payloads: Sequence[str]) -> None:
+        assert channel == CHANNEL
+        self.calls.append(payloads)
+        self.begun.set()
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+
+
+async def test_those_that_come_while_one_is_under_way_are_one() -> None:
+    sent: Any = Sent()
+    notifier = Notifier(sent)
+    notifier.notify([Wakeup("default", "a")])
+    await sent.begun.wait()
+    for _ in range(500):
+        notifier.notify([Wakeup("default", "a"), Wakeup("default", "b")])
+    sent.gate.set()
+    await until(lambda: not notifier._batcher._flushing)
+    assert [sorted(payloads) for payloads in sent.calls] == [
+        [Wakeup("default", "a").payload()],
+        [Wakeup("default", "a").payload(), Wakeup("default", "b").payload()],
+    ]
+
+
+async def test_a_failure_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
+    """The tasks are committed: workers poll."""
+    caplog.set_level("INFO", "aiotasks.store")
+    sent: Any = Sent()
+    sent.error = utils.OperationalError("gone")
+    sent.gate.set()
+    notifier = Notifier(sent)
+    notifier.notify([Wakeup("default", "a")])
+    await until(lambda: not notifier._batcher._flushing)
+    sent.error = None
+    notifier.notify([Wakeup("default", "b")])
+    await until(lambda: not notifier._batcher._flushing)
+    assert len(sent.calls) == 2
+    assert "a NOTIFY was not sent" in caplog.text
