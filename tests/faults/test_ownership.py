@@ -256,7 +256,7 @@ async def test_a_running_worker_gives_back_what_it_does_not_hold(
     """51, all of it: the reply of a claim is lost, the tasks run all the same, once."""
     configure(LEASE_TIMEOUT=1, COMMAND_TIMEOUT=0.5, POLL_INTERVAL=0.2)
     async with aiotasks.Worker() as worker:
-        store = worker._resources.store
+        store = worker.engine.resources.store
         claim_jobs = store.claim_jobs
 
         async def lose_the_reply(*args: Any, **kwargs: Any) -> Any:
@@ -321,12 +321,12 @@ async def test_a_worker_whose_row_is_gone_registers_again(
     configure(LEASE_TIMEOUT=1, POLL_INTERVAL=0.2)
     tasks.seen.clear()
     async with aiotasks.Worker(grace=0) as worker:
-        first = worker._lease.worker_id
+        first = worker.engine.lease.worker_id
         result = await tasks.wait_for_release.aenqueue("removed")
         await until(lambda: tasks.seen == ["removed"])
         await conn.execute("DELETE FROM aiotasks_worker")
         await until(lambda: tasks.seen == ["removed", "removed"])
-        assert worker._lease.worker_id not in (None, first)
+        assert worker.engine.lease.worker_id not in (None, first)
         tasks.waiting["removed"].set_result(None)
 
         async def is_done() -> bool:
@@ -335,7 +335,7 @@ async def test_a_worker_whose_row_is_gone_registers_again(
 
         await until(is_done)
         assert result.status == TaskResultStatus.SUCCESSFUL
-        assert result.worker_ids[-1] == str(worker._lease.worker_id)
+        assert result.worker_ids[-1] == str(worker.engine.lease.worker_id)
     assert "the lease was lost, registering again" in caplog.text
 
 
@@ -361,12 +361,12 @@ async def test_a_lease_that_can_not_be_renewed_is_given_up(
         await tasks.wait_for_release.aenqueue("held")
         await until(lambda: tasks.seen == ["held"])
         hang = True
-        await until(lambda: worker._lease.worker_id is None)
-        await until(lambda: not worker._runner.running)
+        await until(lambda: worker.engine.lease.worker_id is None)
+        await until(lambda: not worker.engine.runner.running)
         assert "the lease has run out" in caplog.text
         await tasks.note.aenqueue("without a lease")
         for _ in range(5):
-            assert await worker._claimer.run_once() == 0
+            assert await worker.engine.claimer.run_once() == 0
         assert tasks.seen == ["held"]
         hang = False
         await until(lambda: tasks.seen.count("held") == 2 and "without a lease" in tasks.seen)
@@ -379,8 +379,8 @@ async def test_jobs_that_arrive_after_the_lease_are_dropped(
     configure(POLL_INTERVAL=0.1)
     tasks.seen.clear()
     async with aiotasks.Worker() as worker:
-        lease = worker._lease
-        store = worker._resources.store
+        lease = worker.engine.lease
+        store = worker.engine.resources.store
         claim_jobs = store.claim_jobs
         seen = []
 
@@ -442,11 +442,11 @@ async def test_a_claim_never_exceeds_the_free_slots(
     await default_task_backend.aenqueue_many(tasks.count_parallel_sync, [((0.01,), {})] * 20)
     claimed = []
     async with aiotasks.Worker(concurrency=7, threads=3) as worker:
-        store = worker._resources.store
+        store = worker.engine.resources.store
         claim_jobs = store.claim_jobs
 
         async def watch(*args: Any, **kwargs: Any) -> Any:
-            running = {lane: worker._runner.count(lane) for lane in ("loop", "thread")}
+            running = {lane: worker.engine.runner.count(lane) for lane in ("loop", "thread")}
             jobs = await claim_jobs(*args, **kwargs)
             claimed.append(max(sum(job.lane == lane for job in jobs) + running[lane] for lane in running))
             assert sum(job.lane == "loop" for job in jobs) <= 7 - running["loop"]

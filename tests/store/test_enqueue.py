@@ -185,9 +185,10 @@ async def test_list_queues_names_those_with_ready_tasks(store: Store) -> None:
     for name in ("b", "a", "c", "Ä", "a b"):
         await insert(store, 2, queue_name=name)
         await insert(store, queue_name=name, lane="thread", priority=5)
+    await insert(store, queue_name="d", lane="thread")
     await insert(store, queue_name="later", run_after=soon())
     await claimed(store)  # its queue is RUNNING only
-    assert sorted(await store.list_queues("default")) == sorted(["a", "b", "c", "Ä", "a b"])
+    assert sorted(await store.list_queues("default")) == sorted(["a", "b", "c", "d", "Ä", "a b"])
 
 
 async def test_has_unfinished_jobs(store: Store, conn: asyncpg.Connection) -> None:

@@ -74,8 +74,11 @@ async def test_strangers_payloads_are_ignored(conn: asyncpg.Connection) -> None:
     await listener.close()
 
 
-async def test_it_comes_back_after_its_session_was_ended(conn: asyncpg.Connection) -> None:
-    """FAULTS 15."""
+async def test_it_comes_back_after_its_session_was_ended(
+    conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS 15: at once, without a probe."""
+    monkeypatch.setattr(listener_module, "PROBE_INTERVAL", 3600.0)
     listener, heard = Listener("default", timeout=5), Heard()
     with listener.subscribed(heard):
         for _ in range(3):

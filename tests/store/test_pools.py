@@ -177,6 +177,7 @@ def child(parents):
     assert not mine & parents, (mine, parents)
 
 async def main():
+    loop = asyncio.get_running_loop()
     held = resources(Options())
     before = await pids(held)
     with warnings.catch_warnings():
@@ -185,6 +186,8 @@ async def main():
     if not pid:
         code = 1
         try:
+            asyncio._set_running_loop(loop)  # even where a child goes on with it
+            assert resources(Options()) is not held, "the parent's, with its connections"
             asyncio._set_running_loop(None)
             child(before)
             code = 0
@@ -216,7 +219,7 @@ def test_a_forked_child_makes_its_own_and_leaves_the_parents(worker_env: dict[st
         text=True,
         check=False,
     )
-    assert (run.returncode, run.stdout, run.stderr) == (0, "both are well\n", "")
+    assert (run.returncode, run.stdout, run.stderr) == (0, "both are well\n", ""), run.stderr
 
 
 CANCELS = 5000  # twice: once a loop

@@ -186,8 +186,8 @@ async def test_threads_that_outlast_the_shutdown_keep_their_lease(
         assert ledger.task(cancelled.id).status == "READY"
         first = ledger.value("SELECT lease_expires_at FROM aiotasks_worker")
         async with aiotasks.Worker(concurrency=0) as other:
-            await until(lambda: other._lease.may_rescue())
-            assert (await other._rescuer.run_once()).ready == 0
+            await until(lambda: other.engine.lease.may_rescue())
+            assert (await other.engine.rescuer.run_once()).ready == 0
             await until(
                 lambda: ledger.value("SELECT lease_expires_at FROM aiotasks_worker ORDER BY 1") > first
             )
@@ -222,7 +222,7 @@ async def test_an_embedded_worker_goes_on_trying(
 async def test_waiting_for_empty_ends_with_the_worker(
     configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with aiotasks.Worker() as worker:
+    async with aiotasks.Worker(grace=0) as worker:
         result = await tasks.wait_for_release.aenqueue("never")
         await until(lambda: ledger.task(result.id).status == "RUNNING")
         empty = asyncio.ensure_future(worker.wait_until_empty())
@@ -230,9 +230,8 @@ async def test_waiting_for_empty_ends_with_the_worker(
         async def fail(*args: Any, **kwargs: Any) -> Any:
             raise ZeroDivisionError
 
-        worker.grace = 0
-        monkeypatch.setattr(worker._claimer, "run_once", fail)
-        worker._claimer.wake()
+        monkeypatch.setattr(worker.engine.claimer, "run_once", fail)
+        worker.engine.claimer.wake()
         with pytest.raises(ExceptionGroup) as raised:
             await asyncio.wait_for(empty, 20)
         assert raised.group_contains(ZeroDivisionError)

@@ -68,7 +68,7 @@ async def test_a_backlog_of_sync_tasks_does_not_hold_up_coroutines(database: str
         results = await default_task_backend.aenqueue_many(tasks.note, [(("quick",), {})] * 20)
         await until(lambda: tasks.seen.count("quick") == 20)
         assert tasks.seen.count("slow") == 2
-        assert worker._runner.count("thread") == 2
+        assert worker.engine.runner.count("thread") == 2
         tasks.released.set()
         await until(lambda: tasks.seen.count("slow") == 50)
     assert len(results) == 20
@@ -198,7 +198,7 @@ async def test_a_swallowed_cancellation_does_not_spin(database: str, ledger: Led
     async with aiotasks.Worker(grace=0) as worker:
         result = await tasks.swallow_cancellation.aenqueue()
         await until(lambda: ledger.events("start") == 1)
-        (execution,) = worker._runner.running
+        (execution,) = worker.engine.runner.running
     assert 1 <= tasks.seen.count("swallowed") <= 3
     assert worker.stuck
     assert (ledger.task(result.id).status, ledger.task(result.id).worker_ids) == ("READY", [])
@@ -322,7 +322,7 @@ async def test_async_orm_calls_run_in_parallel_on_few_connections(
     results = await default_task_backend.aenqueue_many(tasks.query, [((0.03, 2), {})] * 15)
     async with aiotasks.Worker() as worker:
         await worker.wait_until_empty()
-        assert len(worker._orm_threads._threads) == 3
+        assert len(worker.engine.orm_threads._threads) == 3
     pids = [await outcome(result) for result in results]
     assert len({pid for ran in pids for pid in ran}) == 3
     assert all(len(set(ran)) == 1 for ran in pids)  # a job stays on one connection
@@ -336,7 +336,7 @@ async def test_a_stuck_orm_thread_gets_no_new_jobs(
     async with aiotasks.Worker(concurrency=4) as worker:
         stuck = await tasks.stick.aenqueue("stuck")
         await until(lambda: tasks.seen == ["stuck"])
-        (thread,) = worker._orm_threads._threads
+        (thread,) = worker.engine.orm_threads._threads
         await until(lambda: thread.is_stuck(asyncio.get_running_loop().time()))
         results = await default_task_backend.aenqueue_many(tasks.query, [((0.0, 1), {})] * 5)
 
@@ -345,7 +345,7 @@ async def test_a_stuck_orm_thread_gets_no_new_jobs(
 
         await until(are_done)
         assert thread.jobs == 1
-        assert len(worker._orm_threads._threads) == 2
+        assert len(worker.engine.orm_threads._threads) == 2
         tasks.released.set()
         await worker.wait_until_empty()
     assert await outcome(stuck)

@@ -72,15 +72,15 @@ async def test_far_future_rows_cost_nothing(
         tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 1000
     )
     async with aiotasks.Worker() as worker:
-        await until(lambda: worker._scheduler._waiting_for is not None)
+        await until(lambda: worker.engine.scheduler._waiting_for is not None)
         asked: list[str] = []
-        fetch = worker._resources.driver.fetch
+        fetch = worker.engine.resources.driver.fetch
 
         async def watch(statement: Any, *args: Any, **kwargs: Any) -> Any:
             asked.append(statement.name)
             return await fetch(statement, *args, **kwargs)
 
-        monkeypatch.setattr(worker._resources.driver, "fetch", watch)
+        monkeypatch.setattr(worker.engine.resources.driver, "fetch", watch)
         sweep = {"release_lost_claims", "rescue_jobs", "remove_dead_workers"}
         # It calms down, to ten sweeps in a row, 0.1 s apart, with nothing else in between.
         await until(lambda: len(asked) >= 30 and set(asked[-30:]) == sweep)
@@ -92,14 +92,14 @@ async def test_a_poll_is_one_claim(
     configure(["default"], POLL_INTERVAL=0.1)
     async with aiotasks.Worker() as worker:
         claims = 0
-        claim_jobs = worker._resources.store.claim_jobs
+        claim_jobs = worker.engine.resources.store.claim_jobs
 
         async def count(*args: Any, **kwargs: Any) -> Any:
             nonlocal claims
             claims += 1
             return await claim_jobs(*args, **kwargs)
 
-        monkeypatch.setattr(worker._resources.store, "claim_jobs", count)
+        monkeypatch.setattr(worker.engine.resources.store, "claim_jobs", count)
         loop = asyncio.get_running_loop()
         began = loop.time()
         await until(lambda: claims >= 5)
@@ -115,7 +115,7 @@ async def test_a_wake_up_of_an_earlier_task_shortens_the_wait(configure: Configu
     tasks.seen.clear()
     async with aiotasks.Worker() as worker:
         await tasks.note.using(run_after=in_future(HOUR)).aenqueue("late")
-        await until(lambda: worker._scheduler._waiting_for is not None)
+        await until(lambda: worker.engine.scheduler._waiting_for is not None)
         await tasks.note.using(run_after=in_future(0.3)).aenqueue("early")
         await until(lambda: tasks.seen == ["early"])
     assert ledger.statuses() == {"SUCCESSFUL": 1, "SCHEDULED": 1}
@@ -264,7 +264,7 @@ async def test_what_becomes_visible_below_the_watermark_is_found_by_a_poll(
     async with aiotasks.Worker() as worker:
         await tasks.note.aenqueue("new")
         await until(lambda: tasks.seen == ["new"])
-        await until(lambda: worker._claimer._watermarks)
+        await until(lambda: worker.engine.claimer._watermarks)
         await tasks.note.using(run_after=in_future(HOUR)).aenqueue("old")
         await conn.execute(
             "UPDATE aiotasks_task SET status = 'READY', ready_at = now() - interval '1 h' "
@@ -290,7 +290,7 @@ async def test_claims_survive_errors_of_the_database(
 ) -> None:
     configure(POLL_INTERVAL=HOUR)
     async with aiotasks.Worker() as worker:
-        claim_jobs = worker._resources.store.claim_jobs
+        claim_jobs = worker.engine.resources.store.claim_jobs
         failures = 0
 
         async def fail(*args: Any, **kwargs: Any) -> Any:
@@ -300,7 +300,7 @@ async def test_claims_survive_errors_of_the_database(
                 raise utils.OperationalError("no room")
             return await claim_jobs(*args, **kwargs)
 
-        monkeypatch.setattr(worker._resources.store, "claim_jobs", fail)
+        monkeypatch.setattr(worker.engine.resources.store, "claim_jobs", fail)
         with caplog.at_level(logging.WARNING, "aiotasks.worker"):
             await tasks.add.aenqueue(1, 2)
             await until(lambda: ledger.statuses() == {"SUCCESSFUL": 1})
@@ -319,8 +319,8 @@ async def test_a_stop_does_not_wait_for_the_next_try(
             failed.set()
             raise utils.OperationalError("no room")
 
-        monkeypatch.setattr(worker._resources.store, "claim_jobs", fail)
+        monkeypatch.setattr(worker.engine.resources.store, "claim_jobs", fail)
         await tasks.add.aenqueue(1, 2)
         await failed.wait()
-        stopping = asyncio.ensure_future(worker._claimer.stop())
+        stopping = asyncio.ensure_future(worker.engine.claimer.stop())
         await asyncio.wait_for(stopping, 20)

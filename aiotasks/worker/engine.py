@@ -1,0 +1,338 @@
+"""Engine: the parts of one worker, put together. Who tells whom what is all here."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import nullcontext, suppress
+from typing import Any
+from uuid import UUID
+
+import anyio
+from django.db import utils
+
+from .. import __version__, signals
+from ..exceptions import UnknownTask
+from ..job import Job, Lane, Released
+from ..store.pools import LoopResources, resources
+from ..store.store import Store
+from ..store.wakeups import Wakeup
+from ..tasks import result_of
+from .canceller import Canceller
+from .claimer import Claimer
+from .execution import Execution
+from .finisher import Finisher
+from .guard import LoopGuard
+from .heartbeat import Heartbeat, Lease, Registration
+from .periodic import periodically
+from .rescuer import Rescuer
+from .runner import Runner
+from .scheduler import Scheduler
+from .shutdown import Shutdown
+from .threads import OrmThreads, SyncThreads
+
+__all__ = ["Engine"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# Done but unwritten outcomes, in slots: a database that is away stops the claims, not the memory.
+UNWRITTEN = 2
+
+# A wake-up for a task due so soon may be for one that is READY already: clocks differ.
+CLOCK_SKEW = 5.0
+
+
+class Engine:
+    """Made on the loop that it runs on, once the database is there. The parts are public here and
+    know nothing of each other.
+    """
+
+    def __init__(
+        self,
+        held: LoopResources,
+        *,
+        backend: str,
+        sender: type,
+        queues: Sequence[str],
+        concurrency: int,
+        threads: int,
+    ) -> None:
+        self.resources = held
+        self.backend = backend
+        self.queues = queues
+        self.concurrency = concurrency
+        self.threads = threads
+        self._options = options = held.options
+        self._sender = sender
+        store = held.store
+        self.changed = asyncio.Event()  # an execution has ended
+        self.lease = Lease(options.lease_timeout)
+        self.heartbeat = Heartbeat(
+            options,
+            self.lease,
+            Registration(
+                backend=self.backend,
+                queues=self.queues,
+                concurrency=self.concurrency,
+                threads=self.threads,
+                version=__version__,
+            ),
+            changed=self._registered,
+        )
+        self.registered_once = asyncio.Event()
+        self.sync_threads = SyncThreads(self.threads or 1)
+        self.orm_threads = OrmThreads(options.async_db_threads, limit=self.concurrency)
+        self.finisher = self._make_finisher(store)
+        self.runner = Runner(
+            sender=self._sender,
+            options=options,
+            threads=self.sync_threads,
+            orm=self.orm_threads,
+            done=self._done,
+        )
+        self.claimer = Claimer(
+            store,
+            backend=self.backend,
+            queues=self.queues,
+            poll_interval=options.poll_interval,
+            worker_id=lambda: self.lease.worker_id if self.lease.remaining() > 0 else None,
+            free=self._free,
+            start=self.runner.start,
+            drop=self._drop,
+        )
+        self.scheduler = Scheduler(
+            store,
+            backend=self.backend,
+            wake=self._wake,
+            # Without NOTIFY nobody tells of a task that is due earlier than the one waited for.
+            longest_wait=60.0 if options.notify else options.poll_interval,
+        )
+        self.rescuer = Rescuer(
+            store,
+            backend=self.backend,
+            options=options,
+            worker_id=lambda: self.lease.worker_id,
+            may_rescue=self.lease.may_rescue,
+            held=self._held,
+            wake=self._wake,
+            announce=self._announce_lost,
+        )
+        self.canceller = Canceller(
+            store,
+            worker_id=lambda: self.lease.worker_id,
+            running=lambda: self.runner.running,
+            cancel=self.runner.cancel,
+            poll_interval=options.poll_interval,
+        )
+        self.guard = LoopGuard()
+
+    async def run(
+        self,
+        *,
+        stopping: asyncio.Event,
+        hurried: asyncio.Event,
+        started: Callable[[], None],
+        grace: float,
+        keep_threads: bool,
+    ) -> bool:
+        """Work until ``stopping`` is set, then shut down; whether a task outlasted that.
+
+        ``started`` is called once the worker has a lease and listens. ``hurried`` ends the grace.
+        """
+        self.heartbeat.start()
+        self.guard.start()
+        listening = self.resources.listener.subscribed(self._heard) if self._options.notify else nullcontext()
+        with listening:
+            async with anyio.create_task_group() as group:
+                try:
+                    for part in self._parts():
+                        group.start_soon(part)
+                    group.start_soon(self._tell_when_started, started)
+                    await stopping.wait()
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        stuck = await self._shut_down(hurried, grace, keep_threads)
+                    group.cancel_scope.cancel()
+        return stuck
+
+    def is_idle(self) -> bool:
+        """Whether nothing is running here, or waiting to be written."""
+        return not self.runner.running and not self.finisher.pending
+
+    def _make_finisher(self, store: Store) -> Finisher:
+        return Finisher(
+            store,
+            backend=self.backend,
+            sender=self._sender,
+            error_limit=self._options.max_error_size,
+            executor=self.orm_threads.executor,
+            wake=self._wake,
+            written=lambda: self.claimer.slot_freed(),
+        )
+
+    def _parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        async def sweep() -> None:
+            await periodically(self.rescuer.run_once, self.lease.interval, name="rescuer")
+
+        return [self.claimer.run, self.scheduler.run, self.canceller.run, sweep, self._watch_lease]
+
+    async def _tell_when_started(self, started: Callable[[], None]) -> None:
+        await self.registered_once.wait()
+        if self._options.notify:
+            # LISTEN first, so that "started" means "wakes up"; without it the polls must do.
+            with anyio.move_on_after(2.0):
+                await self.resources.listener.listening.wait()
+        self._say_what_is_served()
+        started()
+
+    def _say_what_is_served(self) -> None:
+        options = self._options
+        logger.info(
+            "worker %s serves backend %r, queues %s",
+            self.lease.worker_id,
+            self.backend,
+            ", ".join(self.queues) or "of any name",
+        )
+        logger.info("loop: %d coroutine tasks at a time on %s", self.concurrency, _loop_name())
+        logger.info("threads: %d sync tasks at a time", self.threads)
+        logger.info(
+            "wake-ups: %s, polling within %g s",
+            "LISTEN" if options.notify and self.resources.listener.listening.is_set() else "none",
+            options.poll_interval,
+        )
+        logger.info("lease: %g s, renewed every %g s", options.lease_timeout, self.lease.interval)
+        orm = options.async_db_threads if self.concurrency else 0
+        logger.info(
+            "connections: at most %d (pool %d, listener 1, heartbeat 1, ORM threads %d, sync threads %d)",
+            options.pool_max_size + 2 + orm + self.threads,
+            options.pool_max_size,
+            orm,
+            self.threads,
+        )
+
+    async def _shut_down(self, hurried: asyncio.Event, grace: float, keep_threads: bool) -> bool:
+        shutdown = Shutdown(
+            self.claimer,
+            self.runner,
+            self.finisher,
+            self.heartbeat,
+            give_back=self._give_back,
+            settle_late=self._settle_late,
+            claim_timeout=self._options.command_timeout,
+            changed=self.changed,
+            hurried=hurried,
+        )
+        stuck = await shutdown.run(grace=grace, keep_threads=keep_threads)
+        self.guard.stop()
+        self.orm_threads.close()
+        self.sync_threads.close()
+        with anyio.move_on_after(1.0):
+            if not shutdown.keeps_lease and self.lease.worker_id is not None:
+                with suppress(utils.Error):  # then the lease runs out, and another worker clears up
+                    await self.resources.store.remove_worker(self.lease.worker_id)
+            await self.resources.notifier.all_sent()
+        logger.info("stopped")
+        return stuck
+
+    async def _give_back(self, executions: Sequence[Execution]) -> None:
+        rows = [(e.job.id, e.job.claim_id, 0.0, None) for e in executions if e.job.claim_id is not None]
+        try:
+            released = await self.resources.store.release_jobs(sorted(rows))
+        except utils.Error as error:
+            logger.error("tasks could not be given back, their lease must run out error=%r", str(error))
+        else:
+            self._wake([Wakeup(self.backend, name) for name in set(released.values())])
+
+    async def _settle_late(self, store: Store, executions: Sequence[Execution]) -> None:
+        """On the heartbeat's loop, which keeps the lease: write what threads still do."""
+        # No event: the threads would have to know of this loop, which is theirs only by accident.
+        while any(execution.outcome is None for execution in executions):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        finisher = self._make_finisher(store)
+        for execution in executions:
+            finisher.finish(execution)
+        await finisher.flush(self._options.command_timeout)
+        if self.lease.worker_id is not None:
+            await store.remove_worker(self.lease.worker_id)
+
+    # --- What the parts tell each other -----------------------------------------------------
+
+    def _free(self, lane: Lane) -> int:
+        slots = self.concurrency if lane == "loop" else self.threads
+        room = UNWRITTEN * (self.concurrency + self.threads) - len(self.finisher.pending)
+        return min(slots - self.runner.count(lane), room)
+
+    def _done(self, execution: Execution) -> None:
+        self.finisher.finish(execution)
+        self.claimer.slot_freed()
+        self.changed.set()
+
+    def _drop(self, job: Job) -> None:
+        """A claim's reply came after the lease had ended: give the job back unrun."""
+        execution = Execution(job)
+        execution.outcome = Released()
+        self.finisher.finish(execution)
+
+    def _held(self) -> set[UUID]:
+        executions = [*self.runner.running, *self.finisher.pending]
+        return {execution.job.claim_id for execution in executions if execution.job.claim_id is not None}
+
+    def _heard(self, wakeup: Wakeup | None) -> None:
+        """The listener's callback: None where it may have missed something."""
+        if wakeup is None:
+            self.claimer.wake()
+            self.scheduler.look()
+            self.canceller.look()
+        elif wakeup.backend == self.backend:
+            if wakeup.cancel:
+                self.canceller.look()
+                return
+            if wakeup.due is not None:
+                self.scheduler.look(wakeup.due)
+            if wakeup.due is None or wakeup.due <= time.time() + CLOCK_SKEW:
+                self.claimer.wake(wakeup)
+
+    def _wake(self, wakeups: Sequence[Wakeup]) -> None:
+        """Tell ourselves, and the other workers."""
+        for wakeup in wakeups:
+            self._heard(wakeup)
+        if self._options.notify and wakeups:
+            resources(self._options).notifier.notify(wakeups)
+
+    def _registered(self) -> None:
+        """We have a lease under a new id: what was claimed under another isn't ours any more."""
+        mine = str(self.lease.worker_id)
+        for execution in list(self.runner.running):
+            if execution.job.worker_ids[-1] != mine:
+                self.runner.cancel(execution, "lost lease")
+        self.registered_once.set()
+        self.changed.set()
+        self.claimer.wake()
+
+    async def _watch_lease(self) -> None:
+        """Enforce the deadline from the loop too: a dead line may hang the heartbeat's thread."""
+        await self.registered_once.wait()
+        while True:
+            remaining = self.lease.remaining()
+            if remaining <= 0 and self.lease.worker_id is not None:
+                logger.error(
+                    "the lease has run out, its tasks are cancelled worker_id=%s running=%d",
+                    self.lease.worker_id,
+                    len(self.runner.running),
+                )
+                self.heartbeat.renounce()
+                for execution in list(self.runner.running):
+                    self.runner.cancel(execution, "lost lease")
+            await asyncio.sleep(remaining if remaining > 0 else self.lease.interval)
+
+    async def _announce_lost(self, job: Job, error: Exception) -> None:
+        """``task_finished`` for a task that its rescue has failed."""
+        try:
+            result = await asyncio.to_thread(result_of, job)  # which may import it
+        except UnknownTask:
+            return  # not a task of this process: there is no Task to show receivers
+        await signals.asend_finished(self._sender, result, error, self.orm_threads.executor())
+
+
+def _loop_name() -> str:
+    return type(asyncio.get_running_loop()).__module__.split(".")[0]
