@@ -9,6 +9,7 @@ from django.tasks import task_backends
 
 from ..conf import Options
 from ..exceptions import TransactionClosed
+from .connect import SESSION
 from .drivers import Connection, ConnectionDriver, django_errors
 from .pools import resources
 from .store import Store
@@ -131,8 +132,8 @@ async def _reset(connection: Connection) -> None:
         return
     try:
         await connection.reset()
-        # RESET ALL leaves these two as they are.
-        await connection.execute("RESET SESSION AUTHORIZATION; RESET ROLE")
+        # RESET ALL leaves the first two as they are, and takes away what every session of ours has.
+        await connection.execute(f"RESET SESSION AUTHORIZATION; RESET ROLE; {SESSION}")
     except BaseException as error:
         connection.terminate()
         if not isinstance(error, Exception):
