@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from enum import Enum
 from functools import partial
@@ -14,7 +15,7 @@ from django.tasks import signals as django_signals
 
 from .job import AnyResult
 
-__all__ = ["Audience", "OrmExecutor", "asend", "asend_finished", "asend_robust", "audience", "send_finished"]
+__all__ = ["Audience", "OrmExecutor", "asend", "asend_finished", "asend_started", "audience", "send_finished"]
 
 # What Django's receivers log each signal at; a failure's goes by task_finished at ERROR.
 _LEVELS = {
@@ -67,13 +68,17 @@ async def asend(signal: Signal, sender: type, result: AnyResult) -> None:
             await signal.asend(sender, task_result=result)
 
 
-async def asend_robust(signal: Signal, sender: type, result: AnyResult) -> None:
-    """The same, but Django logs what a receiver raises: the task has nothing to do with it."""
+async def asend_started(sender: type, result: AnyResult, executor: OrmExecutor | None) -> None:
+    """Send ``task_started``. Django logs what a receiver raises: the task has nothing to do with it.
+
+    ``executor`` is where sync receivers make their ORM calls (None: asgiref's one thread).
+    """
+    signal = django_signals.task_started
     match audience(signal, sender):
         case Audience.LOGS:
             signal.send_robust(sender, task_result=result)
         case Audience.RECEIVERS:
-            await signal.asend_robust(sender, task_result=result)
+            await _inside(executor, signal.asend_robust(sender, task_result=result))
 
 
 async def asend_finished(
@@ -86,14 +91,20 @@ async def asend_finished(
     if audience(django_signals.task_finished, sender) is not Audience.RECEIVERS:
         # Django's default LOGGING mails an ERROR to ADMINS: never on the loop.
         await asyncio.to_thread(send_finished, sender, result, exception)
-    elif executor is None:
-        await _asend_finished(sender, result, exception)
     else:
-        try:
-            async with ThreadSensitiveContext(executor=executor):  # type: ignore[arg-type]  # submit() is all it uses
-                await _asend_finished(sender, result, exception)
-        finally:
-            executor.release()
+        await _inside(executor, _asend_finished(sender, result, exception))
+
+
+async def _inside(executor: OrmExecutor | None, sending: Coroutine[Any, Any, object]) -> None:
+    """Await ``sending`` with its thread-sensitive calls going to ``executor``, and give that back."""
+    if executor is None:
+        await sending
+        return
+    try:
+        async with ThreadSensitiveContext(executor=executor):  # type: ignore[arg-type]  # submit() is all it uses
+            await sending
+    finally:
+        executor.release()
 
 
 def send_finished(sender: type, result: AnyResult, exception: BaseException | None) -> None:

@@ -147,7 +147,7 @@ def resolve(task_path: str) -> AnyTask:
         pass
     try:
         found = import_string(task_path)
-    except Exception as error:  # importing runs user code, which may raise anything
+    except (Exception, SystemExit) as error:  # importing runs user code, which may raise anything
         raise UnknownTask(task_path, f"{type(error).__name__}: {error}") from error
     if not isinstance(found, Task):
         raise UnknownTask(task_path, f"it is a {type(found).__name__}, not a Task")

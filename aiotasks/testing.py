@@ -72,7 +72,14 @@ async def _drain(alias: str) -> int:
         if not runner.running:
             all_done.set()
 
-    runner = Runner(sender=type(backend), options=backend.config, threads=thread, orm=None, done=done)
+    runner = Runner(
+        sender=type(backend),
+        options=backend.config,
+        threads=thread,
+        orm=None,
+        done=done,
+        closing=lambda: False,
+    )
     finisher = Finisher(
         store,
         backend=alias,

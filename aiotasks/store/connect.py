@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import asyncpg
-from django.db import connections
+from django.db import connections, utils
 
 from .drivers import django_errors
 
@@ -104,14 +104,17 @@ SESSION = "SET plan_cache_mode = force_custom_plan"
 
 
 async def connect(
-    alias: str, *, timeout: float, statement_cache_size: int = 100, **options: Any
+    alias: str, *, timeout: float, statement_cache_size: int, **options: Any
 ) -> "asyncpg.Connection[asyncpg.Record]":
     """Open a connection to ``DATABASES[alias]``, within ``timeout`` seconds.
 
     Without a statement cache (a pooler in transaction mode, where a session isn't ours to SET)
     every statement is planned anew as it is.
     """
-    arguments, _ = connect_arguments(alias)
+    try:
+        arguments, _ = connect_arguments(alias)
+    except Exception as error:  # a subclassed engine may ask a vault for the password
+        raise utils.OperationalError(f"DATABASES[{alias!r}] can't be used: {error}") from error
     arguments.setdefault("timeout", timeout)
     with django_errors():
         connection = await asyncpg.connect(**arguments, statement_cache_size=statement_cache_size, **options)

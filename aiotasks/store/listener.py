@@ -42,9 +42,10 @@ class Listener:
     falls between. It never raises into the loop: whoever relies on it polls as well.
     """
 
-    def __init__(self, alias: str, *, timeout: float) -> None:
+    def __init__(self, alias: str, *, timeout: float, statement_cache_size: int) -> None:
         self._alias = alias
         self._timeout = timeout
+        self._statement_cache_size = statement_cache_size
         self._subscribers: set[Callback] = set()
         self._task: asyncio.Task[None] | None = None
         self.listening = asyncio.Event()
@@ -78,7 +79,9 @@ class Listener:
         failures = 0
         while True:
             try:
-                connection = await connect(self._alias, timeout=self._timeout)
+                connection = await connect(
+                    self._alias, timeout=self._timeout, statement_cache_size=self._statement_cache_size
+                )
                 try:
                     await self._listen(connection)
                 finally:

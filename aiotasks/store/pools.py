@@ -56,7 +56,11 @@ class LoopResources:
         self.driver = AsyncpgDriver(self.pool, timeout=options.command_timeout)
         self.store = Store(self.driver)
         self.notifier = Notifier(self.store)
-        self.listener = Listener(options.database, timeout=options.command_timeout)
+        self.listener = Listener(
+            options.database,
+            timeout=options.command_timeout,
+            statement_cache_size=options.statement_cache_size,
+        )
         self.enqueuer: Batcher[NewJob, None] = Batcher(self.insert, limit=ENQUEUE_LIMIT)
         self.lookups: Batcher[tuple[str, UUID], Job | None] = Batcher(self._select, limit=LOOKUP_LIMIT)
         self._closer = self._close_with_loop()

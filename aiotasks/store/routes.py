@@ -6,12 +6,10 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
 from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import Signal
 
 from .. import signals
@@ -63,15 +61,9 @@ class DjangoRoute:
         self._notify_on_commit(wakeups_of(jobs))
 
     def _notify_on_commit(self, wakeups: Sequence[Wakeup]) -> None:
-        connection = connections[self._options.database]
-        for payload in {wakeup.payload() for wakeup in wakeups} if self._options.notify else ():
-            hook = _Notify(self._options.database, payload)
-            if not connection.in_atomic_block and not connection.get_autocommit():
-                hook()  # the site ends its transactions by itself; the server holds NOTIFY until then
-            elif not _will_run(hook, connection):
-                # Robust: the task is committed, so a NOTIFY that fails must not look like a failed
-                # enqueue; the poll finds it.
-                connection.on_commit(hook, robust=True)
+        if self._options.notify:
+            for payload in {wakeup.payload() for wakeup in wakeups}:
+                _notify_on_commit(self._options.database, payload)
 
     async def select(self, backend: str, id: UUID) -> Job | None:
         jobs = await self._store.select_jobs([id], backend)
@@ -89,24 +81,24 @@ class DjangoRoute:
         signals.send_finished(sender, result, exception)
 
 
-@dataclass(frozen=True)
-class _Notify:
-    """What runs after the commit; equal where it would say the same."""
+def _notify_on_commit(alias: str, payload: str) -> None:
+    """NOTIFY after the commit; a transaction that enqueues a hundred tasks notifies once a queue."""
 
-    alias: str
-    payload: str
+    def notify() -> None:
+        run_now(Store(DjangoDriver(alias)).notify(CHANNEL, [payload]))
 
-    def __call__(self) -> None:
-        run_now(Store(DjangoDriver(self.alias)).notify(CHANNEL, [self.payload]))
-
-
-def _will_run(hook: _Notify, connection: BaseDatabaseWrapper) -> bool:
-    """Whether the same NOTIFY will go out anyway: one from the same savepoint shares its fate.
-
-    A transaction that enqueues a hundred tasks notifies once a queue.
-    """
-    here = set(connection.savepoint_ids)
-    return any(hooks[:2] == (here, hook) for hooks in connection.run_on_commit)
+    connection = connections[alias]
+    if not connection.in_atomic_block and not connection.get_autocommit():
+        notify()  # the site ends its transactions by itself; the server holds NOTIFY until then
+        return
+    notify.says = payload  # type: ignore[attr-defined]  # what tells our hooks from each other
+    here = set(connection.savepoint_ids)  # a hook from the same savepoint shares this one's fate
+    for savepoints, hook, *_ in connection.run_on_commit:
+        if savepoints == here and getattr(hook, "says", None) == payload:
+            return
+    # Robust: the task is committed, so a NOTIFY that fails must not look like a failed enqueue; the
+    # poll finds it.
+    connection.on_commit(notify, robust=True)
 
 
 class TransactionRoute:

@@ -63,7 +63,8 @@ class Store:
 
     async def select_finished_jobs(
         self, ids: Sequence[UUID], claim_ids: Sequence[UUID]
-    ) -> dict[UUID, datetime]:
+    ) -> dict[UUID, datetime | None]:
+        """When each was finished of those that carry the claim id still; None for what is RUNNING."""
         rows = await self._fetch("select_finished_jobs", list(ids), list(claim_ids))
         return {row[0]: row[1] for row in rows}
 

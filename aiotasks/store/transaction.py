@@ -101,11 +101,10 @@ async def transaction(
                 yield pooled
         finally:
             try:
-                await _reset(pooled)
+                await _reset(pooled, session=SESSION if held.options.statement_cache_size else "")
             finally:
                 await held.pool.release(pooled)
-        if held.options.notify:
-            held.notifier.notify(block.wakeups)
+        held.notifier.notify(block.wakeups)
 
 
 @asynccontextmanager
@@ -123,7 +122,7 @@ async def _block(
             _current.reset(token)
 
 
-async def _reset(connection: Connection) -> None:
+async def _reset(connection: Connection, *, session: str) -> None:
     """Undo what the caller may have SET, which our pool doesn't; a connection that can't be is cut.
 
     Never raises an error of its own: the block has ended, one way or the other.
@@ -133,7 +132,7 @@ async def _reset(connection: Connection) -> None:
     try:
         await connection.reset()
         # RESET ALL leaves the first two as they are, and takes away what every session of ours has.
-        await connection.execute(f"RESET SESSION AUTHORIZATION; RESET ROLE; {SESSION}")
+        await connection.execute(f"RESET SESSION AUTHORIZATION; RESET ROLE; {session}")
     except BaseException as error:
         connection.terminate()
         if not isinstance(error, Exception):

@@ -60,6 +60,7 @@ class Claimer:
         self._free = free
         self._start = start
         self._drop = drop
+        self.claiming: UUID | None = None  # the id of a claim whose jobs haven't been started yet
         self._changed = asyncio.Event()
         self._hungry: set[Lane] = set(LANES)
         self._stopping = asyncio.Event()
@@ -137,16 +138,22 @@ class Claimer:
         if not queues:
             return 0
         loop, thread = (self._source(queues, lane, free[lane]) for lane in LANES)
-        jobs = await self._store.claim_jobs(worker_id, uuid.uuid4(), self._backend, loop=loop, thread=thread)
-        if jobs and self._worker_id() != worker_id:
-            # The lease ended while the reply was on its way: somebody else may have these by now.
+        # Held from now on: the loop may be blocked while the reply waits to be read, and our own
+        # sweep mustn't take for lost what it says.
+        claim_id = self.claiming = uuid.uuid4()
+        try:
+            jobs = await self._store.claim_jobs(worker_id, claim_id, self._backend, loop=loop, thread=thread)
+            if jobs and self._worker_id() != worker_id:
+                # The lease ended while the reply was on its way: somebody may have these by now.
+                for job in jobs:
+                    self._drop(job)
+                return 0
+            self._note_emptied(queues, free, jobs)
+            jobs.sort(key=lambda job: (-job.priority, job.ready_at, job.id))
             for job in jobs:
-                self._drop(job)
-            return 0
-        self._note_emptied(queues, free, jobs)
-        jobs.sort(key=lambda job: (-job.priority, job.ready_at, job.id))
-        for job in jobs:
-            self._start(job)
+                self._start(job)
+        finally:
+            self.claiming = None
         # Full: there is more. Short: the head may just have been touched, so once more.
         self._hungry.update(job.lane for job in jobs)
         return len(jobs)

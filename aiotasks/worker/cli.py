@@ -6,7 +6,10 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -21,6 +24,9 @@ logger = logging.getLogger("aiotasks.worker")
 
 # Seconds for which the start waits for a database that can't be reached yet.
 DATABASE_TIMEOUT = 30.0
+
+# Seconds for which the end waits for threads that aren't the worker's own.
+THREADS_TIMEOUT = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,9 +114,13 @@ def run(options: argparse.Namespace) -> int:
             database_timeout=DATABASE_TIMEOUT,
             own_process=True,
         )
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with (
+            ThreadPoolExecutor(thread_name_prefix="aiotasks-default") as executor,
+            asyncio.Runner(loop_factory=_loop_factory()) as runner,
+        ):
+            runner.get_loop().set_default_executor(executor)
             runner.run(_serve(worker, until_empty=options.until_empty))
-            if worker.stuck:
+            if worker.stuck or not _ends_soon(executor):
                 # A thread can't be cancelled, and everything else has been done.
                 logging.shutdown()
                 sys.stdout.flush()
@@ -142,8 +152,17 @@ async def _serve(worker: Worker, *, until_empty: bool) -> None:
             await _first(*ends)
 
     await _first(work(), stopping.wait())
-    if worker.stuck:
-        await close_pools()  # run() leaves without the loop's own clearing up
+    await close_pools()  # run() may leave without the loop's own clearing up
+
+
+def _ends_soon(executor: ThreadPoolExecutor) -> bool:
+    """Whether what tasks have put into threads by ``asyncio.to_thread()`` lets the process end."""
+    executor.shutdown(wait=False, cancel_futures=True)
+    end = time.monotonic() + THREADS_TIMEOUT
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("aiotasks-default")]
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
 
 
 async def _first(*awaitables: Coroutine[Any, Any, object]) -> None:

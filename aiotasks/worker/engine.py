@@ -35,7 +35,7 @@ __all__ = ["Engine"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-# Done but unwritten outcomes, in slots: a database that is away stops the claims, not the memory.
+# Outcomes that are unwritten or untold, in slots: a database that is away stops the claims, not the memory.
 UNWRITTEN = 2
 
 # A wake-up for a task due so soon may be for one that is READY already: clocks differ.
@@ -56,6 +56,7 @@ class Engine:
         queues: Sequence[str],
         concurrency: int,
         threads: int,
+        failed: Callable[[], None],
     ) -> None:
         self.resources = held
         self.backend = backend
@@ -65,6 +66,7 @@ class Engine:
         self._options = options = held.options
         self._sender = sender
         store = held.store
+        main = asyncio.current_task()  # which a loop's runner cancels together with all others
         self.changed = asyncio.Event()  # an execution has ended
         self.lease = Lease(options.lease_timeout)
         self.heartbeat = Heartbeat(
@@ -78,6 +80,8 @@ class Engine:
                 version=__version__,
             ),
             changed=self._registered,
+            lost=self._lost_lease,
+            failed=failed,
         )
         self.registered_once = asyncio.Event()
         self.sync_threads = SyncThreads(self.threads or 1)
@@ -89,6 +93,7 @@ class Engine:
             threads=self.sync_threads,
             orm=self.orm_threads,
             done=self._done,
+            closing=lambda: main is not None and main.cancelling() > 0,
         )
         self.claimer = Claimer(
             store,
@@ -259,7 +264,8 @@ class Engine:
 
     def _free(self, lane: Lane) -> int:
         slots = self.concurrency if lane == "loop" else self.threads
-        room = UNWRITTEN * (self.concurrency + self.threads) - len(self.finisher.pending)
+        waiting = len(self.finisher.pending) + len(self.finisher.announcing)
+        room = UNWRITTEN * (self.concurrency + self.threads) - waiting
         return min(slots - self.runner.count(lane), room)
 
     def _done(self, execution: Execution) -> None:
@@ -275,7 +281,8 @@ class Engine:
 
     def _held(self) -> set[UUID]:
         executions = [*self.runner.running, *self.finisher.pending]
-        return {execution.job.claim_id for execution in executions if execution.job.claim_id is not None}
+        ids = {execution.job.claim_id for execution in executions}
+        return {id for id in (*ids, self.claimer.claiming) if id is not None}
 
     def _heard(self, wakeup: Wakeup | None) -> None:
         """The listener's callback: None where it may have missed something."""
@@ -321,9 +328,12 @@ class Engine:
                     len(self.runner.running),
                 )
                 self.heartbeat.renounce()
-                for execution in list(self.runner.running):
-                    self.runner.cancel(execution, "lost lease")
+                self._lost_lease()
             await asyncio.sleep(remaining if remaining > 0 else self.lease.interval)
+
+    def _lost_lease(self) -> None:
+        for execution in list(self.runner.running):
+            self.runner.cancel(execution, "lost lease")
 
     async def _announce_lost(self, job: Job, error: Exception) -> None:
         """``task_finished`` for a task that its rescue has failed."""

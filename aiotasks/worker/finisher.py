@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from datetime import datetime
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 from uuid import UUID
 
 from django.db import utils
@@ -19,7 +19,7 @@ from .. import signals
 from ..codec import decode, dump_error
 from ..job import AnyResult, Deferred, Failed, Released, Succeeded
 from ..store.batcher import Batcher
-from ..store.drivers import is_transient, sqlstate
+from ..store.drivers import sqlstate
 from ..store.repeat import backoff
 from ..store.store import Store
 from ..store.wakeups import Wakeup
@@ -31,6 +31,12 @@ logger = logging.getLogger("aiotasks.worker")
 
 # Rows in one UPDATE; past some hundreds a commit is no longer what costs.
 FINISH_LIMIT = 500
+
+# Seconds until a row that somebody else had locked is tried again.
+LOCKED_DELAY = 0.2
+
+# When a row was finished; "locked" where it couldn't be yet; None where it wasn't ours to finish.
+type Written = datetime | Literal["locked"] | None
 
 
 class Finisher:
@@ -64,9 +70,9 @@ class Finisher:
         self._executor = executor
         self._wake = wake
         self._on_written = written
-        self._batcher: Batcher[Execution, datetime | None] = Batcher(self._flush, limit=FINISH_LIMIT)
+        self._batcher: Batcher[Execution, Written] = Batcher(self._flush, limit=FINISH_LIMIT)
         self.pending: set[Execution] = set()
-        self._announcing: set[asyncio.Task[None]] = set()
+        self.announcing: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -86,11 +92,11 @@ class Finisher:
         return True
 
     def _submit(
-        self, execution: Execution, done: Callable[[Execution, "asyncio.Future[datetime | None]"], None]
+        self, execution: Execution, done: Callable[[Execution, "asyncio.Future[Written]"], None]
     ) -> None:
         self._batcher.submit(execution).add_done_callback(lambda future: done(execution, future))
 
-    def _written(self, execution: Execution, future: "asyncio.Future[datetime | None]") -> None:
+    def _written(self, execution: Execution, future: "asyncio.Future[Written]") -> None:
         error = None if future.cancelled() else future.exception()
         if error is not None and isinstance(execution.outcome, Succeeded) and not _may_pass(error):
             # The database refused this very value; what it refused can at least be said.
@@ -98,20 +104,24 @@ class Finisher:
             execution.outcome = Failed(error, dump_error(error, limit=self._error_limit))
             self._submit(execution, self._written)
             return
+        if error is None and not future.cancelled() and future.result() == "locked":
+            # Not in the flush: one lock (a cancel() inside a long atomic()) would stall all.
+            asyncio.get_running_loop().call_later(LOCKED_DELAY, self._submit, execution, self._written)
+            return
         self.pending.discard(execution)
         self._on_written()
         if error is not None:
             # Its own sweep gives the row back once the execution isn't held any more.
             logger.error("an outcome can't be written id=%s error=%r", execution.job.id, str(error))
-        elif not future.cancelled() and (finished_at := future.result()) is not None:
+        elif not future.cancelled() and isinstance(finished_at := future.result(), datetime):
             self._announce(execution, finished_at)
         self._settle()
 
     def _settle(self) -> None:
-        if not self.pending and not self._announcing:
+        if not self.pending and not self.announcing:
             self._idle.set()
 
-    async def _flush(self, executions: list[Execution]) -> Sequence[datetime | None]:
+    async def _flush(self, executions: list[Execution]) -> Sequence[Written]:
         finishes: list[tuple[UUID, UUID, str, str | None, str | None]] = []
         releases: list[tuple[UUID, UUID, float, float | None]] = []
         unreleased: dict[UUID, Failed | None] = {}
@@ -141,24 +151,28 @@ class Finisher:
             if failure is not None and claim_id is not None:
                 execution.outcome = failure
                 finishes.append((id, claim_id, "FAILED", None, failure.text))
-        finished = await self._finish(finishes) if finishes else {}
+        finished: dict[UUID, datetime | None] = await self._finish(finishes) if finishes else {}
         # What was taken from us while we were about to give it back isn't late.
         in_time = {*finished, *released, *unreleased}
         for execution in executions:
             if execution.job.id not in in_time:
                 self._log_fenced(execution)
-        return [finished.get(execution.job.id) for execution in executions]
+        return [
+            (finished[execution.job.id] or "locked") if execution.job.id in finished else None
+            for execution in executions
+        ]
 
     async def _finish(
         self, finishes: list[tuple[UUID, UUID, str, str | None, str | None]]
-    ) -> dict[UUID, datetime]:
-        """Returns when each was finished of those accepted, by this try or by one without a reply."""
-        finished, repeated = await self._persist(lambda: self._store.finish_jobs(finishes))
-        if repeated and len(finished) < len(finishes):
-            missing = [row[:2] for row in finishes if row[0] not in finished]
+    ) -> dict[UUID, datetime | None]:
+        """Returns when each was finished, by this try or by one whose reply was lost; None where
+        somebody holds a lock on the row, so that it is to be tried again."""
+        accepted, repeated = await self._persist(lambda: self._store.finish_jobs(finishes))
+        finished: dict[UUID, datetime | None] = {**accepted}
+        if missing := [row[:2] for row in finishes if row[0] not in finished]:
             ids, claim_ids = zip(*missing, strict=True)
             found, _ = await self._persist(lambda: self._store.select_finished_jobs(ids, claim_ids))
-            finished |= found
+            finished |= {id: at for id, at in found.items() if at is None or repeated}
         return finished
 
     async def _release(self, releases: list[tuple[UUID, UUID, float, float | None]]) -> set[UUID]:
@@ -224,22 +238,30 @@ class Finisher:
             context=Context(),
             name="aiotasks task_finished",
         )
-        self._announcing.add(announcing)
+        self.announcing.add(announcing)
         announcing.add_done_callback(self._announced)
 
     def _announced(self, task: "asyncio.Task[None]") -> None:
-        self._announcing.discard(task)
+        self.announcing.discard(task)
+        self._on_written()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a receiver of task_finished failed", exc_info=error)
         self._settle()
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether the same write may go through later: nothing is wrong with what is written.
+# What is the fault of the very row: data exceptions, constraints (a site's own), program limits,
+# a trigger's RAISE. Anything else (a password that is being rotated, a missing column) hits all.
+_OF_THE_ROW = ("22", "23", "54", "P0")
 
-    A missing column or privilege (42…) is a deploy's or an operator's doing, and hits every row.
-    """
-    return is_transient(error) or (sqlstate(error) or "").startswith("42")
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same write may go through later: nothing is wrong with what is written."""
+    if not isinstance(error, utils.Error):
+        return False
+    code = sqlstate(error)
+    if code is None:
+        return not isinstance(error, utils.DataError)  # asyncpg couldn't encode it
+    return not code.startswith(_OF_THE_ROW)
 
 
 def _complete(result: AnyResult, execution: Execution, finished_at: datetime) -> None:

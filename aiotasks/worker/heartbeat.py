@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID, uuid4
 
 from django.db import utils
@@ -80,19 +80,29 @@ class Heartbeat:
     """Registers the worker and renews its lease until stopped.
 
     - ``changed`` is called on the worker's loop after every registration, and when renewals go
-      through again after some that didn't.
+      through again after some that didn't; ``lost`` when the worker's row has gone; ``failed``
+      after every try that failed.
     - A lease whose row has gone is lost: the worker registers anew, under a new id.
     - The worker's loop may give the lease up (``renounce``): it enforces the deadline too, as a
       dead line can hang this thread.
     """
 
     def __init__(
-        self, options: Options, lease: Lease, registration: Registration, *, changed: Callable[[], None]
+        self,
+        options: Options,
+        lease: Lease,
+        registration: Registration,
+        *,
+        changed: Callable[[], None],
+        lost: Callable[[], None],
+        failed: Callable[[], None],
     ) -> None:
         self._options = options
         self._lease = lease
         self._registration = registration
         self._changed = changed
+        self._lost = lost
+        self._failed_once = failed
         self._worker_loop = asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
@@ -145,7 +155,8 @@ class Heartbeat:
     async def _beat(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        store = resources(self._options).store
+        # One connection, and one more for whatever its time-out leaves behind.
+        store = resources(replace(self._options, pool_min_size=0, pool_max_size=2)).store
         last_words: asyncio.Task[None] | None = None
         failures = 0
         while True:
@@ -186,6 +197,7 @@ class Heartbeat:
                 return
             logger.warning("the lease was lost, registering again worker_id=%s", worker_id)
             lease.worker_id = None
+            self._on_worker_loop(self._lost)
         if may_register:
             await self._register(store, started, timeout)
 
@@ -212,6 +224,7 @@ class Heartbeat:
     def _failed(self, error: utils.Error, started: float, failures: int) -> None:
         lease = self._lease
         lease.steady_since = None
+        self._on_worker_loop(self._failed_once)
         if failures == 1:
             logger.warning("the lease can't be renewed at the moment error=%r", str(error))
         if not is_transient(error) and failures == 1:

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from asgiref.sync import ThreadSensitiveContext
 from django.tasks import TaskContext
-from django.tasks.signals import task_started
 
 from .. import signals
 from ..codec import dump_error, dump_json
@@ -58,6 +57,7 @@ class Runner:
         threads: Threads,
         orm: OrmExecutors | None,
         done: Callable[[Execution], None],
+        closing: Callable[[], bool],
         unknown_delay: float = UNKNOWN_DELAY,
         unknown_window: float = UNKNOWN_WINDOW,
     ) -> None:
@@ -67,6 +67,7 @@ class Runner:
         self._threads = threads
         self._orm = orm
         self._done = done
+        self._closing = closing
         self._unknown_delay = unknown_delay
         self._unknown_window = unknown_window
         self._told_unknown: set[str] = set()
@@ -127,7 +128,7 @@ class Runner:
             return self._unknown(job, error)
         execution.lane = lane_of(task.func)
         result = execution.result = result_of(job)
-        await signals.asend_robust(task_started, self._sender, result)
+        await signals.asend_started(self._sender, result, self._orm.executor() if self._orm else None)
         args = (TaskContext(task_result=result), *result.args) if task.takes_context else result.args
         if execution.lane == "thread":
             return await self._in_thread(execution, task, args, result.kwargs)
@@ -162,6 +163,8 @@ class Runner:
         return Succeeded(*dump_json(value, where="the return value", limit=self._options.max_result_size))
 
     def _raised(self, execution: Execution, error: BaseException) -> Outcome:
+        if isinstance(error, asyncio.CancelledError) and execution.cancelled_for is None and self._closing():
+            execution.cancelled_for = "shutdown"  # by the loop's runner, with everything else on it
         if execution.cancelled_for == "cancelled":
             return self._cancelled()
         return Released(self._cancelled()) if execution.cancelled_for is not None else self._failed(error)

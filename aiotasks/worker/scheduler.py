@@ -67,6 +67,7 @@ class Scheduler:
 
     async def run_once(self) -> float:
         """Promote what is due; returns the seconds until the next look."""
+        self._waiting_for = None  # until we know: a wake-up meanwhile must count, whatever it names
         while True:
             queues = await self._store.promote_due_jobs(self._backend, BATCH)
             self._wake([Wakeup(self._backend, queue_name) for queue_name in set(queues)])

@@ -4,6 +4,7 @@ All are daemons, so none holds up the exit of a process whose shutdown has done 
 """
 
 import asyncio
+import logging
 import os
 import queue
 import select
@@ -19,6 +20,8 @@ from asgiref.sync import SyncToAsync
 from django.db import close_old_connections, connections
 
 __all__ = ["OrmThreads", "SyncThreads"]
+
+logger = logging.getLogger("aiotasks.worker")
 
 
 class SyncThreads:
@@ -62,11 +65,9 @@ class SyncThreads:
         SyncToAsync.threadlocal.task_context = None
         while (item := self._calls.get()) is not None:
             call, future = item
-            close_old_connections()
-            try:
-                Context().run(call)
-            finally:
-                close_old_connections()
+            _tidy(close_old_connections)
+            Context().run(call)
+            _tidy(close_old_connections)
             self._done.append(future)
             if not self._wake_scheduled:  # one wake-up of the loop for all that finish meanwhile
                 self._wake_scheduled = True
@@ -74,7 +75,7 @@ class SyncThreads:
                     self._loop.call_soon_threadsafe(self._deliver)
                 except RuntimeError:
                     break  # an embedded worker's loop has closed; its heartbeat looks after the rest
-        connections.close_all()
+        _tidy(connections.close_all)
 
     def _deliver(self) -> None:
         # The flag goes down first: a thread that finishes now schedules another delivery.
@@ -84,6 +85,14 @@ class SyncThreads:
             self._busy -= 1
             if not future.done():
                 future.set_result(None)
+
+
+def _tidy(close: Callable[[], None]) -> None:
+    """Close connections; what a driver raises at that must not end the thread."""
+    try:
+        close()
+    except Exception:
+        logger.exception("a connection could not be closed")
 
 
 # A call that takes this long holds up the other jobs of its thread: it gets no new ones.
@@ -146,7 +155,7 @@ class JobExecutor(Executor):
         future: Future[Result] = Future()
         if self._thread is None:
             self._thread = self._threads.lease()
-            self._thread.put(_check_connections)
+            self._thread.put(lambda: _tidy(_check_connections))
         self._thread.put(lambda: _fulfil(future, call, args, kwargs))
         return future
 
@@ -179,14 +188,15 @@ class _OrmThread:
             try:
                 call = self._calls.get(timeout=IDLE_TIMEOUT)
             except queue.Empty:
-                connections.close_all()
+                if not self.jobs:  # a job may be in the middle of a cursor, or hold a lock
+                    _tidy(connections.close_all)
                 continue
             if call is None:
                 break
             self._busy_since = time.monotonic()
             call()
             self._busy_since = None
-        connections.close_all()
+        _tidy(connections.close_all)
 
 
 def _fulfil(future: Future[Any], call: Callable[..., Any], args: Any, kwargs: Any) -> None:

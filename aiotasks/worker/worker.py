@@ -7,7 +7,6 @@ from contextvars import Context
 from types import TracebackType
 from typing import Self
 
-import anyio
 from django.core.exceptions import ImproperlyConfigured
 from django.db import utils
 
@@ -104,8 +103,15 @@ class Worker:
         """Stop claiming, wait for what runs, give the rest back; returns when all is down."""
         assert self._main_task is not None
         self._stopping.set()
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait([self._main_task])
+        cancelled: asyncio.CancelledError | None = None
+        while not self._main_task.done():
+            try:
+                await asyncio.wait([self._main_task])
+            except asyncio.CancelledError as error:  # whoever cancels us is in a hurry
+                cancelled = error
+                self._hurried.set()
+        if cancelled is not None:
+            raise cancelled
 
     def hurry(self) -> None:
         """Have no more grace: cancel what runs now."""
@@ -167,6 +173,7 @@ class Worker:
             queues=self.queues,
             concurrency=self.concurrency,
             threads=self.threads,
+            failed=self._tried.set,  # embedded, the site starts anyway
         )
         self._built.set()
         self.stuck = await self.engine.run(

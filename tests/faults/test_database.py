@@ -305,7 +305,7 @@ def test_finishes_blocked_by_a_lock_go_through_later(start_worker: Start, ledger
     result = tasks.work.enqueue(0.3)
     wait_until(lambda: ledger.events("start") == 1)
     with psycopg.connect(ledger.connection.info.dsn) as blocker:
-        blocker.execute("SELECT 1 FROM aiotasks_task FOR UPDATE")
+        blocker.execute("LOCK TABLE aiotasks_task IN EXCLUSIVE MODE")
         worker.wait_for("outcomes wait for the database")
         blocker.rollback()
     wait_until(lambda: ledger.task(result.id).status == "SUCCESSFUL")

@@ -17,7 +17,7 @@ def test_kill_9_loses_nothing(start_worker: Start, ledger: Ledger) -> None:
     victim = start_worker("--concurrency", "10", "--threads", "5", options=SHORT_LEASE)
     default_task_backend.enqueue_many(tasks.work, [((0.2,), {})] * 45)
     default_task_backend.enqueue_many(tasks.work_sync, [((0.2,), {})] * 20)
-    wait_until(lambda: ledger.events("end") >= 15)
+    wait_until(lambda: ledger.events("end") >= 15 and ledger.statuses().get("RUNNING", 0) >= 5)
     victim.kill()
     in_flight = ledger.statuses()["RUNNING"]
     assert 0 < in_flight <= 15

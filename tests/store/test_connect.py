@@ -144,7 +144,7 @@ def test_what_cannot_be_mapped_is_named(another: Database) -> None:
 
 
 async def test_a_connection_has_what_was_asked_for(database: str, another: Database) -> None:
-    admin = await connect("default", timeout=5)
+    admin = await connect("default", timeout=5, statement_cache_size=100)
     try:
         await admin.execute("CREATE ROLE aiotasks_reader; GRANT aiotasks_reader TO CURRENT_USER")
         options = {
@@ -158,7 +158,7 @@ async def test_a_connection_has_what_was_asked_for(database: str, another: Datab
         # The first host refuses.
         port = connections.settings["default"]["PORT"]
         alias = another(options, HOST="127.0.0.1,127.0.0.1", PORT=f"1,{port}")
-        connection = await connect(alias, timeout=5)
+        connection = await connect(alias, timeout=5, statement_cache_size=100)
         try:
             names = ("role", "statement_timeout", "search_path", "application_name")
             shown = [await connection.fetchval(f"SHOW {name}") for name in names]
@@ -175,5 +175,5 @@ async def test_a_connection_has_what_was_asked_for(database: str, another: Datab
 )
 async def test_failures_are_djangos(database: str, another: Database, settings: dict[str, str]) -> None:
     with pytest.raises(utils.OperationalError) as caught:
-        await connect(another(**settings), timeout=5)
+        await connect(another(**settings), timeout=5, statement_cache_size=100)
     assert caught.value.__cause__ is not None

@@ -110,7 +110,8 @@ async def test_a_repeated_finish_is_recognised_as_ones_own(store: Store, conn: a
     outcomes = [(*claim_of(mine), "SUCCESSFUL", "1", None), (*claim_of(failed), "FAILED", None, ERROR)]
     finished = await store.finish_jobs(outcomes)
     asked = [claim_of(job) for job in (mine, failed, running)]
-    assert await store.select_finished_jobs(*zip(*asked, strict=True)) == finished
+    found = await store.select_finished_jobs(*zip(*asked, strict=True))
+    assert found == {**finished, running.id: None}  # RUNNING still: locked, or yet to be finished
     await rescue(store, conn, worker_id, max_crashes=1)
     assert (await row(conn, running.id))["status"] == "FAILED"  # but not by its owner's finish
     assert await store.select_finished_jobs(*zip(*asked, strict=True)) == finished
@@ -128,7 +129,7 @@ async def test_one_refused_value_finishes_none(store: Store, conn: asyncpg.Conne
 
 
 async def test_a_deadlock_is_told_as_transient(database: str, conn: asyncpg.Connection, store: Store) -> None:
-    """FAULTS 22: two finishes that lock in opposite orders; the one that loses may be repeated."""
+    """FAULTS 22: two releases that lock in opposite orders; the one that loses may be repeated."""
     _, jobs = await claimed(store, 2)
     first, second = sorted(claim_of(job) for job in jobs)
     other = await asyncpg.connect(database)
@@ -142,8 +143,8 @@ async def test_a_deadlock_is_told_as_transient(database: str, conn: asyncpg.Conn
         await other.execute("UPDATE aiotasks_task SET priority = 1 WHERE id = $1", second[0])
         stores = Store(ConnectionDriver(conn)), Store(ConnectionDriver(other))
         results = await asyncio.gather(
-            stores[0].finish_jobs([(*second, "SUCCESSFUL", "1", None)]),
-            stores[1].finish_jobs([(*first, "SUCCESSFUL", "1", None)]),
+            stores[0].release_jobs([(*second, 0.0, None)]),
+            stores[1].release_jobs([(*first, 0.0, None)]),
             return_exceptions=True,
         )
     finally:
@@ -154,6 +155,17 @@ async def test_a_deadlock_is_told_as_transient(database: str, conn: asyncpg.Conn
     assert isinstance(error, utils.OperationalError)
     assert sqlstate(error) == "40P01"
     assert is_transient(error)
+
+
+async def test_a_locked_row_holds_no_other_up(store: Store, conn: asyncpg.Connection) -> None:
+    _, (locked, free) = await claimed(store, 2)
+    async with conn.transaction():
+        await conn.execute("SELECT FROM aiotasks_task WHERE id = $1 FOR UPDATE", locked.id)
+        finishes = [(*claim_of(job), "SUCCESSFUL", "1", None) for job in (locked, free)]
+        assert (await store.finish_jobs(finishes)).keys() == {free.id}
+        claims = zip(*(claim_of(job) for job in (locked, free)), strict=True)
+        assert (await store.select_finished_jobs(*claims))[locked.id] is None
+    assert (await store.finish_jobs(finishes)).keys() == {locked.id}
 
 
 async def test_a_release_spends_no_attempt(store: Store, conn: asyncpg.Connection) -> None:

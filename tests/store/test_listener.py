@@ -49,7 +49,7 @@ async def sessions(conn: asyncpg.Connection) -> list[int]:
 
 async def test_it_listens_first_and_then_has_everybody_look(conn: asyncpg.Connection) -> None:
     """FAULTS 16: what was enqueued before is found by looking, what comes after is told."""
-    listener, heard, later = Listener("default", timeout=5), Heard(), Heard()
+    listener, heard, later = Listener("default", timeout=5, statement_cache_size=100), Heard(), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
         assert listener.listening.is_set()
@@ -65,7 +65,7 @@ async def test_it_listens_first_and_then_has_everybody_look(conn: asyncpg.Connec
 
 
 async def test_strangers_payloads_are_ignored(conn: asyncpg.Connection) -> None:
-    listener, heard = Listener("default", timeout=5), Heard()
+    listener, heard = Listener("default", timeout=5, statement_cache_size=100), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
         for payload in ("", "{", "[]", '["default"]', '["default", 1, null]', "[" * 3000, "null", PAYLOAD):
@@ -79,7 +79,7 @@ async def test_it_comes_back_after_its_session_was_ended(
 ) -> None:
     """FAULTS 15: at once, without a probe."""
     monkeypatch.setattr(listener_module, "PROBE_INTERVAL", 3600.0)
-    listener, heard = Listener("default", timeout=5), Heard()
+    listener, heard = Listener("default", timeout=5, statement_cache_size=100), Heard()
     with listener.subscribed(heard):
         for _ in range(3):
             assert await heard.next() is None
@@ -93,7 +93,7 @@ async def test_it_comes_back_after_its_session_was_ended(
 
 async def test_it_notices_a_line_that_swallows_everything(proxy: Proxy, conn: asyncpg.Connection) -> None:
     """FAULTS 15: half-open, nobody says a word."""
-    listener, heard = Listener("default", timeout=0.5), Heard()
+    listener, heard = Listener("default", timeout=0.5, statement_cache_size=100), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
         proxy.mode = "blackhole"
@@ -108,7 +108,7 @@ async def test_it_notices_a_line_that_swallows_everything(proxy: Proxy, conn: as
 
 async def test_it_goes_on_trying_while_nobody_answers(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     proxy.mode = "refuse"
-    listener, heard = Listener("default", timeout=0.5), Heard()
+    listener, heard = Listener("default", timeout=0.5, statement_cache_size=100), Heard()
     with listener.subscribed(heard):
         await until(lambda: "LISTEN is lost" in caplog.text)
         assert not listener.listening.is_set()
@@ -119,7 +119,7 @@ async def test_it_goes_on_trying_while_nobody_answers(proxy: Proxy, caplog: pyte
 
 async def test_it_stays_outside_any_transaction(conn: asyncpg.Connection) -> None:
     """FAULTS 18: an open one would fill the server's notification queue."""
-    listener, heard = Listener("default", timeout=5), Heard()
+    listener, heard = Listener("default", timeout=5, statement_cache_size=100), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
         (pid,) = await sessions(conn)
@@ -140,7 +140,7 @@ async def nobody_listens(conn: asyncpg.Connection) -> bool:
 
 
 async def test_without_subscribers_there_is_no_connection(conn: asyncpg.Connection) -> None:
-    listener, heard = Listener("default", timeout=5), Heard()
+    listener, heard = Listener("default", timeout=5, statement_cache_size=100), Heard()
     for _ in range(2):
         with listener.subscribed(heard):
             assert await heard.next() is None

@@ -28,7 +28,7 @@ QUEUES = ["default", "a", "b", "c", "d"]
 @pytest.fixture
 async def conn(database: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection as aiotasks opens them: how it plans is a setting of the session."""
-    connection = await connect("default", timeout=10.0)
+    connection = await connect("default", timeout=10.0, statement_cache_size=100)
     yield connection
     await connection.close()
 
@@ -218,7 +218,7 @@ async def test_finishes_and_releases_go_by_the_primary_key(
             ("finish_jobs", (ids[:1], claim_ids[:1], ["SUCCESSFUL"], ["1"], [None]), 1),
             ("release_jobs", (ids, claim_ids, [0.0] * 20, [None] * 20), 20),
             ("select_jobs", (ids, "default"), 20),
-            ("select_finished_jobs", (ids, claim_ids), 0),
+            ("select_finished_jobs", (ids, claim_ids), 20),
         ]:
             plan = await warm[name].explain(*arguments)
             assert plan.rows == found, name

@@ -1,0 +1,176 @@
+"""What an attack on the finished code has found; each test failed before its guard was there."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+from django.db import utils
+from django.tasks import task_backends
+
+import aiotasks
+from aiotasks.exceptions import UnknownTask
+from aiotasks.store import connect as connect_module
+from aiotasks.store.pools import resources
+from aiotasks.store.store import Store
+from aiotasks.tasks import resolve
+from aiotasks.worker.scheduler import Scheduler
+from aiotasks.worker.threads import SyncThreads
+from tests.worker import tasks
+from tests.worker.harness import Configure, Ledger, until
+
+TEARDOWN = """
+import asyncio, sys, django
+django.setup()
+import aiotasks
+from tests.worker import tasks
+
+async def main():
+    worker = aiotasks.Worker()
+    await worker.__aenter__()  # and never left: the loop's runner cancels everything
+    result = await tasks.wait_for_release.aenqueue("never")
+    while result.status != "RUNNING":
+        await result.arefresh()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_loop_that_is_torn_down_gives_its_tasks_back(
+    configure: Configure, ledger: Ledger, worker_env: dict[str, str]
+) -> None:
+    process = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", TEARDOWN], env=worker_env, timeout=60, capture_output=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert ledger.statuses() == {"READY": 1}
+    assert ledger.value("SELECT cardinality(worker_ids) FROM aiotasks_task") == 0
+
+
+async def test_a_lock_on_one_row_holds_up_no_other(configure: Configure, ledger: Ledger) -> None:
+    locked = await tasks.wait_for_release.aenqueue("locked")
+    async with aiotasks.Worker() as worker:
+        await until(lambda: worker.engine.runner.running)
+        with ledger.connection.transaction():
+            ledger.connection.execute("SELECT FROM aiotasks_task FOR UPDATE")
+            (execution,) = worker.engine.runner.running
+            worker.engine.runner.cancel(execution, "cancelled")
+            others = [await tasks.wait_for_release.aenqueue("never") for _ in range(3)]
+            for other in others:
+                await until(lambda id=other.id: ledger.task(id).status == "RUNNING")
+            await until(lambda: len(worker.engine.runner.running) == len(others))
+            for execution in list(worker.engine.runner.running):
+                worker.engine.runner.cancel(execution, "cancelled")
+            for other in others:
+                await until(lambda id=other.id: ledger.task(id).status == "FAILED")
+            assert ledger.task(locked.id).status == "RUNNING"
+        await until(lambda: ledger.task(locked.id).status == "FAILED")
+        assert worker.engine.finisher.fenced == 0
+
+
+async def test_a_refused_login_is_waited_for(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A password that is being rotated says nothing about the results that wait."""
+    finish_jobs = Store.finish_jobs
+    refusals = 3
+
+    async def refused(self: Store, finishes: Any) -> Any:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            error = utils.OperationalError("password authentication failed")
+            error.__cause__ = Refusal()
+            raise error
+        return await finish_jobs(self, finishes)
+
+    monkeypatch.setattr(Store, "finish_jobs", refused)
+    results = [await tasks.add.aenqueue(n, 1) for n in range(5)]
+    async with aiotasks.Worker():
+        await until(lambda: ledger.statuses() == {"SUCCESSFUL": 5})
+    assert refusals == 0
+    for result in results:
+        await result.arefresh()
+        assert result.attempts == 1
+
+
+class Refusal(Exception):
+    sqlstate = "28P01"
+
+
+async def test_an_engine_that_can_not_tell_the_password_is_waited_for(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(LEASE_TIMEOUT=2.0)
+    async with aiotasks.Worker() as worker:
+        arguments = connect_module.connect_arguments
+        asked = threading.Event()
+
+        def vault_is_away(alias: str) -> Any:
+            asked.set()
+            raise ConnectionError("the vault is away")
+
+        monkeypatch.setattr(connect_module, "connect_arguments", vault_is_away)
+        ledger.connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'aiotasks'"
+        )
+        await until(asked.is_set)
+        monkeypatch.setattr(connect_module, "connect_arguments", arguments)
+        result = await tasks.add.aenqueue(1, 2)
+        await until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
+        await until(lambda: worker.engine.lease.remaining() > 1)
+
+
+async def test_a_claim_is_held_until_its_jobs_are_started(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with aiotasks.Worker() as worker:
+        claim_jobs = worker.engine.resources.store.claim_jobs
+        held = []
+
+        async def look(worker_id: Any, claim_id: Any, *args: Any, **kwargs: Any) -> Any:
+            jobs = await claim_jobs(worker_id, claim_id, *args, **kwargs)
+            held.append(claim_id in worker.engine._held())
+            return jobs
+
+        monkeypatch.setattr(worker.engine.resources.store, "claim_jobs", look)
+        result = await tasks.add.aenqueue(1, 2)
+        await until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
+    assert held
+    assert all(held)
+
+
+async def test_a_wake_up_during_a_look_at_the_schedule_counts(database: str) -> None:
+    store = resources(task_backends["default"].config).store
+    scheduler = Scheduler(store, backend="default", wake=lambda wakeups: None)
+    scheduler._waiting_for = time.time() + 10
+    looking = asyncio.ensure_future(scheduler.run_once())
+    await asyncio.sleep(0)
+    scheduler.look(time.time() + 20)
+    assert scheduler._look.is_set()
+    await looking
+
+
+def test_a_module_that_exits_when_imported_is_an_unknown_task(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "leaves_at_once.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnknownTask, match="SystemExit"):
+        resolve("leaves_at_once.task")
+
+
+async def test_a_driver_that_can_not_close_does_not_end_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("close() failed")
+
+    monkeypatch.setattr("aiotasks.worker.threads.close_old_connections", broken)
+    threads = SyncThreads(1)
+    ran = []
+    for n in range(3):
+        await asyncio.wait_for(threads.run(lambda n=n: ran.append(n)), 10)
+    threads.close()
+    assert ran == [0, 1, 2]
