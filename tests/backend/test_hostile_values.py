@@ -19,6 +19,8 @@ from tests import tasks
 
 from .support import Api, run_all, worker
 
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the values don't know the loop
+
 
 class Colour(IntEnum):
     RED = 1
@@ -279,7 +281,7 @@ class BrokenGroup(ExceptionGroup[Exception]):
         raise KeyboardInterrupt("from user code")
 
 
-def test_an_exception_that_cannot_be_formatted_is_stored_by_its_name() -> None:
+async def test_an_exception_that_cannot_be_formatted_is_stored_by_its_name() -> None:
     stored = json.loads(dump_error(BrokenGroup("x", [ValueError()]), limit=1024))
     assert stored["class"] == "tests.backend.test_hostile_values.BrokenGroup"
     assert "couldn't be formatted" in stored["traceback"]
