@@ -163,7 +163,7 @@ def test_an_outage_longer_than_a_lease_is_nobodys_crash(start_worker: Start, awa
     away.server.stop("fast")
     for worker in workers:
         worker.wait_for("can't be renewed")
-    time.sleep(2.0)  # two leases
+    time.sleep(2.0)  # load: an outage of two leases
     away.server.start()
     wait_until(lambda: away.statuses() == {"SUCCESSFUL": 16})
     assert away.value("SELECT count(*) FROM ledger WHERE event = 'start'") == 16
@@ -230,7 +230,7 @@ def test_cut_connections_lose_nothing(start_worker: Start, ledger: Ledger) -> No
         for _ in range(3):
             default_task_backend.enqueue_many(tasks.work, [((0.02,), {})] * 60)
             default_task_backend.enqueue_many(tasks.work_sync, [((0.02,), {})] * 20)
-            time.sleep(0.3)
+            time.sleep(0.3)  # load: so that the cuts fall between and into batches
         wait_until(lambda: ledger.statuses().get("SUCCESSFUL", 0) > 50)
     finally:
         stop.set()

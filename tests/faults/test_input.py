@@ -1,0 +1,69 @@
+"""Names that spite SQL, NOTIFY and the log, and a schema that changes below open sessions."""
+
+import logging
+
+import asyncpg
+import pytest
+
+import aiotasks
+from aiotasks.conf import Options
+from aiotasks.store.pools import resources
+from tests.worker import tasks
+from tests.worker.harness import Configure, Ledger, until
+
+HOSTILE_NAMES = [
+    "x'; DROP TABLE aiotasks_task; --",
+    'a"b',
+    "a\\b",
+    "%s %(p1)s $1",
+    "{}",
+    '["default"]',
+    "ü€",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+async def test_a_queue_name_is_a_value(configure: Configure, ledger: Ledger, name: str) -> None:
+    """FAULTS 48: bound in every statement and payload, over both drivers."""
+    configure(POLL_INTERVAL=60.0)  # so that only a NOTIFY that arrives as it was sent can wake
+    async with aiotasks.Worker():
+        result = await tasks.add.using(queue_name=name).aenqueue(1, 2)
+        await until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
+    assert ledger.value("SELECT queue_name FROM aiotasks_task") == name
+
+
+async def test_a_stored_name_writes_no_line_of_the_log(
+    configure: Configure, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """FAULTS 50."""
+    result = await tasks.add.aenqueue(1, 2)
+    ledger.connection.execute("UPDATE aiotasks_task SET task_path = E'no.such\nCRITICAL forged'")
+    with caplog.at_level(logging.INFO, "aiotasks"):
+        async with aiotasks.Worker():
+            await until(lambda: ledger.task(result.id).status == "SCHEDULED")
+    messages = [record.getMessage() for record in caplog.records if "forged" in record.getMessage()]
+    assert messages
+    assert not any("\n" in message for message in messages)
+
+
+async def test_a_changed_table_breaks_no_open_session(
+    configure: Configure, conn: asyncpg.Connection, ledger: Ledger
+) -> None:
+    """FAULTS 23: prepared statements outlive a migration that adds a column or changes a type."""
+    store = resources(Options()).store
+    result = await tasks.add.aenqueue(1, 2)
+    async with aiotasks.Worker():
+        await until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
+        await result.arefresh()
+        for change in ("ADD COLUMN later text", "ALTER COLUMN priority TYPE integer"):
+            await conn.execute(f"ALTER TABLE aiotasks_task {change}")
+        try:
+            again = await tasks.add.aenqueue(3, 4)
+            await until(lambda: ledger.task(again.id).status == "SUCCESSFUL")
+            await again.arefresh()
+            await result.arefresh()
+        finally:
+            await conn.execute("ALTER TABLE aiotasks_task DROP COLUMN later")
+            await conn.execute("ALTER TABLE aiotasks_task ALTER COLUMN priority TYPE smallint")
+    assert (again.return_value, result.return_value) == (7, 3)
+    assert not await store.has_unfinished_jobs("default", None, ["loop", "thread"])
