@@ -76,7 +76,7 @@ async def _drain(alias: str) -> int:
         sender=type(backend),
         options=backend.config,
         threads=thread,
-        orm=None,
+        place=_TestPlace,
         done=done,
         closing=lambda: False,
     )
@@ -85,7 +85,7 @@ async def _drain(alias: str) -> int:
         backend=alias,
         sender=type(backend),
         error_limit=backend.config.max_error_size,
-        executor=None,
+        place=_TestPlace,
         wake=lambda wakeups: None,
         written=lambda: None,
     )
@@ -143,6 +143,16 @@ class _TestThread:
     def run(self, call: Callable[[], Any]) -> "asyncio.Future[Any]":
         coroutine = sync_to_async(Context().run, thread_sensitive=True)(call)
         return asyncio.get_running_loop().create_task(coroutine, context=self._context.copy())
+
+
+class _TestPlace:
+    """A fresh context for a task; its ORM calls go wherever asgiref sends the test's own."""
+
+    def __init__(self) -> None:
+        self.context = Context()
+
+    def release(self) -> None:
+        """It holds nothing."""
 
 
 class _WaitingDriver:

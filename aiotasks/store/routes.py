@@ -127,7 +127,7 @@ class TransactionRoute:
         await signals.asend(signal, sender, result)
 
     async def send_finished(self, sender: type, result: AnyResult, exception: BaseException) -> None:
-        await signals.asend_finished(sender, result, exception, None)
+        await signals.asend_finished(sender, result, exception)
 
 
 class LoopRoute:
@@ -156,7 +156,7 @@ class LoopRoute:
         await signals.asend(signal, sender, result)
 
     async def send_finished(self, sender: type, result: AnyResult, exception: BaseException) -> None:
-        await signals.asend_finished(sender, result, exception, None)
+        await signals.asend_finished(sender, result, exception)
 
 
 def route_on_loop(options: Options) -> Route:

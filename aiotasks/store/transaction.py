@@ -9,7 +9,7 @@ from django.tasks import task_backends
 
 from ..conf import Options
 from ..exceptions import TransactionClosed
-from .connect import SESSION
+from .connect import PLAIN_SESSION, SESSION
 from .drivers import Connection, ConnectionDriver, django_errors
 from .pools import resources
 from .store import Store
@@ -97,6 +97,9 @@ async def transaction(
             await held.driver.open()
             pooled = await held.pool.acquire(timeout=held.options.command_timeout)
         try:
+            if held.options.statement_cache_size:
+                with django_errors():
+                    await pooled.execute(PLAIN_SESSION)  # the caller's own SQL is to be planned as ever
             async with _block(using, pooled) as block:
                 yield pooled
         finally:

@@ -36,7 +36,7 @@ __all__ = ["Engine"]
 logger = logging.getLogger("aiotasks.worker")
 
 # Outcomes that are unwritten or untold, in slots: a database that is away stops the claims, not the memory.
-UNWRITTEN = 2
+UNWRITTEN = 10
 
 # A wake-up for a task due so soon may be for one that is READY already: clocks differ.
 CLOCK_SKEW = 5.0
@@ -91,7 +91,7 @@ class Engine:
             sender=self._sender,
             options=options,
             threads=self.sync_threads,
-            orm=self.orm_threads,
+            place=self.orm_threads.job,
             done=self._done,
             closing=lambda: main is not None and main.cancelling() > 0,
         )
@@ -170,7 +170,7 @@ class Engine:
             backend=self.backend,
             sender=self._sender,
             error_limit=self._options.max_error_size,
-            executor=self.orm_threads.executor,
+            place=self.orm_threads.job,
             wake=self._wake,
             written=lambda: self.claimer.slot_freed(),
         )
@@ -341,7 +341,12 @@ class Engine:
             result = await asyncio.to_thread(result_of, job)  # which may import it
         except UnknownTask:
             return  # not a task of this process: there is no Task to show receivers
-        await signals.asend_finished(self._sender, result, error, self.orm_threads.executor())
+        place = self.orm_threads.job()
+        sending = signals.asend_finished(self._sender, result, error)
+        try:
+            await asyncio.get_running_loop().create_task(sending, context=place.context)
+        finally:
+            place.release()
 
 
 def _loop_name() -> str:

@@ -1,25 +1,47 @@
 """Execution: one claimed job on its way through the worker."""
 
 import asyncio
-from typing import Literal
+from contextvars import Context
+from typing import Literal, Protocol
 
 from ..job import AnyResult, Job, Lane, Outcome
 
-__all__ = ["Execution"]
+__all__ = ["Execution", "Place"]
+
+
+class Place(Protocol):
+    """Where user code runs: a context, and what its ORM calls in there hold until the release."""
+
+    @property
+    def context(self) -> Context: ...
+
+    def release(self) -> None: ...
 
 
 class Execution:
     """A job that is being run, and what has become of it so far.
 
     ``cancelled_for`` says that *we* cancelled it, and why: whatever the body raises after that
-    is our doing, and the job goes back instead of failing.
+    is our doing, and the job goes back instead of failing. ``result`` is the job as receivers and
+    the task's context see it, made only where somebody looks.
     """
 
-    __slots__ = ("abandoned", "cancelled_for", "in_thread", "job", "lane", "outcome", "result", "task")
+    __slots__ = (
+        "abandoned",
+        "cancelled_for",
+        "in_thread",
+        "job",
+        "lane",
+        "outcome",
+        "place",
+        "result",
+        "task",
+    )
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.lane: Lane = job.lane  # a hint until the task is imported
+        self.place: Place | None = None
         self.task: asyncio.Task[None] | None = None
         self.result: AnyResult | None = None
         self.outcome: Outcome | None = None

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextvars import Context
 from datetime import datetime
 from typing import Any, Literal, assert_never
 from uuid import UUID
@@ -23,7 +22,8 @@ from ..store.drivers import sqlstate
 from ..store.repeat import backoff
 from ..store.store import Store
 from ..store.wakeups import Wakeup
-from .execution import Execution
+from ..tasks import known, result_of
+from .execution import Execution, Place
 
 __all__ = ["Finisher"]
 
@@ -58,7 +58,7 @@ class Finisher:
         backend: str,
         sender: type,
         error_limit: int,
-        executor: Callable[[], signals.OrmExecutor] | None,
+        place: Callable[[], Place],
         wake: Callable[[Sequence[Wakeup]], None],
         written: Callable[[], None],
     ) -> None:
@@ -67,7 +67,7 @@ class Finisher:
         self._backend = backend
         self._sender = sender
         self._error_limit = error_limit
-        self._executor = executor
+        self._place = place
         self._wake = wake
         self._on_written = written
         self._batcher: Batcher[Execution, Written] = Batcher(self._flush, limit=FINISH_LIMIT)
@@ -221,25 +221,26 @@ class Finisher:
         heard = signals.audience(task_finished, self._sender)
         if not failed and heard is signals.Audience.NOBODY:
             return
-        result = execution.result
-        if result is None:
+        if execution.result is None and known(execution.job.task_path) is None:
             return  # the task isn't known here, so there is no Task to show receivers
+        result = execution.result or result_of(execution.job)
         _complete(result, execution, finished_at)
         if not failed and heard is signals.Audience.LOGS:
             task_finished.send_robust(self._sender, task_result=result)
             return
+        place = self._place()
         announcing = asyncio.get_running_loop().create_task(
             signals.asend_finished(
                 self._sender,
                 result,
                 execution.outcome.exception if isinstance(execution.outcome, Failed) else None,
-                self._executor() if self._executor is not None else None,
             ),
-            context=Context(),
+            context=place.context,
             name="aiotasks task_finished",
         )
         self.announcing.add(announcing)
         announcing.add_done_callback(self._announced)
+        announcing.add_done_callback(lambda _: place.release())
 
     def _announced(self, task: "asyncio.Task[None]") -> None:
         self.announcing.discard(task)

@@ -3,19 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from contextvars import Context
 from typing import Any, Protocol
 
-from asgiref.sync import ThreadSensitiveContext
 from django.tasks import TaskContext
+from django.tasks.signals import task_started
 
 from .. import signals
-from ..codec import dump_error, dump_json
+from ..codec import decode, dump_error, dump_json
 from ..conf import Options
 from ..exceptions import TaskCancelled, UnknownTask
-from ..job import AnyTask, Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
+from ..job import LANES, AnyTask, Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
 from ..tasks import known, resolve, result_of
-from .execution import Execution
+from .execution import Execution, Place
 from .exits import ExitRaised
 
 __all__ = ["Runner"]
@@ -34,15 +33,11 @@ class Threads(Protocol):
     def run(self, call: Callable[[], None]) -> "asyncio.Future[None]": ...
 
 
-class OrmExecutors(Protocol):
-    """Where the ORM calls of a coroutine task run."""
-
-    def executor(self) -> signals.OrmExecutor: ...
-
-
 class Runner:
-    """Runs jobs, each in an asyncio task and a fresh context of its own.
+    """Runs jobs, each in an asyncio task and a fresh context of its own: a new ``place``.
 
+    - A task's first step is taken within ``start``: one that doesn't wait for anything is over when
+      that returns, and costs the loop nothing.
     - ``done`` is called on the loop with every execution exactly once, its outcome set, whether
       the task returned, raised any BaseException, was cancelled, or can't even be imported.
     - Between ``start`` and ``done`` the execution is in ``running`` and takes up its lane's slot.
@@ -55,7 +50,7 @@ class Runner:
         sender: type,
         options: Options,
         threads: Threads,
-        orm: OrmExecutors | None,
+        place: Callable[[], Place],
         done: Callable[[Execution], None],
         closing: Callable[[], bool],
         unknown_delay: float = UNKNOWN_DELAY,
@@ -65,29 +60,37 @@ class Runner:
         self._sender = sender
         self._options = options
         self._threads = threads
-        self._orm = orm
+        self._place = place
         self._done = done
         self._closing = closing
         self._unknown_delay = unknown_delay
         self._unknown_window = unknown_window
         self._told_unknown: set[str] = set()
+        self._loop = asyncio.get_running_loop()
+        self._counts: dict[Lane, int] = dict.fromkeys(LANES, 0)
 
     def count(self, lane: Lane) -> int:
         """How many slots of the lane are taken."""
-        return sum(execution.lane == lane for execution in self.running)
+        return self._counts[lane]
 
     def start(self, job: Job) -> None:
-        """Begin to run ``job``; returns at once."""
+        """Begin to run ``job``; returns at its first wait, or at its end."""
         execution = Execution(job)
         self.running.add(execution)
+        self._counts[execution.lane] += 1
+        execution.place = self._place()
         # Not by loop.create_task(): _run lets nothing out that the loop must be guarded from.
         execution.task = asyncio.Task(
             self._run(execution),
-            loop=asyncio.get_running_loop(),
-            context=Context(),
+            loop=self._loop,
+            context=execution.place.context,
             name=job.task_path,
+            eager_start=True,
         )
-        execution.task.add_done_callback(lambda _: self._finished(execution))
+        if execution.task.done():
+            self._finished(execution)
+        else:
+            execution.task.add_done_callback(lambda _: self._finished(execution))
 
     def cancel(self, execution: Execution, reason: Any) -> bool:
         """Ask the body to stop; False where it can't be asked, as it runs in a thread."""
@@ -99,14 +102,21 @@ class Runner:
     def abandon(self, execution: Execution) -> None:
         """Wait for it no longer: its slot is free and ``done`` won't be called."""
         execution.abandoned = True
-        self.running.discard(execution)
+        self._leave(execution)
         if execution.task is not None:
             execution.task.cancel()
 
+    def _leave(self, execution: Execution) -> None:
+        if execution in self.running:
+            self.running.discard(execution)
+            self._counts[execution.lane] -= 1
+
     def _finished(self, execution: Execution) -> None:
+        if execution.place is not None:
+            execution.place.release()
         if execution.abandoned:
             return
-        self.running.discard(execution)
+        self._leave(execution)
         if execution.outcome is None:  # cancelled before its first step, or by itself at its last
             execution.outcome = self._raised(execution, asyncio.CancelledError("the task cancelled itself"))
         self._done(execution)
@@ -126,23 +136,24 @@ class Runner:
                 task = await asyncio.to_thread(resolve, job.task_path)
         except UnknownTask as error:
             return self._unknown(job, error)
-        execution.lane = lane_of(task.func)
-        result = execution.result = result_of(job)
-        await signals.asend_started(self._sender, result, self._orm.executor() if self._orm else None)
-        args = (TaskContext(task_result=result), *result.args) if task.takes_context else result.args
+        self._move(execution, lane_of(task.func))
+        args, kwargs = decode(job.args), decode(job.kwargs)
+        if signals.audience(task_started, self._sender) is not signals.Audience.NOBODY:
+            execution.result = result_of(job)
+            await signals.asend_started(self._sender, execution.result)
+        if task.takes_context:
+            execution.result = execution.result or result_of(job)
+            args.insert(0, TaskContext(task_result=execution.result))
         if execution.lane == "thread":
-            return await self._in_thread(execution, task, args, result.kwargs)
-        return self._returned(await self._on_loop(task, args, result.kwargs))
+            return await self._in_thread(execution, task, args, kwargs)
+        return self._returned(await task.func(*args, **kwargs))
 
-    async def _on_loop(self, task: AnyTask, args: Any, kwargs: dict[str, Any]) -> Any:
-        if self._orm is None:
-            return await task.func(*args, **kwargs)
-        executor = self._orm.executor()
-        try:
-            async with ThreadSensitiveContext(executor=executor):  # type: ignore[arg-type]  # submit() is all it uses
-                return await task.func(*args, **kwargs)
-        finally:
-            executor.release()
+    def _move(self, execution: Execution, lane: Lane) -> None:
+        """Have it take up a slot of the lane that its function belongs to."""
+        if lane != execution.lane and execution in self.running:
+            self._counts[execution.lane] -= 1
+            self._counts[lane] += 1
+        execution.lane = lane
 
     async def _in_thread(
         self, execution: Execution, task: AnyTask, args: Any, kwargs: dict[str, Any]

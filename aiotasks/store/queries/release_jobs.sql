@@ -18,7 +18,7 @@ SET status = CASE WHEN released.delay > 0 THEN 'SCHEDULED' ELSE 'READY' END,
     last_attempted_at = CASE WHEN cardinality(task.worker_ids) > 1 THEN task.last_attempted_at END
 FROM unnest($1::uuid[], $2::uuid[], $3::double precision[], $4::double precision[])
     AS released (id, claim_id, delay, unknown_for)
-WHERE task.id = released.id AND task.claim_id = released.claim_id AND task.status || '' = 'RUNNING'
+WHERE task.id = ANY($1::uuid[]) AND task.id = released.id AND task.claim_id = released.claim_id AND task.status || '' = 'RUNNING'
   AND task.cancel_requested_at IS NULL
   AND (
       released.unknown_for IS NULL OR task.unknown_since IS NULL

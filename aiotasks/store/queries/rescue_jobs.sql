@@ -4,8 +4,8 @@
 -- $1 backend, $2 crashes after which a task fails, where it says nothing itself,
 -- $3 the error to store (JSON text), $4 how many at the most,
 -- $5 the error of a cancelled task
-WITH lost AS (
-    SELECT task.id, task.crashes + 1 AS crashes,
+WITH lost AS MATERIALIZED (
+    SELECT task.ctid AS place, task.crashes + 1 AS crashes,
            task.cancel_requested_at IS NOT NULL AS cancelled,
            task.cancel_requested_at IS NOT NULL
                OR task.crashes + 1 >= coalesce(task.max_crashes, $2::integer) AS fails
@@ -15,7 +15,6 @@ WITH lost AS (
           SELECT FROM aiotasks_worker AS worker
           WHERE worker.id = task.worker_id AND worker.lease_expires_at > clock_timestamp()
       )
-    ORDER BY task.id
     LIMIT $4::integer
     FOR UPDATE OF task SKIP LOCKED
 )
@@ -29,7 +28,7 @@ SET status = CASE WHEN lost.fails THEN 'FAILED' ELSE 'READY' END,
     claim_id = NULL,
     worker_id = NULL
 FROM lost
-WHERE task.id = lost.id
+WHERE task.ctid = lost.place
 RETURNING
     task.id, task.claim_id, task.backend, task.queue_name, task.task_path, task.lane, task.priority, task.status,
     task.args::text, task.kwargs::text, task.return_value::text, task.errors::text[], task.worker_ids::text[],

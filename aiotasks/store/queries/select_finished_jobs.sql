@@ -2,7 +2,11 @@
 -- its owner finished, so an earlier try whose reply was lost shows; finished_at is NULL where the
 -- row is RUNNING still.
 -- $1 ids, $2 claim ids
-SELECT task.id, task.finished_at
-FROM aiotasks_task AS task
-JOIN unnest($1::uuid[], $2::uuid[]) AS mine (id, claim_id)
-    ON task.id = mine.id AND task.claim_id = mine.claim_id
+SELECT found.id, found.finished_at
+FROM unnest($1::uuid[], $2::uuid[]) AS mine (id, claim_id)
+CROSS JOIN LATERAL (
+    SELECT task.id, task.finished_at
+    FROM aiotasks_task AS task
+    WHERE task.id = mine.id AND task.claim_id = mine.claim_id
+    OFFSET 0
+) AS found
