@@ -19,6 +19,9 @@ MAX_DEPTH = 200
 
 _BIG = 2**63
 
+# json.dumps() makes an encoder at every call that isn't all defaults.
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
 
 def dump_json(value: Any, *, where: str, limit: int) -> tuple[Any, str]:
     """Normalise ``value`` and write it as JSON text of at most ``limit`` bytes.
@@ -26,13 +29,15 @@ def dump_json(value: Any, *, where: str, limit: int) -> tuple[Any, str]:
     Returns the value as it will be read back, and the text. Raises TypeError or ValueError
     that names the place (``kwargs['a'][3]``) for what JSON can't keep exactly.
     """
+    if value is None:  # what most tasks return
+        return None, "null"
     plain = normalize(value, where)
-    text = json.dumps(plain, allow_nan=False, separators=(",", ":"))
+    text = _encode(plain)
     if len(text) > limit:  # ASCII only, so characters are bytes
         raise ValueError(f"{where} takes {len(text)} bytes as JSON; the limit is {limit}.")
     if "\\ud" in text:  # two lone surrogates side by side are read back as the character of the pair
         plain = json.loads(text)
-        if len(json.dumps(plain, separators=(",", ":"))) != len(text):
+        if len(_encode(plain)) != len(text):
             raise ValueError(f"{where} has two keys that are the same in JSON.")
     return plain, text
 

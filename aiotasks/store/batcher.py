@@ -9,12 +9,24 @@ import contextvars
 import copy
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from django.db import utils
 
 from .drivers import is_transient
 
-__all__ = ["Batcher"]
+__all__ = ["Batcher", "Caller"]
+
+
+class Caller[Result](Protocol):
+    """Who waits for a result: most often a future, of which this is a part."""
+
+    def done(self) -> bool:
+        """Whether it has had its answer, or waits for none any more."""
+
+    def set_result(self, result: Result, /) -> None: ...
+
+    def set_exception(self, exception: BaseException, /) -> None: ...
 
 
 class Batcher[Item, Result]:
@@ -23,8 +35,8 @@ class Batcher[Item, Result]:
     ``flush`` takes a list of items and returns one result for each, in their order. At most
     one flush is under way, of at most ``limit`` items.
 
-    - Every future that ``submit`` hands out is settled exactly once, whatever happens: with its
-      own result, or with an exception that no other caller shares.
+    - Every caller is answered exactly once, whatever happens: with its own result, or with an
+      exception that no other caller shares.
     - A flush that fails for its content is halved until the bad item fails alone.
     - A caller that is cancelled before its flush is left out of it; later, it harms nobody.
     """
@@ -32,7 +44,7 @@ class Batcher[Item, Result]:
     def __init__(self, flush: Callable[[list[Item]], Awaitable[Sequence[Result]]], *, limit: int) -> None:
         self._flush = flush
         self._limit = limit
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._waiting: deque[tuple[Item, Caller[Result]]] = deque()
         self._flushing = False
         self._flusher: asyncio.Task[None] | None = None
 
@@ -42,17 +54,22 @@ class Batcher[Item, Result]:
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
         """Have ``item`` flushed; the future returned has its result."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
-        self._waiting.append((item, future))
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.add(item, future)
+        return future
+
+    def add(self, item: Item, caller: Caller[Result]) -> None:
+        """Have ``item`` flushed for a ``caller`` that isn't a future: that saves 3 µs. Neither of its
+        answers may raise.
+        """
+        self._waiting.append((item, caller))
         if not self._flushing:
             self._flushing = True  # an eager task may have ended already when it is handed out
             # An empty context: the flush is nobody's, least of all the first caller's.
-            self._flusher = loop.create_task(
+            self._flusher = asyncio.get_running_loop().create_task(
                 self._run(), context=contextvars.Context(), name="aiotasks batcher"
             )
             self._flusher.add_done_callback(self._ended)
-        return future
 
     def _ended(self, flusher: asyncio.Task[None]) -> None:
         """One that was cancelled before its first step (the loop is closing) hasn't run at all."""
@@ -61,7 +78,7 @@ class Batcher[Item, Result]:
             self._flushing = False
 
     async def _run(self) -> None:
-        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        batch: list[tuple[Item, Caller[Result]]] = []
         try:
             while batch := self._take():
                 await self._settle(batch)
@@ -73,22 +90,22 @@ class Batcher[Item, Result]:
             # in between would wait for ever.
             self._flushing = False
 
-    def _give_up(self, batch: list[tuple[Item, asyncio.Future[Result]]], error: BaseException) -> None:
+    def _give_up(self, batch: list[tuple[Item, Caller[Result]]], error: BaseException) -> None:
         """The loop is closing, or is out of memory: nobody may be left waiting."""
-        for _, future in [*batch, *self._waiting]:
-            if not future.done():
-                future.set_exception(utils.InterfaceError(f"interrupted by {error!r}"))
+        for _, caller in [*batch, *self._waiting]:
+            if not caller.done():
+                caller.set_exception(utils.InterfaceError(f"interrupted by {error!r}"))
         self._waiting.clear()
 
-    def _take(self) -> list[tuple[Item, asyncio.Future[Result]]]:
-        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+    def _take(self) -> list[tuple[Item, Caller[Result]]]:
+        batch: list[tuple[Item, Caller[Result]]] = []
         while self._waiting and len(batch) < self._limit:
             call = self._waiting.popleft()
             if not call[1].done():
                 batch.append(call)
         return batch
 
-    async def _settle(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+    async def _settle(self, batch: list[tuple[Item, Caller[Result]]]) -> None:
         try:
             results = await self._flush([item for item, _ in batch])
         except Exception as error:
@@ -97,13 +114,13 @@ class Batcher[Item, Result]:
                 await self._settle(batch[:middle])
                 await self._settle(batch[middle:])
                 return
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error if len(batch) == 1 else _own(error))
+            for _, caller in batch:
+                if not caller.done():
+                    caller.set_exception(error if len(batch) == 1 else _own(error))
             return
-        for (_, future), result in zip(batch, results, strict=True):
-            if not future.done():
-                future.set_result(result)
+        for (_, caller), result in zip(batch, results, strict=True):
+            if not caller.done():
+                caller.set_result(result)
 
 
 def _own(error: Exception) -> Exception:

@@ -80,7 +80,7 @@ class Finisher:
         """Write the execution's outcome soon; returns at once."""
         self.pending.add(execution)
         self._idle.clear()
-        self._submit(execution, self._written)
+        self._submit(execution)
 
     async def flush(self, timeout: float) -> bool:
         """Wait until everything is written and told; whether that was within ``timeout`` seconds."""
@@ -91,30 +91,37 @@ class Finisher:
             return False
         return True
 
-    def _submit(
-        self, execution: Execution, done: Callable[[Execution, "asyncio.Future[Written]"], None]
-    ) -> None:
-        self._batcher.submit(execution).add_done_callback(lambda future: done(execution, future))
+    def _submit(self, execution: Execution) -> None:
+        self._batcher.add(execution, _Writing(self, execution))
 
-    def _written(self, execution: Execution, future: "asyncio.Future[Written]") -> None:
-        error = None if future.cancelled() else future.exception()
-        if error is not None and isinstance(execution.outcome, Succeeded) and not _may_pass(error):
+    def refused(self, execution: Execution, error: BaseException) -> None:
+        """It can't be written."""
+        if isinstance(execution.outcome, Succeeded) and not _may_pass(error):
             # The database refused this very value; what it refused can at least be said.
             logger.error("a return value was refused id=%s error=%r", execution.job.id, str(error))
             execution.outcome = Failed(error, dump_error(error, limit=self._error_limit))
-            self._submit(execution, self._written)
+            self._submit(execution)
             return
-        if error is None and not future.cancelled() and future.result() == "locked":
+        # Its own sweep gives the row back once the execution isn't held any more.
+        logger.error("an outcome can't be written id=%s error=%r", execution.job.id, str(error))
+        self._written(execution)
+
+    def answered(self, execution: Execution, written: Written) -> None:
+        """The database has answered: now, or to be tried again."""
+        if written == "locked":
             # Not in the flush: one lock (a cancel() inside a long atomic()) would stall all.
-            asyncio.get_running_loop().call_later(LOCKED_DELAY, self._submit, execution, self._written)
+            asyncio.get_running_loop().call_later(LOCKED_DELAY, self._submit, execution)
             return
+        if written is not None:
+            try:
+                self._announce(execution, written)
+            except Exception:  # the others of its batch have nothing to do with it
+                logger.exception("task_finished can't be sent id=%s", execution.job.id)
+        self._written(execution)
+
+    def _written(self, execution: Execution) -> None:
         self.pending.discard(execution)
         self._on_written()
-        if error is not None:
-            # Its own sweep gives the row back once the execution isn't held any more.
-            logger.error("an outcome can't be written id=%s error=%r", execution.job.id, str(error))
-        elif not future.cancelled() and isinstance(finished_at := future.result(), datetime):
-            self._announce(execution, finished_at)
         self._settle()
 
     def _settle(self) -> None:
@@ -248,6 +255,25 @@ class Finisher:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a receiver of task_finished failed", exc_info=error)
         self._settle()
+
+
+class _Writing:
+    """Where the Batcher brings the answer for one execution."""
+
+    __slots__ = ("_execution", "_finisher")
+
+    def __init__(self, finisher: Finisher, execution: Execution) -> None:
+        self._finisher = finisher
+        self._execution = execution
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, written: Written) -> None:
+        self._finisher.answered(self._execution, written)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._finisher.refused(self._execution, error)
 
 
 # What is the fault of the very row: data exceptions, constraints (a site's own), program limits,

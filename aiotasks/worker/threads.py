@@ -156,6 +156,8 @@ class OrmJob:
     ``context`` is a fresh one for the job to run in.
     """
 
+    __slots__ = ("_ended", "_thread", "_threads", "context")
+
     def __init__(self, threads: OrmThreads, context: Context) -> None:
         self.context = context
         self._threads = threads
