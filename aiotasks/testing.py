@@ -97,6 +97,7 @@ async def _drain(alias: str) -> int:
         poll_interval=backend.config.poll_interval,
         worker_id=lambda: worker_id,
         free=lambda lane: 1,
+        may_claim=lambda: True,
         start=runner.start,
         drop=lambda job: None,
     )

@@ -36,7 +36,7 @@ __all__ = ["Engine"]
 logger = logging.getLogger("aiotasks.worker")
 
 # Outcomes that are unwritten or untold, in slots: a database that is away stops the claims, not the memory.
-UNWRITTEN = 10
+UNWRITTEN = 5
 
 # A wake-up for a task due so soon may be for one that is READY already: clocks differ.
 CLOCK_SKEW = 5.0
@@ -102,6 +102,7 @@ class Engine:
             poll_interval=options.poll_interval,
             worker_id=lambda: self.lease.worker_id if self.lease.remaining() > 0 else None,
             free=self._free,
+            may_claim=self._may_claim,
             start=self.runner.start,
             drop=self._drop,
         )
@@ -263,10 +264,11 @@ class Engine:
     # --- What the parts tell each other -----------------------------------------------------
 
     def _free(self, lane: Lane) -> int:
-        slots = self.concurrency if lane == "loop" else self.threads
-        waiting = len(self.finisher.pending) + len(self.finisher.announcing)
-        room = UNWRITTEN * (self.concurrency + self.threads) - waiting
-        return min(slots - self.runner.count(lane), room)
+        return (self.concurrency if lane == "loop" else self.threads) - self.runner.count(lane)
+
+    def _may_claim(self) -> bool:
+        unwritten = len(self.finisher.pending) + len(self.finisher.announcing)
+        return unwritten < UNWRITTEN * (self.concurrency + self.threads)
 
     def _done(self, execution: Execution) -> None:
         self.finisher.finish(execution)

@@ -73,8 +73,8 @@ class Runner:
         """How many slots of the lane are taken."""
         return self._counts[lane]
 
-    def start(self, job: Job) -> None:
-        """Begin to run ``job``; returns at its first wait, or at its end."""
+    def start(self, job: Job) -> bool:
+        """Begin to run ``job``; returns at its first wait, or at its end. Whether that was its end."""
         execution = Execution(job)
         self.running.add(execution)
         self._counts[execution.lane] += 1
@@ -89,8 +89,9 @@ class Runner:
         )
         if execution.task.done():
             self._finished(execution)
-        else:
-            execution.task.add_done_callback(lambda _: self._finished(execution))
+            return True
+        execution.task.add_done_callback(lambda _: self._finished(execution))
+        return False
 
     def cancel(self, execution: Execution, reason: Any) -> bool:
         """Ask the body to stop; False where it can't be asked, as it runs in a thread."""

@@ -24,6 +24,7 @@ from aiotasks.worker import runner as runner_module
 from aiotasks.worker.execution import Execution
 from aiotasks.worker.finisher import Finisher
 from aiotasks.worker.rescuer import Rescued, Rescuer
+from aiotasks.worker.threads import OrmThreads
 from tests.worker import tasks
 from tests.worker.harness import Configure, until
 
@@ -76,7 +77,7 @@ def make_finisher(options: Options) -> Finisher:
         backend="default",
         sender=PostgresBackend,
         error_limit=10_000,
-        executor=None,
+        place=OrmThreads(1, limit=1).job,
         wake=lambda wakeups: None,
         written=lambda: None,
     )

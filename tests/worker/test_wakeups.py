@@ -173,6 +173,10 @@ async def test_promotion_goes_in_batches(
 
 
 def make_claimer(started: list[Any], slots: dict[str, int], queues: list[str], worker_id: Any) -> Claimer:
+    def start(job: Any) -> bool:
+        started.append(job)
+        return False
+
     return Claimer(
         resources(task_backends["default"].config).store,
         backend="default",
@@ -180,7 +184,8 @@ def make_claimer(started: list[Any], slots: dict[str, int], queues: list[str], w
         poll_interval=HOUR,
         worker_id=lambda: worker_id,
         free=lambda lane: slots[lane] - sum(job.lane == lane for job in started),
-        start=started.append,
+        may_claim=lambda: True,
+        start=start,
         drop=lambda job: None,
     )
 
@@ -223,6 +228,37 @@ async def test_queues_take_turns(database: str) -> None:
             order.append(started[0].queue_name)
         assert sorted(order[:3]) == ["a", "b", "c"]
         assert order[:3] == order[3:]
+
+
+async def test_a_flood_in_one_queue_holds_another_up_for_one_claim(database: str) -> None:
+    """However many queues are served: who has filled a claim comes last in the next."""
+    names = ["flooded", *"abcdefgh", "trickle"]
+    await default_task_backend.aenqueue_many(tasks.add.using(queue_name="flooded"), [((1, 2), {})] * 200)
+    worker_id = await register()
+    for queues in (names, []):
+        started: list[Any] = []
+        claimer = make_claimer(started, {"loop": 5, "thread": 0}, queues, worker_id)
+        for _ in range(5):
+            started.clear()
+            assert await claimer.run_once() == 5  # the flood alone
+            await tasks.add.using(queue_name="trickle").aenqueue(1, 2)
+            claimer.wake(Wakeup("default", "trickle"))
+            started.clear()
+            assert await claimer.run_once() == 5
+            assert [job.queue_name for job in started].count("trickle") == 1
+
+
+async def test_a_queue_that_got_the_rest_of_a_claim_begins_the_next(database: str) -> None:
+    for name, number in (("a", 3), ("b", 20), ("c", 20)):
+        await default_task_backend.aenqueue_many(tasks.add.using(queue_name=name), [((1, 2), {})] * number)
+    started: list[Any] = []
+    claimer = make_claimer(started, {"loop": 4, "thread": 0}, ["a", "b", "c"], await register())
+    orders = []
+    for _ in range(4):
+        started.clear()
+        assert await claimer.run_once() == 4
+        orders.append("".join(sorted(job.queue_name for job in started)))
+    assert orders == ["aaab", "bbbb", "cccc", "bbbb"]
 
 
 async def test_only_the_queues_served(database: str, conn: asyncpg.Connection) -> None:

@@ -1,6 +1,7 @@
 -- Give back tasks that were claimed but not run to an end: no attempt is spent. A task with a
 -- delay waits that long; where it was put off as unknown for longer than its window, nothing is
--- done, nor to one that is to be cancelled: the caller fails those.
+-- done, nor to one that is to be cancelled: the caller fails those. One that is READY again at once
+-- keeps its place in the queue.
 -- $1 ids (sorted), $2 claim ids, $3 delays in seconds (0: READY at once),
 -- $4 seconds for which a task may stay unknown (NULL: it is known)
 UPDATE aiotasks_task AS task
@@ -9,7 +10,7 @@ SET status = CASE WHEN released.delay > 0 THEN 'SCHEDULED' ELSE 'READY' END,
         WHEN released.delay > 0 THEN now() + make_interval(secs => released.delay)
         ELSE task.run_after
     END,
-    ready_at = CASE WHEN released.delay > 0 THEN NULL ELSE clock_timestamp() END,
+    ready_at = CASE WHEN released.delay > 0 THEN NULL ELSE task.ready_at END,
     unknown_since = CASE WHEN released.unknown_for IS NOT NULL THEN coalesce(task.unknown_since, now()) END,
     claim_id = NULL,
     worker_id = NULL,
