@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import asyncpg
 from django.db import connections, utils
 
+from .lending import Lending
 from .statement import Statement
 
 __all__ = [
@@ -40,6 +41,7 @@ class AsyncpgDriver:
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, timeout: float) -> None:
         self._pool = pool
+        self.lending = Lending(pool)
         self._timeout = timeout
         self._opening: asyncio.Lock | None = asyncio.Lock()
 
@@ -53,11 +55,18 @@ class AsyncpgDriver:
     async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
         timeout = timeout or self._timeout
         with django_errors():
-            await self.open()
+            if self._opening is not None:
+                await self.open()
             # Two limits, not one: waiting for a free connection says nothing of the server.
-            async with self._pool.acquire(timeout=timeout) as connection:
+            connection = await self.lending.acquire(timeout=timeout)
+            kept = False
+            try:
                 rows: Sequence[Row] = await connection.fetch(statement.sql, *args, timeout=timeout)
+                kept = self.lending.keep(connection)
                 return rows
+            finally:
+                if not kept:
+                    await self.lending.release(connection)
 
 
 class ConnectionDriver:

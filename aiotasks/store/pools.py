@@ -112,7 +112,7 @@ class LoopResources:
         brings its connection back, and would keep Pool.close() waiting.
         """
         end = self.loop.time() + timeout
-        while self.pool.get_idle_size() < self.pool.get_size():  # there is no event for it
+        while self.driver.lending.lent > 0:  # there is no event for it
             if self.loop.time() > end:
                 self.pool.terminate()
                 return
@@ -123,6 +123,7 @@ class LoopResources:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self.listener.close()
+                await self.driver.lending.close()
                 await self.pool.close()
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             with suppress(asyncpg.InterfaceError):  # it was never opened

@@ -84,10 +84,12 @@ class DjangoRoute:
 def _notify_on_commit(alias: str, payload: str) -> None:
     """NOTIFY after the commit; a transaction that enqueues a hundred tasks notifies once a queue."""
 
-    def notify() -> None:
-        run_now(Store(DjangoDriver(alias)).notify(CHANNEL, [payload]))
-
     connection = connections[alias]
+
+    def notify() -> None:
+        alone = connection.get_autocommit() and not connection.in_atomic_block
+        run_now(Store(DjangoDriver(alias)).notify(CHANNEL, [payload], alone=alone))
+
     if not connection.in_atomic_block and not connection.get_autocommit():
         notify()  # the site ends its transactions by itself; the server holds NOTIFY until then
         return

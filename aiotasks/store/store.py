@@ -156,5 +156,6 @@ class Store:
     async def remove_worker(self, worker_id: UUID) -> None:
         await self._fetch("remove_worker", worker_id)
 
-    async def notify(self, channel: str, payloads: Sequence[str]) -> None:
-        await self._fetch("notify", channel, list(payloads))
+    async def notify(self, channel: str, payloads: Sequence[str], *, alone: bool) -> None:
+        """``alone``: this statement is a transaction of its own."""
+        await self._fetch("notify", channel, list(payloads), alone)

@@ -95,7 +95,7 @@ async def transaction(
         held = resources(options_for(using))
         with django_errors():
             await held.driver.open()
-            pooled = await held.pool.acquire(timeout=held.options.command_timeout)
+            pooled = await held.driver.lending.acquire(timeout=held.options.command_timeout)
         try:
             if held.options.statement_cache_size:
                 with django_errors():
@@ -106,7 +106,7 @@ async def transaction(
             try:
                 await _reset(pooled, session=SESSION if held.options.statement_cache_size else "")
             finally:
-                await held.pool.release(pooled)
+                await held.driver.lending.release(pooled)
         held.notifier.notify(block.wakeups)
 
 
@@ -144,7 +144,8 @@ async def _reset(connection: Connection, *, session: str) -> None:
 
 async def _notify(block: Transaction) -> None:
     if block.wakeups:
-        await block.store.notify(CHANNEL, list({wakeup.payload() for wakeup in block.wakeups}))
+        payloads = list({wakeup.payload() for wakeup in block.wakeups})
+        await block.store.notify(CHANNEL, payloads, alone=not block.connection.is_in_transaction())
 
 
 def options_for(using: str) -> Options:

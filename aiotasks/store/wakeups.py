@@ -111,6 +111,6 @@ class Notifier:
             )
 
     async def _send(self, wakeups: list[Wakeup]) -> Sequence[None]:
-        await self._store.notify(CHANNEL, list({wakeup.payload() for wakeup in wakeups}))
+        await self._store.notify(CHANNEL, list({wakeup.payload() for wakeup in wakeups}), alone=True)
         self._failed.difference_update(wakeups)
         return [None] * len(wakeups)

@@ -1,4 +1,9 @@
 -- Wake listeners. Sent in a transaction of its own, after the writing one: a commit that notifies
--- holds a lock over the whole cluster while it waits for the disk.
--- $1 channel, $2 payloads
-SELECT pg_notify($1::text, payload) FROM unnest($2::text[]) AS payload
+-- holds a lock over the whole cluster while it waits for the disk. This one doesn't wait: a wake-up
+-- needn't survive a crash of the server. Inside somebody's transaction nothing is set, as it would
+-- hold for their commit.
+-- $1 channel, $2 payloads, $3 whether this is a transaction of its own
+WITH setting AS MATERIALIZED (
+    SELECT CASE WHEN $3::boolean THEN set_config('synchronous_commit', 'off', true) END
+)
+SELECT pg_notify($1::text, payload) FROM setting CROSS JOIN unnest($2::text[]) AS payload

@@ -1,0 +1,98 @@
+"""Lending: a few connections of the pool kept at hand between statements.
+
+asyncpg's ``Pool.acquire()`` and ``release()`` start a timer and an asyncio task each time, which is
+half of what a single statement costs its caller. A batch that follows on another takes its
+connection from here.
+"""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import asyncpg
+from django.db import utils
+
+__all__ = ["Lending"]
+
+type Pool = asyncpg.Pool[asyncpg.Record]  # asyncpg ships no types yet
+type Pooled = Any  # its PoolConnectionProxy
+
+# An enqueue, a look-up and a wake-up in a process that enqueues; a claim, a finish and something
+# else in a worker: each is one at a time.
+KEPT = 3
+
+# Seconds without any statement after which all go back to the pool, which closes what is idle for long.
+IDLE_TIMEOUT = 10.0
+
+
+class Lending:
+    """Lends the pool's connections. Used from the pool's loop alone.
+
+    What is kept is never held back: whoever waits for the pool gets the next one that comes back.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._loop = asyncio.get_running_loop()
+        self._kept: list[Pooled] = []
+        self._waiting = 0
+        self._closing = False
+        self._last_used = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._returning: set[asyncio.Task[None]] = set()
+
+    @property
+    def lent(self) -> int:
+        """How many connections are out in somebody's hands."""
+        lent: int = self._pool.get_size() - self._pool.get_idle_size() - len(self._kept)
+        return lent
+
+    async def acquire(self, *, timeout: float) -> Pooled:
+        """A connection; waits at most ``timeout`` seconds for one. Raises TimeoutError after that."""
+        while self._kept:
+            connection = self._kept.pop()
+            if not connection.is_closed():
+                return connection
+            await self._pool.release(connection)
+        self._waiting += 1
+        try:
+            return await self._pool.acquire(timeout=timeout)
+        finally:
+            self._waiting -= 1
+
+    def keep(self, connection: Pooled) -> bool:
+        """Take back a connection that has done its work; False where it has to be released."""
+        if self._closing or self._waiting or len(self._kept) >= KEPT or connection.is_closed():
+            return False
+        self._kept.append(connection)
+        self._last_used = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(IDLE_TIMEOUT, self._look)
+        return True
+
+    async def release(self, connection: Pooled) -> None:
+        """Give a connection back to the pool; one that is in the middle of something is cut."""
+        await self._pool.release(connection)
+
+    async def close(self) -> None:
+        """Keep nothing any longer."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._give_back()
+
+    def _look(self) -> None:
+        idle = self._loop.time() - self._last_used
+        self._timer = None
+        if idle < IDLE_TIMEOUT:
+            self._timer = self._loop.call_later(IDLE_TIMEOUT - idle, self._look)
+            return
+        returning = self._loop.create_task(self._give_back())
+        self._returning.add(returning)
+        returning.add_done_callback(self._returning.discard)
+
+    async def _give_back(self) -> None:
+        while self._kept:
+            connection = self._kept.pop()
+            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, utils.Error):
+                await self._pool.release(connection)
