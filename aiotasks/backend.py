@@ -3,30 +3,30 @@
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.core.checks import CheckMessage
-from django.tasks import TaskResultStatus
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued
 from django.utils import timezone
 
-from . import checks
+from . import checks, signals
 from .codec import dump_error, dump_json
 from .conf import Options
 from .exceptions import TaskCancelled, UnknownTask
-from .job import AnyResult, AnyTask, NewJob, lane_of
+from .job import AnyResult, AnyTask, Kind, NewJob, lane_of
 from .store.routes import DjangoRoute, Route, route_on_loop
 from .store.waiting import sync_code_waits
 from .sync import SyncMethod, run_now
-from .tasks import PostgresTask, PostgresTaskResult, parse_id, resolve, result_of
+from .tasks import PostgresTask, new_result, parse_id, resolve, result_of
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7
 else:
-    from uuid_utils.compat import uuid7
+    from uuid_utils import uuid7
 
 __all__ = ["PostgresBackend"]
 
@@ -56,7 +56,7 @@ class PostgresBackend(BaseTaskBackend):
         super().__init__(alias, params)
         self._params = params
 
-    @property
+    @cached_property
     def config(self) -> Options:
         """The OPTIONS, parsed. Raises ImproperlyConfigured for a bad one.
 
@@ -121,12 +121,13 @@ class PostgresBackend(BaseTaskBackend):
         self, route: Route, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
     ) -> list[AnyResult]:
         self._check_path(task)
-        new = [self._new(task, args, kwargs) for args, kwargs in calls]
-        if new:
-            await route.insert([job for job, _ in new])
-        for _, result in new:
-            await route.send(task_enqueued, type(self), result)
-        return [result for _, result in new]
+        jobs, results = self._new(task, calls)
+        if jobs:
+            await route.insert(jobs)
+        if signals.audience(task_enqueued, type(self)) is not signals.Audience.NOBODY:
+            for result in results:
+                await route.send(task_enqueued, type(self), result)
+        return results
 
     async def _get_result(self, route: Route, result_id: str) -> AnyResult:
         id = parse_id(result_id)
@@ -161,42 +162,33 @@ class PostgresBackend(BaseTaskBackend):
                 f"No worker could run this task: {task.module_path!r} leads to another function."
             )
 
-    def _new(self, task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[NewJob, AnyResult]:
+    def _new(
+        self, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
+    ) -> tuple[list[NewJob], list[AnyResult]]:
+        """A row and a TaskResult for each call."""
         limit = self.config.max_argument_size
-        plain_args, args_text = dump_json(list(args), where="args", limit=limit)
-        plain_kwargs, kwargs_text = dump_json(dict(kwargs), where="kwargs", limit=limit)
         now = timezone.now()
+        enqueued_at = now if timezone.is_aware(now) else timezone.make_aware(now)
         run_after = task.run_after
         if run_after is not None and timezone.is_naive(run_after):
             run_after = timezone.make_aware(run_after)
-        job = NewJob(
-            id=uuid7(),
+        kind = Kind(
             backend=self.alias,
             queue_name=task.queue_name,
             task_path=task.module_path,
             lane=lane_of(task.func),
             priority=int(task.priority),
-            args=args_text,
-            kwargs=kwargs_text,
-            enqueued_at=now if timezone.is_aware(now) else timezone.make_aware(now),
             run_after=run_after,
             max_crashes=task.max_crashes if isinstance(task, PostgresTask) else None,
         )
-        result = PostgresTaskResult(
-            task=task,
-            id=str(job.id),
-            status=TaskResultStatus.READY,
-            enqueued_at=now,
-            started_at=None,
-            finished_at=None,
-            last_attempted_at=None,
-            args=plain_args,
-            kwargs=plain_kwargs,
-            backend=self.alias,
-            errors=[],
-            worker_ids=[],
-        )
-        return job, result
+        jobs, results = [], []
+        for args, kwargs in calls:
+            plain_args, args_text = dump_json(list(args), where="args", limit=limit)
+            plain_kwargs, kwargs_text = dump_json(dict(kwargs), where="kwargs", limit=limit)
+            id = str(uuid7())
+            jobs.append(NewJob(id, kind, args_text, kwargs_text, enqueued_at))
+            results.append(new_result(task, id, now, plain_args, plain_kwargs, self.alias))
+        return jobs, results
 
     def close(self) -> None:
         """Nothing to close: what connects belongs to event loops, and ends with them."""

@@ -19,6 +19,8 @@ MAX_DEPTH = 200
 
 _BIG = 2**63
 
+_EMPTY: dict[type, str] = {list: "[]", dict: "{}"}
+
 # json.dumps() makes an encoder at every call that isn't all defaults.
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
@@ -31,6 +33,8 @@ def dump_json(value: Any, *, where: str, limit: int) -> tuple[Any, str]:
     """
     if value is None:  # what most tasks return
         return None, "null"
+    if not value and type(value) in _EMPTY:  # what many are called with
+        return value, _EMPTY[type(value)]
     plain = normalize(value, where)
     text = _encode(plain)
     if len(text) > limit:  # ASCII only, so characters are bytes

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from ..job import Job, NewJob
+from ..job import Job, Kind, NewJob
 from .drivers import Driver
 from .statement import load
 
@@ -22,19 +22,22 @@ class Store:
         return await self.driver.fetch(load(name), *args, timeout=timeout)
 
     async def insert_jobs(self, jobs: Sequence[NewJob], *, timeout: float | None = None) -> None:
+        kinds: dict[Kind, int] = {}
+        numbers = [kinds.setdefault(job.kind, len(kinds) + 1) for job in jobs]
         await self._fetch(
             "insert_jobs",
             [job.id for job in jobs],
-            [job.backend for job in jobs],
-            [job.queue_name for job in jobs],
-            [job.task_path for job in jobs],
-            [job.lane for job in jobs],
-            [job.priority for job in jobs],
+            numbers,
             [job.args for job in jobs],
             [job.kwargs for job in jobs],
             [job.enqueued_at for job in jobs],
-            [job.run_after for job in jobs],
-            [job.max_crashes for job in jobs],
+            [kind.backend for kind in kinds],
+            [kind.queue_name for kind in kinds],
+            [kind.task_path for kind in kinds],
+            [kind.lane for kind in kinds],
+            [kind.priority for kind in kinds],
+            [kind.run_after for kind in kinds],
+            [kind.max_crashes for kind in kinds],
             timeout=timeout,
         )
 

@@ -56,12 +56,12 @@ def wakeups_of(jobs: Iterable[NewJob]) -> list[Wakeup]:
     """One wake-up a queue, with the earliest due time of its scheduled tasks."""
     ready: set[tuple[str, str]] = set()
     due: dict[tuple[str, str], float] = {}
-    for job in jobs:
-        key = (job.backend, job.queue_name)
-        if job.run_after is None:
+    for kind in {job.kind for job in jobs}:
+        key = (kind.backend, kind.queue_name)
+        if kind.run_after is None:
             ready.add(key)
         else:
-            at = job.run_after.timestamp()
+            at = kind.run_after.timestamp()
             due[key] = min(at, due.get(key, at))
     return [*(Wakeup(*key) for key in ready), *(Wakeup(*key, at) for key, at in due.items())]
 

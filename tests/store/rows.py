@@ -8,9 +8,9 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
-from aiotasks.job import Job, NewJob
+from aiotasks.job import Job, Kind, NewJob
 from aiotasks.store.store import Store
 
 EVER = datetime(1970, 1, 1, tzinfo=UTC)
@@ -20,27 +20,28 @@ NO_LANE: tuple[list[str], list[datetime], int] = ([], [], 0)
 
 
 def new_job(**values: Any) -> NewJob:
-    defaults: dict[str, Any] = {
-        "id": uuid7(),
-        "backend": "default",
-        "queue_name": "default",
-        "task_path": "tests.store.tasks.nothing",
-        "lane": "loop",
-        "priority": 0,
-        "args": "[]",
-        "kwargs": "{}",
-        "enqueued_at": datetime.now(UTC),
-        "run_after": None,
-        "max_crashes": None,
-    }
-    return NewJob(**(defaults | values))
+    kind = Kind(
+        **{
+            "backend": "default",
+            "queue_name": "default",
+            "task_path": "tests.store.tasks.nothing",
+            "lane": "loop",
+            "priority": 0,
+            "run_after": None,
+            "max_crashes": None,
+        }
+        | {name: value for name, value in values.items() if name in Kind.__dataclass_fields__}
+    )
+    own = {"id": str(uuid7()), "args": "[]", "kwargs": "{}", "enqueued_at": datetime.now(UTC)}
+    own |= {name: value for name, value in values.items() if name not in Kind.__dataclass_fields__}
+    return NewJob(kind=kind, **own)
 
 
 async def insert(store: Store, number: int = 1, **values: Any) -> list[UUID]:
     """Store this many equal tasks; their ids, which are in the order of their claiming."""
     jobs = [new_job(**values) for _ in range(number)]
     await store.insert_jobs(jobs)
-    return [job.id for job in jobs]
+    return [UUID(job.id) for job in jobs]
 
 
 async def worker(store: Store, lease: float = 60.0, backend: str = "default") -> UUID:
