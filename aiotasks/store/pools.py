@@ -101,7 +101,7 @@ class LoopResources:
             # asyncio.run(task.aenqueue()).
             with suppress(utils.Error, TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT / 2):
-                    await self.notifier.send_what_failed()
+                    await self.notifier.send_what_is_left()
             await self._wait_for_loans(LOAN_TIMEOUT)
             await self.close()
 

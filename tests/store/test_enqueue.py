@@ -26,8 +26,11 @@ async def test_what_is_inserted_is_read_back(store: Store) -> None:
     job = new_job(priority=-7, lane="thread", queue_name='q "x"; --', run_after=soon(), max_crashes=0)
     await store.insert_jobs([job])
     (found,) = await store.select_jobs([job.id], "default")
-    for name in type(job).__slots__:
+    assert str(found.id) == job.id
+    for name in ("args", "kwargs", "enqueued_at"):
         assert getattr(found, name) == getattr(job, name), name
+    for name in type(job.kind).__slots__:
+        assert getattr(found, name) == getattr(job.kind, name), name
     assert (found.status, found.claim_id, found.ready_at) == ("SCHEDULED", None, None)
     assert (found.return_value, found.errors, found.worker_ids) == (None, [], [])
     assert (found.started_at, found.last_attempted_at, found.finished_at) == (None, None, None)

@@ -279,7 +279,7 @@ async def test_cancelled_callers_of_the_batcher_harm_nobody(
         if rng.random() < 0.5:
             loop.call_later(rng.random() * 0.05, task.cancel)
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    stored = {id for (id,) in await conn.fetch("SELECT id FROM aiotasks_task")}
+    stored = {str(id) for (id,) in await conn.fetch("SELECT id FROM aiotasks_task")}
     told = {result for result in results if not isinstance(result, BaseException)}
     assert all(isinstance(result, asyncio.CancelledError) for result in results if result not in told)
     assert told <= stored

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotasks.store.wakeups import CHANNEL, Notifier, Wakeup, read_payload, wakeups_of
-from tests.store.rows import new_job, until
+from tests.store.rows import new_job
 
 MAX_NAME = 200
 
@@ -98,8 +98,9 @@ class Sent:
         self.begun = asyncio.Event()
         self.error: Exception | None = None
 
-    async def notify(self, channel: str, payloads: Sequence[str]) -> None:
+    async def notify(self, channel: str, payloads: Sequence[str], *, alone: bool) -> None:
         assert channel == CHANNEL
+        assert alone
         self.calls.append(payloads)
         self.begun.set()
         await self.gate.wait()
@@ -115,7 +116,7 @@ async def test_those_that_come_while_one_is_under_way_are_one() -> None:
     for _ in range(500):
         notifier.notify([Wakeup("default", "a"), Wakeup("default", "b")])
     sent.gate.set()
-    await until(lambda: not notifier._batcher._flushing)
+    await notifier.all_sent()
     assert [sorted(payloads) for payloads in sent.calls] == [
         [Wakeup("default", "a").payload()],
         [Wakeup("default", "a").payload(), Wakeup("default", "b").payload()],
@@ -130,9 +131,9 @@ async def test_a_failure_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
     sent.gate.set()
     notifier = Notifier(sent)
     notifier.notify([Wakeup("default", "a")])
-    await until(lambda: not notifier._batcher._flushing)
+    await notifier.all_sent()
     sent.error = None
     notifier.notify([Wakeup("default", "b")])
-    await until(lambda: not notifier._batcher._flushing)
+    await notifier.all_sent()
     assert len(sent.calls) == 2
     assert "a NOTIFY was not sent" in caplog.text
