@@ -165,8 +165,7 @@ class Supervisor:
             except OSError as error:
                 failures += 1
                 logger.error("no process for a worker error=%r, again in %g s", str(error), _pause(failures))
-                with anyio.move_on_after(_pause(failures)):
-                    await edition.over.wait()
+                await edition.rest(_pause(failures))
                 continue
             code = await child.wait()
             self._children.discard(child)
@@ -187,8 +186,7 @@ class Supervisor:
                     _describe(code),
                     _pause(failures),
                 )
-                with anyio.move_on_after(_pause(failures)):
-                    await edition.over.wait()
+                await edition.rest(_pause(failures))
 
     async def _start(self, edition: "_Edition") -> "_Child":
         def ready() -> None:
@@ -203,7 +201,7 @@ class Supervisor:
         return child
 
     async def _give_up(self, child: "_Child", code: int, edition: "_Edition") -> None:
-        """None works, and this one couldn't start, so another couldn't either; it has said why."""
+        """None is ready and this one could not start, so neither would another; it has said why."""
         if self._change is None or not self._has_served:
             logger.error("a worker could not start, stopping pid=%d %s", child.pid, _describe(code))
             self._exit_code = code
@@ -232,6 +230,11 @@ class _Edition:
     def end(self) -> None:
         self.over.set()
         self.proven.set()
+
+    async def rest(self, seconds: float) -> None:
+        """Wait so long, or until it is over."""
+        with anyio.move_on_after(seconds):
+            await self.over.wait()
 
 
 class _Child:
@@ -297,6 +300,7 @@ class _Child:
 
 
 def _pause(failures: int) -> float:
+    """Seconds to wait after so many short lives in a row."""
     return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 10))
 
 

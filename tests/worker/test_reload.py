@@ -21,7 +21,7 @@ from .test_supervisor import workers_of
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(reload, "INTERVAL", 0.01)
     monkeypatch.setattr(reload, "SETTLED", 0.02)
-    for path in ("app/models.py", "app/views.py", ".git/hook.py", "env/pyvenv.cfg", "env/lib/code.py"):
+    for path in ("app/models.py", "app/views.py", ".git/hook.py", "aenv/pyvenv.cfg", "aenv/lib/code.py"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("")
     return tmp_path
@@ -56,7 +56,9 @@ async def test_several_changes_are_one(folder: Path) -> None:
         await asyncio.wait_for(code.change(), 0.1)
 
 
-@pytest.mark.parametrize("name", [".git/hook.py", "env/lib/code.py", "app/notes.txt", "app/__pycache__/a.py"])
+@pytest.mark.parametrize(
+    "name", [".git/hook.py", "aenv/lib/code.py", "app/notes.txt", "app/__pycache__/a.py"]
+)
 async def test_what_is_no_code_of_the_site(folder: Path, name: str) -> None:
     code = Code([os.fspath(folder)])
     (folder / name).parent.mkdir(exist_ok=True)
