@@ -1,4 +1,4 @@
-"""``python -m aiotasks.worker`` and ``manage.py aiotasks worker``: one worker, one process."""
+"""``python -m aiotasks.worker`` and ``manage.py aiotasks worker``: a worker, or a supervisor of several."""
 
 import argparse
 import asyncio
@@ -16,6 +16,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ..store.pools import close_pools
 from .exits import task_factory
+from .reload import Code, code_folders
+from .supervisor import Line, Supervisor
 from .worker import Worker
 
 __all__ = ["add_arguments", "main", "run"]
@@ -27,6 +29,9 @@ DATABASE_TIMEOUT = 30.0
 
 # Seconds for which the end waits for threads that aren't the worker's own.
 THREADS_TIMEOUT = 0.5
+
+# More is a slip: each process has some thirty connections.
+MAX_PROCESSES = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=_whole, default=10, metavar="N", help="sync tasks at a time (10)")
     parser.add_argument(
+        "--processes",
+        type=_processes,
+        default=1,
+        metavar="N",
+        help="worker processes, each with its own tasks at a time (1)",
+    )
+    ends = parser.add_mutually_exclusive_group()
+    ends.add_argument(
         "--until-empty", action="store_true", help="exit as soon as nothing is ready, running or due"
+    )
+    ends.add_argument(
+        "--reload", action="store_true", help="start anew when the code changes (for development)"
     )
     parser.add_argument(
         "--grace",
@@ -53,6 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long a stop waits for running tasks (25)",
     )
+    # Given by a supervisor to its workers: the file descriptor of the line between them.
+    parser.add_argument("--supervised", type=_whole, metavar="FD", help=argparse.SUPPRESS)
 
 
 def _whole(text: str) -> int:
@@ -62,6 +80,16 @@ def _whole(text: str) -> int:
         value = -1
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} isn't a whole number of 0 or more")
+    return value
+
+
+def _processes(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if not 1 <= value <= MAX_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{text!r} isn't a whole number from 1 to {MAX_PROCESSES}")
     return value
 
 
@@ -76,7 +104,7 @@ def _seconds(text: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Set Django up and run a worker; returns the exit code."""
+    """Set Django up and run what the options ask for; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m aiotasks.worker", description="Run the tasks of an aiotasks backend."
     )
@@ -91,19 +119,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("no settings: give --settings or set DJANGO_SETTINGS_MODULE.")
     sys.path.insert(0, os.getcwd())  # as manage.py has it
     import django
+    from django.conf import settings
+    from django.utils.log import configure_logging
 
     try:
-        django.setup()
+        if _needs_supervisor(options):
+            # The site's code is for its workers; a supervisor logs where the site wants it to.
+            configure_logging(settings.LOGGING_CONFIG, settings.LOGGING)
+        else:
+            django.setup()
     except ImproperlyConfigured as error:
         return _complain(str(error))
     except ImportError as error:
         return _complain(f"the settings {os.environ['DJANGO_SETTINGS_MODULE']!r} can't be loaded: {error}")
-    return run(options)
+    return run(options, from_command_line=argv is None)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run one worker with parsed options until it is told to stop; returns the exit code."""
+def run(options: argparse.Namespace, *, from_command_line: bool) -> int:
+    """Run a worker, or a supervisor, with parsed options until told to stop; returns the exit code.
+
+    ``from_command_line``: the options are those that this process was started with.
+    """
     _show_log()
+    if not _needs_supervisor(options):
+        return _work(options)
+    if not from_command_line:
+        return _complain("--processes and --reload need a command line that they can start again.")
+    supervisor = Supervisor(
+        [sys.executable, *sys.orig_argv[1:]],
+        processes=options.processes,
+        until_empty=options.until_empty,
+        change=Code(code_folders()).change if options.reload else None,
+    )
+    return asyncio.run(supervisor.run())
+
+
+def _needs_supervisor(options: argparse.Namespace) -> bool:
+    return options.supervised is None and (options.processes > 1 or options.reload)
+
+
+def _work(options: argparse.Namespace) -> int:
+    """Run one worker in this process."""
+    try:
+        line = None if options.supervised is None else Line(options.supervised)
+    except OSError:
+        return _complain("--supervised is for a supervisor's workers only.")
     try:
         worker = Worker(
             backend=options.backend,
@@ -119,7 +179,7 @@ def run(options: argparse.Namespace) -> int:
             asyncio.Runner(loop_factory=_loop_factory()) as runner,
         ):
             runner.get_loop().set_default_executor(executor)
-            runner.run(_serve(worker, until_empty=options.until_empty))
+            runner.run(_serve(worker, line, until_empty=options.until_empty))
             if worker.stuck or not _ends_soon(executor):
                 # A thread can't be cancelled, and everything else has been done.
                 logging.shutdown()
@@ -131,13 +191,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _serve(worker: Worker, *, until_empty: bool) -> None:
-    """Run ``worker`` until a signal, its end, or an empty table."""
+async def _serve(worker: Worker, line: Line | None, *, until_empty: bool) -> None:
+    """Run ``worker`` until a signal, its end, the end of its supervisor, or an empty table."""
     stopping = asyncio.Event()
 
     def told() -> None:
-        """The first signal ends it with grace, the second without."""
-        if stopping.is_set():
+        """The first signal ends it with grace, the second without; a supervisor says that otherwise."""
+        if stopping.is_set() and line is None:
             worker.hurry()
         stopping.set()
 
@@ -145,9 +205,14 @@ async def _serve(worker: Worker, *, until_empty: bool) -> None:
     loop.set_task_factory(task_factory)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told)
+    if line is not None:
+        line.listen(gone=stopping.set, hurry=worker.hurry)
 
     async def work() -> None:
         async with worker:
+            if line is not None:
+                await worker.wait_for_database()
+                line.tell_ready()
             ends = [worker.wait()] + ([worker.wait_until_empty()] if until_empty else [])
             await _first(*ends)
 

@@ -123,6 +123,16 @@ class Worker:
         assert self._main_task is not None
         await asyncio.shield(self._main_task)
 
+    async def wait_for_database(self) -> None:
+        """Return once the database has been reached, or the worker was stopped before that.
+
+        Raises what the worker has ended with, if it did meanwhile.
+        """
+        assert self._main_task is not None
+        await self._built.wait()
+        if self._main_task.done():
+            await self._main_task
+
     async def wait_until_empty(self) -> None:
         """Return once nothing is READY, RUNNING or due in the queues and lanes served.
 

@@ -184,7 +184,7 @@ WRONG = [
     (["--concurrency", "many"], "argument --concurrency: 'many' isn't a whole number of 0 or more"),
     (["--threads", "-1"], "argument --threads: '-1' isn't a whole number of 0 or more"),
     (["--grace", "nan"], "argument --grace: 'nan' isn't a number of seconds from 0 to 86400"),
-    (["--processes", "4"], "unrecognized arguments: --processes 4"),
+    (["--proceses", "4"], "unrecognized arguments: --proceses 4"),
 ]
 
 

@@ -18,9 +18,15 @@ class Command(BaseCommand):
     # The worker's own start says what is wrong with the database, or waits for it.
     requires_migrations_checks = False
 
+    _from_command_line = False  # but from call_command()
+
     def add_arguments(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(dest="subcommand", required=True, metavar="worker")
         cli.add_arguments(commands.add_parser("worker", help="run a worker"))
 
+    def run_from_argv(self, argv: list[str]) -> None:
+        self._from_command_line = True
+        super().run_from_argv(argv)
+
     def handle(self, *args: Any, **options: Any) -> None:
-        sys.exit(cli.run(Namespace(**options)))
+        sys.exit(cli.run(Namespace(**options), from_command_line=self._from_command_line))
