@@ -15,7 +15,7 @@ from aiotasks.demo.postgres import PostgresServer
 
 from . import contenders, plot
 from .results import Result
-from .run import SERVER_SETTINGS, Site, measure
+from .run import SERVER_SETTINGS, Databases, Site, measure
 from .workloads import WORKLOADS, Workload
 
 __all__: list[str] = []
@@ -30,16 +30,19 @@ def main() -> int:
     with PostgresServer(settings=SERVER_SETTINGS) as server:
         versions = {name: module.versions() for name, module in modules.items()}
         versions["server"] = {"PostgreSQL": _server_version(server)}
+        databases = Databases(server)
         for name in options.workloads:
             workload = WORKLOADS[name]
             sites = _sites(name, workload, modules, options)
             if not sites:
                 continue
             _say(f"{name}: {workload.measures}")
-            found = measure(workload, sites, server, pairs=options.pairs, say=lambda line: _say(f"  {line}"))
+            found = measure(
+                workload, sites, databases, pairs=options.pairs, say=lambda line: _say(f"  {line}")
+            )
             result = Result(name, workload, sites, found, pairs=options.pairs)
             has_failed |= bool(found.failed)
-            tables.append(result.table())
+            tables.append(result.table(with_targets=not options.quick))
             if options.writes:
                 result.write(versions)
     _say("\n" + "\n\n".join(tables))
@@ -86,13 +89,14 @@ def _sites(
     name: str, workload: Workload, modules: Mapping[str, ModuleType], options: argparse.Namespace
 ) -> list[Site]:
     """Return who takes part, with how many tasks."""
-    count = workload.quick if options.quick else max(workload.quick, int(workload.count * options.scale))
 
     def site(label: str, contender: str, asked: str) -> Site:
         module = modules[contender]
-        portion = 1.0 if options.quick else getattr(module, "PORTION", 1.0)
+        count = int(getattr(module, "COUNTS", {}).get(name, workload.count) * options.scale)
         staged = asked in getattr(module, "STAGES", {})
-        return Site(label, contender, asked, max(1, int(count * portion)), staged)
+        return Site(
+            label, contender, asked, workload.quick if options.quick else max(workload.quick, count), staged
+        )
 
     sites = [site(label, label, name) for label in modules if name in modules[label].WORKLOADS]
     if workload.baseline is not None and "aiotasks" in modules:

@@ -62,7 +62,7 @@ class Result:
         text = json.dumps(_rounded(content), indent=1, ensure_ascii=False)
         (RESULTS / f"{self._name}.json").write_text(text + "\n", "utf-8")
 
-    def table(self) -> str:
+    def table(self, *, with_targets: bool) -> str:
         """A line for each contender, and one for each target."""
         workload = self._workload
         lines = [f"{self._name}: {workload.measures}"]
@@ -77,7 +77,8 @@ class Result:
             lines.append(
                 f"  {label:18} {_number(spread.median):>9} {workload.unit:8} {span:18} {others}".rstrip()
             )
-        lines += [f"  {line}" for line in map(_target_line, self.ratios)]
+        if with_targets:
+            lines += [f"  {_target_line(ratio)}" for ratio in self.ratios]
         lines += [f"  {label:18} failed: {why}" for label, why in self._found.failed.items()]
         return "\n".join(lines)
 

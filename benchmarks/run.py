@@ -16,7 +16,7 @@ from aiotasks.demo.postgres import PostgresServer
 
 from .workloads import Workload
 
-__all__ = ["SERVER_SETTINGS", "Failed", "Measurements", "Site", "measure"]
+__all__ = ["SERVER_SETTINGS", "Databases", "Failed", "Measurements", "Site", "measure"]
 
 # Everything else is PostgreSQL's default, fsync and synchronous_commit too. Some rivals open a
 # connection per thread or coroutine.
@@ -52,14 +52,13 @@ class Measurements:
 def measure(
     workload: Workload,
     sites: Sequence[Site],
-    server: PostgresServer,
+    databases: "Databases",
     *,
     pairs: int,
     say: Callable[[str], None],
 ) -> Measurements:
     """Run ``pairs`` rounds, in another order each time. Who fails once is out."""
     found = Measurements([{} for _ in range(pairs)], {})
-    databases = _Databases(server)
     for number, figures in enumerate(found.rounds):
         turn = number % len(sites)
         for site in [*sites[turn:], *sites[:turn]]:
@@ -71,18 +70,17 @@ def measure(
                 found.failed[site.label] = str(error)
                 say(f"{site.label} has failed: {error}")
             else:
-                shown = figures[site.label].get(workload.figure)
+                shown = figures[site.label][workload.figure]
                 say(f"round {number + 1}: {site.label} {shown:,.6g} {workload.unit}")
         if workload.ideal is not None:
             figures["ideal"] = {workload.figure: workload.ideal.of(sites[0].count)}
     for figures in found.rounds:
         for label in found.failed:
             figures.pop(label, None)
-    databases.drop_templates()
     return found
 
 
-class _Databases:
+class Databases:
     """A template for each contender, and for each workload that finds rows there; copies to measure on."""
 
     def __init__(self, server: PostgresServer) -> None:
@@ -90,18 +88,13 @@ class _Databases:
         self._templates: dict[tuple[str, ...], str] = {}
 
     def measure(self, site: Site) -> dict[str, float]:
-        """Measure on a fresh copy. No checkpoint is due within the first minutes: there was one just now."""
+        """Measure on a fresh copy. Raises Failed."""
         with self._copy("measured", self._template(site)) as name:
             output = self._run(name, site.contender, site.workload, str(site.count))
         try:
             return json.loads(output.splitlines()[-1])
         except (IndexError, ValueError):
             raise Failed("There was no JSON in the last line of its output.") from None
-
-    def drop_templates(self) -> None:
-        for name in self._templates.values():
-            self._drop(name)
-        self._templates.clear()
 
     def _template(self, site: Site) -> str:
         key = (site.contender,)
@@ -129,10 +122,10 @@ class _Databases:
 
     @contextmanager
     def _copy(self, name: str, template: str) -> Iterator[str]:
-        # By files, which begins and ends with a checkpoint, and keeps large copies out of the WAL.
+        # By files, so that a large copy doesn't go through the WAL.
         self._execute("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy", name, template)
         try:
-            self._execute("CHECKPOINT")
+            self._execute("CHECKPOINT")  # the next is due when this one is five minutes ago
             yield name
         finally:
             self._drop(name)

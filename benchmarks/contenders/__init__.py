@@ -10,8 +10,8 @@ The modules import only what aiotasks itself needs at their top, as what they me
     a figure of anything but what was to be measured.
 ``STAGES`` (optional): by workload, a function of the number of tasks that adds the rows which the
     workload finds there; run once, before the first round.
-``PORTION`` (optional): the share of each number of tasks that is enough for a contender with which the
-    whole would take many minutes.
+``COUNTS`` (optional): by workload, the number of tasks that is enough for a steady rate where the
+    workload's own would take many minutes.
 """
 
 import importlib
