@@ -2,7 +2,7 @@
 
 Each is run in rounds, by every contender in turn, on a PostgreSQL that is started for it, with fsync and
 synchronous_commit on. Figures of different runs or machines don't compare: the ratios of one run do.
-Results go to benchmarks/results/, unless --quick or --scale is given.
+Results go to benchmarks/results/, unless the run was too short to quote: fewer tasks, or fewer rounds.
 """
 
 import argparse
@@ -19,6 +19,9 @@ from .run import SERVER_SETTINGS, Databases, Site, measure
 from .workloads import WORKLOADS, Workload
 
 __all__: list[str] = []
+
+# Rounds of a run whose ratios may be quoted.
+PAIRS = 7
 
 
 def main() -> int:
@@ -59,7 +62,7 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(WORKLOADS)} (all)")
-    parser.add_argument("--pairs", type=int, default=7, metavar="N", help="rounds (7)")
+    parser.add_argument("--pairs", type=int, default=PAIRS, metavar="N", help=f"rounds ({PAIRS})")
     parser.add_argument("--only", metavar="CONTENDER,…", help=f"of {', '.join(names)} (all)")
     parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="of the numbers of tasks (1)")
     parser.add_argument("--quick", action="store_true", help="show that it runs: a few tasks, one round")
@@ -71,7 +74,7 @@ def _options() -> argparse.Namespace:
         parser.error(f"no workload is called {', '.join(sorted(unknown))}; there are {', '.join(WORKLOADS)}")
     if unknown := {*options.only} - {*names}:
         parser.error(f"no contender is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    options.writes = not options.quick and options.scale == 1.0
+    options.writes = not options.quick and options.scale >= 1.0 and options.pairs >= PAIRS
     options.pairs = 1 if options.quick else options.pairs
     return options
 

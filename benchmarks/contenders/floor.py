@@ -109,7 +109,7 @@ def _drain(count: int) -> dict[str, float]:
 
 
 def _pool(connections: int) -> asyncpg.Pool:
-    """asyncpg's pool as it comes. It resets what comes back, a round trip: without, it is 1.4 times as fast."""
+    """asyncpg's pool as it comes: it resets what comes back, without which it is 1.4 times as fast."""
     return asyncpg.create_pool(dsn(), min_size=connections, max_size=connections)
 
 
