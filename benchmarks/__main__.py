@@ -6,10 +6,10 @@ Results go to benchmarks/results/, unless the run was too short to quote: fewer 
 """
 
 import argparse
+import signal
+import sys
 from collections.abc import Mapping
 from types import ModuleType
-
-import psycopg
 
 from aiotasks.demo.postgres import PostgresServer
 
@@ -26,13 +26,12 @@ PAIRS = 7
 
 def main() -> int:
     """Do what the command line says; returns the exit code: 1 if any measurement has failed."""
+    signal.signal(signal.SIGTERM, lambda *args: sys.exit(143))  # not without ending what has been started
     options = _options()
     modules = _installed(options.only)
     tables: list[str] = []
     has_failed = False
     with PostgresServer(settings=SERVER_SETTINGS) as server:
-        versions = {name: module.versions() for name, module in modules.items()}
-        versions["server"] = {"PostgreSQL": _server_version(server)}
         databases = Databases(server)
         for name in options.workloads:
             workload = WORKLOADS[name]
@@ -47,7 +46,8 @@ def main() -> int:
             has_failed |= bool(found.failed)
             tables.append(result.table(with_targets=not options.quick))
             if options.writes:
-                result.write(versions)
+                versions = {name: module.versions() for name, module in modules.items()}
+                result.write(versions, databases.server_settings())
     _say("\n" + "\n\n".join(tables))
     if options.writes and not options.no_plot:
         plot.write()
@@ -107,14 +107,9 @@ def _sites(
     return sites
 
 
-def _server_version(server: PostgresServer) -> str:
-    with psycopg.connect(server.dsn()) as connection:
-        return connection.execute("SHOW server_version").fetchone()[0]
-
-
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

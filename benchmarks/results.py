@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .run import SERVER_SETTINGS, Measurements, Site
+from .run import Measurements, Site
 from .statistics import Ratio, Spread, ratio
 from .workloads import Workload
 
@@ -39,14 +39,14 @@ class Result:
         ratios = (ratio(target, found.rounds) for target in workload.targets)
         self.ratios: list[Ratio] = [found for found in ratios if found is not None]
 
-    def write(self, versions: Mapping[str, Mapping[str, str]]) -> None:
-        """Write ``results/NAME.json``; ``versions`` are the contenders' and the server's."""
+    def write(self, versions: Mapping[str, Mapping[str, str]], server: Mapping[str, str]) -> None:
+        """Write ``results/NAME.json``, with each contender's versions and the server's settings."""
         content: dict[str, Any] = {
             "workload": self._name,
             "measures": self._workload.measures,
             "date": datetime.now(UTC).date().isoformat(),
             "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-            "server_settings": SERVER_SETTINGS,
+            "server": server,
             "versions": versions,
             "counts": {site.label: site.count for site in self._sites},
             "pairs": self._pairs,

@@ -96,6 +96,13 @@ class Databases:
         except (IndexError, ValueError):
             raise Failed("There was no JSON in the last line of its output.") from None
 
+    def server_settings(self) -> dict[str, str]:
+        """Return what the server itself says of what the figures depend on."""
+        names = ["server_version", "fsync", "synchronous_commit", "full_page_writes", *SERVER_SETTINGS]
+        with psycopg.connect(self._server.dsn()) as connection:
+            rows = connection.execute("SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", [names])
+            return dict(rows.fetchall())
+
     def _template(self, site: Site) -> str:
         key = (site.contender,)
         if key not in self._templates:

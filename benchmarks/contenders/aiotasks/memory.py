@@ -20,7 +20,8 @@ def measure(count: int) -> dict[str, float]:
     set_up()
 
     def rss_mb() -> float:
-        return psutil.Process(process.pid).memory_info().rss / 10**6
+        parent = psutil.Process(process.pid)
+        return sum(each.memory_info().rss for each in [parent, *parent.children(recursive=True)]) / 10**6
 
     async def measured() -> dict[str, float]:
         await process.until(_is_registered, TIMEOUT)
