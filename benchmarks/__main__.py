@@ -15,7 +15,7 @@ from aiotasks.demo.postgres import PostgresServer
 
 from . import contenders, plot
 from .results import Result
-from .run import SERVER_SETTINGS, Databases, Site, measure
+from .run import SERVER_SETTINGS, Databases, Entry, measure
 from .workloads import WORKLOADS, Workload
 
 __all__: list[str] = []
@@ -35,18 +35,18 @@ def main() -> int:
         databases = Databases(server)
         for name in options.workloads:
             workload = WORKLOADS[name]
-            sites = _sites(name, workload, modules, options)
-            if not sites:
+            entries = _entries(name, workload, modules, options)
+            if not entries:
                 continue
             _say(f"{name}: {workload.measures}")
             found = measure(
-                workload, sites, databases, pairs=options.pairs, say=lambda line: _say(f"  {line}")
+                workload, entries, databases, pairs=options.pairs, say=lambda line: _say(f"  {line}")
             )
-            result = Result(name, workload, sites, found, pairs=options.pairs)
+            result = Result(name, workload, entries, found, pairs=options.pairs)
             has_failed |= bool(found.failed)
             tables.append(result.table(with_targets=not options.quick))
             if options.writes:
-                versions = {name: module.versions() for name, module in modules.items()}
+                versions = {entry.contender: modules[entry.contender].versions() for entry in entries}
                 result.write(versions, databases.server_settings())
     _say("\n" + "\n\n".join(tables))
     if options.writes and not options.no_plot:
@@ -74,6 +74,8 @@ def _options() -> argparse.Namespace:
         parser.error(f"no workload is called {', '.join(sorted(unknown))}; there are {', '.join(WORKLOADS)}")
     if unknown := {*options.only} - {*names}:
         parser.error(f"no contender is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    if options.pairs < 1 or options.scale <= 0:
+        parser.error("--pairs and --scale must be above 0")
     options.writes = not options.quick and options.scale >= 1.0 and options.pairs >= PAIRS
     options.pairs = 1 if options.quick else options.pairs
     return options
@@ -88,23 +90,23 @@ def _installed(names: list[str]) -> dict[str, ModuleType]:
     return {name: module for name, module in modules.items() if not contenders.missing(module)}
 
 
-def _sites(
+def _entries(
     name: str, workload: Workload, modules: Mapping[str, ModuleType], options: argparse.Namespace
-) -> list[Site]:
+) -> list[Entry]:
     """Return who takes part, with how many tasks."""
 
-    def site(label: str, contender: str, asked: str) -> Site:
+    def entry(label: str, contender: str, asked: str) -> Entry:
         module = modules[contender]
         count = int(getattr(module, "COUNTS", {}).get(name, workload.count) * options.scale)
         staged = asked in getattr(module, "STAGES", {})
-        return Site(
+        return Entry(
             label, contender, asked, workload.quick if options.quick else max(workload.quick, count), staged
         )
 
-    sites = [site(label, label, name) for label in modules if name in modules[label].WORKLOADS]
+    entries = [entry(label, label, name) for label in modules if name in modules[label].WORKLOADS]
     if workload.baseline is not None and "aiotasks" in modules:
-        sites.append(site(workload.baseline, "aiotasks", workload.baseline))
-    return sites
+        entries.append(entry(workload.baseline, "aiotasks", workload.baseline))
+    return entries
 
 
 def _say(line: str) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .run import Measurements, Site
+from .run import Entry, Measurements
 from .statistics import Ratio, Spread, ratio
 from .workloads import Workload
 
@@ -22,11 +22,11 @@ class Result:
     """One workload's."""
 
     def __init__(
-        self, name: str, workload: Workload, sites: Sequence[Site], found: Measurements, *, pairs: int
+        self, name: str, workload: Workload, entries: Sequence[Entry], found: Measurements, *, pairs: int
     ) -> None:
         self._name = name
         self._workload = workload
-        self._sites = sites
+        self._entries = entries
         self._found = found
         self._pairs = pairs
         self.spreads: dict[str, dict[str, Spread]] = {
@@ -48,7 +48,7 @@ class Result:
             "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
             "server": server,
             "versions": versions,
-            "counts": {site.label: site.count for site in self._sites},
+            "counts": {entry.label: entry.count for entry in self._entries},
             "pairs": self._pairs,
             "medians": {
                 label: {figure: asdict(spread) for figure, spread in figures.items()}

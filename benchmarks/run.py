@@ -16,13 +16,13 @@ from aiotasks.demo.postgres import PostgresServer
 
 from .workloads import Workload
 
-__all__ = ["SERVER_SETTINGS", "Databases", "Failed", "Measurements", "Site", "measure"]
+__all__ = ["SERVER_SETTINGS", "Databases", "Entry", "Failed", "Measurements", "measure"]
 
 # Everything else is PostgreSQL's default, fsync and synchronous_commit too. Some rivals open a
 # connection per thread or coroutine.
 SERVER_SETTINGS = {"max_connections": "300"}
 
-# Seconds for one measurement, the preparation of its database included.
+# Seconds for one measurement, or for one preparation.
 TIMEOUT = 3600.0
 
 
@@ -31,7 +31,7 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True)
-class Site:
+class Entry:
     """One contender's side of a workload: ``label`` in the results, and what it is asked to run."""
 
     label: str
@@ -51,7 +51,7 @@ class Measurements:
 
 def measure(
     workload: Workload,
-    sites: Sequence[Site],
+    entries: Sequence[Entry],
     databases: "Databases",
     *,
     pairs: int,
@@ -60,20 +60,20 @@ def measure(
     """Run ``pairs`` rounds, in another order each time. Who fails once is out."""
     found = Measurements([{} for _ in range(pairs)], {})
     for number, figures in enumerate(found.rounds):
-        turn = number % len(sites)
-        for site in [*sites[turn:], *sites[:turn]]:
-            if site.label in found.failed:
+        turn = number % len(entries)
+        for entry in [*entries[turn:], *entries[:turn]]:
+            if entry.label in found.failed:
                 continue
             try:
-                figures[site.label] = databases.measure(site)
+                figures[entry.label] = databases.measure(entry)
             except Failed as error:
-                found.failed[site.label] = str(error)
-                say(f"{site.label} has failed: {error}")
+                found.failed[entry.label] = str(error)
+                say(f"{entry.label} has failed: {error}")
             else:
-                shown = figures[site.label][workload.figure]
-                say(f"round {number + 1}: {site.label} {shown:,.6g} {workload.unit}")
+                shown = figures[entry.label][workload.figure]
+                say(f"round {number + 1}: {entry.label} {shown:,.6g} {workload.unit}")
         if workload.ideal is not None:
-            figures["ideal"] = {workload.figure: workload.ideal.of(sites[0].count)}
+            figures["ideal"] = {workload.figure: workload.ideal.of(entries[0].count)}
     for figures in found.rounds:
         for label in found.failed:
             figures.pop(label, None)
@@ -87,10 +87,10 @@ class Databases:
         self._server = server
         self._templates: dict[tuple[str, ...], str] = {}
 
-    def measure(self, site: Site) -> dict[str, float]:
+    def measure(self, entry: Entry) -> dict[str, float]:
         """Measure on a fresh copy. Raises Failed."""
-        with self._copy("measured", self._template(site)) as name:
-            output = self._run(name, site.contender, site.workload, str(site.count))
+        with self._copy("measured", self._template(entry)) as name:
+            output = self._run(name, entry.contender, entry.workload, str(entry.count))
         try:
             return json.loads(output.splitlines()[-1])
         except (IndexError, ValueError):
@@ -103,19 +103,19 @@ class Databases:
             rows = connection.execute("SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", [names])
             return dict(rows.fetchall())
 
-    def _template(self, site: Site) -> str:
-        key = (site.contender,)
+    def _template(self, entry: Entry) -> str:
+        key = (entry.contender,)
         if key not in self._templates:
-            name = f"prepared_{site.contender}"
+            name = f"prepared_{entry.contender}"
             self._execute("CREATE DATABASE {}", name)
-            self._prepare(key, name, site.contender, "prepare")
-        if not site.staged:
+            self._prepare(key, name, entry.contender, "prepare")
+        if not entry.staged:
             return self._templates[key]
-        staged = (site.contender, site.workload)
+        staged = (entry.contender, entry.workload)
         if staged not in self._templates:
-            name = f"prepared_{site.contender}_{site.workload}"
+            name = f"prepared_{entry.contender}_{entry.workload}"
             self._execute("CREATE DATABASE {} TEMPLATE {}", name, self._templates[key])
-            self._prepare(staged, name, site.contender, "prepare", site.workload, str(site.count))
+            self._prepare(staged, name, entry.contender, "prepare", entry.workload, str(entry.count))
         return self._templates[staged]
 
     def _prepare(self, key: tuple[str, ...], name: str, *arguments: str) -> None:

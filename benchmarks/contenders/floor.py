@@ -66,7 +66,7 @@ SELECT = """
 
 
 def versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("asyncpg", "Django", "psycopg")}
+    return {name: metadata.version(name) for name in ("asyncpg", "Django", "psycopg", "uvloop")}
 
 
 prepare = migrate
