@@ -1,5 +1,6 @@
 // What ../graphile_worker.py asks of graphile-worker. Each command prints a line of JSON; times are Unix
 // time in seconds.
+import { hash } from "node:crypto";
 import { openSync, writeSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Logger, makeWorkerUtils, run } from "graphile-worker";
@@ -17,23 +18,21 @@ const batching = {
   failJobBatchDelay: 0,
 };
 
-function spin(rounds) {
-  let sum = 0;
-  for (let round = 0; round < rounds; round++) sum += Math.sqrt(round);
-  return sum;
-}
-
-/** How many rounds take a millisecond of CPU time: the thread's clock is too coarse to burn one by it. */
-function roundsPerMillisecond() {
-  const step = 100_000;
+/**
+ * Return a function that takes a millisecond of CPU time. The thread's clock is too coarse to stop by, and
+ * the compiler changes its mind about loops: so this hashes as many bytes as have taken that long before.
+ */
+function millisecond() {
+  const step = Buffer.alloc(200_000);
   const start = process.threadCpuUsage();
   let used = { user: 0, system: 0 };
-  let rounds = 0;
-  for (; used.user + used.system < 300_000; rounds += step) {
-    spin(step);
+  let hashed = 0;
+  for (; used.user + used.system < 300_000; hashed += step.length) {
+    hash("sha256", step);
     used = process.threadCpuUsage(start);
   }
-  return Math.round((rounds * 1000) / (used.user + used.system));
+  const bytes = Buffer.alloc(Math.round((hashed * 1000) / (used.user + used.system)));
+  return () => void hash("sha256", bytes);
 }
 
 async function withUtils(body) {
@@ -52,7 +51,6 @@ const commands = {
 
   /** Run what there is, `count` jobs, from the first body to the completion of the last. */
   async drain(task, count) {
-    const rounds = task === "cpu" ? roundsPerMillisecond() : 0;
     let first;
     let ran = 0;
     const all = Promise.withResolvers();
@@ -63,7 +61,7 @@ const commands = {
     };
     const runner = await run({
       preset: { worker: { connectionString, logger, ...batching } },
-      taskList: { noop: counted(() => {}), cpu: counted(() => spin(rounds)) },
+      taskList: { [task]: counted(task === "cpu" ? millisecond() : () => {}) },
     });
     await all.promise;
     await runner.stop(); // writes the last completions
