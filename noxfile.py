@@ -65,8 +65,8 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def bench(session: nox.Session) -> None:
-    """Measure; `-- no-ops io` some of the workloads, `-- --scale 0.1` less of each."""
-    install(session)
+    """Measure; `-- drain io-200` some of the workloads, `-- --quick` only whether they run."""
+    session.install("-r", "requirements/bench.txt", "-e", ".")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
@@ -75,8 +75,9 @@ def pin(session: nox.Session) -> None:
     """Compile requirements/*.txt anew from pyproject.toml; `-- --upgrade` takes the newest versions."""
     uv = os.environ.get("UV", "uv")  # `uv run` and `uv tool run` set it
     package = ["pyproject.toml", "--extra=demo"]
-    dev = ["--constraints=requirements/dev.txt"]  # so that all three agree
-    for name, *arguments in [("dev", *package), ("lint", *dev), ("types", *package, *dev)]:
+    dev = ["--constraints=requirements/dev.txt"]  # so that all of them agree
+    groups = [("dev", *package), ("lint", *dev), ("types", *package, *dev), ("bench", *package, *dev)]
+    for name, *arguments in groups:
         session.run(
             *(uv, "pip", "compile", "--quiet", "--no-header", "--universal", "--python-version=3.12"),
             *(f"--group={name}", f"--output-file=requirements/{name}.txt"),

@@ -1,1 +1,1 @@
-"""Workloads, each measured on a PostgreSQL of its own with durable commits."""
+"""Workloads, run on aiotasks, on the bare database and on rivals, side by side: ``python -m benchmarks``."""

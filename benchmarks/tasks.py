@@ -1,9 +1,15 @@
 """The tasks that the workloads run."""
 
 import asyncio
+import random
 import time
 
+from django.db.models import Func, TextField, Value
 from django.tasks import task
+
+from .models import ITEMS, Item
+
+__all__ = ["cpu", "noop", "now", "queries", "sleep", "slow_queries", "sync_noop", "sync_sleep"]
 
 
 @task
@@ -14,6 +20,29 @@ async def noop() -> None:
 @task
 def sync_noop() -> None:
     """Nothing, in a thread."""
+
+
+@task
+async def cpu() -> None:
+    """A millisecond of CPU time."""
+    end = time.thread_time() + 0.001
+    while time.thread_time() < end:
+        pass
+
+
+@task
+async def queries() -> None:
+    """Five look-ups by primary key, one after another."""
+    for _ in range(5):
+        await Item.objects.aget(pk=random.randint(1, ITEMS))
+
+
+@task
+async def slow_queries() -> None:
+    """Five queries of 10 ms, one after another."""
+    sleep = Func(Value(0.01), function="pg_sleep", output_field=TextField())
+    for _ in range(5):
+        await Item.objects.annotate(slept=sleep).aget(pk=1)
 
 
 @task

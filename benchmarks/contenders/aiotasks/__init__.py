@@ -1,0 +1,55 @@
+"""aiotasks, with its default options unless a workload says otherwise."""
+
+from functools import partial
+from importlib import metadata
+
+import aiotasks
+
+from ..site import migrate
+from . import depth, drains, enqueues, fairness, memory, snapshot, waits
+
+__all__ = ["REQUIRES", "STAGES", "WORKLOADS", "prepare", "versions"]
+
+REQUIRES = ["asyncpg", "Django", "psutil", "psycopg", "uvloop"]
+
+
+def versions() -> dict[str, str]:
+    measured = {name: metadata.version(name) for name in ("Django", "asyncpg", "psycopg", "uvloop")}
+    return {"aiotasks": aiotasks.__version__, **measured}
+
+
+prepare = migrate
+
+STAGES = {"depth": depth.fill}
+
+WORKLOADS = {
+    "drain": partial(drains.drain, "noop"),
+    "drain-receivers": drains.with_receivers,
+    "drain-sync": partial(drains.drain, "sync_noop"),
+    "drain-cpu": partial(drains.drain, "cpu"),
+    "drain-queries": partial(drains.drain, "queries", options=("--concurrency", "50")),
+    "enqueue-50": partial(enqueues.concurrent, callers=50),
+    "enqueue-1": partial(enqueues.concurrent, callers=1),
+    "enqueue-sync": enqueues.sync,
+    "bulk": enqueues.bulk,
+    "refresh": enqueues.refresh,
+    "latency": waits.latency,
+    "scheduled": waits.scheduled,
+    "io-200": partial(drains.drain, "sleep", args=(0.1,), options=("--concurrency", "200")),
+    "io-10000": partial(drains.drain, "sleep", args=(1.0,), options=("--concurrency", "10000")),
+    "threads": partial(drains.drain, "sync_sleep", args=(0.02,), options=("--threads", "20")),
+    "depth": depth.drain,
+    "depth-empty": depth.drain,
+    "snapshot": snapshot.measure,
+    "orm": partial(drains.drain, "slow_queries", options=("--concurrency", "50")),
+    "orm-one-thread": partial(
+        drains.drain,
+        "slow_queries",
+        options=("--concurrency", "50"),
+        settings="benchmarks.settings_one_thread",
+    ),
+    "memory": memory.measure,
+    "processes": partial(drains.drain, "cpu", options=("--processes", "2")),
+    "processes-one": partial(drains.drain, "cpu"),
+    "fairness": fairness.measure,
+}

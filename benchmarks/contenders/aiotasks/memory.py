@@ -1,0 +1,54 @@
+"""The memory of a worker: idle, and over very many tasks."""
+
+import asyncio
+
+import psutil
+
+from ..common import run
+from ..site import set_up
+from .flood import Flood
+from .support import TIMEOUT, aiotasks_worker, connection, drained
+
+__all__ = ["measure"]
+
+# Seconds for which an idle worker is left alone before it is looked at.
+SETTLE = 5.0
+
+
+def measure(count: int) -> dict[str, float]:
+    """RSS in MB (of 10**6 bytes) when idle, after a tenth of ``count`` no-ops, and after all."""
+    set_up()
+
+    def rss_mb() -> float:
+        parent = psutil.Process(process.pid)
+        return sum(each.memory_info().rss for each in [parent, *parent.children(recursive=True)]) / 10**6
+
+    async def measured() -> dict[str, float]:
+        await process.until(_is_registered, TIMEOUT)
+        await asyncio.sleep(SETTLE)
+        idle = rss_mb()
+        flood = Flood("default")
+        await flood.feed(process, count // 10)
+        await process.until(_is_empty, TIMEOUT)
+        warm = rss_mb()
+        await flood.feed(process, count)
+        await process.until(_is_empty, TIMEOUT)
+        end = rss_mb()
+        return {"idle_mb": idle, "warm_mb": warm, "end_mb": end, "growth_percent": (end / warm - 1) * 100}
+
+    with aiotasks_worker() as process:
+        figures = run(measured())
+    run(drained(count))
+    return figures
+
+
+async def _is_registered() -> bool:
+    async with connection() as opened:
+        return await opened.fetchval("SELECT EXISTS (SELECT FROM aiotasks_worker)")
+
+
+async def _is_empty() -> bool:
+    async with connection() as opened:
+        return not await opened.fetchval(
+            "SELECT EXISTS (SELECT FROM aiotasks_task WHERE status IN ('READY', 'RUNNING'))"
+        )

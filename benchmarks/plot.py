@@ -1,0 +1,91 @@
+"""The README's plot: three kinds of tasks side by side, as far as there are results.
+
+Written by hand, as it is a few bars: the text stays text, the colours follow the reader's light or dark
+mode, the same results give the same file, and nothing but the standard library is needed.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+from .results import RESULTS
+
+__all__ = ["draw", "write"]
+
+PANELS = {"drain": "no-op", "drain-cpu": "1 ms of CPU", "drain-queries": "five ORM queries"}
+
+STYLE = """
+text { font: 13px system-ui, sans-serif; fill: #1f2328 }
+.title { font-weight: 600 }
+.note { fill: #59636e }
+.number { font-variant-numeric: tabular-nums }
+rect { fill: #9aa4af }
+rect.aiotasks { fill: #0969da }
+@media (prefers-color-scheme: dark) {
+  text { fill: #f0f6fc }
+  .note { fill: #9198a1 }
+  rect { fill: #656c76 }
+  rect.aiotasks { fill: #4493f8 }
+}
+"""
+
+# In pixels. A panel's longest bar leaves room for its number.
+NAMES, PANEL, BAR = 130, 230, 150
+TOP, ROW, BOTTOM = 44, 24, 30
+
+
+def write(directory: Path = RESULTS) -> None:
+    """Write ``drain.svg`` beside the results that it shows."""
+    rates = {workload: _rates(directory / f"{workload}.json") for workload in PANELS}
+    if any(rates.values()):
+        (directory / "drain.svg").write_text(draw(rates), "utf-8")
+
+
+def _rates(path: Path) -> dict[str, float]:
+    """Return each contender's tasks/s; none where there is no such result yet."""
+    if not path.exists():
+        return {}
+    medians = json.loads(path.read_text("utf-8"))["medians"]
+    return {label: figures["per_s"]["median"] for label, figures in medians.items() if label != "floor"}
+
+
+def draw(rates: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the SVG of tasks/s, by workload and contender. Each panel has a scale of its own."""
+    names = sorted(
+        {name for panel in rates.values() for name in panel},
+        key=lambda name: (name != "aiotasks", -max(panel.get(name, 0.0) for panel in rates.values()), name),
+    )
+    width, height = NAMES + len(PANELS) * PANEL, TOP + len(names) * ROW + BOTTOM
+    svg = ElementTree.Element(
+        "svg",
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {width} {height}",
+        width=str(width),
+        role="img",
+    )
+    _add(svg, "title", "Tasks per second of one worker, by what the tasks do")
+    _add(svg, "style", STYLE)
+    for row, name in enumerate(names):
+        _add(svg, "text", name.replace("_", "-"), x=NAMES - 10, y=TOP + row * ROW + 16, text_anchor="end")
+    for column, (workload, title) in enumerate(PANELS.items()):
+        left = NAMES + column * PANEL
+        _add(svg, "text", title, x=left, y=TOP - 16, class_="title")
+        most = max(rates[workload].values(), default=1.0)
+        for row, name in enumerate(names):
+            top, rate = TOP + row * ROW, rates[workload].get(name)
+            length = 0 if rate is None else max(1, round(BAR * rate / most))
+            if length:
+                _add(svg, "rect", x=left, y=top + 3, width=length, height=ROW - 6, class_=name)
+            number = "not measured" if rate is None else f"{rate:,.0f}"
+            class_ = "note" if rate is None else "number"
+            _add(svg, "text", number, x=left + length + 6, y=top + 16, class_=class_)
+    note = "tasks/s, medians; each kind of task has a scale of its own"
+    _add(svg, "text", note, x=NAMES, y=height - 8, class_="note")
+    ElementTree.indent(svg)
+    return ElementTree.tostring(svg, encoding="unicode") + "\n"
+
+
+def _add(parent: ElementTree.Element, tag: str, text: str | None = None, **attributes: object) -> None:
+    named = {name.rstrip("_").replace("_", "-"): str(value) for name, value in attributes.items()}
+    ElementTree.SubElement(parent, tag, named).text = text
