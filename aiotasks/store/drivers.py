@@ -20,6 +20,7 @@ __all__ = [
     "ConnectionDriver",
     "DjangoDriver",
     "Driver",
+    "constraint",
     "django_errors",
     "is_transient",
     "sqlstate",
@@ -99,8 +100,29 @@ class DjangoDriver:
 
     async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
         with connections[self._alias].cursor() as cursor:
-            cursor.execute(statement.django_sql, {f"p{n}": arg for n, arg in enumerate(args, 1)})
+            cursor.execute(
+                statement.django_sql,
+                {f"p{n}": _array(arg) if isinstance(arg, list) else arg for n, arg in enumerate(args, 1)},
+            )
             return cursor.fetchall() if cursor.description else []
+
+
+def _array(values: list[Any]) -> str:
+    """PostgreSQL's text form of an array, whose type the statement gives.
+
+    psycopg's own adaptation of a dozen lists takes 100 µs, as much as the rest of an enqueue.
+    https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
+    """
+    return f"{{{','.join([_element(value) for value in values])}}}"
+
+
+def _element(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    text = value if isinstance(value, str) else str(value)
+    if "\\" in text or '"' in text:
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 # asyncpg's errors by SQLSTATE class, as psycopg's by PEP 249, which is what Django wraps.
@@ -161,6 +183,12 @@ def sqlstate(error: BaseException) -> str | None:
     cause = error.__cause__
     code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
     return code if isinstance(code, str) else None
+
+
+def constraint(error: BaseException) -> str | None:
+    """The name of the constraint that a ``django.db`` error is about; None if it isn't about one."""
+    name = getattr(error.__cause__, "constraint_name", None)
+    return name if isinstance(name, str) else None
 
 
 # Serialization failures and deadlocks (40), resources such as connections and disk (53), lock

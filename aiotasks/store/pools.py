@@ -19,7 +19,7 @@ from ..conf import Options
 from ..job import Job, NewJob
 from .batcher import Batcher
 from .connect import connect
-from .drivers import AsyncpgDriver
+from .drivers import AsyncpgDriver, constraint
 from .listener import Listener
 from .repeat import repeat
 from .store import Store
@@ -38,6 +38,8 @@ LOAN_TIMEOUT = 0.2
 ENQUEUE_LIMIT = 1000
 LOOKUP_LIMIT = 1000
 
+PRIMARY_KEY = "aiotasks_task_pkey"
+
 
 class LoopResources:
     """One loop's pool for one set of options, its Store, and its Batchers. Made on that loop."""
@@ -55,7 +57,7 @@ class LoopResources:
         )
         self.driver = AsyncpgDriver(self.pool, timeout=options.command_timeout)
         self.store = Store(self.driver)
-        self.notifier = Notifier(self.store)
+        self.notifier = Notifier(self.store, options.database)
         self.listener = Listener(
             options.database,
             timeout=options.command_timeout,
@@ -76,7 +78,20 @@ class LoopResources:
         within = self.options.command_timeout
         # 10,000 rows a second is a twentieth of what this machine's disk does.
         timeout = within + len(jobs) / 10_000
-        await repeat(lambda: self.store.insert_jobs(jobs, timeout=timeout), within=within)
+        tries = 0
+
+        async def insert() -> None:
+            nonlocal tries
+            tries += 1
+            try:
+                await self.store.insert_jobs(jobs, timeout=timeout)
+            except utils.IntegrityError as error:
+                # Stored already, by a try whose reply was lost. (ON CONFLICT DO NOTHING would make
+                # every first try a fifth slower.)
+                if tries == 1 or constraint(error) != PRIMARY_KEY:
+                    raise
+
+        await repeat(insert, within=within)
         if self.options.notify:
             self.notifier.notify(wakeups_of(jobs))
         return [None] * len(jobs)

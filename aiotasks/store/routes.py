@@ -5,6 +5,7 @@
 - otherwise: coalesced over the pool of the running loop.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 from uuid import UUID
@@ -20,9 +21,11 @@ from .drivers import DjangoDriver
 from .pools import LoopResources, resources
 from .store import Store
 from .transaction import Transaction, current_transaction
-from .wakeups import CHANNEL, Wakeup, cancel_wakeups, wakeups_of
+from .wakeups import CHANNEL, Wakeup, cancel_wakeups, told, wakeups_of
 
 __all__ = ["DjangoRoute", "Route", "route_on_loop"]
+
+logger = logging.getLogger("aiotasks.store")
 
 
 class Route(Protocol):
@@ -62,8 +65,8 @@ class DjangoRoute:
 
     def _notify_on_commit(self, wakeups: Sequence[Wakeup]) -> None:
         if self._options.notify:
-            for payload in {wakeup.payload() for wakeup in wakeups}:
-                _notify_on_commit(self._options.database, payload)
+            for wakeup in wakeups:
+                _notify_on_commit(self._options.database, wakeup)
 
     async def select(self, backend: str, id: UUID) -> Job | None:
         jobs = await self._store.select_jobs([id], backend)
@@ -81,26 +84,39 @@ class DjangoRoute:
         signals.send_finished(sender, result, exception)
 
 
-def _notify_on_commit(alias: str, payload: str) -> None:
+def _notify_on_commit(alias: str, wakeup: Wakeup) -> None:
     """NOTIFY after the commit; a transaction that enqueues a hundred tasks notifies once a queue."""
-
     connection = connections[alias]
+    if not connection.in_atomic_block:
+        if connection.get_autocommit():
+            _notify(alias, wakeup)
+        else:  # the site ends its transactions by itself; the server holds NOTIFY until then
+            run_now(Store(DjangoDriver(alias)).notify(CHANNEL, [wakeup.payload()], alone=False))
+        return
 
     def notify() -> None:
-        alone = connection.get_autocommit() and not connection.in_atomic_block
-        run_now(Store(DjangoDriver(alias)).notify(CHANNEL, [payload], alone=alone))
+        _notify(alias, wakeup)
 
-    if not connection.in_atomic_block and not connection.get_autocommit():
-        notify()  # the site ends its transactions by itself; the server holds NOTIFY until then
-        return
-    notify.says = payload  # type: ignore[attr-defined]  # what tells our hooks from each other
+    notify.says = wakeup  # type: ignore[attr-defined]  # what tells our hooks from each other
     here = set(connection.savepoint_ids)  # a hook from the same savepoint shares this one's fate
     for savepoints, hook, *_ in connection.run_on_commit:
-        if savepoints == here and getattr(hook, "says", None) == payload:
+        if savepoints == here and getattr(hook, "says", None) == wakeup:
             return
-    # Robust: the task is committed, so a NOTIFY that fails must not look like a failed enqueue; the
-    # poll finds it.
-    connection.on_commit(notify, robust=True)
+    connection.on_commit(notify)
+
+
+def _notify(alias: str, wakeup: Wakeup) -> None:
+    """Tell the workers. The task is committed, so a failure must not look like one of the enqueue."""
+    if told.lately(alias, wakeup):
+        return
+    connection = connections[alias]
+    # A site that ends its transactions by itself has the next one open already.
+    alone = connection.get_autocommit() and not connection.in_atomic_block
+    try:
+        run_now(Store(DjangoDriver(alias)).notify(CHANNEL, [wakeup.payload()], alone=alone))
+    except Exception:
+        told.forget(alias, [wakeup])
+        logger.exception("a NOTIFY was not sent, workers find the task at their next poll")
 
 
 class TransactionRoute:
@@ -140,12 +156,12 @@ class LoopRoute:
 
     async def insert(self, jobs: Sequence[NewJob]) -> None:
         if len(jobs) == 1:
-            await self._held.enqueuer.submit(jobs[0])
+            await self._held.enqueuer.call(jobs[0])
         else:
             await self._held.insert(jobs)
 
     async def select(self, backend: str, id: UUID) -> Job | None:
-        return await self._held.lookups.submit((backend, id))
+        return await self._held.lookups.call((backend, id))
 
     async def cancel(self, backend: str, id: UUID, error: str) -> Job | None:
         # Not repeated: a second try couldn't tell its own success from somebody else's.

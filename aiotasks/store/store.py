@@ -21,13 +21,38 @@ class Store:
     async def _fetch(self, name: str, *args: Any, timeout: float | None = None) -> Sequence[Sequence[Any]]:
         return await self.driver.fetch(load(name), *args, timeout=timeout)
 
+    async def insert_job(self, job: NewJob, *, timeout: float | None = None) -> None:
+        kind = job.kind
+        await self._fetch(
+            "insert_job",
+            job.id,
+            kind.backend,
+            kind.queue_name,
+            kind.task_path,
+            kind.lane,
+            kind.priority,
+            job.args,
+            job.kwargs,
+            job.enqueued_at,
+            kind.run_after,
+            kind.max_crashes,
+            timeout=timeout,
+        )
+
     async def insert_jobs(self, jobs: Sequence[NewJob], *, timeout: float | None = None) -> None:
+        if len(jobs) == 1:
+            await self.insert_job(jobs[0], timeout=timeout)
+            return
+        # By identity first: most jobs of a batch share a few objects, and comparing those takes time.
         kinds: dict[Kind, int] = {}
-        numbers = [kinds.setdefault(job.kind, len(kinds) + 1) for job in jobs]
+        numbers = {
+            same: kinds.setdefault(kind, len(kinds) + 1)
+            for same, kind in {id(job.kind): job.kind for job in jobs}.items()
+        }
         await self._fetch(
             "insert_jobs",
             [job.id for job in jobs],
-            numbers,
+            [numbers[id(job.kind)] for job in jobs],
             [job.args for job in jobs],
             [job.kwargs for job in jobs],
             [job.enqueued_at for job in jobs],

@@ -9,8 +9,8 @@ listen, so nothing else is ever in it.
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Iterable
-from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from itertools import islice
@@ -20,15 +20,23 @@ from django.db import utils
 from ..job import Job, NewJob
 from .store import Store
 
-__all__ = ["CHANNEL", "Notifier", "Wakeup", "cancel_wakeups", "read_payload", "wakeups_of"]
+__all__ = [
+    "CHANNEL",
+    "INTERVAL",
+    "Notifier",
+    "Wakeup",
+    "cancel_wakeups",
+    "read_payload",
+    "told",
+    "wakeups_of",
+]
 
 logger = logging.getLogger("aiotasks.store")
 
 CHANNEL = "aiotasks"
 
-# Seconds between two NOTIFYs of a process. A caller that enqueues one task after another would have
-# every INSERT wait for the last one's wake-up to be sent (measured: half as many a second). A worker
-# that was woken claims until nothing is left, so it misses the later ones only if it is done already.
+# Seconds within which a process tells the workers the same thing once: a caller that enqueues one task
+# after another would spend half its time on wake-ups. Whoever is woken looks again when they are over.
 INTERVAL = 0.005
 
 # The payloads of one statement; more queues than that go in the next.
@@ -68,7 +76,7 @@ def wakeups_of(jobs: Iterable[NewJob]) -> list[Wakeup]:
     """One wake-up a queue, with the earliest due time of its scheduled tasks."""
     ready: set[tuple[str, str]] = set()
     due: dict[tuple[str, str], float] = {}
-    for kind in {job.kind for job in jobs}:
+    for kind in {id(job.kind): job.kind for job in jobs}.values():
         key = (kind.backend, kind.queue_name)
         if kind.run_after is None:
             ready.add(key)
@@ -83,22 +91,54 @@ def cancel_wakeups(jobs: Iterable[Job]) -> list[Wakeup]:
     return [Wakeup(job.backend, job.queue_name, cancel=True) for job in jobs if job.status == "RUNNING"]
 
 
+class Told:
+    """What this process has told the workers of a database lately, and needn't tell them again.
+
+    A task is committed before it asks, so less than INTERVAL after the wake-up was begun; a worker
+    looks again INTERVAL after it has come.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, Wakeup], float] = {}
+
+    def lately(self, database: str, wakeup: Wakeup) -> bool:
+        """Whether the workers know; if they don't, whoever asks must tell them."""
+        if wakeup.cancel:  # these are looked for once
+            return False
+        now = time.monotonic()
+        key = (database, wakeup)
+        if now - self._since.get(key, -INTERVAL) < INTERVAL:
+            return True
+        if len(self._since) > MOST_AT_ONCE:
+            self._since.clear()
+        self._since[key] = now
+        return False
+
+    def forget(self, database: str, wakeups: Iterable[Wakeup]) -> None:
+        """They couldn't be sent."""
+        for wakeup in wakeups:
+            self._since.pop((database, wakeup), None)
+
+
+told = Told()
+
+
 class Notifier:
     """Sends wake-ups after the commit that they tell of; nobody waits for them.
 
-    The first goes at once; those that come while it is under way, or within ``INTERVAL`` of it, go
-    together. One that gets lost costs a poll interval, never a task.
+    Those that come while one is under way go together. One that gets lost costs a poll interval,
+    never a task.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, database: str) -> None:
         self._store = store
+        self._database = database
         self._waiting: set[Wakeup] = set()
         self._failed: set[Wakeup] = set()
         self._sender: asyncio.Task[None] | None = None
-        self._hurried = asyncio.Event()
 
     def notify(self, wakeups: Iterable[Wakeup]) -> None:
-        self._waiting.update(wakeups)
+        self._waiting.update(wakeup for wakeup in wakeups if not told.lately(self._database, wakeup))
         if self._waiting and self._sender is None:
             # An empty context: the wake-up is nobody's, least of all the first caller's.
             self._sender = asyncio.get_running_loop().create_task(
@@ -107,8 +147,7 @@ class Notifier:
             self._sender.add_done_callback(self._ended)
 
     async def all_sent(self) -> None:
-        """Wait for what is under way or waits; for a process that is about to end."""
-        self._hurried.set()
+        """Wait for what is under way; for a process that is about to end."""
         while self._sender is not None:
             await asyncio.wait([self._sender])
 
@@ -133,9 +172,6 @@ class Notifier:
                         "a NOTIFY was not sent, workers find the tasks at their next poll error=%r",
                         str(error),
                     )
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(INTERVAL):
-                        await self._hurried.wait()
         finally:
             # Nothing is awaited between finding nothing to send and this: a wake-up that arrived in
             # between would wait for the next one.
@@ -145,5 +181,11 @@ class Notifier:
         wakeups = set(islice(self._waiting, MOST_AT_ONCE))
         self._waiting -= wakeups
         self._failed |= set(islice(wakeups, MOST_FAILED - len(self._failed)))
-        await self._store.notify(CHANNEL, [wakeup.payload() for wakeup in wakeups], alone=True)
+        sent = False
+        try:
+            await self._store.notify(CHANNEL, [wakeup.payload() for wakeup in wakeups], alone=True)
+            sent = True
+        finally:
+            if not sent:
+                told.forget(self._database, wakeups)
         self._failed -= wakeups

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from math import inf
 from uuid import UUID
 
 from django.db import utils
@@ -15,7 +16,7 @@ from django.db import utils
 from ..job import LANES, Job, Lane
 from ..store.repeat import backoff
 from ..store.store import Store
-from ..store.wakeups import Wakeup
+from ..store.wakeups import INTERVAL, Wakeup
 
 __all__ = ["Claimer"]
 
@@ -28,6 +29,9 @@ QUEUES_TTL = 2.0
 # index entries there, which an old snapshot keeps, cost 20 ms a claim). A transaction may commit
 # a row this much later than its ready_at says; what is later still is found by the next poll.
 WATERMARK_MARGIN = timedelta(seconds=10)
+
+# What is enqueued so soon after a wake-up isn't told of again: a look at it, in seconds, when it is there.
+LOOK_AGAIN = INTERVAL * 1.2
 
 # Tasks that don't wait for anything take no slot for longer than they run. Where a claim's were all of
 # that kind the next takes what this many seconds are enough for, at most so many: a claim of 500 and
@@ -82,6 +86,7 @@ class Claimer:
         self._watermarks: dict[tuple[str, Lane], datetime] = {}
         self._known_queues: list[str] = []
         self._queues_until = 0.0
+        self._look_again_at = inf
         self._served: dict[Lane, str] = dict.fromkeys(LANES, "")  # the queue that has had its turn
         self._at_once = 0  # so many may be claimed for the loop, however few slots are free
 
@@ -95,6 +100,7 @@ class Claimer:
         else:
             self._queues_until = 0.0
         self._hungry.update(LANES)
+        self._look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN
         self._changed.set()
 
     def slot_freed(self) -> None:
@@ -119,9 +125,12 @@ class Claimer:
                     next_poll = loop.time() + self._next_poll()
                     self._watermarks.clear()  # a poll looks at everything, everywhere
                     self._hungry.update(LANES)
+                if loop.time() >= self._look_again_at:
+                    self._look_again_at = inf
+                    self._hungry.update(LANES)
                 if not self._may_claim() or not any(self._free(lane) > 0 for lane in self._hungry):
                     with suppress(TimeoutError):
-                        async with asyncio.timeout_at(next_poll):
+                        async with asyncio.timeout_at(min(next_poll, self._look_again_at)):
                             await self._changed.wait()
                     self._changed.clear()
                     continue

@@ -110,7 +110,7 @@ class Sent:
 
 async def test_those_that_come_while_one_is_under_way_are_one() -> None:
     sent: Any = Sent()
-    notifier = Notifier(sent)
+    notifier = Notifier(sent, "default")
     notifier.notify([Wakeup("default", "a")])
     await sent.begun.wait()
     for _ in range(500):
@@ -129,7 +129,7 @@ async def test_a_failure_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
     sent: Any = Sent()
     sent.error = utils.OperationalError("gone")
     sent.gate.set()
-    notifier = Notifier(sent)
+    notifier = Notifier(sent, "default")
     notifier.notify([Wakeup("default", "a")])
     await notifier.all_sent()
     sent.error = None

@@ -1,5 +1,5 @@
 -- Store new tasks: READY, or SCHEDULED where run_after lies ahead by the database's clock.
--- Repeating it (the reply was lost) changes nothing. What tasks have in common comes once: there are
+-- Either all or, where one of the ids is there already, none. What tasks have in common comes once: there are
 -- few kinds in a statement, and what is passed for each row takes most of the caller's time.
 -- $1 ids, $2 the number of its kind per task (from 1), $3 args, $4 kwargs (JSON text), $5 enqueued_at;
 -- per kind: $6 backends, $7 queue names, $8 task paths, $9 lanes, $10 priorities, $11 run_after,
@@ -19,4 +19,3 @@ SELECT
     ($12::smallint[])[new.kind]
 FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::timestamptz[])
     AS new (id, kind, args, kwargs, enqueued_at)
-ON CONFLICT (id) DO NOTHING

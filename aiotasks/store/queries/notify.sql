@@ -3,7 +3,7 @@
 -- needn't survive a crash of the server. Inside somebody's transaction nothing is set, as it would
 -- hold for their commit.
 -- $1 channel, $2 payloads, $3 whether this is a transaction of its own
-WITH setting AS MATERIALIZED (
-    SELECT CASE WHEN $3::boolean THEN set_config('synchronous_commit', 'off', true) END
-)
-SELECT pg_notify($1::text, payload) FROM setting CROSS JOIN unnest($2::text[]) AS payload
+SELECT
+    pg_notify($1::text, payload),
+    CASE WHEN $3::boolean THEN set_config('synchronous_commit', 'off', true) END
+FROM unnest($2::text[]) AS payload
