@@ -52,10 +52,10 @@ class Store:
         await self._fetch(
             "insert_jobs",
             [job.id for job in jobs],
-            [numbers[id(job.kind)] for job in jobs],
             [job.args for job in jobs],
             [job.kwargs for job in jobs],
-            [job.enqueued_at for job in jobs],
+            _first_if_all_alike([numbers[id(job.kind)] for job in jobs]),
+            _first_if_all_alike([job.enqueued_at for job in jobs]),
             [kind.backend for kind in kinds],
             [kind.queue_name for kind in kinds],
             [kind.task_path for kind in kinds],
@@ -187,3 +187,7 @@ class Store:
     async def notify(self, channel: str, payloads: Sequence[str], *, alone: bool) -> None:
         """``alone``: this statement is a transaction of its own."""
         await self._fetch("notify", channel, list(payloads), alone)
+
+
+def _first_if_all_alike[Value](values: list[Value]) -> list[Value]:
+    return values[:1] if len(set(values)) == 1 else values

@@ -8,9 +8,9 @@ INSERT INTO aiotasks_task (
 )
 VALUES (
     $1::uuid, $2::text, $3::text, $4::text, $5::text, $6::smallint,
-    CASE WHEN $10::timestamptz > clock_timestamp() THEN 'SCHEDULED' ELSE 'READY' END,
+    CASE WHEN $10::timestamptz > statement_timestamp() THEN 'SCHEDULED' ELSE 'READY' END,
     $7::json, $8::json, '{}'::json[], '{}'::uuid[],
     0, $9::timestamptz, $10::timestamptz,
-    CASE WHEN $10::timestamptz > clock_timestamp() THEN NULL ELSE clock_timestamp() END,
+    CASE WHEN $10::timestamptz > statement_timestamp() THEN NULL ELSE statement_timestamp() END,
     $11::smallint
 )
