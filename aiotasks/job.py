@@ -22,6 +22,7 @@ __all__ = [
     "NewJob",
     "Outcome",
     "Released",
+    "Source",
     "Succeeded",
     "lane_of",
 ]
@@ -92,6 +93,15 @@ class Job:
     last_attempted_at: datetime | None
     finished_at: datetime | None
     max_crashes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What one claim asks for in a lane: at most ``limit`` jobs, from these queues in this order."""
+
+    queues: list[str]
+    since: list[datetime]  # the oldest ready_at to look at, per queue
+    limit: int
 
 
 @dataclass(frozen=True, slots=True)

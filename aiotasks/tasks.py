@@ -180,7 +180,21 @@ def new_result(
     ``TaskResult()`` does it again, for 14 µs.
     """
     result: AnyResult = object.__new__(PostgresTaskResult)
-    values = (task, id, READY, enqueued_at, None, None, None, args, kwargs, backend, [], [], None)
+    values: tuple[Any, ...] = (
+        task,
+        id,
+        READY,
+        enqueued_at,
+        None,
+        None,
+        None,
+        args,
+        kwargs,
+        backend,
+        [],
+        [],
+        None,
+    )
     for set_field, value in zip(_RESULT_SETTERS, values, strict=True):
         set_field(result, value)
     return result

@@ -31,6 +31,7 @@ from .worker.claimer import Claimer
 from .worker.finisher import Finisher
 from .worker.runner import Runner
 from .worker.scheduler import Scheduler
+from .worker.sources import Sources
 
 __all__ = ["assert_enqueued", "drain"]
 
@@ -92,8 +93,8 @@ async def _drain(alias: str) -> int:
     worker_id = uuid4()
     claimer = Claimer(
         store,
+        Sources(store, backend=alias, queues=[]),
         backend=alias,
-        queues=[],
         poll_interval=backend.config.poll_interval,
         worker_id=lambda: worker_id,
         free=lambda lane: 1,

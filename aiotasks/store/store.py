@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from ..job import Job, Kind, NewJob
+from ..job import Job, Kind, Lane, NewJob, Source
 from .drivers import Driver
 from .statement import load
 
@@ -75,12 +75,22 @@ class Store:
         claim_id: UUID,
         backend: str,
         *,
-        loop: tuple[Sequence[str], Sequence[datetime], int],
-        thread: tuple[Sequence[str], Sequence[datetime], int],
+        loop: Source,
+        thread: Source,
     ) -> list[Job]:
-        """Claim by lane: (queue names, oldest ready_at to look at per queue, free slots)."""
-        rows = await self._fetch("claim_jobs", worker_id, claim_id, backend, *loop, *thread)
-        return [Job(*row) for row in rows]
+        rows = await self._fetch(
+            "claim_jobs",
+            worker_id,
+            claim_id,
+            backend,
+            loop.queues,
+            loop.since,
+            loop.limit,
+            thread.queues,
+            thread.since,
+            thread.limit,
+        )
+        return [_claimed(claim_id, backend, *row) for row in rows]
 
     async def finish_jobs(
         self, finishes: Iterable[tuple[UUID, UUID, str, str | None, str | None]]
@@ -187,6 +197,50 @@ class Store:
     async def notify(self, channel: str, payloads: Sequence[str], *, alone: bool) -> None:
         """``alone``: this statement is a transaction of its own."""
         await self._fetch("notify", channel, list(payloads), alone)
+
+
+def _claimed(
+    claim_id: UUID,
+    backend: str,
+    id: UUID,
+    queue_name: str,
+    task_path: str,
+    lane: Lane,
+    priority: int,
+    args: str,
+    kwargs: str,
+    errors: list[str],
+    worker_ids: list[str],
+    enqueued_at: datetime,
+    run_after: datetime | None,
+    ready_at: datetime | None,
+    started_at: datetime | None,
+    last_attempted_at: datetime | None,
+    max_crashes: int | None,
+) -> Job:
+    """The row that a claim has made, of the columns that it returns."""
+    return Job(
+        id,
+        claim_id,
+        backend,
+        queue_name,
+        task_path,
+        lane,
+        priority,
+        "RUNNING",
+        args,
+        kwargs,
+        None,
+        errors,
+        worker_ids,
+        enqueued_at,
+        run_after,
+        ready_at,
+        started_at,
+        last_attempted_at,
+        None,
+        max_crashes,
+    )
 
 
 def _first_if_all_alike[Value](values: list[Value]) -> list[Value]:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -26,6 +27,9 @@ logger = logging.getLogger("aiotasks.worker")
 
 # Seconds for which the start waits for a database that can't be reached yet.
 DATABASE_TIMEOUT = 30.0
+
+# Objects made, less those freed, between two collections: of running tasks and their results mostly.
+GC_THRESHOLD = 20_000
 
 # Seconds for which the end waits for threads that aren't the worker's own.
 THREADS_TIMEOUT = 0.5
@@ -207,6 +211,12 @@ async def _serve(worker: Worker, line: Line | None, *, until_empty: bool) -> Non
         loop.add_signal_handler(number, told)
     if line is not None:
         line.listen(gone=stopping.set, hurry=worker.hurry)
+
+    # What Django has loaded stays, so no collection needs to look at it; nor at what is running each
+    # time that a few hundred tasks have been started (measured: 6 of the 15 µs that a start takes
+    # beside 10,000 others).
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
 
     async def work() -> None:
         async with worker:

@@ -29,6 +29,7 @@ from .rescuer import Rescuer
 from .runner import Runner
 from .scheduler import Scheduler
 from .shutdown import Shutdown
+from .sources import Sources
 from .threads import OrmThreads, SyncThreads
 
 __all__ = ["Engine"]
@@ -97,8 +98,8 @@ class Engine:
         )
         self.claimer = Claimer(
             store,
+            Sources(store, backend=self.backend, queues=self.queues),
             backend=self.backend,
-            queues=self.queues,
             poll_interval=options.poll_interval,
             worker_id=lambda: self.lease.worker_id if self.lease.remaining() > 0 else None,
             free=self._free,
@@ -284,7 +285,7 @@ class Engine:
     def _held(self) -> set[UUID]:
         executions = [*self.runner.running, *self.finisher.pending]
         ids = {execution.job.claim_id for execution in executions}
-        return {id for id in (*ids, self.claimer.claiming) if id is not None}
+        return {id for id in ids if id is not None} | self.claimer.claiming
 
     def _heard(self, wakeup: Wakeup | None) -> None:
         """The listener's callback: None where it may have missed something."""

@@ -67,6 +67,7 @@ class Runner:
         self._unknown_window = unknown_window
         self._told_unknown: set[str] = set()
         self._loop = asyncio.get_running_loop()
+        self._importing: dict[str, asyncio.Future[AnyTask]] = {}
         self._counts: dict[Lane, int] = dict.fromkeys(LANES, 0)
 
     def count(self, lane: Lane) -> int:
@@ -133,8 +134,8 @@ class Runner:
         job = execution.job
         try:
             task = known(job.task_path)
-            if task is None:  # importing may take long, and is user code
-                task = await asyncio.to_thread(resolve, job.task_path)
+            if task is None:
+                task = await self._import(job.task_path)
         except UnknownTask as error:
             return self._unknown(job, error)
         self._move(execution, lane_of(task.func))
@@ -148,6 +149,14 @@ class Runner:
         if execution.lane == "thread":
             return await self._in_thread(execution, task, args, kwargs)
         return self._returned(await task.func(*args, **kwargs))
+
+    async def _import(self, task_path: str) -> AnyTask:
+        """In a thread: it may take long, and is user code. Once, for all that wait for it."""
+        importing = self._importing.get(task_path)
+        if importing is None:
+            importing = self._importing[task_path] = self._loop.run_in_executor(None, resolve, task_path)
+            importing.add_done_callback(lambda _: self._importing.pop(task_path))
+        return await asyncio.shield(importing)
 
     def _move(self, execution: Execution, lane: Lane) -> None:
         """Have it take up a slot of the lane that its function belongs to."""

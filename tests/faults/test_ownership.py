@@ -17,7 +17,7 @@ import aiotasks
 from aiotasks.backend import PostgresBackend
 from aiotasks.conf import Options
 from aiotasks.exceptions import WorkerLost
-from aiotasks.job import Failed, Job, Succeeded
+from aiotasks.job import Failed, Job, Source, Succeeded
 from aiotasks.store.pools import resources
 from aiotasks.store.store import Store
 from aiotasks.worker import runner as runner_module
@@ -46,7 +46,11 @@ async def register(options: Options, lease: float = 60.0) -> UUID:
 
 async def claim(options: Options, worker_id: UUID, limit: int = 100) -> list[Job]:
     return await resources(options).store.claim_jobs(
-        worker_id, uuid4(), "default", loop=(["default"], [EVER], limit), thread=(["default"], [EVER], limit)
+        worker_id,
+        uuid4(),
+        "default",
+        loop=Source(["default"], [EVER], limit),
+        thread=Source(["default"], [EVER], limit),
     )
 
 

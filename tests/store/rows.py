@@ -10,13 +10,13 @@ from uuid import UUID
 import asyncpg
 from uuid_utils import uuid7
 
-from aiotasks.job import Job, Kind, NewJob
+from aiotasks.job import Job, Kind, NewJob, Source
 from aiotasks.store.store import Store
 
 EVER = datetime(1970, 1, 1, tzinfo=UTC)
 WORKER_LOST = '{"class": "aiotasks.exceptions.WorkerLost", "traceback": "lost"}'
 CANCELLED = '{"class": "aiotasks.exceptions.TaskCancelled", "traceback": "cancelled"}'
-NO_LANE: tuple[list[str], list[datetime], int] = ([], [], 0)
+NO_LANE = Source([], [], 0)
 
 
 def new_job(**values: Any) -> NewJob:
@@ -50,8 +50,8 @@ async def worker(store: Store, lease: float = 60.0, backend: str = "default") ->
     return id
 
 
-def lane(queues: Sequence[str] = ("default",), slots: int = 10, since: datetime = EVER) -> Any:
-    return list(queues), [since] * len(queues), slots
+def lane(queues: Sequence[str] = ("default",), slots: int = 10, since: datetime = EVER) -> Source:
+    return Source(list(queues), [since] * len(queues), slots)
 
 
 async def claim(

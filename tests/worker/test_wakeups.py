@@ -17,6 +17,7 @@ from aiotasks.store.pools import resources
 from aiotasks.store.wakeups import Wakeup
 from aiotasks.worker.claimer import Claimer
 from aiotasks.worker.scheduler import Scheduler
+from aiotasks.worker.sources import Sources
 
 from . import tasks
 from .harness import Configure, Ledger, Start, until, wait_until
@@ -177,10 +178,11 @@ def make_claimer(started: list[Any], slots: dict[str, int], queues: list[str], w
         started.append(job)
         return False
 
+    store = resources(task_backends["default"].config).store
     return Claimer(
-        resources(task_backends["default"].config).store,
+        store,
+        Sources(store, backend="default", queues=queues),
         backend="default",
-        queues=queues,
         poll_interval=HOUR,
         worker_id=lambda: worker_id,
         free=lambda lane: slots[lane] - sum(job.lane == lane for job in started),
@@ -300,7 +302,7 @@ async def test_what_becomes_visible_below_the_watermark_is_found_by_a_poll(
     async with aiotasks.Worker() as worker:
         await tasks.note.aenqueue("new")
         await until(lambda: tasks.seen == ["new"])
-        await until(lambda: worker.engine.claimer._watermarks)
+        await until(lambda: worker.engine.claimer._sources._watermarks)
         await tasks.note.using(run_after=in_future(HOUR)).aenqueue("old")
         await conn.execute(
             "UPDATE aiotasks_task SET status = 'READY', ready_at = now() - interval '1 h' "

@@ -7,6 +7,8 @@
 -- A claim need not survive a crash of the server (the task is then READY, and the late finish
 -- fenced), so it doesn't wait for the disk; set_config is local to this statement.
 --
+-- Returned is what the caller doesn't know: every column costs it time.
+--
 -- $1 worker id, $2 a claim id never used before, $3 backend,
 -- $4 queue names, $5 oldest ready_at to look at per queue, $6 free slots: of the loop lane,
 -- $7, $8, $9: the same of the thread lane
@@ -56,7 +58,6 @@ WHERE task.ctid = ANY(ARRAY(
     )
 ))
 RETURNING
-    task.id, task.claim_id, task.backend, task.queue_name, task.task_path, task.lane, task.priority, task.status,
-    task.args::text, task.kwargs::text, task.return_value::text, task.errors::text[], task.worker_ids::text[],
-    task.enqueued_at, task.run_after, task.ready_at, task.started_at, task.last_attempted_at, task.finished_at,
-    task.max_crashes
+    task.id, task.queue_name, task.task_path, task.lane, task.priority, task.args::text, task.kwargs::text,
+    task.errors::text[], task.worker_ids::text[], task.enqueued_at, task.run_after, task.ready_at,
+    task.started_at, task.last_attempted_at, task.max_crashes
