@@ -187,7 +187,10 @@ def sqlstate(error: BaseException) -> str | None:
 
 def constraint(error: BaseException) -> str | None:
     """The name of the constraint that a ``django.db`` error is about; None if it isn't about one."""
-    name = getattr(error.__cause__, "constraint_name", None)
+    cause = error.__cause__  # psycopg has it in `diag`
+    name = getattr(cause, "constraint_name", None) or getattr(
+        getattr(cause, "diag", None), "constraint_name", None
+    )
     return name if isinstance(name, str) else None
 
 

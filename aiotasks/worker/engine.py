@@ -15,6 +15,7 @@ from .. import __version__, signals
 from ..exceptions import UnknownTask
 from ..job import Job, Lane, Released
 from ..store.pools import LoopResources, resources
+from ..store.repeat import repeat
 from ..store.store import Store
 from ..store.wakeups import Wakeup
 from ..tasks import result_of
@@ -234,9 +235,11 @@ class Engine:
         self.orm_threads.close()
         self.sync_threads.close()
         with anyio.move_on_after(1.0):
-            if not shutdown.keeps_lease and self.lease.worker_id is not None:
+            worker_id = self.lease.worker_id
+            if not shutdown.keeps_lease and worker_id is not None:
+                store = self.resources.store
                 with suppress(utils.Error):  # then the lease runs out, and another worker clears up
-                    await self.resources.store.remove_worker(self.lease.worker_id)
+                    await repeat(lambda: store.remove_worker(worker_id), within=1.0)
             await self.resources.notifier.all_sent()
         logger.info("stopped")
         return stuck

@@ -21,7 +21,7 @@ django.setup()
 from django.db import connection
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
-from aiotasks.job import Job
+from aiotasks.job import Job, Source
 from aiotasks.store.drivers import DjangoDriver
 from aiotasks.store.store import Store
 from aiotasks.sync import run_now
@@ -43,10 +43,11 @@ def shown(job: Job) -> list[Any]:
 def main() -> list[Any]:
     queue = "q % $1 %s"
     texts = {"queue_name": queue, "args": '["\\u0000", -0.0]', "kwargs": '{"%s": 1}'}
-    jobs = [new_job(id=uuid.UUID(int=n), priority=n, **texts) for n in range(1, 8)]
+    jobs = [new_job(id=str(uuid.UUID(int=n)), priority=n, **texts) for n in range(1, 8)]
     later = datetime.now(UTC) + timedelta(hours=1)
-    jobs.append(new_job(id=uuid.UUID(int=8), run_after=later, **texts))
-    call("insert_jobs", jobs)
+    jobs.append(new_job(id=str(uuid.UUID(int=8)), run_after=later, **texts))
+    call("insert_jobs", jobs[1:])
+    call("insert_job", jobs[0])
     me, dead, claim_id = (uuid.uuid4() for _ in range(3))
     call("register_worker", me, "default", "host", 1, [queue], 1, 1, "0", 60.0)
     call("register_worker", dead, "default", "host", 1, [], 1, 1, "0", -1.0)
@@ -56,7 +57,7 @@ def main() -> list[Any]:
         call("has_unfinished_jobs", "default", ["x"], ["loop"]),
         call("next_due", "default")[1] > 0,
     ]
-    lanes = {"loop": ([queue], [EVER], 5), "thread": ([], [], 0)}
+    lanes = {"loop": Source([queue], [EVER], 5), "thread": Source([], [], 0)}
     claimed = call("claim_jobs", me, claim_id, "default", **lanes)
     claimed.sort(key=lambda job: -job.priority)
     seen.append([shown(job) for job in claimed])

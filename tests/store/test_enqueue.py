@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from django.db import utils
 
-from aiotasks.store.drivers import ConnectionDriver
+from aiotasks.store.drivers import ConnectionDriver, constraint
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import CHANNEL
 
@@ -60,13 +60,14 @@ async def test_json_comes_back_as_it_went_in(store: Store, value: object) -> Non
 
 
 async def test_inserting_again_changes_nothing(store: Store, conn: asyncpg.Connection) -> None:
-    """The reply was lost, so the statement is repeated, perhaps after the task has run."""
-    job = new_job()
-    await store.insert_jobs([job])
-    before = await row(conn, job.id)
-    await store.insert_jobs([job, other := new_job()])
-    assert await row(conn, job.id) == before
-    assert (await row(conn, other.id))["status"] == "READY"
+    """The reply was lost, so the statement is repeated: it says that it has been done."""
+    for jobs in ([new_job()], [new_job(), new_job()]):
+        await store.insert_jobs(jobs)
+        before = [await row(conn, job.id) for job in jobs]
+        with pytest.raises(utils.IntegrityError) as caught:
+            await store.insert_jobs(jobs)
+        assert constraint(caught.value) == "aiotasks_task_pkey"
+        assert [await row(conn, job.id) for job in jobs] == before
 
 
 async def test_one_refused_row_stores_none(store: Store) -> None:

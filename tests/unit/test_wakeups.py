@@ -11,6 +11,7 @@ from django.db import utils
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiotasks.store import wakeups
 from aiotasks.store.wakeups import CHANNEL, Notifier, Wakeup, read_payload, wakeups_of
 from tests.store.rows import new_job
 
@@ -108,7 +109,13 @@ class Sent:
             raise self.error
 
 
-async def test_those_that_come_while_one_is_under_way_are_one() -> None:
+@pytest.fixture(autouse=True)
+def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wakeups, "told", wakeups.Told())
+
+
+async def test_those_that_come_while_one_is_under_way_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wakeups, "INTERVAL", 0.0)  # so that none is known already
     sent: Any = Sent()
     notifier = Notifier(sent, "default")
     notifier.notify([Wakeup("default", "a")])
@@ -121,6 +128,39 @@ async def test_those_that_come_while_one_is_under_way_are_one() -> None:
         [Wakeup("default", "a").payload()],
         [Wakeup("default", "a").payload(), Wakeup("default", "b").payload()],
     ]
+
+
+async def test_what_was_told_a_moment_ago_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(wakeups.time, "monotonic", lambda: now)
+    sent: Any = Sent()
+    sent.gate.set()
+    notifier = Notifier(sent, "default")
+    for _ in range(3):
+        notifier.notify([Wakeup("default", "a")])
+        await notifier.all_sent()
+    notifier.notify([Wakeup("default", "b"), Wakeup("default", "a", cancel=True)])
+    await notifier.all_sent()
+    notifier.notify([Wakeup("default", "a", cancel=True)])  # looked for once, so told each time
+    await notifier.all_sent()
+    assert [len(payloads) for payloads in sent.calls] == [1, 2, 1]
+    now += wakeups.INTERVAL * 1.01
+    notifier.notify([Wakeup("default", "a")])
+    await notifier.all_sent()
+    assert len(sent.calls) == 4
+
+
+async def test_what_could_not_be_told_is_told_again() -> None:
+    sent: Any = Sent()
+    sent.error = utils.OperationalError("gone")
+    sent.gate.set()
+    notifier = Notifier(sent, "default")
+    notifier.notify([Wakeup("default", "a")])
+    await notifier.all_sent()
+    sent.error = None
+    notifier.notify([Wakeup("default", "a")])
+    await notifier.all_sent()
+    assert len(sent.calls) == 2
 
 
 async def test_a_failure_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
