@@ -111,6 +111,7 @@ class Batcher[Item, Result]:
             # Nothing is awaited between finding the buffer empty and this: a call that arrived
             # in between would wait for ever.
             self._flushing = False
+            self._flusher = None  # its end is told of later, when somebody else may be flushing
 
     def _give_up(self, batch: list[tuple[Item, Caller[Result]]], error: BaseException) -> None:
         """The loop is closing, or is out of memory: nobody may be left waiting."""

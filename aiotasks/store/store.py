@@ -244,4 +244,4 @@ def _claimed(
 
 
 def _first_if_all_alike[Value](values: list[Value]) -> list[Value]:
-    return values[:1] if len(set(values)) == 1 else values
+    return values[:1] if values.count(values[0]) == len(values) else values
