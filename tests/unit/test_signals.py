@@ -1,6 +1,5 @@
 """Who would hear a signal: nobody is told of what nobody hears, and nobody who hears is left out."""
 
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -84,6 +83,8 @@ def test_without_any_handler_there_is_the_last_resort(monkeypatch: pytest.Monkey
     assert heard(django_signals.task_started) is Audience.NOBODY  # it begins at WARNING
     monkeypatch.setattr(logging, "lastResort", logging.NullHandler())
     assert heard(django_signals.task_started) is Audience.LOGS
+    # Which isn't asked where there is one that keeps nothing.
+    assert heard(django_signals.task_started, logging.NullHandler(logging.ERROR)) is Audience.NOBODY
 
 
 def test_a_filter_on_the_logger(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +102,13 @@ def test_a_tool_that_looks_at_all_records(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(logging.Logger, "callHandlers", patched)
     assert heard(django_signals.task_started) is Audience.LOGS
-    monkeypatch.setattr(
-        logging.Logger, "callHandlers", functools.partialmethod(call_handlers)
-    )  # as wrapt's, no function
+
+    class Proxy:
+        """No function, but it looks like the one that it stands for: as wrapt's do."""
+
+        __module__ = "logging"
+
+    monkeypatch.setattr(logging.Logger, "callHandlers", Proxy())
     assert heard(django_signals.task_started) is Audience.LOGS
     # But never what the logger's level keeps from it.
     assert heard(django_signals.task_enqueued) is Audience.NOBODY
