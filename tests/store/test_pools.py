@@ -354,6 +354,19 @@ async def test_a_kept_connection_that_the_server_has_closed_is_replaced(
     assert len(await pids(held, 50)) <= Options().pool_max_size
 
 
+async def test_what_is_not_repeated_survives_kept_connections_that_were_closed(
+    held: LoopResources, conn: asyncpg.Connection
+) -> None:
+    """A server that was restarted while nobody asked for anything, say."""
+    killed = await pids(held, 3)
+    connections = [kept._con for kept in held.driver.lending._kept]
+    await conn.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", list(killed))
+    await until(lambda: all(connection.is_closed() for connection in connections))
+    async with aiotasks.transaction() as mine:
+        assert await mine.fetchval("SELECT pg_backend_pid()") not in killed
+    assert await held.store.cancel_jobs([], "default", "") == []
+
+
 async def test_a_block_that_waits_gets_the_next_that_comes_back(
     database: str, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
