@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any
 
 import asyncpg
@@ -21,6 +21,7 @@ from tests import tasks
 from .support import Heard, finished, run_all, wait_for, worker
 
 COUNT = "SELECT count(*) FROM aiotasks_task"
+PLANNING = ("plan_cache_mode", "enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan")
 
 
 class Rollback(Exception):
@@ -343,6 +344,27 @@ async def test_after_an_error_neither(database: str) -> None:
     async with aiotasks.transaction() as mine:
         assert await mine.fetchval("SHOW statement_timeout") == "0"
         assert await mine.fetchval("SELECT current_user") != "pg_monitor"
+
+
+async def test_the_callers_sql_is_planned_as_ever(database: str, conn: asyncpg.Connection) -> None:
+    """Our statements by their indexes, once and for all; what the caller runs as the server would."""
+
+    async def planning(connection: Any) -> list[str]:
+        return [await connection.fetchval(f"SHOW {name}") for name in PLANNING]
+
+    usual = await planning(conn)
+    held = resources(default_task_backend.config)
+    async with aiotasks.transaction() as mine:
+        pid = await mine.fetchval("SELECT pg_backend_pid()")
+        assert await planning(mine) == usual
+        async with aiotasks.transaction():
+            assert await planning(mine) == usual
+    for block in (nullcontext(), rolled_back(aiotasks.transaction())):
+        async with block:
+            pass
+        async with held.pool.acquire() as again:
+            assert await again.fetchval("SELECT pg_backend_pid()") == pid
+            assert await planning(again) == ["force_generic_plan", *["off"] * 4]
 
 
 async def test_the_callers_own_connection_stays_as_the_caller_had_it(database: str) -> None:

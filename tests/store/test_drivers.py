@@ -5,7 +5,8 @@ import json
 import re
 import subprocess
 import sys
-from datetime import UTC, datetime
+import uuid
+from datetime import UTC, datetime, timedelta, timezone
 from importlib.resources import files
 from typing import Any
 
@@ -219,6 +220,38 @@ def test_djangos_driver_never_suspends_and_goes_by_its_cursor(database: str) -> 
         assert run_now(driver.fetch(statement("SELECT $1::integer + 1"), 1))[0][0] == 2
         assert run_now(driver.fetch(statement("SELECT pg_notify('x', 'y') WHERE false"))) == []
     assert len(queries) == 2
+
+
+UTC_TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("text", []),
+        ("text", [None]),
+        ("text", ["", " ", "  a "]),
+        ("text", ["NULL", "null", None, "'NULL'", '"NULL"']),
+        ("text", ['"', '""', 'a"b', "'", "''", "\\", "\\\\", '\\"', 'a\\"b\\', "\\n"]),
+        ("text", [",", "a,b", "{", "}", "{}", "{a,b}", "[", "]", "(a)", ";", "--"]),
+        ("text", ["%", "%s", "%(p1)s", "%%", "$1", ":a"]),
+        ("text", ["é", "😀", "\u200b", "\u00a0", "\t", "\n", "\r\n", "\x7f", "x" * 100_000]),
+        ("uuid", [uuid.UUID(int=0), None, uuid.UUID(int=2**128 - 1)]),
+        ("uuid", []),
+        ("timestamptz", [UTC_TIME, None, UTC_TIME.astimezone(timezone(timedelta(hours=5, minutes=45)))]),
+        ("smallint", [0, None, -32768, 32767]),
+        ("smallint", []),
+        ("double precision", [0.1, None, -1e300, 1.5]),
+        ("integer", [None, None]),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_lists_come_back_as_they_were(database: str, kind: str, values: list[Any]) -> None:
+    """Over Django's connection, where they go as text."""
+    driver = DjangoDriver("default")
+    ((found,),) = run_now(driver.fetch(statement(f"SELECT $1::{kind}[]"), values))
+    assert found == values
+    assert [type(value) for value in found] == [type(value) for value in values]
 
 
 def test_djangos_driver_is_inside_atomic(database: str) -> None:

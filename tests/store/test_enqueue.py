@@ -10,6 +10,7 @@ import pytest
 from django.db import utils
 
 from aiotasks.store.drivers import ConnectionDriver, constraint
+from aiotasks.store.statement import Statement
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import CHANNEL
 
@@ -226,3 +227,29 @@ async def test_notify_tells_listeners_each_payload(store: Store, conn: asyncpg.C
     await conn.add_listener(CHANNEL, lambda *args: heard.put_nowait(args[-1]))
     await store.notify(CHANNEL, ["a", "it's", "ü"], alone=True)
     assert [await heard.get() for _ in range(3)] == ["a", "it's", "ü"]
+
+
+async def test_a_notify_inside_a_transaction_leaves_its_commit_alone(
+    conn: asyncpg.Connection,
+) -> None:
+    """The caller's own COMMIT is to wait for the disk."""
+    before = await conn.fetchval("SHOW synchronous_commit")
+    store = Store(ConnectionDriver(conn))
+    async with conn.transaction():
+        await store.notify(CHANNEL, ["a"], alone=False)
+        assert await conn.fetchval("SHOW synchronous_commit") == before == "on"
+    async with conn.transaction():  # and otherwise it is set, which ends with the transaction
+        await store.notify(CHANNEL, ["a"], alone=True)
+        assert await conn.fetchval("SHOW synchronous_commit") == "off"
+    assert await conn.fetchval("SHOW synchronous_commit") == before
+
+
+async def test_a_notify_on_its_own_leaves_the_session_as_it_was(store: Store) -> None:
+    show = Statement(
+        "show",
+        *["SELECT pg_backend_pid(), current_setting('synchronous_commit')"] * 2,
+    )
+    before = await store.driver.fetch(show)
+    await store.notify(CHANNEL, ["a", "b"], alone=True)
+    assert [tuple(row) for row in await store.driver.fetch(show)] == [tuple(row) for row in before]
+    assert before[0][1] == "on"

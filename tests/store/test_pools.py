@@ -7,13 +7,17 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import asyncpg
 import pytest
 import uvloop
+from django.db import utils
+from django.tasks import default_task_backend
 
+import aiotasks
 from aiotasks.conf import Options
-from aiotasks.store import pools
+from aiotasks.store import lending, pools
 from aiotasks.store.pools import LoopResources, close_pools, resources
 from aiotasks.store.statement import Statement
 from tests.proxy import Proxy
@@ -310,3 +314,151 @@ async def test_lookups_are_coalesced_by_backend(held: LoopResources) -> None:
     asked = [("default", mine), ("other", theirs), ("default", theirs), ("other", mine)] * 5
     found = await asyncio.gather(*(held.lookups.submit(key) for key in asked))
     assert [job and job.id for job in found] == [mine, theirs, None, None] * 5
+
+
+# --- Lending ---------------------------------------------------------------------------------------
+
+PID = Statement("pid", "SELECT pg_backend_pid()", "")
+
+
+async def pids(held: LoopResources, number: int = 1) -> set[int]:
+    answers = await asyncio.gather(*(held.driver.fetch(PID) for _ in range(number)))
+    return {pid for ((pid,),) in answers}
+
+
+async def test_one_statement_after_another_uses_one_connection(
+    held: LoopResources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await pids(held)
+    with monkeypatch.context() as patch:
+        patch.setattr(held.driver.lending, "_pool", None)  # which isn't asked
+        assert [await pids(held) for _ in range(5)] == [first] * 5
+    assert await pids(held, 8) >= first
+    assert len(held.driver.lending._kept) == lending.KEPT
+    await until(lambda: held.pool.get_size() - held.pool.get_idle_size() == lending.KEPT)
+    assert held.driver.lending.lent == 0
+
+
+async def test_a_kept_connection_that_the_server_has_closed_is_replaced(
+    held: LoopResources, conn: asyncpg.Connection
+) -> None:
+    (pid,) = await pids(held)
+    (kept,) = held.driver.lending._kept
+    connection = kept._con
+    await conn.execute("SELECT pg_terminate_backend($1)", pid)
+    await until(connection.is_closed)
+    assert held.driver.lending.lent == 0
+    (other,) = await pids(held)
+    assert other != pid
+    assert held.driver.lending.lent == 0
+    assert len(await pids(held, 50)) <= Options().pool_max_size
+
+
+async def test_what_is_not_repeated_survives_kept_connections_that_were_closed(
+    held: LoopResources, conn: asyncpg.Connection
+) -> None:
+    """A server that was restarted while nobody asked for anything, say."""
+    killed = await pids(held, 3)
+    connections = [kept._con for kept in held.driver.lending._kept]
+    await conn.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", list(killed))
+    await until(lambda: all(connection.is_closed() for connection in connections))
+    async with aiotasks.transaction() as mine:
+        assert await mine.fetchval("SELECT pg_backend_pid()") not in killed
+    assert await held.store.cancel_jobs([], "default", "") == []
+
+
+async def test_a_block_that_waits_gets_the_next_that_comes_back(
+    database: str, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """While others do one statement after another, and could keep both connections for themselves."""
+    settings.TASKS = {
+        "default": {"BACKEND": "aiotasks.backend.PostgresBackend", "OPTIONS": {"POOL_MAX_SIZE": 2}}
+    }
+    held = resources(default_task_backend.config)
+    slow = Statement("slow", "SELECT pg_sleep(0.01)", "")
+    done = asyncio.Event()
+
+    async def go_on() -> None:
+        while not done.is_set():
+            await held.driver.fetch(slow)
+
+    others = [asyncio.ensure_future(go_on()) for _ in range(2)]
+    await until(lambda: held.driver.lending.lent == 2)
+    async with asyncio.timeout(20):
+        for _ in range(3):
+            async with aiotasks.transaction() as mine:
+                assert await mine.fetchval("SELECT 1") == 1
+    done.set()
+    await asyncio.gather(*others)
+    await close_pools()
+
+
+async def test_idle_connections_go_back_to_the_pool(
+    held: LoopResources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lending, "IDLE_TIMEOUT", 0.05)
+    await pids(held, 3)
+    await until(lambda: not held.driver.lending._kept)
+    await until(lambda: held.pool.get_idle_size() == held.pool.get_size())
+    assert await fetch_one(held) == 1
+    assert len(held.driver.lending._kept) == 1
+
+
+# --- insert() over a line that breaks ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 3])
+async def test_stored_by_a_try_whose_reply_was_lost_is_stored(
+    held: LoopResources, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    jobs = [new_job() for _ in range(number)]
+    insert_jobs = held.store.insert_jobs
+    tries = 0
+
+    async def lose_the_reply(*args: Any, **kwargs: Any) -> None:
+        nonlocal tries
+        tries += 1
+        await insert_jobs(*args, **kwargs)
+        raise utils.OperationalError("the line broke")
+
+    monkeypatch.setattr(held.store, "insert_jobs", lose_the_reply)
+    assert await held.insert(jobs) == [None] * number
+    assert tries == 2
+    assert await conn.fetchval("SELECT count(*) FROM aiotasks_task") == number
+
+
+async def test_a_duplicate_at_the_first_try_is_an_error(
+    held: LoopResources, conn: asyncpg.Connection
+) -> None:
+    (mine,) = jobs = [new_job()]
+    await held.insert(jobs)
+    for again in (jobs, [new_job(), mine]):
+        with pytest.raises(utils.IntegrityError):
+            await held.insert(again)
+    assert await conn.fetchval("SELECT count(*) FROM aiotasks_task") == 1
+
+
+async def test_another_constraint_is_an_error_at_any_try(
+    held: LoopResources, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the site's own, say."""
+    await conn.execute(
+        "ALTER TABLE aiotasks_task ADD CONSTRAINT no_thirteen CHECK (args::text <> '[13]') NOT VALID"
+    )
+    insert_jobs = held.store.insert_jobs
+    tries = 0
+
+    async def fail_first(*args: Any, **kwargs: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise utils.OperationalError("the line broke")
+        await insert_jobs(*args, **kwargs)
+
+    monkeypatch.setattr(held.store, "insert_jobs", fail_first)
+    try:
+        with pytest.raises(utils.IntegrityError, match="no_thirteen"):
+            await held.insert([new_job(args="[13]")])
+    finally:
+        await conn.execute("ALTER TABLE aiotasks_task DROP CONSTRAINT no_thirteen")
+    assert tries == 2

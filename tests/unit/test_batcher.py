@@ -39,6 +39,7 @@ class World:
     limit: int
     bad: frozenset[int]
     flushes: list[Flush]
+    by: str = "submit"  # how callers ask: the method's name
     callers: list["asyncio.Task[int]"] = field(default_factory=list)
     cancelled: set[int] = field(default_factory=set)
     resumed: dict[int, int] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class World:
         if self.interrupted:
             self.lost.add(number)  # the flusher that is about to end may still tell this one so
         try:
-            return await self.batcher.submit(number)
+            return await getattr(self.batcher, self.by)(number)
         finally:
             self.resumed[number] = self.resumed.get(number, 0) + 1
 
@@ -132,7 +133,9 @@ class World:
                 assert str(error) == f"refused [{number}]"
             else:
                 assert number in self.lost
-                assert isinstance(error, utils.OperationalError | utils.InterfaceError)
+                # Whoever flushes for itself hears what its flush has raised.
+                own = [Broken] if self.by == "call" and [number] in self.attempts else []
+                assert isinstance(error, (utils.OperationalError, utils.InterfaceError, *own))
         assert len({id(error) for error in errors}) == len(errors), "an exception that callers share"
         assert len(self.stored) == len(set(self.stored))
         first: list[int] = []
@@ -180,15 +183,20 @@ def run_on_a_loop(main: Callable[[], Awaitable[None]], *, eager: bool = False) -
     bad=st.frozensets(st.integers(0, 20), max_size=5),
     flushes=flushes,
     steps=steps,
+    by=st.sampled_from(["submit", "call"]),
 )
-@example(limit=1, bad=frozenset(), flushes=[], steps=["submit", "turn", "submit", "turn", "submit"])
-@example(limit=5, bad=frozenset({1}), flushes=[], steps=["submit"] * 4)
-@example(limit=5, bad=frozenset(), flushes=[], steps=["submit", "turn", "interrupt", "turn", "submit"])
+@example(
+    limit=1, bad=frozenset(), flushes=[], steps=["submit", "turn", "submit", "turn", "submit"], by="submit"
+)
+@example(limit=5, bad=frozenset({1}), flushes=[], steps=["submit"] * 4, by="submit")
+@example(
+    limit=5, bad=frozenset(), flushes=[], steps=["submit", "turn", "interrupt", "turn", "submit"], by="submit"
+)
 def test_every_caller_resumes_once_with_its_own_outcome(
-    eager: bool, limit: int, bad: frozenset[int], flushes: list[Flush], steps: list[Any]
+    eager: bool, limit: int, bad: frozenset[int], flushes: list[Flush], steps: list[Any], by: str
 ) -> None:
     async def main() -> None:
-        world = World(limit, bad, list(flushes))
+        world = World(limit, bad, list(flushes), by)
         for step in steps:
             match step:
                 case "submit":
@@ -230,6 +238,78 @@ async def test_a_single_call_goes_at_once_and_those_meanwhile_go_together() -> N
     gate.set()
     assert await asyncio.gather(first, *others) == [0, 1, 2, 3, 4, 5]
     assert seen == [[0], [1, 2, 3], [4, 5]]
+
+
+async def test_calls_of_one_turn_share_a_flush_once_there_are_several() -> None:
+    """The first is flushed by itself: nobody knows yet of the others."""
+    seen: list[list[int]] = []
+
+    async def flush(items: list[int]) -> list[int]:
+        seen.append(items)
+        await asyncio.sleep(0)
+        return items
+
+    batcher: Batcher[int, int] = Batcher(flush, limit=10)
+
+    async def several() -> None:
+        async with asyncio.timeout(20):
+            assert await asyncio.gather(*(batcher.call(n) for n in range(4))) == [0, 1, 2, 3]
+
+    await several()
+    assert seen == [[0], [1, 2, 3]]
+    await several()
+    assert seen[2:] == [[0, 1, 2, 3]]
+
+
+async def test_a_lone_caller_that_is_cancelled_strands_nobody() -> None:
+    seen: list[list[int]] = []
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    async def flush(items: list[int]) -> list[int]:
+        seen.append(items)
+        begun.set()
+        await gate.wait()
+        return items
+
+    batcher: Batcher[int, int] = Batcher(flush, limit=10)
+    alone = asyncio.ensure_future(batcher.call(0))
+    await begun.wait()
+    joined = [asyncio.ensure_future(batcher.call(1)), batcher.submit(2)]
+    await asyncio.sleep(0)
+    alone.cancel()
+    gate.set()
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*joined) == [1, 2]
+    assert alone.cancelled()
+    assert sorted(n for items in seen for n in items) == [0, 1, 2]
+
+
+async def test_a_call_in_the_turn_in_which_a_flusher_ends_is_not_taken_for_a_flusher() -> None:
+    """Its end is told a turn later, when somebody may be flushing for itself and others have joined."""
+    under_way = most = 0
+
+    async def flush(items: list[int]) -> list[int]:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        under_way -= 1
+        return items
+
+    batcher: Batcher[int, int] = Batcher(flush, limit=10)
+    ended = batcher.submit(0)
+    joined: list[asyncio.Future[int]] = []
+
+    def call_again(_: object) -> None:
+        joined.extend(asyncio.eager_task_factory(loop, batcher.call(n)) for n in (1, 2))
+
+    loop = asyncio.get_running_loop()
+    ended.add_done_callback(call_again)
+    await ended
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*joined) == [1, 2]
+    assert most == 1
 
 
 async def test_one_bad_item_fails_alone_in_few_flushes() -> None:

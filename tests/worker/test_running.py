@@ -14,6 +14,7 @@ from django.tasks.signals import task_finished, task_started
 
 import aiotasks
 from aiotasks.store.pools import close_pools
+from aiotasks.worker import runner as runner_module
 
 from . import tasks
 from .harness import TIMEOUT, Configure, Ledger, until, wait_until
@@ -59,6 +60,94 @@ async def test_slots_are_a_limit(database: str) -> None:
     await drain(concurrency=1, threads=3)
     assert max(tasks.seen) == 3
     assert len(tasks.seen) == 12
+
+
+async def test_slots_are_a_limit_after_no_ops_too(
+    database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a large claim brings too much is given back, and keeps its place."""
+    monkeypatch.setattr("aiotasks.worker.claimer.AT_ONCE_TIME", 3600)  # the largest claim, on any machine
+    names = [str(n) for n in range(60)]
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 600)
+    await default_task_backend.aenqueue_many(tasks.wait_for_release, [((name,), {}) for name in names])
+    places = "SELECT id, ready_at FROM aiotasks_task WHERE status = 'READY'"
+    before = set(await conn.fetch(places))
+    async with aiotasks.Worker(concurrency=5, threads=1) as worker, asyncio.timeout(TIMEOUT):
+        claimer, runner = worker.engine.claimer, worker.engine.runner
+        start, drop = claimer._start, claimer._drop
+        counts: list[int] = []
+        dropped: list[Any] = []
+
+        def watched(job: Any) -> bool:
+            at_once = start(job)
+            counts.append(runner.count("loop"))
+            return at_once
+
+        monkeypatch.setattr(claimer, "_start", watched)
+        monkeypatch.setattr(claimer, "_drop", lambda job: (dropped.append(job), drop(job)))
+
+        async def all_but_five() -> bool:
+            rows = await conn.fetch("SELECT status, count(*) FROM aiotasks_task GROUP BY 1")
+            return dict(rows) == {"SUCCESSFUL": 600, "RUNNING": 5, "READY": 55}
+
+        await until(all_but_five)
+        assert dropped
+        given_back = set(await conn.fetch(places))
+        assert len(given_back) == 55
+        assert given_back < before
+        for name in names:
+            await until(lambda name=name: name in tasks.waiting)
+            tasks.waiting[name].set_result(None)
+        await worker.wait_until_empty()
+    assert max(counts) == 5
+    assert tasks.seen == names
+    done = "SELECT count(*) FROM aiotasks_task WHERE status = 'SUCCESSFUL' AND cardinality(worker_ids) = 1"
+    assert await conn.fetchval(done) == 660
+
+
+async def test_one_import_for_all_that_wait_for_it(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve = runner_module.resolve
+    threads: list[str] = []
+
+    def slow(task_path: str) -> Any:
+        threads.append(threading.current_thread().name)
+        assert tasks.released.wait(TIMEOUT)
+        return resolve(task_path)
+
+    await default_task_backend.aenqueue_many(tasks.note, [((str(n),), {}) for n in range(20)])
+    monkeypatch.setattr("aiotasks.tasks._resolved", {})
+    monkeypatch.setattr(runner_module, "resolve", slow)
+    async with aiotasks.Worker(concurrency=10, threads=1) as worker:
+        await until(lambda: worker.engine.runner.count("loop") == 10)
+        assert tasks.seen == []
+        tasks.released.set()
+        await worker.wait_until_empty()
+    assert sorted(tasks.seen, key=int) == [str(n) for n in range(20)]
+    assert len(threads) == 1
+    assert threading.current_thread().name not in threads
+
+
+async def test_who_is_cancelled_during_an_import_takes_nobody_with_it(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = runner_module.resolve
+
+    def slow(task_path: str) -> Any:
+        assert tasks.released.wait(TIMEOUT)
+        return resolve(task_path)
+
+    results = await default_task_backend.aenqueue_many(tasks.note, [((str(n),), {}) for n in range(3)])
+    monkeypatch.setattr("aiotasks.tasks._resolved", {})
+    monkeypatch.setattr(runner_module, "resolve", slow)
+    async with aiotasks.Worker() as worker:
+        runner = worker.engine.runner
+        await until(lambda: runner.count("loop") == 3)
+        (first,) = (execution for execution in runner.running if str(execution.job.id) == results[0].id)
+        runner.cancel(first, "cancelled")
+        await until(lambda: runner.count("loop") == 2)
+        tasks.released.set()
+        await worker.wait_until_empty()
+    assert [await outcome(result) for result in results] == [["aiotasks.exceptions.TaskCancelled"], "1", "2"]
 
 
 async def test_a_backlog_of_sync_tasks_does_not_hold_up_coroutines(database: str) -> None:

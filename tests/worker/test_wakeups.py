@@ -2,22 +2,27 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import utils
 from django.tasks import default_task_backend, task_backends
 from django.utils import timezone
 
 import aiotasks
+from aiotasks.store import wakeups
 from aiotasks.store.pools import resources
 from aiotasks.store.wakeups import Wakeup
+from aiotasks.worker import claimer as claimer_module
 from aiotasks.worker.claimer import Claimer
 from aiotasks.worker.scheduler import Scheduler
 from aiotasks.worker.sources import Sources
+from tests.store.rows import insert
 
 from . import tasks
 from .harness import Configure, Ledger, Start, until, wait_until
@@ -173,9 +178,23 @@ async def test_promotion_goes_in_batches(
     assert await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE status = 'READY'") == 35
 
 
-def make_claimer(started: list[Any], slots: dict[str, int], queues: list[str], worker_id: Any) -> Claimer:
+def make_claimer(
+    started: list[Any],
+    slots: dict[str, int],
+    queues: list[str],
+    worker_id: Any,
+    *,
+    at_once: Callable[[Any], bool] = lambda job: False,
+    drop: Callable[[Any], None] = lambda job: None,
+) -> Claimer:
+    """``at_once`` says which jobs are over when they have been started; the others keep their slot."""
+    running: list[Any] = []
+
     def start(job: Any) -> bool:
         started.append(job)
+        if at_once(job):
+            return True
+        running.append(job)
         return False
 
     store = resources(task_backends["default"].config).store
@@ -185,10 +204,10 @@ def make_claimer(started: list[Any], slots: dict[str, int], queues: list[str], w
         backend="default",
         poll_interval=HOUR,
         worker_id=lambda: worker_id,
-        free=lambda lane: slots[lane] - sum(job.lane == lane for job in started),
+        free=lambda lane: slots[lane] - sum(job.lane == lane and job in started for job in running),
         may_claim=lambda: True,
         start=start,
-        drop=lambda job: None,
+        drop=drop,
     )
 
 
@@ -321,6 +340,186 @@ async def test_enqueued_inside_a_transaction_block_that_has_ended(
     await result.arefresh()
     assert result.return_value == "refused"
     assert ledger.statuses() == {"SUCCESSFUL": 1}
+
+
+def watch_claims(
+    claimer: Claimer, monkeypatch: pytest.MonkeyPatch, watch: Callable[[Any, int], None]
+) -> None:
+    """Have ``watch`` told of each claim when it is sent: its id, and its limit for the loop."""
+    claim_jobs = claimer._store.claim_jobs
+
+    async def watched(worker_id: Any, claim_id: Any, backend: str, *, loop: Any, thread: Any) -> Any:
+        watch(claim_id, loop.limit)
+        return await claim_jobs(worker_id, claim_id, backend, loop=loop, thread=thread)
+
+    monkeypatch.setattr(claimer._store, "claim_jobs", watched)
+
+
+async def test_tasks_that_are_over_at_once_let_claims_be_larger_than_the_slots(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claimer_module, "AT_ONCE_TIME", HOUR)
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 600)
+    started: list[Any] = []
+    limits: list[int] = []
+    slots = {"loop": 10, "thread": 0}
+    claimer = make_claimer(started, slots, ["default"], await register(), at_once=lambda job: True)
+    watch_claims(claimer, monkeypatch, lambda claim_id, limit: limits.append(limit))
+    assert await claimer.run_once() == 10
+    assert await claimer.run_once() == 590
+    most = claimer_module.AT_ONCE_LIMIT
+    assert limits == [10, most, most, most]
+    assert len(started) == len({job.id for job in started}) == 600
+    # One that came up short says nothing of the next: back to the slots.
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 20)
+    assert await claimer.run_once() == 10
+    assert limits[4:] == [10]
+
+
+async def test_what_finds_no_slot_after_all_is_dropped(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a claim of no-ops come others, which stay."""
+    monkeypatch.setattr(claimer_module, "AT_ONCE_TIME", HOUR)
+    await default_task_backend.aenqueue_many(tasks.note, [(("quick",), {})] * 10)
+    await default_task_backend.aenqueue_many(tasks.note, [(("slow",), {})] * 300)
+    started: list[Any] = []
+    dropped: list[Any] = []
+    limits: list[int] = []
+    claimer = make_claimer(
+        started,
+        {"loop": 10, "thread": 0},
+        ["default"],
+        await register(),
+        at_once=lambda job: "quick" in job.args,
+        drop=dropped.append,
+    )
+    watch_claims(claimer, monkeypatch, lambda claim_id, limit: limits.append(limit))
+    assert await claimer.run_once() == 10
+    assert await claimer.run_once() == 300
+    assert (len(started), len(dropped)) == (20, 290)
+    assert len({job.id for job in [*started, *dropped]}) == 310
+    assert claimer._free("loop") == 0
+    before = len(limits)
+    assert await claimer.run_once() == 0
+    assert len(limits) == before  # nothing is asked for where there is no slot
+    # And one that stays among no-ops is enough to go by the slots.
+    started.clear()
+    await default_task_backend.aenqueue_many(tasks.note, [(("slow",), {}), *[(("quick",), {})] * 30])
+    assert (await claimer.run_once(), await claimer.run_once()) == (10, 9)
+    assert limits[before:] == [10, 9]
+
+
+async def test_what_comes_soon_after_a_wake_up_needs_none(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An enqueue doesn't tell again what it has told a moment ago."""
+    started: list[Any] = []
+    claimer = make_claimer(started, {"loop": 9, "thread": 9}, ["default"], await register())
+    claim_jobs = claimer._store.claim_jobs
+    claims = 0
+
+    async def enqueue_behind(*args: Any, **kwargs: Any) -> Any:
+        nonlocal claims
+        jobs = await claim_jobs(*args, **kwargs)
+        claims += 1
+        if claims == 2:  # the first is the claim that a worker starts with
+            await insert(claimer._store)
+        return jobs
+
+    monkeypatch.setattr(claimer._store, "claim_jobs", enqueue_behind)
+    running = asyncio.ensure_future(claimer.run())
+    await until(lambda: claims == 1 and not claimer._hungry)
+    claimer.wake(Wakeup("default", "default"))
+    await until(lambda: started)
+    await claimer.stop()
+    await running
+
+
+async def test_the_next_claim_is_sent_while_the_jobs_of_one_are_started(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claimer_module, "CLAIM_LIMIT", 3)
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 15)
+    events: list[Any] = []
+
+    def look(job: Any) -> bool:
+        events.append("start")
+        return False
+
+    started: list[Any] = []
+    claimer = make_claimer(started, {"loop": 10, "thread": 0}, ["default"], await register(), at_once=look)
+    watch_claims(claimer, monkeypatch, lambda claim_id, limit: events.append(limit))
+    assert await claimer.run_once() == 10
+    assert events == [3, 3, *["start"] * 3, 3, *["start"] * 3, 1, *["start"] * 4]
+
+
+async def test_claims_are_held_until_all_of_their_jobs_are_started(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever isn't held is given back by the sweep."""
+    monkeypatch.setattr(claimer_module, "CLAIM_LIMIT", 3)
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 6)
+    held: list[bool] = []
+
+    def look(job: Any) -> bool:
+        held.append(job.claim_id in claimer.claiming)
+        return False
+
+    started: list[Any] = []
+    claimer = make_claimer(started, {"loop": 10, "thread": 0}, ["default"], await register(), at_once=look)
+    watch_claims(claimer, monkeypatch, lambda claim_id, limit: held.append(claim_id in claimer.claiming))
+    assert await claimer.run_once() == 6
+    assert held == [True] * 9
+    assert not claimer.claiming
+
+
+async def test_a_claim_that_fails_is_held_no_longer_and_harms_no_other(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claimer_module, "CLAIM_LIMIT", 3)
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 6)
+    started: list[Any] = []
+    claimer = make_claimer(started, {"loop": 10, "thread": 0}, ["default"], await register())
+    claims = 0
+
+    def fail(claim_id: Any, limit: int) -> None:
+        nonlocal claims
+        claims += 1
+        if claims in (1, 3):
+            raise utils.OperationalError("no room")
+
+    watch_claims(claimer, monkeypatch, fail)
+    with pytest.raises(utils.OperationalError):
+        await claimer.run_once()
+    assert not claimer.claiming
+    with pytest.raises(utils.OperationalError):  # the one behind, while these are started
+        await claimer.run_once()
+    assert len(started) == 3
+    assert not claimer.claiming
+    assert await claimer.run_once() == 3
+
+
+async def test_of_two_sync_enqueues_one_tells_and_both_start(
+    configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes when the claim for the first is over."""
+    monkeypatch.setattr(wakeups, "INTERVAL", 1.5)
+    monkeypatch.setattr(claimer_module, "LOOK_AGAIN", 1.6)
+    configure(POLL_INTERVAL=HOUR)
+    tasks.seen.clear()
+    told: list[str] = []
+    await conn.add_listener(wakeups.CHANNEL, lambda *args: told.append(args[-1]))
+    task = tasks.note.using(queue_name=str(uuid4()))  # of which nothing was told yet
+    async with aiotasks.Worker() as worker:
+        claimer = worker.engine.claimer
+        for name in ("first", "second"):
+            await until(lambda: not claimer._hungry)
+            await sync_to_async(task.enqueue)(name)
+            await until(lambda name=name: name in tasks.seen)
+    assert tasks.seen == ["first", "second"]
+    assert len(told) == 1
+    await conn.reset()
 
 
 async def test_claims_survive_errors_of_the_database(
