@@ -97,21 +97,23 @@ async def _drain(alias: str) -> int:
         backend=alias,
         poll_interval=backend.config.poll_interval,
         worker_id=lambda: worker_id,
-        free=lambda lane: 1,
+        free=lambda lane: 1 - runner.count(lane),
         may_claim=lambda: True,
         start=runner.start,
         drop=lambda job: None,
+        at_once=False,
     )
     scheduler = Scheduler(store, backend=alias, wake=lambda wakeups: claimer.wake())
     await store.register_worker(worker_id, alias, "", 0, [], 1, 1, __version__, LEASE_TIMEOUT)
     try:
         while True:
-            all_done.clear()
             await scheduler.run_once()
             claimer.wake()
             if not await claimer.run_once():
                 return ran
-            await all_done.wait()
+            while runner.running:
+                all_done.clear()
+                await all_done.wait()
             while not await finisher.flush(backend.config.command_timeout):
                 pass
     finally:

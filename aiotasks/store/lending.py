@@ -6,7 +6,9 @@ connection from here.
 """
 
 import asyncio
+from collections import deque
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 import asyncpg
@@ -21,7 +23,7 @@ type Pooled = Any  # its PoolConnectionProxy
 # else in a worker: each is one at a time.
 KEPT = 3
 
-# Seconds without any statement after which all go back to the pool, which closes what is idle for long.
+# Seconds after which one that isn't used goes back to the pool, which closes what is idle for long.
 IDLE_TIMEOUT = 10.0
 
 
@@ -34,24 +36,24 @@ class Lending:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._loop = asyncio.get_running_loop()
-        self._kept: list[Pooled] = []
+        self._kept: deque[tuple[Pooled, float]] = deque()  # with when it came back; the latest is last
         self._waiting = 0
         self._closing = False
-        self._last_used = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._returning: set[asyncio.Task[None]] = set()
 
     @property
     def lent(self) -> int:
         """How many connections are out in somebody's hands."""
-        lent: int = self._pool.get_size() - self._pool.get_idle_size() - len(self._kept)
+        kept = sum(not _is_dead(connection) for connection, _ in self._kept)
+        lent: int = self._pool.get_size() - self._pool.get_idle_size() - kept
         return lent
 
     async def acquire(self, *, timeout: float) -> Pooled:
         """A connection; waits at most ``timeout`` seconds for one. Raises TimeoutError after that."""
         while self._kept:
-            connection = self._kept.pop()
-            if not connection.is_closed():
+            connection, _ = self._kept.pop()
+            if not _is_dead(connection):
                 return connection
             await self._pool.release(connection)
         self._waiting += 1
@@ -62,10 +64,9 @@ class Lending:
 
     def keep(self, connection: Pooled) -> bool:
         """Take back a connection that has done its work; False where it has to be released."""
-        if self._closing or self._waiting or len(self._kept) >= KEPT or connection.is_closed():
+        if self._closing or self._waiting or len(self._kept) >= KEPT or _is_dead(connection):
             return False
-        self._kept.append(connection)
-        self._last_used = self._loop.time()
+        self._kept.append((connection, self._loop.time()))
         if self._timer is None:
             self._timer = self._loop.call_later(IDLE_TIMEOUT, self._look)
         return True
@@ -79,20 +80,30 @@ class Lending:
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
-        await self._give_back()
+        await self._give_back(until=inf)
 
     def _look(self) -> None:
-        idle = self._loop.time() - self._last_used
         self._timer = None
-        if idle < IDLE_TIMEOUT:
-            self._timer = self._loop.call_later(IDLE_TIMEOUT - idle, self._look)
-            return
-        returning = self._loop.create_task(self._give_back())
+        returning = self._loop.create_task(self._give_back(until=self._loop.time() - IDLE_TIMEOUT))
         self._returning.add(returning)
-        returning.add_done_callback(self._returning.discard)
+        returning.add_done_callback(self._returned)
 
-    async def _give_back(self) -> None:
-        while self._kept:
-            connection = self._kept.pop()
+    def _returned(self, returning: "asyncio.Task[None]") -> None:
+        self._returning.discard(returning)
+        if self._kept and self._timer is None and not self._closing:
+            idle = self._loop.time() - self._kept[0][1]
+            self._timer = self._loop.call_later(max(0.0, IDLE_TIMEOUT - idle), self._look)
+
+    async def _give_back(self, *, until: float) -> None:
+        while self._kept and self._kept[0][1] <= until:
+            connection, _ = self._kept.popleft()
             with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, utils.Error):
                 await self._pool.release(connection)
+
+
+def _is_dead(connection: Pooled) -> bool:
+    """Whether the server has closed it: the pool has its place back then, and its proxy nothing behind it."""
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:
+        return True

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
+from contextvars import Context
 from typing import Any
 from uuid import UUID
 
@@ -71,7 +72,9 @@ class LoopResources:
 
     async def _connect(self, *args: Any, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
         options.pop("loop", None)
-        return await connect(self.options.database, timeout=self.options.command_timeout, **options)
+        connecting = connect(self.options.database, timeout=self.options.command_timeout, **options)
+        # An empty context: a connection keeps the one it was opened in.
+        return await self.loop.create_task(connecting, context=Context(), name="aiotasks connect")
 
     async def insert(self, jobs: Sequence[NewJob]) -> Sequence[None]:
         """Store all of ``jobs`` or none; durable on return."""
@@ -91,9 +94,12 @@ class LoopResources:
                 if tries == 1 or constraint(error) != PRIMARY_KEY:
                     raise
 
-        await repeat(insert, within=within)
-        if self.options.notify:
-            self.notifier.notify(wakeups_of(jobs))
+        try:
+            await repeat(insert, within=within)
+        finally:
+            # Cancelled, or without an answer, they may be stored all the same.
+            if self.options.notify:
+                self.notifier.notify(wakeups_of(jobs))
         return [None] * len(jobs)
 
     async def _select(self, keys: list[tuple[str, UUID]]) -> Sequence[Job | None]:

@@ -107,11 +107,11 @@ def _notify_on_commit(alias: str, wakeup: Wakeup) -> None:
 
 def _notify(alias: str, wakeup: Wakeup) -> None:
     """Tell the workers. The task is committed, so a failure must not look like one of the enqueue."""
-    if told.lately(alias, wakeup):
-        return
     connection = connections[alias]
-    # A site that ends its transactions by itself has the next one open already.
+    # A site that ends its transactions by itself has the next one open already, and may roll it back.
     alone = connection.get_autocommit() and not connection.in_atomic_block
+    if alone and told.lately(alias, wakeup):
+        return
     try:
         run_now(Store(DjangoDriver(alias)).notify(CHANNEL, [wakeup.payload()], alone=alone))
     except Exception:

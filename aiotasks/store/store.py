@@ -77,6 +77,7 @@ class Store:
         *,
         loop: Source,
         thread: Source,
+        robust_only: bool = False,
     ) -> list[Job]:
         rows = await self._fetch(
             "claim_jobs",
@@ -89,6 +90,7 @@ class Store:
             thread.queues,
             thread.since,
             thread.limit,
+            robust_only,
         )
         return [_claimed(claim_id, backend, *row) for row in rows]
 

@@ -18,6 +18,7 @@ from itertools import islice
 from django.db import utils
 
 from ..job import Job, NewJob
+from .repeat import repeat
 from .store import Store
 
 __all__ = [
@@ -38,6 +39,9 @@ CHANNEL = "aiotasks"
 # Seconds within which a process tells the workers the same thing once: a caller that enqueues one task
 # after another would spend half its time on wake-ups. Whoever is woken looks again when they are over.
 INTERVAL = 0.005
+
+# Seconds for which a NOTIFY is tried again: others rely on it that weren't told themselves.
+SEND_TIMEOUT = 2.0
 
 # The payloads of one statement; more queues than that go in the next.
 MOST_AT_ONCE = 1000
@@ -103,7 +107,7 @@ class Told:
 
     def lately(self, database: str, wakeup: Wakeup) -> bool:
         """Whether the workers know; if they don't, whoever asks must tell them."""
-        if wakeup.cancel:  # these are looked for once
+        if wakeup.cancel or wakeup.due is not None:  # these are looked for once
             return False
         now = time.monotonic()
         key = (database, wakeup)
@@ -183,7 +187,8 @@ class Notifier:
         self._failed |= set(islice(wakeups, MOST_FAILED - len(self._failed)))
         sent = False
         try:
-            await self._store.notify(CHANNEL, [wakeup.payload() for wakeup in wakeups], alone=True)
+            payloads = [wakeup.payload() for wakeup in wakeups]
+            await repeat(lambda: self._store.notify(CHANNEL, payloads, alone=True), within=SEND_TIMEOUT)
             sent = True
         finally:
             if not sent:

@@ -35,6 +35,15 @@ CLAIM_LIMIT = 1000
 AT_ONCE_TIME = 0.01
 AT_ONCE_LIMIT = 250
 
+# Yet not so many times the slots, and only so many claims in a row, after which the tasks that such
+# claims leave out (see claim_jobs.sql) have their turn.
+AT_ONCE_FACTOR = 5
+AT_ONCE_ROW = 4
+
+# Seconds between two looks at everything after wake-ups: what became READY long ago and was given
+# back is below the watermarks.
+FORGET_INTERVAL = 1.0
+
 # For how long tasks are started without a look at what else the loop has to do.
 TURN_TIME = 0.005
 
@@ -83,6 +92,7 @@ class Claimer:
         may_claim: Callable[[], bool],
         start: Callable[[Job], bool],
         drop: Callable[[Job], None],
+        at_once: bool = True,
     ) -> None:
         self._store = store
         self._sources = sources
@@ -98,8 +108,12 @@ class Claimer:
         self._hungry: set[Lane] = set(LANES)
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
+        self._may_at_once = at_once
         self._at_once = 0  # so many may be claimed for the loop, however few slots are free
+        self._in_a_row = 0
+        self._poll_at = inf
         self._look_again_at = inf
+        self._forgot_at = -inf
 
     def wake(self, wakeup: Wakeup | None = None) -> None:
         """There may be work (None: anywhere)."""
@@ -124,19 +138,18 @@ class Claimer:
         """Claim until stopped."""
         loop = asyncio.get_running_loop()
         failures = 0
-        next_poll = loop.time() + self._next_poll()
+        self._poll_at = loop.time() + self._next_poll()
         try:
             while not self._stopping.is_set():
-                if loop.time() >= next_poll:
-                    next_poll = loop.time() + self._next_poll()
-                    self._sources.forget()  # a poll looks at everything, everywhere
-                    self._hungry.update(LANES)
-                if loop.time() >= self._look_again_at:
-                    self._look_again_at = inf
-                    self._hungry.update(LANES)
+                now = loop.time()
+                if now >= self._poll_at:
+                    self._poll_at = now + self._next_poll()
+                    self._look_at_everything(now)
+                elif now >= self._look_again_at:
+                    self._look_again(now)
                 if not self._may_claim() or not any(self._free(lane) > 0 for lane in self._hungry):
                     with suppress(TimeoutError):
-                        async with asyncio.timeout_at(min(next_poll, self._look_again_at)):
+                        async with asyncio.timeout_at(min(self._poll_at, self._look_again_at)):
                             await self._changed.wait()
                     self._changed.clear()
                     continue
@@ -154,16 +167,32 @@ class Claimer:
         finally:
             self._stopped.set()
 
+    def _look_at_everything(self, now: float) -> None:
+        self._forgot_at = now
+        self._sources.forget()
+        self._hungry.update(LANES)
+
+    def _look_again(self, now: float) -> None:
+        """Some time after a wake-up: at what has come since, and once a second at everything."""
+        self._look_again_at = inf
+        if now - self._forgot_at >= FORGET_INTERVAL:
+            self._look_at_everything(now)
+        else:
+            self._look_again_at = self._forgot_at + FORGET_INTERVAL
+            self._hungry.update(LANES)
+
     def _next_poll(self) -> float:
         return self._poll_interval * random.uniform(0.2, 1.0)  # jitter keeps a herd apart
 
     async def run_once(self) -> int:
         """Claim for the free slots, until they are full or a claim is short; returns how many jobs."""
         claimed = 0
+        clock = asyncio.get_running_loop().time
         claim = await self._claim()
         while claim.jobs:
             claimed += len(claim.jobs)
-            if not claim.more or not self._may_claim() or self._stopping.is_set():
+            is_polling = clock() >= self._poll_at  # which run() sees to
+            if not claim.more or is_polling or not self._may_claim() or self._stopping.is_set():
                 await self._start_all(claim)
                 break
             following = asyncio.create_task(self._claim(claim.jobs), name="aiotasks claim")
@@ -180,8 +209,10 @@ class Claimer:
         for job in unstarted:
             free[job.lane] -= 1
         limits = {lane: max(0, min(free[lane], CLAIM_LIMIT)) for lane in LANES}
-        if self._at_once and self._free("loop") > 0:
-            limits["loop"] = max(limits["loop"], self._at_once)
+        beyond = self._at_once > limits["loop"] and self._free("loop") > 0 and self._in_a_row < AT_ONCE_ROW
+        self._in_a_row = self._in_a_row + 1 if beyond else 0
+        if beyond:
+            limits["loop"] = self._at_once
         self._hungry -= {lane for lane in LANES if limits[lane]}  # a wake-up meanwhile adds them again
         worker_id = self._worker_id()
         queues = await self._sources.queues()
@@ -194,7 +225,9 @@ class Claimer:
         self.claiming.add(claim_id)
         jobs: list[Job] = []
         try:
-            jobs = await self._store.claim_jobs(worker_id, claim_id, self._backend, **sources)
+            jobs = await self._store.claim_jobs(
+                worker_id, claim_id, self._backend, **sources, robust_only=beyond
+            )
         finally:
             if not jobs:
                 self.claiming.discard(claim_id)
@@ -225,5 +258,12 @@ class Claimer:
         self.claiming.discard(claim.jobs[0].claim_id)
         taken = clock() - began
         self._at_once = 0
-        if claim.full and at_once == len(claim.jobs) and taken > 0:
-            self._at_once = min(AT_ONCE_LIMIT, int(at_once * AT_ONCE_TIME / taken))
+        all_at_once = self._may_at_once and claim.full and at_once == len(claim.jobs)
+        if all_at_once and taken > 0 and all(_is_robust(job) for job in claim.jobs):
+            limit = min(AT_ONCE_LIMIT, AT_ONCE_FACTOR * self._free("loop"))
+            self._at_once = min(limit, int(at_once * AT_ONCE_TIME / taken))
+
+
+def _is_robust(job: Job) -> bool:
+    """Whether a crash costs the task nothing but time, and it hasn't been in one, as far as can be seen."""
+    return len(job.worker_ids) == 1 and (job.max_crashes is None or job.max_crashes > 1)

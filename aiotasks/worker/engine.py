@@ -107,6 +107,7 @@ class Engine:
             may_claim=self._may_claim,
             start=self.runner.start,
             drop=self._drop,
+            at_once=options.max_crashes > 1,
         )
         self.scheduler = Scheduler(
             store,

@@ -5,8 +5,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from django.db import utils
-
 from ..job import LANES, Job, Lane, Source
 from ..store.store import Store
 from ..store.wakeups import Wakeup
@@ -38,6 +36,7 @@ class Sources:
         self._queues = sorted(queues)
         self._known_queues: list[str] = []
         self._known_until = 0.0
+        self._heard = 0
         self._served: dict[Lane, str] = dict.fromkeys(LANES, "")  # the queue that has had its turn
         self._watermarks: dict[tuple[str, Lane], datetime] = {}
 
@@ -45,6 +44,9 @@ class Sources:
         """Whether what a wake-up tells of (None: anything, anywhere) is served here."""
         if wakeup is not None and wakeup.backend != self._backend:
             return False
+        self._heard += 1
+        if wakeup is None:
+            self.forget()
         if wakeup is None or (not self._queues and wakeup.queue_name not in self._known_queues):
             self._known_until = 0.0
             return True
@@ -60,12 +62,10 @@ class Sources:
             return self._queues
         now = asyncio.get_running_loop().time()
         if now >= self._known_until:
-            self._known_until = now + QUEUES_TTL  # a wake-up from now on asks for another look
-            try:
-                self._known_queues = sorted(await self._store.list_queues(self._backend))
-            except utils.Error:
-                self._known_until = 0.0
-                raise
+            heard = self._heard
+            self._known_queues = sorted(await self._store.list_queues(self._backend))
+            if heard == self._heard:  # else what was heard of meanwhile may not be on the list
+                self._known_until = now + QUEUES_TTL
         return self._known_queues
 
     def of(self, lane: Lane, queues: Sequence[str], limit: int) -> Source:
