@@ -326,6 +326,16 @@ async def pids(held: LoopResources, number: int = 1) -> set[int]:
     return {pid for ((pid,),) in answers}
 
 
+async def keep(held: LoopResources, number: int) -> list[bool]:
+    """Have so many connections come back; which of them are kept."""
+    await held.driver.open()
+    connections = [await held.driver.lending.acquire(timeout=20) for _ in range(number)]
+    kept = [held.driver.lending.keep(connection) for connection in connections]
+    for connection in connections[sum(kept) :]:
+        await held.driver.lending.release(connection)
+    return kept
+
+
 async def test_one_statement_after_another_uses_one_connection(
     held: LoopResources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,10 +343,10 @@ async def test_one_statement_after_another_uses_one_connection(
     with monkeypatch.context() as patch:
         patch.setattr(held.driver.lending, "_pool", None)  # which isn't asked
         assert [await pids(held) for _ in range(5)] == [first] * 5
-    assert await pids(held, 8) >= first
-    assert len(held.driver.lending._kept) == lending.KEPT
-    await until(lambda: held.pool.get_size() - held.pool.get_idle_size() == lending.KEPT)
+    assert await keep(held, lending.KEPT + 2) == [*[True] * lending.KEPT, False, False]
+    assert held.pool.get_size() - held.pool.get_idle_size() == lending.KEPT
     assert held.driver.lending.lent == 0
+    assert await pids(held, 8) >= first
 
 
 async def test_a_kept_connection_that_the_server_has_closed_is_replaced(
@@ -358,13 +368,14 @@ async def test_what_is_not_repeated_survives_kept_connections_that_were_closed(
     held: LoopResources, conn: asyncpg.Connection
 ) -> None:
     """A server that was restarted while nobody asked for anything, say."""
-    killed = await pids(held, 3)
+    assert await keep(held, 3) == [True] * 3
+    killed = [kept.get_server_pid() for kept in held.driver.lending._kept]
     connections = [kept._con for kept in held.driver.lending._kept]
-    await conn.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", list(killed))
+    await conn.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", killed)
     await until(lambda: all(connection.is_closed() for connection in connections))
     async with aiotasks.transaction() as mine:
         assert await mine.fetchval("SELECT pg_backend_pid()") not in killed
-    assert await held.store.cancel_jobs([], "default", "") == []
+    assert await held.store.cancel_jobs([], "default", "{}") == []
 
 
 async def test_a_block_that_waits_gets_the_next_that_comes_back(
@@ -397,7 +408,7 @@ async def test_idle_connections_go_back_to_the_pool(
     held: LoopResources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lending, "IDLE_TIMEOUT", 0.05)
-    await pids(held, 3)
+    assert await keep(held, 3) == [True] * 3
     await until(lambda: not held.driver.lending._kept)
     await until(lambda: held.pool.get_idle_size() == held.pool.get_size())
     assert await fetch_one(held) == 1

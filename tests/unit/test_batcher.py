@@ -192,6 +192,13 @@ def run_on_a_loop(main: Callable[[], Awaitable[None]], *, eager: bool = False) -
 @example(
     limit=5, bad=frozenset(), flushes=[], steps=["submit", "turn", "interrupt", "turn", "submit"], by="submit"
 )
+@example(
+    limit=1,
+    bad=frozenset(),
+    flushes=[Flush(turns=1), Flush(turns=4), Flush(turns=1)],
+    steps=[*["submit"] * 2, *["turn"] * 6, *["submit"] * 2],
+    by="call",
+)
 def test_every_caller_resumes_once_with_its_own_outcome(
     eager: bool, limit: int, bad: frozenset[int], flushes: list[Flush], steps: list[Any], by: str
 ) -> None:
