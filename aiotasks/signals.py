@@ -30,6 +30,9 @@ _LOGGERS = {
 }
 
 
+_HOME = logging.getLogger.__code__.co_filename
+
+
 class Audience(Enum):
     """Who would hear a signal."""
 
@@ -63,8 +66,8 @@ def _is_kept(level: int) -> bool:
     logger: logging.Logger | None = django_signals.logger
     if not django_signals.logger.isEnabledFor(level):
         return False
-    call = logging.Logger.callHandlers
-    if django_signals.logger.filters or type(call) is not FunctionType or call.__module__ != "logging":
+    call = type(django_signals.logger).callHandlers
+    if django_signals.logger.filters or type(call) is not FunctionType or call.__code__.co_filename != _HOME:
         return True  # monitoring tools look at records there (Sentry's breadcrumbs)
     found = False
     while logger is not None:

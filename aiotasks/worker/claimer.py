@@ -210,13 +210,15 @@ class Claimer:
             free[job.lane] -= 1
         limits = {lane: max(0, min(free[lane], CLAIM_LIMIT)) for lane in LANES}
         beyond = self._at_once > limits["loop"] and self._free("loop") > 0 and self._in_a_row < AT_ONCE_ROW
-        self._in_a_row = self._in_a_row + 1 if beyond else 0
         if beyond:
             limits["loop"] = self._at_once
+        if not any(limits.values()):
+            return _Claim()
+        self._in_a_row = self._in_a_row + 1 if beyond else 0
         self._hungry -= {lane for lane in LANES if limits[lane]}  # a wake-up meanwhile adds them again
         worker_id = self._worker_id()
         queues = await self._sources.queues()
-        if worker_id is None or not queues or not any(limits.values()):
+        if worker_id is None or not queues:
             return _Claim()  # without a lease nothing is to be had; a registration wakes us
         sources = {lane: self._sources.of(lane, queues, limits[lane]) for lane in LANES}
         # Held from now on: the loop may be blocked while the reply waits to be read, and our own

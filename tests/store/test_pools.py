@@ -353,7 +353,7 @@ async def test_a_kept_connection_that_the_server_has_closed_is_replaced(
     held: LoopResources, conn: asyncpg.Connection
 ) -> None:
     (pid,) = await pids(held)
-    (kept,) = held.driver.lending._kept
+    ((kept, _),) = held.driver.lending._kept
     connection = kept._con
     await conn.execute("SELECT pg_terminate_backend($1)", pid)
     await until(connection.is_closed)
@@ -369,8 +369,8 @@ async def test_what_is_not_repeated_survives_kept_connections_that_were_closed(
 ) -> None:
     """A server that was restarted while nobody asked for anything, say."""
     assert await keep(held, 3) == [True] * 3
-    killed = [kept.get_server_pid() for kept in held.driver.lending._kept]
-    connections = [kept._con for kept in held.driver.lending._kept]
+    killed = [kept.get_server_pid() for kept, _ in held.driver.lending._kept]
+    connections = [kept._con for kept, _ in held.driver.lending._kept]
     await conn.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", killed)
     await until(lambda: all(connection.is_closed() for connection in connections))
     async with aiotasks.transaction() as mine:

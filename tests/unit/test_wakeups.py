@@ -112,6 +112,7 @@ class Sent:
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wakeups, "told", wakeups.Told())
+    monkeypatch.setattr(wakeups, "SEND_TIMEOUT", 0.0)
 
 
 async def test_those_that_come_while_one_is_under_way_are_one(monkeypatch: pytest.MonkeyPatch) -> None:

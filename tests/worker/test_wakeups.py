@@ -348,9 +348,9 @@ def watch_claims(
     """Have ``watch`` told of each claim when it is sent: its id, and its limit for the loop."""
     claim_jobs = claimer._store.claim_jobs
 
-    async def watched(worker_id: Any, claim_id: Any, backend: str, *, loop: Any, thread: Any) -> Any:
-        watch(claim_id, loop.limit)
-        return await claim_jobs(worker_id, claim_id, backend, loop=loop, thread=thread)
+    async def watched(*args: Any, loop: Any, **kwargs: Any) -> Any:
+        watch(args[1], loop.limit)
+        return await claim_jobs(*args, loop=loop, **kwargs)
 
     monkeypatch.setattr(claimer._store, "claim_jobs", watched)
 
@@ -359,6 +359,7 @@ async def test_tasks_that_are_over_at_once_let_claims_be_larger_than_the_slots(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claimer_module, "AT_ONCE_TIME", HOUR)
+    monkeypatch.setattr(claimer_module, "AT_ONCE_FACTOR", 1000)
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 600)
     started: list[Any] = []
     limits: list[int] = []
@@ -381,6 +382,7 @@ async def test_what_finds_no_slot_after_all_is_dropped(
 ) -> None:
     """After a claim of no-ops come others, which stay."""
     monkeypatch.setattr(claimer_module, "AT_ONCE_TIME", HOUR)
+    monkeypatch.setattr(claimer_module, "AT_ONCE_FACTOR", 1000)
     await default_task_backend.aenqueue_many(tasks.note, [(("quick",), {})] * 10)
     await default_task_backend.aenqueue_many(tasks.note, [(("slow",), {})] * 300)
     started: list[Any] = []
@@ -408,6 +410,36 @@ async def test_what_finds_no_slot_after_all_is_dropped(
     await default_task_backend.aenqueue_many(tasks.note, [(("slow",), {}), *[(("quick",), {})] * 30])
     assert (await claimer.run_once(), await claimer.run_once()) == (10, 9)
     assert limits[before:] == [10, 9]
+
+
+async def test_what_a_crash_would_harm_is_claimed_within_the_slots(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is killed has begun what it has claimed, or hasn't: only the slots' worth may matter."""
+    monkeypatch.setattr(claimer_module, "AT_ONCE_TIME", HOUR)
+    monkeypatch.setattr(claimer_module, "AT_ONCE_FACTOR", 1000)
+    started: list[Any] = []
+    slots = {"loop": 10, "thread": 0}
+    claimer = make_claimer(started, slots, ["default"], await register(), at_once=lambda job: True)
+    await insert(claimer._store, 10)
+    fragile = await insert(claimer._store, 5, max_crashes=0)
+    await insert(claimer._store, 40)
+    assert [await claimer.run_once() for _ in range(3)] == [10, 40, 5]
+    assert [job.id for job in started[50:]] == fragile
+    # In a flood they have their turn after a few claims.
+    monkeypatch.setattr(claimer_module, "AT_ONCE_LIMIT", 20)
+    started.clear()
+    limits: list[int] = []
+    watch_claims(claimer, monkeypatch, lambda claim_id, limit: limits.append(limit))
+    await insert(claimer._store, 10)
+    fragile = await insert(claimer._store, 25, max_crashes=0)
+    await insert(claimer._store, 200)
+    while await claimer.run_once():
+        pass
+    assert limits[:6] == [10, 20, 20, 20, 20, 10]
+    assert {job.id for job in started[90:100]} == set(fragile[:10])
+    assert {job.id for job in started} >= set(fragile)
+    assert len(started) == 235
 
 
 async def test_what_comes_soon_after_a_wake_up_needs_none(
