@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -237,14 +238,19 @@ class Claimer:
             self._sources.learn(lane, source, [job for job in jobs if job.lane == lane])
         turn = {(lane, name): n for lane in LANES for n, name in enumerate(sources[lane].queues)}
         jobs.sort(key=lambda job: (-job.priority, turn[job.lane, job.queue_name], job.ready_at, job.id))
-        # Full: there is more. Short: the head may just have been touched, so once more.
+        # Full: there is more. Short: the head may just have been touched, so once more; or tasks have
+        # been left out.
         self._hungry.update(job.lane for job in jobs)
+        if beyond:
+            self._hungry.add("loop")
+        if not jobs:
+            self._at_once = 0
         full = sum(job.lane == "loop" for job in jobs) >= limits["loop"] > 0
         return _Claim(worker_id, jobs, full, full and (self._at_once > 0 or free["loop"] > limits["loop"]))
 
     async def _start_all(self, claim: _Claim) -> None:
         """Start the jobs of one claim, and see how much the next may take."""
-        clock = asyncio.get_running_loop().time
+        clock = time.monotonic  # uvloop's stands still within a turn of the loop
         began = turn = clock()
         at_once = 0
         for job in claim.jobs:
