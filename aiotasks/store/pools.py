@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from contextvars import Context
 from typing import Any
 from uuid import UUID
 
@@ -72,9 +71,7 @@ class LoopResources:
 
     async def _connect(self, *args: Any, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
         options.pop("loop", None)
-        connecting = connect(self.options.database, timeout=self.options.command_timeout, **options)
-        # An empty context: a connection keeps the one it was opened in.
-        return await self.loop.create_task(connecting, context=Context(), name="aiotasks connect")
+        return await connect(self.options.database, timeout=self.options.command_timeout, **options)
 
     async def insert(self, jobs: Sequence[NewJob]) -> Sequence[None]:
         """Store all of ``jobs`` or none; durable on return."""
