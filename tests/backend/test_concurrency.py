@@ -45,7 +45,7 @@ async def test_one_after_the_other_none_waits(database: str, statements: list[st
     for n in range(5):
         result = await tasks.echo.aenqueue(n)
         await result.arefresh()
-    assert statements == ["insert_jobs", "select_jobs"] * 5
+    assert statements == ["insert_job", "select_jobs"] * 5
 
 
 async def test_both_aliases_are_looked_up_at_once(database: str, settings: Any) -> None:
