@@ -313,15 +313,24 @@ async def test_a_new_queue_heard_of_while_queues_are_listed_is_not_missed(
 
 
 async def test_what_becomes_visible_below_the_watermark_is_found_by_a_poll(
-    configure: Configure, database: str, conn: asyncpg.Connection
+    configure: Configure, database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A transaction that stays open for longer than the margin commits a row that looks old."""
     configure(POLL_INTERVAL=0.3)
     tasks.seen.clear()
+    marks: list[Any] = []
     async with aiotasks.Worker() as worker:
+        sources = worker.engine.claimer._sources
+        learn = sources.learn
+
+        def watched(*args: Any) -> None:
+            learn(*args)
+            marks.extend(sources._watermarks)
+
+        monkeypatch.setattr(sources, "learn", watched)
         await tasks.note.aenqueue("new")
         await until(lambda: tasks.seen == ["new"])
-        await until(lambda: worker.engine.claimer._sources._watermarks)
+        await until(lambda: marks)
         await tasks.note.using(run_after=in_future(HOUR)).aenqueue("old")
         await conn.execute(
             "UPDATE aiotasks_task SET status = 'READY', ready_at = now() - interval '1 h' "
