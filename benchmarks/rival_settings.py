@@ -7,7 +7,8 @@ dj-queue's option of that name, instead of its default.
 import json
 import os
 from typing import Any
-from urllib.parse import urlsplit
+
+from . import settings
 
 _TASKS: dict[str, dict[str, Any]] = {
     "django_tasks_db": {"BACKEND": "django_tasks_db.DatabaseBackend"},
@@ -18,21 +19,11 @@ if workers := os.environ.get("AIOTASKS_BENCH_DJ_QUEUE_WORKERS"):
     _TASKS["dj_queue"]["OPTIONS"] = {"workers": json.loads(workers)}
 
 _app = os.environ["AIOTASKS_BENCH_RIVAL"]
-_dsn = urlsplit(os.environ["AIOTASKS_BENCH_DSN"])
 
 SECRET_KEY = "benchmarks"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 INSTALLED_APPS = [_app, "benchmarks"]
-DATABASES = {
-    "default": {
-        "ENGINE": "django.db.backends.postgresql",
-        "HOST": _dsn.hostname,
-        "PORT": _dsn.port,
-        "USER": _dsn.username,
-        "NAME": _dsn.path.removeprefix("/"),
-        # With Django's default two of them connect anew for each task, and run a hundred a second.
-        "CONN_MAX_AGE": None,
-    }
-}
+# With Django's default two of them connect anew for each task, and run a hundred a second.
+DATABASES = {"default": settings.DATABASES["default"] | {"CONN_MAX_AGE": None}}
 TASKS = {"default": _TASKS[_app]}

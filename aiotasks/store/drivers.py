@@ -60,14 +60,13 @@ class AsyncpgDriver:
                 await self.open()
             # Two limits, not one: waiting for a free connection says nothing of the server.
             connection = await self.lending.acquire(timeout=timeout)
-            kept = False
+            done = False
             try:
                 rows: Sequence[Row] = await connection.fetch(statement.sql, *args, timeout=timeout)
-                kept = self.lending.keep(connection)
+                done = True
                 return rows
             finally:
-                if not kept:
-                    await self.lending.release(connection)
+                await self.lending.release(connection, keep=done)
 
 
 class ConnectionDriver:

@@ -62,18 +62,16 @@ class Lending:
         finally:
             self._waiting -= 1
 
-    def keep(self, connection: Pooled) -> bool:
-        """Take back a connection that has done its work; False where it has to be released."""
-        if self._closing or self._waiting or len(self._kept) >= KEPT or _is_dead(connection):
-            return False
+    async def release(self, connection: Pooled, *, keep: bool) -> None:
+        """Take a connection back: to be kept at hand, if it has done its work and there is room, or
+        by the pool, which cuts one that is in the middle of something.
+        """
+        if not keep or self._closing or self._waiting or len(self._kept) >= KEPT or _is_dead(connection):
+            await self._pool.release(connection)
+            return
         self._kept.append((connection, self._loop.time()))
         if self._timer is None:
             self._timer = self._loop.call_later(IDLE_TIMEOUT, self._look)
-        return True
-
-    async def release(self, connection: Pooled) -> None:
-        """Give a connection back to the pool; one that is in the middle of something is cut."""
-        await self._pool.release(connection)
 
     async def close(self) -> None:
         """Keep nothing any longer."""

@@ -106,7 +106,7 @@ async def transaction(
             try:
                 await _reset(pooled, session=SESSION if held.options.statement_cache_size else "")
             finally:
-                await held.driver.lending.release(pooled)
+                await held.driver.lending.release(pooled, keep=False)
         held.notifier.notify(block.wakeups)
 
 

@@ -158,7 +158,7 @@ class Notifier:
     async def send_what_is_left(self) -> None:
         """Send what hasn't gone, or try again; for a loop that ends, which has cut off the sender."""
         self._waiting |= self._failed
-        if self._waiting:
+        while self._waiting:
             await self._send()
 
     def _ended(self, sender: "asyncio.Task[None]") -> None:

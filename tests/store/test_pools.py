@@ -330,9 +330,11 @@ async def keep(held: LoopResources, number: int) -> list[bool]:
     """Have so many connections come back; which of them are kept."""
     await held.driver.open()
     connections = [await held.driver.lending.acquire(timeout=20) for _ in range(number)]
-    kept = [held.driver.lending.keep(connection) for connection in connections]
-    for connection in connections[sum(kept) :]:
-        await held.driver.lending.release(connection)
+    kept = []
+    for connection in connections:
+        before = len(held.driver.lending._kept)
+        await held.driver.lending.release(connection, keep=True)
+        kept.append(len(held.driver.lending._kept) > before)
     return kept
 
 
