@@ -49,7 +49,7 @@ WORKLOADS = {
         settings="benchmarks.settings_one_thread",
     ),
     "memory": memory.measure,
-    "processes": partial(drains.drain, "cpu", options=("--processes", "2")),
-    "processes-one": partial(drains.drain, "cpu"),
+    "processes": partial(drains.with_processes, 2),
+    "processes-one": partial(drains.with_processes, 1),
     "fairness": fairness.measure,
 }

@@ -7,9 +7,9 @@ from typing import Any
 
 from ..common import MeasurementFailed, run
 from ..site import set_up
-from .support import TIMEOUT, aiotasks_worker, drained
+from .support import TIMEOUT, aiotasks_worker, all_ended, drained, registered
 
-__all__ = ["drain", "enqueue", "with_receivers"]
+__all__ = ["drain", "enqueue", "with_processes", "with_receivers"]
 
 
 def drain(
@@ -38,6 +38,19 @@ def with_receivers(count: int) -> dict[str, float]:
     if lines != 2 * count:  # a task's start and its end
         raise MeasurementFailed(f"The log has {lines:,} lines, not two for each of {count:,} tasks.")
     return figures
+
+
+def with_processes(processes: int, count: int) -> dict[str, float]:
+    """Drain tasks of 1 ms of CPU time, enqueued once so many workers are up, as they are in production."""
+
+    async def measured() -> dict[str, float]:
+        await registered(process, processes)
+        await enqueue("cpu", count)
+        await all_ended(process)
+        return await drained(count)
+
+    with aiotasks_worker("--processes", str(processes)) as process:
+        return run(measured())
 
 
 async def enqueue(task: str, count: int, args: tuple[Any, ...] = (), *, priority: int = 0) -> None:

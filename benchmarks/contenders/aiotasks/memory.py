@@ -7,7 +7,7 @@ import psutil
 from ..common import run
 from ..site import set_up
 from .flood import Flood
-from .support import TIMEOUT, aiotasks_worker, connection, drained
+from .support import aiotasks_worker, all_ended, drained, registered
 
 __all__ = ["measure"]
 
@@ -24,15 +24,15 @@ def measure(count: int) -> dict[str, float]:
         return sum(each.memory_info().rss for each in [parent, *parent.children(recursive=True)]) / 10**6
 
     async def measured() -> dict[str, float]:
-        await process.until(_is_registered, TIMEOUT)
+        await registered(process)
         await asyncio.sleep(SETTLE)
         idle = rss_mb()
         flood = Flood("default")
         await flood.feed(process, count // 10)
-        await process.until(_is_empty, TIMEOUT)
+        await all_ended(process)
         warm = rss_mb()
         await flood.feed(process, count)
-        await process.until(_is_empty, TIMEOUT)
+        await all_ended(process)
         end = rss_mb()
         return {"idle_mb": idle, "warm_mb": warm, "end_mb": end, "growth_percent": (end / warm - 1) * 100}
 
@@ -40,15 +40,3 @@ def measure(count: int) -> dict[str, float]:
         figures = run(measured())
     run(drained(count))
     return figures
-
-
-async def _is_registered() -> bool:
-    async with connection() as opened:
-        return await opened.fetchval("SELECT EXISTS (SELECT FROM aiotasks_worker)")
-
-
-async def _is_empty() -> bool:
-    async with connection() as opened:
-        return not await opened.fetchval(
-            "SELECT EXISTS (SELECT FROM aiotasks_task WHERE status IN ('READY', 'RUNNING'))"
-        )

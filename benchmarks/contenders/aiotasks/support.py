@@ -9,7 +9,17 @@ import asyncpg
 
 from ..common import MeasurementFailed, WorkerProcess, dsn, worker
 
-__all__ = ["TIMEOUT", "aiotasks_worker", "connection", "database_time", "drained", "return_values", "warm_up"]
+__all__ = [
+    "TIMEOUT",
+    "aiotasks_worker",
+    "all_ended",
+    "connection",
+    "database_time",
+    "drained",
+    "registered",
+    "return_values",
+    "warm_up",
+]
 
 # Seconds for which a worker may be at it before the workload counts as failed.
 TIMEOUT = 900.0
@@ -36,6 +46,28 @@ async def connection() -> AsyncIterator[asyncpg.Connection]:
 async def database_time() -> datetime:
     async with connection() as opened:
         return await opened.fetchval("SELECT clock_timestamp()")
+
+
+async def registered(process: WorkerProcess, workers: int = 1) -> None:
+    """Wait until so many workers are up."""
+    async with connection() as opened:
+
+        async def are_up() -> bool:
+            return await opened.fetchval("SELECT count(*) FROM aiotasks_worker") >= workers
+
+        await process.until(are_up, TIMEOUT)
+
+
+async def all_ended(process: WorkerProcess) -> None:
+    """Wait until no task is ready or running."""
+    async with connection() as opened:
+
+        async def ended() -> bool:
+            return not await opened.fetchval(
+                "SELECT EXISTS (SELECT FROM aiotasks_task WHERE status IN ('READY', 'RUNNING'))"
+            )
+
+        await process.until(ended, TIMEOUT)
 
 
 async def drained(count: int, *, priority: int = 0) -> dict[str, float]:
