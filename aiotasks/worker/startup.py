@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Callable, Sequence
 
 import anyio
@@ -11,6 +12,7 @@ from django.tasks import task_backends
 
 from ..backend import PostgresBackend
 from ..exceptions import DatabaseNotReady
+from ..job import Source
 from ..store.drivers import is_transient, sqlstate
 from ..store.repeat import backoff
 from ..store.store import Store
@@ -69,7 +71,7 @@ async def reach_database(
     stopping: asyncio.Event,
     failed: Callable[[], None],
 ) -> bool:
-    """Wait until the tables can be read; False where ``stopping`` is set before that.
+    """Wait until tasks can be claimed and finished; False where ``stopping`` is set before that.
 
     ``within`` is in seconds (None: for ever). ``failed`` is called after every failed try. Raises
     DatabaseNotReady when the time is up, and at once for what waiting can't mend, unless it may
@@ -80,7 +82,7 @@ async def reach_database(
     failures = 0
     while not stopping.is_set():
         try:
-            await store.has_unfinished_jobs(backend, [], [])
+            await _claim_and_finish_nothing(store, backend)
             return True
         except utils.Error as error:
             failures += 1
@@ -94,6 +96,19 @@ async def reach_database(
         with anyio.move_on_after(pause):
             await stopping.wait()
     return False
+
+
+async def _claim_and_finish_nothing(store: Store, backend: str) -> None:
+    """Have two connections plan what a worker runs most.
+
+    The first claim of a connection takes PostgreSQL 10 to 15 ms, the second 0.3. It also fails
+    where the tables can be read and not written.
+    """
+    none = Source([], [], 0)
+    claims = (store.claim_jobs(uuid.uuid4(), uuid.uuid4(), backend, loop=none, thread=none) for _ in range(2))
+    await asyncio.gather(*claims)
+    finishes = (store.finish_jobs([(uuid.uuid4(), uuid.uuid4(), "FAILED", None, None)]) for _ in range(2))
+    await asyncio.gather(*finishes)
 
 
 def _describe(error: utils.Error, database: str) -> str:
@@ -115,6 +130,8 @@ def _describe(error: utils.Error, database: str) -> str:
             return f"PostgreSQL refuses the user or password of {where}: {reason}."
         case "3D000":
             return f"The database of {where} doesn't exist: {reason}."
+        case "25006":
+            return f"{where} is read-only, perhaps a standby: {reason}."
         case "42501":
             return f"The user of {where} may not use the tables of aiotasks: {reason}."
     return f"PostgreSQL at {where} can't be reached: {reason}."

@@ -69,7 +69,8 @@ def test_poison_fails_after_three_crashes(start_worker: Start, ledger: Ledger) -
     fatal = tasks.kill_worker_fatally.enqueue()
     neighbours = default_task_backend.enqueue_many(tasks.work, [((), {})] * 3)
     for _ in range(4):
-        worker = start_worker("--concurrency", "1", options={**SHORT_LEASE, "LEASE_TIMEOUT": 1})
+        # Not until it is ready: it may be dead before it could say so.
+        worker = start_worker("--concurrency", "1", ready=False, options={**SHORT_LEASE, "LEASE_TIMEOUT": 1})
         assert worker.wait() == -signal.SIGKILL
     worker = start_worker("--concurrency", "1", options={**SHORT_LEASE, "LEASE_TIMEOUT": 1})
     wait_until(lambda: ledger.statuses() == {"FAILED": 2, "SUCCESSFUL": 3})

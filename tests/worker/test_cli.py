@@ -241,6 +241,35 @@ def test_tables_without_permission_are_said(start: Start, ledger: Ledger) -> Non
     assert said.startswith("aiotasks: The user of DATABASES['default'] may not use the tables of aiotasks: ")
 
 
+@pytest.mark.parametrize(
+    ("may", "role_is", "sentence"),
+    [
+        ("SELECT", "", "The user of DATABASES['default'] may not use the tables of aiotasks: "),
+        (
+            "ALL",
+            "ALTER ROLE reader SET default_transaction_read_only = on",
+            "DATABASES['default'] is read-only, perhaps a standby: ",
+        ),
+    ],
+    ids=["by its grants", "by its role"],
+)
+def test_a_database_that_can_only_be_read(
+    start: Start, ledger: Ledger, may: str, role_is: str, sentence: str
+) -> None:
+    ledger.connection.execute(
+        f"CREATE ROLE reader LOGIN; GRANT {may} ON ALL TABLES IN SCHEMA public TO reader"
+    )
+    try:
+        if role_is:
+            ledger.connection.execute(role_is)
+        code = "import sys; from aiotasks.worker import cli; cli.DATABASE_TIMEOUT = 0.5; sys.exit(cli.main())"
+        process = start("-c", code, env={"AIOTASKS_DB_USER": "reader"})
+        said = complaint(process)
+    finally:
+        ledger.connection.execute("DROP OWNED BY reader; DROP ROLE reader")
+    assert said.startswith(f"aiotasks: {sentence}")
+
+
 def test_a_database_out_of_reach_is_waited_for_and_then_said(
     start: Start, worker_env: dict[str, str]
 ) -> None:
