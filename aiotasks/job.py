@@ -97,11 +97,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What one claim asks for in a lane: at most ``limit`` jobs, from these queues in this order."""
+    """What one claim asks for in a lane: at most ``limit`` jobs, from these queues in this order.
+
+    ``robust_only`` leaves out what a crash of the worker before its start would harm.
+    """
 
     queues: list[str]
     since: list[datetime]  # the oldest ready_at to look at, per queue
     limit: int
+    robust_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from .store.store import Store
 from .store.transaction import current_transaction
 from .store.waiting import sync_code_waits
 from .sync import run_now
+from .worker.backlog import Backlog
 from .worker.claimer import Claimer
 from .worker.finisher import Finisher
 from .worker.runner import Runner
@@ -97,7 +98,10 @@ async def _drain(alias: str) -> int:
         backend=alias,
         poll_interval=backend.config.poll_interval,
         worker_id=lambda: worker_id,
-        free=lambda lane: 1 - runner.count(lane),
+        free=lambda: 1 - runner.count("loop"),
+        threads=Backlog(
+            1, free=lambda: 1 - runner.count("thread"), start=runner.start, drop=lambda job: None
+        ),
         may_claim=lambda: True,
         start=runner.start,
         drop=lambda job: None,

@@ -77,7 +77,6 @@ class Store:
         *,
         loop: Source,
         thread: Source,
-        robust_only: bool = False,
     ) -> list[Job]:
         rows = await self._fetch(
             "claim_jobs",
@@ -87,10 +86,11 @@ class Store:
             loop.queues,
             loop.since,
             loop.limit,
+            loop.robust_only,
             thread.queues,
             thread.since,
             thread.limit,
-            robust_only,
+            thread.robust_only,
         )
         return [_claimed(claim_id, backend, *row) for row in rows]
 

@@ -49,13 +49,25 @@ FORGET_INTERVAL = 1.0
 TURN_TIME = 0.005
 
 
+class Threads(Protocol):
+    """Where jobs of the thread lane go, and may wait for a moment."""
+
+    @property
+    def claim_ids(self) -> set[UUID | None]: ...
+    def free(self) -> int: ...
+    def ahead(self) -> int: ...
+    def add(self, job: Job) -> None: ...
+    def feed(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class Sources(Protocol):
     """Where claims take from."""
 
     def hear(self, wakeup: Wakeup | None) -> bool: ...
     def forget(self) -> None: ...
     async def queues(self) -> list[str]: ...
-    def of(self, lane: Lane, queues: Sequence[str], limit: int) -> Source: ...
+    def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> Source: ...
     def learn(self, lane: Lane, source: Source, jobs: Sequence[Job]) -> None: ...
 
 
@@ -72,9 +84,10 @@ class _Claim:
 class Claimer:
     """Claims for one worker.
 
-    - It never claims more jobs than there are free slots: nothing waits inside a worker. Tasks that
-      were over at once, all of a claim, let the next be larger (``_at_once``); what then finds no
-      slot after all is given back, and keeps its place in the queue.
+    - It never claims more jobs than there are free slots: nothing waits inside a worker. But tasks
+      that were over at once, all of a claim, let the next be larger (``_at_once``), and sync tasks
+      that are short are claimed ahead (``Backlog``). What then finds no slot after all is given
+      back, and keeps its place in the queue.
     - The next claim is under way while the jobs of one are started, where that leaves slots.
     - A claim is never cancelled by us: its reply says what we own. ``stop()`` waits for it.
     - It claims on a wake-up and whenever slots come free while there may be more. A poll at
@@ -89,7 +102,8 @@ class Claimer:
         backend: str,
         poll_interval: float,
         worker_id: Callable[[], UUID | None],
-        free: Callable[[Lane], int],
+        free: Callable[[], int],
+        threads: Threads,
         may_claim: Callable[[], bool],
         start: Callable[[Job], bool],
         drop: Callable[[Job], None],
@@ -101,17 +115,18 @@ class Claimer:
         self._poll_interval = poll_interval
         self._worker_id = worker_id
         self._free = free
+        self._threads = threads
         self._may_claim = may_claim
         self._start = start
         self._drop = drop
-        self.claiming: set[UUID] = set()  # the ids of claims whose jobs haven't all been started yet
+        self._claiming: set[UUID | None] = set()
         self._changed = asyncio.Event()
         self._hungry: set[Lane] = set(LANES)
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self._may_at_once = at_once
         self._at_once = 0  # so many may be claimed for the loop, however few slots are free
-        self._in_a_row = 0
+        self._in_a_row: dict[Lane, int] = dict.fromkeys(LANES, 0)  # claims of more than free slots
         self._poll_at = inf
         self._look_again_at = inf
         self._forgot_at = -inf
@@ -124,8 +139,14 @@ class Claimer:
         self._look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN
         self._changed.set()
 
+    @property
+    def claiming(self) -> set[UUID | None]:
+        """The ids of claims whose jobs haven't all been started yet."""
+        return self._claiming | self._threads.claim_ids
+
     def slot_freed(self) -> None:
         """A lane has room again; it matters where there may be more to claim."""
+        self._threads.feed()
         if self._hungry:
             self._changed.set()
 
@@ -133,6 +154,7 @@ class Claimer:
         """Claim no more; returns when no claim is under way."""
         self._stopping.set()
         self._changed.set()
+        self._threads.close()
         await self._stopped.wait()
 
     async def run(self) -> None:
@@ -148,7 +170,9 @@ class Claimer:
                     self._look_at_everything(now)
                 elif now >= self._look_again_at:
                     self._look_again(now)
-                if not self._may_claim() or not any(self._free(lane) > 0 for lane in self._hungry):
+                if not self._may_claim() or not any(
+                    self._free_in(lane) > 0 or self._beyond(lane) > 0 for lane in self._hungry
+                ):
                     with suppress(TimeoutError):
                         async with asyncio.timeout_at(min(self._poll_at, self._look_again_at)):
                             await self._changed.wait()
@@ -204,36 +228,46 @@ class Claimer:
                 claim = await following
         return claimed
 
+    def _free_in(self, lane: Lane, unstarted: Sequence[Job] = ()) -> int:
+        """Slots of the lane that nothing is to have yet."""
+        free = self._free() if lane == "loop" else self._threads.free()
+        return free - sum(job.lane == lane for job in unstarted)
+
+    def _beyond(self, lane: Lane, unstarted: Sequence[Job] = ()) -> int:
+        """How many may be claimed for the lane, however few slots are free; 0 for no more than those."""
+        if not self._may_at_once or self._in_a_row[lane] >= AT_ONCE_ROW:
+            return 0
+        if lane == "loop":
+            return self._at_once if self._free() > 0 else 0
+        return self._threads.ahead() - sum(job.lane == lane for job in unstarted)
+
     async def _claim(self, unstarted: Sequence[Job] = ()) -> _Claim:
         """Claim once, beside jobs that haven't been started yet."""
-        free = {lane: max(0, self._free(lane)) for lane in LANES}
-        for job in unstarted:
-            free[job.lane] -= 1
-        limits = {lane: max(0, min(free[lane], CLAIM_LIMIT)) for lane in LANES}
-        beyond = self._at_once > limits["loop"] and self._free("loop") > 0 and self._in_a_row < AT_ONCE_ROW
-        if beyond:
-            limits["loop"] = self._at_once
+        free = {lane: self._free_in(lane, unstarted) for lane in LANES}
+        limits = {lane: min(max(0, free[lane], self._beyond(lane, unstarted)), CLAIM_LIMIT) for lane in LANES}
         if not any(limits.values()):
             return _Claim()
-        self._in_a_row = self._in_a_row + 1 if beyond else 0
+        beyond = {lane: limits[lane] > max(0, free[lane]) for lane in LANES}
+        for lane in LANES:
+            self._in_a_row[lane] = self._in_a_row[lane] + 1 if beyond[lane] else 0
         self._hungry -= {lane for lane in LANES if limits[lane]}  # a wake-up meanwhile adds them again
         worker_id = self._worker_id()
         queues = await self._sources.queues()
         if worker_id is None or not queues:
             return _Claim()  # without a lease nothing is to be had; a registration wakes us
-        sources = {lane: self._sources.of(lane, queues, limits[lane]) for lane in LANES}
+        sources = {
+            lane: self._sources.of(lane, queues, limits[lane], robust_only=beyond[lane]) for lane in LANES
+        }
         # Held from now on: the loop may be blocked while the reply waits to be read, and our own
         # sweep mustn't take for lost what it says.
         claim_id = uuid.uuid4()
-        self.claiming.add(claim_id)
+        self._claiming.add(claim_id)
         jobs: list[Job] = []
         try:
-            jobs = await self._store.claim_jobs(
-                worker_id, claim_id, self._backend, **sources, robust_only=beyond
-            )
+            jobs = await self._store.claim_jobs(worker_id, claim_id, self._backend, **sources)
         finally:
             if not jobs:
-                self.claiming.discard(claim_id)
+                self._claiming.discard(claim_id)
         for lane, source in sources.items():
             self._sources.learn(lane, source, [job for job in jobs if job.lane == lane])
         turn = {(lane, name): n for lane in LANES for n, name in enumerate(sources[lane].queues)}
@@ -241,8 +275,7 @@ class Claimer:
         # Full: there is more. Short: the head may just have been touched, so once more; or tasks have
         # been left out.
         self._hungry.update(job.lane for job in jobs)
-        if beyond:
-            self._hungry.add("loop")
+        self._hungry.update(lane for lane in LANES if beyond[lane])
         if not jobs:
             self._at_once = 0
         full = sum(job.lane == "loop" for job in jobs) >= limits["loop"] > 0
@@ -252,23 +285,28 @@ class Claimer:
         """Start the jobs of one claim, and see how much the next may take."""
         clock = time.monotonic  # uvloop's stands still within a turn of the loop
         began = turn = clock()
-        at_once = 0
+        at_once = threads = 0
         for job in claim.jobs:
             if clock() - turn > TURN_TIME:
                 await asyncio.sleep(0)
                 turn = clock()
             # The lease may have ended while the reply was on its way, or since: somebody may have
             # these by now.
-            if self._worker_id() != claim.worker_id or self._free(job.lane) <= 0:
+            if self._worker_id() != claim.worker_id:
+                self._drop(job)
+            elif job.lane == "thread":
+                self._threads.add(job)
+                threads += 1
+            elif self._free() <= 0:
                 self._drop(job)
             elif self._start(job):
                 at_once += 1
-        self.claiming.discard(claim.jobs[0].claim_id)
+        self._claiming.discard(claim.jobs[0].claim_id)
         taken = clock() - began
         self._at_once = 0
-        all_at_once = self._may_at_once and claim.full and at_once == len(claim.jobs)
+        all_at_once = self._may_at_once and claim.full and at_once == len(claim.jobs) - threads
         if all_at_once and taken > 0 and all(_is_robust(job) for job in claim.jobs):
-            limit = min(AT_ONCE_LIMIT, AT_ONCE_FACTOR * self._free("loop"))
+            limit = min(AT_ONCE_LIMIT, AT_ONCE_FACTOR * self._free())
             self._at_once = min(limit, int(at_once * AT_ONCE_TIME / taken))
 
 

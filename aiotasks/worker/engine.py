@@ -19,6 +19,7 @@ from ..store.repeat import repeat
 from ..store.store import Store
 from ..store.wakeups import Wakeup
 from ..tasks import result_of
+from .backlog import Backlog
 from .canceller import Canceller
 from .claimer import Claimer
 from .execution import Execution
@@ -97,13 +98,17 @@ class Engine:
             done=self._done,
             closing=lambda: main is not None and main.cancelling() > 0,
         )
+        self.backlog = Backlog(
+            self.threads, free=lambda: self._free("thread"), start=self._start_waiting, drop=self._drop
+        )
         self.claimer = Claimer(
             store,
             Sources(store, backend=self.backend, queues=self.queues),
             backend=self.backend,
             poll_interval=options.poll_interval,
-            worker_id=lambda: self.lease.worker_id if self.lease.remaining() > 0 else None,
-            free=self._free,
+            worker_id=self._worker_id,
+            free=lambda: self._free("loop"),
+            threads=self.backlog,
             may_claim=self._may_claim,
             start=self.runner.start,
             drop=self._drop,
@@ -271,12 +276,25 @@ class Engine:
     def _free(self, lane: Lane) -> int:
         return (self.concurrency if lane == "loop" else self.threads) - self.runner.count(lane)
 
+    def _worker_id(self) -> UUID | None:
+        """The id under which tasks may be claimed and started."""
+        return self.lease.worker_id if self.lease.remaining() > 0 else None
+
+    def _start_waiting(self, job: Job) -> None:
+        """Start what has waited for a thread, if it is ours still."""
+        if job.worker_ids[-1] == str(self._worker_id()):
+            self.runner.start(job)
+        else:
+            self._drop(job)
+
     def _may_claim(self) -> bool:
         unwritten = len(self.finisher.pending) + len(self.finisher.announcing)
         return unwritten < UNWRITTEN * (self.concurrency + self.threads)
 
     def _done(self, execution: Execution) -> None:
         self.finisher.finish(execution)
+        if execution.in_thread:
+            self.backlog.took(time.monotonic() - execution.began)
         self.claimer.slot_freed()
         self.changed.set()
 
@@ -288,8 +306,8 @@ class Engine:
 
     def _held(self) -> set[UUID]:
         executions = [*self.runner.running, *self.finisher.pending]
-        ids = {execution.job.claim_id for execution in executions}
-        return {id for id in ids if id is not None} | self.claimer.claiming
+        ids = {execution.job.claim_id for execution in executions} | self.claimer.claiming
+        return {id for id in ids if id is not None}
 
     def _heard(self, wakeup: Wakeup | None) -> None:
         """The listener's callback: None where it may have missed something."""

@@ -28,6 +28,7 @@ class Execution:
 
     __slots__ = (
         "abandoned",
+        "began",
         "cancelled_for",
         "in_thread",
         "job",
@@ -47,4 +48,5 @@ class Execution:
         self.outcome: Outcome | None = None
         self.cancelled_for: Literal["shutdown", "lost lease", "cancelled"] | None = None
         self.in_thread = False  # its body has gone to a thread, which can't be cancelled
+        self.began = 0.0  # when it has, by the monotonic clock
         self.abandoned = False

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -176,6 +177,7 @@ class Runner:
                 execution.outcome = self._failed(error)
 
         execution.in_thread = True
+        execution.began = time.monotonic()
         await self._threads.run(call)
         assert execution.outcome is not None
         return execution.outcome

@@ -68,11 +68,13 @@ class Sources:
                 self._known_until = now + QUEUES_TTL
         return self._known_queues
 
-    def of(self, lane: Lane, queues: Sequence[str], limit: int) -> Source:
+    def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool = False) -> Source:
         """What to ask for in a lane."""
         turn = bisect_right(queues, self._served[lane])
         order = [*queues[turn:], *queues[:turn]] if limit else []
-        return Source(order, [self._watermarks.get((name, lane), _EVER) for name in order], limit)
+        return Source(
+            order, [self._watermarks.get((name, lane), _EVER) for name in order], limit, robust_only
+        )
 
     def learn(self, lane: Lane, source: Source, jobs: Sequence[Job]) -> None:
         """See from what a claim has brought which queue is next, or up to when all are empty."""

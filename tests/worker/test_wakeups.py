@@ -18,7 +18,9 @@ import aiotasks
 from aiotasks.store import wakeups
 from aiotasks.store.pools import resources
 from aiotasks.store.wakeups import Wakeup
+from aiotasks.worker import backlog as backlog_module
 from aiotasks.worker import claimer as claimer_module
+from aiotasks.worker.backlog import Backlog
 from aiotasks.worker.claimer import Claimer
 from aiotasks.worker.scheduler import Scheduler
 from aiotasks.worker.sources import Sources
@@ -197,6 +199,9 @@ def make_claimer(
         running.append(job)
         return False
 
+    def free(lane: str) -> int:
+        return slots[lane] - sum(job.lane == lane and job in started for job in running)
+
     store = resources(task_backends["default"].config).store
     return Claimer(
         store,
@@ -204,7 +209,8 @@ def make_claimer(
         backend="default",
         poll_interval=HOUR,
         worker_id=lambda: worker_id,
-        free=lambda lane: slots[lane] - sum(job.lane == lane and job in started for job in running),
+        free=lambda: free("loop"),
+        threads=Backlog(slots["thread"], free=lambda: free("thread"), start=start, drop=drop),
         may_claim=lambda: True,
         start=start,
         drop=drop,
@@ -354,12 +360,12 @@ async def test_enqueued_inside_a_transaction_block_that_has_ended(
 def watch_claims(
     claimer: Claimer, monkeypatch: pytest.MonkeyPatch, watch: Callable[[Any, int], None]
 ) -> None:
-    """Have ``watch`` told of each claim when it is sent: its id, and its limit for the loop."""
+    """Have ``watch`` told of each claim when it is sent: its id, and its limit."""
     claim_jobs = claimer._store.claim_jobs
 
-    async def watched(*args: Any, loop: Any, **kwargs: Any) -> Any:
-        watch(args[1], loop.limit)
-        return await claim_jobs(*args, loop=loop, **kwargs)
+    async def watched(*args: Any, loop: Any, thread: Any) -> Any:
+        watch(args[1], loop.limit + thread.limit)
+        return await claim_jobs(*args, loop=loop, thread=thread)
 
     monkeypatch.setattr(claimer._store, "claim_jobs", watched)
 
@@ -410,7 +416,7 @@ async def test_what_finds_no_slot_after_all_is_dropped(
     assert await claimer.run_once() == 300
     assert (len(started), len(dropped)) == (20, 290)
     assert len({job.id for job in [*started, *dropped]}) == 310
-    assert claimer._free("loop") == 0
+    assert claimer._free() == 0
     before = len(limits)
     assert await claimer.run_once() == 0
     assert len(limits) == before  # nothing is asked for where there is no slot
@@ -449,6 +455,51 @@ async def test_what_a_crash_would_harm_is_claimed_within_the_slots(
     assert {job.id for job in started[90:100]} == set(fragile[:10])
     assert {job.id for job in started} >= set(fragile)
     assert len(started) == 235
+
+
+async def test_short_sync_tasks_are_claimed_ahead_but_what_a_crash_would_harm(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog_module, "PATIENCE", HOUR)
+    started: list[Any] = []
+    limits: list[int] = []
+    claimer = make_claimer(started, {"loop": 0, "thread": 4}, ["default"], await register())
+    watch_claims(claimer, monkeypatch, lambda claim_id, limit: limits.append(limit))
+    await insert(claimer._store, 4, lane="thread")
+    fragile = await insert(claimer._store, 6, lane="thread", max_crashes=1)
+    await insert(claimer._store, 100, lane="thread")
+    seen: list[Any] = []
+
+    def end() -> None:
+        """All threads come free."""
+        seen.extend(started)
+        started.clear()
+        claimer.slot_freed()
+
+    assert await claimer.run_once() == 4
+    assert await claimer.run_once() == 0  # nobody knows how long they take
+    end()
+    claimer._threads.took(0.001)  # type: ignore[attr-defined]
+    for expected in (20, 16, 12, 12):
+        assert await claimer.run_once() == expected
+        assert len(started) == 4
+        assert started[0].claim_id in claimer.claiming
+        assert await claimer.run_once() == 0  # there is enough
+        for _ in range(3):
+            end()
+    assert not {job.id for job in [*seen, *started]} & set(fragile)
+    assert limits == [4, 20, 16, 12, 12]
+    # After so many claims of that kind there is one of as many as threads are free.
+    assert await claimer.run_once() == 0
+    while claimer._threads.claim_ids:
+        end()
+    end()
+    assert await claimer.run_once() == 4
+    assert [job.id for job in started] == fragile[:4]
+    assert not claimer.claiming
+    while await claimer.run_once() or started:
+        end()
+    assert len({job.id for job in seen}) == len(seen) == 110
 
 
 async def test_what_comes_soon_after_a_wake_up_needs_none(

@@ -10,9 +10,9 @@
 -- Returned is what the caller doesn't know: every column costs it time.
 --
 -- $1 worker id, $2 a claim id never used before, $3 backend,
--- $4 queue names, $5 oldest ready_at to look at per queue, $6 free slots: of the loop lane,
--- $7, $8, $9: the same of the thread lane,
--- $10 whether to leave out, in the loop lane, what a crash before its start would harm
+-- of the loop lane: $4 queue names, $5 oldest ready_at to look at per queue, $6 how many at most,
+-- $7 whether to leave out what a crash before its start would harm;
+-- $8, $9, $10, $11: the same of the thread lane
 WITH claimer AS MATERIALIZED (
     SELECT worker.id, set_config('synchronous_commit', 'off', true)
     FROM aiotasks_worker AS worker
@@ -35,7 +35,7 @@ WHERE task.ctid = ANY(ARRAY(
             FROM aiotasks_task AS ready
             WHERE ready.status = 'READY' AND ready.backend = $3::text AND ready.lane = 'loop'
               AND ready.queue_name = source.queue_name AND ready.ready_at >= source.since
-              AND (NOT $10::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
+              AND (NOT $7::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
             ORDER BY ready.priority DESC, ready.ready_at, ready.id
             LIMIT $6::integer
             FOR UPDATE SKIP LOCKED
@@ -46,17 +46,18 @@ WHERE task.ctid = ANY(ARRAY(
     (
         SELECT head.ctid
         FROM claimer
-        CROSS JOIN unnest($7::text[], $8::timestamptz[]) AS source (queue_name, since)
+        CROSS JOIN unnest($8::text[], $9::timestamptz[]) AS source (queue_name, since)
         CROSS JOIN LATERAL (
             SELECT ready.ctid
             FROM aiotasks_task AS ready
             WHERE ready.status = 'READY' AND ready.backend = $3::text AND ready.lane = 'thread'
               AND ready.queue_name = source.queue_name AND ready.ready_at >= source.since
+              AND (NOT $11::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
             ORDER BY ready.priority DESC, ready.ready_at, ready.id
-            LIMIT $9::integer
+            LIMIT $10::integer
             FOR UPDATE SKIP LOCKED
         ) AS head
-        LIMIT $9::integer
+        LIMIT $10::integer
     )
 ))
 RETURNING
