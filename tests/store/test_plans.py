@@ -110,7 +110,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "select_cancelled_jobs": lambda: (alive,),
         "release_lost_claims": lambda: (alive, one, 10.0),
         "remove_dead_workers": lambda: ("default",),
-        "renew_lease": lambda: (alive, 30.0),
+        "renew_lease": lambda: (alive, 30.0, True),
     }
     return {name: Prepared(conn, name, made) for name, made in arguments.items()}
 
