@@ -19,7 +19,7 @@ from ..store.store import Store
 from ..worker.startup import backend_of, describe
 from .findings import Finding, Verdict
 from .line import Line, open_line
-from .probes import PROBE_TIMEOUT, Pooler, clock_difference, find_pooler, notify_arrives
+from .probes import Pooler, clock_difference, find_pooler, notify_arrives
 from .status import WorkerRow, select_workers
 
 __all__ = ["CHECKS", "STORAGE", "check_settings", "diagnose"]
@@ -52,6 +52,9 @@ STORAGE = {
 
 # The slots of a worker that is started without options, where none runs that could be asked.
 DEFAULT_SLOTS = (100, 10)
+
+# Seconds for which a NOTIFY is waited for; it takes milliseconds.
+NOTIFY_TIMEOUT = 2.0
 
 # Seconds. Leases go by the database's clock alone; `run_after` is what comes from the sites'.
 CLOCK_DIFFERENCE = 1.0
@@ -202,7 +205,7 @@ class _Examination:
             )
         try:
             arrives = await self._notify_arrives()
-            reason = f"a NOTIFY was not heard within {PROBE_TIMEOUT:g} s"
+            reason = f"a NOTIFY was not heard within {NOTIFY_TIMEOUT:g} s"
         except utils.Error as error:
             arrives, reason = False, str(error)
         if not arrives:
@@ -227,7 +230,7 @@ class _Examination:
             self._database, timeout=self._timeout, statement_cache_size=0, command_timeout=self._timeout
         )
         try:
-            return await notify_arrives(listening, self._store)
+            return await notify_arrives(listening, self._store, within=NOTIFY_TIMEOUT)
         finally:
             listening.terminate()
 

@@ -10,10 +10,7 @@ from ..store.drivers import Connection, Driver, django_errors
 from ..store.store import Store
 from ..store.wakeups import CHANNEL
 
-__all__ = ["PROBE_TIMEOUT", "ServerLine", "clock_difference", "find_pooler", "notify_arrives"]
-
-# Seconds for which a NOTIFY is waited for; it takes milliseconds.
-PROBE_TIMEOUT = 2.0
+__all__ = ["Pooler", "ServerLine", "clock_difference", "find_pooler", "notify_arrives"]
 
 # A pooler has been seen to give two connections the same process at the first try; others of its
 # clients may get in between.
@@ -38,18 +35,20 @@ async def find_pooler(one: ServerLine, other: ServerLine) -> Pooler:
 
     A pooler in transaction mode gives the process that has answered one of them to the other, as soon
     as that begins a transaction, and the first another one. One in session mode has told us of a
-    process that isn't there.
+    process that isn't there. One that takes turns changes the process from statement to statement.
     """
     ours, theirs = Store(one), Store(other)
     for _ in range(ROUNDS):
         pid = await ours.backend_pid()
+        if await ours.backend_pid() != pid:
+            return "transaction"
         async with other.transaction():  # it keeps its process meanwhile
             if await theirs.backend_pid() == pid or await ours.backend_pid() != pid:
                 return "transaction"
     return "none" if pid == one.announced_pid else "session"
 
 
-async def notify_arrives(listening: Connection, store: Store, *, within: float = PROBE_TIMEOUT) -> bool:
+async def notify_arrives(listening: Connection, store: Store, *, within: float) -> bool:
     """Whether a session that LISTENs on ``listening`` hears what ``store`` says, in so many seconds.
 
     Not what it says itself: that comes back even through a pooler that tells it of nothing else.
