@@ -270,8 +270,8 @@ def test_the_table() -> None:
         "default  10,000+   3 min      1,204       37        1",
         r"'a\nb'         0       -         0+        0        1",
         "",
-        "worker             queues            lease                  loop  threads  wake-ups  version  id",
-        "web-1:4711         any               24 s left            37/100     2/10  LISTEN    0.1.0    "
+        "worker            queues           lease                     loop  threads  wake-ups  version  id",
+        "web-1:4711        any              24 s left               37/100     2/10  LISTEN    0.1.0    "
         "00000000-0000-0000-0000-000000000001",
         r"'web-2\x1b[2J:9'  'default, a\nb'  expired 1 min ago  1,200/2,000      0/0  unknown   0.0.9    "
         "00000000-0000-0000-0000-000000000002",
