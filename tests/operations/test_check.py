@@ -104,6 +104,28 @@ def test_mistakes_in_the_settings(settings: Any, mistake: str) -> None:
     assert {found[name]["verdict"] for name in CHECKS[1:]} == {"not checked"}
 
 
+@pytest.mark.parametrize("subcommand", ["status", "check"])
+def test_a_mistake_is_told_where_djangos_own_checks_would_have_stopped_it(
+    worker_env: dict[str, str], subcommand: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "django", "aiotasks", subcommand],
+        env={
+            **worker_env,
+            "DJANGO_SETTINGS_MODULE": "tests.worker.settings",
+            "TEST_OPTIONS": '{"LEASE_TIMEOUT": "30"}',
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    first = (done.stdout if subcommand == "check" else done.stderr).splitlines()[0]
+    assert first.startswith("error        settings" if subcommand == "check" else "CommandError: TASKS")
+    assert "'LEASE_TIMEOUT'" in first
+    assert "Traceback" not in done.stderr
+
+
 def test_what_is_only_doubtful_in_the_settings_stops_nothing(enter: Enter) -> None:
     enter()
     with params(OPTIONS={"keepalives_idle": 5}):

@@ -97,6 +97,7 @@ def test_the_migration_does_not_wait_long_for_its_lock(
         thread.start()
         waits = "SELECT FROM pg_locks WHERE relation = 'aiotasks_worker'::regclass AND NOT granted"
         wait_until(lambda: sql.execute(waits).fetchall())
+        sql.execute("SET statement_timeout = '10s'")
         assert sql.execute(OLD_RENEWAL, [worker]).rowcount == 1  # it had to wait, and didn't for long
         thread.join()
     (error,) = failures
