@@ -88,7 +88,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """``queues_capped``: there are more than these."""
+    """``queues_capped``: there are more than these. ``all_snapshots_seen``: unless the role may not."""
 
     backend: str
     database: str
@@ -96,6 +96,7 @@ class Status:
     queues_capped: bool
     workers: list[WorkerRow]
     oldest_snapshot: Snapshot | None
+    all_snapshots_seen: bool
 
 
 async def read_status(backend: PostgresBackend) -> Status:
@@ -110,7 +111,7 @@ async def read_status(backend: PostgresBackend) -> Status:
         scheduled = await store.count_scheduled_jobs(alias, COUNT_LIMIT)
         running = await store.count_running_jobs(alias, COUNT_LIMIT)
         workers = await select_workers(store, alias, running)
-        snapshot = await store.oldest_snapshot()
+        all_seen, snapshot = await store.oldest_snapshot()
 
     running_in: Counter[str] = Counter()
     for (name, _, _), number in running.items():
@@ -137,6 +138,7 @@ async def read_status(backend: PostgresBackend) -> Status:
         queues_capped=len(found) > len(names),
         workers=workers,
         oldest_snapshot=Snapshot(*snapshot) if snapshot else None,
+        all_snapshots_seen=all_seen,
     )
 
 

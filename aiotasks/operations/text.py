@@ -34,6 +34,8 @@ def status_as_text(status: Status) -> str:
     else:
         parts.append("No worker.")
     parts.append(f"Oldest snapshot: {_snapshot(status.oldest_snapshot)}")
+    if not status.all_snapshots_seen:
+        parts[-1] += ", as far as this role may see (members of pg_read_all_stats see all)"
     return "\n\n".join(parts)
 
 
@@ -79,7 +81,7 @@ def _lane(lane: Lane) -> str:
 
 def _snapshot(snapshot: Snapshot | None) -> str:
     if snapshot is None:
-        return "none is held."
+        return "none is held"
     since = "" if snapshot.seconds is None else f"{age(snapshot.seconds)}, "
     return f"{since}{_number(snapshot.transactions, 'transaction')} ({snapshot.kind} {_shown(snapshot.name)})"
 

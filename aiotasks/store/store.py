@@ -221,10 +221,11 @@ class Store:
     async def select_workers(self, backend: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await self._fetch("select_workers", backend)]
 
-    async def oldest_snapshot(self) -> tuple[str, str, int, float | None] | None:
-        """Its holder's kind and name, and its age in transactions and, where known, in seconds."""
-        rows = await self._fetch("oldest_snapshot")
-        return (rows[0][0], rows[0][1], rows[0][2], rows[0][3]) if rows else None
+    async def oldest_snapshot(self) -> tuple[bool, tuple[str, str, int, float | None] | None]:
+        """Whether all were seen; the holder's kind and name, and its age in transactions and, where
+        known, in seconds."""
+        (row,) = await self._fetch("oldest_snapshot")
+        return row[0], None if row[1] is None else (row[1], row[2], row[3], row[4])
 
     async def inspect_server(self) -> tuple[int, bool, bool, int, int]:
         """Version number, whether it is read-only, whether autovacuum runs, connections allowed and open."""

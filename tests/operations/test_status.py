@@ -173,6 +173,21 @@ def test_the_oldest_snapshot(sql: psycopg.Connection, database: str) -> None:
     assert status()["oldest_snapshot"] is None
 
 
+def test_a_role_that_may_not_see_others_sessions_is_told_so(sql: psycopg.Connection, fill: Fill) -> None:
+    """And to read both tables is all that it needs."""
+    fill("READY", 1)
+    options = connection.settings_dict["OPTIONS"]
+    sql.execute("CREATE ROLE onlooker; GRANT SELECT ON aiotasks_task, aiotasks_worker TO onlooker")
+    options["assume_role"] = "onlooker"
+    try:
+        assert status()["all_snapshots_seen"] is False
+        assert "none is held, as far as this role may see" in run("status")[1]
+    finally:
+        del options["assume_role"]
+        connection.close()
+        sql.execute("DROP OWNED BY onlooker; DROP ROLE onlooker")
+
+
 def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
     fill("READY", 1)
     id = enter(lease=12.0)
@@ -207,6 +222,7 @@ def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
             }
         ],
         "oldest_snapshot": None,
+        "all_snapshots_seen": True,
     }
 
 
@@ -261,6 +277,7 @@ def test_the_table() -> None:
             queues_capped=False,
             workers=[worker, gone],
             oldest_snapshot=Snapshot("replication slot", "standby", 1, None),
+            all_snapshots_seen=True,
         )
     )
     assert shown.splitlines() == [
