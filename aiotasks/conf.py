@@ -63,6 +63,15 @@ class Options:
     max_result_size: int = 1024 * 1024
     max_error_size: int = 64 * 1024
 
+    def orm_connections(self, concurrency: int) -> int:
+        """How many the ORM calls of a worker's coroutine tasks take."""
+        return self.async_db_threads if concurrency else 0
+
+    def most_connections(self, concurrency: int, threads: int) -> int:
+        """How many connections a worker with these slots opens at most, its listener's and heartbeat's
+        with them; one more for each ORM thread that a query holds up."""
+        return self.pool_max_size + 2 + self.orm_connections(concurrency) + threads
+
     @classmethod
     def from_params(cls, alias: str, params: Mapping[str, Any]) -> "Options":
         """Read ``TASKS[alias]``. Raises ImproperlyConfigured that names the option and the value."""

@@ -124,6 +124,8 @@ class Worker(models.Model):
     version = models.TextField()
     started_at = models.DateTimeField()
     lease_expires_at = models.DateTimeField()
+    # Whether NOTIFY wakes it; null: it hasn't renewed its lease yet, or is older than the column.
+    listening = models.BooleanField(null=True)
 
     def __str__(self) -> str:
         return f"{self.host}:{self.pid}"

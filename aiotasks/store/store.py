@@ -1,5 +1,6 @@
 """Store: one thin method a statement. It knows no policy, only columns."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -185,16 +186,63 @@ class Store:
         )
 
     async def renew_lease(
-        self, worker_id: UUID, lease_timeout: float, *, timeout: float | None = None
+        self,
+        worker_id: UUID,
+        lease_timeout: float,
+        listening: bool | None = None,
+        *,
+        timeout: float | None = None,
     ) -> bool:
-        """Whether the worker's row still stood."""
-        return bool(await self._fetch("renew_lease", worker_id, lease_timeout, timeout=timeout))
+        """Whether the worker's row still stood. ``listening``: whether NOTIFY wakes it (None: not known)."""
+        return bool(await self._fetch("renew_lease", worker_id, lease_timeout, listening, timeout=timeout))
 
     async def remove_dead_workers(self, backend: str) -> list[UUID]:
         return [row[0] for row in await self._fetch("remove_dead_workers", backend)]
 
     async def remove_worker(self, worker_id: UUID) -> None:
         await self._fetch("remove_worker", worker_id)
+
+    async def count_ready_jobs(
+        self, backend: str, queues: Sequence[str], limit: int
+    ) -> dict[str, tuple[int, float | None]]:
+        """By queue: how many, counted up to ``limit``, and the age of the oldest (None: there is none)."""
+        rows = await self._fetch("count_ready_jobs", backend, list(queues), limit)
+        return {row[0]: (row[1], row[2]) for row in rows}
+
+    async def count_scheduled_jobs(self, backend: str, limit: int) -> Counter[str]:
+        rows = await self._fetch("count_scheduled_jobs", backend, limit)
+        return Counter({row[0]: row[1] for row in rows})
+
+    async def count_running_jobs(self, backend: str, limit: int) -> dict[tuple[str, UUID | None, str], int]:
+        """By queue name, worker id and lane."""
+        rows = await self._fetch("count_running_jobs", backend, limit)
+        return {(row[0], row[1], row[2]): row[3] for row in rows}
+
+    async def select_workers(self, backend: str) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in await self._fetch("select_workers", backend)]
+
+    async def oldest_snapshot(self) -> tuple[bool, tuple[str, str, int, float | None] | None]:
+        """Whether all were seen; the holder's kind and name, and its age in transactions and, where
+        known, in seconds."""
+        (row,) = await self._fetch("oldest_snapshot")
+        return row[0], None if row[1] is None else (row[1], row[2], row[3], row[4])
+
+    async def inspect_server(self) -> tuple[int, bool, bool, int, int]:
+        """Version number, whether it is read-only, whether autovacuum runs, connections allowed and open."""
+        (row,) = await self._fetch("inspect_server")
+        return row[0], row[1], row[2], row[3], row[4]
+
+    async def select_storage(self) -> dict[str, list[str]]:
+        """By table: its storage parameters, each as ``name=value``."""
+        return {row[0]: row[1] for row in await self._fetch("select_storage")}
+
+    async def read_clock(self) -> datetime:
+        (row,) = await self._fetch("read_clock")
+        return row[0]  # type: ignore[no-any-return]
+
+    async def backend_pid(self) -> int:
+        (row,) = await self._fetch("backend_pid")
+        return int(row[0])
 
     async def notify(self, channel: str, payloads: Sequence[str], *, alone: bool) -> None:
         """``alone``: this statement is a transaction of its own."""

@@ -82,6 +82,7 @@ class Engine:
                 threads=self.threads,
                 version=__version__,
             ),
+            listening=self._listens,
             changed=self._registered,
             lost=self._lost_lease,
             failed=failed,
@@ -211,14 +212,14 @@ class Engine:
         logger.info("threads: %d sync tasks at a time", self.threads)
         logger.info(
             "wake-ups: %s, polling within %g s",
-            "LISTEN" if options.notify and self.resources.listener.listening.is_set() else "none",
+            "LISTEN" if self._listens() else "none",
             options.poll_interval,
         )
         logger.info("lease: %g s, renewed every %g s", options.lease_timeout, self.lease.interval)
-        orm = options.async_db_threads if self.concurrency else 0
+        orm = options.orm_connections(self.concurrency)
         logger.info(
             "connections: at most %d (pool %d, listener 1, heartbeat 1, ORM threads %d, sync threads %d)",
-            options.pool_max_size + 2 + orm + self.threads,
+            options.most_connections(self.concurrency, self.threads),
             options.pool_max_size,
             orm,
             self.threads,
@@ -272,6 +273,10 @@ class Engine:
             await store.remove_worker(self.lease.worker_id)
 
     # --- What the parts tell each other -----------------------------------------------------
+
+    def _listens(self) -> bool:
+        """Whether NOTIFY wakes us at the moment. Asked by the heartbeat's thread, too."""
+        return self._options.notify and self.resources.listener.listening.is_set()
 
     def _free(self, lane: Lane) -> int:
         return (self.concurrency if lane == "loop" else self.threads) - self.runner.count(lane)

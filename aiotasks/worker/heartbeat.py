@@ -82,6 +82,7 @@ class Heartbeat:
     - ``changed`` is called on the worker's loop after every registration, and when renewals go
       through again after some that didn't; ``lost`` when the worker's row has gone; ``failed``
       after every try that failed.
+    - Every renewal also says whether the worker is woken by NOTIFY, by ``listening``.
     - A lease whose row has gone is lost: the worker registers anew, under a new id.
     - The worker's loop may give the lease up (``renounce``): it enforces the deadline too, as a
       dead line can hang this thread.
@@ -93,6 +94,7 @@ class Heartbeat:
         lease: Lease,
         registration: Registration,
         *,
+        listening: Callable[[], bool],
         changed: Callable[[], None],
         lost: Callable[[], None],
         failed: Callable[[], None],
@@ -100,6 +102,7 @@ class Heartbeat:
         self._options = options
         self._lease = lease
         self._registration = registration
+        self._listening = listening
         self._changed = changed
         self._lost = lost
         self._failed_once = failed
@@ -188,7 +191,8 @@ class Heartbeat:
         timeout = max(0.25, lease.interval)
         worker_id = lease.worker_id
         if worker_id is not None:
-            if await store.renew_lease(worker_id, lease.timeout, timeout=timeout):
+            listening = self._listening()
+            if await store.renew_lease(worker_id, lease.timeout, listening, timeout=timeout):
                 if lease.worker_id == worker_id:
                     lease.deadline = started + lease.timeout
                     if lease.steady_since is None:

@@ -17,7 +17,7 @@ from ..store.drivers import is_transient, sqlstate
 from ..store.repeat import backoff
 from ..store.store import Store
 
-__all__ = ["backend_of", "queues_of", "reach_database", "slots"]
+__all__ = ["backend_of", "describe", "queues_of", "reach_database", "slots"]
 
 logger = logging.getLogger("aiotasks.worker")
 
@@ -87,7 +87,7 @@ async def reach_database(
         except utils.Error as error:
             failures += 1
             pause = backoff(failures)
-            reason = _describe(error, database)
+            reason = describe(error, database)
             if end is not None and (not is_transient(error) or loop.time() + pause > end):
                 raise DatabaseNotReady(reason) from error
             if failures == 1:
@@ -102,16 +102,17 @@ async def _claim_and_finish_nothing(store: Store, backend: str) -> None:
     """Have two connections plan what a worker runs most.
 
     The first claim of a connection takes PostgreSQL 10 to 15 ms, the second 0.3. It also fails
-    where the tables can be read and not written.
+    where the tables can be read and not written, or are older than this code: what a worker can claim
+    and then not keep would be run by others, too.
     """
     none = Source([], [], 0)
     claims = (store.claim_jobs(uuid.uuid4(), uuid.uuid4(), backend, loop=none, thread=none) for _ in range(2))
     await asyncio.gather(*claims)
     finishes = (store.finish_jobs([(uuid.uuid4(), uuid.uuid4(), "FAILED", None, None)]) for _ in range(2))
-    await asyncio.gather(*finishes)
+    await asyncio.gather(*finishes, store.renew_lease(uuid.uuid4(), 0.0))
 
 
-def _describe(error: utils.Error, database: str) -> str:
+def describe(error: utils.Error, database: str) -> str:
     """One sentence for people: what is wrong, and what to do."""
     where = f"DATABASES[{database!r}]"
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -54,6 +54,12 @@ class Plan:
         scans = (node for node in self.nodes if node.get("Relation Name") == table)
         return {node["Node Type"] for node in scans if "Scan" in node["Node Type"]}
 
+    def counted(self) -> int:
+        """How many rows of indexes and tables were read."""
+        return round(
+            sum(node["Actual Rows"] * node["Actual Loops"] for node in self.nodes if "Index Name" in node)
+        )
+
     def indexes(self) -> set[str]:
         return {node["Index Name"] for node in self.nodes if "Index Name" in node}
 
@@ -105,12 +111,16 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "next_due": lambda: ("default",),
         "list_queues": lambda: ("default",),
         "has_unfinished_jobs": lambda: ("default", None, ["loop", "thread"]),
+        "count_ready_jobs": lambda: ("default", QUEUES[:1], 10),
+        "count_scheduled_jobs": lambda: ("default", 10),
+        "count_running_jobs": lambda: ("default", 10),
+        "select_workers": lambda: ("default",),
         "rescue_jobs": lambda: ("default", 3, "{}", 50, "{}"),
         "cancel_jobs": lambda: (one, "default", "{}"),
         "select_cancelled_jobs": lambda: (alive,),
         "release_lost_claims": lambda: (alive, one, 10.0),
         "remove_dead_workers": lambda: ("default",),
-        "renew_lease": lambda: (alive, 30.0),
+        "renew_lease": lambda: (alive, 30.0, True),
     }
     return {name: Prepared(conn, name, made) for name, made in arguments.items()}
 
@@ -224,3 +234,23 @@ async def test_finishes_and_releases_go_by_the_primary_key(
             assert plan.rows == found, name
             assert plan.indexes() == {"aiotasks_task_pkey"}, name
             assert plan.buffers < 50 + 50 * len(arguments[0]), name
+
+
+async def test_counts_cost_by_what_they_count(conn: asyncpg.Connection, warm: dict[str, Prepared]) -> None:
+    """Not by the backlog: `status` is for the day on which that has grown to millions."""
+    for status in ("READY", "SCHEDULED", "RUNNING", "SUCCESSFUL"):
+        await fill(conn, status, 20_000)
+    for analyzed in (False, True):
+        if analyzed:
+            await conn.execute("ANALYZE aiotasks_task")
+        for name, arguments, index in [
+            ("count_ready_jobs", (QUEUES, 200), "aiotasks_task_ready"),
+            ("count_scheduled_jobs", (1_000,), "aiotasks_task_scheduled"),
+            ("count_running_jobs", (1_000,), "aiotasks_task_running"),
+        ]:
+            plan = await warm[name].explain("default", *arguments)
+            assert plan.indexes() == {index}, name
+            assert "Seq Scan" not in plan.scans_of("aiotasks_task"), name
+            # A page for each row that is counted, and some of the index for each queue, lane and priority.
+            assert plan.buffers < 1_000 + 50 * len(QUEUES), name
+            assert plan.counted() <= 1_000 + 15 * len(QUEUES), name

@@ -1,12 +1,21 @@
 """``manage.py aiotasks``: the worker, and what operators need."""
 
+import asyncio
+import json
 import sys
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import utils
 
+from aiotasks.operations.diagnosis import check_settings, diagnose
+from aiotasks.operations.status import read_status
+from aiotasks.operations.text import findings_as_text, status_as_text
 from aiotasks.worker import cli
+from aiotasks.worker.startup import backend_of, describe
 
 __all__ = ["Command"]
 
@@ -21,12 +30,58 @@ class Command(BaseCommand):
     _from_command_line = False  # but from call_command()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        commands = parser.add_subparsers(dest="subcommand", required=True, metavar="worker")
+        commands = parser.add_subparsers(dest="subcommand", required=True, metavar="worker|status|check")
         cli.add_arguments(commands.add_parser("worker", help="run a worker"))
+        for name, what in (
+            ("status", "show what waits and runs, the workers, and what holds vacuum up"),
+            ("check", "look for what is wrong with the set-up; exits with 1 if there is an error"),
+        ):
+            command = commands.add_parser(name, help=what)
+            command.add_argument(
+                "--backend", default="default", metavar="ALIAS", help="an alias of TASKS (default)"
+            )
+            command.add_argument("--json", action="store_true", help="for machines")
 
     def run_from_argv(self, argv: list[str]) -> None:
         self._from_command_line = True
         super().run_from_argv(argv)
 
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        if options["subcommand"] != "worker":
+            # Whoever looks for a mistake wants to be shown it, not stopped by it.
+            options["skip_checks"] = True
+        return super().execute(*args, **options)
+
     def handle(self, *args: Any, **options: Any) -> None:
-        sys.exit(cli.run(Namespace(**options), from_command_line=self._from_command_line))
+        match options["subcommand"]:
+            case "worker":
+                sys.exit(cli.run(Namespace(**options), from_command_line=self._from_command_line))
+            case "status":
+                self._show_status(options["backend"], as_json=options["json"])
+            case "check":
+                self._check_set_up(options["backend"], as_json=options["json"])
+
+    def _show_status(self, alias: str, *, as_json: bool) -> None:
+        if errors := [finding for finding in check_settings(alias) if finding.verdict == "error"]:
+            raise CommandError(" ".join(error.message for error in errors))
+        backend = backend_of(alias)
+        try:
+            status = asyncio.run(read_status(backend))
+        except utils.Error as error:
+            raise CommandError(describe(error, backend.config.database)) from error
+        self.stdout.write(_json(asdict(status)) if as_json else status_as_text(status))
+
+    def _check_set_up(self, alias: str, *, as_json: bool) -> None:
+        findings = asyncio.run(diagnose(alias))
+        failed = any(finding.verdict == "error" for finding in findings)
+        if as_json:
+            found = [asdict(finding) for finding in findings]
+            self.stdout.write(_json({"backend": alias, "ok": not failed, "checks": found}))
+        else:
+            self.stdout.write(findings_as_text(findings))
+        if failed:
+            sys.exit(1)
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, cls=DjangoJSONEncoder, indent=2)

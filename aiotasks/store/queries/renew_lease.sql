@@ -1,8 +1,9 @@
 -- Renew a worker's lease. Also one that has expired, as long as its row stands: nobody has
 -- missed the worker yet, so nothing of it was lost. No row back: it was, and the worker must
--- register again.
--- $1 worker id, $2 seconds
+-- register again. Along with it goes whether NOTIFY wakes the worker at the moment.
+-- $1 worker id, $2 seconds, $3 whether it listens (NULL: not known)
 UPDATE aiotasks_worker
-SET lease_expires_at = now() + make_interval(secs => $2::double precision)
+SET lease_expires_at = now() + make_interval(secs => $2::double precision),
+    listening = $3::boolean
 WHERE id = $1::uuid
 RETURNING id

@@ -1,0 +1,342 @@
+"""What may be wrong with a backend's set-up, looked for one by one: ``manage.py aiotasks check``."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage
+from django.db import connections, utils
+from django.db.migrations.executor import MigrationExecutor
+from django.utils.module_loading import import_string
+
+from .. import __version__
+from ..backend import PostgresBackend
+from ..checks import check_backend
+from ..store.connect import connect
+from ..store.store import Store
+from ..worker.startup import backend_of, describe
+from .findings import Finding, Verdict
+from .line import Line, open_line
+from .probes import Pooler, clock_difference, find_pooler, notify_arrives
+from .status import WorkerRow, select_workers
+
+__all__ = ["CHECKS", "STORAGE", "check_settings", "diagnose"]
+
+# In the order in which they are made.
+CHECKS = (
+    "settings",
+    "database",
+    "migrations",
+    "pooler",
+    "notify",
+    "autovacuum",
+    "connections",
+    "clock",
+    "versions",
+)
+
+# The parameters that the migrations give the tables.
+STORAGE = {
+    "aiotasks_task": {
+        "fillfactor": "70",
+        "autovacuum_vacuum_scale_factor": "0.01",
+        "autovacuum_vacuum_threshold": "5000",
+        "autovacuum_vacuum_insert_scale_factor": "0.05",
+        "autovacuum_analyze_scale_factor": "0.02",
+        "autovacuum_vacuum_cost_delay": "0",
+    },
+    "aiotasks_worker": {"fillfactor": "50", "autovacuum_vacuum_threshold": "500"},
+}
+
+# The slots of a worker that is started without options, where none runs that could be asked.
+DEFAULT_SLOTS = (100, 10)
+
+# Seconds for which a NOTIFY is waited for; it takes milliseconds.
+NOTIFY_TIMEOUT = 2.0
+
+# Seconds. Leases go by the database's clock alone; `run_after` is what comes from the sites'.
+CLOCK_DIFFERENCE = 1.0
+
+type Result = tuple[Verdict, str, str]  # with the sentence and the remedy
+
+
+async def diagnose(alias: str) -> list[Finding]:
+    """Make all the checks of ``TASKS[alias]``. Doesn't raise for what it is there to find."""
+    findings = check_settings(alias)
+    if any(finding.verdict == "error" for finding in findings):
+        return findings + _not_checked(CHECKS[1:], "The settings have mistakes.")
+    return findings + await _Examination(backend_of(alias)).run()
+
+
+def check_settings(alias: str) -> list[Finding]:
+    """What is wrong with ``TASKS[alias]`` and its DATABASE, without connecting anywhere."""
+    where = f"TASKS[{alias!r}]"
+    if not isinstance(settings.TASKS, Mapping) or alias not in settings.TASKS:
+        known = ", ".join(map(repr, settings.TASKS)) if isinstance(settings.TASKS, Mapping) else "no dict"
+        message = f"TASKS has no backend {alias!r}; it has {known}."
+        return [Finding("settings", "error", message, "Name one of them with --backend.")]
+    params: Any = settings.TASKS[alias]
+    messages: list[CheckMessage] = []
+    try:
+        if issubclass(import_string(params["BACKEND"]), PostgresBackend):
+            messages = check_backend(alias, params)
+        if not any(message.is_serious() for message in messages):
+            backend_of(alias)
+    except Exception as error:  # whatever a mistake leads to
+        reason = f"{where} can't be used: {type(error).__name__}: {error}"
+        return [Finding("settings", "error", reason, f"Mend {where} in the settings.")]
+    if not messages:
+        return [Finding("settings", "ok", f"{where} is as it should be.")]
+    return [
+        Finding(
+            "settings",
+            "error" if message.is_serious() else "warning",
+            f"{message.msg} ({message.id})",
+            str(message.hint or f"Mend {where} or DATABASES in the settings."),
+        )
+        for message in messages
+    ]
+
+
+def _not_checked(names: Iterable[str], reason: str) -> list[Finding]:
+    return [Finding(name, "not checked", reason) for name in names]
+
+
+class _Examination:
+    """The checks that need the database. What one of them has learnt, later ones use."""
+
+    def __init__(self, backend: PostgresBackend) -> None:
+        self._backend = backend
+        self._options = backend.config
+        self._database = self._options.database
+        self._timeout = self._options.command_timeout
+        self._line: Line
+        self._store: Store
+        self._vacuums = False
+        self._allowed = self._open = 0
+        self._pooler: Pooler = "none"
+        self._workers: list[WorkerRow] | None = None  # None: can't be looked up
+
+    async def run(self) -> list[Finding]:
+        checks = (
+            self._check_database,
+            self._check_migrations,
+            self._check_pooler,
+            self._check_notify,
+            self._check_autovacuum,
+            self._check_connections,
+            self._check_clock,
+            self._check_versions,
+        )
+        names = CHECKS[1:]
+        findings: list[Finding] = []
+        try:
+            async with open_line(self._database, timeout=self._timeout) as self._line:
+                self._store = Store(self._line)
+                for name, check in zip(names, checks, strict=True):
+                    try:
+                        result = await check()
+                    except utils.Error as error:
+                        if name == "database" or self._line.connection.is_closed():
+                            raise
+                        result = ("error", describe(error, self._database), "The server's log may say more.")
+                    findings.append(Finding(name, *result))
+        except utils.Error as error:
+            remedy = (
+                f"See that the server runs and takes connections from here, and that HOST, PORT, NAME, USER "
+                f"and PASSWORD of DATABASES[{self._database!r}] are right."
+            )
+            name = names[len(findings)]
+            findings.append(Finding(name, "error", describe(error, self._database), remedy))
+        return findings + _not_checked(names[len(findings) :], "The database can't be reached.")
+
+    async def _check_database(self) -> Result:
+        number, read_only, self._vacuums, self._allowed, self._open = await self._store.inspect_server()
+        version = f"PostgreSQL {number // 10_000}.{number % 10_000}"
+        if read_only:
+            return (
+                "error",
+                f"{version} at DATABASES[{self._database!r}] is read-only, perhaps a standby.",
+                "Give it the primary's address, or several hosts with target_session_attrs=read-write.",
+            )
+        needed = connections[self._database].features.minimum_database_version
+        if needed and number // 10_000 < needed[0]:
+            return "error", f"{version} is older than Django supports.", f"Upgrade to {needed[0]} or newer."
+        return "ok", f"{version} answers at DATABASES[{self._database!r}].", ""
+
+    async def _check_migrations(self) -> Result:
+        pending = await asyncio.to_thread(_pending_migrations, self._database)
+        if pending:
+            return (
+                "error",
+                f"Not applied to DATABASES[{self._database!r}]: {', '.join(pending)}.",
+                f"Run `manage.py migrate aiotasks --database {self._database}`.",
+            )
+        self._workers = await select_workers(self._store, self._backend.alias)
+        return "ok", "All of aiotasks' migrations are applied.", ""
+
+    async def _check_pooler(self) -> Result:
+        async with open_line(self._database, timeout=self._timeout) as other:
+            self._pooler = await find_pooler(self._line, other)
+        size = self._options.statement_cache_size
+        match self._pooler:
+            case "none":
+                return "ok", "None: connections go to PostgreSQL itself.", ""
+            case "session":
+                return "ok", "One that gives each connection a session of its own.", ""
+            case "transaction" if size:
+                return (
+                    "error",
+                    "A pooler in transaction mode is in front, where prepared statements and session "
+                    f"settings get lost, and STATEMENT_CACHE_SIZE is {size}.",
+                    "Set STATEMENT_CACHE_SIZE to 0 in OPTIONS, or the pooler to session mode.",
+                )
+        return "ok", "One in transaction mode; STATEMENT_CACHE_SIZE is 0, as it has to be.", ""
+
+    async def _check_notify(self) -> Result:
+        polls = f"tasks wait for the next poll, up to {self._options.poll_interval:g} s"
+        if not self._options.notify:
+            return (
+                "warning",
+                f"NOTIFY is off in OPTIONS: {polls}.",
+                "Set NOTIFY to True, unless that is meant.",
+            )
+        try:
+            arrives = await self._notify_arrives()
+            reason = f"a NOTIFY was not heard within {NOTIFY_TIMEOUT:g} s"
+        except utils.Error as error:
+            arrives, reason = False, str(error)
+        if not arrives:
+            return (
+                "warning",
+                f"NOTIFY doesn't arrive ({reason}): {polls}.",
+                "LISTEN needs a session of its own: let the workers pass the pooler in front of PostgreSQL, "
+                "or give it session mode.",
+            )
+        deaf = [f"{worker.host}:{worker.pid}" for worker in self._alive() if worker.listening is False]
+        if deaf:
+            return (
+                "warning",
+                f"NOTIFY arrives here, but doesn't wake {', '.join(deaf)}.",
+                "See what these workers' logs say of LISTEN, and whether they have NOTIFY in their OPTIONS.",
+            )
+        return "ok", "NOTIFY arrives.", ""
+
+    async def _notify_arrives(self) -> bool:
+        # As a worker's listener connects, but for session settings, which may not be ours to make.
+        listening = await connect(
+            self._database, timeout=self._timeout, statement_cache_size=0, command_timeout=self._timeout
+        )
+        try:
+            return await notify_arrives(listening, self._store, within=NOTIFY_TIMEOUT)
+        finally:
+            listening.terminate()
+
+    async def _check_autovacuum(self) -> Result:
+        if not self._vacuums:
+            return (
+                "error",
+                "autovacuum or track_counts is off: dead rows pile up, and claims get slower and slower.",
+                "Set both to on in postgresql.conf and reload it.",
+            )
+        tables = {
+            table: dict(parameter.split("=", 1) for parameter in parameters)
+            for table, parameters in (await self._store.select_storage()).items()
+        }
+        if tables.keys() != STORAGE.keys():
+            return "not checked", "The tables are missing.", ""
+        for table, parameters in tables.items():
+            if parameters.get("autovacuum_enabled", "on").lower() not in ("on", "true", "yes", "1"):
+                return (
+                    "error",
+                    f"autovacuum is off for {table}: dead rows pile up, and claims get slower and slower.",
+                    f"ALTER TABLE {table} RESET (autovacuum_enabled)",
+                )
+        # One that somebody has set to another value is somebody's decision.
+        missing = {table: STORAGE[table].keys() - parameters.keys() for table, parameters in tables.items()}
+        if any(missing.values()):
+            remedies = [
+                f"ALTER TABLE {table} SET ({_parameters(table, names)})"
+                for table, names in sorted(missing.items())
+                if names
+            ]
+            told = ", ".join(sorted(set().union(*missing.values())))
+            return (
+                "warning",
+                f"Storage parameters that a queue needs are missing: {told}.",
+                "; ".join(remedies),
+            )
+        return "ok", "It is on, and the tables have the parameters that a queue needs.", ""
+
+    async def _check_connections(self) -> Result:
+        if self._pooler != "none":
+            return "not checked", "A pooler is in front, so its limits are the ones that count.", ""
+        alive = self._alive()
+        slots = [(worker.loop.slots, worker.thread.slots) for worker in alive] or [DEFAULT_SLOTS]
+        each = [self._options.most_connections(*numbers) for numbers in slots]
+        who = f"{len(alive)} running" if alive else "one by default"
+        message = (
+            f"Workers ({who}) open at most {sum(each)} connections of the {self._allowed} that there may be; "
+            f"open now: {self._open}."
+        )
+        remedy = (
+            "Raise max_connections (or the role's or database's CONNECTION LIMIT), or lower POOL_MAX_SIZE, "
+            "ASYNC_DB_THREADS or the workers' --threads."
+        )
+        if max(each) > self._allowed:
+            return "error", message, remedy
+        if sum(each) > self._allowed:
+            return "warning", message, remedy
+        return "ok", message, ""
+
+    async def _check_clock(self) -> Result:
+        difference, doubt = await clock_difference(self._store)
+        if abs(difference) - doubt > CLOCK_DIFFERENCE:
+            order = "ahead of" if difference > 0 else "behind"
+            return (
+                "warning",
+                f"The database's clock is {abs(difference):.1f} s {order} this host's: a `run_after` that is "
+                "counted from here is due by that much early or late.",
+                "Have both synchronised, by NTP for example.",
+            )
+        return "ok", f"The database's clock and this host's differ by {abs(difference) * 1000:.0f} ms.", ""
+
+    async def _check_versions(self) -> Result:
+        if self._workers is None:
+            return "not checked", "The migrations come first.", ""
+        alive = self._alive()
+        if not alive:
+            return (
+                "warning",
+                f"No worker of {self._backend.alias!r} has a live lease: nothing runs.",
+                f"Start one: `manage.py aiotasks worker --backend {self._backend.alias}`.",
+            )
+        versions = Counter(worker.version for worker in alive)
+        told = ", ".join(f"{version} ({number})" for version, number in sorted(versions.items()))
+        if versions.keys() != {__version__}:
+            return (
+                "warning",
+                f"The workers' versions are {told}, and {__version__} is installed here.",
+                "Fine during a deploy; after it, restart the workers that were left behind.",
+            )
+        return "ok", f"All workers have this version: {told}.", ""
+
+    def _alive(self) -> list[WorkerRow]:
+        return [worker for worker in self._workers or () if worker.alive]
+
+
+def _parameters(table: str, names: Iterable[str]) -> str:
+    return ", ".join(f"{name} = {STORAGE[table][name]}" for name in sorted(names))
+
+
+def _pending_migrations(database: str) -> list[str]:
+    """The names of aiotasks' migrations that are still to be applied; over Django's own connection."""
+    connection = connections[database]
+    try:
+        executor = MigrationExecutor(connection)
+        plan = executor.migration_plan(executor.loader.graph.leaf_nodes("aiotasks"))
+        return [migration.name for migration, _ in plan if migration.app_label == "aiotasks"]
+    finally:
+        connection.close()  # this thread's own

@@ -1,0 +1,91 @@
+"""A connection for operators' commands, which goes through whatever stands in front of PostgreSQL."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import asyncpg
+
+from ..store.connect import SESSION, connect
+from ..store.drivers import Connection, Row, django_errors
+from ..store.statement import Statement
+
+__all__ = ["Line", "open_line"]
+
+# A statement is planned as a worker plans it (by its indexes, whatever the statistics say), and leaves
+# nothing behind in a session that a pooler may give to others.
+_BEGIN = "BEGIN;" + SESSION.replace("SET ", "SET LOCAL ")
+
+
+class Line:
+    """A driver over one connection, each of whose statements is a transaction of its own.
+
+    So it works through a pooler in transaction mode too, whatever STATEMENT_CACHE_SIZE says.
+    """
+
+    def __init__(self, connection: Connection, *, timeout: float) -> None:
+        self.connection = connection
+        self._timeout = timeout
+        self._in_transaction = False
+
+    @property
+    def announced_pid(self) -> int:
+        """The server process that this connection was told of when it was opened."""
+        return int(self.connection.get_server_pid())
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """Have the statements inside share a transaction, and so a server process."""
+        with django_errors():
+            await self._execute(_BEGIN)
+        self._in_transaction = True
+        try:
+            yield
+        finally:
+            self._in_transaction = False
+            if not self.connection.is_closed():
+                with django_errors():
+                    await self._execute("COMMIT")  # of a transaction that has failed: ROLLBACK
+
+    async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
+        if self._in_transaction:
+            return await self._fetch(statement, *args, timeout=timeout)
+        async with self.transaction():
+            return await self._fetch(statement, *args, timeout=timeout)
+
+    async def _fetch(self, statement: Statement, *args: Any, timeout: float | None) -> Sequence[Row]:
+        with django_errors():
+            async with self._cut_off(timeout):
+                rows: Sequence[Row] = await self.connection.fetch(statement.sql, *args)
+                return rows
+
+    async def _execute(self, sql: str) -> None:
+        async with self._cut_off(None):
+            await self.connection.execute(sql)
+
+    @asynccontextmanager
+    async def _cut_off(self, timeout: float | None) -> AsyncIterator[None]:
+        """A connection that doesn't answer in time is given up: a ROLLBACK over it would hang as well."""
+        try:
+            async with asyncio.timeout(timeout or self._timeout):
+                yield
+        except asyncpg.PostgresError:
+            raise
+        except BaseException:
+            self.connection.terminate()
+            raise
+
+
+@asynccontextmanager
+async def open_line(alias: str, *, timeout: float) -> AsyncIterator[Line]:
+    """Connect to ``DATABASES[alias]``; ``timeout`` is in seconds, for that and for each statement.
+
+    Raises a ``django.db`` error where that fails.
+    """
+    connection = await connect(alias, timeout=timeout, statement_cache_size=0)
+    try:
+        yield Line(connection, timeout=timeout)
+    finally:
+        with suppress(Exception):  # then it is cut
+            await connection.close(timeout=1.0)

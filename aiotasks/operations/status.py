@@ -1,0 +1,166 @@
+"""How a backend is doing: its queues, its workers, and what holds vacuum up."""
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from ..backend import PostgresBackend
+from ..store.store import Store
+from .line import open_line
+
+__all__ = ["Count", "Lane", "Queue", "Snapshot", "Status", "WorkerRow", "read_status", "select_workers"]
+
+# Counting stops here, so that a look costs the same whatever the backlog: 10,000 in a queue, fewer
+# where there are more than 20 queues, and never below 100.
+COUNT_LIMIT = 10_000
+COUNT_LIMIT_OF_ALL = 200_000
+COUNT_LIMIT_AT_LEAST = 100
+
+# A site with a queue for each customer has thousands; the first by name are shown.
+QUEUE_LIMIT = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A number of tasks; ``capped``: at least so many, as nobody has counted on."""
+
+    number: int
+    capped: bool
+
+    def __str__(self) -> str:
+        return f"{self.number:,}{'+' if self.capped else ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """Ages are in seconds, None where nothing is READY. ``workers``: how many live ones serve it."""
+
+    name: str
+    ready: Count
+    oldest_ready: float | None
+    scheduled: Count
+    running: Count
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What a worker has claimed for a lane, and how many run at a time there."""
+
+    running: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRow:
+    """``queues``: empty for any. ``lease``: the seconds that are left, negative once it has expired.
+    ``listening``: whether NOTIFY wakes it; None where it hasn't said yet."""
+
+    id: UUID
+    host: str
+    pid: int
+    queues: list[str]
+    lease: float
+    loop: Lane
+    thread: Lane
+    listening: bool | None
+    version: str
+    started_at: datetime
+
+    @property
+    def alive(self) -> bool:
+        return self.lease > 0
+
+    def serves(self, queue: str) -> bool:
+        return not self.queues or queue in self.queues
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Who holds the oldest snapshot, and its age in transactions and, where it is known, in seconds."""
+
+    kind: str
+    name: str
+    transactions: int
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """``queues_capped``: there are more than these. ``all_snapshots_seen``: unless the role may not."""
+
+    backend: str
+    database: str
+    queues: list[Queue]
+    queues_capped: bool
+    workers: list[WorkerRow]
+    oldest_snapshot: Snapshot | None
+    all_snapshots_seen: bool
+
+
+async def read_status(backend: PostgresBackend) -> Status:
+    """Look, without writing anything. Raises a ``django.db`` error where the database doesn't answer."""
+    options, alias = backend.config, backend.alias
+    async with open_line(options.database, timeout=options.command_timeout) as line:
+        store = Store(line)
+        found = await store.list_queues(alias)
+        names = found[:QUEUE_LIMIT]
+        limit = max(COUNT_LIMIT_AT_LEAST, min(COUNT_LIMIT, COUNT_LIMIT_OF_ALL // max(1, len(names))))
+        ready = await store.count_ready_jobs(alias, names, limit)
+        scheduled = await store.count_scheduled_jobs(alias, COUNT_LIMIT)
+        running = await store.count_running_jobs(alias, COUNT_LIMIT)
+        workers = await select_workers(store, alias, running)
+        all_seen, snapshot = await store.oldest_snapshot()
+
+    running_in: Counter[str] = Counter()
+    for (name, _, _), number in running.items():
+        running_in[name] += number
+    all_scheduled = scheduled.total() >= COUNT_LIMIT
+    all_running = running_in.total() >= COUNT_LIMIT
+    queues = []
+    for name in sorted({*backend.queues, *ready, *scheduled, *running_in}):
+        number, oldest = ready.get(name, (0, None))
+        queues.append(
+            Queue(
+                name=name,
+                ready=Count(number, number >= limit),
+                oldest_ready=None if oldest is None else max(0.0, oldest),
+                scheduled=Count(scheduled[name], all_scheduled),
+                running=Count(running_in[name], all_running),
+                workers=sum(worker.alive and worker.serves(name) for worker in workers),
+            )
+        )
+    return Status(
+        backend=alias,
+        database=options.database,
+        queues=queues,
+        queues_capped=len(found) > len(names),
+        workers=workers,
+        oldest_snapshot=Snapshot(*snapshot) if snapshot else None,
+        all_snapshots_seen=all_seen,
+    )
+
+
+async def select_workers(
+    store: Store, backend: str, running: dict[tuple[str, UUID | None, str], int] | None = None
+) -> list[WorkerRow]:
+    """The workers of a backend; without ``running`` (by queue, worker and lane) their lanes look idle."""
+    held: Counter[tuple[UUID | None, str]] = Counter()
+    for (_, worker_id, lane), number in (running or {}).items():
+        held[worker_id, lane] += number
+    return [
+        WorkerRow(
+            id=row[0],
+            host=row[1],
+            pid=row[2],
+            queues=list(row[3]),
+            loop=Lane(held[row[0], "loop"], row[4]),
+            thread=Lane(held[row[0], "thread"], row[5]),
+            listening=row[6],
+            version=row[7],
+            started_at=row[8],
+            lease=row[9],
+        )
+        for row in await store.select_workers(backend)
+    ]

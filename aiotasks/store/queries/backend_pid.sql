@@ -1,0 +1,2 @@
+-- The process that answers.
+SELECT pg_backend_pid()

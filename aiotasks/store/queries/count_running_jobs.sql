@@ -1,0 +1,9 @@
+-- RUNNING tasks by queue, worker and lane.
+-- $1 backend, $2 how many to look at
+SELECT sample.queue_name, sample.worker_id, sample.lane, count(*)
+FROM (
+    SELECT task.queue_name, task.worker_id, task.lane FROM aiotasks_task AS task
+    WHERE task.status = 'RUNNING' AND task.backend = $1::text
+    ORDER BY task.worker_id LIMIT $2::integer
+) AS sample
+GROUP BY sample.queue_name, sample.worker_id, sample.lane

@@ -1,0 +1,413 @@
+"""``manage.py aiotasks check``: a healthy set-up, and one broken thing at a time."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import psycopg
+import pytest
+from django.core.management import call_command
+from django.db import connection
+
+from aiotasks import __version__
+from aiotasks.operations import diagnosis
+from aiotasks.operations.diagnosis import CHECKS, STORAGE
+from aiotasks.operations.findings import Finding
+from aiotasks.operations.text import findings_as_text
+from tests.proxy import Proxy
+from tests.worker.harness import Configure, wait_until
+
+from .conftest import check, run
+
+type Enter = Callable[..., UUID]
+BACKEND = "aiotasks.backend.PostgresBackend"
+
+
+@contextmanager
+def params(**changed: Any) -> Iterator[None]:
+    """Connect otherwise while the block lasts."""
+    here = connection.settings_dict
+    before = {name: here[name] for name in changed}
+    here.update(changed)
+    connection.close()
+    try:
+        yield
+    finally:
+        connection.close()
+        here.update(before)
+
+
+@contextmanager
+def database_with(sql: psycopg.Connection, setting: str, undo: str) -> Iterator[None]:
+    name = sql.info.dbname
+    sql.execute(f'ALTER DATABASE "{name}" {setting}')
+    connection.close()
+    try:
+        yield
+    finally:
+        sql.execute(f'ALTER DATABASE "{name}" {undo}')
+
+
+def only(name: str) -> dict[str, str]:
+    """The finding of this name, where all others are fine."""
+    code, found = check()
+    others = {one: finding for one, finding in found.items() if one != name}
+    assert {finding["verdict"] for finding in others.values()} == {"ok"}, others
+    assert code == (found[name]["verdict"] == "error")
+    assert found[name]["remedy"]
+    return found[name]
+
+
+def test_a_healthy_set_up(enter: Enter) -> None:
+    """Also that the parameters of the tables are the ones that the migrations give them."""
+    enter()
+    code, found = check()
+    assert (code, list(found)) == (0, list(CHECKS))
+    assert {finding["verdict"] for finding in found.values()} == {"ok"}, found
+    assert not any(finding["remedy"] for finding in found.values())
+    code, text = run("check")
+    assert code == 0
+    assert [line.split()[:2] for line in text.splitlines()[:-2]] == [["ok", name] for name in CHECKS]
+    assert text.splitlines()[-1] == "0 errors, 0 warnings."
+
+
+SETTINGS: dict[str, tuple[Any, str]] = {
+    "no dict": ([], "TASKS has no backend 'default'"),
+    "no such alias": ({"other": {"BACKEND": BACKEND}}, "it has 'other'"),
+    "nothing": ({"default": None}, "TypeError"),
+    "no backend": ({"default": {}}, "'BACKEND'"),
+    "no such module": ({"default": {"BACKEND": "nowhere.Backend"}}, "nowhere"),
+    "no class": ({"default": {"BACKEND": "aiotasks.backend.checks"}}, "TypeError"),
+    "another backend": (
+        {"default": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}},
+        "is a DummyBackend",
+    ),
+    "queues": ({"default": {"BACKEND": BACKEND, "QUEUES": 5}}, "(aiotasks.E005)"),
+    "option": ({"default": {"BACKEND": BACKEND, "OPTIONS": {"POLL": 1}}}, "(aiotasks.E002)"),
+    "database": ({"default": {"BACKEND": BACKEND, "OPTIONS": {"DATABASE": "x"}}}, "(aiotasks.E003)"),
+}
+
+
+@pytest.mark.parametrize("mistake", SETTINGS)
+def test_mistakes_in_the_settings(settings: Any, mistake: str) -> None:
+    settings.TASKS, told = SETTINGS[mistake]
+    code, found = check()
+    assert code == 1
+    assert found["settings"]["verdict"] == "error"
+    assert told in found["settings"]["message"]
+    assert found["settings"]["remedy"]
+    assert {found[name]["verdict"] for name in CHECKS[1:]} == {"not checked"}
+
+
+@pytest.mark.parametrize("subcommand", ["status", "check"])
+def test_a_mistake_is_told_where_djangos_own_checks_would_have_stopped_it(
+    worker_env: dict[str, str], subcommand: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "django", "aiotasks", subcommand],
+        env={
+            **worker_env,
+            "DJANGO_SETTINGS_MODULE": "tests.worker.settings",
+            "TEST_OPTIONS": '{"LEASE_TIMEOUT": "30"}',
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    first = (done.stdout if subcommand == "check" else done.stderr).splitlines()[0]
+    assert first.startswith("error        settings" if subcommand == "check" else "CommandError: TASKS")
+    assert "'LEASE_TIMEOUT'" in first
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_only_doubtful_in_the_settings_stops_nothing(enter: Enter) -> None:
+    enter()
+    with params(OPTIONS={"keepalives_idle": 5}):
+        finding = only("settings")
+    assert finding["verdict"] == "warning"
+    assert "'keepalives_idle'" in finding["message"]
+
+
+def test_a_database_that_is_away(worker_env: dict[str, str]) -> None:
+    """As a process, so that nothing but the answer reaches the terminal."""
+    done = subprocess.run(
+        [sys.executable, "-m", "django", "aiotasks", "check"],
+        env={**worker_env, "AIOTASKS_DB_PORT": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    ok, error, remedy, *rest = done.stdout.splitlines()
+    assert ok.split()[:2] == ["ok", "settings"]
+    assert error.split()[:2] == ["error", "database"]
+    assert "DATABASES['default'] can't be reached" in error
+    assert "HOST, PORT" in remedy
+    assert [line.split()[:3] for line in rest[:-2]] == [["not", "checked", name] for name in CHECKS[2:]]
+    assert rest[-1] == "1 error, 0 warnings."
+
+
+@pytest.mark.parametrize("mode", ["blackhole", "mute"])
+def test_a_dead_line(database: str, configure: Configure, mode: Any) -> None:
+    configure(COMMAND_TIMEOUT=0.3)
+    here = connection.settings_dict
+    with (
+        Proxy(here["HOST"], int(here["PORT"])) as proxy,
+        params(HOST="127.0.0.1", PORT=str(proxy.port)),
+    ):
+        proxy.mode = mode
+        code, found = check()
+    assert code == 1
+    assert found["database"]["verdict"] == "error"
+    assert found["versions"]["verdict"] == "not checked"
+
+
+def test_a_line_that_dies_between_two_checks(
+    database: str, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(COMMAND_TIMEOUT=0.3)
+    here = connection.settings_dict
+    with (
+        Proxy(here["HOST"], int(here["PORT"])) as proxy,
+        params(HOST="127.0.0.1", PORT=str(proxy.port)),
+    ):
+
+        def pending(database: str) -> list[str]:
+            proxy.mode = "blackhole"
+            return []
+
+        monkeypatch.setattr(diagnosis, "_pending_migrations", pending)
+        code, found = check()
+    assert code == 1
+    assert [found[name]["verdict"] for name in ("database", "migrations", "pooler", "versions")] == [
+        "ok",
+        "error",
+        "not checked",
+        "not checked",
+    ]
+
+
+def test_a_wrong_password_and_a_database_that_is_not_there(database: str) -> None:
+    with params(NAME="nowhere"):
+        code, found = check()
+    assert code == 1
+    assert "doesn't exist" in found["database"]["message"]
+    with params(USER="nobody_of_that_name"):
+        assert "refuses the user or password" in check()[1]["database"]["message"]
+
+
+def test_a_read_only_server(sql: psycopg.Connection, enter: Enter) -> None:
+    enter()
+    with database_with(sql, "SET default_transaction_read_only = on", "RESET default_transaction_read_only"):
+        finding = only("database")
+    assert finding["verdict"] == "error"
+    assert "read-only" in finding["message"]
+    assert "target_session_attrs" in finding["remedy"]
+
+
+def test_a_missing_migration(database: str, sql: psycopg.Connection) -> None:
+    call_command("migrate", "aiotasks", "0001", verbosity=0)
+    try:
+        code, found = check()
+    finally:
+        call_command("migrate", "aiotasks", verbosity=0)
+    assert code == 1
+    assert found["migrations"]["verdict"] == "error"
+    assert "0002_worker_listening" in found["migrations"]["message"]
+    assert "0001" not in found["migrations"]["message"]
+    assert found["migrations"]["remedy"] == "Run `manage.py migrate aiotasks --database default`."
+    assert found["versions"]["verdict"] == "not checked"
+    assert found["connections"]["verdict"] == "ok"
+
+
+def test_no_tables_at_all(database: str, sql: psycopg.Connection, pg: Any) -> None:
+    with params(NAME="postgres"):
+        code, found = check()
+    assert code == 1
+    assert "0001_initial" in found["migrations"]["message"]
+    assert found["autovacuum"]["verdict"] == "not checked"
+
+
+def test_tables_that_were_dropped_behind_the_migrations_back(sql: psycopg.Connection) -> None:
+    sql.execute("ALTER TABLE aiotasks_worker RENAME TO aside")
+    try:
+        code, found = check()
+    finally:
+        sql.execute("ALTER TABLE aside RENAME TO aiotasks_worker")
+    assert code == 1
+    assert found["migrations"]["verdict"] == "error"
+    assert "tables of aiotasks are missing" in found["migrations"]["message"]
+    assert found["clock"]["verdict"] == "ok"  # the others go on
+
+
+@pytest.mark.parametrize("size", [100, 0])
+def test_a_pooler_in_transaction_mode(
+    enter: Enter, configure: Configure, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """That one is found is in test_probes."""
+
+    async def found(*args: Any) -> str:
+        return "transaction"
+
+    monkeypatch.setattr(diagnosis, "find_pooler", found)
+    configure(STATEMENT_CACHE_SIZE=size)
+    enter()
+    code, findings = check()
+    assert (code, findings["pooler"]["verdict"]) == ((1, "error") if size else (0, "ok"))
+    assert ("Set STATEMENT_CACHE_SIZE to 0" in findings["pooler"]["remedy"]) is bool(size)
+    assert findings["connections"]["verdict"] == "not checked"
+
+
+def test_notify_that_is_turned_off(enter: Enter, configure: Configure) -> None:
+    configure(NOTIFY=False, POLL_INTERVAL=3)
+    enter()
+    finding = only("notify")
+    assert finding["verdict"] == "warning"
+    assert "up to 3 s" in finding["message"]
+
+
+def test_notify_that_does_not_arrive(enter: Enter, pg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session of another database hears nothing of this one's: as deaf as behind a pooler."""
+
+    async def elsewhere(alias: str, **options: Any) -> Any:
+        return await asyncpg.connect(pg.dsn())
+
+    monkeypatch.setattr(diagnosis, "connect", elsewhere)
+    monkeypatch.setattr(diagnosis, "NOTIFY_TIMEOUT", 0.1)
+    enter()
+    finding = only("notify")
+    assert finding["verdict"] == "warning"
+    assert "NOTIFY doesn't arrive" in finding["message"]
+    assert "pooler" in finding["remedy"]
+
+
+def test_a_worker_that_notify_does_not_reach(enter: Enter) -> None:
+    enter()
+    enter(host="deaf", pid=7, listening=False)
+    enter(host="new", listening=None)
+    enter(host="dead", listening=False, lease=-1.0)
+    finding = only("notify")
+    assert finding["verdict"] == "warning"
+    assert "doesn't wake deaf:7." in finding["message"]
+
+
+def test_storage_parameters(sql: psycopg.Connection, enter: Enter) -> None:
+    """A missing one is a warning, whose remedy mends it; another value is somebody's decision."""
+    enter()
+    sql.execute("ALTER TABLE aiotasks_task RESET (fillfactor, autovacuum_vacuum_threshold)")
+    sql.execute("ALTER TABLE aiotasks_worker RESET (fillfactor)")
+    try:
+        finding = only("autovacuum")
+        assert finding["verdict"] == "warning"
+        assert "autovacuum_vacuum_threshold, fillfactor" in finding["message"]
+        sql.execute(finding["remedy"])
+        assert check()[1]["autovacuum"]["verdict"] == "ok"
+        sql.execute("ALTER TABLE aiotasks_task SET (autovacuum_vacuum_threshold = 99)")
+        assert check()[1]["autovacuum"]["verdict"] == "ok"
+        sql.execute("ALTER TABLE aiotasks_worker SET (autovacuum_enabled = off)")
+        finding = only("autovacuum")
+        assert finding["verdict"] == "error"
+        sql.execute(finding["remedy"])
+    finally:
+        for table, parameters in STORAGE.items():
+            told = ", ".join(f"{name} = {value}" for name, value in parameters.items())
+            sql.execute(f"ALTER TABLE {table} RESET (autovacuum_enabled)")
+            sql.execute(f"ALTER TABLE {table} SET ({told})")
+    assert check()[1]["autovacuum"]["verdict"] == "ok"
+
+
+def test_autovacuum_that_is_off(sql: psycopg.Connection, enter: Enter) -> None:
+    enter()
+    with database_with(sql, "SET track_counts = off", "RESET track_counts"):
+        assert only("autovacuum")["verdict"] == "error"
+    sql.execute("ALTER SYSTEM SET autovacuum = off")
+    sql.execute("SELECT pg_reload_conf()")
+    try:
+        wait_until(lambda: sql.execute("SHOW autovacuum").fetchone() == ("off",))
+        assert only("autovacuum")["verdict"] == "error"
+    finally:
+        sql.execute("ALTER SYSTEM RESET autovacuum")
+        sql.execute("SELECT pg_reload_conf()")
+        wait_until(lambda: sql.execute("SHOW autovacuum").fetchone() == ("on",))
+
+
+def test_too_few_connections(sql: psycopg.Connection, enter: Enter) -> None:
+    with database_with(sql, "CONNECTION LIMIT 29", "CONNECTION LIMIT -1"):
+        code, found = check()
+        assert (code, found["connections"]["verdict"]) == (1, "error")  # one by default opens 30
+        assert "at most 30 connections of the 29" in found["connections"]["message"]
+    with database_with(sql, "CONNECTION LIMIT 40", "CONNECTION LIMIT -1"):
+        assert check()[1]["connections"]["verdict"] == "ok"
+        for _ in range(2):
+            enter(concurrency=0)  # pool 10, listener, heartbeat, ten threads
+        finding = only("connections")
+        assert finding["verdict"] == "warning"  # each can work, not both at their busiest
+        assert "(2 running) open at most 44 connections of the 40" in finding["message"]
+        assert "max_connections" in finding["remedy"]
+    assert check()[1]["connections"]["verdict"] == "ok"
+    (most,) = sql.execute("SHOW max_connections").fetchone() or ()
+    assert f"of the {int(most) - 3} that there may be" in check()[1]["connections"]["message"]
+
+
+@pytest.mark.parametrize(("minutes", "told"), [(2, "120.0 s ahead of"), (-2, "120.0 s behind")])
+def test_a_clock_that_differs(sql: psycopg.Connection, enter: Enter, minutes: int, told: str) -> None:
+    """The server's, as far as SQL can tell: another function is found first under that name."""
+    enter()
+    sql.execute("CREATE SCHEMA faked")
+    try:
+        sql.execute(
+            "CREATE FUNCTION faked.clock_timestamp() RETURNS timestamptz LANGUAGE SQL AS "
+            f"$$ SELECT pg_catalog.clock_timestamp() + interval '{minutes} minutes' $$"
+        )
+        with params(OPTIONS={"options": "-c search_path=faked,pg_catalog,public"}):
+            finding = only("clock")
+    finally:
+        sql.execute("DROP SCHEMA faked CASCADE")
+    assert finding["verdict"] == "warning"
+    assert told in finding["message"]
+
+
+def test_workers_of_several_versions(enter: Enter) -> None:
+    assert only("versions")["message"] == "No worker of 'default' has a live lease: nothing runs."
+    enter(version="0.0.1", lease=-1.0)  # of the dead, who cares
+    enter(backend="other", version="0.0.2")
+    enter()
+    assert check()[1]["versions"]["verdict"] == "ok"
+    enter(version="99.0")
+    finding = only("versions")
+    assert finding["verdict"] == "warning"
+    assert f"{__version__} (1), 99.0 (1)" in finding["message"]
+
+
+def test_the_lines_for_people() -> None:
+    text = findings_as_text(
+        [
+            Finding("settings", "ok", "fine"),
+            Finding("database", "error", "bad\nnews", "mend it"),
+            Finding("clock", "not checked", "why"),
+        ]
+    )
+    assert text.splitlines() == [
+        "ok           settings     fine",
+        r"error        database     'bad\nnews'",
+        "                          -> mend it",
+        "not checked  clock        why",
+        "",
+        "1 error, 0 warnings.",
+    ]
+
+
+def test_nothing_stays_open(sql: psycopg.Connection, enter: Enter) -> None:
+    """Neither asyncpg's connections nor that of the thread that looks at the migrations."""
+    enter()
+    asyncio.run(diagnosis.diagnose("default"))
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    wait_until(lambda: sql.execute(query).fetchone() == (0,))

@@ -1,0 +1,105 @@
+"""Migrations after the first: old and new workers beside each other, and no queue for the lock."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from uuid import uuid4
+
+import psycopg
+import pytest
+from django.core.management import call_command
+from django.db import connection, utils
+
+from aiotasks.conf import Options
+from aiotasks.exceptions import DatabaseNotReady
+from aiotasks.store.pools import close_pools, resources
+from aiotasks.worker.startup import reach_database
+from tests.worker.harness import wait_until
+
+from .conftest import status
+
+# As 0.1 has them, before the column: what its workers go on sending while a site is deployed.
+OLD_REGISTER = """
+    INSERT INTO aiotasks_worker (
+        id, backend, host, pid, queues, concurrency, threads, version, started_at, lease_expires_at
+    )
+    VALUES (%s, 'default', 'old', 1, '{}', 10, 10, '0', now(), now() + interval '30 s')
+"""
+OLD_RENEWAL = (
+    "UPDATE aiotasks_worker SET lease_expires_at = now() + interval '30 s' WHERE id = %s RETURNING id"
+)
+
+
+@pytest.fixture
+def before(database: str) -> Iterator[None]:
+    """The schema as it was before the column."""
+    call_command("migrate", "aiotasks", "0001", verbosity=0)
+    yield
+    connection.close()
+    call_command("migrate", "aiotasks", verbosity=0)
+
+
+def test_old_workers_go_on_while_the_column_comes(before: None, sql: psycopg.Connection) -> None:
+    """And no row is written anew for it."""
+    old, later = uuid4(), uuid4()
+    sql.execute(OLD_REGISTER, [old])
+    files = "SELECT pg_relation_filenode('aiotasks_worker'), pg_relation_filenode('aiotasks_task')"
+    were = sql.execute(files).fetchone()
+    assert sql.execute(OLD_RENEWAL, [old], prepare=True).rowcount == 1
+    call_command("migrate", "aiotasks", verbosity=0)
+    assert sql.execute(files).fetchone() == were
+    assert sql.execute(OLD_RENEWAL, [old], prepare=True).rowcount == 1
+    sql.execute(OLD_REGISTER, [later])
+    assert [worker["listening"] for worker in status()["workers"]] == [None, None]
+
+
+async def test_a_new_worker_does_not_start_before_the_migration(database: str) -> None:
+    """It could claim, but not keep its lease: others would run its tasks too."""
+    await asyncio.to_thread(_migrate, "0001")
+    try:
+        with pytest.raises(DatabaseNotReady, match=r"another version.*run `manage.py migrate"):
+            await reach_database(
+                resources(Options()).store,
+                "default",
+                database="default",
+                within=5.0,
+                stopping=asyncio.Event(),
+                failed=lambda: None,
+            )
+    finally:
+        await close_pools()
+        await asyncio.to_thread(_migrate, "0002")
+
+
+def _migrate(name: str) -> None:
+    call_command("migrate", "aiotasks", name, verbosity=0)
+    connection.close()
+
+
+def test_the_migration_does_not_wait_long_for_its_lock(
+    before: None, sql: psycopg.Connection, database: str
+) -> None:
+    """Every renewal would queue up behind it, and the leases run out."""
+    worker = uuid4()
+    sql.execute(OLD_REGISTER, [worker])
+    failures: list[BaseException] = []
+
+    def migrate() -> None:
+        try:
+            _migrate("0002")
+        except BaseException as error:
+            failures.append(error)
+            connection.close()
+
+    with psycopg.connect(database) as reader:  # a report, a dump
+        reader.execute("SELECT FROM aiotasks_worker")
+        thread = threading.Thread(target=migrate)
+        thread.start()
+        waits = "SELECT FROM pg_locks WHERE relation = 'aiotasks_worker'::regclass AND NOT granted"
+        wait_until(lambda: sql.execute(waits).fetchall())
+        sql.execute("SET statement_timeout = '10s'")
+        assert sql.execute(OLD_RENEWAL, [worker]).rowcount == 1  # it had to wait, and didn't for long
+        thread.join()
+    (error,) = failures
+    assert isinstance(error, utils.OperationalError)
+    assert "lock timeout" in str(error)

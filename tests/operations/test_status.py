@@ -1,0 +1,378 @@
+"""``manage.py aiotasks status``."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from django.core.management import CommandError
+from django.db import connection, utils
+
+import aiotasks
+from aiotasks.operations import status as module
+from aiotasks.operations.line import open_line
+from aiotasks.operations.status import Count, Lane, Queue, Snapshot, Status, WorkerRow, read_status
+from aiotasks.operations.text import age, status_as_text
+from aiotasks.store.statement import Statement
+from aiotasks.store.store import Store
+from aiotasks.worker.startup import backend_of
+from tests.proxy import Proxy
+from tests.worker import tasks
+from tests.worker.harness import Configure, Ledger, until
+
+from .conftest import run, status
+
+type Fill = Callable[..., None]
+type Enter = Callable[..., UUID]
+
+
+def test_queues(sql: psycopg.Connection, fill: Fill, enter: Enter, configure: Configure) -> None:
+    """Whatever waits or runs, and what the settings name."""
+    configure(["default", "idle"])
+    fill("READY", 3, lane="thread", priority=-5, age=100)
+    fill("READY", 2, priority=7, age=20)
+    fill("READY", 4, "mails", priority=7, age=50)
+    fill("READY", 9, backend="other", age=5_000)
+    fill("SCHEDULED", 5, "mails")
+    fill("SCHEDULED", 1, "later")
+    fill("RUNNING", 2, "mails", age=9_000)
+    fill("SUCCESSFUL", 8, "done")
+    enter(queues=["mails", "later"])
+    enter(queues=[])
+    enter(queues=["mails"], lease=-5.0)
+    enter(backend="other")
+    queues = {queue["name"]: queue for queue in status()["queues"]}
+    assert list(queues) == ["default", "idle", "later", "mails"]
+    told = {
+        name: [queue[key]["number"] for key in ("ready", "scheduled", "running")]
+        for name, queue in queues.items()
+    }
+    assert told == {"default": [5, 0, 0], "idle": [0, 0, 0], "later": [0, 1, 0], "mails": [4, 5, 2]}
+    assert {name: queue["workers"] for name, queue in queues.items()} == {
+        "default": 1,
+        "idle": 1,
+        "later": 2,
+        "mails": 2,
+    }
+    assert not any(
+        queue[key]["capped"] for queue in queues.values() for key in ("ready", "scheduled", "running")
+    )
+    assert 100 <= queues["default"]["oldest_ready"] < 130  # of the lowest priority, in the other lane
+    assert 50 <= queues["mails"]["oldest_ready"] < 80
+    assert queues["later"]["oldest_ready"] is None
+    (other,) = [queue for queue in status_of("other") if queue.ready.number]
+    assert other.ready == Count(9, capped=False)
+
+
+def status_of(alias: str) -> list[Queue]:
+    """The queues of a backend that the settings don't have."""
+    backend = backend_of("default")
+    backend.alias = alias
+    try:
+        return asyncio.run(read_status(backend)).queues
+    finally:
+        backend.alias = "default"
+
+
+def test_counting_stops(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "COUNT_LIMIT", 20)
+    fill("READY", 19, "a")
+    fill("READY", 30, "b")
+    fill("SCHEDULED", 30, "a")
+    fill("SCHEDULED", 1, "c")  # due like the first of them, or not looked at any more
+    fill("RUNNING", 30, "a")
+    monkeypatch.setattr(module, "COUNT_LIMIT_AT_LEAST", 1)
+    a, b, *_ = status()["queues"]
+    assert a["ready"] == {"number": 19, "capped": False}
+    assert b["ready"] == {"number": 20, "capped": True}
+    assert a["scheduled"]["capped"]
+    assert a["running"] == {"number": 20, "capped": True}
+    assert b["running"] == {"number": 0, "capped": True}  # at least none: nobody has looked further
+    text = run("status")[1]
+    assert "  20+ " in text
+    monkeypatch.setattr(module, "COUNT_LIMIT_OF_ALL", 20)  # among two queues
+    assert [queue["ready"]["number"] for queue in status()["queues"][:2]] == [10, 10]
+    monkeypatch.setattr(module, "QUEUE_LIMIT", 1)
+    looked = status()
+    assert looked["queues_capped"] is True
+    assert "There are more queues than these." in run("status")[1]
+
+
+async def test_workers(configure: Configure, fill: Fill, enter: Enter, ledger: Ledger) -> None:
+    """What a worker says of itself, and what it holds in each lane; that of a dead one stays."""
+    configure(LEASE_TIMEOUT=0.6, POLL_INTERVAL=0.2)
+    dead = enter(host="gone", lease=-300.0, listening=None, queues=["a", "b"], concurrency=5, threads=0)
+    fill("RUNNING", 2, worker=dead)  # not rescued while the test looks on: no time for it
+
+    async def look() -> dict[str, WorkerRow]:
+        found = await read_status(backend_of("default"))
+        return {worker.host: worker for worker in found.workers}
+
+    before = (await look())["gone"]
+    assert (before.alive, before.loop, before.thread) == (False, Lane(2, 5), Lane(0, 0))
+    assert (before.listening, before.queues, before.id) == (None, ["a", "b"], dead)
+    assert -330 < before.lease <= -300
+    async with aiotasks.Worker(concurrency=7, threads=3, grace=0):
+        held = [await tasks.wait_for_release.aenqueue(str(n)) for n in range(2)]
+
+        async def both_run() -> Any:
+            mine = [worker for host, worker in (await look()).items() if host != "gone"]
+            return mine and mine[0].loop == Lane(2, 7) and mine[0].listening and mine[0]
+
+        mine = await until(both_run)
+        assert (mine.pid, mine.thread, mine.version) == (os.getpid(), Lane(0, 3), aiotasks.__version__)
+        assert mine.alive
+        assert mine.lease <= 0.6
+        assert mine.queues == []
+        for result in held:
+            await result.acancel()
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_a_worker_that_polls_says_so(configure: Configure, sql: psycopg.Connection) -> None:
+    """Without NOTIFY, and when the listener has lost its line; back again when it has it again."""
+
+    async def listening(expected: bool) -> None:
+        async def told() -> bool:
+            (worker,) = (await read_status(backend_of("default"))).workers
+            return worker.listening is expected
+
+        await until(told)
+
+    configure(LEASE_TIMEOUT=0.6, NOTIFY=False)
+    async with aiotasks.Worker(grace=0):
+        await listening(False)
+    configure(LEASE_TIMEOUT=0.6)
+    async with aiotasks.Worker(grace=0) as worker:
+        await listening(True)
+        worker.engine.resources.listener.listening.clear()
+        await listening(False)
+        worker.engine.resources.listener.listening.set()
+        await listening(True)
+
+
+def test_the_oldest_snapshot(sql: psycopg.Connection, database: str) -> None:
+    """FAULTS 20: as long as somebody looks at an old state, vacuum removes nothing that is newer."""
+    assert status()["oldest_snapshot"] is None
+    with psycopg.connect(database, application_name="report") as holder:
+        holder.execute("SET default_transaction_isolation = 'repeatable read'")
+        holder.commit()
+        holder.execute("SELECT 1")
+        for _ in range(5):
+            sql.execute("CREATE TEMP TABLE t (); DROP TABLE t")
+        held = status()["oldest_snapshot"]
+        assert held["name"] == f"{holder.info.backend_pid} report"
+        assert held["kind"] == "session"
+        assert held["transactions"] >= 5
+        assert held["seconds"] >= 0
+        assert f"transactions (session {holder.info.backend_pid} report)" in run("status")[1]
+    assert status()["oldest_snapshot"] is None
+
+
+def test_a_role_that_may_not_see_others_sessions_is_told_so(sql: psycopg.Connection, fill: Fill) -> None:
+    """And to read both tables is all that it needs."""
+    fill("READY", 1)
+    options = connection.settings_dict["OPTIONS"]
+    sql.execute("CREATE ROLE onlooker; GRANT SELECT ON aiotasks_task, aiotasks_worker TO onlooker")
+    options["assume_role"] = "onlooker"
+    try:
+        assert status()["all_snapshots_seen"] is False
+        assert "none is held, as far as this role may see" in run("status")[1]
+    finally:
+        del options["assume_role"]
+        connection.close()
+        sql.execute("DROP OWNED BY onlooker; DROP ROLE onlooker")
+
+
+def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
+    fill("READY", 1)
+    id = enter(lease=12.0)
+    found = status()
+    assert found["workers"][0].pop("lease") == pytest.approx(12, abs=10)
+    assert datetime.fromisoformat(found["workers"][0].pop("started_at")).tzinfo is not None
+    assert found["queues"][0].pop("oldest_ready") >= 0
+    nothing = {"number": 0, "capped": False}
+    assert found == {
+        "backend": "default",
+        "database": "default",
+        "queues": [
+            {
+                "name": "default",
+                "ready": {"number": 1, "capped": False},
+                "scheduled": nothing,
+                "running": nothing,
+                "workers": 1,
+            }
+        ],
+        "queues_capped": False,
+        "workers": [
+            {
+                "id": str(id),
+                "host": "host",
+                "pid": 1,
+                "queues": [],
+                "loop": {"running": 0, "slots": 100},
+                "thread": {"running": 0, "slots": 10},
+                "listening": True,
+                "version": aiotasks.__version__,
+            }
+        ],
+        "oldest_snapshot": None,
+        "all_snapshots_seen": True,
+    }
+
+
+def test_the_table() -> None:
+    worker = WorkerRow(
+        id=UUID(int=1),
+        host="web-1",
+        pid=4711,
+        queues=[],
+        lease=24.7,
+        loop=Lane(37, 100),
+        thread=Lane(2, 10),
+        listening=True,
+        version="0.1.0",
+        started_at=datetime.now(UTC),
+    )
+    gone = WorkerRow(
+        id=UUID(int=2),
+        host="web-2\x1b[2J",
+        pid=9,
+        queues=["default", "a\nb"],
+        lease=-75.0,
+        loop=Lane(1_200, 2_000),
+        thread=Lane(0, 0),
+        listening=None,
+        version="0.0.9",
+        started_at=datetime.now(UTC),
+    )
+    queues = [
+        Queue(
+            name="default",
+            ready=Count(10_000, capped=True),
+            oldest_ready=185.0,
+            scheduled=Count(1_204, capped=False),
+            running=Count(37, capped=False),
+            workers=1,
+        ),
+        Queue(
+            name="a\nb",
+            ready=Count(0, capped=False),
+            oldest_ready=None,
+            scheduled=Count(0, capped=True),
+            running=Count(0, capped=False),
+            workers=1,
+        ),
+    ]
+    shown = status_as_text(
+        Status(
+            backend="default",
+            database="default",
+            queues=queues,
+            queues_capped=False,
+            workers=[worker, gone],
+            oldest_snapshot=Snapshot("replication slot", "standby", 1, None),
+            all_snapshots_seen=True,
+        )
+    )
+    assert shown.splitlines() == [
+        "Backend 'default', DATABASES['default']",
+        "",
+        "queue      ready  oldest  scheduled  running  workers",
+        "default  10,000+   3 min      1,204       37        1",
+        r"'a\nb'         0       -         0+        0        1",
+        "",
+        "worker            queues           lease                     loop  threads  wake-ups  version  id",
+        "web-1:4711        any              24 s left               37/100     2/10  LISTEN    0.1.0    "
+        "00000000-0000-0000-0000-000000000001",
+        r"'web-2\x1b[2J:9'  'default, a\nb'  expired 1 min ago  1,200/2,000      0/0  unknown   0.0.9    "
+        "00000000-0000-0000-0000-000000000002",
+        "",
+        "Oldest snapshot: 1 transaction (replication slot standby)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (7_199, "1 h"),
+        (86_400, "1 d"),
+        (86_400 * 4_000, "4,000 d"),
+    ],
+)
+def test_ages(seconds: float, text: str) -> None:
+    assert age(seconds) == text
+
+
+def test_nothing_is_written(fill: Fill, enter: Enter, sql: psycopg.Connection) -> None:
+    sql.execute(f'ALTER DATABASE "{sql.info.dbname}" SET default_transaction_read_only = on')
+    try:
+        fill("READY", 1)
+        assert status()["queues"][0]["ready"]["number"] == 1
+    finally:
+        sql.execute(f'ALTER DATABASE "{sql.info.dbname}" RESET default_transaction_read_only')
+
+
+@pytest.mark.parametrize("mode", ["refuse", "blackhole"])
+def test_a_database_that_is_away_is_one_sentence(configure: Configure, mode: Any, database: str) -> None:
+    configure(COMMAND_TIMEOUT=0.3)
+    params = connection.settings_dict
+    here = {key: params[key] for key in ("HOST", "PORT")}
+    with Proxy(params["HOST"], int(params["PORT"])) as proxy:
+        params.update(HOST="127.0.0.1", PORT=str(proxy.port))
+        try:
+            proxy.mode = mode
+            with pytest.raises(
+                CommandError, match=r"^PostgreSQL at DATABASES\['default'\] can't be reached: "
+            ):
+                run("status")
+        finally:
+            params.update(here)
+
+
+async def test_a_line_that_dies_is_given_up(database: str) -> None:
+    """A ROLLBACK over it would wait for as long again."""
+    params = connection.settings_dict
+    here = {key: params[key] for key in ("HOST", "PORT")}
+    with Proxy(params["HOST"], int(params["PORT"])) as proxy:
+        params.update(HOST="127.0.0.1", PORT=str(proxy.port))
+        try:
+            async with open_line("default", timeout=0.3) as line:
+                store = Store(line)
+                assert await store.backend_pid() == line.announced_pid
+                proxy.mode = "blackhole"
+                with pytest.raises(utils.OperationalError):
+                    await store.backend_pid()
+                assert line.connection.is_closed()
+                with pytest.raises(utils.InterfaceError):
+                    await store.backend_pid()
+        finally:
+            params.update(here)
+
+
+async def test_a_line_leaves_nothing_in_the_session(database: str) -> None:
+    """Behind a pooler it is another one's next."""
+    async with open_line("default", timeout=5.0) as line:
+        store = Store(line)
+        assert await store.list_queues("default") == []
+        assert await line.connection.fetchval("SHOW enable_seqscan") == "on"
+        with pytest.raises(utils.DataError):
+            await line.fetch(Statement("fails", "SELECT 1 / 0", ""))
+        assert not line.connection.is_in_transaction()
+        assert await store.list_queues("default") == []
+
+
+def test_a_mistake_in_the_settings_is_one_sentence(settings: Any, database: str) -> None:
+    settings.TASKS = {"default": {"BACKEND": "aiotasks.backend.PostgresBackend", "OPTIONS": {"POLL": 1}}}
+    with pytest.raises(CommandError, match="no option 'POLL'"):
+        run("status")
+    with pytest.raises(CommandError, match="TASKS has no backend 'x'; it has 'default'"):
+        run("status", "--backend", "x")
