@@ -75,6 +75,9 @@ def main() -> list[Any]:
     seen.append(call("release_lost_claims", me, [claim_id], 0.0))
     seen.append(call("promote_due_jobs", "default", 10))
     seen.append(call("renew_lease", me, 60.0))
+    ever, month = float("-inf"), 30 * 86_400.0
+    seen.append(call("prune_jobs", "default", "FAILED", month, ever, 10)[0])
+    seen.append(call("prune_kept_jobs", "default", ever, 10)[0])
     seen.append([id == dead for id in call("remove_dead_workers", "default")])
     call("remove_worker", me)
     seen.append([shown(job) for job in call("rescue_jobs", "default", 3, error, 10, '{"c": 1}')])

@@ -4,8 +4,10 @@ import sys
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
 
+from aiotasks.management import prune
 from aiotasks.worker import cli
 
 __all__ = ["Command"]
@@ -21,12 +23,20 @@ class Command(BaseCommand):
     _from_command_line = False  # but from call_command()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        commands = parser.add_subparsers(dest="subcommand", required=True, metavar="worker")
+        commands = parser.add_subparsers(dest="subcommand", required=True, metavar="worker|prune")
         cli.add_arguments(commands.add_parser("worker", help="run a worker"))
+        prune.add_arguments(
+            commands.add_parser("prune", help="delete finished tasks whose time is over, as the workers do")
+        )
 
     def run_from_argv(self, argv: list[str]) -> None:
         self._from_command_line = True
         super().run_from_argv(argv)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        sys.exit(cli.run(Namespace(**options), from_command_line=self._from_command_line))
+        if options["subcommand"] == "worker":
+            sys.exit(cli.run(Namespace(**options), from_command_line=self._from_command_line))
+        try:
+            self.stdout.write(prune.run(options["backend"], options["older_than"]))
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from error
