@@ -64,7 +64,7 @@ def _check_aliases(where: str, aliases: Mapping[str, str]) -> list[CheckMessage]
             messages.append(
                 Error(
                     f"{where}['OPTIONS']['ALIASES'][{alias!r}]: {error}",
-                    hint="Name the task by the module that defines it, as in the `task_path` of its new rows.",
+                    hint="Name the task by the module that defines it: its `module_path`.",
                     id="aiotasks.E007",
                 )
             )

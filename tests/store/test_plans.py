@@ -256,12 +256,18 @@ async def test_the_pruners_cost_is_by_the_rows_that_it_deletes(
             await conn.execute(
                 """
                 UPDATE aiotasks_task SET finished_at = now() - interval '2 days', keep_result = $1
-                WHERE id IN (SELECT id FROM aiotasks_task WHERE status = 'SUCCESSFUL' LIMIT 60)
+                WHERE id = ANY(ARRAY(
+                    SELECT id FROM aiotasks_task WHERE status = 'SUCCESSFUL' AND backend = 'default' LIMIT 60
+                ))
                 """,
                 keep,
             )
             index = "aiotasks_task_prunable" if keep is None else "aiotasks_task_kept"
             check_prune(await statement.explain(), index, 50)
+            await conn.execute(
+                "DELETE FROM aiotasks_task "
+                "WHERE status = 'SUCCESSFUL' AND finished_at < now() - interval '1 hour'"
+            )
 
 
 def check_prune(plan: Plan, index: str, deleted: int) -> None:
