@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from asgiref.sync import sync_to_async
 from django.core.checks import CheckMessage
@@ -134,7 +134,7 @@ class PostgresBackend(BaseTaskBackend):
         job = None if id is None else await route.select(self.alias, id)
         if job is None:
             raise TaskResultDoesNotExist(result_id)
-        return result_of(job)
+        return result_of(job, self.config.aliases)
 
     async def _cancel(self, route: Route, result: AnyResult) -> bool:
         id = parse_id(result.id)
@@ -142,7 +142,8 @@ class PostgresBackend(BaseTaskBackend):
         text = dump_error(error, limit=self.config.max_error_size)
         job = None if id is None else await route.cancel(self.alias, id, text)
         if job is not None and job.status == "FAILED":
-            await route.send_finished(type(self), result_of(job), error)
+            result = result_of(job, self.config.aliases)
+            await route.send_finished(type(self), result, error)
         return job is not None
 
     enqueue = SyncMethod(_enqueue, name="aenqueue")
@@ -180,6 +181,7 @@ class PostgresBackend(BaseTaskBackend):
             priority=int(task.priority),
             run_after=run_after,
             max_crashes=task.max_crashes if isinstance(task, PostgresTask) else None,
+            keep_result=cast("float | None", task.keep_result) if isinstance(task, PostgresTask) else None,
         )
         jobs, results = [], []
         for args, kwargs in calls:

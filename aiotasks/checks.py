@@ -10,6 +10,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, utils
 
 from .conf import Options
+from .exceptions import UnknownTask
+from .tasks import resolve
 
 __all__ = ["check_backend", "check_tables"]
 
@@ -18,8 +20,8 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
     """The checks of one backend, without connecting anywhere.
 
     E001 the app isn't installed, E002 a bad option, E003 DATABASE isn't an alias of DATABASES,
-    E004 it isn't PostgreSQL, E005 QUEUES isn't a list of names, W001 a connection parameter that
-    asyncpg has nothing for.
+    E004 it isn't PostgreSQL, E005 QUEUES isn't a list of names, E007 one of ALIASES leads to no task,
+    W001 a connection parameter that asyncpg has nothing for.
     """
     messages: list[CheckMessage] = []
     where = f"TASKS[{alias!r}]"
@@ -48,7 +50,25 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
         options = Options.from_params(alias, params)
     except ImproperlyConfigured as error:
         return [*messages, Error(str(error), id="aiotasks.E002")]
-    return messages + _check_database(where, options.database)
+    return messages + _check_database(where, options.database) + _check_aliases(where, options.aliases)
+
+
+def _check_aliases(where: str, aliases: Mapping[str, str]) -> list[CheckMessage]:
+    if not apps.ready:
+        return []  # tasks' modules may import models
+    messages: list[CheckMessage] = []
+    for alias in aliases:
+        try:
+            resolve(alias, aliases)
+        except UnknownTask as error:
+            messages.append(
+                Error(
+                    f"{where}['OPTIONS']['ALIASES'][{alias!r}]: {error}",
+                    hint="Name the task by the module that defines it: its `module_path`.",
+                    id="aiotasks.E007",
+                )
+            )
+    return messages
 
 
 def _check_database(where: str, database: str) -> list[CheckMessage]:

@@ -1,12 +1,16 @@
 """The options of a backend: ``TASKS[alias]["OPTIONS"]``, read once and checked at the door."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-__all__ = ["Options"]
+__all__ = ["Aliases", "Options", "keep_time"]
+
+# For how long results may be kept, short of for ever: PostgreSQL's timestamps must hold it.
+LONGEST_KEPT = 100 * 365 * 86_400.0
 
 
 def _number(low: float, high: float) -> Callable[[Any], float]:
@@ -31,6 +35,41 @@ def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("True or False")
     return value
+
+
+def keep_time(value: Any) -> float:
+    """How long results are kept, in seconds, of seconds or a timedelta. Raises ValueError."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    try:
+        return _number(0, LONGEST_KEPT)(seconds)
+    except ValueError:
+        raise ValueError("seconds or a timedelta, from 0 to 100 years") from None
+
+
+def _keep_time(value: Any) -> float | None:
+    try:
+        return None if value is None else keep_time(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or None (for ever)") from None
+
+
+class Aliases(dict[str, str]):
+    """Paths that tasks once had, and where each is now. Not to be changed: Options are hashed by it."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
+def _aliases(value: Any) -> Aliases:
+    if not isinstance(value, Mapping) or not all(map(_is_path, [*value, *value.values()])):
+        raise ValueError("a dict of task paths, {'old.module.task': 'new.module.task'}")
+    if value.keys() & set(value.values()):
+        raise ValueError("a dict whose values are the paths of tasks, not aliases themselves")
+    return Aliases(value)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and "." in value and all(map(str.isidentifier, value.split(".")))
 
 
 def _alias(value: Any) -> str:
@@ -59,9 +98,14 @@ class Options:
     lease_timeout: float = 30.0
     max_crashes: int = 3
     async_db_threads: int = 8
+    # For how long finished tasks are kept; None: for ever.
+    keep_successful: float | None = 86_400.0
+    keep_failed: float | None = 14 * 86_400.0
     max_argument_size: int = 1024 * 1024
     max_result_size: int = 1024 * 1024
     max_error_size: int = 64 * 1024
+    # Where tasks are that have moved, by the paths of rows enqueued before.
+    aliases: Aliases = field(default_factory=Aliases)
 
     def orm_connections(self, concurrency: int) -> int:
         """How many the ORM calls of a worker's coroutine tasks take."""
@@ -80,7 +124,10 @@ class Options:
             raise ImproperlyConfigured(f"TASKS[{alias!r}]['OPTIONS'] must be a dict, not {given!r}.")
         try:
             # With the types: 1 and True are one key, but not one option.
-            key = tuple((name, type(value), value) for name, value in given.items())
+            key = tuple(
+                (name, type(value), tuple(value.items()) if isinstance(value, dict) else value)
+                for name, value in given.items()
+            )
             known = _cache.get(key)
         except TypeError:  # an unhashable value: _parse says which
             return cls._parse(alias, given)
@@ -127,6 +174,9 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "LEASE_TIMEOUT": _number(0.5, 86_400),
     "MAX_CRASHES": _whole(0, 32_000),
     "ASYNC_DB_THREADS": _whole(1, 1000),
+    "KEEP_SUCCESSFUL": _keep_time,
+    "KEEP_FAILED": _keep_time,
+    "ALIASES": _aliases,
     "MAX_ARGUMENT_SIZE": _whole(2, 256 * 1024 * 1024),
     "MAX_RESULT_SIZE": _whole(4, 256 * 1024 * 1024),
     "MAX_ERROR_SIZE": _whole(1024, 16 * 1024 * 1024),

@@ -42,7 +42,7 @@ class TransactionClosed(AiotasksError):
 class UnknownTask(AiotasksError, ImportError):
     """A stored task path leads to no ``Task`` in this process.
 
-    ``task_path`` is the path as it is stored.
+    ``task_path`` is the path as it is stored, or where ALIASES has sent it.
     """
 
     def __init__(self, task_path: str, reason: str) -> None:

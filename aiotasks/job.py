@@ -53,6 +53,7 @@ class Kind:
     priority: int
     run_after: datetime | None
     max_crashes: int | None
+    keep_result: float | None
 
 
 @dataclass(slots=True)  # not frozen: that makes a million of them cost a second more
@@ -93,6 +94,7 @@ class Job:
     last_attempted_at: datetime | None
     finished_at: datetime | None
     max_crashes: int | None
+    keep_result: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import F, Func, Q
 from django.db.models.sql.compiler import SQLCompiler
 
 __all__ = ["Task", "Worker"]
@@ -68,6 +68,7 @@ class Task(models.Model):
     worker_ids = RawField(db_type="uuid[]")  # one per execution: their number is the attempts
     crashes = models.SmallIntegerField()
     max_crashes = models.SmallIntegerField(null=True)
+    keep_result = models.FloatField(null=True)  # seconds; null: as the backend says
     # A fence, not a reference: made anew for every claim, so that a worker that was thought dead
     # can't finish what has been claimed again.
     claim_id = models.UUIDField(null=True)
@@ -100,10 +101,22 @@ class Task(models.Model):
                 condition=Q(status="SCHEDULED"),
             ),
             models.Index(fields=["worker_id"], name="aiotasks_task_running", condition=Q(status="RUNNING")),
+            # By status, as FAILED ones are kept for longer: the pruner passes over none of them.
             models.Index(
-                fields=["finished_at"],
-                name="aiotasks_task_finished",
-                condition=Q(status__in=["FAILED", "SUCCESSFUL"]),
+                fields=["backend", "status", "finished_at"],
+                name="aiotasks_task_prunable",
+                condition=Q(finished_at__isnull=False, keep_result__isnull=True),
+            ),
+            models.Index(
+                F("backend"),
+                Func(
+                    F("finished_at"),
+                    template="date_part('epoch', %(expressions)s AT TIME ZONE 'UTC')",
+                    output_field=models.FloatField(),
+                )
+                + F("keep_result"),
+                name="aiotasks_task_kept",
+                condition=Q(finished_at__isnull=False, keep_result__isnull=False),
             ),
         )
 

@@ -1,8 +1,9 @@
 """PostgresTask: Django's Task with aiotasks' policies; how task paths and rows become objects."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, overload
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from .codec import decode
+from .conf import keep_time
 from .exceptions import UnknownTask
 from .job import AnyResult, AnyTask, Job
 
@@ -41,14 +43,24 @@ class PostgresTask(Task):  # type: ignore[type-arg]  # generic in the stubs alon
 
     ``max_crashes``: after how many crashes of its worker the task is FAILED with ``WorkerLost``
     (None: the backend's MAX_CRASHES; 0, as 1, never runs it again).
+    ``keep_result``: for how long the finished task is kept, in seconds; a timedelta is turned into
+    them (None: the backend's KEEP_SUCCESSFUL or KEEP_FAILED; ``math.inf``: for ever).
     """
 
     max_crashes: int | None = None
+    keep_result: float | timedelta | None = None
 
     def __post_init__(self) -> None:
         crashes = self.max_crashes
         if crashes is not None and (type(crashes) is not int or not 0 <= crashes <= 32_000):
             raise InvalidTask(f"max_crashes must be a whole number from 0 to 32000, not {crashes!r}.")
+        if self.keep_result is not None and self.keep_result != math.inf:
+            try:
+                object.__setattr__(self, "keep_result", keep_time(self.keep_result))
+            except ValueError as error:
+                raise InvalidTask(
+                    f"keep_result must be {error}, or math.inf, not {self.keep_result!r}."
+                ) from None
         Task.__post_init__(self)
 
     def using(
@@ -59,6 +71,7 @@ class PostgresTask(Task):  # type: ignore[type-arg]  # generic in the stubs alon
         run_after: datetime | None = None,
         backend: str | None = None,
         max_crashes: int | None = None,
+        keep_result: float | timedelta | None = None,
     ) -> "PostgresTask":
         """Return a copy with other values; what is None stays as it is."""
         given: dict[str, Any] = {
@@ -67,6 +80,7 @@ class PostgresTask(Task):  # type: ignore[type-arg]  # generic in the stubs alon
             "run_after": run_after,
             "backend": backend,
             "max_crashes": max_crashes,
+            "keep_result": keep_result,
         }
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
@@ -112,6 +126,7 @@ def task(
     backend: str = ...,
     takes_context: bool = ...,
     max_crashes: int | None = ...,
+    keep_result: float | timedelta | None = ...,
 ) -> Callable[[Callable[..., Any]], PostgresTask]: ...
 def task(
     function: Callable[..., Any] | None = None,
@@ -122,6 +137,7 @@ def task(
     backend: str = DEFAULT_TASK_BACKEND_ALIAS,
     takes_context: bool = False,
     max_crashes: int | None = None,
+    keep_result: float | timedelta | None = None,
 ) -> PostgresTask | Callable[[Callable[..., Any]], PostgresTask]:
     """``django.tasks.task`` with aiotasks' policies as typed keywords.
 
@@ -138,25 +154,28 @@ def task(
             takes_context=takes_context,
             run_after=None,
             max_crashes=max_crashes,
+            keep_result=keep_result,
         )
 
     return wrapper if function is None else wrapper(function)
 
 
 _resolved: dict[str, AnyTask] = {}
+_NO_ALIASES: Mapping[str, str] = {}
 
 
-def known(task_path: str) -> AnyTask | None:
-    """The Task at a stored path, if it has been resolved before: importing may take long."""
-    return _resolved.get(task_path)
+def known(task_path: str, aliases: Mapping[str, str] = _NO_ALIASES) -> AnyTask | None:
+    """The Task of a stored path, if it has been resolved before: importing may take long."""
+    return _resolved.get(aliases.get(task_path, task_path))
 
 
-def resolve(task_path: str) -> AnyTask:
-    """The Task at a stored path.
+def resolve(task_path: str, aliases: Mapping[str, str] = _NO_ALIASES) -> AnyTask:
+    """The Task of a stored path: at that path, or where the backend's ALIASES say that it has gone.
 
     Nothing but a Task is ever returned, and only one that calls that very path its own: a row
     in the table can't make a worker run ``subprocess.call``. Raises UnknownTask.
     """
+    task_path = aliases.get(task_path, task_path)
     try:
         return _resolved[task_path]
     except KeyError:
@@ -200,12 +219,14 @@ def new_result(
     return result
 
 
-def result_of(job: Job) -> AnyResult:
-    """The row as Django's TaskResult. Raises UnknownTask where the task can't be imported."""
+def result_of(job: Job, aliases: Mapping[str, str]) -> AnyResult:
+    """The row as Django's TaskResult; ``aliases`` are its backend's. Raises UnknownTask where the task
+    can't be imported.
+    """
     status = TaskResultStatus.READY if job.status == "SCHEDULED" else TaskResultStatus(job.status)
     return _make(
         PostgresTaskResult,
-        task=_task_of(job),
+        task=_task_of(job, aliases),
         id=str(job.id),
         status=status,
         enqueued_at=_local(job.enqueued_at),
@@ -221,14 +242,15 @@ def result_of(job: Job) -> AnyResult:
     )
 
 
-def _task_of(job: Job) -> AnyTask:
-    """The Task at the row's path, with what the row says of queue, priority and time."""
-    registered = resolve(job.task_path)
+def _task_of(job: Job, aliases: Mapping[str, str]) -> AnyTask:
+    """The Task of the row's path, with what the row says of queue, priority and time."""
+    registered = resolve(job.task_path, aliases)
     run_after = _local(job.run_after)
     stored = (job.priority, job.queue_name, job.backend, run_after)
     if (
         stored == (registered.priority, registered.queue_name, registered.backend, registered.run_after)
         and getattr(registered, "max_crashes", None) == job.max_crashes
+        and getattr(registered, "keep_result", None) == job.keep_result
     ):
         return registered
     # Not validated again: that takes 10 µs, and a queue that has left QUEUES since would make
@@ -241,7 +263,7 @@ def _task_of(job: Job) -> AnyTask:
         "run_after": run_after,
     }
     if isinstance(registered, PostgresTask):
-        values["max_crashes"] = job.max_crashes
+        values |= {"max_crashes": job.max_crashes, "keep_result": job.keep_result}
     return _make(type(registered), **values)
 
 

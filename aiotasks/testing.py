@@ -86,6 +86,7 @@ async def _drain(alias: str) -> int:
         store,
         backend=alias,
         sender=type(backend),
+        aliases=backend.config.aliases,
         error_limit=backend.config.max_error_size,
         place=_TestPlace,
         wake=lambda wakeups: None,

@@ -37,6 +37,7 @@ class Store:
             job.enqueued_at,
             kind.run_after,
             kind.max_crashes,
+            kind.keep_result,
             timeout=timeout,
         )
 
@@ -64,6 +65,7 @@ class Store:
             [kind.priority for kind in kinds],
             [kind.run_after for kind in kinds],
             [kind.max_crashes for kind in kinds],
+            [kind.keep_result for kind in kinds],
             timeout=timeout,
         )
 
@@ -196,6 +198,20 @@ class Store:
         """Whether the worker's row still stood. ``listening``: whether NOTIFY wakes it (None: not known)."""
         return bool(await self._fetch("renew_lease", worker_id, lease_timeout, listening, timeout=timeout))
 
+    async def prune_jobs(
+        self, backend: str, status: str, keep: float | None, since: float, limit: int
+    ) -> tuple[int, float]:
+        """Of the tasks without a policy of their own. Returns how many, and when the last of them was
+        finished (in epoch seconds, as ``since``).
+        """
+        ((number, last),) = await self._fetch("prune_jobs", backend, status, keep, since, limit)
+        return number, last
+
+    async def prune_kept_jobs(self, backend: str, since: float, limit: int) -> tuple[int, float]:
+        """Of the tasks with a ``keep_result``. Returns how many, and when the last one's time was over."""
+        ((number, last),) = await self._fetch("prune_kept_jobs", backend, since, limit)
+        return number, last
+
     async def remove_dead_workers(self, backend: str) -> list[UUID]:
         return [row[0] for row in await self._fetch("remove_dead_workers", backend)]
 
@@ -267,6 +283,7 @@ def _claimed(
     started_at: datetime | None,
     last_attempted_at: datetime | None,
     max_crashes: int | None,
+    keep_result: float | None,
 ) -> Job:
     """The row that a claim has made, of the columns that it returns."""
     return Job(
@@ -290,6 +307,7 @@ def _claimed(
         last_attempted_at,
         None,
         max_crashes,
+        keep_result,
     )
 
 

@@ -27,6 +27,7 @@ from .finisher import Finisher
 from .guard import LoopGuard
 from .heartbeat import Heartbeat, Lease, Registration
 from .periodic import periodically
+from .pruner import Pruner
 from .rescuer import Rescuer
 from .runner import Runner
 from .scheduler import Scheduler
@@ -40,6 +41,9 @@ logger = logging.getLogger("aiotasks.worker")
 
 # Outcomes that are unwritten or untold, in slots: a database that is away stops the claims, not the memory.
 UNWRITTEN = 5
+
+# Seconds between two looks for finished tasks whose time is over.
+PRUNE_INTERVAL = 60.0
 
 # A wake-up for a task due so soon may be for one that is READY already: clocks differ.
 CLOCK_SKEW = 5.0
@@ -132,6 +136,12 @@ class Engine:
             wake=self._wake,
             announce=self._announce_lost,
         )
+        self.pruner = Pruner(
+            store,
+            backend=self.backend,
+            keep_successful=options.keep_successful,
+            keep_failed=options.keep_failed,
+        )
         self.canceller = Canceller(
             store,
             worker_id=lambda: self.lease.worker_id,
@@ -179,6 +189,7 @@ class Engine:
             store,
             backend=self.backend,
             sender=self._sender,
+            aliases=self._options.aliases,
             error_limit=self._options.max_error_size,
             place=self.orm_threads.job,
             wake=self._wake,
@@ -189,7 +200,10 @@ class Engine:
         async def sweep() -> None:
             await periodically(self.rescuer.run_once, self.lease.interval, name="rescuer")
 
-        return [self.claimer.run, self.scheduler.run, self.canceller.run, sweep, self._watch_lease]
+        async def prune() -> None:
+            await periodically(self.pruner.run_once, PRUNE_INTERVAL, name="pruner")
+
+        return [self.claimer.run, self.scheduler.run, self.canceller.run, sweep, prune, self._watch_lease]
 
     async def _tell_when_started(self, started: Callable[[], None]) -> None:
         await self.registered_once.wait()
@@ -368,7 +382,7 @@ class Engine:
     async def _announce_lost(self, job: Job, error: Exception) -> None:
         """``task_finished`` for a task that its rescue has failed."""
         try:
-            result = await asyncio.to_thread(result_of, job)  # which may import it
+            result = await asyncio.to_thread(result_of, job, self._options.aliases)  # which may import it
         except UnknownTask:
             return  # not a task of this process: there is no Task to show receivers
         place = self.orm_threads.job()

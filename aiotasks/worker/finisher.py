@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, assert_never
 from uuid import UUID
@@ -57,6 +57,7 @@ class Finisher:
         *,
         backend: str,
         sender: type,
+        aliases: Mapping[str, str],
         error_limit: int,
         place: Callable[[], Place],
         wake: Callable[[Sequence[Wakeup]], None],
@@ -66,6 +67,7 @@ class Finisher:
         self._store = store
         self._backend = backend
         self._sender = sender
+        self._aliases = aliases
         self._error_limit = error_limit
         self._place = place
         self._wake = wake
@@ -228,9 +230,9 @@ class Finisher:
         heard = signals.audience(task_finished, self._sender)
         if not failed and heard is signals.Audience.NOBODY:
             return
-        if execution.result is None and known(execution.job.task_path) is None:
+        if execution.result is None and known(execution.job.task_path, self._aliases) is None:
             return  # the task isn't known here, so there is no Task to show receivers
-        result = execution.result or result_of(execution.job)
+        result = execution.result or result_of(execution.job, self._aliases)
         _complete(result, execution, finished_at)
         if not failed and heard is signals.Audience.LOGS:
             task_finished.send_robust(self._sender, task_result=result)

@@ -134,7 +134,7 @@ class Runner:
     async def _outcome(self, execution: Execution) -> Outcome:
         job = execution.job
         try:
-            task = known(job.task_path)
+            task = known(job.task_path, self._options.aliases)
             if task is None:
                 task = await self._import(job.task_path)
         except UnknownTask as error:
@@ -142,10 +142,10 @@ class Runner:
         self._move(execution, lane_of(task.func))
         args, kwargs = decode(job.args), decode(job.kwargs)
         if signals.audience(task_started, self._sender) is not signals.Audience.NOBODY:
-            execution.result = result_of(job)
+            execution.result = result_of(job, self._options.aliases)
             await signals.asend_started(self._sender, execution.result)
         if task.takes_context:
-            execution.result = execution.result or result_of(job)
+            execution.result = execution.result or result_of(job, self._options.aliases)
             args.insert(0, TaskContext(task_result=execution.result))
         if execution.lane == "thread":
             return await self._in_thread(execution, task, args, kwargs)
@@ -155,7 +155,9 @@ class Runner:
         """In a thread: it may take long, and is user code. Once, for all that wait for it."""
         importing = self._importing.get(task_path)
         if importing is None:
-            importing = self._importing[task_path] = self._loop.run_in_executor(None, resolve, task_path)
+            importing = self._importing[task_path] = self._loop.run_in_executor(
+                None, resolve, task_path, self._options.aliases
+            )
             importing.add_done_callback(lambda _: self._importing.pop(task_path))
         return await asyncio.shield(importing)
 

@@ -86,6 +86,9 @@ def main() -> list[Any]:
     call("oldest_snapshot")
     seen.append([call("inspect_server")[:4], call("select_storage")])
     seen.append([call("read_clock").tzinfo is not None, call("backend_pid") > 0])
+    ever, month = float("-inf"), 30 * 86_400.0
+    seen.append(call("prune_jobs", "default", "FAILED", month, ever, 10)[0])
+    seen.append(call("prune_kept_jobs", "default", ever, 10)[0])
     seen.append([id == dead for id in call("remove_dead_workers", "default")])
     call("remove_worker", me)
     seen.append([shown(job) for job in call("rescue_jobs", "default", 3, error, 10, '{"c": 1}')])

@@ -29,6 +29,7 @@ def new_job(**values: Any) -> NewJob:
             "priority": 0,
             "run_after": None,
             "max_crashes": None,
+            "keep_result": None,
         }
         | {name: value for name, value in values.items() if name in Kind.__dataclass_fields__}
     )

@@ -5,6 +5,7 @@ the sixth run on PostgreSQL may keep a plan that it made when the table was smal
 """
 
 import json
+import math
 import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -119,6 +120,8 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "cancel_jobs": lambda: (one, "default", "{}"),
         "select_cancelled_jobs": lambda: (alive,),
         "release_lost_claims": lambda: (alive, one, 10.0),
+        "prune_jobs": lambda: ("default", "SUCCESSFUL", 86_400.0, -math.inf, 50),
+        "prune_kept_jobs": lambda: ("default", -math.inf, 50),
         "remove_dead_workers": lambda: ("default",),
         "renew_lease": lambda: (alive, 30.0, True),
     }
@@ -254,3 +257,53 @@ async def test_counts_cost_by_what_they_count(conn: asyncpg.Connection, warm: di
             # A page for each row that is counted, and some of the index for each queue, lane and priority.
             assert plan.buffers < 1_000 + 50 * len(QUEUES), name
             assert plan.counted() <= 1_000 + 15 * len(QUEUES), name
+
+
+async def test_the_pruners_cost_is_by_the_rows_that_it_deletes(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    """It passes over nothing: not what is kept for longer, nor what another backend keeps for ever."""
+    await fill(conn, "FAILED", 30_000)
+    await conn.execute("UPDATE aiotasks_task SET backend = 'other', finished_at = now() - interval '1 year'")
+    await fill(conn, "FAILED", 30_000)
+    await conn.execute(
+        """
+        UPDATE aiotasks_task SET finished_at = now() - interval '10 days' - random() * interval '1 day',
+            keep_result = CASE WHEN hashtext(id::text) % 2 = 0 THEN 86_400 * 30 END
+        WHERE backend = 'default'
+        """
+    )
+    await fill(conn, "SUCCESSFUL", 30_000)
+    prune, prune_kept = warm["prune_jobs"], warm["prune_kept_jobs"]
+    for analyzed in (False, True):
+        if analyzed:
+            await conn.execute("VACUUM ANALYZE aiotasks_task")
+        for status, days in (("SUCCESSFUL", 1), ("FAILED", 14)):
+            plan = await prune.explain("default", status, 86_400.0 * days, -math.inf, 50)
+            check_prune(plan, "aiotasks_task_prunable", 0)
+        check_prune(await prune_kept.explain(), "aiotasks_task_kept", 0)
+        for keep, statement in ((None, prune), (86_400.0, prune_kept)):
+            await conn.execute(
+                """
+                UPDATE aiotasks_task SET finished_at = now() - interval '2 days', keep_result = $1
+                WHERE id = ANY(ARRAY(
+                    SELECT id FROM aiotasks_task WHERE status = 'SUCCESSFUL' AND backend = 'default' LIMIT 60
+                ))
+                """,
+                keep,
+            )
+            index = "aiotasks_task_prunable" if keep is None else "aiotasks_task_kept"
+            check_prune(await statement.explain(), index, 50)
+            await conn.execute(
+                "DELETE FROM aiotasks_task "
+                "WHERE status = 'SUCCESSFUL' AND finished_at < now() - interval '1 hour'"
+            )
+
+
+def check_prune(plan: Plan, index: str, deleted: int) -> None:
+    assert not plan.kinds() & {"Sort", "Incremental Sort"}
+    assert plan.scans_of("aiotasks_task") <= {"Index Scan", "Tid Scan"}
+    assert plan.indexes() == {index}
+    (scan,) = [node for node in plan.nodes if node.get("Index Name") == index]
+    assert scan["Actual Rows"] == deleted
+    assert plan.buffers < 20 + 20 * deleted

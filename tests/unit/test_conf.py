@@ -1,12 +1,13 @@
 """Options: every one's good and bad values, told by name."""
 
 from dataclasses import FrozenInstanceError, fields
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from aiotasks.conf import Options
+from aiotasks.conf import Aliases, Options
 
 NAN = float("nan")
 
@@ -22,6 +23,23 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "LEASE_TIMEOUT": ([0.5, 86_400], [0, 0.4, 86_401, NAN, "30", True]),
     "MAX_CRASHES": ([0, 32_000], [-1, 32_001, "3", True, 1.5]),
     "ASYNC_DB_THREADS": ([1, 1000], [0, 1001, "8", True]),
+    "KEEP_SUCCESSFUL": ([0, 100, timedelta(days=1), None], [-1, 4e9, NAN, float("inf"), "1d", True]),
+    "KEEP_FAILED": ([0.5, timedelta(0), None], [timedelta(-1), timedelta.max, NAN, float("inf"), "1d", True]),
+    "ALIASES": (
+        [{}, {"old.module.task": "new.task", "other.task": "new.task"}],
+        [
+            None,
+            ["a.b"],
+            "a.b",
+            {"a": "b.c"},
+            {"a.b": "c"},
+            {"a.b": "c.d e"},
+            {5: "a.b"},
+            {"a.b": None},
+            {"a.b": "a.b"},
+            {"a.b": "c.d", "c.d": "e.f"},
+        ],
+    ),
     "MAX_ARGUMENT_SIZE": ([2, 256 * 1024**2], [1, 256 * 1024**2 + 1, "1MB", True]),
     "MAX_RESULT_SIZE": ([4, 256 * 1024**2], [3, 256 * 1024**2 + 1, "1MB", True]),
     "MAX_ERROR_SIZE": ([1024, 16 * 1024**2], [1023, 16 * 1024**2 + 1, "1MB", True]),
@@ -39,8 +57,9 @@ def test_every_option_is_tried_here() -> None:
 @pytest.mark.parametrize(("name", "value"), [(name, v) for name, (good, _) in VALUES.items() for v in good])
 def test_good_values(name: str, value: Any) -> None:
     found = getattr(read(**{name: value}), name.lower())
-    assert found == value
-    assert type(found) is (float if isinstance(getattr(Options(), name.lower()), float) else type(value))
+    assert found == (value.total_seconds() if isinstance(value, timedelta) else value)
+    if value is not None:
+        assert type(found) is type(getattr(Options(), name.lower()))
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, v) for name, (_, bad) in VALUES.items() for v in bad])
@@ -78,5 +97,9 @@ def test_equal_options_are_one_object_and_cannot_be_changed() -> None:
     assert read(POOL_MAX_SIZE=7) == read("other", POOL_MAX_SIZE=7)
     assert read(POOL_MAX_SIZE=7) != read(POOL_MAX_SIZE=8)
     assert hash(read(POOL_MAX_SIZE=7)) == hash(Options(pool_max_size=7))
+    moved = {"old.module.task": "new.module.task"}
+    assert read(ALIASES=moved) is read(ALIASES=dict(moved))
+    assert hash(read(ALIASES=moved)) == hash(Options(aliases=Aliases(moved)))
+    assert read(ALIASES=moved) != read()
     with pytest.raises(FrozenInstanceError):
         read().notify = False  # type: ignore[misc]

@@ -7,10 +7,12 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import utils
 
+from aiotasks.management import prune
 from aiotasks.operations.diagnosis import check_settings, diagnose
 from aiotasks.operations.status import read_status
 from aiotasks.operations.text import findings_as_text, status_as_text
@@ -30,7 +32,9 @@ class Command(BaseCommand):
     _from_command_line = False  # but from call_command()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        commands = parser.add_subparsers(dest="subcommand", required=True, metavar="worker|status|check")
+        commands = parser.add_subparsers(
+            dest="subcommand", required=True, metavar="worker|status|check|prune"
+        )
         cli.add_arguments(commands.add_parser("worker", help="run a worker"))
         for name, what in (
             ("status", "show what waits and runs, the workers, and what holds vacuum up"),
@@ -41,6 +45,9 @@ class Command(BaseCommand):
                 "--backend", default="default", metavar="ALIAS", help="an alias of TASKS (default)"
             )
             command.add_argument("--json", action="store_true", help="for machines")
+        prune.add_arguments(
+            commands.add_parser("prune", help="delete finished tasks whose time is over, as the workers do")
+        )
 
     def run_from_argv(self, argv: list[str]) -> None:
         self._from_command_line = True
@@ -60,6 +67,14 @@ class Command(BaseCommand):
                 self._show_status(options["backend"], as_json=options["json"])
             case "check":
                 self._check_set_up(options["backend"], as_json=options["json"])
+            case "prune":
+                self._prune(options["backend"], options["older_than"])
+
+    def _prune(self, alias: str, older_than: float | None) -> None:
+        try:
+            self.stdout.write(prune.run(alias, older_than))
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from error
 
     def _show_status(self, alias: str, *, as_json: bool) -> None:
         if errors := [finding for finding in check_settings(alias) if finding.verdict == "error"]:

@@ -12,4 +12,4 @@ RETURNING
     task.id, task.claim_id, task.backend, task.queue_name, task.task_path, task.lane, task.priority, task.status,
     task.args::text, task.kwargs::text, task.return_value::text, task.errors::text[], task.worker_ids::text[],
     task.enqueued_at, task.run_after, task.ready_at, task.started_at, task.last_attempted_at, task.finished_at,
-    task.max_crashes
+    task.max_crashes, task.keep_result

@@ -63,4 +63,4 @@ WHERE task.ctid = ANY(ARRAY(
 RETURNING
     task.id, task.queue_name, task.task_path, task.lane, task.priority, task.args::text, task.kwargs::text,
     task.errors::text[], task.worker_ids::text[], task.enqueued_at, task.run_after, task.ready_at,
-    task.started_at, task.last_attempted_at, task.max_crashes
+    task.started_at, task.last_attempted_at, task.max_crashes, task.keep_result

@@ -4,10 +4,10 @@
 -- $1 ids, $2 args, $3 kwargs (JSON text), $4 the number of its kind per task, from 1, $5 enqueued_at
 -- (of these two the first is for all that there are none for);
 -- per kind: $6 backends, $7 queue names, $8 task paths, $9 lanes, $10 priorities, $11 run_after,
--- $12 max_crashes
+-- $12 max_crashes, $13 keep_result (seconds)
 INSERT INTO aiotasks_task (
     id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
-    crashes, enqueued_at, run_after, ready_at, max_crashes
+    crashes, enqueued_at, run_after, ready_at, max_crashes, keep_result
 )
 SELECT
     new.id, ($6::text[])[new.kind], ($7::text[])[new.kind], ($8::text[])[new.kind], ($9::text[])[new.kind],
@@ -17,7 +17,7 @@ SELECT
     0, new.enqueued_at, ($11::timestamptz[])[new.kind],
     -- Not now(): a transaction that stays open must not queue-jump those that were quicker.
     CASE WHEN ($11::timestamptz[])[new.kind] > statement_timestamp() THEN NULL ELSE statement_timestamp() END,
-    ($12::smallint[])[new.kind]
+    ($12::smallint[])[new.kind], ($13::double precision[])[new.kind]
 FROM (
     SELECT
         each.id, each.args, each.kwargs,

@@ -1,10 +1,12 @@
--- Remove the rows of workers whose lease has expired and whom no task names any more.
+-- Remove the rows of workers whose lease has expired and whom no task names any more. After a day also
+-- those of other backends: there may be no worker left to do it, where an alias has gone from TASKS.
 -- $1 backend
 DELETE FROM aiotasks_worker AS worker
 WHERE worker.id IN (
     SELECT dead.id
     FROM aiotasks_worker AS dead
-    WHERE dead.backend = $1::text AND dead.lease_expires_at < clock_timestamp()
+    WHERE dead.lease_expires_at
+          < clock_timestamp() - CASE WHEN dead.backend = $1::text THEN interval '0' ELSE interval '1 day' END
       AND NOT EXISTS (
           SELECT FROM aiotasks_task AS task
           WHERE task.status = 'RUNNING' AND task.worker_id = dead.id

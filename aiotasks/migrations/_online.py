@@ -1,0 +1,131 @@
+"""Migrations of tables that are in use: workers claim and sites enqueue while they run.
+
+Each operation can be repeated: a run that was broken off is taken up where it stopped. Migrations made
+of them have ``atomic = False``, as an index can't be built CONCURRENTLY inside a transaction.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from django.contrib.postgres.operations import AddIndexConcurrently, RemoveIndexConcurrently
+from django.core.management.base import CommandError
+from django.db import migrations, utils
+
+from aiotasks.store.drivers import sqlstate
+
+# Whoever comes while an ALTER waits for its lock waits behind it: for a second, then it steps aside.
+LOCK_TIMEOUT = "1s"
+TRIES = 60
+PAUSE = 1.0
+
+
+class AddColumn(migrations.AddField):
+    """AddField, for a column that is nullable or has a default in the database: no row is rewritten."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        model = to_state.apps.get_model(app_label, self.model_name)
+        if not _is_there(schema_editor, model, self.name):
+            _alter(
+                schema_editor,
+                model._meta.db_table,
+                lambda: super(AddColumn, self).database_forwards(
+                    app_label, schema_editor, from_state, to_state
+                ),
+            )
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        model = from_state.apps.get_model(app_label, self.model_name)
+        if schema_editor.collect_sql or _is_there(schema_editor, model, self.name):
+            _alter(
+                schema_editor,
+                model._meta.db_table,
+                lambda: super(AddColumn, self).database_backwards(
+                    app_label, schema_editor, from_state, to_state
+                ),
+            )
+
+
+class AddIndex(AddIndexConcurrently):
+    """AddIndexConcurrently; what a run that was broken off has left INVALID is built anew."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        if not _is_valid(schema_editor, self.index.name):
+            _without_limits(schema_editor)
+            super().database_forwards(app_label, schema_editor, from_state, to_state)
+            _with_limits(schema_editor)
+
+
+class RemoveIndex(RemoveIndexConcurrently):
+    """RemoveIndexConcurrently, back and forth as AddIndex."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        _without_limits(schema_editor)
+        super().database_forwards(app_label, schema_editor, from_state, to_state)
+        _with_limits(schema_editor)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        if not _is_valid(schema_editor, self.name):
+            _without_limits(schema_editor)
+            super().database_backwards(app_label, schema_editor, from_state, to_state)
+            _with_limits(schema_editor)
+
+
+def _alter(schema_editor: Any, table: str, alter: Callable[[], None]) -> None:
+    """Run an ALTER of ``table`` that waits for its lock for LOCK_TIMEOUT, and that so many times."""
+    schema_editor.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+    try:
+        for attempt in range(1, TRIES + 1):
+            try:
+                return alter()
+            except utils.OperationalError as error:
+                if sqlstate(error) != "55P03":  # lock_not_available
+                    raise
+                if attempt == TRIES:
+                    raise CommandError(
+                        f"{table} couldn't be altered: somebody's transaction has held a lock on it for "
+                        f"{TRIES} tries (the oldest xact_start in pg_stat_activity). Nothing is lost: end "
+                        "it and run `manage.py migrate` again."
+                    ) from error
+            time.sleep(PAUSE)
+    finally:
+        schema_editor.execute("RESET lock_timeout")
+
+
+def _without_limits(schema_editor: Any) -> None:
+    """CONCURRENTLY waits for every open transaction, and holds up nobody meanwhile."""
+    schema_editor.execute("SET lock_timeout = 0")
+    schema_editor.execute("SET statement_timeout = 0")
+
+
+def _with_limits(schema_editor: Any) -> None:
+    schema_editor.execute("RESET lock_timeout")
+    schema_editor.execute("RESET statement_timeout")
+
+
+def _is_there(schema_editor: Any, model: Any, column: str) -> bool:
+    if schema_editor.collect_sql:
+        return False
+    connection = schema_editor.connection
+    with connection.cursor() as cursor:
+        description = connection.introspection.get_table_description(cursor, model._meta.db_table)
+    return column in {one.name for one in description}
+
+
+def _is_valid(schema_editor: Any, index: str) -> bool:
+    """Whether the index is there and whole; one that is INVALID is dropped."""
+    if schema_editor.collect_sql:
+        return False
+    with schema_editor.connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)",
+            [schema_editor.quote_name(index)],
+        )
+        found = cursor.fetchone()
+    if found is None:
+        return False
+    if not found[0]:
+        _without_limits(schema_editor)
+        schema_editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {schema_editor.quote_name(index)}")
+        _with_limits(schema_editor)
+    return bool(found[0])

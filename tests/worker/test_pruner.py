@@ -1,0 +1,228 @@
+"""The pruner in a worker, what people see of it, and `manage.py aiotasks prune`."""
+
+import asyncio
+import logging
+import math
+from datetime import timedelta
+from io import StringIO
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.core.management import CommandError, call_command
+from django.db import utils
+from django.tasks import TaskResultStatus, default_task_backend
+from django.tasks.exceptions import TaskResultDoesNotExist
+
+import aiotasks
+from aiotasks.store.pools import close_pools, resources
+from aiotasks.store.store import Store
+from aiotasks.worker import engine, pruner
+from aiotasks.worker.pruner import Pruner
+
+from . import tasks
+from .harness import Configure, Ledger, until
+
+HOUR = 3600.0
+
+
+def finish(ledger: Ledger, number: int, *, hours: float, status: str = "SUCCESSFUL") -> None:
+    """Rows that were finished so many hours ago."""
+    ledger.connection.execute(
+        """
+        INSERT INTO aiotasks_task (
+            id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
+            crashes, enqueued_at, ready_at, finished_at
+        )
+        SELECT gen_random_uuid(), 'default', 'default', 'tests.worker.tasks.add', 'loop', 0, %s, '[]', '{}',
+            '{}', '{}', 0, now(), now(), now() - make_interval(hours => %s)
+        FROM generate_series(1, %s)
+        """,
+        [status, hours, number],
+    )
+
+
+async def test_a_worker_prunes(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(KEEP_SUCCESSFUL=timedelta(hours=2), KEEP_FAILED=None)
+    caplog.set_level(logging.DEBUG, "aiotasks.worker")
+    monkeypatch.setattr(engine, "PRUNE_INTERVAL", 0.02)
+    finish(ledger, 3, hours=3)
+    finish(ledger, 2, hours=1)
+    finish(ledger, 1, hours=1000, status="FAILED")
+    async with aiotasks.Worker():
+        await until(lambda: ledger.statuses() == {"SUCCESSFUL": 2, "FAILED": 1})
+        await until(lambda: "finished tasks were pruned backend='default' count=3" in caplog.text)
+        result = await tasks.add.aenqueue(1, 2)
+        await until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
+        ledger.connection.execute("UPDATE aiotasks_task SET finished_at = now() - interval '1 day'")
+        await until(lambda: ledger.statuses() == {"FAILED": 1})
+    with pytest.raises(TaskResultDoesNotExist):
+        await result.arefresh()
+    with pytest.raises(TaskResultDoesNotExist):
+        await tasks.add.aget_result(result.id)
+    with pytest.raises(TaskResultDoesNotExist):
+        await sync_to_async(result.refresh)()
+    assert result.status is TaskResultStatus.READY  # as it was last seen
+
+
+async def test_a_tasks_keep_result(configure: Configure, ledger: Ledger) -> None:
+    kept = tasks.add.using(keep_result=timedelta(days=2))
+    assert kept.keep_result == 2 * 86_400.0
+    result = await kept.aenqueue(1, 2)
+    ever = await kept.using(keep_result=math.inf).aenqueue(1, 2)
+    async with aiotasks.Worker():
+        await until(lambda: ledger.statuses() == {"SUCCESSFUL": 2})
+    found = await default_task_backend.aget_result(result.id)
+    assert found.task.keep_result == 2 * 86_400.0
+    assert found.task == kept
+    for days, left in ((1.9, 2), (2.1, 1), (10_000, 1)):
+        ledger.connection.execute(
+            "UPDATE aiotasks_task SET finished_at = now() - make_interval(hours => %s)", [int(days * 24)]
+        )
+        await pruner_of(KEEP_SUCCESSFUL=0.0).run_once()
+        assert ledger.value("SELECT count(*) FROM aiotasks_task") == left
+    await ever.arefresh()
+    await close_pools()
+
+
+def pruner_of(**values: Any) -> Pruner:
+    return Pruner(
+        resources(default_task_backend.config).store,
+        backend="default",
+        keep_successful=values.get("KEEP_SUCCESSFUL", HOUR),
+        keep_failed=values.get("KEEP_FAILED", HOUR),
+    )
+
+
+async def test_it_goes_in_small_batches_with_pauses(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruner, "BATCH", 10)
+    finish(ledger, 25, hours=2)
+    finish(ledger, 5, hours=2, status="FAILED")
+    batches: list[int] = []
+    pauses: list[float] = []
+    prune_jobs = Store.prune_jobs
+
+    async def seen(self: Store, *args: Any) -> Any:
+        number, since = await prune_jobs(self, *args)
+        batches.append(number)
+        return number, since
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(Store, "prune_jobs", seen)
+    one = pruner_of()
+    one._sleep = sleep
+    assert await one.run_once() == 30
+    assert batches == [10, 10, 5, 5]
+    assert len(pauses) == 2
+    assert min(pauses) > 0
+    await close_pools()
+
+
+async def test_what_a_batch_can_not_do_in_time_a_smaller_one_may(configure: Configure) -> None:
+    """Large results: their rows take long to delete."""
+    asked: list[int] = []
+
+    class Slow:
+        async def prune_jobs(self, backend: str, status: str, keep: float, since: float, limit: int) -> Any:
+            asked.append(limit)
+            if limit > 100:
+                raise utils.OperationalError("timeout")
+            return 0, since
+
+        async def prune_kept_jobs(self, backend: str, since: float, limit: int) -> Any:
+            return 0, since
+
+    one = Pruner(Slow(), backend="default", keep_successful=1.0, keep_failed=None)  # type: ignore[arg-type]
+    for _ in range(3):
+        with pytest.raises(utils.OperationalError):
+            await one.run_once()
+    assert await one.run_once() == 0
+    assert asked == [500, 250, 125, 62]
+
+
+async def test_several_prune_at_once_and_a_claim_goes_on(configure: Configure, ledger: Ledger) -> None:
+    finish(ledger, 3000, hours=2)
+    async with aiotasks.Worker():
+        runs = [asyncio.create_task(pruner_of().run_once()) for _ in range(4)]
+        result = await tasks.add.aenqueue(1, 2)
+        await until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
+        assert sum(await asyncio.gather(*runs)) == 3000
+    assert ledger.statuses() == {"SUCCESSFUL": 1}
+
+
+def prune(*arguments: str) -> str:
+    output = StringIO()
+    call_command("aiotasks", "prune", *arguments, stdout=output)
+    return output.getvalue().strip()
+
+
+def dead_worker(ledger: Ledger, backend: str, hours: float) -> UUID:
+    id = uuid4()
+    ledger.connection.execute(
+        "INSERT INTO aiotasks_worker VALUES "
+        "(%s, %s, 'host', 1, '{}', 1, 1, '0', now(), now() - make_interval(mins => %s))",
+        [id, backend, int(hours * 60)],
+    )
+    return id
+
+
+def test_the_command_prunes_by_the_settings(configure: Configure, ledger: Ledger) -> None:
+    configure(KEEP_SUCCESSFUL=HOUR)
+    finish(ledger, 3, hours=2)
+    finish(ledger, 1, hours=0)
+    finish(ledger, 1, hours=24 * 13, status="FAILED")
+    finish(ledger, 1, hours=24 * 15, status="FAILED")
+    dead_worker(ledger, "default", 1)
+    assert prune() == "Deleted: 4 finished tasks, 1 rows of dead workers."
+    assert ledger.statuses() == {"SUCCESSFUL": 1, "FAILED": 1}
+    assert prune() == "Deleted: 0 finished tasks, 0 rows of dead workers."
+
+
+def test_the_command_prunes_by_age(configure: Configure, ledger: Ledger) -> None:
+    configure(KEEP_SUCCESSFUL=None, KEEP_FAILED=None)
+    for status in ("SUCCESSFUL", "FAILED"):
+        finish(ledger, 1, hours=47, status=status)
+        finish(ledger, 2, hours=49, status=status)
+    finish(ledger, 1, hours=1000)
+    ledger.connection.execute(
+        "UPDATE aiotasks_task SET keep_result = 'inf' WHERE finished_at < now() - '9d'::interval"
+    )
+    assert prune("--older-than", "50h").startswith("Deleted: 0 ")
+    assert prune("--older-than", "2d").startswith("Deleted: 4 ")
+    assert prune("--older-than", "0s").startswith("Deleted: 2 ")
+    assert ledger.statuses() == {"SUCCESSFUL": 1}
+
+
+@pytest.mark.parametrize("age", ["2", "-1d", "2y", "1.5h", "inf", "", "99999999s"])
+def test_an_age_must_be_one(configure: Configure, age: str) -> None:
+    with pytest.raises(CommandError, match="isn't a number with a unit"):
+        prune(f"--older-than={age}")
+
+
+def test_the_command_says_what_is_wrong(configure: Configure, ledger: Ledger) -> None:
+    with pytest.raises(CommandError, match="TASKS has no backend 'nowhere'"):
+        prune("--backend", "nowhere")
+    ledger.connection.execute("ALTER TABLE aiotasks_task RENAME COLUMN keep_result TO gone")
+    try:
+        with pytest.raises(CommandError, match="keep_result"):
+            prune()
+    finally:
+        ledger.connection.execute("ALTER TABLE aiotasks_task RENAME COLUMN gone TO keep_result")
+
+
+async def test_the_rows_of_dead_workers_go(configure: Configure, ledger: Ledger) -> None:
+    """Without any task to their name, and where no worker of their backend is left to remove them."""
+    configure(LEASE_TIMEOUT=0.5)
+    dead_worker(ledger, "default", 0.1)
+    dead_worker(ledger, "gone", 25)
+    young = dead_worker(ledger, "other", 23)
+    async with aiotasks.Worker():
+        await until(lambda: ledger.workers() == 2)
+    assert [id for (id,) in ledger.rows("SELECT id FROM aiotasks_worker")] == [young]
