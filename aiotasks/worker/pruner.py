@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from math import inf
 
 from ..store.store import Store
@@ -43,14 +44,8 @@ class Pruner:
         deleted = 0
         for status, keep in self._keep.items():
             if keep is not None:
-                deleted += await self._delete(
-                    lambda since, limit, status=status, keep=keep: self._store.prune_jobs(
-                        self._backend, status, keep, since, limit
-                    )
-                )
-        deleted += await self._delete(
-            lambda since, limit: self._store.prune_kept_jobs(self._backend, since, limit)
-        )
+                deleted += await self._delete(partial(self._store.prune_jobs, self._backend, status, keep))
+        deleted += await self._delete(partial(self._store.prune_kept_jobs, self._backend))
         if deleted:
             logger.debug("finished tasks were pruned backend=%r count=%d", self._backend, deleted)
         return deleted

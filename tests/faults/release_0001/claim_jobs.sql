@@ -1,0 +1,66 @@
+-- Take READY tasks for a worker whose lease is alive; without one, take nothing.
+--
+-- The head of each queue is read from the READY index by itself, so that the cost doesn't grow
+-- with the backlog (one scan over all queues would sort it). LIMIT stops reading further queues
+-- once the lane's slots are full; the caller rotates the queues' order. A ctid is safe here
+-- because SKIP LOCKED never waits; a head that was touched a moment ago may come back short.
+-- A claim need not survive a crash of the server (the task is then READY, and the late finish
+-- fenced), so it doesn't wait for the disk; set_config is local to this statement.
+--
+-- Returned is what the caller doesn't know: every column costs it time.
+--
+-- $1 worker id, $2 a claim id never used before, $3 backend,
+-- of the loop lane: $4 queue names, $5 oldest ready_at to look at per queue, $6 how many at most,
+-- $7 whether to leave out what a crash before its start would harm;
+-- $8, $9, $10, $11: the same of the thread lane
+WITH claimer AS MATERIALIZED (
+    SELECT worker.id, set_config('synchronous_commit', 'off', true)
+    FROM aiotasks_worker AS worker
+    WHERE worker.id = $1::uuid AND worker.lease_expires_at > clock_timestamp()
+)
+UPDATE aiotasks_task AS task
+SET status = 'RUNNING',
+    claim_id = $2::uuid,
+    worker_id = $1::uuid,
+    worker_ids = task.worker_ids || $1::uuid,
+    started_at = coalesce(task.started_at, now()),
+    last_attempted_at = now()
+WHERE task.ctid = ANY(ARRAY(
+    (
+        SELECT head.ctid
+        FROM claimer
+        CROSS JOIN unnest($4::text[], $5::timestamptz[]) AS source (queue_name, since)
+        CROSS JOIN LATERAL (
+            SELECT ready.ctid
+            FROM aiotasks_task AS ready
+            WHERE ready.status = 'READY' AND ready.backend = $3::text AND ready.lane = 'loop'
+              AND ready.queue_name = source.queue_name AND ready.ready_at >= source.since
+              AND (NOT $7::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
+            ORDER BY ready.priority DESC, ready.ready_at, ready.id
+            LIMIT $6::integer
+            FOR UPDATE SKIP LOCKED
+        ) AS head
+        LIMIT $6::integer
+    )
+    UNION ALL
+    (
+        SELECT head.ctid
+        FROM claimer
+        CROSS JOIN unnest($8::text[], $9::timestamptz[]) AS source (queue_name, since)
+        CROSS JOIN LATERAL (
+            SELECT ready.ctid
+            FROM aiotasks_task AS ready
+            WHERE ready.status = 'READY' AND ready.backend = $3::text AND ready.lane = 'thread'
+              AND ready.queue_name = source.queue_name AND ready.ready_at >= source.since
+              AND (NOT $11::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
+            ORDER BY ready.priority DESC, ready.ready_at, ready.id
+            LIMIT $10::integer
+            FOR UPDATE SKIP LOCKED
+        ) AS head
+        LIMIT $10::integer
+    )
+))
+RETURNING
+    task.id, task.queue_name, task.task_path, task.lane, task.priority, task.args::text, task.kwargs::text,
+    task.errors::text[], task.worker_ids::text[], task.enqueued_at, task.run_after, task.ready_at,
+    task.started_at, task.last_attempted_at, task.max_crashes

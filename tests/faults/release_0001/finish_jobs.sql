@@ -1,0 +1,28 @@
+-- Write the final state of tasks that their worker has run. A row that isn't RUNNING under the
+-- claim id given (rescued, cancelled, claimed again) stays as it is: that is the fence. So does one
+-- that somebody has locked (a cancel() inside a long transaction): it must not hold up the others,
+-- and is tried again, as is one that was changed just before it could be locked: its ctid is new.
+-- LATERAL has each row looked up by its id, whatever the planner thinks of the table; `status || ''`
+-- keeps it from reading all RUNNING rows by their index instead.
+-- $1 ids (sorted, so that two batches lock in one order), $2 claim ids, $3 final statuses,
+-- $4 return values (JSON text or NULL), $5 errors (JSON text or NULL)
+WITH mine AS MATERIALIZED (
+    SELECT held.ctid AS place, outcome.status, outcome.return_value, outcome.error
+    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[])
+        AS outcome (id, claim_id, status, return_value, error)
+    CROSS JOIN LATERAL (
+        SELECT task.ctid
+        FROM aiotasks_task AS task
+        WHERE task.id = outcome.id AND task.claim_id = outcome.claim_id AND task.status || '' = 'RUNNING'
+        FOR UPDATE SKIP LOCKED
+    ) AS held
+)
+UPDATE aiotasks_task AS task
+SET status = mine.status,
+    return_value = mine.return_value::json,
+    errors = CASE WHEN mine.error IS NULL THEN task.errors ELSE task.errors || mine.error::json END,
+    worker_id = NULL,
+    finished_at = now()
+FROM mine
+WHERE task.ctid = mine.place
+RETURNING task.id, task.finished_at

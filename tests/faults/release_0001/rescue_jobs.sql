@@ -1,0 +1,36 @@
+-- Take tasks away from workers that have died: RUNNING, and no worker with a live lease. Starting
+-- from the tasks, not from dead workers' rows, finds also what was claimed while its worker's row
+-- was being removed. READY again, or FAILED: after too many crashes, or where it was to be cancelled anyway.
+-- $1 backend, $2 crashes after which a task fails, where it says nothing itself,
+-- $3 the error to store (JSON text), $4 how many at the most,
+-- $5 the error of a cancelled task
+WITH lost AS MATERIALIZED (
+    SELECT task.ctid AS place, task.crashes + 1 AS crashes,
+           task.cancel_requested_at IS NOT NULL AS cancelled,
+           task.cancel_requested_at IS NOT NULL
+               OR task.crashes + 1 >= coalesce(task.max_crashes, $2::integer) AS fails
+    FROM aiotasks_task AS task
+    WHERE task.status = 'RUNNING' AND task.backend = $1::text
+      AND NOT EXISTS (
+          SELECT FROM aiotasks_worker AS worker
+          WHERE worker.id = task.worker_id AND worker.lease_expires_at > clock_timestamp()
+      )
+    LIMIT $4::integer
+    FOR UPDATE OF task SKIP LOCKED
+)
+UPDATE aiotasks_task AS task
+SET status = CASE WHEN lost.fails THEN 'FAILED' ELSE 'READY' END,
+    crashes = lost.crashes,
+    errors = task.errors || CASE WHEN lost.cancelled THEN $5::json ELSE $3::json END,
+    ready_at = CASE WHEN lost.fails THEN task.ready_at ELSE clock_timestamp() END,
+    finished_at = CASE WHEN lost.fails THEN now() END,
+    unknown_since = NULL,
+    claim_id = NULL,
+    worker_id = NULL
+FROM lost
+WHERE task.ctid = lost.place
+RETURNING
+    task.id, task.claim_id, task.backend, task.queue_name, task.task_path, task.lane, task.priority, task.status,
+    task.args::text, task.kwargs::text, task.return_value::text, task.errors::text[], task.worker_ids::text[],
+    task.enqueued_at, task.run_after, task.ready_at, task.started_at, task.last_attempted_at, task.finished_at,
+    task.max_crashes
