@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import psycopg
 import pytest
+from asgiref.sync import sync_to_async
 from django.core.checks import run_checks
 from django.core.management import CommandError, call_command
 from django.db import connections
@@ -156,9 +157,9 @@ async def test_old_code_works_on_the_new_schema(configure: Configure, ledger: Le
     found = await default_task_backend.aget_result(kept.id)
     assert (found.return_value, found.task.keep_result) == (3, 3600.0)
     ledger.connection.execute("UPDATE aiotasks_task SET finished_at = now() - interval '2 hours'")
-    await asyncio.to_thread(call_command, "aiotasks", "prune", stdout=StringIO())
+    await sync_to_async(call_command)("aiotasks", "prune", stdout=StringIO())
     assert ledger.statuses() == {"SUCCESSFUL": 4}
-    await asyncio.to_thread(call_command, "aiotasks", "prune", "--older-than=1h", stdout=StringIO())
+    await sync_to_async(call_command)("aiotasks", "prune", "--older-than=1h", stdout=StringIO())
     assert ledger.statuses() == {}
 
 
@@ -208,7 +209,8 @@ def test_a_task_that_the_old_worker_does_not_know_is_left_to_the_new_one(
     (tmp_path / "code" / "brand_new.py").write_text(BRAND_NEW)
     id = str(uuid7())
     row = (id, "default", "default", "brand_new.task_of_the_next_release", "loop", 0, "READY", "[]", "{}")
-    old_worker = start_worker()
+    quick = {"POLL_INTERVAL": 0.1}
+    old_worker = start_worker(options=quick)
     ledger.connection.execute(
         """
         INSERT INTO aiotasks_task (
@@ -219,7 +221,6 @@ def test_a_task_that_the_old_worker_does_not_know_is_left_to_the_new_one(
         """,
         row,
     )
-    ledger.connection.execute("NOTIFY aiotasks")
     wait_until(lambda: ledger.task(id).unknown_since)
     old_worker.wait_for("a task is unknown here and put off")
     assert (ledger.task(id).status, ledger.task(id).worker_ids, ledger.task(id).errors) == (
@@ -227,7 +228,7 @@ def test_a_task_that_the_old_worker_does_not_know_is_left_to_the_new_one(
         [],
         [],
     )
-    start_worker(env={"PYTHONPATH": f"{worker_env['PYTHONPATH']}:{tmp_path / 'code'}"})
+    start_worker(options=quick, env={"PYTHONPATH": f"{worker_env['PYTHONPATH']}:{tmp_path / 'code'}"})
 
     def succeeded() -> bool:
         # Both claim it when it is due; the test doesn't wait for ten seconds each time.
@@ -452,7 +453,7 @@ def test_a_migration_that_was_broken_off_is_taken_up(older: str) -> None:
 
 
 def test_the_frozen_statements_are_not_todays() -> None:
-    """What today's add must be additive: the old ones name no column that is new."""
+    """They name no column that is new."""
     for name in ("insert_job", "insert_jobs", "claim_jobs", "select_jobs"):
         assert "keep_result" in load(name).sql
         assert "keep_result" not in old(name).sql
