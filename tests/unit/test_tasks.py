@@ -1,8 +1,9 @@
 """task(), PostgresTask, and what a stored path may lead to (FAULTS 44)."""
 
+import math
 import pickle
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -53,6 +54,27 @@ def test_max_crashes_is_checked(value: Any) -> None:
     assert repr(value) in str(caught.value)
     with pytest.raises(InvalidTask):
         tasks.good.using(max_crashes=value)
+
+
+@pytest.mark.parametrize("value", [-1, 4e9, math.nan, -math.inf, "3", True, timedelta(-1), timedelta.max])
+def test_keep_result_is_checked(value: Any) -> None:
+    with pytest.raises(
+        InvalidTask, match=r"keep_result must be seconds or a timedelta, .*, or math\.inf"
+    ) as caught:
+        task(keep_result=value)(tasks.function)
+    assert repr(value) in str(caught.value)
+    with pytest.raises(InvalidTask):
+        tasks.good.using(keep_result=value)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(0, 0.0), (5, 5.0), (timedelta(days=2), 172_800.0), (math.inf, math.inf)]
+)
+def test_keep_result_is_in_seconds(value: Any, seconds: float) -> None:
+    changed = tasks.good.using(keep_result=value)
+    assert (changed.keep_result, type(changed.keep_result)) == (seconds, float)
+    assert changed.using(priority=1).keep_result == seconds
+    assert tasks.good.keep_result is None
 
 
 def test_what_django_refuses_is_refused() -> None:
