@@ -210,8 +210,8 @@ def test_a_task_that_the_old_worker_does_not_know_is_left_to_the_new_one(
     (tmp_path / "code" / "brand_new.py").write_text(BRAND_NEW)
     id = str(uuid7())
     row = (id, "default", "default", "brand_new.task_of_the_next_release", "loop", 0, "READY", "[]", "{}")
-    quick = {"POLL_INTERVAL": 0.1}
-    old_worker = start_worker(options=quick)
+    quick: dict[str, Any] = {"options": {"POLL_INTERVAL": 0.1}, "queues": ["default"]}
+    old_worker = start_worker(**quick)
     ledger.connection.execute(
         """
         INSERT INTO aiotasks_task (
@@ -229,7 +229,7 @@ def test_a_task_that_the_old_worker_does_not_know_is_left_to_the_new_one(
         [],
         [],
     )
-    start_worker(options=quick, env={"PYTHONPATH": f"{worker_env['PYTHONPATH']}:{tmp_path / 'code'}"})
+    start_worker(**quick, env={"PYTHONPATH": f"{worker_env['PYTHONPATH']}:{tmp_path / 'code'}"})
 
     def succeeded() -> bool:
         # Both claim it when it is due; the test doesn't wait for ten seconds each time.
