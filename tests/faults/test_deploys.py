@@ -35,6 +35,7 @@ from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 BACKEND = "aiotasks.backend.PostgresBackend"
 NEW_SCHEMA = "0002_keep_result"
 ADD = "tests.worker.tasks.add"
+elsewhere = tasks.add  # a Task, but at a path that isn't its own
 
 # Rows in the table when it is migrated under load. 200,000 have been tried, too.
 ROWS = 20_000
@@ -272,7 +273,7 @@ async def test_an_alias_comes_before_what_the_path_leads_to(configure: Configure
 
 
 @pytest.mark.parametrize(
-    "target", ["subprocess.call", "tests.worker.harness.tasks.add", "tests.worker.tasks.nothing_there"]
+    "target", ["subprocess.call", "tests.faults.test_deploys.elsewhere", "tests.worker.tasks.nothing_there"]
 )
 def test_an_alias_leads_to_tasks_only(settings: Any, target: str) -> None:
     """FAULTS 44."""
