@@ -80,6 +80,7 @@ def make_finisher(options: Options) -> Finisher:
         resources(options).store,
         backend="default",
         sender=PostgresBackend,
+        aliases={},
         error_limit=10_000,
         place=OrmThreads(1, limit=1).job,
         wake=lambda wakeups: None,
