@@ -154,10 +154,10 @@ async def test_one_import_for_all_that_wait_for_it(database: str, monkeypatch: p
     resolve = runner_module.resolve
     threads: list[str] = []
 
-    def slow(task_path: str) -> Any:
+    def slow(task_path: str, aliases: Any) -> Any:
         threads.append(threading.current_thread().name)
         assert tasks.released.wait(TIMEOUT)
-        return resolve(task_path)
+        return resolve(task_path, aliases)
 
     await default_task_backend.aenqueue_many(tasks.note, [((str(n),), {}) for n in range(20)])
     monkeypatch.setattr("aiotasks.tasks._resolved", {})
@@ -177,9 +177,9 @@ async def test_who_is_cancelled_during_an_import_takes_nobody_with_it(
 ) -> None:
     resolve = runner_module.resolve
 
-    def slow(task_path: str) -> Any:
+    def slow(task_path: str, aliases: Any) -> Any:
         assert tasks.released.wait(TIMEOUT)
-        return resolve(task_path)
+        return resolve(task_path, aliases)
 
     results = await default_task_backend.aenqueue_many(tasks.note, [((str(n),), {}) for n in range(3)])
     monkeypatch.setattr("aiotasks.tasks._resolved", {})
