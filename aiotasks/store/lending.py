@@ -73,6 +73,11 @@ class Lending:
         if self._timer is None:
             self._timer = self._loop.call_later(IDLE_TIMEOUT, self._look)
 
+    async def drop_all(self) -> None:
+        """Have every connection made anew before its next use: the server isn't the primary any more."""
+        await self._pool.expire_connections()
+        await self._give_back(until=inf)
+
     async def close(self) -> None:
         """Keep nothing any longer."""
         self._closing = True
