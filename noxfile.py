@@ -16,12 +16,15 @@ PYTHONS = Path(__file__).with_name(".python-version").read_text().split()
 DJANGOS = ["6.0", "6.1"]
 POSTGRESES = ["15", "18"]
 
+# Processes of pytest-xdist, each with a server of its own: tests wait for other processes most of the time.
+PARALLEL = "--numprocesses=3"
+
 
 @nox.session(python=PYTHONS[0])
 def tests(session: nox.Session) -> None:
     """Run the tests with one combination of versions: the pinned ones."""
     install(session)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", PARALLEL, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -37,7 +40,7 @@ def matrix(session: nox.Session, django: str, postgres: str) -> None:
         env["AIOTASKS_TEST_PG_BIN"] = os.fspath(bin_dir)
     install(session)
     session.install(f"Django~={django}.0")
-    session.run("pytest", *session.posargs, env=env)
+    session.run("pytest", PARALLEL, *session.posargs, env=env)
 
 
 @nox.session(python=PYTHONS[0])

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import asyncpg
@@ -28,6 +29,8 @@ ROOT = Path(__file__).parent.parent
 # Whoever descends from this run inherits the mark, so that even orphans are found at its end.
 RUN_MARK = ("AIOTASKS_TEST_RUN", str(os.getpid()))
 os.environ.update([RUN_MARK])
+
+LEFT_BEHIND = pytest.StashKey[list[str]]()
 
 
 class RunningServer:
@@ -51,13 +54,37 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 @pytest.hookimpl(trylast=True)  # when all fixtures are torn down
 def pytest_sessionfinish(session: pytest.Session) -> None:
     name, value = RUN_MARK
+    left = []
     for process in psutil.process_iter(["environ", "cmdline"]):
         if process.pid != os.getpid() and (process.info["environ"] or {}).get(name) == value:
-            reporter = session.config.pluginmanager.getplugin("terminalreporter")
-            reporter.ensure_newline()
-            reporter.write_line(f"Left behind: process {process.pid}: {process.info['cmdline']}", red=True)
+            left.append(f"process {process.pid}: {process.info['cmdline']}")
             process.kill()
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:  # one of pytest-xdist's processes, which tells the one that reports
+        output["left_behind"] = left
+        return
+    left += session.config.stash.get(LEFT_BEHIND, [])
+    if left:
+        reporter = session.config.pluginmanager.getplugin("terminalreporter")
+        reporter.ensure_newline()
+        for line in left:
+            reporter.write_line(f"Left behind: {line}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """pytest-xdist can't pass on the lone surrogates that some tests have logged."""
+    report.sections = [
+        (title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections
+    ]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of pytest-xdist has ended."""
+    output = getattr(node, "workeroutput", {})
+    node.config.stash.setdefault(LEFT_BEHIND, []).extend(output.get("left_behind", []))
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +107,8 @@ def django_db_setup(
     connection.settings_dict.update(
         HOST=pg.host, PORT=str(pg.port), USER=pg.user, PASSWORD=getattr(pg, "password", "")
     )
+    if process := os.environ.get("PYTEST_XDIST_WORKER"):  # on AIOTASKS_TEST_DSN they share a server
+        connection.settings_dict["TEST"]["NAME"] = f"test_aiotasks_{process}"
     with django_db_blocker.unblock():
         old_names = setup_databases(verbosity=0, interactive=False)
     yield

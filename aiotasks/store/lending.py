@@ -8,7 +8,6 @@ connection from here.
 import asyncio
 from collections import deque
 from contextlib import suppress
-from math import inf
 from typing import Any
 
 import asyncpg
@@ -22,6 +21,12 @@ type Pooled = Any  # its PoolConnectionProxy
 # An enqueue, a look-up and a wake-up in a process that enqueues; a claim, a finish and something
 # else in a worker: each is one at a time.
 KEPT = 3
+
+# Seconds that the server has for cancelling a statement whose caller has gone, over a line of its
+# own (a millisecond where all is well), before the connection is cut; and for how many of them the
+# caller waits, so that its next statement finds the connection back.
+CANCEL_TIMEOUT = 1.0
+RETURN_TIMEOUT = 0.05
 
 # Seconds after which one that isn't used goes back to the pool, which closes what is idle for long.
 IDLE_TIMEOUT = 10.0
@@ -55,7 +60,7 @@ class Lending:
             connection, _ = self._kept.pop()
             if not _is_dead(connection):
                 return connection
-            await self._pool.release(connection)
+            self._give_back(connection)
         self._waiting += 1
         try:
             return await self._pool.acquire(timeout=timeout)
@@ -64,10 +69,11 @@ class Lending:
 
     async def release(self, connection: Pooled, *, keep: bool) -> None:
         """Take a connection back: to be kept at hand, if it has done its work and there is room, or
-        by the pool, which cuts one that is in the middle of something.
+        by the pool. One that was cut off in the middle of a statement has to have it cancelled
+        first, which a dead line holds up, but not the caller.
         """
         if not keep or self._closing or self._waiting or len(self._kept) >= KEPT or _is_dead(connection):
-            await self._pool.release(connection)
+            await asyncio.wait([self._give_back(connection)], timeout=RETURN_TIMEOUT)
             return
         self._kept.append((connection, self._loop.time()))
         if self._timer is None:
@@ -79,29 +85,32 @@ class Lending:
         await self._give_back(until=inf)
 
     async def close(self) -> None:
-        """Keep nothing any longer."""
+        """Keep nothing any longer; returns when the pool has it all."""
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
-        await self._give_back(until=inf)
+        while self._kept:
+            self._give_back(self._kept.popleft()[0])
+        if self._returning:
+            await asyncio.wait(self._returning)
 
     def _look(self) -> None:
         self._timer = None
-        returning = self._loop.create_task(self._give_back(until=self._loop.time() - IDLE_TIMEOUT))
+        now = self._loop.time()
+        while self._kept and self._kept[0][1] <= now - IDLE_TIMEOUT:
+            self._give_back(self._kept.popleft()[0])
+        if self._kept:
+            self._timer = self._loop.call_at(self._kept[0][1] + IDLE_TIMEOUT, self._look)
+
+    def _give_back(self, connection: Pooled) -> "asyncio.Task[None]":
+        returning = self._loop.create_task(self._return(connection))
         self._returning.add(returning)
-        returning.add_done_callback(self._returned)
+        returning.add_done_callback(self._returning.discard)
+        return returning
 
-    def _returned(self, returning: "asyncio.Task[None]") -> None:
-        self._returning.discard(returning)
-        if self._kept and self._timer is None and not self._closing:
-            idle = self._loop.time() - self._kept[0][1]
-            self._timer = self._loop.call_later(max(0.0, IDLE_TIMEOUT - idle), self._look)
-
-    async def _give_back(self, *, until: float) -> None:
-        while self._kept and self._kept[0][1] <= until:
-            connection, _ = self._kept.popleft()
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, utils.Error):
-                await self._pool.release(connection)
+    async def _return(self, connection: Pooled) -> None:
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, utils.Error):
+            await self._pool.release(connection, timeout=CANCEL_TIMEOUT)
 
 
 def _is_dead(connection: Pooled) -> bool:

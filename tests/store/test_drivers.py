@@ -16,6 +16,7 @@ from django.db import connection as django_connection
 from django.db import transaction, utils
 from django.test.utils import CaptureQueriesContext
 
+from aiotasks.store import lending
 from aiotasks.store.drivers import (
     AsyncpgDriver,
     ConnectionDriver,
@@ -186,14 +187,34 @@ async def test_a_terminated_session_is_transient(held: LoopResources, conn: asyn
     assert (await held.driver.fetch(statement("SELECT 1")))[0][0] == 1
 
 
-async def test_a_dead_line_is_a_timeout_and_transient(proxy: Proxy, held: LoopResources) -> None:
+async def test_a_dead_line_is_a_timeout_and_transient(
+    proxy: Proxy, held: LoopResources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nobody waits until the server has cancelled what was asked, the caller's own timeout neither."""
+    monkeypatch.setattr(lending, "CANCEL_TIMEOUT", 3600.0)
+    async with asyncio.timeout(10):
+        for timeout, error in ((0.2, utils.OperationalError), (3600.0, TimeoutError)):
+            proxy.mode = "pass"
+            await held.driver.fetch(statement("SELECT 1"))
+            proxy.mode = "blackhole"
+            with pytest.raises(error) as caught:
+                async with asyncio.timeout(0.5):
+                    await held.driver.fetch(statement("SELECT 2"), timeout=timeout)
+            assert is_transient(caught.value) == (error is utils.OperationalError)
+        proxy.mode = "pass"
+        assert (await held.driver.fetch(statement("SELECT 3"), timeout=10))[0][0] == 3
+
+
+async def test_a_connection_that_can_not_be_saved_is_cut(
+    proxy: Proxy, held: LoopResources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lending, "CANCEL_TIMEOUT", 0.1)
     await held.driver.fetch(statement("SELECT 1"))
     proxy.mode = "blackhole"
-    with pytest.raises(utils.OperationalError) as caught:
+    with pytest.raises(utils.OperationalError):
         await held.driver.fetch(statement("SELECT 2"), timeout=0.2)
-    assert is_transient(caught.value)
-    proxy.mode = "pass"
-    assert (await held.driver.fetch(statement("SELECT 3"), timeout=10))[0][0] == 3
+    await until(lambda: held.driver.lending.lent == 0)
+    assert held.pool.get_size() == 0
 
 
 async def test_waiting_for_a_free_connection_has_its_own_limit(database: str) -> None:
@@ -205,6 +226,7 @@ async def test_waiting_for_a_free_connection_has_its_own_limit(database: str) ->
             await driver.fetch(statement("SELECT 1"))
     assert is_transient(caught.value)
     assert (await driver.fetch(statement("SELECT 1")))[0][0] == 1
+    await driver.lending.close()
     await pool.close()
 
 
