@@ -129,6 +129,16 @@ class PostgresServer:
         self.stop(mode)
         self.start()
 
+    def run(self, program: str, *arguments: str) -> None:
+        """Run one of PostgreSQL's programs, such as `pg_basebackup`, as the server's user in its folder.
+
+        The cluster is `data` there. Raises RuntimeError, with what the program said, if that fails.
+        """
+        self._prepare_directory()
+        with self._log.open("ab") as log:
+            if self._popen([self._bin_dir / program, *arguments], stdout=log).wait() != 0:
+                raise self._error(f"{program} failed")
+
     @property
     def _data(self) -> Path:
         assert self._directory is not None

@@ -85,7 +85,7 @@ async def enqueue_from_async_code() -> int:
     return 160
 
 
-@pytest.mark.parametrize("listen", [None, "direct"])
+@pytest.mark.parametrize("listen", ["direct", pytest.param(None, marks=pytest.mark.battery)])
 async def test_everything_works_through_it(
     listen: str | None, start_worker: Start, env: dict[str, str], configure: Configure, ledger: Ledger
 ) -> None:
@@ -113,6 +113,22 @@ async def test_everything_works_through_it(
         assert worker.log.count(DEAF) == (0 if listen else 1)
         assert f"wake-ups: {'LISTEN' if listen else 'none'}" in worker.log
         assert "Traceback" not in worker.log
+
+
+def test_without_a_direct_line_it_polls(
+    start_worker: Start, env: dict[str, str], configure: Configure, ledger: Ledger
+) -> None:
+    """The listener finds by itself that nothing arrives, and says so once."""
+    options = {**POOLED, "POLL_INTERVAL": 0.5}
+    configure(**options)
+    worker = start_worker("--threads", "4", options=options, env=env)
+    many = enqueue_from_sync_code()
+    wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": many})
+    worker.wait_for(DEAF)
+    assert worker.stop() == 0
+    assert "wake-ups: none" in worker.log
+    assert worker.log.count(DEAF) == 1
+    assert "Traceback" not in worker.log
 
 
 async def test_it_is_killed_and_comes_back(
@@ -147,6 +163,7 @@ def own_server() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.mark.battery
 def test_an_outage_behind_it_is_nobodys_crash(start_worker: Start, own_server: PostgresServer) -> None:
     """53: PgBouncer is there and its server isn't, for two leases: no task runs twice, none is cancelled."""
     away = Away(own_server)
