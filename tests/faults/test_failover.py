@@ -51,7 +51,7 @@ def env(pair: Pair, database: str) -> dict[str, str]:
 
 
 # Tries a second that a worker may make while nobody can write: claims, finishes, renewals, maintenance.
-MOST_TRIES = 20
+MOST_TRIES = 40
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,7 @@ FULL_DISK = (
 )
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize(("begin", "end"), [READ_ONLY, FULL_DISK], ids=["read-only", "full disk"])
 def test_a_server_that_cant_be_written_to_is_waited_out(
     start_worker: Start,

@@ -17,7 +17,10 @@ from django.tasks import default_task_backend
 from django.utils import timezone
 
 import aiotasks
+from aiotasks.conf import Options
 from aiotasks.demo.postgres import PostgresServer
+from aiotasks.store import listener as listener_module
+from aiotasks.store.pools import close_pools, resources
 from tests.faults.away import Away, environment, migrate
 from tests.pgbouncer import PgBouncer, program
 from tests.worker import tasks
@@ -115,6 +118,31 @@ async def test_everything_works_through_it(
         assert "Traceback" not in worker.log
 
 
+async def test_the_listener_finds_that_nothing_arrives(
+    bouncer: PgBouncer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A notification that came back on its own session would say that all is well."""
+    monkeypatch.setattr(listener_module, "PROBE_TIMEOUT", 0.5)
+    monkeypatch.setattr(listener_module, "DEAF_PAUSE", 0.05)
+    connect, tries = listener_module.connect, 0
+
+    async def count(*args: Any, **options: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        return await connect(*args, **options)
+
+    monkeypatch.setattr(listener_module, "connect", count)
+    held = resources(Options(statement_cache_size=0))
+    with held.listener.subscribed(lambda wakeup: None):
+        await until(lambda: tries >= 3)
+        assert not held.listener.listening.is_set()
+    await close_pools()
+    assert caplog.text.count(DEAF) == 1
+
+
+@pytest.mark.battery
 def test_without_a_direct_line_it_polls(
     start_worker: Start, env: dict[str, str], configure: Configure, ledger: Ledger
 ) -> None:
