@@ -70,12 +70,12 @@ class Pair:
         ((postmaster,),) = self.rows(
             self.primary, "SELECT (regexp_match(pg_read_file('postmaster.pid'), '^[0-9]+'))[1]::int"
         )
-        processes = [psutil.Process(postmaster), *psutil.Process(postmaster).children(recursive=True)]
-        for process in processes:
-            process.suspend()  # so that none outlives another
-        for process in processes:
+        main = psutil.Process(postmaster)
+        main.suspend()  # so that it starts no more of them, which would live on
+        children = main.children(recursive=True)
+        for process in [main, *children]:
             process.kill()
-        psutil.wait_procs(processes[1:])
+        psutil.wait_procs(children)
         return time.monotonic()
 
     def promote(self) -> float:
