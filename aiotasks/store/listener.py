@@ -129,7 +129,12 @@ class Listener:
         """LISTEN on ``connection`` until it fails; raises a ``django.db`` error then."""
         lost = asyncio.Event()
         echo = asyncio.Event()
-        connection.add_termination_listener(lambda _: (lost.set(), echo.set()))
+
+        def end(_: object) -> None:
+            lost.set()
+            echo.set()  # which is waited for in vain
+
+        connection.add_termination_listener(end)
         with django_errors():
             await connection.add_listener(self._probe, lambda *_: echo.set())
             while True:
