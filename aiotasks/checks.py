@@ -19,9 +19,10 @@ __all__ = ["check_backend", "check_tables"]
 def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
     """The checks of one backend, without connecting anywhere.
 
-    E001 the app isn't installed, E002 a bad option, E003 DATABASE isn't an alias of DATABASES,
-    E004 it isn't PostgreSQL, E005 QUEUES isn't a list of names, E007 one of ALIASES leads to no task,
-    W001 a connection parameter that asyncpg has nothing for.
+    E001 the app isn't installed, E002 a bad option, E003 DATABASE or LISTEN_DATABASE isn't an alias
+    of DATABASES, E004 it isn't PostgreSQL, E005 QUEUES isn't a list of names, E006 its settings can't
+    be used, E007 one of ALIASES leads to no task, W001 a connection parameter that asyncpg has nothing
+    for.
     """
     messages: list[CheckMessage] = []
     where = f"TASKS[{alias!r}]"
@@ -50,7 +51,10 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
         options = Options.from_params(alias, params)
     except ImproperlyConfigured as error:
         return [*messages, Error(str(error), id="aiotasks.E002")]
-    return messages + _check_database(where, options.database) + _check_aliases(where, options.aliases)
+    messages += _check_database(where, "DATABASE", options.database)
+    if options.listen_database not in (None, options.database):
+        messages += _check_database(where, "LISTEN_DATABASE", options.listen_database)
+    return messages + _check_aliases(where, options.aliases)
 
 
 def _check_aliases(where: str, aliases: Mapping[str, str]) -> list[CheckMessage]:
@@ -71,12 +75,12 @@ def _check_aliases(where: str, aliases: Mapping[str, str]) -> list[CheckMessage]
     return messages
 
 
-def _check_database(where: str, database: str) -> list[CheckMessage]:
+def _check_database(where: str, option: str, database: str) -> list[CheckMessage]:
     if database not in settings.DATABASES:
         known = ", ".join(sorted(settings.DATABASES))
         return [
             Error(
-                f"{where}: DATABASE {database!r} isn't an alias of DATABASES (which has {known}).",
+                f"{where}: {option} {database!r} isn't an alias of DATABASES (which has {known}).",
                 id="aiotasks.E003",
             )
         ]
@@ -85,7 +89,7 @@ def _check_database(where: str, database: str) -> list[CheckMessage]:
         return [
             Error(
                 f"{where}: DATABASES[{database!r}] is {connection.display_name}; aiotasks needs PostgreSQL.",
-                hint="Set OPTIONS['DATABASE'] to an alias of DATABASES that is PostgreSQL.",
+                hint=f"Set OPTIONS['{option}'] to an alias of DATABASES that is PostgreSQL.",
                 id="aiotasks.E004",
             )
         ]

@@ -78,6 +78,12 @@ def _alias(value: Any) -> str:
     return value
 
 
+def _other_alias(value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError("an alias of DATABASES, or None for that of DATABASE")
+    return value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What a backend's OPTIONS say. The fields are the option names in lower case.
@@ -86,9 +92,11 @@ class Options:
     """
 
     database: str = "default"
+    # The same database by a direct line, where DATABASE goes through a pooler that breaks LISTEN.
+    listen_database: str | None = None
     pool_min_size: int = 0
     pool_max_size: int = 10
-    # 0 for a pooler in transaction mode, which can't keep prepared statements.
+    # 0 for a pooler in transaction mode: nothing prepared, and nothing SET on sessions that aren't ours.
     statement_cache_size: int = 100
     # Every statement of ours takes milliseconds; ten seconds without an answer is a dead line.
     command_timeout: float = 10.0
@@ -163,6 +171,7 @@ class Options:
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "DATABASE": _alias,
+    "LISTEN_DATABASE": _other_alias,
     "POOL_MIN_SIZE": _whole(0, 1000),
     # A worker's claim, finish, look-up, enqueue, wake-up and maintenance may each hold one.
     "POOL_MAX_SIZE": _whole(2, 1000),

@@ -25,7 +25,7 @@ class Proxy:
         self.port = 0
         self.delay = delay
         self.connections = 0  # accepted so far
-        self._target = (host, port)
+        self.target = (host, port)
         self._mode: Mode = "pass"
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -93,7 +93,7 @@ class Proxy:
         self._writers.add(writer)
         server_writer = None
         try:
-            server_reader, server_writer = await asyncio.open_connection(*self._target)
+            server_reader, server_writer = await asyncio.open_connection(*self.target)
             self._writers.add(server_writer)
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._pump(reader, server_writer, replies=False))

@@ -53,7 +53,7 @@ class PostgresServer:
         settings: Mapping[str, str] | None = None,
         directory: Path | None = None,
     ) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._wanted_bin_dir = self._bin_dir = (bin_dir or _wheel_bin_dir()).absolute()
         self._settings = dict(settings or {})
         self._is_temporary = directory is None
@@ -61,7 +61,7 @@ class PostgresServer:
         self._directory = directory.absolute() if directory else None
         self._server: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
-        self._user = _unprivileged_user()
+        self._user = unprivileged_user()
 
     def __enter__(self) -> Self:
         try:
@@ -100,7 +100,7 @@ class PostgresServer:
             except _PortTaken:
                 if self._has_started:  # others know the port
                     raise
-                self.port = _free_port()
+                self.port = free_port()
             else:
                 self._has_started = True
                 return
@@ -128,6 +128,16 @@ class PostgresServer:
         """Stop the server, start it again on the same port; after "immediate" it recovers as from a crash."""
         self.stop(mode)
         self.start()
+
+    def run(self, program: str, *arguments: str) -> None:
+        """Run one of PostgreSQL's programs, such as `pg_basebackup`, as the server's user in its folder.
+
+        The cluster is `data` there. Raises RuntimeError, with what the program said, if that fails.
+        """
+        self._prepare_directory()
+        with self._log.open("ab") as log:
+            if self._popen([self._bin_dir / program, *arguments], stdout=log).wait() != 0:
+                raise self._error(f"{program} failed")
 
     @property
     def _data(self) -> Path:
@@ -239,7 +249,7 @@ class _PortTaken(RuntimeError):
     """Another program took the port between our look and the server's start."""
 
 
-def _free_port() -> int:
+def free_port() -> int:
     # Not one that the kernel hands out (bind to 0): clients leave from those, so that while the server
     # restarts one could take its port, or even connect to itself.
     while not _is_free(port := random.randrange(20_000, 32_000)):
@@ -266,7 +276,7 @@ def _wheel_bin_dir() -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-def _unprivileged_user() -> pwd.struct_passwd | None:
+def unprivileged_user() -> pwd.struct_passwd | None:
     """Return whom to run the server as: None, ourselves, unless we are root, which PostgreSQL refuses."""
     if os.geteuid() != 0:
         return None

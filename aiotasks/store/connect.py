@@ -4,14 +4,16 @@ asyncpg is given what Django's engine would give psycopg, asked anew at every co
 database names, rotating passwords and subclassed engines hold for both.
 """
 
+import asyncio
 import re
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 from urllib.parse import urlencode
 
 import asyncpg
 from django.db import connections, utils
 
-from .drivers import django_errors
+from .drivers import Connection, django_errors, is_away
 
 __all__ = ["PLAIN_SESSION", "SESSION", "connect", "connect_arguments"]
 
@@ -115,10 +117,12 @@ SESSION = "".join(f"SET {name} = {value};" for name, value in _PLANNING.items())
 PLAIN_SESSION = "".join(f"RESET {name};" for name in _PLANNING)
 
 
-async def connect(
-    alias: str, *, timeout: float, statement_cache_size: int, **options: Any
-) -> "asyncpg.Connection[asyncpg.Record]":
-    """Open a connection to ``DATABASES[alias]``, within ``timeout`` seconds.
+# Seconds that one of several hosts has to itself; whoever is silent for longer goes on beside the next.
+HOST_DELAY = 0.25
+
+
+async def connect(alias: str, *, timeout: float, statement_cache_size: int, **options: Any) -> Connection:
+    """Open a connection to ``DATABASES[alias]``, within ``timeout`` seconds for each of its hosts.
 
     Without a statement cache (a pooler in transaction mode, where a session isn't ours to SET)
     every statement is planned anew as it is.
@@ -129,7 +133,12 @@ async def connect(
         raise utils.OperationalError(f"DATABASES[{alias!r}] can't be used: {error}") from error
     arguments.setdefault("timeout", timeout)
     with django_errors():
-        connection = await asyncpg.connect(**arguments, statement_cache_size=statement_cache_size, **options)
+        connection = await _first(
+            lambda host: asyncpg.connect(
+                **{**arguments, **host}, statement_cache_size=statement_cache_size, **options
+            ),
+            _hosts(arguments),
+        )
         if statement_cache_size:
             try:
                 await connection.execute(SESSION, timeout=timeout)
@@ -137,3 +146,60 @@ async def connect(
                 connection.terminate()
                 raise
     return connection
+
+
+def _hosts(arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each of several hosts by itself; one without anything where that is left to asyncpg."""
+    hosts, ports = arguments.get("host"), arguments.get("port")
+    # "prefer-standby" takes a primary only where no host is a standby: asyncpg has to see them all.
+    if not isinstance(hosts, list) or arguments.get("target_session_attrs") == "prefer-standby":
+        return [{}]
+    if not isinstance(ports, list):
+        ports = [ports] * len(hosts)
+    if len(ports) != len(hosts):
+        return [{}]  # asyncpg says what is wrong
+    return [{"host": host, "port": port} for host, port in zip(hosts, ports, strict=True)]
+
+
+async def _first(
+    connect: Callable[[dict[str, Any]], Awaitable[Connection]], hosts: Iterable[dict[str, Any]]
+) -> Connection:
+    """The connection to the first host that takes us, in their order.
+
+    asyncpg tries them one after another within one time-out, which a host that has vanished
+    without a word eats up. So the next one is tried as well after a moment, as browsers do
+    (RFC 8305). Raises the error that says most where nobody takes us.
+    """
+    left = list(hosts)
+    trying: set[asyncio.Future[Connection]] = set()
+    errors: list[Exception] = []
+    try:
+        while left or trying:
+            if left:
+                trying.add(asyncio.ensure_future(connect(left.pop(0))))
+            done, _ = await asyncio.wait(
+                trying, timeout=HOST_DELAY if left else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for one in done:
+                trying.remove(one)
+                error = one.exception()
+                if error is None:
+                    return one.result()
+                if not isinstance(error, Exception):
+                    raise error
+                errors.append(error)
+    finally:
+        for one in trying:
+            one.cancel()
+        for connection in await asyncio.gather(*trying, return_exceptions=True):
+            if not isinstance(connection, BaseException):
+                connection.terminate()
+    raise min(errors, key=_says_little)
+
+
+def _says_little(error: Exception) -> int:
+    """The order in which errors of several hosts count: a wrong password before silence, and silence
+    before what is as it is for all who use the database."""
+    if is_away(error):
+        return 2
+    return 0 if isinstance(error, asyncpg.PostgresError) else 1

@@ -16,12 +16,14 @@ from .lending import Lending
 from .statement import Statement
 
 __all__ = [
+    "READ_ONLY",
     "AsyncpgDriver",
     "ConnectionDriver",
     "DjangoDriver",
     "Driver",
     "constraint",
     "django_errors",
+    "is_away",
     "is_transient",
     "sqlstate",
 ]
@@ -65,6 +67,10 @@ class AsyncpgDriver:
                 rows: Sequence[Row] = await connection.fetch(statement.sql, *args, timeout=timeout)
                 done = True
                 return rows
+            except asyncpg.ReadOnlySQLTransactionError:
+                # A failover has left us at what isn't the primary any more; connect() finds the new one.
+                await self.lending.drop_all()
+                raise
             finally:
                 await self.lending.release(connection, keep=done)
 
@@ -98,12 +104,18 @@ class DjangoDriver:
         self._alias = alias
 
     async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
-        with connections[self._alias].cursor() as cursor:
-            cursor.execute(
-                statement.django_sql,
-                {f"p{n}": _array(arg) if isinstance(arg, list) else arg for n, arg in enumerate(args, 1)},
-            )
-            return cursor.fetchall() if cursor.description else []
+        connection = connections[self._alias]
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    statement.django_sql,
+                    {f"p{n}": _array(arg) if isinstance(arg, list) else arg for n, arg in enumerate(args, 1)},
+                )
+                return cursor.fetchall() if cursor.description else []
+        except utils.Error as error:
+            if sqlstate(error) == READ_ONLY and not connection.in_atomic_block:
+                connection.close()  # its server isn't the primary any more; the next one may be
+            raise
 
 
 def _array(values: list[Any]) -> str:
@@ -193,10 +205,13 @@ def constraint(error: BaseException) -> str | None:
     return name if isinstance(name, str) else None
 
 
+# What the server of a standby says to a write.
+READ_ONLY = "25006"
+
 # Serialization failures and deadlocks (40), resources such as connections and disk (53), lock
 # timeouts (55P03), shutdowns and cancelled statements (57), I/O (58), connections (08), and a
 # server that a failover has made read-only (25006).
-_TRANSIENT = ("08", "40", "53", "55P03", "57", "58", "25006")
+_TRANSIENT = ("08", "40", "53", "55P03", "57", "58", READ_ONLY)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -205,3 +220,22 @@ def is_transient(error: BaseException) -> bool:
         return False
     code = sqlstate(error)
     return code is None or code.startswith(_TRANSIENT)
+
+
+# Starting up, shutting down or not yet recovered; read-only; a full disk.
+_AWAY = ("57P03", READ_ONLY, "53100")
+
+# PgBouncer, for a server that it can't log in to; asyncpg gives it with one code or another.
+_POOLER_SAYS = ("server login", "connect to server")
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether somebody *answered* that nobody can write to the database: its host, that there is no
+    server (connection refused); the server, that it starts up, is read-only or has a full disk; a
+    pooler in front of it. Silence says nothing of the kind. Takes errors of ``django.db`` or asyncpg.
+    """
+    cause = error.__cause__ if isinstance(error, utils.Error) else error
+    if isinstance(cause, ConnectionRefusedError | asyncpg.TargetServerAttributeNotMatched):
+        return True
+    code = getattr(cause, "sqlstate", None) or ""
+    return code in _AWAY or (code.startswith("08") and any(text in str(cause) for text in _POOLER_SAYS))

@@ -79,13 +79,17 @@ class Lending:
         if self._timer is None:
             self._timer = self._loop.call_later(IDLE_TIMEOUT, self._look)
 
+    async def drop_all(self) -> None:
+        """Have every connection made anew before its next use: the server isn't the primary any more."""
+        await self._pool.expire_connections()
+        self._give_all_back()
+
     async def close(self) -> None:
         """Keep nothing any longer; returns when the pool has it all."""
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
-        while self._kept:
-            self._give_back(self._kept.popleft()[0])
+        self._give_all_back()
         if self._returning:
             await asyncio.wait(self._returning)
 
@@ -96,6 +100,10 @@ class Lending:
             self._give_back(self._kept.popleft()[0])
         if self._kept:
             self._timer = self._loop.call_at(self._kept[0][1] + IDLE_TIMEOUT, self._look)
+
+    def _give_all_back(self) -> None:
+        while self._kept:
+            self._give_back(self._kept.popleft()[0])
 
     def _give_back(self, connection: Pooled) -> "asyncio.Task[None]":
         returning = self._loop.create_task(self._return(connection))

@@ -8,8 +8,9 @@ https://www.postgresql.org/docs/current/sql-listen.html
 import asyncio
 import contextvars
 import logging
+import random
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -25,14 +26,22 @@ __all__ = ["Listener"]
 
 logger = logging.getLogger("aiotasks.store")
 
-# A session can die without a word (a half-open connection, a pooler that swallows NOTIFY), so
-# the listener notifies itself and waits for it. Both together bound the deafness: 10 s, within
-# which the poll finds what NOTIFY doesn't tell.
+# A session can die without a word (a half-open connection), so the listener has itself notified
+# and waits for it. Both together bound the deafness: 10 s, within which the poll finds what NOTIFY
+# doesn't tell.
 PROBE_INTERVAL = 5.0
 PROBE_TIMEOUT = 5.0
 
+# Where the very first probe doesn't arrive there is most likely a pooler in transaction mode, whose
+# sessions a LISTEN is lost on. Seconds until the next try, at most: somebody may have mended it.
+DEAF_PAUSE = 60.0
+
 # Told of a wake-up, or None where any may have been missed: after every (re)connection.
 Callback = Callable[[Wakeup | None], None]
+
+
+class _Deaf(utils.OperationalError):
+    """LISTEN went through, but what is notified doesn't arrive."""
 
 
 class Listener:
@@ -40,14 +49,22 @@ class Listener:
 
     It LISTENs first and then tells its subscribers to look for themselves, so that nothing
     falls between. It never raises into the loop: whoever relies on it polls as well.
+
+    ``listening`` is set while notifications are known to arrive: not before the first probe has.
+    Probes are sent by ``notify`` (channel, payloads), over another connection: a pooler in
+    transaction mode hands a session its own notifications, but nobody else's.
     """
 
-    def __init__(self, alias: str, *, timeout: float, statement_cache_size: int) -> None:
+    def __init__(
+        self, alias: str, notify: Callable[[str, list[str]], Awaitable[None]], *, timeout: float
+    ) -> None:
         self._alias = alias
+        self._notify = notify
         self._timeout = timeout
-        self._statement_cache_size = statement_cache_size
+        self._deaf = False
         self._subscribers: set[Callback] = set()
         self._task: asyncio.Task[None] | None = None
+        self._probe = f"{CHANNEL}_probe_{uuid.uuid4().hex}"
         self.listening = asyncio.Event()
 
     @contextmanager
@@ -79,9 +96,7 @@ class Listener:
         failures = 0
         while True:
             try:
-                connection = await connect(
-                    self._alias, timeout=self._timeout, statement_cache_size=self._statement_cache_size
-                )
+                connection = await connect(self._alias, timeout=self._timeout, statement_cache_size=0)
                 try:
                     await self._listen(connection)
                 finally:
@@ -89,37 +104,65 @@ class Listener:
                         self.listening.clear()
                         failures = 0
                     connection.terminate()  # nothing on it is worth a farewell that may hang
+            except _Deaf:
+                failures += 1
+                pause = DEAF_PAUSE * random.uniform(0.5, 1.0)
+                if not self._deaf:
+                    self._deaf = True
+                    logger.warning(
+                        "NOTIFY doesn't arrive, polling: behind a pooler in transaction mode "
+                        "LISTEN_DATABASE is to name a direct line database=%r",
+                        self._alias,
+                    )
             except utils.Error as error:
                 failures += 1
+                pause = backoff(failures)
                 if failures == 1:
                     logger.warning(
                         "LISTEN is lost, polling until it is back database=%r error=%r",
                         self._alias,
                         str(error),
                     )
-            await asyncio.sleep(backoff(failures))
+            await asyncio.sleep(pause)
 
     async def _listen(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         """LISTEN on ``connection`` until it fails; raises a ``django.db`` error then."""
         lost = asyncio.Event()
         echo = asyncio.Event()
-        connection.add_termination_listener(lambda _: lost.set())
-        probe = f"{CHANNEL}_probe_{uuid.uuid4().hex}"
+
+        def end(_: object) -> None:
+            lost.set()
+            echo.set()  # which is waited for in vain
+
+        connection.add_termination_listener(end)
         with django_errors():
-            await connection.add_listener(probe, lambda *_: echo.set())
-            await connection.add_listener(CHANNEL, self._heard)
-            self.listening.set()
-            logger.debug("listening database=%r", self._alias)
-            self._tell(None)
+            await connection.add_listener(self._probe, lambda *_: echo.set())
             while True:
+                echo.clear()
+                await self._notify(self._probe, [""])
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(echo.wait(), PROBE_TIMEOUT)
+                if not echo.is_set():
+                    if self.listening.is_set():
+                        raise TimeoutError("a notification didn't arrive")
+                    await self._leave_no_trace(connection)
+                    raise _Deaf
+                if not lost.is_set() and not self.listening.is_set():
+                    # Not before: what others send would come to whoever has the pooler's session.
+                    await connection.add_listener(CHANNEL, self._heard)
+                    self.listening.set()
+                    self._deaf = False
+                    logger.debug("listening database=%r", self._alias)
+                    self._tell(None)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(lost.wait(), PROBE_INTERVAL)
                 if lost.is_set():
                     raise OSError("the server closed the connection")
-                echo.clear()
-                async with asyncio.timeout(PROBE_TIMEOUT):
-                    await connection.execute("SELECT pg_notify($1, '')", probe)
-                    await echo.wait()
+
+    async def _leave_no_trace(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        """UNLISTEN on the session of a pooler, if that is the one that we get."""
+        with suppress(utils.Error), django_errors():
+            await connection.execute(f"UNLISTEN {self._probe}", timeout=PROBE_TIMEOUT)
 
     def _heard(self, connection: Any, pid: int, channel: str, payload: object) -> None:
         if isinstance(payload, str) and (wakeup := read_payload(payload)) is not None:

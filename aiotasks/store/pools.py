@@ -59,9 +59,7 @@ class LoopResources:
         self.store = Store(self.driver)
         self.notifier = Notifier(self.store, options.database)
         self.listener = Listener(
-            options.database,
-            timeout=options.command_timeout,
-            statement_cache_size=options.statement_cache_size,
+            options.listen_database or options.database, self._probe, timeout=options.command_timeout
         )
         self.enqueuer: Batcher[NewJob, None] = Batcher(self.insert, limit=ENQUEUE_LIMIT)
         self.lookups: Batcher[tuple[str, UUID], Job | None] = Batcher(self._select, limit=LOOKUP_LIMIT)
@@ -72,6 +70,9 @@ class LoopResources:
     async def _connect(self, *args: Any, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
         options.pop("loop", None)
         return await connect(self.options.database, timeout=self.options.command_timeout, **options)
+
+    async def _probe(self, channel: str, payloads: list[str]) -> None:
+        await self.store.notify(channel, payloads, alone=True)
 
     async def insert(self, jobs: Sequence[NewJob]) -> Sequence[None]:
         """Store all of ``jobs`` or none; durable on return."""

@@ -4,13 +4,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
+import asyncpg
 from django.core.exceptions import ImproperlyConfigured
+from django.db import utils
 from django.tasks import task_backends
 
 from ..conf import Options
 from ..exceptions import TransactionClosed
 from .connect import PLAIN_SESSION, SESSION
-from .drivers import Connection, ConnectionDriver, django_errors
+from .drivers import READ_ONLY, Connection, ConnectionDriver, django_errors, sqlstate
 from .pools import resources
 from .store import Store
 from .waiting import sync_code_waits
@@ -102,9 +104,13 @@ async def transaction(
                     await pooled.execute(PLAIN_SESSION)  # the caller's own SQL is to be planned as ever
             async with _block(using, pooled) as block:
                 yield pooled
+        except (asyncpg.ReadOnlySQLTransactionError, utils.InternalError) as error:
+            if READ_ONLY in (getattr(error, "sqlstate", None), sqlstate(error)):
+                await held.driver.lending.drop_all()
+            raise
         finally:
             try:
-                await _reset(pooled, session=SESSION if held.options.statement_cache_size else "")
+                await _reset(pooled, is_ours=held.options.statement_cache_size > 0)
             finally:
                 await held.driver.lending.release(pooled, keep=False)
         held.notifier.notify(block.wakeups)
@@ -125,17 +131,22 @@ async def _block(
             _current.reset(token)
 
 
-async def _reset(connection: Connection, *, session: str) -> None:
+async def _reset(connection: Connection, *, is_ours: bool) -> None:
     """Undo what the caller may have SET, which our pool doesn't; a connection that can't be is cut.
 
-    Never raises an error of its own: the block has ended, one way or the other.
+    Never raises an error of its own: the block has ended, one way or the other. Behind a pooler in
+    transaction mode the session is somebody else's by now, and left alone.
     """
     if connection.is_closed():
+        return
+    if not is_ours:
+        if connection.is_in_transaction():
+            connection.terminate()
         return
     try:
         await connection.reset()
         # RESET ALL leaves the first two as they are, and takes away what every session of ours has.
-        await connection.execute(f"RESET SESSION AUTHORIZATION; RESET ROLE; {session}")
+        await connection.execute(f"RESET SESSION AUTHORIZATION; RESET ROLE; {SESSION}")
     except BaseException as error:
         connection.terminate()
         if not isinstance(error, Exception):

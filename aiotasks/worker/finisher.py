@@ -172,11 +172,22 @@ class Finisher:
         ]
 
     async def _finish(
-        self, finishes: list[tuple[UUID, UUID, str, str | None, str | None]]
+        self, finishes: list[tuple[UUID, UUID, str, str | None, str | None]], *, repeated: bool = False
     ) -> dict[UUID, datetime | None]:
         """Returns when each was finished, by this try or by one whose reply was lost; None where
-        somebody holds a lock on the row, so that it is to be tried again."""
-        accepted, repeated = await self._persist(lambda: self._store.finish_jobs(finishes))
+        somebody holds a lock on the row, so that it is to be tried again.
+
+        What takes longer than a statement may is halved: as a whole it might never go through.
+        """
+        try:
+            accepted, again = await self._persist(
+                lambda: self._store.finish_jobs(finishes), patient=len(finishes) == 1
+            )
+        except _TookTooLong:
+            middle = len(finishes) // 2
+            first = await self._finish(finishes[:middle], repeated=True)
+            return first | await self._finish(finishes[middle:], repeated=True)
+        repeated = repeated or again
         finished: dict[UUID, datetime | None] = {**accepted}
         if missing := [row[:2] for row in finishes if row[0] not in finished]:
             ids, claim_ids = zip(*missing, strict=True)
@@ -196,8 +207,13 @@ class Finisher:
         )
         return set(delays) if repeated else set(released)
 
-    async def _persist[Result](self, write: Callable[[], Awaitable[Result]]) -> tuple[Result, bool]:
-        """Run ``write`` until it goes through; its result, and whether it took more than one try."""
+    async def _persist[Result](
+        self, write: Callable[[], Awaitable[Result]], *, patient: bool = True
+    ) -> tuple[Result, bool]:
+        """Run ``write`` until it goes through; its result, and whether it took more than one try.
+
+        Raises _TookTooLong after a time-out unless ``patient``.
+        """
         failures = 0
         while True:
             try:
@@ -207,6 +223,8 @@ class Finisher:
                     raise
                 failures += 1
                 await self._back_off(failures, error)
+                if not patient and isinstance(error.__cause__, TimeoutError):
+                    raise _TookTooLong from error
 
     async def _back_off(self, failures: int, error: utils.Error) -> None:
         if failures == 1:
@@ -257,6 +275,10 @@ class Finisher:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a receiver of task_finished failed", exc_info=error)
         self._settle()
+
+
+class _TookTooLong(Exception):
+    """The server didn't answer in time: what it was asked to do may be too much at once."""
 
 
 class _Writing:

@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 from django.db import utils
 
 from ..conf import Options
-from ..store.drivers import is_transient, sqlstate
+from ..store.drivers import is_away, is_transient
 from ..store.pools import resources
 from ..store.repeat import backoff
 from ..store.store import Store
@@ -233,13 +233,8 @@ class Heartbeat:
             logger.warning("the lease can't be renewed at the moment error=%r", str(error))
         if not is_transient(error) and failures == 1:
             logger.error("the lease can't be renewed, and waiting may not help error=%r", str(error))
-        if _server_is_away(error):
-            # Nobody can take our tasks while there is no server, and nobody will until two
+        if is_away(error):
+            # Nobody can take our tasks while nobody can write, and nobody will until two
             # intervals after it is back (may_rescue). Silence is another matter: behind a dead
             # line the server may be well, and our lease running out.
             lease.deadline = max(lease.deadline, started + 2 * lease.interval)
-
-
-def _server_is_away(error: utils.Error) -> bool:
-    """Whether the host answered that there is no server: refused, or starting up (57P03)."""
-    return isinstance(error.__cause__, ConnectionRefusedError) or sqlstate(error) == "57P03"

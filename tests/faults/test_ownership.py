@@ -579,3 +579,28 @@ async def test_a_stored_path_runs_nothing_but_a_task(
 
         await until(status)
     assert "UnknownTask" in await conn.fetchval("SELECT errors[1]::text FROM aiotasks_task")
+
+
+async def test_a_batch_that_takes_too_long_is_halved(configure: Configure, conn: asyncpg.Connection) -> None:
+    """12: repeated as it is, it would run into the time-out for ever."""
+    configure(COMMAND_TIMEOUT=0.5)
+    backend = task_backends["default"]
+    assert isinstance(backend, PostgresBackend)
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 8)
+    jobs = await claim(backend.config, await register(backend.config))
+    await conn.execute("""
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END';
+        CREATE TRIGGER slow BEFORE UPDATE ON aiotasks_task FOR EACH ROW EXECUTE FUNCTION slow();
+    """)
+    try:
+        finisher = make_finisher(backend.config)
+        for job in jobs:
+            execution = Execution(job)
+            execution.outcome = Succeeded("mine", '"mine"')
+            finisher.finish(execution)
+        assert await finisher.flush(20)
+    finally:
+        await conn.execute("DROP FUNCTION slow CASCADE")
+    assert await conn.fetch("SELECT status, count(*) FROM aiotasks_task GROUP BY 1") == [("SUCCESSFUL", 8)]
+    assert finisher.fenced == 0

@@ -1,13 +1,17 @@
 """connect_arguments: from DATABASES to asyncpg, key by key; and a connection that is made of it."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import asyncpg
 import pytest
 from django.db import connections, utils
 
 from aiotasks.store.connect import connect, connect_arguments
+from aiotasks.store.drivers import is_away, is_transient, sqlstate
+from tests.proxy import Proxy
 
 Database = Callable[..., str]
 
@@ -177,3 +181,44 @@ async def test_failures_are_djangos(database: str, another: Database, settings: 
     with pytest.raises(utils.OperationalError) as caught:
         await connect(another(**settings), timeout=5, statement_cache_size=100)
     assert caught.value.__cause__ is not None
+
+
+async def test_a_host_that_is_silent_holds_nobody_up(proxy: Proxy, another: Database) -> None:
+    """24: a primary that has vanished, before the one that took over; asyncpg would wait for it alone."""
+    port = proxy.target[1]
+    proxy.mode = "blackhole"
+    alias = another(
+        {"target_session_attrs": "read-write"}, HOST="127.0.0.1,127.0.0.1", PORT=f"{proxy.port},{port}"
+    )
+    for _ in range(2):
+        async with asyncio.timeout(5):
+            connection = await connect(alias, timeout=60, statement_cache_size=100)
+        assert await connection.fetchval("SELECT inet_server_port()") == port
+        await connection.close()
+
+
+async def test_what_is_said_of_several_hosts(proxy: Proxy, another: Database) -> None:
+    """Whether nobody can write: only where every host has said so."""
+    port = proxy.target[1]
+
+    async def error_of(ports: str, **settings: str) -> utils.Error:
+        alias = another(
+            {"target_session_attrs": "read-write"}, HOST="127.0.0.1,127.0.0.1", PORT=ports, **settings
+        )
+        with pytest.raises(utils.OperationalError) as caught:
+            await connect(alias, timeout=0.5, statement_cache_size=100)
+        return caught.value
+
+    assert is_away(await error_of("1,2"))
+    proxy.mode = "blackhole"
+    assert not is_away(await error_of(f"1,{proxy.port}"))
+    assert sqlstate(await error_of(f"1,{port}", USER="no_such_role")) == "28000"
+
+
+async def test_read_only_servers_are_nobodys_choice(another: Database, conn: asyncpg.Connection) -> None:
+    """24: a standby, or a primary that was fenced off."""
+    alias = another({"target_session_attrs": "read-write", "options": "-c default_transaction_read_only=on"})
+    with pytest.raises(utils.OperationalError) as caught:
+        await connect(alias, timeout=5, statement_cache_size=100)
+    assert is_away(caught.value)
+    assert is_transient(caught.value)

@@ -475,3 +475,28 @@ async def test_another_constraint_is_an_error_at_any_try(
     finally:
         await conn.execute("ALTER TABLE aiotasks_task DROP CONSTRAINT no_thirteen")
     assert tries == 2
+
+
+async def test_sessions_of_a_server_that_became_read_only_are_dropped(held: LoopResources) -> None:
+    """24: after a failover; whoever connects anew finds the primary."""
+    await insert(held.store)
+    pid = Statement("pid", "SELECT pg_backend_pid()", "")
+    first = await held.driver.fetch(pid)
+    connection = await held.driver.lending.acquire(timeout=5)
+    await connection.execute("SET default_transaction_read_only = on")
+    await held.driver.lending.release(connection, keep=True)
+    with pytest.raises(utils.InternalError):
+        await insert(held.store)
+    await insert(held.store)
+    assert await held.driver.fetch(pid) != first
+
+
+async def test_a_transaction_block_drops_them_too(held: LoopResources) -> None:
+    async with aiotasks.transaction() as connection:
+        first = await connection.fetchval("SELECT pg_backend_pid()")
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):  # noqa: PT012
+        async with aiotasks.transaction() as connection:
+            await connection.execute("SET TRANSACTION READ ONLY")
+            await connection.execute("DELETE FROM aiotasks_task")
+    async with aiotasks.transaction() as connection:
+        assert await connection.fetchval("SELECT pg_backend_pid()") != first

@@ -14,6 +14,7 @@ NAN = float("nan")
 # Per option: values that are taken, and values that are refused.
 VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "DATABASE": (["default", "other"], ["", None, 5, b"default", ["default"]]),
+    "LISTEN_DATABASE": ([None, "direct"], ["", 5, False, b"direct"]),
     "POOL_MIN_SIZE": ([0, 10], [-1, 1001, "3", True, 2.5, None]),
     "POOL_MAX_SIZE": ([2, 1000], [0, 1, 1001, "3", True, 2.5]),
     "STATEMENT_CACHE_SIZE": ([0, 10_000], [-1, 10_001, "0", False]),

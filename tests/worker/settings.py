@@ -13,5 +13,9 @@ TASKS = {
     },
     "dummy": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"},
 }
+# For servers in front of others: connection OPTIONS, and a second alias that goes past a pooler.
+DATABASES["default"]["OPTIONS"] = json.loads(os.environ.get("TEST_DB_OPTIONS", "{}"))  # noqa: F405
+if port := os.environ.get("TEST_DIRECT_PORT"):
+    DATABASES["direct"] = {**DATABASES["default"], "PORT": port}  # noqa: F405
 ROOT_URLCONF = "tests.worker.site"
 ALLOWED_HOSTS = ["*"]

@@ -1,0 +1,251 @@
+"""24, 53: the primary is killed and a standby promoted; a server that can't be written to, or is full."""
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import close_old_connections, connections, utils
+
+from aiotasks.demo.postgres import PostgresServer
+from tests.faults.away import Away, environment, migrate
+from tests.standby import Pair
+from tests.worker import tasks
+from tests.worker.harness import Configure, Ledger, Start, wait_until
+
+# What the README says. Without a time-out psycopg waits two minutes for a server that dies just then.
+READ_WRITE = {"target_session_attrs": "read-write", "connect_timeout": 2}
+OPTIONS = {"LEASE_TIMEOUT": 3, "POLL_INTERVAL": 0.5, "COMMAND_TIMEOUT": 2}
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest, database: str) -> Iterator[Pair]:
+    """What this process' connections that are opened from now on go to: both hosts, whoever can write."""
+    params = connections["default"].settings_dict
+    before = {name: params[name] for name in ("HOST", "PORT", "NAME", "USER", "PASSWORD", "OPTIONS")}
+    with Pair(synchronous=getattr(request, "param", True)) as pair:
+        params.update(
+            HOST=pair.host, PORT=pair.port, NAME="postgres", USER="postgres", PASSWORD="", OPTIONS=READ_WRITE
+        )
+        yield pair
+        connections.close_all()
+        params.update(before)
+
+
+@pytest.fixture
+def env(pair: Pair, database: str) -> dict[str, str]:
+    return {
+        "AIOTASKS_DB_HOST": pair.host,
+        "AIOTASKS_DB_PORT": pair.port,
+        "AIOTASKS_DB_NAME": "postgres",
+        "AIOTASKS_DB_USER": "postgres",
+        "AIOTASKS_DB_PASSWORD": "",
+        "TEST_DB_OPTIONS": json.dumps(READ_WRITE),
+        "LEDGER_DSN": database,  # another server, which stays
+    }
+
+
+# Tries a second that a worker may make while nobody can write: claims, finishes, renewals, maintenance.
+MOST_TRIES = 40
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[PostgresServer]:
+    bin_dir = os.environ.get("AIOTASKS_TEST_PG_BIN")
+    with PostgresServer(bin_dir=Path(bin_dir) if bin_dir else None) as server:
+        migrate(server)
+        yield server
+
+
+# How it begins, and how it ends.
+READ_ONLY = (
+    ["ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"],
+    ["ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()"],
+)
+# What PostgreSQL says when it can't make a file longer, for every write of ours.
+FULL_DISK = (
+    [
+        """
+        CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$
+        """,
+        "CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE ON aiotasks_worker EXECUTE FUNCTION full_disk()",
+        "CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE ON aiotasks_task EXECUTE FUNCTION full_disk()",
+    ],
+    ["DROP FUNCTION full_disk CASCADE"],
+)
+
+
+@pytest.mark.battery
+@pytest.mark.parametrize(("begin", "end"), [READ_ONLY, FULL_DISK], ids=["read-only", "full disk"])
+def test_a_server_that_cant_be_written_to_is_waited_out(
+    start_worker: Start,
+    own_server: PostgresServer,
+    ledger: Ledger,
+    database: str,
+    begin: list[str],
+    end: list[str],
+) -> None:
+    """24: for three leases: no spinning, said once, nothing lost, nothing run twice."""
+    away = Away(own_server)
+    away.rows("SET default_transaction_read_only = off")
+    away.rows("TRUNCATE aiotasks_task, aiotasks_worker")
+    env = {**environment(own_server), "LEDGER_DSN": database}
+    options = {"LEASE_TIMEOUT": 1, "POLL_INTERVAL": 0.5, "COMMAND_TIMEOUT": 1}
+    worker = start_worker("--threads", "5", options=options, env=env)
+    away.enqueue("work", 0.5, count=10)
+    away.enqueue("work", 4.0, count=10)
+    away.enqueue("work_sync", 0.5, count=5, lane="thread")
+    wait_until(lambda: ledger.events("start") == 25)
+    for statement in begin:
+        away.rows(statement)
+    worker.wait_for("can't be renewed")
+    worker.wait_for("outcomes wait for the database")
+    tries = "SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+    before, began = away.value(tries), time.monotonic()
+    time.sleep(3.0)  # load: an outage of three leases
+    rate = (away.value(tries) - before) / (time.monotonic() - began)
+    print(f"{rate:.1f} tries a second")  # noqa: T201
+    for statement in end:
+        away.rows(statement)
+    wait_until(lambda: away.statuses() == {"SUCCESSFUL": 25})
+    away.enqueue("work", count=5)
+    wait_until(lambda: away.statuses() == {"SUCCESSFUL": 30})
+    away.close()
+    assert ledger.events("start") == 30
+    assert 0 < rate < MOST_TRIES
+    assert worker.stop() == 0
+    for said in ("claims wait", "outcomes wait", "can't be renewed at the moment"):
+        assert worker.log.count(said) <= 1
+    assert "fenced" not in worker.log
+    assert "Traceback" not in worker.log
+
+
+class Enqueuers:
+    """Two threads that enqueue without a pause, one from sync and one from async code."""
+
+    def __init__(self) -> None:
+        self.acknowledged: dict[str, list[tuple[str, float]]] = {"sync": [], "async": []}
+        self.refused = Counter[str]()
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._sync),
+            threading.Thread(target=lambda: asyncio.run(self._async())),
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def count(self, kind: str) -> int:
+        return len(self.acknowledged[kind])
+
+    def _sync(self) -> None:
+        while not self._stopping.is_set():
+            close_old_connections()  # as Django does before a request
+            try:
+                self._note("sync", tasks.work.enqueue().id)
+            except utils.Error:
+                self.refused["sync"] += 1
+                time.sleep(0.05)  # load: it would spin otherwise
+        connections.close_all()
+
+    async def _async(self) -> None:
+        async def enqueue() -> None:
+            while not self._stopping.is_set():
+                try:
+                    self._note("async", (await tasks.work.aenqueue()).id)
+                except utils.Error:
+                    self.refused["async"] += 1
+
+        await asyncio.gather(*(enqueue() for _ in range(3)))
+
+    def _note(self, kind: str, id: str) -> None:
+        self.acknowledged[kind].append((id, time.monotonic()))
+        time.sleep(0.002)  # load: some hundred a second
+
+
+@pytest.fixture
+def enqueuers(configure: Configure) -> Iterator[Enqueuers]:
+    configure(**OPTIONS)
+    enqueuers = Enqueuers()
+    yield enqueuers
+    enqueuers.stop()
+
+
+def fail_over(pair: Pair, enqueuers: Enqueuers, ledger: Ledger, *, away: float) -> dict[str, Any]:
+    """Kill the primary under load, promote the standby after ``away`` seconds; what came of it."""
+    for kind in ("sync", "async"):
+        wait_until(lambda kind=kind: enqueuers.count(kind) > 50)
+    wait_until(lambda: ledger.events("end") > 50)
+    finished = pair.rows(
+        pair.primary, "SELECT id, claim_id, finished_at FROM aiotasks_task WHERE status = 'SUCCESSFUL'"
+    )
+    killed = pair.kill_primary()
+    time.sleep(away)
+    promoted = pair.promote()
+    before = ledger.events("start")
+    times = {}
+    for kind, gone_on in {
+        "async enqueue": lambda: enqueuers.acknowledged["async"][-1][1] > promoted,
+        "sync enqueue": lambda: enqueuers.acknowledged["sync"][-1][1] > promoted,
+        "work": lambda: ledger.events("start") > before + 10,
+    }.items():
+        wait_until(gone_on)
+        times[kind] = time.monotonic() - promoted
+    counts = {kind: enqueuers.count(kind) for kind in ("sync", "async")}
+    for kind, count in counts.items():
+        wait_until(lambda kind=kind, count=count: enqueuers.count(kind) > count + 50)
+    enqueuers.stop()
+    ids = [id for acknowledged in enqueuers.acknowledged.values() for id, _ in acknowledged]
+    stored = {str(id) for (id,) in pair.rows(pair.standby, "SELECT id FROM aiotasks_task")}
+    kept = pair.rows(pair.standby, "SELECT id, claim_id, finished_at FROM aiotasks_task")
+    return {
+        "away": promoted - killed,
+        "gone on after": times,
+        "acknowledged": len(ids),
+        "refused": dict(enqueuers.refused),
+        "lost": len(set(ids) - stored),
+        "finished": len(finished),
+        "unfinished again": len(set(finished) - set(kept)),
+    }
+
+
+def all_done(pair: Pair) -> bool:
+    return pair.rows(pair.standby, "SELECT DISTINCT status FROM aiotasks_task") == [("SUCCESSFUL",)]
+
+
+def start_workers(start_worker: Start, env: dict[str, str]) -> list[Any]:
+    workers = [start_worker(options=OPTIONS, env=env, ready=False) for _ in range(2)]
+    for worker in workers:
+        worker.wait_for("connections: at most")
+    return workers
+
+
+@pytest.mark.parametrize("away", [0.5, pytest.param(6.0, marks=pytest.mark.battery, id="two leases")])
+def test_a_standby_takes_over(
+    start_worker: Start, pair: Pair, env: dict[str, str], ledger: Ledger, enqueuers: Enqueuers, away: float
+) -> None:
+    """Everybody goes on by themselves, and with a synchronous standby nothing that was told is lost."""
+    workers = start_workers(start_worker, env)
+    enqueuers.start()
+    figures = fail_over(pair, enqueuers, ledger, away=away)
+    wait_until(lambda: all_done(pair))
+    again = ledger.value("SELECT count(*) - count(DISTINCT task_id) FROM ledger WHERE event = 'start'")
+    print({**figures, "run again": again})  # noqa: T201
+    assert figures["lost"] == 0
+    assert figures["unfinished again"] == 0
+    assert [worker.stop() for worker in workers] == [0, 0]
+    for worker in workers:
+        assert "Traceback" not in worker.log
