@@ -10,6 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, utils
 
 from .conf import Options
+from .redact import load_redactor
 
 __all__ = ["check_backend", "check_tables"]
 
@@ -18,8 +19,8 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
     """The checks of one backend, without connecting anywhere.
 
     E001 the app isn't installed, E002 a bad option, E003 DATABASE isn't an alias of DATABASES,
-    E004 it isn't PostgreSQL, E005 QUEUES isn't a list of names, W001 a connection parameter that
-    asyncpg has nothing for.
+    E004 it isn't PostgreSQL, E005 QUEUES isn't a list of names, E006 the database's settings can't be
+    used, E007 REDACT leads to no function, W001 a connection parameter that asyncpg has nothing for.
     """
     messages: list[CheckMessage] = []
     where = f"TASKS[{alias!r}]"
@@ -48,7 +49,23 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
         options = Options.from_params(alias, params)
     except ImproperlyConfigured as error:
         return [*messages, Error(str(error), id="aiotasks.E002")]
-    return messages + _check_database(where, options.database)
+    return [*messages, *_check_redact(where, options.redact), *_check_database(where, options.database)]
+
+
+def _check_redact(where: str, path: str | None) -> list[CheckMessage]:
+    if path is not None:
+        try:
+            load_redactor(path)
+        except (Exception, SystemExit) as error:  # importing runs user code, which may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            return [
+                Error(
+                    f"{where}: REDACT {path!r} leads to no function ({reason}).",
+                    hint="It is the dotted path of a function that takes a text and returns one.",
+                    id="aiotasks.E007",
+                )
+            ]
+    return []
 
 
 def _check_database(where: str, database: str) -> list[CheckMessage]:

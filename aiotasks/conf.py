@@ -39,6 +39,12 @@ def _alias(value: Any) -> str:
     return value
 
 
+def _path(value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or "." not in value):
+        raise ValueError("the dotted path of a function")
+    return value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What a backend's OPTIONS say. The fields are the option names in lower case.
@@ -62,6 +68,8 @@ class Options:
     max_argument_size: int = 1024 * 1024
     max_result_size: int = 1024 * 1024
     max_error_size: int = 64 * 1024
+    # The dotted path of a function (str) -> str: what it makes of an error's text is stored.
+    redact: str | None = None
 
     @classmethod
     def from_params(cls, alias: str, params: Mapping[str, Any]) -> "Options":
@@ -121,5 +129,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "MAX_ARGUMENT_SIZE": _whole(2, 256 * 1024 * 1024),
     "MAX_RESULT_SIZE": _whole(4, 256 * 1024 * 1024),
     "MAX_ERROR_SIZE": _whole(1024, 16 * 1024 * 1024),
+    "REDACT": _path,
 }
 _cache: dict[tuple[tuple[str, type, Any], ...], Options] = {}

@@ -86,7 +86,7 @@ async def _drain(alias: str) -> int:
         store,
         backend=alias,
         sender=type(backend),
-        error_limit=backend.config.max_error_size,
+        options=backend.config,
         place=_TestPlace,
         wake=lambda wakeups: None,
         written=lambda: None,

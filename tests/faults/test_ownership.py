@@ -80,7 +80,7 @@ def make_finisher(options: Options) -> Finisher:
         resources(options).store,
         backend="default",
         sender=PostgresBackend,
-        error_limit=10_000,
+        options=options,
         place=OrmThreads(1, limit=1).job,
         wake=lambda wakeups: None,
         written=lambda: None,

@@ -1,7 +1,8 @@
--- The earliest scheduled task: when it is due, and in how many seconds by the database's clock.
+-- The earliest scheduled task: when it is due, and in how many seconds by the database's clock. Not one
+-- beyond Python's time ('infinity'), which never is.
 -- $1 backend
 SELECT task.run_after, extract(epoch FROM task.run_after - clock_timestamp())::double precision
 FROM aiotasks_task AS task
-WHERE task.status = 'SCHEDULED' AND task.backend = $1::text
+WHERE task.status = 'SCHEDULED' AND task.backend = $1::text AND task.run_after < '9998-01-01 00:00+00'
 ORDER BY task.run_after
 LIMIT 1
