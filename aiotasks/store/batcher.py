@@ -131,12 +131,14 @@ class Batcher[Item, Result]:
             self._start()
 
     def _start(self) -> None:
-        self._flushing = True  # an eager task may have ended already when it is handed out
+        self._flushing = True
         # An empty context: the flush is nobody's, least of all the first caller's.
-        self._flusher = asyncio.get_running_loop().create_task(
+        flusher = asyncio.get_running_loop().create_task(
             self._run(), context=contextvars.Context(), name="aiotasks batcher"
         )
-        self._flusher.add_done_callback(self._ended)
+        if not flusher.done():  # as an eager one may be: then it is no longer the one that flushes
+            self._flusher = flusher
+            flusher.add_done_callback(self._ended)
 
     def _ended(self, flusher: asyncio.Task[None]) -> None:
         """One that was cancelled before its first step (the loop is closing) hasn't run at all."""
