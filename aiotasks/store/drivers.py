@@ -65,8 +65,13 @@ class AsyncpgDriver:
                 rows: Sequence[Row] = await connection.fetch(statement.sql, *args, timeout=timeout)
                 done = True
                 return rows
+            except asyncio.CancelledError:
+                self.lending.release_soon(connection)
+                connection = None
+                raise
             finally:
-                await self.lending.release(connection, keep=done)
+                if connection is not None:
+                    await self.lending.release(connection, keep=done)
 
 
 class ConnectionDriver:

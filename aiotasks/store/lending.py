@@ -8,6 +8,7 @@ connection from here.
 import asyncio
 from collections import deque
 from contextlib import suppress
+from contextvars import Context
 from math import inf
 from typing import Any
 
@@ -73,6 +74,18 @@ class Lending:
         if self._timer is None:
             self._timer = self._loop.call_later(IDLE_TIMEOUT, self._look)
 
+    def release_soon(self, connection: Pooled) -> None:
+        """Take back a connection whose statement was cancelled, for a caller who mustn't wait: asyncpg
+        does, until the server says that it has stopped the statement, which takes a stopped server long.
+        """
+        returning = self._loop.create_task(self._return(connection), context=Context())
+        self._returning.add(returning)
+        returning.add_done_callback(self._returning.discard)
+
+    async def _return(self, connection: Pooled) -> None:
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, utils.Error):
+            await self._pool.release(connection)
+
     async def close(self) -> None:
         """Keep nothing any longer."""
         self._closing = True
@@ -95,8 +108,7 @@ class Lending:
     async def _give_back(self, *, until: float) -> None:
         while self._kept and self._kept[0][1] <= until:
             connection, _ = self._kept.popleft()
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, utils.Error):
-                await self._pool.release(connection)
+            await self._return(connection)
 
 
 def _is_dead(connection: Pooled) -> bool:
