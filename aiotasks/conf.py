@@ -9,6 +9,14 @@ from django.core.exceptions import ImproperlyConfigured
 __all__ = ["Options"]
 
 
+def _shown(value: Any) -> str:
+    """A value as a message shows it, whatever it is."""
+    try:
+        return f"{value!r:.500}"
+    except Exception:  # an integer of 5,000 digits, something nested too deep
+        return f"a {type(value).__name__}"
+
+
 def _number(low: float, high: float) -> Callable[[Any], float]:
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -76,7 +84,7 @@ class Options:
         """Read ``TASKS[alias]``. Raises ImproperlyConfigured that names the option and the value."""
         given = params.get("OPTIONS", {})
         if not isinstance(given, Mapping):
-            raise ImproperlyConfigured(f"TASKS[{alias!r}]['OPTIONS'] must be a dict, not {given!r}.")
+            raise ImproperlyConfigured(f"TASKS[{alias!r}]['OPTIONS'] must be a dict, not {_shown(given)}.")
         try:
             # With the types: 1 and True are one key, but not one option.
             key = tuple((name, type(value), value) for name, value in given.items())
@@ -95,14 +103,14 @@ class Options:
         for name, value in given.items():
             if name not in names:
                 raise ImproperlyConfigured(
-                    f"TASKS[{alias!r}]['OPTIONS'] has no option {name!r}. "
+                    f"TASKS[{alias!r}]['OPTIONS'] has no option {_shown(name)}. "
                     f"The options are {', '.join(sorted(names))}."
                 )
             try:
                 values[name.lower()] = _CHECKS[name](value)
             except ValueError as error:
                 raise ImproperlyConfigured(
-                    f"TASKS[{alias!r}]['OPTIONS'][{name!r}] must be {error}, not {value!r}."
+                    f"TASKS[{alias!r}]['OPTIONS'][{name!r}] must be {error}, not {_shown(value)}."
                 ) from None
         options = cls(**values)
         if options.pool_min_size > options.pool_max_size:

@@ -84,7 +84,7 @@ def server_pid(pg: object) -> Iterator[int]:
 
 @pytest.mark.parametrize(
     ("callers", "seconds"),
-    [(5_000, 5.0), pytest.param(100_000, 60.0, marks=pytest.mark.battery)],
+    [(4_000, 3.0), pytest.param(100_000, 60.0, marks=pytest.mark.battery)],
 )
 def test_a_stopped_database_makes_callers_wait_and_not_the_process_grow(
     worker_env: dict[str, str], ledger: Ledger, server_pid: int, callers: int, seconds: float
