@@ -161,7 +161,6 @@ async def test_a_worker_whose_results_can_not_be_written_claims_no_more(
         await default_task_backend.aenqueue_many(tasks.note, [(("x" * 2000,), {})] * 40)
         await until(lambda: worker.engine.finisher.crowded)
         assert not worker.engine._may_claim()
-        assert len(worker.engine.finisher.pending) < 40
         away = False
         await until(lambda: ledger.statuses() == {"SUCCESSFUL": 40})
     tasks.seen.clear()
