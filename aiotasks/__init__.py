@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .exceptions import (
         AiotasksError,
         DatabaseNotReady,
+        InvalidRow,
         TaskCancelled,
         TransactionClosed,
         UnknownTask,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AiotasksError",
     "DatabaseNotReady",
+    "InvalidRow",
     "PostgresTask",
     "PostgresTaskResult",
     "TaskCancelled",
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AiotasksError": "exceptions",
     "DatabaseNotReady": "exceptions",
+    "InvalidRow": "exceptions",
     "PostgresTask": "tasks",
     "PostgresTaskResult": "tasks",
     "TaskCancelled": "exceptions",

@@ -33,6 +33,9 @@ __all__ = ["PostgresBackend"]
 # A name goes into NOTIFY payloads, whose limit is 8,000 bytes; no one's names are longer.
 MAX_QUEUE_NAME = 200
 
+# Bytes of arguments in one aenqueue_many(): one statement, which PostgreSQL takes up to 1 GB of.
+MAX_MANY_SIZE = 256 * 1024 * 1024
+
 
 class PostgresBackend(BaseTaskBackend):
     """Stores tasks in PostgreSQL, for aiotasks' workers to run.
@@ -88,7 +91,10 @@ class PostgresBackend(BaseTaskBackend):
     async def aenqueue_many(
         self, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
     ) -> list[AnyResult]:
-        """Store one task for each ``(args, kwargs)``: all of them, or on an error none."""
+        """Store one task for each ``(args, kwargs)``: all of them, or on an error none.
+
+        Raises ValueError for more than 256 MiB of arguments, else what ``aenqueue`` does.
+        """
         return await self._either(PostgresBackend._enqueue_many, task, calls)
 
     async def aget_result(self, result_id: str) -> AnyResult:
@@ -121,6 +127,7 @@ class PostgresBackend(BaseTaskBackend):
         self, route: Route, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
     ) -> list[AnyResult]:
         self._check_path(task)
+        await route.room()
         jobs, results = self._new(task, calls)
         if jobs:
             await route.insert(jobs)
@@ -139,7 +146,7 @@ class PostgresBackend(BaseTaskBackend):
     async def _cancel(self, route: Route, result: AnyResult) -> bool:
         id = parse_id(result.id)
         error = TaskCancelled("The task was cancelled before it ran.")
-        text = dump_error(error, limit=self.config.max_error_size)
+        text = dump_error(error, limit=self.config.max_error_size, redact=self.config.redact)
         job = None if id is None else await route.cancel(self.alias, id, text)
         if job is not None and job.status == "FAILED":
             result = result_of(job, self.config.aliases)
@@ -183,10 +190,18 @@ class PostgresBackend(BaseTaskBackend):
             max_crashes=task.max_crashes if isinstance(task, PostgresTask) else None,
             keep_result=cast("float | None", task.keep_result) if isinstance(task, PostgresTask) else None,
         )
-        jobs, results = [], []
+        jobs: list[NewJob] = []
+        results: list[AnyResult] = []
+        size = 0
         for args, kwargs in calls:
             plain_args, args_text = dump_json(list(args), where="args", limit=limit)
             plain_kwargs, kwargs_text = dump_json(dict(kwargs), where="kwargs", limit=limit)
+            size += len(args_text) + len(kwargs_text)
+            if size > MAX_MANY_SIZE and jobs:
+                raise ValueError(
+                    f"The arguments of {len(jobs) + 1} calls take more than {MAX_MANY_SIZE} bytes. Enqueue "
+                    "them in several parts, inside a transaction where it must be all or none."
+                )
             id = str(uuid7())
             jobs.append(NewJob(id, kind, args_text, kwargs_text, enqueued_at))
             results.append(new_result(task, id, now, plain_args, plain_kwargs, self.alias))

@@ -11,6 +11,7 @@ from django.db import connections, utils
 
 from .conf import Options
 from .exceptions import UnknownTask
+from .redact import load_redactor
 from .tasks import resolve
 
 __all__ = ["check_backend", "check_tables"]
@@ -21,8 +22,8 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
 
     E001 the app isn't installed, E002 a bad option, E003 DATABASE or LISTEN_DATABASE isn't an alias
     of DATABASES, E004 it isn't PostgreSQL, E005 QUEUES isn't a list of names, E006 its settings can't
-    be used, E007 one of ALIASES leads to no task, W001 a connection parameter that asyncpg has nothing
-    for.
+    be used, E007 one of ALIASES leads to no task, E008 REDACT leads to no function, W001 a connection
+    parameter that asyncpg has nothing for.
     """
     messages: list[CheckMessage] = []
     where = f"TASKS[{alias!r}]"
@@ -54,7 +55,23 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
     messages += _check_database(where, "DATABASE", options.database)
     if options.listen_database not in (None, options.database):
         messages += _check_database(where, "LISTEN_DATABASE", options.listen_database)
-    return messages + _check_aliases(where, options.aliases)
+    return [*messages, *_check_aliases(where, options.aliases), *_check_redact(where, options.redact)]
+
+
+def _check_redact(where: str, path: str | None) -> list[CheckMessage]:
+    if path is not None:
+        try:
+            load_redactor(path)
+        except (Exception, SystemExit) as error:  # importing runs user code, which may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            return [
+                Error(
+                    f"{where}: REDACT {path!r} leads to no function ({reason}).",
+                    hint="It is the dotted path of a function that takes a text and returns one.",
+                    id="aiotasks.E008",
+                )
+            ]
+    return []
 
 
 def _check_aliases(where: str, aliases: Mapping[str, str]) -> list[CheckMessage]:

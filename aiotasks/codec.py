@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from traceback import format_exception
 from typing import Any
 
+from .redact import redacted
+
 __all__ = ["decode", "dump_error", "dump_json", "normalize"]
 
 # Django's own normalize_json() recurses two frames a level inside the caller's stack, under
@@ -137,16 +139,18 @@ def decode(text: str | None) -> Any:
     return None if text is None else json.loads(text)
 
 
-def dump_error(exception: BaseException, *, limit: int) -> str:
+def dump_error(exception: BaseException, *, limit: int, redact: str | None) -> str:
     """Write an exception as the JSON of a Django ``TaskError``, traceback included.
 
-    Never raises, whatever the exception's ``__str__`` does. A text over ``limit`` bytes keeps
-    its beginning and its end: the first frames, and the message.
+    Never raises, whatever the exception's ``__str__`` does. The text is what the function at the
+    path ``redact`` makes of it. One over ``limit`` bytes keeps its beginning and its end: the first
+    frames, and the message.
     """
     try:
         text = "".join(format_exception(exception))
     except BaseException as error:  # __str__, __cause__ and __notes__ are user code, which may raise anything
         text = f"(the traceback couldn't be formatted: {_class_path(type(error))})\n"
+    text = redacted(text, by=redact)  # before it is cut: half a secret has another look
     path = _fit(_class_path(type(exception))[:1000], limit // 4)
     room = limit - len(json.dumps({"class": path, "traceback": ""}))
     # Surrogates and controls cost six bytes each as JSON; nothing costs more.

@@ -13,6 +13,14 @@ __all__ = ["Aliases", "Options", "keep_time"]
 LONGEST_KEPT = 100 * 365 * 86_400.0
 
 
+def _shown(value: Any) -> str:
+    """A value as a message shows it, whatever it is."""
+    try:
+        return f"{value!r:.500}"
+    except Exception:  # an integer of 5,000 digits, something nested too deep
+        return f"a {type(value).__name__}"
+
+
 def _number(low: float, high: float) -> Callable[[Any], float]:
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -84,6 +92,12 @@ def _other_alias(value: Any) -> str | None:
     return value
 
 
+def _path(value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or "." not in value):
+        raise ValueError("the dotted path of a function")
+    return value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What a backend's OPTIONS say. The fields are the option names in lower case.
@@ -115,6 +129,9 @@ class Options:
     # Where tasks are that have moved, by the paths of rows enqueued before.
     aliases: Aliases = field(default_factory=Aliases)
 
+    # The dotted path of a function (str) -> str: what it makes of an error's text is stored.
+    redact: str | None = None
+
     def orm_connections(self, concurrency: int) -> int:
         """How many the ORM calls of a worker's coroutine tasks take."""
         return self.async_db_threads if concurrency else 0
@@ -129,7 +146,7 @@ class Options:
         """Read ``TASKS[alias]``. Raises ImproperlyConfigured that names the option and the value."""
         given = params.get("OPTIONS", {})
         if not isinstance(given, Mapping):
-            raise ImproperlyConfigured(f"TASKS[{alias!r}]['OPTIONS'] must be a dict, not {given!r}.")
+            raise ImproperlyConfigured(f"TASKS[{alias!r}]['OPTIONS'] must be a dict, not {_shown(given)}.")
         try:
             # With the types: 1 and True are one key, but not one option.
             key = tuple(
@@ -151,14 +168,14 @@ class Options:
         for name, value in given.items():
             if name not in names:
                 raise ImproperlyConfigured(
-                    f"TASKS[{alias!r}]['OPTIONS'] has no option {name!r}. "
+                    f"TASKS[{alias!r}]['OPTIONS'] has no option {_shown(name)}. "
                     f"The options are {', '.join(sorted(names))}."
                 )
             try:
                 values[name.lower()] = _CHECKS[name](value)
             except ValueError as error:
                 raise ImproperlyConfigured(
-                    f"TASKS[{alias!r}]['OPTIONS'][{name!r}] must be {error}, not {value!r}."
+                    f"TASKS[{alias!r}]['OPTIONS'][{name!r}] must be {error}, not {_shown(value)}."
                 ) from None
         options = cls(**values)
         if options.pool_min_size > options.pool_max_size:
@@ -189,5 +206,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "MAX_ARGUMENT_SIZE": _whole(2, 256 * 1024 * 1024),
     "MAX_RESULT_SIZE": _whole(4, 256 * 1024 * 1024),
     "MAX_ERROR_SIZE": _whole(1024, 16 * 1024 * 1024),
+    "REDACT": _path,
 }
 _cache: dict[tuple[tuple[str, type, Any], ...], Options] = {}

@@ -4,6 +4,7 @@
 
     Exception
     ├── AiotasksError
+    │   ├── InvalidRow          a row of the table holds what aiotasks never writes (a ValueError too)
     │   ├── TaskCancelled       stored: the task was cancelled by acancel()
     │   ├── TransactionClosed   an enqueue from a task that outlived its transaction() block
     │   ├── UnknownTask         a stored task path that leads to no Task here (an ImportError too)
@@ -20,6 +21,7 @@ from django.core.exceptions import ImproperlyConfigured
 __all__ = [
     "AiotasksError",
     "DatabaseNotReady",
+    "InvalidRow",
     "TaskCancelled",
     "TransactionClosed",
     "UnknownTask",
@@ -29,6 +31,13 @@ __all__ = [
 
 class AiotasksError(Exception):
     """Base of the errors of this package."""
+
+
+class InvalidRow(AiotasksError, ValueError):
+    """A row of the table holds what aiotasks never writes: somebody else has written there."""
+
+    def __init__(self, id: object, reason: str) -> None:
+        super().__init__(f"The row of task {str(id)!r} can't be read: {reason}.")
 
 
 class TaskCancelled(AiotasksError):

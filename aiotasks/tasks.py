@@ -22,12 +22,13 @@ from django.utils.module_loading import import_string
 
 from .codec import decode
 from .conf import keep_time
-from .exceptions import UnknownTask
+from .exceptions import InvalidRow, UnknownTask
 from .job import AnyResult, AnyTask, Job
 
 __all__ = [
     "PostgresTask",
     "PostgresTaskResult",
+    "arguments_of",
     "known",
     "new_result",
     "parse_id",
@@ -219,27 +220,55 @@ def new_result(
     return result
 
 
+def arguments_of(job: Job) -> tuple[list[Any], dict[str, Any]]:
+    """The row's args and kwargs. Raises InvalidRow: ``f(*"ab")`` would run."""
+    try:
+        args, kwargs = decode(job.args), decode(job.kwargs)
+    except (ValueError, RecursionError) as error:  # PostgreSQL takes longer integers, and deeper nesting
+        raise InvalidRow(job.id, f"its arguments aren't JSON that Python reads ({error})") from error
+    if type(args) is not list:
+        raise InvalidRow(job.id, f"args is a JSON {_JSON_TYPES[type(args)]}, not an array")
+    if type(kwargs) is not dict:
+        raise InvalidRow(job.id, f"kwargs is a JSON {_JSON_TYPES[type(kwargs)]}, not an object")
+    return args, kwargs
+
+
+_JSON_TYPES = {
+    list: "array",
+    dict: "object",
+    str: "string",
+    int: "number",
+    float: "number",
+    bool: "boolean",
+    type(None): "null",
+}
+
+
 def result_of(job: Job, aliases: Mapping[str, str]) -> AnyResult:
-    """The row as Django's TaskResult; ``aliases`` are its backend's. Raises UnknownTask where the task
-    can't be imported.
+    """The row as Django's TaskResult; ``aliases`` are its backend's.
+
+    Raises UnknownTask where the task can't be imported, InvalidRow for what aiotasks hasn't written.
     """
-    status = TaskResultStatus.READY if job.status == "SCHEDULED" else TaskResultStatus(job.status)
-    return _make(
-        PostgresTaskResult,
-        task=_task_of(job, aliases),
-        id=str(job.id),
-        status=status,
-        enqueued_at=_local(job.enqueued_at),
-        started_at=_local(job.started_at),
-        finished_at=_local(job.finished_at),
-        last_attempted_at=_local(job.last_attempted_at),
-        args=decode(job.args),
-        kwargs=decode(job.kwargs),
-        backend=job.backend,
-        errors=[_error_of(decode(text)) for text in job.errors],
-        worker_ids=list(job.worker_ids),  # look-ups that were coalesced share the job
-        _return_value=decode(job.return_value),
-    )
+    args, kwargs = arguments_of(job)
+    try:
+        return _make(
+            PostgresTaskResult,
+            task=_task_of(job, aliases),
+            id=str(job.id),
+            status=TaskResultStatus.READY if job.status == "SCHEDULED" else TaskResultStatus(job.status),
+            enqueued_at=_local(job.enqueued_at),
+            started_at=_local(job.started_at),
+            finished_at=_local(job.finished_at),
+            last_attempted_at=_local(job.last_attempted_at),
+            args=args,
+            kwargs=kwargs,
+            backend=job.backend,
+            errors=[_error_of(decode(text)) for text in job.errors],
+            worker_ids=list(job.worker_ids),  # look-ups that were coalesced share the job
+            _return_value=decode(job.return_value),
+        )
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise InvalidRow(job.id, f"{type(error).__name__}: {error}") from error
 
 
 def _task_of(job: Job, aliases: Mapping[str, str]) -> AnyTask:
@@ -276,7 +305,10 @@ def _make[Kind](kind: type[Kind], **values: Any) -> Kind:
 
 
 def _error_of(stored: dict[str, str]) -> TaskError:
-    return TaskError(exception_class_path=stored["class"], traceback=stored["traceback"])
+    path, traceback = stored["class"], stored["traceback"]
+    if not isinstance(path, str) or not isinstance(traceback, str):
+        raise TypeError("an error's class and traceback are strings")
+    return TaskError(exception_class_path=path, traceback=traceback)
 
 
 def _local(moment: datetime | None) -> datetime | None:

@@ -2,12 +2,15 @@
 
 A caller that finds nothing under way goes at once, so one caller sees no delay, and a thousand
 share a round trip and a commit. The idea is group commit's (DeWitt et al., SIGMOD 1984).
+
+While the database is slow or away, what waits here is bounded, by number and by size: callers who
+can wait ask for ``room()`` before they make anything, those who can't look at ``crowded``.
 """
 
 import asyncio
 import contextvars
 import copy
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -16,6 +19,14 @@ from django.db import utils
 from .drivers import is_transient
 
 __all__ = ["Batcher", "Caller"]
+
+# Bytes of one flush. A thousand small rows have a tenth of it; a statement of 1,000 arguments of 1 MB
+# each would take longer than COMMAND_TIMEOUT, at every repetition.
+FLUSH_SIZE = 4 * 1024 * 1024
+
+# What may wait for a flush, until the buffer is crowded: bytes, and calls.
+MOST_BYTES = 8 * FLUSH_SIZE
+MOST_CALLS = 10_000
 
 
 class Caller[Result](Protocol):
@@ -33,7 +44,8 @@ class Batcher[Item, Result]:
     """Coalesces concurrent calls on one event loop into calls of ``flush``.
 
     ``flush`` takes a list of items and returns one result for each, in their order. At most
-    one flush is under way, of at most ``limit`` items.
+    one flush is under way, of at most ``limit`` items, and of at most FLUSH_SIZE bytes or of one
+    item alone, by what ``size`` says of each.
 
     - Every caller is answered exactly once, whatever happens: with its own result, or with an
       exception that no other caller shares.
@@ -41,10 +53,20 @@ class Batcher[Item, Result]:
     - A caller that is cancelled before its flush is left out of it; later, it harms nobody.
     """
 
-    def __init__(self, flush: Callable[[list[Item]], Awaitable[Sequence[Result]]], *, limit: int) -> None:
+    def __init__(
+        self,
+        flush: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        *,
+        limit: int,
+        size: Callable[[Item], int] = lambda item: 0,
+    ) -> None:
         self._flush = flush
         self._limit = limit
-        self._waiting: deque[tuple[Item, Caller[Result]]] = deque()
+        self._size = size
+        self._waiting: deque[tuple[Item, Caller[Result], int]] = deque()
+        self._bytes = 0  # of those
+        self._outside: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # who waits for room
+        self._letting_in = False
         self._flushing = False
         self._alone = True  # the last flush was of a single call
         self._flusher: asyncio.Task[None] | None = None
@@ -52,6 +74,28 @@ class Batcher[Item, Result]:
     def __len__(self) -> int:
         """How many calls wait for a flush to begin."""
         return len(self._waiting)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much waits for a flush that nothing should be added for now."""
+        return self._bytes >= MOST_BYTES or len(self._waiting) >= MOST_CALLS
+
+    async def room(self) -> None:
+        """Wait until it isn't crowded, in the order of asking: before an item is made, so that those
+        who wait hold nothing of ours. It may then be added without another await.
+        """
+        asked = False
+        while self.crowded or (self._outside and not asked):
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._outside[waiting] = None
+            if asked:  # let in, but those before were larger than those that went
+                self._outside.move_to_end(waiting, last=False)
+            asked = True
+            self._let_in_soon()
+            try:
+                await waiting
+            finally:
+                self._outside.pop(waiting, None)
 
     async def call(self, item: Item) -> Result:
         """Have ``item`` flushed and return its result.
@@ -80,17 +124,21 @@ class Batcher[Item, Result]:
         """Have ``item`` flushed for a ``caller`` that isn't a future: that saves 3 µs. Neither of its
         answers may raise.
         """
-        self._waiting.append((item, caller))
+        size = self._size(item)
+        self._waiting.append((item, caller, size))
+        self._bytes += size
         if not self._flushing:
             self._start()
 
     def _start(self) -> None:
-        self._flushing = True  # an eager task may have ended already when it is handed out
+        self._flushing = True
         # An empty context: the flush is nobody's, least of all the first caller's.
-        self._flusher = asyncio.get_running_loop().create_task(
+        flusher = asyncio.get_running_loop().create_task(
             self._run(), context=contextvars.Context(), name="aiotasks batcher"
         )
-        self._flusher.add_done_callback(self._ended)
+        if not flusher.done():  # as an eager one may be: then it is no longer the one that flushes
+            self._flusher = flusher
+            flusher.add_done_callback(self._ended)
 
     def _ended(self, flusher: asyncio.Task[None]) -> None:
         """One that was cancelled before its first step (the loop is closing) hasn't run at all."""
@@ -115,18 +163,48 @@ class Batcher[Item, Result]:
 
     def _give_up(self, batch: list[tuple[Item, Caller[Result]]], error: BaseException) -> None:
         """The loop is closing, or is out of memory: nobody may be left waiting."""
-        for _, caller in [*batch, *self._waiting]:
+        for caller in [*(caller for _, caller in batch), *(caller for _, caller, _ in self._waiting)]:
             if not caller.done():
                 caller.set_exception(utils.InterfaceError(f"interrupted by {error!r}"))
         self._waiting.clear()
+        self._bytes = 0
+        if self._outside:
+            self._let_in_soon()
 
     def _take(self) -> list[tuple[Item, Caller[Result]]]:
         batch: list[tuple[Item, Caller[Result]]] = []
+        room = FLUSH_SIZE
         while self._waiting and len(batch) < self._limit:
-            call = self._waiting.popleft()
-            if not call[1].done():
-                batch.append(call)
+            item, caller, size = self._waiting[0]
+            if not caller.done():
+                if size > room and batch:
+                    break
+                room -= size
+                batch.append((item, caller))
+            self._waiting.popleft()
+            self._bytes -= size
+        if self._outside:
+            self._let_in_soon()
         return batch
+
+    def _let_in_soon(self) -> None:
+        if not self._letting_in:
+            self._letting_in = True
+            asyncio.get_running_loop().call_soon(self._let_in)
+
+    def _let_in(self) -> None:
+        """Let some of those in who wait for room. Whoever is let in may add nothing after all, so it
+        looks again in the next turn; where it is crowded, the next flush sees to that.
+        """
+        self._letting_in = False
+        if self.crowded:
+            return
+        for _ in range(min(self._limit, len(self._outside))):
+            waiting, _ = self._outside.popitem(last=False)
+            if not waiting.done():
+                waiting.set_result(None)
+        if self._outside:
+            self._let_in_soon()
 
     async def _settle(self, batch: list[tuple[Item, Caller[Result]]]) -> None:
         try:

@@ -111,7 +111,10 @@ class DjangoDriver:
                     statement.django_sql,
                     {f"p{n}": _array(arg) if isinstance(arg, list) else arg for n, arg in enumerate(args, 1)},
                 )
-                return cursor.fetchall() if cursor.description else []
+                try:
+                    return cursor.fetchall() if cursor.description else []
+                except (ValueError, *_UNREADABLE) as error:  # psycopg2's; psycopg has a DataError
+                    raise utils.DataError(f"a value of the database can't be read: {error}") from error
         except utils.Error as error:
             if sqlstate(error) == READ_ONLY and not connection.in_atomic_block:
                 connection.close()  # its server isn't the primary any more; the next one may be
@@ -161,10 +164,16 @@ _BY_CLASS: dict[str, type[utils.DatabaseError]] = {
 }
 
 
+# What drivers raise for values that Python hasn't: a time after 9999, text that isn't UTF-8.
+_UNREADABLE = (OverflowError, UnicodeDecodeError)
+
+
 def as_django_error(error: BaseException) -> utils.Error:
     """The ``django.db`` error that Django would raise over psycopg for this asyncpg error."""
     if isinstance(error, asyncpg.PostgresError):
         kind: type[utils.Error] = _BY_CLASS.get((error.sqlstate or "")[:2], utils.DatabaseError)
+    elif isinstance(error, _UNREADABLE):
+        return utils.DataError(f"a value of the database can't be read: {error}")
     elif isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         kind = utils.DataError  # asyncpg couldn't encode an argument
     elif isinstance(error, asyncpg.InterfaceError):
@@ -185,6 +194,7 @@ def django_errors() -> Iterator[None]:
         asyncpg.InternalClientError,  # seen where the server had just closed an idle connection
         OSError,
         TimeoutError,
+        *_UNREADABLE,
     ) as error:
         raise as_django_error(error) from error
 

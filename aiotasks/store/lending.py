@@ -8,6 +8,7 @@ connection from here.
 import asyncio
 from collections import deque
 from contextlib import suppress
+from contextvars import Context
 from typing import Any
 
 import asyncpg
@@ -106,7 +107,7 @@ class Lending:
             self._give_back(self._kept.popleft()[0])
 
     def _give_back(self, connection: Pooled) -> "asyncio.Task[None]":
-        returning = self._loop.create_task(self._return(connection))
+        returning = self._loop.create_task(self._return(connection), context=Context())
         self._returning.add(returning)
         returning.add_done_callback(self._returning.discard)
         return returning

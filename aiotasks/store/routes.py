@@ -31,6 +31,9 @@ logger = logging.getLogger("aiotasks.store")
 class Route(Protocol):
     """How a backend's coroutines reach the database, and how they tell of it."""
 
+    async def room(self) -> None:
+        """Wait until another task may be made and inserted: backpressure where many callers wait."""
+
     async def insert(self, jobs: Sequence[NewJob]) -> None:
         """Store the tasks; durable on return, unless a transaction is open."""
 
@@ -53,6 +56,9 @@ class DjangoRoute:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._store = Store(DjangoDriver(options.database))
+
+    async def room(self) -> None:
+        """There is: one statement at a time."""
 
     async def insert(self, jobs: Sequence[NewJob]) -> None:
         if current_transaction(self._options.database) is not None:
@@ -126,10 +132,13 @@ class TransactionRoute:
         self._transaction = transaction
         self._options = options
 
+    async def room(self) -> None:
+        """There is: one statement at a time."""
+
     async def insert(self, jobs: Sequence[NewJob]) -> None:
         await self._transaction.store.insert_jobs(jobs)
         if self._options.notify:
-            self._transaction.wakeups += wakeups_of(jobs)
+            self._transaction.wakeups.update(wakeups_of(jobs))
 
     async def select(self, backend: str, id: UUID) -> Job | None:
         jobs = await self._transaction.store.select_jobs([id], backend)
@@ -138,7 +147,7 @@ class TransactionRoute:
     async def cancel(self, backend: str, id: UUID, error: str) -> Job | None:
         jobs = await self._transaction.store.cancel_jobs([id], backend, error)
         if self._options.notify:
-            self._transaction.wakeups += cancel_wakeups(jobs)
+            self._transaction.wakeups.update(cancel_wakeups(jobs))
         return jobs[0] if jobs else None
 
     async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
@@ -153,6 +162,9 @@ class LoopRoute:
 
     def __init__(self, held: LoopResources) -> None:
         self._held = held
+
+    async def room(self) -> None:
+        await self._held.enqueuer.room()
 
     async def insert(self, jobs: Sequence[NewJob]) -> None:
         if len(jobs) == 1:

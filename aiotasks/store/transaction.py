@@ -34,7 +34,7 @@ class Transaction:
         self.store = store
         self.around = around  # perhaps on another database
         self.open = True
-        self.wakeups: list[Wakeup] = []
+        self.wakeups: set[Wakeup] = set()
 
 
 def current_transaction(using: str) -> Transaction | None:
@@ -83,7 +83,7 @@ async def transaction(
     if outer is not None and outer.open and connection in (None, outer.connection):
         async with _block(using, outer.connection, outer.store) as block:
             yield outer.connection
-        outer.wakeups += block.wakeups
+        outer.wakeups |= block.wakeups
     elif connection is not None:
         in_callers_transaction = connection.is_in_transaction()
         async with _block(using, connection) as block:
@@ -155,7 +155,7 @@ async def _reset(connection: Connection, *, is_ours: bool) -> None:
 
 async def _notify(block: Transaction) -> None:
     if block.wakeups:
-        payloads = list({wakeup.payload() for wakeup in block.wakeups})
+        payloads = [wakeup.payload() for wakeup in block.wakeups]
         await block.store.notify(CHANNEL, payloads, alone=not block.connection.is_in_transaction())
 
 

@@ -46,7 +46,9 @@ SEND_TIMEOUT = 2.0
 # The payloads of one statement; more queues than that go in the next.
 MOST_AT_ONCE = 1000
 
-# The wake-ups remembered that couldn't be sent, so that an outage doesn't fill the memory.
+# The wake-ups that wait, and those remembered that couldn't be sent, so that an outage doesn't fill the
+# memory.
+MOST_WAITING = 10_000
 MOST_FAILED = 1000
 
 
@@ -142,7 +144,8 @@ class Notifier:
         self._sender: asyncio.Task[None] | None = None
 
     def notify(self, wakeups: Iterable[Wakeup]) -> None:
-        self._waiting.update(wakeup for wakeup in wakeups if not told.lately(self._database, wakeup))
+        if len(self._waiting) < MOST_WAITING:
+            self._waiting.update(wakeup for wakeup in wakeups if not told.lately(self._database, wakeup))
         if self._waiting and self._sender is None:
             # An empty context: the wake-up is nobody's, least of all the first caller's.
             self._sender = asyncio.get_running_loop().create_task(

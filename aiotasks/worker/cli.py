@@ -121,6 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["DJANGO_SETTINGS_MODULE"] = options.settings
     if not os.environ.get("DJANGO_SETTINGS_MODULE"):
         return _complain("no settings: give --settings or set DJANGO_SETTINGS_MODULE.")
+    if os.environ["DJANGO_SETTINGS_MODULE"].startswith("."):
+        return _complain(
+            f"the settings {os.environ['DJANGO_SETTINGS_MODULE']!r} aren't a module's full name."
+        )
     sys.path.insert(0, os.getcwd())  # as manage.py has it
     import django
     from django.conf import settings
@@ -166,7 +170,7 @@ def _work(options: argparse.Namespace) -> int:
     """Run one worker in this process."""
     try:
         line = None if options.supervised is None else Line(options.supervised)
-    except OSError:
+    except (OSError, OverflowError):
         return _complain("--supervised is for a supervisor's workers only.")
     try:
         worker = Worker(

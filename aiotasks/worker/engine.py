@@ -12,7 +12,7 @@ import anyio
 from django.db import utils
 
 from .. import __version__, signals
-from ..exceptions import UnknownTask
+from ..exceptions import InvalidRow, UnknownTask
 from ..job import Job, Lane, Released
 from ..store.pools import LoopResources, resources
 from ..store.repeat import repeat
@@ -189,8 +189,7 @@ class Engine:
             store,
             backend=self.backend,
             sender=self._sender,
-            aliases=self._options.aliases,
-            error_limit=self._options.max_error_size,
+            options=self._options,
             place=self.orm_threads.job,
             wake=self._wake,
             written=lambda: self.claimer.slot_freed(),
@@ -308,7 +307,7 @@ class Engine:
 
     def _may_claim(self) -> bool:
         unwritten = len(self.finisher.pending) + len(self.finisher.announcing)
-        return unwritten < UNWRITTEN * (self.concurrency + self.threads)
+        return unwritten < UNWRITTEN * (self.concurrency + self.threads) and not self.finisher.crowded
 
     def _done(self, execution: Execution) -> None:
         self.finisher.finish(execution)
@@ -385,6 +384,9 @@ class Engine:
             result = await asyncio.to_thread(result_of, job, self._options.aliases)  # which may import it
         except UnknownTask:
             return  # not a task of this process: there is no Task to show receivers
+        except InvalidRow as broken:
+            logger.error("task_finished can't be sent id=%s error=%r", job.id, str(broken))
+            return
         place = self.orm_threads.job()
         sending = signals.asend_finished(self._sender, result, error)
         try:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal, assert_never
 from uuid import UUID
@@ -16,7 +16,9 @@ from django.utils import timezone
 
 from .. import signals
 from ..codec import decode, dump_error
+from ..conf import Options
 from ..job import AnyResult, Deferred, Failed, Released, Succeeded
+from ..redact import redacted
 from ..store.batcher import Batcher
 from ..store.drivers import sqlstate
 from ..store.repeat import backoff
@@ -57,8 +59,7 @@ class Finisher:
         *,
         backend: str,
         sender: type,
-        aliases: Mapping[str, str],
-        error_limit: int,
+        options: Options,
         place: Callable[[], Place],
         wake: Callable[[Sequence[Wakeup]], None],
         written: Callable[[], None],
@@ -67,16 +68,20 @@ class Finisher:
         self._store = store
         self._backend = backend
         self._sender = sender
-        self._aliases = aliases
-        self._error_limit = error_limit
+        self._options = options
         self._place = place
         self._wake = wake
         self._on_written = written
-        self._batcher: Batcher[Execution, Written] = Batcher(self._flush, limit=FINISH_LIMIT)
+        self._batcher: Batcher[Execution, Written] = Batcher(self._flush, limit=FINISH_LIMIT, size=_size)
         self.pending: set[Execution] = set()
         self.announcing: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much waits to be written that nothing more should be run for now."""
+        return self._batcher.crowded
 
     def finish(self, execution: Execution) -> None:
         """Write the execution's outcome soon; returns at once."""
@@ -100,12 +105,15 @@ class Finisher:
         """It can't be written."""
         if isinstance(execution.outcome, Succeeded) and not _may_pass(error):
             # The database refused this very value; what it refused can at least be said.
-            logger.error("a return value was refused id=%s error=%r", execution.job.id, str(error))
-            execution.outcome = Failed(error, dump_error(error, limit=self._error_limit))
+            reason = redacted(str(error), by=self._options.redact)  # it may quote the value
+            logger.error("a return value was refused id=%s error=%r", execution.job.id, reason)
+            text = dump_error(error, limit=self._options.max_error_size, redact=self._options.redact)
+            execution.outcome = Failed(error, text)
             self._submit(execution)
             return
         # Its own sweep gives the row back once the execution isn't held any more.
-        logger.error("an outcome can't be written id=%s error=%r", execution.job.id, str(error))
+        reason = redacted(str(error), by=self._options.redact)
+        logger.error("an outcome can't be written id=%s error=%r", execution.job.id, reason)
         self._written(execution)
 
     def answered(self, execution: Execution, written: Written) -> None:
@@ -248,9 +256,9 @@ class Finisher:
         heard = signals.audience(task_finished, self._sender)
         if not failed and heard is signals.Audience.NOBODY:
             return
-        if execution.result is None and known(execution.job.task_path, self._aliases) is None:
+        if execution.result is None and known(execution.job.task_path, self._options.aliases) is None:
             return  # the task isn't known here, so there is no Task to show receivers
-        result = execution.result or result_of(execution.job, self._aliases)
+        result = execution.result or result_of(execution.job, self._options.aliases)
         _complete(result, execution, finished_at)
         if not failed and heard is signals.Audience.LOGS:
             task_finished.send_robust(self._sender, task_result=result)
@@ -298,6 +306,12 @@ class _Writing:
 
     def set_exception(self, error: BaseException) -> None:
         self._finisher.refused(self._execution, error)
+
+
+def _size(execution: Execution) -> int:
+    """The bytes that an outcome takes in a statement."""
+    outcome = execution.outcome
+    return len(outcome.text) if isinstance(outcome, Succeeded | Failed) else 0
 
 
 # What is the fault of the very row: data exceptions, constraints (a site's own), program limits,

@@ -79,8 +79,8 @@ class Rescuer:
     async def _rescue(self) -> tuple[int, int]:
         lost = WorkerLost("The worker that ran this task was killed or hung: its lease ran out.")
         cancelled = TaskCancelled("The task was cancelled, and its worker was killed or hung.")
-        limit = self._options.max_error_size
-        errors = dump_error(lost, limit=limit), dump_error(cancelled, limit=limit)
+        limit, redact = self._options.max_error_size, self._options.redact
+        errors = [dump_error(error, limit=limit, redact=redact) for error in (lost, cancelled)]
         ready = failed = 0
         while True:
             jobs = await self._store.rescue_jobs(

@@ -10,11 +10,11 @@ from django.tasks import TaskContext
 from django.tasks.signals import task_started
 
 from .. import signals
-from ..codec import decode, dump_error, dump_json
+from ..codec import dump_error, dump_json
 from ..conf import Options
-from ..exceptions import TaskCancelled, UnknownTask
+from ..exceptions import InvalidRow, TaskCancelled, UnknownTask
 from ..job import LANES, AnyTask, Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
-from ..tasks import known, resolve, result_of
+from ..tasks import arguments_of, known, resolve, result_of
 from .execution import Execution, Place
 from .exits import ExitRaised
 
@@ -26,6 +26,9 @@ logger = logging.getLogger("aiotasks.worker")
 # again every 10 s for an hour, which outlasts the deploys that we know of, and fails then.
 UNKNOWN_DELAY = 10.0
 UNKNOWN_WINDOW = 3600.0
+
+# Unknown paths that are remembered; a table that anybody can write to may hold any number of them.
+MOST_UNKNOWNS = 1000
 
 
 class Threads(Protocol):
@@ -66,7 +69,7 @@ class Runner:
         self._closing = closing
         self._unknown_delay = unknown_delay
         self._unknown_window = unknown_window
-        self._told_unknown: set[str] = set()
+        self._unknowns: dict[str, tuple[Deferred, float]] = {}  # by path; for how long that holds
         self._loop = asyncio.get_running_loop()
         self._importing: dict[str, asyncio.Future[AnyTask]] = {}
         self._counts: dict[Lane, int] = dict.fromkeys(LANES, 0)
@@ -136,11 +139,13 @@ class Runner:
         try:
             task = known(job.task_path, self._options.aliases)
             if task is None:
+                if (deferred := self._put_off_lately(job.task_path)) is not None:
+                    return deferred
                 task = await self._import(job.task_path)
         except UnknownTask as error:
             return self._unknown(job, error)
         self._move(execution, lane_of(task.func))
-        args, kwargs = decode(job.args), decode(job.kwargs)
+        args, kwargs = arguments_of(job)
         if signals.audience(task_started, self._sender) is not signals.Audience.NOBODY:
             execution.result = result_of(job, self._options.aliases)
             await signals.asend_started(self._sender, execution.result)
@@ -190,6 +195,10 @@ class Runner:
     def _raised(self, execution: Execution, error: BaseException) -> Outcome:
         if isinstance(error, asyncio.CancelledError) and execution.cancelled_for is None and self._closing():
             execution.cancelled_for = "shutdown"  # by the loop's runner, with everything else on it
+        if isinstance(error, InvalidRow):
+            logger.error(
+                "a row holds what aiotasks never writes id=%s error=%r", execution.job.id, str(error)
+            )
         if execution.cancelled_for == "cancelled":
             return self._cancelled()
         return Released(self._cancelled()) if execution.cancelled_for is not None else self._failed(error)
@@ -200,10 +209,21 @@ class Runner:
     def _failed(self, error: BaseException) -> Failed:
         if isinstance(error, ExitRaised):
             error = error.original
-        return Failed(error, dump_error(error, limit=self._options.max_error_size))
+        options = self._options
+        return Failed(error, dump_error(error, limit=options.max_error_size, redact=options.redact))
 
     def _unknown(self, job: Job, error: UnknownTask) -> Deferred:
-        if job.task_path not in self._told_unknown:  # once a path: there may be thousands
-            self._told_unknown.add(job.task_path)
+        """Put the job off. A flood of its kind is looked at and told of once, not job by job."""
+        if (deferred := self._put_off_lately(job.task_path)) is not None:
+            return deferred
+        if job.task_path not in self._unknowns:
             logger.warning("a task is unknown here and put off id=%s error=%r", job.id, str(error))
-        return Deferred(self._unknown_delay, self._unknown_window, self._failed(error))
+            if len(self._unknowns) >= MOST_UNKNOWNS:
+                self._unknowns.clear()
+        deferred = Deferred(self._unknown_delay, self._unknown_window, self._failed(error))
+        self._unknowns[job.task_path] = deferred, self._loop.time() + self._unknown_delay / 2
+        return deferred
+
+    def _put_off_lately(self, task_path: str) -> Deferred | None:
+        deferred, until = self._unknowns.get(task_path, (None, 0.0))
+        return deferred if self._loop.time() < until else None

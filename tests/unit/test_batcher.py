@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from aiotasks.store import batcher as batcher_module
 from aiotasks.store.batcher import Batcher
 
 TURNS = 2000
@@ -197,6 +198,13 @@ def run_on_a_loop(main: Callable[[], Awaitable[None]], *, eager: bool = False) -
     bad=frozenset(),
     flushes=[Flush(turns=1), Flush(turns=4), Flush(turns=1)],
     steps=[*["submit"] * 2, *["turn"] * 6, *["submit"] * 2],
+    by="call",
+)
+@example(
+    limit=1,
+    bad=frozenset(),
+    flushes=[Flush(turns=1), Flush(turns=0), Flush(turns=1)],
+    steps=["submit", "submit", "turn", "submit", "submit"],
     by="call",
 )
 def test_every_caller_resumes_once_with_its_own_outcome(
@@ -432,3 +440,95 @@ def test_a_closing_loop_leaves_nobody_waiting() -> None:
 
     run_on_a_loop(main)
     assert outcomes[-1] == 1
+
+
+async def test_a_flush_is_bounded_by_bytes_and_a_larger_item_goes_alone() -> None:
+    seen: list[list[int]] = []
+
+    async def flush(items: list[int]) -> list[int]:
+        seen.append(items)
+        await asyncio.sleep(0)
+        return items
+
+    third = batcher_module.FLUSH_SIZE // 3
+    batcher: Batcher[int, int] = Batcher(flush, limit=100, size=lambda item: item)
+    items = [third, third, third, third, 10 * third, 1, 2, third]
+    first = batcher.submit(0)
+    await asyncio.sleep(0)
+    waiting = [batcher.submit(item) for item in items]
+    assert await asyncio.gather(first, *waiting) == [0, *items]
+    assert seen == [[0], [third] * 3, [third], [10 * third], [1, 2, third]]
+
+
+async def test_callers_wait_for_room_in_their_order_holding_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "MOST_CALLS", 3)
+    monkeypatch.setattr(batcher_module, "MOST_BYTES", 100)
+    gate = asyncio.Event()
+    added: list[int] = []
+    most = 0
+
+    async def flush(items: list[int]) -> list[int]:
+        await gate.wait()
+        await asyncio.sleep(0)
+        return items
+
+    batcher: Batcher[int, int] = Batcher(flush, limit=2, size=lambda item: 60 if item % 10 == 7 else 1)
+
+    async def enqueue(number: int) -> int:
+        nonlocal most
+        await batcher.room()
+        if number % 10 == 3:
+            raise ValueError("refused before it was added")
+        added.append(number)
+        future = batcher.submit(number)
+        most = max(most, len(batcher))
+        return await future
+
+    callers = [asyncio.ensure_future(enqueue(number)) for number in range(100)]
+    await until_idle()
+    assert len(added) < 7
+    assert batcher.crowded
+    cancelled = callers[50:60]
+    for caller in cancelled:
+        caller.cancel()
+    gate.set()
+    async with asyncio.timeout(20):
+        results = await asyncio.gather(*callers, return_exceptions=True)
+    assert most <= 3 + 2  # what a flush has made room for is let in at once
+    assert len(results) == 100
+    for number, result in enumerate(results):
+        if 50 <= number < 60:
+            assert isinstance(result, asyncio.CancelledError)
+        elif number % 10 == 3:
+            assert isinstance(result, ValueError)
+        else:
+            assert result == number
+    assert all(abs(added.index(number) - place) < 3 for place, number in enumerate(sorted(added)))
+    assert not batcher._outside
+    assert batcher._bytes == 0
+
+
+async def until_idle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_room_is_made_where_all_who_were_let_in_add_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's flush wakes the next then."""
+    monkeypatch.setattr(batcher_module, "MOST_CALLS", 1)
+    gate = asyncio.Event()
+
+    async def flush(items: list[int]) -> list[int]:
+        await gate.wait()
+        return items
+
+    batcher: Batcher[int, int] = Batcher(flush, limit=1)
+    first = [batcher.submit(0), batcher.submit(1)]
+    await until_idle()
+    assert batcher.crowded
+    waiting = [asyncio.ensure_future(batcher.room()) for _ in range(20)]
+    await until_idle()
+    assert not any(caller.done() for caller in waiting)
+    gate.set()
+    async with asyncio.timeout(20):
+        await asyncio.gather(*first, *waiting)

@@ -7,7 +7,9 @@
 -- A claim need not survive a crash of the server (the task is then READY, and the late finish
 -- fenced), so it doesn't wait for the disk; set_config is local to this statement.
 --
--- Returned is what the caller doesn't know: every column costs it time.
+-- Returned is what the caller doesn't know: every column costs it time. A row that somebody else has
+-- written may hold times that Python hasn't, or nested arrays: it mustn't make the claim fail, of which
+-- all others are a part.
 --
 -- $1 worker id, $2 a claim id never used before, $3 backend,
 -- of the loop lane: $4 queue names, $5 oldest ready_at to look at per queue, $6 how many at most,
@@ -22,7 +24,7 @@ UPDATE aiotasks_task AS task
 SET status = 'RUNNING',
     claim_id = $2::uuid,
     worker_id = $1::uuid,
-    worker_ids = task.worker_ids || $1::uuid,
+    worker_ids = CASE WHEN array_ndims(task.worker_ids) > 1 THEN '{}' ELSE task.worker_ids END || $1::uuid,
     started_at = coalesce(task.started_at, now()),
     last_attempted_at = now()
 WHERE task.ctid = ANY(ARRAY(
@@ -62,5 +64,9 @@ WHERE task.ctid = ANY(ARRAY(
 ))
 RETURNING
     task.id, task.queue_name, task.task_path, task.lane, task.priority, task.args::text, task.kwargs::text,
-    task.errors::text[], task.worker_ids::text[], task.enqueued_at, task.run_after, task.ready_at,
-    task.started_at, task.last_attempted_at, task.max_crashes, task.keep_result
+    task.errors::text[], task.worker_ids::text[],
+    CASE WHEN task.enqueued_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.enqueued_at END,
+    CASE WHEN task.run_after BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.run_after END,
+    least(task.ready_at, now()),
+    CASE WHEN task.started_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.started_at END,
+    task.last_attempted_at, task.max_crashes, task.keep_result

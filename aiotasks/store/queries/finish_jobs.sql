@@ -4,6 +4,7 @@
 -- and is tried again, as is one that was changed just before it could be locked: its ctid is new.
 -- LATERAL has each row looked up by its id, whatever the planner thinks of the table; `status || ''`
 -- keeps it from reading all RUNNING rows by their index instead.
+-- Nested errors (nothing of ours) can't be added to: they make way.
 -- $1 ids (sorted, so that two batches lock in one order), $2 claim ids, $3 final statuses,
 -- $4 return values (JSON text or NULL), $5 errors (JSON text or NULL)
 WITH mine AS MATERIALIZED (
@@ -20,7 +21,11 @@ WITH mine AS MATERIALIZED (
 UPDATE aiotasks_task AS task
 SET status = mine.status,
     return_value = mine.return_value::json,
-    errors = CASE WHEN mine.error IS NULL THEN task.errors ELSE task.errors || mine.error::json END,
+    errors = CASE
+        WHEN mine.error IS NULL THEN task.errors
+        WHEN array_ndims(task.errors) > 1 THEN ARRAY[mine.error::json]
+        ELSE task.errors || mine.error::json
+    END,
     worker_id = NULL,
     finished_at = now()
 FROM mine

@@ -14,7 +14,7 @@ SET status = CASE WHEN released.delay > 0 THEN 'SCHEDULED' ELSE 'READY' END,
     unknown_since = CASE WHEN released.unknown_for IS NOT NULL THEN coalesce(task.unknown_since, now()) END,
     claim_id = NULL,
     worker_id = NULL,
-    worker_ids = trim_array(task.worker_ids, 1),
+    worker_ids = trim_array(task.worker_ids, least(1, cardinality(task.worker_ids))),
     started_at = CASE WHEN cardinality(task.worker_ids) > 1 THEN task.started_at END,
     last_attempted_at = CASE WHEN cardinality(task.worker_ids) > 1 THEN task.last_attempted_at END
 FROM unnest($1::uuid[], $2::uuid[], $3::double precision[], $4::double precision[])

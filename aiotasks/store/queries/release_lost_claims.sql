@@ -7,7 +7,7 @@ SET status = 'READY',
     ready_at = clock_timestamp(),
     claim_id = NULL,
     worker_id = NULL,
-    worker_ids = trim_array(task.worker_ids, 1),
+    worker_ids = trim_array(task.worker_ids, least(1, cardinality(task.worker_ids))),
     started_at = CASE WHEN cardinality(task.worker_ids) > 1 THEN task.started_at END,
     last_attempted_at = CASE WHEN cardinality(task.worker_ids) > 1 THEN task.last_attempted_at END
 WHERE task.status = 'RUNNING' AND task.worker_id = $1::uuid

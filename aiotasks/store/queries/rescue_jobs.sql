@@ -1,6 +1,7 @@
 -- Take tasks away from workers that have died: RUNNING, and no worker with a live lease. Starting
 -- from the tasks, not from dead workers' rows, finds also what was claimed while its worker's row
 -- was being removed. READY again, or FAILED: after too many crashes, or where it was to be cancelled anyway.
+-- A row that somebody else has written (nested errors, crashes beyond counting) mustn't hold up the others.
 -- $1 backend, $2 crashes after which a task fails, where it says nothing itself,
 -- $3 the error to store (JSON text), $4 how many at the most,
 -- $5 the error of a cancelled task
@@ -20,8 +21,9 @@ WITH lost AS MATERIALIZED (
 )
 UPDATE aiotasks_task AS task
 SET status = CASE WHEN lost.fails THEN 'FAILED' ELSE 'READY' END,
-    crashes = lost.crashes,
-    errors = task.errors || CASE WHEN lost.cancelled THEN $5::json ELSE $3::json END,
+    crashes = least(lost.crashes, 32767),
+    errors = CASE WHEN array_ndims(task.errors) > 1 THEN '{}' ELSE task.errors END
+        || CASE WHEN lost.cancelled THEN $5::json ELSE $3::json END,
     ready_at = CASE WHEN lost.fails THEN task.ready_at ELSE clock_timestamp() END,
     finished_at = CASE WHEN lost.fails THEN now() END,
     unknown_since = NULL,

@@ -1,0 +1,253 @@
+"""What somebody may try who can enqueue, read the table, or write to it (FAULTS 44, 47 to 50).
+
+45 and 46 are the admin's and the dashboard's, which don't exist yet; names in SQL and in the log are also
+in test_input.py.
+"""
+
+import ast
+import json
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+import aiotasks
+from aiotasks.codec import dump_error
+from aiotasks.exceptions import UnknownTask
+from aiotasks.tasks import resolve
+from tests.conftest import ROOT
+from tests.worker import tasks
+from tests.worker.harness import Configure, Ledger, Start, until, wait_until
+
+from . import secrets
+
+HERE = "tests.faults.secrets"
+CARD = "sk-4000123412341234"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "subprocess.call",
+        "os.system",
+        "builtins.eval",
+        f"{HERE}.hide",
+        f"{HERE}.alias",
+        f"{HERE}.charge.func",
+        f"{HERE}.SECRET",
+        HERE,
+        "",
+        ".",
+        "..charge",
+        "charge",
+    ],
+)
+def test_nothing_but_a_task_at_its_own_path_is_ever_run(path: str) -> None:
+    """FAULTS 44."""
+    with pytest.raises(UnknownTask):
+        resolve(path)
+
+
+async def test_a_stored_path_runs_no_function(configure: Configure, ledger: Ledger, tmp_path: Path) -> None:
+    """FAULTS 44, in the worker."""
+    made = tmp_path / "made by a row"
+    result = await tasks.add.aenqueue(1, 2)
+    ledger.connection.execute(
+        "UPDATE aiotasks_task SET task_path = 'os.mkdir', args = %s", [json.dumps([str(made)])]
+    )
+    async with aiotasks.Worker():
+        await until(lambda: ledger.task(result.id).status == "SCHEDULED")
+    assert not made.exists()
+
+
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    """FAULTS 49."""
+    for path in Path(aiotasks.__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        used = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        used |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        assert not used & {"pickle", "marshal", "shelve", "eval", "exec", "compile", "__import__"}, path
+
+
+# --- FAULTS 47: secrets
+
+
+async def run_one(ledger: Ledger, task: Any) -> dict[str, str]:
+    """Run ``task`` with the card; returns the error that is stored."""
+    result = await task.aenqueue(CARD)
+    async with aiotasks.Worker():
+        await until(lambda: ledger.task(result.id).status == "FAILED")
+    (error,) = ledger.task(result.id).errors
+    return error
+
+
+async def test_no_values_of_variables_are_stored(configure: Configure, ledger: Ledger) -> None:
+    error = await run_one(ledger, secrets.keep)
+    assert "a card of 16 digits" in error["traceback"]
+    assert CARD.removeprefix("sk-") not in json.dumps(error)
+
+
+@pytest.mark.parametrize("task", [secrets.charge, secrets.charge_sync], ids=["loop", "thread"])
+async def test_errors_are_stored_as_redact_has_them(configure: Configure, ledger: Ledger, task: Any) -> None:
+    configure(REDACT=f"{HERE}.hide")
+    error = await run_one(ledger, task)
+    assert error["class"] == "builtins.ValueError"
+    assert "[hidden] was declined" in error["traceback"]
+    assert CARD not in json.dumps(error)
+
+
+@pytest.mark.parametrize("name", ["fail", "leave", "return_nothing"])
+async def test_a_redact_that_fails_gives_nothing_away(
+    configure: Configure, ledger: Ledger, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    configure(REDACT=f"{HERE}.{name}")
+    with caplog.at_level(logging.INFO, "aiotasks"):
+        error = await run_one(ledger, secrets.charge)
+    assert error["traceback"].startswith("(left out: REDACT ")
+    records = [record for record in caplog.records if record.name.startswith("aiotasks")]
+    assert any(f"{HERE}.{name}" in record.getMessage() for record in records)
+    assert not any(CARD in record.getMessage() or record.exc_info for record in records)
+
+
+def test_the_text_is_redacted_before_it_is_cut() -> None:
+    """Else the pattern of a secret wouldn't match where its half is left."""
+    for before in range(1000, 1100):
+        error = ValueError("x" * before + CARD + "y" * 100_000)
+        text = dump_error(error, limit=2048, redact=f"{HERE}.hide")
+        assert "sk-" not in text
+
+
+@pytest.mark.parametrize(
+    "path", ["no.such.module", f"{HERE}.nothing", f"{HERE}.not_a_function", "..", f"{HERE}."]
+)
+async def test_a_redact_that_leads_nowhere_is_told_at_the_start(configure: Configure, path: str) -> None:
+    configure(REDACT=path)
+    with pytest.raises(ImproperlyConfigured, match=re.escape(f"REDACT {path!r} leads to no function")):
+        aiotasks.Worker()
+    text = dump_error(ValueError(CARD), limit=2048, redact=path)  # a process that nobody has checked
+    assert CARD not in text
+
+
+# --- Least privilege
+
+GRANTS = re.findall(r"^GRANT [^;]+;", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+ROLES = ("site", "site_worker")
+
+ENQUEUER = """
+import asyncio, json
+import django
+django.setup()
+import aiotasks
+from django.db import transaction
+from django.tasks import default_task_backend as backend
+from django.utils import timezone
+from datetime import timedelta
+from tests.worker import tasks
+
+def sync():
+    with transaction.atomic():
+        many = backend.enqueue_many(tasks.add_sync, [((1, 2), {})] * 2)
+        ids = [tasks.add.enqueue(1, 2).id, *(result.id for result in many)]
+    assert backend.get_result(ids[0]).status in ("READY", "RUNNING", "SUCCESSFUL")
+    assert tasks.add.using(run_after=timezone.now() + timedelta(days=1)).enqueue(1, 2).cancel()
+    return ids
+
+async def main():
+    ids = [(await tasks.add.aenqueue(1, 2)).id]
+    ids += [r.id for r in await backend.aenqueue_many(tasks.add, [((1, 2), {})] * 2)]
+    async with aiotasks.transaction():
+        ids.append((await tasks.add.aenqueue(1, 2)).id)
+        await backend.aget_result(ids[-1])
+    soon = tasks.add.using(run_after=timezone.now() + timedelta(seconds=0.5))
+    ids.append((await soon.aenqueue(1, 2)).id)
+    running = await tasks.wait_for_release.aenqueue("until it is cancelled")
+    while running.status != "RUNNING":
+        await running.arefresh()
+    assert await running.acancel()
+    while running.status != "FAILED":
+        await running.arefresh()
+    return ids
+
+print(json.dumps(sync() + asyncio.run(main())))
+"""
+
+
+@pytest.fixture
+def roles(pg: Any, database: str) -> Iterator[None]:
+    """The README's two roles, with what the README grants them and nothing else."""
+    password = getattr(pg, "password", "")
+    with psycopg.connect(database, autocommit=True) as owner:
+        for role in ROLES:
+            owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+        try:
+            for grant in GRANTS:
+                owner.execute(grant)  # type: ignore[arg-type]
+            yield
+        finally:
+            for role in ROLES:
+                owner.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_the_readmes_grants_are_enough(
+    start: Start, start_worker: Start, ledger: Ledger, roles: None, worker_env: dict[str, str]
+) -> None:
+    dead, lost, unknown = (f"00000000-0000-0000-0000-00000000000{n}" for n in (1, 2, 3))
+    ledger.connection.execute(
+        """
+        INSERT INTO aiotasks_worker VALUES
+            (%s, 'default', 'host', 1, '{}', 1, 1, '0', now(), now() - interval '1 hour')
+        """,
+        [dead],
+    )
+    ledger.connection.execute(
+        """
+        INSERT INTO aiotasks_task (id, backend, queue_name, task_path, lane, priority, status, args, kwargs,
+            errors, worker_ids, crashes, enqueued_at, ready_at, worker_id, claim_id, last_attempted_at)
+        VALUES (%s, 'default', 'default', 'tests.worker.tasks.add', 'loop', 0, 'RUNNING', '[1, 2]', '{}',
+                '{}', ARRAY[%s]::uuid[], 0, now(), now(), %s, %s, now()),
+               (%s, 'default', 'default', 'tests.no_such.task', 'loop', 0, 'READY', '[1, 2]', '{}',
+                '{}', '{}', 0, now(), now(), NULL, NULL, NULL)
+        """,
+        [lost, dead, dead, dead, unknown],
+    )
+    worker = start_worker(
+        options={"LEASE_TIMEOUT": 1, "POLL_INTERVAL": 0.5}, env={"AIOTASKS_DB_USER": "site_worker"}
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", ENQUEUER],
+        env={**worker_env, "DJANGO_SETTINGS_MODULE": "tests.worker.settings", "AIOTASKS_DB_USER": "site"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    for id in [lost, *json.loads(run.stdout)]:
+        wait_until(lambda id=id: ledger.task(id).status == "SUCCESSFUL")
+    wait_until(lambda: ledger.task(unknown).status == "SCHEDULED")
+    wait_until(lambda: ledger.workers() == 1)
+    assert worker.stop() == 0
+    assert ledger.workers() == 0
+    assert "permission denied" not in worker.log
+    assert "Traceback" not in worker.log
+
+
+def test_the_readmes_enqueuer_can_do_no_workers_work(database: str, roles: None) -> None:
+    for statement in (
+        "UPDATE aiotasks_task SET args = '[]'",
+        "UPDATE aiotasks_task SET task_path = 'x'",
+        "DELETE FROM aiotasks_task",
+        "SELECT FROM aiotasks_worker",
+    ):
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("SET ROLE site")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)
