@@ -93,7 +93,6 @@ class Process:
         if self.is_alive():
             self.popen.kill()  # also ends one that SIGSTOP holds
         self.popen.wait()
-        print(f"--- {self.popen.args} pid {self.pid} exit {self.popen.returncode}\n{self.log}")  # noqa: T201
 
 
 type Start = Callable[..., Process]
@@ -127,6 +126,7 @@ def start(worker_env: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     yield start
     for process in started:
         process.kill()
+        print(f"--- {process.popen.args} pid {process.pid} exit {process.popen.returncode}\n{process.log}")  # noqa: T201
 
 
 @pytest.fixture
