@@ -5,13 +5,15 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
 from uuid import UUID
 
+import anyio
 from django.db import utils
 
 from ..job import LANES, Job, Lane, Source
@@ -124,6 +126,7 @@ class Claimer:
         self._hungry: set[Lane] = set(LANES)
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
+        self._scope = anyio.CancelScope(shield=True)
         self._may_at_once = at_once
         self._at_once = 0  # so many may be claimed for the loop, however few slots are free
         self._in_a_row: dict[Lane, int] = dict.fromkeys(LANES, 0)  # claims of more than free slots
@@ -158,7 +161,15 @@ class Claimer:
         await self._stopped.wait()
 
     async def run(self) -> None:
-        """Claim until stopped."""
+        """Claim until stopped. Whatever else of the worker fails or is cancelled, this ends by ``stop()``."""
+        with self._scope:
+            await self._run()
+
+    def abort(self) -> None:
+        """Give up a claim that has no answer; what it has taken must be rescued."""
+        self._scope.cancel()
+
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         failures = 0
         self._poll_at = loop.time() + self._next_poll()
@@ -224,9 +235,21 @@ class Claimer:
             try:
                 await asyncio.sleep(0)  # lets it be sent
                 await self._start_all(claim)
-            finally:
-                claim = await following
+                claim = await asyncio.shield(following)
+            except BaseException:
+                following.add_done_callback(self._drop_claimed)  # nobody will start what it brings
+                raise
         return claimed
+
+    def _drop_claimed(self, following: "asyncio.Task[_Claim]") -> None:
+        if not following.cancelled() and following.exception() is None:
+            self._drop_all(following.result().jobs)
+
+    def _drop_all(self, jobs: Iterable[Job]) -> None:
+        """Give back what a claim has brought."""
+        for job in jobs:
+            self._drop(job)
+            self._claiming.discard(job.claim_id)
 
     def _free_in(self, lane: Lane, unstarted: Sequence[Job] = ()) -> int:
         """Slots of the lane that nothing is to have yet."""
@@ -286,21 +309,26 @@ class Claimer:
         clock = time.monotonic  # uvloop's stands still within a turn of the loop
         began = turn = clock()
         at_once = threads = 0
-        for job in claim.jobs:
-            if clock() - turn > TURN_TIME:
-                await asyncio.sleep(0)
-                turn = clock()
-            # The lease may have ended while the reply was on its way, or since: somebody may have
-            # these by now.
-            if self._worker_id() != claim.worker_id:
-                self._drop(job)
-            elif job.lane == "thread":
-                self._threads.add(job)
-                threads += 1
-            elif self._free() <= 0:
-                self._drop(job)
-            elif self._start(job):
-                at_once += 1
+        unstarted = deque(claim.jobs)
+        try:
+            while unstarted:
+                if clock() - turn > TURN_TIME:
+                    await asyncio.sleep(0)
+                    turn = clock()
+                job = unstarted.popleft()
+                # The lease may have ended while the reply was on its way, or since: somebody may have
+                # these by now.
+                if self._worker_id() != claim.worker_id:
+                    self._drop(job)
+                elif job.lane == "thread":
+                    self._threads.add(job)
+                    threads += 1
+                elif self._free() <= 0:
+                    self._drop(job)
+                elif self._start(job):
+                    at_once += 1
+        finally:
+            self._drop_all(unstarted)  # cancelled meanwhile
         self._claiming.discard(claim.jobs[0].claim_id)
         taken = clock() - began
         self._at_once = 0

@@ -232,7 +232,6 @@ class Engine:
             self.heartbeat,
             give_back=self._give_back,
             settle_late=self._settle_late,
-            claim_timeout=self._options.command_timeout,
             changed=self.changed,
             hurried=hurried,
         )
@@ -240,7 +239,7 @@ class Engine:
         self.guard.stop()
         self.orm_threads.close()
         self.sync_threads.close()
-        with anyio.move_on_after(1.0):
+        with anyio.CancelScope(deadline=shutdown.goodbye_by):
             worker_id = self.lease.worker_id
             if not shutdown.keeps_lease and worker_id is not None:
                 store = self.resources.store

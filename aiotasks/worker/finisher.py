@@ -129,6 +129,17 @@ class Finisher:
             self._idle.set()
 
     async def _flush(self, executions: list[Execution]) -> Sequence[Written]:
+        latest = {execution.job.id: execution for execution in executions}
+        if len(latest) == len(executions):
+            return await self._write(executions)
+        # A task was claimed again here before the outcome of its earlier claim could be written. Rows
+        # are told by their ids, so each of its claims goes by itself.
+        earlier = [execution for execution in executions if latest[execution.job.id] is not execution]
+        written = dict(zip(earlier, await self._flush(earlier), strict=True))
+        written |= zip(latest.values(), await self._write(list(latest.values())), strict=True)
+        return [written[execution] for execution in executions]
+
+    async def _write(self, executions: Sequence[Execution]) -> Sequence[Written]:
         finishes: list[tuple[UUID, UUID, str, str | None, str | None]] = []
         releases: list[tuple[UUID, UUID, float, float | None]] = []
         unreleased: dict[UUID, Failed | None] = {}
