@@ -47,6 +47,11 @@ AT_ONCE_ROW = 4
 # back is below the watermarks.
 FORGET_INTERVAL = 1.0
 
+# Seconds for which nothing is claimed beside a task that has been in two crashes: what takes the worker
+# down now is most probably that one. Most that kill their process do so at once; and a long one that
+# was only near them is not to keep a worker from its other tasks.
+APART_TIME = 5.0
+
 # For how long tasks are started without a look at what else the loop has to do.
 TURN_TIME = 0.005
 
@@ -70,6 +75,7 @@ class Sources(Protocol):
     def forget(self) -> None: ...
     async def queues(self) -> list[str]: ...
     def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> Source: ...
+    def apart(self, lane: Lane, queues: Sequence[str]) -> dict[Lane, Source]: ...
     def learn(self, lane: Lane, source: Source, jobs: Sequence[Job]) -> None: ...
 
 
@@ -92,6 +98,8 @@ class Claimer:
       back, and keeps its place in the queue.
     - The next claim is under way while the jobs of one are started, where that leaves slots.
     - A claim is never cancelled by us: its reply says what we own. ``stop()`` waits for it.
+    - A task that has been in two crashes is claimed by itself, and for a while nothing is beside it:
+      whoever brings workers down is told from those that were only there, who would fail with it.
     - It claims on a wake-up and whenever slots come free while there may be more. A poll at
       random times within POLL_INTERVAL finds what no NOTIFY told of.
     """
@@ -133,6 +141,10 @@ class Claimer:
         self._poll_at = inf
         self._look_again_at = inf
         self._forgot_at = -inf
+        self._suspected: set[Lane] = set(LANES)  # where there may be tasks that are claimed apart
+        self._had_apart = False  # so that the others have their turn
+        self._apart: Job | None = None
+        self._apart_until = -inf
 
     def wake(self, wakeup: Wakeup | None = None) -> None:
         """There may be work (None: anywhere)."""
@@ -147,10 +159,12 @@ class Claimer:
         """The ids of claims whose jobs haven't all been started yet."""
         return self._claiming | self._threads.claim_ids
 
-    def slot_freed(self) -> None:
-        """A lane has room again; it matters where there may be more to claim."""
+    def slot_freed(self, job: Job | None = None) -> None:
+        """A lane has room again, as ``job`` has ended; it matters where there may be more to claim."""
         self._threads.feed()
-        if self._hungry:
+        if job is not None and job is self._apart:
+            self._apart = None
+        if self._hungry or self._suspected:
             self._changed.set()
 
     async def stop(self) -> None:
@@ -181,16 +195,23 @@ class Claimer:
                     self._look_at_everything(now)
                 elif now >= self._look_again_at:
                     self._look_again(now)
-                if not self._may_claim() or not any(
-                    self._free_in(lane) > 0 or self._beyond(lane) > 0 for lane in self._hungry
+                apart_until = self._apart_until if self._apart is not None else -inf
+                if (
+                    now < apart_until
+                    or not self._may_claim()
+                    or not (self._is_hungry() or self._may_be_suspects())
                 ):
+                    wake_at = min(self._poll_at, self._look_again_at)
+                    if now < apart_until:
+                        wake_at = min(wake_at, apart_until)
                     with suppress(TimeoutError):
-                        async with asyncio.timeout_at(min(self._poll_at, self._look_again_at)):
+                        async with asyncio.timeout_at(wake_at):
                             await self._changed.wait()
                     self._changed.clear()
                     continue
                 try:
-                    await self.run_once()
+                    if not await self._claim_apart() and self._is_hungry():
+                        await self.run_once()
                     failures = 0
                 except utils.Error as error:
                     failures += 1
@@ -203,8 +224,13 @@ class Claimer:
         finally:
             self._stopped.set()
 
+    def _is_hungry(self) -> bool:
+        """Whether there may be work that there is room for."""
+        return any(self._free_in(lane) > 0 or self._beyond(lane) > 0 for lane in self._hungry)
+
     def _look_at_everything(self, now: float) -> None:
         self._forgot_at = now
+        self._suspected.update(LANES)
         self._sources.forget()
         self._hungry.update(LANES)
 
@@ -227,8 +253,8 @@ class Claimer:
         claim = await self._claim()
         while claim.jobs:
             claimed += len(claim.jobs)
-            is_polling = clock() >= self._poll_at  # which run() sees to
-            if not claim.more or is_polling or not self._may_claim() or self._stopping.is_set():
+            is_due = clock() >= self._poll_at or self._may_be_suspects()  # which run() sees to
+            if not claim.more or is_due or not self._may_claim() or self._stopping.is_set():
                 await self._start_all(claim)
                 break
             following = asyncio.create_task(self._claim(claim.jobs), name="aiotasks claim")
@@ -250,6 +276,30 @@ class Claimer:
         for job in jobs:
             self._drop(job)
             self._claiming.discard(job.claim_id)
+
+    def _may_be_suspects(self) -> bool:
+        """Whether a task that is claimed apart may be there, and has room."""
+        return any(self._free_in(lane) > 0 for lane in self._suspected)
+
+    async def _claim_apart(self) -> bool:
+        """Start one task that has been in two crashes; False if there is none, or it is the others' turn."""
+        if self._had_apart:
+            self._had_apart = False
+            return False
+        for lane in [lane for lane in LANES if lane in self._suspected and self._free_in(lane) > 0]:
+            self._suspected.discard(lane)
+            worker_id = self._worker_id()
+            if worker_id is None:
+                break
+            jobs = await self._fetch(worker_id, self._sources.apart(lane, await self._sources.queues()))
+            if jobs:
+                self._suspected.add(lane)  # there may be another
+                self._had_apart = True
+                self._apart = jobs[0]
+                self._apart_until = asyncio.get_running_loop().time() + APART_TIME
+                await self._start_all(_Claim(worker_id, jobs))
+                return True
+        return False
 
     def _free_in(self, lane: Lane, unstarted: Sequence[Job] = ()) -> int:
         """Slots of the lane that nothing is to have yet."""
@@ -281,16 +331,7 @@ class Claimer:
         sources = {
             lane: self._sources.of(lane, queues, limits[lane], robust_only=beyond[lane]) for lane in LANES
         }
-        # Held from now on: the loop may be blocked while the reply waits to be read, and our own
-        # sweep mustn't take for lost what it says.
-        claim_id = uuid.uuid4()
-        self._claiming.add(claim_id)
-        jobs: list[Job] = []
-        try:
-            jobs = await self._store.claim_jobs(worker_id, claim_id, self._backend, **sources)
-        finally:
-            if not jobs:
-                self._claiming.discard(claim_id)
+        jobs = await self._fetch(worker_id, sources)
         for lane, source in sources.items():
             self._sources.learn(lane, source, [job for job in jobs if job.lane == lane])
         turn = {(lane, name): n for lane in LANES for n, name in enumerate(sources[lane].queues)}
@@ -303,6 +344,19 @@ class Claimer:
             self._at_once = 0
         full = sum(job.lane == "loop" for job in jobs) >= limits["loop"] > 0
         return _Claim(worker_id, jobs, full, full and (self._at_once > 0 or free["loop"] > limits["loop"]))
+
+    async def _fetch(self, worker_id: UUID, sources: dict[Lane, Source]) -> list[Job]:
+        # Held from now on: the loop may be blocked while the reply waits to be read, and our own
+        # sweep mustn't take for lost what it says.
+        claim_id = uuid.uuid4()
+        self._claiming.add(claim_id)
+        jobs: list[Job] = []
+        try:
+            jobs = await self._store.claim_jobs(worker_id, claim_id, self._backend, **sources)
+        finally:
+            if not jobs:
+                self._claiming.discard(claim_id)
+        return jobs
 
     async def _start_all(self, claim: _Claim) -> None:
         """Start the jobs of one claim, and see how much the next may take."""
@@ -329,7 +383,7 @@ class Claimer:
                     at_once += 1
         finally:
             self._drop_all(unstarted)  # cancelled meanwhile
-        self._claiming.discard(claim.jobs[0].claim_id)
+            self._claiming.discard(claim.jobs[0].claim_id)
         taken = clock() - began
         self._at_once = 0
         all_at_once = self._may_at_once and claim.full and at_once == len(claim.jobs) - threads

@@ -294,7 +294,7 @@ class Engine:
         self.finisher.finish(execution)
         if execution.in_thread:
             self.backlog.took(time.monotonic() - execution.began)
-        self.claimer.slot_freed()
+        self.claimer.slot_freed(execution.job)
         self.changed.set()
 
     def _drop(self, job: Job) -> None:
