@@ -52,6 +52,9 @@ FORGET_INTERVAL = 1.0
 # was only near them is not to keep a worker from its other tasks.
 APART_TIME = 5.0
 
+# Seconds between two looks for those, at the least; whoever rescues them looks at once.
+SUSPECT_INTERVAL = 10.0
+
 # For how long tasks are started without a look at what else the loop has to do.
 TURN_TIME = 0.005
 
@@ -141,7 +144,8 @@ class Claimer:
         self._poll_at = inf
         self._look_again_at = inf
         self._forgot_at = -inf
-        self._suspected: set[Lane] = set(LANES)  # where there may be tasks that are claimed apart
+        self._suspected: set[Lane] = set()  # where there may be tasks that are claimed apart
+        self._suspected_at = -inf
         self._had_apart = False  # so that the others have their turn
         self._apart: Job | None = None
         self._apart_until = -inf
@@ -152,6 +156,12 @@ class Claimer:
             return
         self._hungry.update(LANES)
         self._look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN
+        self._changed.set()
+
+    def suspect(self) -> None:
+        """There may be tasks that have been in two crashes."""
+        self._suspected.update(LANES)
+        self._suspected_at = asyncio.get_running_loop().time()
         self._changed.set()
 
     @property
@@ -230,7 +240,8 @@ class Claimer:
 
     def _look_at_everything(self, now: float) -> None:
         self._forgot_at = now
-        self._suspected.update(LANES)
+        if now - self._suspected_at >= SUSPECT_INTERVAL:
+            self.suspect()
         self._sources.forget()
         self._hungry.update(LANES)
 

@@ -128,7 +128,7 @@ class Engine:
             worker_id=lambda: self.lease.worker_id,
             may_rescue=self.lease.may_rescue,
             held=self._held,
-            wake=self._wake,
+            wake=self._wake_rescued,
             announce=self._announce_lost,
         )
         self.canceller = Canceller(
@@ -329,6 +329,11 @@ class Engine:
             self._heard(wakeup)
         if self._options.notify and wakeups:
             resources(self._options).notifier.notify(wakeups)
+
+    def _wake_rescued(self, wakeups: Sequence[Wakeup]) -> None:
+        if wakeups:
+            self.claimer.suspect()
+            self._wake(wakeups)
 
     def _registered(self) -> None:
         """We have a lease under a new id: what was claimed under another isn't ours any more."""
