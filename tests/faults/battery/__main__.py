@@ -13,7 +13,7 @@ from pathlib import Path
 
 import django
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.worker.settings")
+os.environ["DJANGO_SETTINGS_MODULE"] = "tests.worker.settings"
 django.setup()
 
 from .arena import Arena  # noqa: E402  # its tasks need the settings

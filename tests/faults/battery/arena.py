@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -193,7 +194,7 @@ class Arena:
             ids += [result.id for result in default_task_backend.enqueue_many(task, batch)]
         return ids
 
-    def enqueue_work(self, rng: Any, count: int, seconds: tuple[float, float]) -> list[str]:
+    def enqueue_work(self, rng: Random, count: int, seconds: tuple[float, float]) -> list[str]:
         """Enqueue tasks that write start and end, and sleep for so long in between; one in five is sync."""
         calls = [(rng.random() < 0.2, [round(rng.uniform(*seconds), 3)]) for _ in range(count)]
         return [
