@@ -170,10 +170,10 @@ class Claimer:
         return self._claiming | self._threads.claim_ids
 
     def slot_freed(self, job: Job | None = None) -> None:
-        """A lane has room again, as ``job`` has ended; it matters where there may be more to claim."""
+        """A lane has room again, or ``job`` is written; it matters where there may be more to claim."""
         self._threads.feed()
         if job is not None and job is self._apart:
-            self._apart = None
+            self._apart = None  # a crash before that would be its, too
         if self._hungry or self._suspected:
             self._changed.set()
 

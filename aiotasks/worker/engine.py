@@ -181,7 +181,7 @@ class Engine:
             error_limit=self._options.max_error_size,
             place=self.orm_threads.job,
             wake=self._wake,
-            written=lambda: self.claimer.slot_freed(),
+            written=lambda job: self.claimer.slot_freed(job),
         )
 
     def _parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
@@ -294,7 +294,7 @@ class Engine:
         self.finisher.finish(execution)
         if execution.in_thread:
             self.backlog.took(time.monotonic() - execution.began)
-        self.claimer.slot_freed(execution.job)
+        self.claimer.slot_freed()
         self.changed.set()
 
     def _drop(self, job: Job) -> None:

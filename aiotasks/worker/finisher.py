@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from .. import signals
 from ..codec import decode, dump_error
-from ..job import AnyResult, Deferred, Failed, Released, Succeeded
+from ..job import AnyResult, Deferred, Failed, Job, Released, Succeeded
 from ..store.batcher import Batcher
 from ..store.drivers import sqlstate
 from ..store.repeat import backoff
@@ -60,7 +60,7 @@ class Finisher:
         error_limit: int,
         place: Callable[[], Place],
         wake: Callable[[Sequence[Wakeup]], None],
-        written: Callable[[], None],
+        written: Callable[[Job | None], None],
     ) -> None:
         self.fenced = 0
         self._store = store
@@ -121,7 +121,7 @@ class Finisher:
 
     def _written(self, execution: Execution) -> None:
         self.pending.discard(execution)
-        self._on_written()
+        self._on_written(execution.job)
         self._settle()
 
     def _settle(self) -> None:
@@ -262,7 +262,7 @@ class Finisher:
 
     def _announced(self, task: "asyncio.Task[None]") -> None:
         self.announcing.discard(task)
-        self._on_written()
+        self._on_written(None)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a receiver of task_finished failed", exc_info=error)
         self._settle()

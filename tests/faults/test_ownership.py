@@ -83,7 +83,7 @@ def make_finisher(options: Options) -> Finisher:
         error_limit=10_000,
         place=OrmThreads(1, limit=1).job,
         wake=lambda wakeups: None,
-        written=lambda: None,
+        written=lambda job: None,
     )
 
 

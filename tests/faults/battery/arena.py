@@ -112,6 +112,11 @@ class Arena:
         self.database.rows("TRUNCATE aiotasks_task, aiotasks_worker, overwritten")
         self.ledger.connection.execute("TRUNCATE ledger")
 
+    def restart(self) -> None:
+        """``pg_ctl restart -m immediate``: the server recovers as from a crash."""
+        self.server.restart("immediate")
+        connections.close_all()
+
     # --- Workers ------------------------------------------------------------------------------
 
     def start(

@@ -46,7 +46,7 @@ def restart(arena: Arena, rng: Random, report: Report, *, tasks: int, restarts: 
             break
         if not back:
             calm_until = time.time()
-        arena.server.restart("immediate")
+        arena.restart()
         back.append(time.time())
     arena.wait_until_finished(tasks)
     judged = arena.judge(ids)
@@ -111,7 +111,7 @@ def unflushed(arena: Arena, rng: Random, report: Report, *, crashes: int) -> Non
             ids.append(id)
             wait_until(lambda id=id: arena.ledger.events("start", id) == 1, TIMEOUT)
             first.send(signal.SIGSTOP)
-            arena.server.restart("immediate")
+            arena.restart()
             is_lost = arena.database.value("SELECT claim_id IS NULL FROM aiotasks_task WHERE id = %s", id)
             if not is_lost:  # a renewal came in between
                 first.send(signal.SIGCONT)

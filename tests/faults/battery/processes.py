@@ -29,7 +29,9 @@ def kill(arena: Arena, rng: Random, report: Report, *, tasks: int, kills: int) -
     for point in sorted(rng.sample(range(tasks * 9 // 10), kills)):
         if not recoveries.watch(lambda point=point: arena.finished() >= point):
             break  # what is missing is counted as lost
-        victim = rng.choice([one for one in workers if "connections: at most" in one.log])
+        for worker in workers:  # so that there is always somebody to recover what is lost
+            worker.wait_for("connections: at most", TIMEOUT)
+        victim = rng.choice(workers)
         mine = arena.worker_ids(victim)
         arena.kill(victim)
         recoveries.lost(mine)
