@@ -47,9 +47,9 @@ AT_ONCE_ROW = 4
 # back is below the watermarks.
 FORGET_INTERVAL = 1.0
 
-# Seconds for which nothing is claimed beside a task that has been in two crashes: what takes the worker
-# down now is most probably that one. Most that kill their process do so at once; and a long one that
-# was only near them is not to keep a worker from its other tasks.
+# Seconds for which nothing is claimed beside a task that has been in two crashes, and before it until
+# what runs has ended: what takes the worker down now is most probably that one. Most that kill their
+# process do so at once; and a long one that was only near them is not to keep a worker from its others.
 APART_TIME = 5.0
 
 # Seconds between two looks for those, at the least; whoever rescues them looks at once.
@@ -121,6 +121,7 @@ class Claimer:
         start: Callable[[Job], bool],
         drop: Callable[[Job], None],
         at_once: bool = True,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._sources = sources
@@ -139,6 +140,7 @@ class Claimer:
         self._stopped = asyncio.Event()
         self._scope = anyio.CancelScope(shield=True)
         self._may_at_once = at_once
+        self._busy = busy
         self._at_once = 0  # so many may be claimed for the loop, however few slots are free
         self._in_a_row: dict[Lane, int] = dict.fromkeys(LANES, 0)  # claims of more than free slots
         self._poll_at = inf
@@ -148,7 +150,8 @@ class Claimer:
         self._suspected_at = -inf
         self._had_apart = False  # so that the others have their turn
         self._apart: Job | None = None
-        self._apart_until = -inf
+        self._draining = False  # nothing is claimed until all has ended that runs
+        self._quiet_until = -inf
 
     def wake(self, wakeup: Wakeup | None = None) -> None:
         """There may be work (None: anywhere)."""
@@ -205,15 +208,13 @@ class Claimer:
                     self._look_at_everything(now)
                 elif now >= self._look_again_at:
                     self._look_again(now)
-                apart_until = self._apart_until if self._apart is not None else -inf
-                if (
-                    now < apart_until
-                    or not self._may_claim()
-                    or not (self._is_hungry() or self._may_be_suspects())
-                ):
+                keeps_quiet = now < self._quiet_until and (
+                    self._apart is not None or (self._draining and self._busy())
+                )
+                if keeps_quiet or not self._may_claim() or not (self._is_hungry() or self._may_be_suspects()):
                     wake_at = min(self._poll_at, self._look_again_at)
-                    if now < apart_until:
-                        wake_at = min(wake_at, apart_until)
+                    if keeps_quiet:
+                        wake_at = min(wake_at, self._quiet_until)
                     with suppress(TimeoutError):
                         async with asyncio.timeout_at(wake_at):
                             await self._changed.wait()
@@ -303,13 +304,20 @@ class Claimer:
             if worker_id is None:
                 break
             jobs = await self._fetch(worker_id, self._sources.apart(lane, await self._sources.queues()))
-            if jobs:
-                self._suspected.add(lane)  # there may be another
+            drained, self._draining = self._draining, False
+            if jobs or drained:
+                self._suspected.add(lane)  # there may be another, or it is on its way back
+            if not jobs:
+                continue
+            self._quiet_until = asyncio.get_running_loop().time() + APART_TIME
+            if self._busy() and not drained:  # what runs may be the culprit: it goes first
+                self._draining = True
+                self._drop_all(jobs)
+            else:
                 self._had_apart = True
                 self._apart = jobs[0]
-                self._apart_until = asyncio.get_running_loop().time() + APART_TIME
                 await self._start_all(_Claim(worker_id, jobs))
-                return True
+            return True
         return False
 
     def _free_in(self, lane: Lane, unstarted: Sequence[Job] = ()) -> int:

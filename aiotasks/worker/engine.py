@@ -113,6 +113,7 @@ class Engine:
             start=self.runner.start,
             drop=self._drop,
             at_once=options.max_crashes > 1,
+            busy=lambda: bool(self.runner.running),
         )
         self.scheduler = Scheduler(
             store,

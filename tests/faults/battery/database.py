@@ -32,10 +32,11 @@ _FAST_FINISHES = "DROP FUNCTION take_time CASCADE"
 
 def restart(arena: Arena, rng: Random, report: Report, *, tasks: int, restarts: int) -> None:
     """``pg_ctl restart -m immediate`` at random points of the progress."""
-    report.load = f"{tasks} tasks of 0.1 s, 2 workers, {restarts} restarts"
+    report.load = f"{tasks} tasks of 0.2 s, 2 workers, {restarts} restarts"
     options = {"LEASE_TIMEOUT": 3, "POLL_INTERVAL": 1, "COMMAND_TIMEOUT": 5}
-    workers = arena.fleet(2, "--concurrency", "5", "--threads", "2", options=options)
-    ids = arena.enqueue_work(rng, tasks, (0.1, 0.1))
+    # One slot in five is a thread, as one task in five is sync: both lanes are busy to the end.
+    workers = arena.fleet(2, "--concurrency", "8", "--threads", "2", options=options)
+    ids = arena.enqueue_work(rng, tasks, (0.2, 0.2))
     began = time.time()
     calm = tasks // 10  # in which the full rate is measured
     share = (tasks * 0.95 - calm) / restarts

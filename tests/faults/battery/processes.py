@@ -29,8 +29,8 @@ def kill(arena: Arena, rng: Random, report: Report, *, tasks: int, kills: int) -
     for point in sorted(rng.sample(range(tasks * 9 // 10), kills)):
         if not recoveries.watch(lambda point=point: arena.finished() >= point):
             break  # what is missing is counted as lost
-        for worker in workers:  # so that there is always somebody to recover what is lost
-            worker.wait_for("connections: at most", TIMEOUT)
+        # So that there is always somebody to recover what is lost.
+        recoveries.watch(lambda: all("connections: at most" in worker.log for worker in workers))
         victim = rng.choice(workers)
         mine = arena.worker_ids(victim)
         arena.kill(victim)
