@@ -125,15 +125,15 @@ class Shutdown:
     async def _part_from(self, stuck: Sequence[Execution], keep_threads: bool) -> bool:
         """Give back what is stuck; whether some of it is kept, with the lease."""
         kept = [execution for execution in stuck if keep_threads and execution.in_thread]
+        if given_back := [execution for execution in stuck if execution not in kept]:
+            with anyio.CancelScope(deadline=self.goodbye_by):
+                await self._give_back(given_back)
         if kept:
             # A thread can't be stopped, and its task must not run twice while it goes on.
             self._heartbeat.stop(lambda store: self._settle_late(store, kept))
         else:
             with anyio.CancelScope(deadline=self.goodbye_by):  # a dead line may hold it up; it's a daemon
                 await self._heartbeat.stop()
-        if given_back := [execution for execution in stuck if execution not in kept]:
-            with anyio.CancelScope(deadline=self.goodbye_by):
-                await self._give_back(given_back)
         return bool(kept)
 
     async def _wait_for_running(self, timeout: float, *, threads: bool = True) -> None:

@@ -247,5 +247,6 @@ def soak(arena: Arena, rng: Random, report: Report, *, tasks: int) -> None:
     )
     report.expect(finished and succeeded == tasks, f"{succeeded} of {tasks} succeeded")
     report.expect(growth < 5, f"RSS grew by {growth:.1f} %")
-    report.expect(max(later, default=0) <= max(early), "more backends than after the warm-up")
+    # One more where a sweep falls beside a claim, a finish and a renewal.
+    report.expect(max(later, default=0) <= max(early) + 1, "more backends than during the warm-up")
     report.expect(codes == [0], f"exit codes {codes}")
