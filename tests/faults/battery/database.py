@@ -38,7 +38,7 @@ def restart(arena: Arena, rng: Random, report: Report, *, tasks: int, restarts: 
     workers = arena.fleet(2, "--concurrency", "8", "--threads", "2", options=options)
     ids = arena.enqueue_work(rng, tasks, (0.2, 0.2))
     began = time.time()
-    calm = tasks // 10  # in which the full rate is measured
+    calm = max(300, tasks // 10)  # for some seconds, in which the full rate is measured
     share = (tasks * 0.95 - calm) / restarts
     back = []
     for number in range(restarts):

@@ -54,7 +54,7 @@ RUNS = (
         database.restart,
         "0 lost, no worker exits, full rate again within 5 s",
         {"tasks": 10_000, "restarts": 20},
-        {"tasks": 700, "restarts": 2},
+        {"tasks": 1_200, "restarts": 2},
     ),
     Run(
         "unflushed",
