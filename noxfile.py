@@ -44,6 +44,15 @@ def matrix(session: nox.Session, django: str, postgres: str) -> None:
 
 
 @nox.session(python=PYTHONS[0])
+def faults(session: nox.Session) -> None:
+    """Run the battery of faults and the tests' long variants; `-- --quick` the battery alone, small."""
+    install(session)
+    session.run("python", "-m", "tests.faults.battery", *session.posargs)
+    if not session.posargs:
+        session.run("pytest", "-m", "battery", success_codes=[0, 5])  # 5: there are none
+
+
+@nox.session(python=PYTHONS[0])
 def lint(session: nox.Session) -> None:
     """Check style, formatting and the direction of the imports."""
     session.install("-r", "requirements/lint.txt")

@@ -89,7 +89,7 @@ async def _drain(alias: str) -> int:
         options=backend.config,
         place=_TestPlace,
         wake=lambda wakeups: None,
-        written=lambda: None,
+        written=lambda job: None,
     )
     worker_id = uuid4()
     claimer = Claimer(

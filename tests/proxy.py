@@ -29,6 +29,7 @@ class Proxy:
         self._mode: Mode = "pass"
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -57,6 +58,13 @@ class Proxy:
     def cut(self) -> None:
         """Reset all connections that are open."""
         self._call(self._cut())
+
+    def strand(self) -> None:
+        """Leave all connections half-open: the server's side is closed, and the client isn't told.
+
+        New ones go through as the mode says.
+        """
+        self._call(self._strand())
 
     def _call(self, coroutine: "asyncio.coroutines.Coroutine[None, None, None]") -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
@@ -91,30 +99,49 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         self._writers.add(writer)
-        server_writer = None
+        server_writer = link = None
         try:
             server_reader, server_writer = await asyncio.open_connection(*self.target)
             self._writers.add(server_writer)
+            link = _Link(server_writer)
+            self._links.add(link)
             async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(self._pump(reader, server_writer, replies=False))
-                pumps.create_task(self._pump(server_reader, writer, replies=True))
+                pumps.create_task(self._pump(link, reader, server_writer, replies=False))
+                pumps.create_task(self._pump(link, server_reader, writer, replies=True))
         except* (OSError, asyncio.CancelledError):
             pass
         finally:
+            if link is not None:
+                self._links.discard(link)
             for one in filter(None, (writer, server_writer)):
                 self._writers.discard(one)
                 one.transport.abort()
             self._tasks.discard(task)
 
+    async def _strand(self) -> None:
+        for link in self._links:
+            link.is_stranded = True
+            link.server.transport.abort()
+
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool
+        self, link: "_Link", reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool
     ) -> None:
         while chunk := await reader.read(65536):
             if self._mode == "delay":
                 await asyncio.sleep(self.delay)
-            if self._mode == "blackhole" or (self._mode == "mute" and replies):
+            if link.is_stranded or self._mode == "blackhole" or (self._mode == "mute" and replies):
                 continue
             writer.write(chunk)
             await writer.drain()
-        if self._mode in ("pass", "delay"):
+        if link.is_stranded and replies:
+            return  # what the client still says is swallowed
+        if link.is_stranded or self._mode in ("pass", "delay"):
             raise ConnectionResetError  # one side has gone: the other goes, too
+
+
+class _Link:
+    """One connection on its way through."""
+
+    def __init__(self, server: asyncio.StreamWriter) -> None:
+        self.server = server
+        self.is_stranded = False

@@ -140,10 +140,10 @@ class LoopResources:
                 return
             await asyncio.sleep(0.01)
 
-    async def close(self) -> None:
-        """Close the pool; connections still lent out are cut after two seconds."""
+    async def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Close the pool; connections still lent out are cut after ``timeout`` seconds."""
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 await self.listener.close()
                 await self.driver.lending.close()
                 await self.pool.close()
@@ -180,12 +180,12 @@ def resources(options: Options) -> LoopResources:
         return of_loop[options]
 
 
-async def close_pools() -> None:
-    """Close what the running loop holds; the next need makes it anew."""
+async def close_pools(timeout: float = CLOSE_TIMEOUT) -> None:
+    """Close what the running loop holds, each pool within so many seconds; the next need makes it anew."""
     with _lock:
         of_loop = _by_loop.pop(asyncio.get_running_loop(), {})
     for held in of_loop.values():
-        await held.close()
+        await held.close(timeout)
 
 
 def _drop(of_loop: dict[Options, LoopResources]) -> None:

@@ -94,6 +94,7 @@ class Store:
             thread.since,
             thread.limit,
             thread.robust_only,
+            loop.apart or thread.apart,
         )
         return [_claimed(claim_id, backend, *row) for row in rows]
 

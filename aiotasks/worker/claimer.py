@@ -5,13 +5,15 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
 from uuid import UUID
 
+import anyio
 from django.db import utils
 
 from ..job import LANES, Job, Lane, Source
@@ -45,6 +47,14 @@ AT_ONCE_ROW = 4
 # back is below the watermarks.
 FORGET_INTERVAL = 1.0
 
+# Seconds for which nothing is claimed beside a task that has been in two crashes, and before it until
+# what runs has ended: what takes the worker down now is most probably that one. Most that kill their
+# process do so at once; and a long one that was only near them is not to keep a worker from its others.
+APART_TIME = 5.0
+
+# Seconds between two looks for those, at the least; whoever rescues them looks at once.
+SUSPECT_INTERVAL = 10.0
+
 # For how long tasks are started without a look at what else the loop has to do.
 TURN_TIME = 0.005
 
@@ -68,6 +78,7 @@ class Sources(Protocol):
     def forget(self) -> None: ...
     async def queues(self) -> list[str]: ...
     def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> Source: ...
+    def apart(self, lane: Lane, queues: Sequence[str]) -> dict[Lane, Source]: ...
     def learn(self, lane: Lane, source: Source, jobs: Sequence[Job]) -> None: ...
 
 
@@ -90,6 +101,8 @@ class Claimer:
       back, and keeps its place in the queue.
     - The next claim is under way while the jobs of one are started, where that leaves slots.
     - A claim is never cancelled by us: its reply says what we own. ``stop()`` waits for it.
+    - A task that has been in two crashes is claimed by itself, and for a while nothing is beside it:
+      whoever brings workers down is told from those that were only there, who would fail with it.
     - It claims on a wake-up and whenever slots come free while there may be more. A poll at
       random times within POLL_INTERVAL finds what no NOTIFY told of.
     """
@@ -108,6 +121,7 @@ class Claimer:
         start: Callable[[Job], bool],
         drop: Callable[[Job], None],
         at_once: bool = True,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._sources = sources
@@ -124,12 +138,20 @@ class Claimer:
         self._hungry: set[Lane] = set(LANES)
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
+        self._scope = anyio.CancelScope(shield=True)
         self._may_at_once = at_once
+        self._busy = busy
         self._at_once = 0  # so many may be claimed for the loop, however few slots are free
         self._in_a_row: dict[Lane, int] = dict.fromkeys(LANES, 0)  # claims of more than free slots
         self._poll_at = inf
         self._look_again_at = inf
         self._forgot_at = -inf
+        self._suspected: set[Lane] = set()  # where there may be tasks that are claimed apart
+        self._suspected_at = -inf
+        self._had_apart = False  # so that the others have their turn
+        self._apart: Job | None = None
+        self._draining = False  # nothing is claimed until all has ended that runs
+        self._quiet_until = -inf
 
     def wake(self, wakeup: Wakeup | None = None) -> None:
         """There may be work (None: anywhere)."""
@@ -139,15 +161,23 @@ class Claimer:
         self._look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN
         self._changed.set()
 
+    def suspect(self) -> None:
+        """There may be tasks that have been in two crashes."""
+        self._suspected.update(LANES)
+        self._suspected_at = asyncio.get_running_loop().time()
+        self._changed.set()
+
     @property
     def claiming(self) -> set[UUID | None]:
         """The ids of claims whose jobs haven't all been started yet."""
         return self._claiming | self._threads.claim_ids
 
-    def slot_freed(self) -> None:
-        """A lane has room again; it matters where there may be more to claim."""
+    def slot_freed(self, job: Job | None = None) -> None:
+        """A lane has room again, or ``job`` is written; it matters where there may be more to claim."""
         self._threads.feed()
-        if self._hungry:
+        if job is not None and job is self._apart:
+            self._apart = None  # a crash before that would be its, too
+        if self._hungry or self._suspected:
             self._changed.set()
 
     async def stop(self) -> None:
@@ -158,7 +188,15 @@ class Claimer:
         await self._stopped.wait()
 
     async def run(self) -> None:
-        """Claim until stopped."""
+        """Claim until stopped. Whatever else of the worker fails or is cancelled, this ends by ``stop()``."""
+        with self._scope:
+            await self._run()
+
+    def abort(self) -> None:
+        """Give up a claim that has no answer; what it has taken must be rescued."""
+        self._scope.cancel()
+
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         failures = 0
         self._poll_at = loop.time() + self._next_poll()
@@ -170,16 +208,21 @@ class Claimer:
                     self._look_at_everything(now)
                 elif now >= self._look_again_at:
                     self._look_again(now)
-                if not self._may_claim() or not any(
-                    self._free_in(lane) > 0 or self._beyond(lane) > 0 for lane in self._hungry
-                ):
+                keeps_quiet = now < self._quiet_until and (
+                    self._apart is not None or (self._draining and self._busy())
+                )
+                if keeps_quiet or not self._may_claim() or not (self._is_hungry() or self._may_be_suspects()):
+                    wake_at = min(self._poll_at, self._look_again_at)
+                    if keeps_quiet:
+                        wake_at = min(wake_at, self._quiet_until)
                     with suppress(TimeoutError):
-                        async with asyncio.timeout_at(min(self._poll_at, self._look_again_at)):
+                        async with asyncio.timeout_at(wake_at):
                             await self._changed.wait()
                     self._changed.clear()
                     continue
                 try:
-                    await self.run_once()
+                    if not await self._claim_apart() and self._is_hungry():
+                        await self.run_once()
                     failures = 0
                 except utils.Error as error:
                     failures += 1
@@ -192,8 +235,14 @@ class Claimer:
         finally:
             self._stopped.set()
 
+    def _is_hungry(self) -> bool:
+        """Whether there may be work that there is room for."""
+        return any(self._free_in(lane) > 0 or self._beyond(lane) > 0 for lane in self._hungry)
+
     def _look_at_everything(self, now: float) -> None:
         self._forgot_at = now
+        if now - self._suspected_at >= SUSPECT_INTERVAL:
+            self.suspect()
         self._sources.forget()
         self._hungry.update(LANES)
 
@@ -216,17 +265,60 @@ class Claimer:
         claim = await self._claim()
         while claim.jobs:
             claimed += len(claim.jobs)
-            is_polling = clock() >= self._poll_at  # which run() sees to
-            if not claim.more or is_polling or not self._may_claim() or self._stopping.is_set():
+            is_due = clock() >= self._poll_at or self._may_be_suspects()  # which run() sees to
+            if not claim.more or is_due or not self._may_claim() or self._stopping.is_set():
                 await self._start_all(claim)
                 break
             following = asyncio.create_task(self._claim(claim.jobs), name="aiotasks claim")
             try:
                 await asyncio.sleep(0)  # lets it be sent
                 await self._start_all(claim)
-            finally:
-                claim = await following
+                claim = await asyncio.shield(following)
+            except BaseException:
+                following.add_done_callback(self._drop_claimed)  # nobody will start what it brings
+                raise
         return claimed
+
+    def _drop_claimed(self, following: "asyncio.Task[_Claim]") -> None:
+        if not following.cancelled() and following.exception() is None:
+            self._drop_all(following.result().jobs)
+
+    def _drop_all(self, jobs: Iterable[Job]) -> None:
+        """Give back what a claim has brought."""
+        for job in jobs:
+            self._drop(job)
+            self._claiming.discard(job.claim_id)
+
+    def _may_be_suspects(self) -> bool:
+        """Whether a task that is claimed apart may be there, and has room."""
+        return any(self._free_in(lane) > 0 for lane in self._suspected)
+
+    async def _claim_apart(self) -> bool:
+        """Start one task that has been in two crashes; False if there is none, or it is the others' turn."""
+        if self._had_apart:
+            self._had_apart = False
+            return False
+        for lane in [lane for lane in LANES if lane in self._suspected and self._free_in(lane) > 0]:
+            self._suspected.discard(lane)
+            worker_id = self._worker_id()
+            if worker_id is None:
+                break
+            jobs = await self._fetch(worker_id, self._sources.apart(lane, await self._sources.queues()))
+            drained, self._draining = self._draining, False
+            if jobs or drained:
+                self._suspected.add(lane)  # there may be another, or it is on its way back
+            if not jobs:
+                continue
+            self._quiet_until = asyncio.get_running_loop().time() + APART_TIME
+            if self._busy() and not drained:  # what runs may be the culprit: it goes first
+                self._draining = True
+                self._drop_all(jobs)
+            else:
+                self._had_apart = True
+                self._apart = jobs[0]
+                await self._start_all(_Claim(worker_id, jobs))
+            return True
+        return False
 
     def _free_in(self, lane: Lane, unstarted: Sequence[Job] = ()) -> int:
         """Slots of the lane that nothing is to have yet."""
@@ -258,16 +350,7 @@ class Claimer:
         sources = {
             lane: self._sources.of(lane, queues, limits[lane], robust_only=beyond[lane]) for lane in LANES
         }
-        # Held from now on: the loop may be blocked while the reply waits to be read, and our own
-        # sweep mustn't take for lost what it says.
-        claim_id = uuid.uuid4()
-        self._claiming.add(claim_id)
-        jobs: list[Job] = []
-        try:
-            jobs = await self._store.claim_jobs(worker_id, claim_id, self._backend, **sources)
-        finally:
-            if not jobs:
-                self._claiming.discard(claim_id)
+        jobs = await self._fetch(worker_id, sources)
         for lane, source in sources.items():
             self._sources.learn(lane, source, [job for job in jobs if job.lane == lane])
         turn = {(lane, name): n for lane in LANES for n, name in enumerate(sources[lane].queues)}
@@ -281,27 +364,45 @@ class Claimer:
         full = sum(job.lane == "loop" for job in jobs) >= limits["loop"] > 0
         return _Claim(worker_id, jobs, full, full and (self._at_once > 0 or free["loop"] > limits["loop"]))
 
+    async def _fetch(self, worker_id: UUID, sources: dict[Lane, Source]) -> list[Job]:
+        # Held from now on: the loop may be blocked while the reply waits to be read, and our own
+        # sweep mustn't take for lost what it says.
+        claim_id = uuid.uuid4()
+        self._claiming.add(claim_id)
+        jobs: list[Job] = []
+        try:
+            jobs = await self._store.claim_jobs(worker_id, claim_id, self._backend, **sources)
+        finally:
+            if not jobs:
+                self._claiming.discard(claim_id)
+        return jobs
+
     async def _start_all(self, claim: _Claim) -> None:
         """Start the jobs of one claim, and see how much the next may take."""
         clock = time.monotonic  # uvloop's stands still within a turn of the loop
         began = turn = clock()
         at_once = threads = 0
-        for job in claim.jobs:
-            if clock() - turn > TURN_TIME:
-                await asyncio.sleep(0)
-                turn = clock()
-            # The lease may have ended while the reply was on its way, or since: somebody may have
-            # these by now.
-            if self._worker_id() != claim.worker_id:
-                self._drop(job)
-            elif job.lane == "thread":
-                self._threads.add(job)
-                threads += 1
-            elif self._free() <= 0:
-                self._drop(job)
-            elif self._start(job):
-                at_once += 1
-        self._claiming.discard(claim.jobs[0].claim_id)
+        unstarted = deque(claim.jobs)
+        try:
+            while unstarted:
+                if clock() - turn > TURN_TIME:
+                    await asyncio.sleep(0)
+                    turn = clock()
+                job = unstarted.popleft()
+                # The lease may have ended while the reply was on its way, or since: somebody may have
+                # these by now.
+                if self._worker_id() != claim.worker_id:
+                    self._drop(job)
+                elif job.lane == "thread":
+                    self._threads.add(job)
+                    threads += 1
+                elif self._free() <= 0:
+                    self._drop(job)
+                elif self._start(job):
+                    at_once += 1
+        finally:
+            self._drop_all(unstarted)  # cancelled meanwhile
+            self._claiming.discard(claim.jobs[0].claim_id)
         taken = clock() - began
         self._at_once = 0
         all_at_once = self._may_at_once and claim.full and at_once == len(claim.jobs) - threads

@@ -34,6 +34,9 @@ GC_THRESHOLD = 20_000
 # Seconds for which the end waits for threads that aren't the worker's own.
 THREADS_TIMEOUT = 0.5
 
+# Seconds that closing the connections may take once the worker has gone.
+CLOSE_TIMEOUT = 0.2
+
 # More is a slip: each process has some thirty connections.
 MAX_PROCESSES = 256
 
@@ -231,7 +234,8 @@ async def _serve(worker: Worker, line: Line | None, *, until_empty: bool) -> Non
             await _first(*ends)
 
     await _first(work(), stopping.wait())
-    await close_pools()  # run() may leave without the loop's own clearing up
+    # run() may leave without the loop's own clearing up. What is still lent out now hangs.
+    await close_pools(CLOSE_TIMEOUT)
 
 
 def _ends_soon(executor: ThreadPoolExecutor) -> bool:

@@ -118,6 +118,7 @@ class Engine:
             start=self.runner.start,
             drop=self._drop,
             at_once=options.max_crashes > 1,
+            busy=lambda: bool(self.runner.running),
         )
         self.scheduler = Scheduler(
             store,
@@ -133,7 +134,7 @@ class Engine:
             worker_id=lambda: self.lease.worker_id,
             may_rescue=self.lease.may_rescue,
             held=self._held,
-            wake=self._wake,
+            wake=self._wake_rescued,
             announce=self._announce_lost,
         )
         self.pruner = Pruner(
@@ -192,7 +193,7 @@ class Engine:
             options=self._options,
             place=self.orm_threads.job,
             wake=self._wake,
-            written=lambda: self.claimer.slot_freed(),
+            written=lambda job: self.claimer.slot_freed(job),
         )
 
     def _parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
@@ -246,7 +247,6 @@ class Engine:
             self.heartbeat,
             give_back=self._give_back,
             settle_late=self._settle_late,
-            claim_timeout=self._options.command_timeout,
             changed=self.changed,
             hurried=hurried,
         )
@@ -254,7 +254,7 @@ class Engine:
         self.guard.stop()
         self.orm_threads.close()
         self.sync_threads.close()
-        with anyio.move_on_after(1.0):
+        with anyio.CancelScope(deadline=shutdown.goodbye_by):
             worker_id = self.lease.worker_id
             if not shutdown.keeps_lease and worker_id is not None:
                 store = self.resources.store
@@ -348,6 +348,11 @@ class Engine:
             self._heard(wakeup)
         if self._options.notify and wakeups:
             resources(self._options).notifier.notify(wakeups)
+
+    def _wake_rescued(self, wakeups: Sequence[Wakeup]) -> None:
+        if wakeups:
+            self.claimer.suspect()
+            self._wake(wakeups)
 
     def _registered(self) -> None:
         """We have a lease under a new id: what was claimed under another isn't ours any more."""

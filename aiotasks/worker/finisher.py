@@ -17,7 +17,7 @@ from django.utils import timezone
 from .. import signals
 from ..codec import decode, dump_error
 from ..conf import Options
-from ..job import AnyResult, Deferred, Failed, Released, Succeeded
+from ..job import AnyResult, Deferred, Failed, Job, Released, Succeeded
 from ..redact import redacted
 from ..store.batcher import Batcher
 from ..store.drivers import sqlstate
@@ -62,7 +62,7 @@ class Finisher:
         options: Options,
         place: Callable[[], Place],
         wake: Callable[[Sequence[Wakeup]], None],
-        written: Callable[[], None],
+        written: Callable[[Job | None], None],
     ) -> None:
         self.fenced = 0
         self._store = store
@@ -131,7 +131,7 @@ class Finisher:
 
     def _written(self, execution: Execution) -> None:
         self.pending.discard(execution)
-        self._on_written()
+        self._on_written(execution.job)
         self._settle()
 
     def _settle(self) -> None:
@@ -139,6 +139,17 @@ class Finisher:
             self._idle.set()
 
     async def _flush(self, executions: list[Execution]) -> Sequence[Written]:
+        latest = {execution.job.id: execution for execution in executions}
+        if len(latest) == len(executions):
+            return await self._write(executions)
+        # A task was claimed again here before the outcome of its earlier claim could be written. Rows
+        # are told by their ids, so each of its claims goes by itself.
+        earlier = [execution for execution in executions if latest[execution.job.id] is not execution]
+        written = dict(zip(earlier, await self._flush(earlier), strict=True))
+        written |= zip(latest.values(), await self._write(list(latest.values())), strict=True)
+        return [written[execution] for execution in executions]
+
+    async def _write(self, executions: Sequence[Execution]) -> Sequence[Written]:
         finishes: list[tuple[UUID, UUID, str, str | None, str | None]] = []
         releases: list[tuple[UUID, UUID, float, float | None]] = []
         unreleased: dict[UUID, Failed | None] = {}
@@ -279,7 +290,7 @@ class Finisher:
 
     def _announced(self, task: "asyncio.Task[None]") -> None:
         self.announcing.discard(task)
-        self._on_written()
+        self._on_written(None)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a receiver of task_finished failed", exc_info=error)
         self._settle()

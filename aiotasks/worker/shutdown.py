@@ -14,15 +14,18 @@ __all__ = ["Shutdown"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-# After the grace: a coroutine gets this long to act on its cancellation, and the outcomes this
-# long to be written. Together they keep an exit within grace + 2 s, and the default grace of
-# 25 s below the 30 s after which Kubernetes kills.
-CANCEL_TIMEOUT = 1.0
-FLUSH_TIMEOUT = 1.0
+# After the grace: a coroutine gets this long to act on its cancellation, and a claim to be answered;
+# then the outcomes this long to be written, and the good-byes what is left of this. Together they
+# keep an exit within grace + 2 s, whatever the database does, and the default grace of 25 s below the
+# 30 s after which Kubernetes kills.
+CANCEL_TIMEOUT = 0.7
+FLUSH_TIMEOUT = 0.7
+GOODBYE_TIMEOUT = 0.3
 
 
 class Claims(Protocol):
     async def stop(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 class Runs(Protocol):
@@ -59,7 +62,6 @@ class Shutdown:
         *,
         give_back: Callable[[Sequence[Execution]], Awaitable[None]],
         settle_late: Callable[[Store, Sequence[Execution]], Awaitable[None]],
-        claim_timeout: float,
         changed: asyncio.Event,
         hurried: asyncio.Event,
     ) -> None:
@@ -69,9 +71,9 @@ class Shutdown:
         self._heartbeat = heartbeat
         self._give_back = give_back
         self._settle_late = settle_late
-        self._claim_timeout = claim_timeout
         self._changed = changed
         self._hurried = hurried
+        self.goodbye_by = 0.0  # by the loop's clock: when the last statements must be through
         self.keeps_lease = False  # after the end: something is still RUNNING in our name
 
     async def run(self, *, grace: float, keep_threads: bool) -> bool:
@@ -81,26 +83,37 @@ class Shutdown:
         they run, instead of being given back.
         """
         logger.info("stopping, running=%d grace=%g", len(self._runner.running), grace)
-        end = asyncio.get_running_loop().time() + grace
-        await self._stop_claiming()
-        await self._wait_for_running(end - asyncio.get_running_loop().time())
-        stuck = await self._cancel()
+        clock = asyncio.get_running_loop().time
+        end = clock() + grace
+        stopping = asyncio.create_task(self._claimer.stop(), name="aiotasks last claim")
+        await self._wait_for_claims(stopping, grace)
+        await self._wait_for_running(end - clock())
+        stuck = await self._cancel(stopping)
+        self.goodbye_by = clock() + FLUSH_TIMEOUT + GOODBYE_TIMEOUT
         written = await self._finisher.flush(FLUSH_TIMEOUT)
         kept = await self._part_from(stuck, keep_threads)
         self.keeps_lease = kept or not written
         return bool(stuck) or not written
 
-    async def _stop_claiming(self) -> None:
-        # A claim is never cancelled: its reply says what is ours. It has a time-out of its own.
-        with anyio.move_on_after(self._claim_timeout + 1.0):
-            await self._claimer.stop()
+    async def _wait_for_claims(self, stopping: "asyncio.Task[None]", timeout: float) -> None:
+        """A claim is never cancelled while there is time: its reply says what is ours."""
+        hurry = asyncio.ensure_future(self._hurried.wait())
+        try:
+            await asyncio.wait([stopping, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurry.cancel()
 
-    async def _cancel(self) -> list[Execution]:
-        """Cancel what runs; returns what didn't end all the same."""
+    async def _cancel(self, stopping: "asyncio.Task[None]") -> list[Execution]:
+        """Cancel what runs, and a claim without an answer; returns what didn't end all the same."""
+        end = asyncio.get_running_loop().time() + CANCEL_TIMEOUT
         for execution in list(self._runner.running):
             self._runner.cancel(execution, "shutdown")
         self._hurried.clear()
         await self._wait_for_running(CANCEL_TIMEOUT, threads=False)
+        await self._wait_for_claims(stopping, max(0.0, end - asyncio.get_running_loop().time()))
+        if not stopping.done():
+            logger.warning("a claim without an answer is given up, its tasks must be rescued")
+            self._claimer.abort()
         stuck = list(self._runner.running)
         for execution in stuck:
             logger.warning(
@@ -112,15 +125,15 @@ class Shutdown:
     async def _part_from(self, stuck: Sequence[Execution], keep_threads: bool) -> bool:
         """Give back what is stuck; whether some of it is kept, with the lease."""
         kept = [execution for execution in stuck if keep_threads and execution.in_thread]
+        if given_back := [execution for execution in stuck if execution not in kept]:
+            with anyio.CancelScope(deadline=self.goodbye_by):
+                await self._give_back(given_back)
         if kept:
             # A thread can't be stopped, and its task must not run twice while it goes on.
             self._heartbeat.stop(lambda store: self._settle_late(store, kept))
         else:
-            with anyio.move_on_after(FLUSH_TIMEOUT):  # a dead line may hold it up; it's a daemon
+            with anyio.CancelScope(deadline=self.goodbye_by):  # a dead line may hold it up; it's a daemon
                 await self._heartbeat.stop()
-        if given_back := [execution for execution in stuck if execution not in kept]:
-            with anyio.move_on_after(FLUSH_TIMEOUT):
-                await self._give_back(given_back)
         return bool(kept)
 
     async def _wait_for_running(self, timeout: float, *, threads: bool = True) -> None:

@@ -20,7 +20,7 @@ from aiotasks.tasks import resolve
 from aiotasks.worker.scheduler import Scheduler
 from aiotasks.worker.threads import SyncThreads
 from tests.worker import tasks
-from tests.worker.harness import Configure, Ledger, until
+from tests.worker.harness import TIMEOUT, Configure, Ledger, until
 
 TEARDOWN = """
 import asyncio, sys, django
@@ -145,6 +145,55 @@ async def test_a_claim_is_held_until_its_jobs_are_started(
         await until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
     assert held
     assert all(held)
+
+
+async def test_a_claim_without_an_answer_does_not_hold_up_the_end(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """31: not for longer than the grace, however long a statement may take."""
+    configure(COMMAND_TIMEOUT=3600, POLL_INTERVAL=0.1)
+    async with asyncio.timeout(TIMEOUT):
+        async with aiotasks.Worker(grace=0.1) as worker:
+            asked = asyncio.Event()
+
+            async def hang(*args: Any, **kwargs: Any) -> Any:
+                asked.set()
+                await asyncio.Event().wait()
+
+            monkeypatch.setattr(worker.engine.resources.store, "claim_jobs", hang)
+            await asked.wait()
+    assert ledger.workers() == 0
+
+
+async def test_a_part_that_fails_cancels_no_claim(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """51: what it brings is given back with all the rest, and doesn't wait for the lease to run out."""
+    configure(POLL_INTERVAL=0.1)
+    async with aiotasks.Worker(grace=0) as worker:
+        store = worker.engine.resources.store
+        claim_jobs = store.claim_jobs
+        claimed = asyncio.Event()
+
+        async def fail() -> float:
+            await claimed.wait()
+            raise RuntimeError("a mistake of ours")
+
+        async def answer_late(*args: Any, **kwargs: Any) -> Any:
+            jobs = await claim_jobs(*args, **kwargs)
+            if jobs:
+                claimed.set()
+                await until(lambda: worker.engine.claimer._stopping.is_set())
+            return jobs
+
+        monkeypatch.setattr(store, "claim_jobs", answer_late)
+        monkeypatch.setattr(worker.engine.scheduler, "run_once", fail)
+        worker.engine.scheduler.look()
+        await tasks.wait_for_release.aenqueue("never")
+        with pytest.raises(ExceptionGroup, match="unhandled errors"):
+            await worker.wait()
+    assert ledger.statuses() == {"READY": 1}
+    assert ledger.workers() == 0
 
 
 async def test_a_wake_up_during_a_look_at_the_schedule_counts(database: str) -> None:

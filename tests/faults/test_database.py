@@ -1,24 +1,19 @@
 """The database goes away, comes back, or cuts connections, under workers that are real processes."""
 
-import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import psycopg
 import pytest
 from django.tasks import default_task_backend
-from psycopg.rows import namedtuple_row
 
 import aiotasks
 from aiotasks.demo.postgres import PostgresServer
 from aiotasks.store import listener as listener_module
-from tests.conftest import ROOT
+from tests.faults.away import LISTENERS, Away, environment, migrate
 from tests.worker import tasks
 from tests.worker.harness import LEDGER, Configure, Ledger, Start, until, wait_until
 
@@ -30,92 +25,23 @@ def own_server() -> Iterator[PostgresServer]:
     """A server that tests may stop and restart. With fsync: what is committed outlasts that."""
     bin_dir = os.environ.get("AIOTASKS_TEST_PG_BIN")
     with PostgresServer(bin_dir=Path(bin_dir) if bin_dir else None) as server:
-        subprocess.run(
-            [sys.executable, "-m", "django", "migrate", "--verbosity=0"],
-            env={**os.environ, **_env(server)},
-            check=True,
-        )
+        migrate(server)
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute(LEDGER)
         yield server
 
 
-def _env(server: PostgresServer) -> dict[str, str]:
-    return {
-        "AIOTASKS_DB_HOST": server.host,
-        "AIOTASKS_DB_PORT": str(server.port),
-        "AIOTASKS_DB_USER": server.user,
-        "AIOTASKS_DB_PASSWORD": "",
-        "AIOTASKS_DB_NAME": "postgres",
-        "DJANGO_SETTINGS_MODULE": "tests.worker.settings",
-        "PYTHONPATH": os.fspath(ROOT),
-    }
-
-
-class Away:
-    """Looks into a database that may be away at the moment."""
-
-    def __init__(self, server: PostgresServer) -> None:
-        self.server = server
-        self._connection: psycopg.Connection | None = None
-        self.rows("TRUNCATE aiotasks_task, aiotasks_worker, ledger")
-
-    def rows(self, query: str, *args: object) -> list[object]:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                if self._connection is None:
-                    self._connection = psycopg.connect(
-                        self.server.dsn(), autocommit=True, row_factory=namedtuple_row
-                    )
-                cursor = self._connection.execute(query, args)
-                return cursor.fetchall() if cursor.description else []
-            except psycopg.OperationalError:
-                self.close()
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def value(self, query: str, *args: object) -> object:
-        return self.rows(query, *args)[0][0]
-
-    def statuses(self) -> dict[str, int]:
-        return dict(self.rows("SELECT status, count(*) FROM aiotasks_task GROUP BY 1"))
-
-    def enqueue(self, path: str, *args: object, count: int = 1, lane: str = "loop") -> list[str]:
-        ids = [str(uuid4()) for _ in range(count)]
-        self.rows(
-            """
-            INSERT INTO aiotasks_task (id, backend, queue_name, task_path, lane, priority, status,
-                args, kwargs, errors, worker_ids, crashes, enqueued_at, ready_at)
-            SELECT id, 'default', 'default', %s, %s, 0, 'READY',
-                %s, '{}', '{}', '{}', 0, now(), clock_timestamp()
-            FROM unnest(%s::uuid[]) AS id
-            ON CONFLICT DO NOTHING
-            """,
-            f"tests.worker.tasks.{path}",
-            lane,
-            json.dumps(args),
-            ids,
-        )
-        return ids
-
-
 @pytest.fixture
 def away(own_server: PostgresServer) -> Iterator[Away]:
     away = Away(own_server)
+    away.rows("TRUNCATE aiotasks_task, aiotasks_worker, ledger")
     yield away
     away.close()
 
 
 def test_immediate_restarts_under_load_lose_nothing(start_worker: Start, away: Away) -> None:
     """12: no worker exits, every task reaches its end."""
-    env = _env(away.server)
+    env = environment(away.server)
     workers = [
         start_worker("--concurrency", "10", "--threads", "4", options=QUICK, env=env, ready=False)
         for _ in range(2)
@@ -142,7 +68,7 @@ def test_immediate_restarts_under_load_lose_nothing(start_worker: Start, away: A
 
 def test_an_outage_longer_than_a_lease_is_nobodys_crash(start_worker: Start, away: Away) -> None:
     """53: both workers keep their tasks, and neither rescues the other's."""
-    env = _env(away.server)
+    env = environment(away.server)
     workers = [
         start_worker(
             "--concurrency",
@@ -177,7 +103,7 @@ def test_an_outage_longer_than_a_lease_is_nobodys_crash(start_worker: Start, awa
 
 def test_sigterm_while_the_database_is_away(start_worker: Start, away: Away) -> None:
     """It leaves on time; what it couldn't write is another's to rescue."""
-    env = _env(away.server)
+    env = environment(away.server)
     options = {**QUICK, "LEASE_TIMEOUT": 1}
     worker = start_worker("--grace", "0.5", options=options, env=env)
     away.enqueue("work", 60.0)
@@ -197,7 +123,7 @@ def test_sigterm_while_the_database_is_away(start_worker: Start, away: Away) -> 
 
 
 def test_a_worker_waits_for_a_server_that_starts(start_worker: Start, away: Away) -> None:
-    env = _env(away.server)
+    env = environment(away.server)
     away.enqueue("work", 0.0)
     away.server.stop("fast")
     try:
@@ -244,14 +170,7 @@ def test_cut_connections_lose_nothing(start_worker: Start, ledger: Ledger) -> No
 
 
 def listeners(ledger: Ledger) -> list[int]:
-    return [
-        row.pid
-        for row in ledger.rows(
-            "SELECT pid FROM pg_stat_activity "
-            "WHERE datname = current_database() AND application_name = 'aiotasks' "
-            "AND (query ILIKE 'LISTEN%%' OR query LIKE '%%pg_notify($1, '''')%%')"
-        )
-    ]
+    return [row.pid for row in ledger.rows(LISTENERS)]
 
 
 def test_the_listener_comes_back(start_worker: Start, ledger: Ledger) -> None:

@@ -44,13 +44,13 @@ async def register(options: Options, lease: float = 60.0) -> UUID:
     return worker_id
 
 
-async def claim(options: Options, worker_id: UUID, limit: int = 100) -> list[Job]:
+async def claim(options: Options, worker_id: UUID, limit: int = 100, *, apart: bool = False) -> list[Job]:
     return await resources(options).store.claim_jobs(
         worker_id,
         uuid4(),
         "default",
-        loop=Source(["default"], [EVER], limit),
-        thread=Source(["default"], [EVER], limit),
+        loop=Source(["default"], [EVER], limit, apart=apart),
+        thread=Source(["default"], [EVER], limit, apart=apart),
     )
 
 
@@ -83,7 +83,7 @@ def make_finisher(options: Options) -> Finisher:
         options=options,
         place=OrmThreads(1, limit=1).job,
         wake=lambda wakeups: None,
-        written=lambda: None,
+        written=lambda job: None,
     )
 
 
@@ -156,7 +156,7 @@ async def test_a_late_finish_of_a_rescued_task_is_fenced(
     finisher = make_finisher(backend.config)
     for crash in range(1, 4):
         worker = await register(backend.config)
-        (job,) = await claim(backend.config, worker)
+        (job,) = await claim(backend.config, worker, apart=crash == 3)
         await conn.execute("DELETE FROM aiotasks_worker")
         rescued = await make_rescuer(backend.config).run_once()
         assert rescued == (Rescued(failed=1) if crash == 3 else Rescued(ready=1))
@@ -216,6 +216,28 @@ async def test_a_repeated_finish_of_a_rescued_task_is_fenced(
     await finish(finisher, job)
     assert finisher.fenced == 1
     assert await conn.fetchval("SELECT status FROM aiotasks_task") == "FAILED"
+
+
+@pytest.mark.parametrize("late_first", [True, False])
+async def test_two_claims_of_one_task_are_told_apart_in_a_batch(
+    backend: PostgresBackend, conn: asyncpg.Connection, late_first: bool
+) -> None:
+    """1, 8: the worker that lost the task has claimed it again itself, and both runs end together."""
+    result = await tasks.add.aenqueue(1, 2)
+    (first,) = await claim(backend.config, await register(backend.config))
+    await conn.execute("DELETE FROM aiotasks_worker")
+    assert (await make_rescuer(backend.config).run_once()).ready == 1
+    (second,) = await claim(backend.config, await register(backend.config))
+    finisher = make_finisher(backend.config)
+    executions = [Execution(first), Execution(second)]
+    for execution, value in zip(executions, ("late", "in time"), strict=True):
+        execution.outcome = Succeeded(value, f'"{value}"')
+    batch = executions if late_first else executions[::-1]
+    written = dict(zip(batch, await finisher._flush(batch), strict=True))
+    await result.arefresh()
+    assert result.return_value == "in time"
+    assert [written[execution] for execution in executions] == [None, result.finished_at]
+    assert finisher.fenced == 1
 
 
 async def test_a_claim_without_a_reply_is_given_back(backend: PostgresBackend) -> None:

@@ -103,7 +103,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
     one, other = [uuid.uuid4()], [uuid.uuid4()]
     both = (QUEUES, [EVER] * len(QUEUES), SLOTS, True) * 2
     arguments: dict[str, Callable[[], tuple[Any, ...]]] = {
-        "claim_jobs": lambda: (alive, uuid.uuid4(), "default", *both),
+        "claim_jobs": lambda: (alive, uuid.uuid4(), "default", *both, False),
         "finish_jobs": lambda: (one, other, ["FAILED"], [None], ["{}"]),
         "select_finished_jobs": lambda: (one, other),
         "release_jobs": lambda: (one, other, [0.0], [None]),

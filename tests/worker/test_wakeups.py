@@ -99,6 +99,9 @@ async def test_a_poll_is_one_claim(
 ) -> None:
     configure(["default"], POLL_INTERVAL=0.1)
     async with aiotasks.Worker() as worker:
+        claimer = worker.engine.claimer
+        # The look for tasks that are claimed apart is another, every ten seconds.
+        await until(lambda: claimer._suspected_at > 0 and not claimer._suspected)
         claims = 0
         claim_jobs = worker.engine.resources.store.claim_jobs
 
@@ -653,3 +656,52 @@ async def test_a_stop_does_not_wait_for_the_next_try(
         await failed.wait()
         stopping = asyncio.ensure_future(worker.engine.claimer.stop())
         await asyncio.wait_for(stopping, 20)
+
+
+async def test_what_a_cancelled_claimer_has_claimed_goes_back(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the claim whose jobs it is starting, and of the next, which is under way."""
+    monkeypatch.setattr(claimer_module, "CLAIM_LIMIT", 5)
+    monkeypatch.setattr(claimer_module, "TURN_TIME", 0.0)
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 15)
+    started: list[Any] = []
+    dropped: list[Any] = []
+    claiming: list[asyncio.Task[int]] = []
+
+    def look(job: Any) -> bool:
+        claiming[0].cancel()
+        return False
+
+    worker_id = await register()
+    slots = {"loop": 20, "thread": 0}
+    claimer = make_claimer(started, slots, ["default"], worker_id, at_once=look, drop=dropped.append)
+    claiming.append(asyncio.ensure_future(claimer.run_once()))
+    with pytest.raises(asyncio.CancelledError):
+        await claiming[0]
+    await until(lambda: len(started) + len(dropped) == 10)
+    assert len(started) == 1
+    assert len({job.id for job in [*started, *dropped]}) == 10
+    assert not claimer.claiming
+
+
+async def test_who_has_been_in_two_crashes_is_claimed_apart(database: str, conn: asyncpg.Connection) -> None:
+    """7: nothing new is beside it, so that whoever brings workers down takes no other task with it."""
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 7)
+    ids = [row["id"] for row in await conn.fetch("SELECT id FROM aiotasks_task ORDER BY id")]
+    suspects = {ids[3], ids[4]}
+    await conn.execute("UPDATE aiotasks_task SET crashes = 2 WHERE id = ANY($1)", list(suspects))
+    started: list[Any] = []
+    claimer = make_claimer(started, {"loop": 20, "thread": 5}, ["default"], await register())
+    claimer.suspect()
+    running = asyncio.ensure_future(claimer.run())
+    await until(lambda: started and not claimer.claiming)
+    claimer.wake()
+    await until(lambda: not claimer._changed.is_set())  # it has seen that, and waits all the same
+    assert [job.id in suspects for job in started] == [True]
+    claimer.slot_freed(started[0])
+    await until(lambda: len(started) == 7)
+    # The others have their turn in between.
+    assert [job.id in suspects for job in started] == [True, *[False] * 5, True]
+    await claimer.stop()
+    await running

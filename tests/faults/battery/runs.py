@@ -1,0 +1,115 @@
+"""All runs by name, with their sizes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import database, inside, network, processes
+
+__all__ = ["RUNS", "Run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """``function(arena, rng, report, **size)``, with the sizes of the long and of the quick form."""
+
+    name: str
+    function: Callable[..., None]
+    passes_when: str
+    long: Mapping[str, Any]
+    quick: Mapping[str, Any]
+
+
+RUNS = (
+    Run(
+        "kill",
+        processes.kill,
+        "0 lost; repeats ≤ in flight at the kills; recovered within lease + sweep + 1 s",
+        {"tasks": 20_000, "kills": 40},
+        {"tasks": 600, "kills": 3},
+    ),
+    Run(
+        "pause",
+        processes.pause,
+        "0 overwrites, every late finish fenced",
+        {"pauses": 30},
+        {"pauses": 2},
+    ),
+    Run(
+        "poison",
+        processes.poison,
+        "every killer FAILED after 3 crashes, all others succeed",
+        {"tasks": 2_000, "killers": 10},
+        {"tasks": 100, "killers": 1},
+    ),
+    Run(
+        "sigterm",
+        processes.sigterm,
+        "exit 0 within grace + 2 s, 0 left RUNNING, no attempt spent",
+        {"signals": 200},
+        {"signals": 6},
+    ),
+    Run(
+        "restart",
+        database.restart,
+        "0 lost, no worker exits, full rate again within 5 s",
+        {"tasks": 10_000, "restarts": 20},
+        {"tasks": 1_200, "restarts": 2},
+    ),
+    Run(
+        "unflushed",
+        database.unflushed,
+        "claims are lost in the crash, 0 overwrites, every late finish fenced",
+        {"crashes": 10},
+        {"crashes": 1},
+    ),
+    Run(
+        "terminate",
+        database.terminate,
+        "0 lost, the pool whole again",
+        {"cuts": 300},
+        {"cuts": 20},
+    ),
+    Run(
+        "listener",
+        database.listener,
+        "latency ≤ poll + 0.5 s; LISTEN back within 15 s",
+        {"cuts": 50},
+        {"cuts": 5},
+    ),
+    Run(
+        "proxy",
+        network.proxy,
+        "0 lost, no wedge afterwards, shutdown ≤ grace + 2 s",
+        {"episodes": 30},
+        {"episodes": 4},
+    ),
+    Run(
+        "blocked",
+        inside.blocked,
+        "0 repeats, each stall logged with its stack",
+        {"blocks": 20},
+        {"blocks": 2},
+    ),
+    Run(
+        "hostile",
+        inside.hostile,
+        "neighbours finish, the worker is alive",
+        {"values": 200},
+        {"values": 60},
+    ),
+    Run(
+        "cancel",
+        inside.cancel,
+        "idle connections = pool size, nobody has lost a row",
+        {"cancels": 10_000},
+        {"cancels": 1_000},
+    ),
+    Run(
+        "soak",
+        inside.soak,
+        "RSS + < 5 % after warm-up, backends constant",
+        {"tasks": 1_000_000},
+        {"tasks": 20_000},
+    ),
+)
