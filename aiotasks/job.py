@@ -101,15 +101,13 @@ class Job:
 class Source:
     """What one claim asks for in a lane: at most ``limit`` jobs, from these queues in this order.
 
-    ``robust_only`` leaves out what a crash of the worker before its start would harm. ``apart`` asks
-    for tasks that have been in two crashes, and for no others; else those are left out.
+    ``robust_only`` leaves out what a crash of the worker before its start would harm.
     """
 
     queues: list[str]
     since: list[datetime]  # the oldest ready_at to look at, per queue
     limit: int
     robust_only: bool = False
-    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,17 @@ class Task(models.Model):
                 name="aiotasks_task_ready",
                 condition=Q(status="READY"),
             ),
+            # What is READY after two crashes is claimed by itself; looking for it in the index above would
+            # read all of that.
+            models.Index(
+                F("backend"),
+                F("lane"),
+                F("priority").desc(),
+                F("ready_at"),
+                F("id"),
+                name="aiotasks_task_suspects",
+                condition=Q(status="READY", crashes__gte=2),
+            ),
             models.Index(
                 fields=["backend", "run_after"],
                 name="aiotasks_task_scheduled",

@@ -94,8 +94,13 @@ class Store:
             thread.since,
             thread.limit,
             thread.robust_only,
-            loop.apart or thread.apart,
         )
+        return [_claimed(claim_id, backend, *row) for row in rows]
+
+    async def claim_suspect(
+        self, worker_id: UUID, claim_id: UUID, backend: str, lane: Lane, queues: Sequence[str]
+    ) -> list[Job]:
+        rows = await self._fetch("claim_suspect", worker_id, claim_id, backend, lane, list(queues))
         return [_claimed(claim_id, backend, *row) for row in rows]
 
     async def finish_jobs(

@@ -6,9 +6,10 @@ import random
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from typing import Protocol
 from uuid import UUID
@@ -78,7 +79,6 @@ class Sources(Protocol):
     def forget(self) -> None: ...
     async def queues(self) -> list[str]: ...
     def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> Source: ...
-    def apart(self, lane: Lane, queues: Sequence[str]) -> dict[Lane, Source]: ...
     def learn(self, lane: Lane, source: Source, jobs: Sequence[Job]) -> None: ...
 
 
@@ -303,7 +303,10 @@ class Claimer:
             worker_id = self._worker_id()
             if worker_id is None:
                 break
-            jobs = await self._fetch(worker_id, self._sources.apart(lane, await self._sources.queues()))
+            queues = await self._sources.queues()
+            jobs = await self._fetch(
+                partial(self._store.claim_suspect, backend=self._backend, lane=lane, queues=queues), worker_id
+            )
             drained, self._draining = self._draining, False
             if jobs or drained:
                 self._suspected.add(lane)  # there may be another, or it is on its way back
@@ -350,7 +353,12 @@ class Claimer:
         sources = {
             lane: self._sources.of(lane, queues, limits[lane], robust_only=beyond[lane]) for lane in LANES
         }
-        jobs = await self._fetch(worker_id, sources)
+        jobs = await self._fetch(
+            partial(
+                self._store.claim_jobs, backend=self._backend, loop=sources["loop"], thread=sources["thread"]
+            ),
+            worker_id,
+        )
         for lane, source in sources.items():
             self._sources.learn(lane, source, [job for job in jobs if job.lane == lane])
         turn = {(lane, name): n for lane in LANES for n, name in enumerate(sources[lane].queues)}
@@ -364,14 +372,16 @@ class Claimer:
         full = sum(job.lane == "loop" for job in jobs) >= limits["loop"] > 0
         return _Claim(worker_id, jobs, full, full and (self._at_once > 0 or free["loop"] > limits["loop"]))
 
-    async def _fetch(self, worker_id: UUID, sources: dict[Lane, Source]) -> list[Job]:
+    async def _fetch(
+        self, statement: Callable[[UUID, UUID], Awaitable[list[Job]]], worker_id: UUID
+    ) -> list[Job]:
         # Held from now on: the loop may be blocked while the reply waits to be read, and our own
         # sweep mustn't take for lost what it says.
         claim_id = uuid.uuid4()
         self._claiming.add(claim_id)
         jobs: list[Job] = []
         try:
-            jobs = await self._store.claim_jobs(worker_id, claim_id, self._backend, **sources)
+            jobs = await statement(worker_id, claim_id)
         finally:
             if not jobs:
                 self._claiming.discard(claim_id)

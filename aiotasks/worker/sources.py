@@ -76,14 +76,6 @@ class Sources:
             order, [self._watermarks.get((name, lane), _EVER) for name in order], limit, robust_only
         )
 
-    def apart(self, lane: Lane, queues: Sequence[str]) -> dict[Lane, Source]:
-        """What to ask for to have one task of the lane that has been in two crashes, wherever it is."""
-        none = Source([], [], 0, apart=True)
-        return {
-            **dict.fromkeys(LANES, none),
-            lane: Source(list(queues), [_EVER] * len(queues), 1, apart=True),
-        }
-
     def learn(self, lane: Lane, source: Source, jobs: Sequence[Job]) -> None:
         """See from what a claim has brought which queue is next, or up to when all are empty."""
         if not jobs:

@@ -1,20 +1,18 @@
 """Migrations after the first: old and new workers beside each other, and no queue for the lock."""
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from uuid import uuid4
 
 import psycopg
 import pytest
 from django.core.management import call_command
-from django.db import connection, utils
+from django.db import connection
 
 from aiotasks.conf import Options
 from aiotasks.exceptions import DatabaseNotReady
 from aiotasks.store.pools import close_pools, resources
 from aiotasks.worker.startup import reach_database
-from tests.worker.harness import wait_until
 
 from .conftest import status
 
@@ -74,32 +72,3 @@ async def test_a_new_worker_does_not_start_before_the_migration(database: str) -
 def _migrate(name: str) -> None:
     call_command("migrate", "aiotasks", name, verbosity=0)
     connection.close()
-
-
-def test_the_migration_does_not_wait_long_for_its_lock(
-    before: None, sql: psycopg.Connection, database: str
-) -> None:
-    """Every renewal would queue up behind it, and the leases run out."""
-    worker = uuid4()
-    sql.execute(OLD_REGISTER, [worker])
-    failures: list[BaseException] = []
-
-    def migrate() -> None:
-        try:
-            _migrate("0002")
-        except BaseException as error:
-            failures.append(error)
-            connection.close()
-
-    with psycopg.connect(database) as reader:  # a report, a dump
-        reader.execute("SELECT FROM aiotasks_worker")
-        thread = threading.Thread(target=migrate)
-        thread.start()
-        waits = "SELECT FROM pg_locks WHERE relation = 'aiotasks_worker'::regclass AND NOT granted"
-        wait_until(lambda: sql.execute(waits).fetchall())
-        sql.execute("SET statement_timeout = '10s'")
-        assert sql.execute(OLD_RENEWAL, [worker]).rowcount == 1  # it had to wait, and didn't for long
-        thread.join()
-    (error,) = failures
-    assert isinstance(error, utils.OperationalError)
-    assert "lock timeout" in str(error)

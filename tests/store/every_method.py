@@ -78,6 +78,7 @@ def main() -> list[Any]:
     seen.append(sorted(shown(job) for job in cancelled))
     seen.append([id.int for id in call("select_cancelled_jobs", me)])
     seen.append(call("release_lost_claims", me, [claim_id], 0.0))
+    seen.append(call("claim_suspect", me, uuid.uuid4(), "default", "loop", ["default"]))
     seen.append(call("promote_due_jobs", "default", 10))
     seen.append(call("renew_lease", me, 60.0, True))
     workers = call("select_workers", "default")

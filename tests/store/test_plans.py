@@ -103,7 +103,8 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
     one, other = [uuid.uuid4()], [uuid.uuid4()]
     both = (QUEUES, [EVER] * len(QUEUES), SLOTS, True) * 2
     arguments: dict[str, Callable[[], tuple[Any, ...]]] = {
-        "claim_jobs": lambda: (alive, uuid.uuid4(), "default", *both, False),
+        "claim_jobs": lambda: (alive, uuid.uuid4(), "default", *both),
+        "claim_suspect": lambda: (alive, uuid.uuid4(), "default", "loop", QUEUES),
         "finish_jobs": lambda: (one, other, ["FAILED"], [None], ["{}"]),
         "select_finished_jobs": lambda: (one, other),
         "release_jobs": lambda: (one, other, [0.0], [None]),
@@ -191,6 +192,10 @@ async def test_a_claims_cost_does_not_grow_with_the_backlog(
     claim = warm["claim_jobs"]
     await fill(conn, "READY", 100_000)
     check_claim(await claim.explain(), 2 * SLOTS)
+    suspect = await warm["claim_suspect"].explain()
+    assert suspect.rows == 0
+    assert suspect.indexes() <= {"aiotasks_task_suspects", "aiotasks_worker_pkey"}
+    assert suspect.buffers < 50
     for status in ("SCHEDULED", "SUCCESSFUL"):
         await fill(conn, status, 30_000)
     check_claim(await claim.explain(), 2 * SLOTS)

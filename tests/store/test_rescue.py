@@ -1,7 +1,7 @@
 """rescue_jobs: by anti-join on the tasks, with the crashes counted."""
 
 import asyncio
-from dataclasses import replace
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -49,7 +49,11 @@ async def test_a_task_fails_after_so_many_crashes(store: Store, conn: asyncpg.Co
         worker_id = await worker(store)
         if crash == 2:  # its last time, apart from all others
             assert await claim(store, worker_id) == []
-        await claim(store, worker_id, loop=replace(lane(), apart=crash == 2))
+            assert await store.claim_suspect(worker_id, uuid4(), "default", "thread", ["default"]) == []
+            assert await store.claim_suspect(worker_id, uuid4(), "default", "loop", ["other"]) == []
+            assert len(await store.claim_suspect(worker_id, uuid4(), "default", "loop", ["default"])) == 1
+        else:
+            assert len(await claim(store, worker_id)) == 1
         await expire(conn, worker_id)
         (job,) = await rescue(store, 3, 10)
         statuses.append(job.status)

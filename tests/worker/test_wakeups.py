@@ -366,9 +366,9 @@ def watch_claims(
     """Have ``watch`` told of each claim when it is sent: its id, and its limit."""
     claim_jobs = claimer._store.claim_jobs
 
-    async def watched(*args: Any, loop: Any, thread: Any) -> Any:
+    async def watched(*args: Any, loop: Any, thread: Any, **kwargs: Any) -> Any:
         watch(args[1], loop.limit + thread.limit)
-        return await claim_jobs(*args, loop=loop, thread=thread)
+        return await claim_jobs(*args, loop=loop, thread=thread, **kwargs)
 
     monkeypatch.setattr(claimer._store, "claim_jobs", watched)
 

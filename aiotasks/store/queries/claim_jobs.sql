@@ -14,8 +14,8 @@
 -- $1 worker id, $2 a claim id never used before, $3 backend,
 -- of the loop lane: $4 queue names, $5 oldest ready_at to look at per queue, $6 how many at most,
 -- $7 whether to leave out what a crash before its start would harm;
--- $8, $9, $10, $11: the same of the thread lane,
--- $12 whether to take tasks that have been in two crashes, and no others; else they are left out
+-- $8, $9, $10, $11: the same of the thread lane.
+-- Tasks that have been in two crashes are left out: claim_suspect takes those.
 WITH claimer AS MATERIALIZED (
     SELECT worker.id, set_config('synchronous_commit', 'off', true)
     FROM aiotasks_worker AS worker
@@ -39,7 +39,7 @@ WHERE task.ctid = ANY(ARRAY(
             WHERE ready.status = 'READY' AND ready.backend = $3::text AND ready.lane = 'loop'
               AND ready.queue_name = source.queue_name AND ready.ready_at >= source.since
               AND (NOT $7::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
-              AND (ready.crashes >= 2) = $12::boolean
+              AND ready.crashes < 2
             ORDER BY ready.priority DESC, ready.ready_at, ready.id
             LIMIT $6::integer
             FOR UPDATE SKIP LOCKED
@@ -57,7 +57,7 @@ WHERE task.ctid = ANY(ARRAY(
             WHERE ready.status = 'READY' AND ready.backend = $3::text AND ready.lane = 'thread'
               AND ready.queue_name = source.queue_name AND ready.ready_at >= source.since
               AND (NOT $11::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
-              AND (ready.crashes >= 2) = $12::boolean
+              AND ready.crashes < 2
             ORDER BY ready.priority DESC, ready.ready_at, ready.id
             LIMIT $10::integer
             FOR UPDATE SKIP LOCKED
