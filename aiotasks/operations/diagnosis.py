@@ -212,8 +212,8 @@ class _Examination:
             return (
                 "warning",
                 f"NOTIFY doesn't arrive ({reason}): {polls}.",
-                "LISTEN needs a session of its own: let the workers pass the pooler in front of PostgreSQL, "
-                "or give it session mode.",
+                "LISTEN needs a session of its own: name an alias of DATABASES that goes past the pooler as "
+                "LISTEN_DATABASE in OPTIONS.",
             )
         deaf = [f"{worker.host}:{worker.pid}" for worker in self._alive() if worker.listening is False]
         if deaf:
@@ -227,7 +227,10 @@ class _Examination:
     async def _notify_arrives(self) -> bool:
         # As a worker's listener connects, but for session settings, which may not be ours to make.
         listening = await connect(
-            self._database, timeout=self._timeout, statement_cache_size=0, command_timeout=self._timeout
+            self._options.listen_database or self._database,
+            timeout=self._timeout,
+            statement_cache_size=0,
+            command_timeout=self._timeout,
         )
         try:
             return await notify_arrives(listening, self._store, within=NOTIFY_TIMEOUT)
