@@ -113,7 +113,10 @@ class Lending:
         return returning
 
     async def _return(self, connection: Pooled) -> None:
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, utils.Error):
+        # InternalClientError: the server has closed it just now, and the pool has its place back.
+        with suppress(
+            asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, utils.Error
+        ):
             await self._pool.release(connection, timeout=CANCEL_TIMEOUT)
 
 

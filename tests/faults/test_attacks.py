@@ -151,7 +151,7 @@ async def test_a_claim_without_an_answer_does_not_hold_up_the_end(
     configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """31: not for longer than the grace, however long a statement may take."""
-    configure(COMMAND_TIMEOUT=3600, POLL_INTERVAL=0.1)
+    configure(["default"], COMMAND_TIMEOUT=3600, POLL_INTERVAL=0.1)
     async with asyncio.timeout(TIMEOUT):
         async with aiotasks.Worker(grace=0.1) as worker:
             asked = asyncio.Event()

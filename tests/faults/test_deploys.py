@@ -434,6 +434,7 @@ def test_a_migration_that_was_broken_off_is_taken_up(older: str) -> None:
     assert indexes().keys() == {*whole, "aiotasks_task_finished"} - {
         "aiotasks_task_prunable",
         "aiotasks_task_kept",
+        "aiotasks_task_suspects",
     }
     assert not has_column()
     with observe(older) as broken, observe(older) as holder:
@@ -449,7 +450,7 @@ def test_a_migration_that_was_broken_off_is_taken_up(older: str) -> None:
     migrate(NEW_SCHEMA)
     assert indexes() == whole
     with observe(older) as broken:  # all of it was done, and not written down
-        broken.execute("DELETE FROM django_migrations WHERE name = %s", [NEW_SCHEMA])
+        broken.execute("DELETE FROM django_migrations WHERE app = 'aiotasks' AND name > '0002'")
     migrate(NEW_SCHEMA)
     assert indexes() == whole
 

@@ -172,9 +172,9 @@ async def test_a_flood_of_one_unknown_task_is_looked_at_once(
     looked: list[str] = []
     written: list[BaseException] = []
 
-    def resolve(task_path: str) -> Any:
+    def resolve(task_path: str, *aliases: Any) -> Any:
         looked.append(task_path)
-        return tasks_module.resolve(task_path)
+        return tasks_module.resolve(task_path, *aliases)
 
     def dump_error(error: BaseException, **keywords: Any) -> str:
         written.append(error)
