@@ -110,10 +110,12 @@ def test_a_blocked_loop_keeps_its_tasks(start_worker: Start, ledger: Ledger) -> 
 
 def test_a_worker_whose_gil_is_held_is_fenced(start_worker: Start, ledger: Ledger) -> None:
     """3: it can't renew, so another runs its task; its own outcome comes too late."""
-    held = start_worker("--concurrency", "1", options={"LEASE_TIMEOUT": 1, "POLL_INTERVAL": 1})
+    options = {"LEASE_TIMEOUT": 1, "POLL_INTERVAL": 1}
+    workers = [start_worker("--concurrency", "1", options=options) for _ in range(2)]
     result = tasks.hold_gil.enqueue(3.5)
     wait_until(lambda: ledger.events("start") == 1)
-    other = start_worker("--concurrency", "1", options={"LEASE_TIMEOUT": 1, "POLL_INTERVAL": 1})
+    owner = str(ledger.task(result.id).worker_ids[0])
+    held, other = sorted(workers, key=lambda worker: owner not in worker.log)
     wait_until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
     finished = ledger.task(result.id)
     assert finished.crashes == 1
