@@ -1,6 +1,5 @@
 """Backlog: how much is claimed ahead of the threads, and what becomes of it."""
 
-import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,16 +87,17 @@ async def test_claims_ahead_are_not_of_a_few_at_a_time(threads: Threads) -> None
 
 async def test_what_waits_too_long_is_given_back(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is claimed ahead until tasks are seen to be short again."""
-    monkeypatch.setattr(backlog_module, "PATIENCE", 0.2)
     threads.backlog.took(0.001)
+    monkeypatch.setattr(backlog_module, "PATIENCE", 0.01)
     threads.add(*"abcdefghijkl")
-    await asyncio.sleep(0.1)
-    threads.add("m")  # has waited for less
+    monkeypatch.setattr(backlog_module, "PATIENCE", 0.1)
+    threads.add("m")  # may wait for longer
     await until(lambda: threads.dropped)
     assert threads.names(threads.dropped) == "k l"
     assert threads.backlog.claim_ids == {"claim of m"}
     assert threads.backlog.ahead() == 0
     await until(lambda: len(threads.dropped) == 3)
+    assert threads.names(threads.dropped) == "k l m"
     assert threads.backlog.claim_ids == set()
 
 

@@ -150,6 +150,30 @@ async def test_slots_are_a_limit_after_short_sync_tasks_too(
     assert await conn.fetchval(done) == 230
 
 
+async def test_what_waits_for_a_thread_is_not_started_under_a_lease_that_was_lost(
+    configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4: somebody else may have it by then."""
+    configure(LEASE_TIMEOUT=3)
+    monkeypatch.setattr("aiotasks.worker.backlog.AHEAD_TIME", 3600)
+    monkeypatch.setattr("aiotasks.worker.backlog.PATIENCE", 3600)
+    await default_task_backend.aenqueue_many(tasks.add_sync, [((1, 2), {})] * 200)
+    await default_task_backend.aenqueue_many(tasks.wait_in_thread, [((str(n),), {}) for n in range(30)])
+    async with aiotasks.Worker(concurrency=1, threads=3) as worker, asyncio.timeout(TIMEOUT):
+        engine = worker.engine
+        await until(lambda: len(tasks.seen) == 3)
+        assert engine.backlog.claim_ids
+        lost = engine.lease.worker_id
+        engine.heartbeat.renounce()
+        await until(lambda: engine.lease.worker_id not in (None, lost))
+        tasks.released.set()
+        await worker.wait_until_empty()
+    started = (
+        "SELECT count(*) FROM aiotasks_task WHERE task_path LIKE '%wait_in_thread' AND worker_ids[1] = $1"
+    )
+    assert await conn.fetchval(started, lost) == 3
+
+
 async def test_one_import_for_all_that_wait_for_it(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     resolve = runner_module.resolve
     threads: list[str] = []
