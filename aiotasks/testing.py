@@ -30,6 +30,7 @@ from .sync import run_now
 from .worker.backlog import Backlog
 from .worker.claimer import Claimer
 from .worker.finisher import Finisher
+from .worker.quarantine import Quarantine
 from .worker.runner import Runner
 from .worker.scheduler import Scheduler
 from .worker.sources import Sources
@@ -102,6 +103,7 @@ async def _drain(alias: str) -> int:
         threads=Backlog(
             1, free=lambda: 1 - runner.count("thread"), start=runner.start, drop=lambda job: None
         ),
+        quarantine=Quarantine(busy=lambda: False),
         may_claim=lambda: True,
         start=runner.start,
         drop=lambda job: None,

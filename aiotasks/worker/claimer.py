@@ -5,7 +5,7 @@ import logging
 import random
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -48,14 +48,6 @@ AT_ONCE_ROW = 4
 # back is below the watermarks.
 FORGET_INTERVAL = 1.0
 
-# Seconds for which nothing is claimed beside a task that has been in two crashes, and before it until
-# what runs has ended: what takes the worker down now is most probably that one. Most that kill their
-# process do so at once; and a long one that was only near them is not to keep a worker from its others.
-APART_TIME = 5.0
-
-# Seconds between two looks for those, at the least; whoever rescues them looks at once.
-SUSPECT_INTERVAL = 10.0
-
 # For how long tasks are started without a look at what else the loop has to do.
 TURN_TIME = 0.005
 
@@ -70,6 +62,19 @@ class Threads(Protocol):
     def add(self, job: Job) -> None: ...
     def feed(self) -> None: ...
     def close(self) -> None: ...
+
+
+class Quarantine(Protocol):
+    """What says when tasks that have been in two crashes are claimed, and what beside them."""
+
+    def suspect(self, now: float) -> None: ...
+    def look(self, now: float) -> None: ...
+    def lanes(self) -> list[Lane]: ...
+    def quiet_until(self, now: float) -> float | None: ...
+    def has_turn(self) -> bool: ...
+    def none_in(self, lane: Lane) -> None: ...
+    def admit(self, job: Job, now: float) -> bool: ...
+    def ended(self, job: Job) -> None: ...
 
 
 class Sources(Protocol):
@@ -101,8 +106,7 @@ class Claimer:
       back, and keeps its place in the queue.
     - The next claim is under way while the jobs of one are started, where that leaves slots.
     - A claim is never cancelled by us: its reply says what we own. ``stop()`` waits for it.
-    - A task that has been in two crashes is claimed by itself, and for a while nothing is beside it:
-      whoever brings workers down is told from those that were only there, who would fail with it.
+    - A task that has been in two crashes is claimed by itself (``Quarantine``).
     - It claims on a wake-up and whenever slots come free while there may be more. A poll at
       random times within POLL_INTERVAL finds what no NOTIFY told of.
     """
@@ -117,11 +121,11 @@ class Claimer:
         worker_id: Callable[[], UUID | None],
         free: Callable[[], int],
         threads: Threads,
+        quarantine: Quarantine,
         may_claim: Callable[[], bool],
         start: Callable[[Job], bool],
         drop: Callable[[Job], None],
         at_once: bool = True,
-        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._sources = sources
@@ -130,6 +134,7 @@ class Claimer:
         self._worker_id = worker_id
         self._free = free
         self._threads = threads
+        self._quarantine = quarantine
         self._may_claim = may_claim
         self._start = start
         self._drop = drop
@@ -140,18 +145,11 @@ class Claimer:
         self._stopped = asyncio.Event()
         self._scope = anyio.CancelScope(shield=True)
         self._may_at_once = at_once
-        self._busy = busy
         self._at_once = 0  # so many may be claimed for the loop, however few slots are free
         self._in_a_row: dict[Lane, int] = dict.fromkeys(LANES, 0)  # claims of more than free slots
         self._poll_at = inf
         self._look_again_at = inf
         self._forgot_at = -inf
-        self._suspected: set[Lane] = set()  # where there may be tasks that are claimed apart
-        self._suspected_at = -inf
-        self._had_apart = False  # so that the others have their turn
-        self._apart: Job | None = None
-        self._draining = False  # nothing is claimed until all has ended that runs
-        self._quiet_until = -inf
 
     def wake(self, wakeup: Wakeup | None = None) -> None:
         """There may be work (None: anywhere)."""
@@ -163,8 +161,7 @@ class Claimer:
 
     def suspect(self) -> None:
         """There may be tasks that have been in two crashes."""
-        self._suspected.update(LANES)
-        self._suspected_at = asyncio.get_running_loop().time()
+        self._quarantine.suspect(asyncio.get_running_loop().time())
         self._changed.set()
 
     @property
@@ -175,9 +172,9 @@ class Claimer:
     def slot_freed(self, job: Job | None = None) -> None:
         """A lane has room again, or ``job`` is written; it matters where there may be more to claim."""
         self._threads.feed()
-        if job is not None and job is self._apart:
-            self._apart = None  # a crash before that would be its, too
-        if self._hungry or self._suspected:
+        if job is not None:
+            self._quarantine.ended(job)
+        if self._hungry or self._quarantine.lanes():
             self._changed.set()
 
     async def stop(self) -> None:
@@ -208,13 +205,10 @@ class Claimer:
                     self._look_at_everything(now)
                 elif now >= self._look_again_at:
                     self._look_again(now)
-                keeps_quiet = now < self._quiet_until and (
-                    self._apart is not None or (self._draining and self._busy())
-                )
-                if keeps_quiet or not self._may_claim() or not (self._is_hungry() or self._may_be_suspects()):
-                    wake_at = min(self._poll_at, self._look_again_at)
-                    if keeps_quiet:
-                        wake_at = min(wake_at, self._quiet_until)
+                quiet_until = self._quarantine.quiet_until(now)
+                may_claim = quiet_until is None and self._may_claim()
+                if not may_claim or not (self._is_hungry() or self._suspect_lanes()):
+                    wake_at = min(self._poll_at, self._look_again_at, quiet_until or inf)
                     with suppress(TimeoutError):
                         async with asyncio.timeout_at(wake_at):
                             await self._changed.wait()
@@ -241,8 +235,7 @@ class Claimer:
 
     def _look_at_everything(self, now: float) -> None:
         self._forgot_at = now
-        if now - self._suspected_at >= SUSPECT_INTERVAL:
-            self.suspect()
+        self._quarantine.look(now)
         self._sources.forget()
         self._hungry.update(LANES)
 
@@ -265,7 +258,7 @@ class Claimer:
         claim = await self._claim()
         while claim.jobs:
             claimed += len(claim.jobs)
-            is_due = clock() >= self._poll_at or self._may_be_suspects()  # which run() sees to
+            is_due = clock() >= self._poll_at or self._suspect_lanes()  # which run() sees to
             if not claim.more or is_due or not self._may_claim() or self._stopping.is_set():
                 await self._start_all(claim)
                 break
@@ -289,57 +282,53 @@ class Claimer:
             self._drop(job)
             self._claiming.discard(job.claim_id)
 
-    def _may_be_suspects(self) -> bool:
-        """Whether a task that is claimed apart may be there, and has room."""
-        return any(self._free_in(lane) > 0 for lane in self._suspected)
+    def _suspect_lanes(self) -> list[Lane]:
+        """Where there may be a task that is claimed apart, and room for it."""
+        return [lane for lane in self._quarantine.lanes() if self._free_in(lane) > 0]
 
     async def _claim_apart(self) -> bool:
-        """Start one task that has been in two crashes; False if there is none, or it is the others' turn."""
-        if self._had_apart:
-            self._had_apart = False
+        """Claim one task that has been in two crashes; False if there is none, or it is the others' turn."""
+        if not self._quarantine.has_turn():
             return False
-        for lane in [lane for lane in LANES if lane in self._suspected and self._free_in(lane) > 0]:
-            self._suspected.discard(lane)
+        for lane in self._suspect_lanes():
+            jobs: list[Job] = []
             worker_id = self._worker_id()
-            if worker_id is None:
-                break
-            queues = await self._sources.queues()
-            jobs = await self._fetch(
-                partial(self._store.claim_suspect, backend=self._backend, lane=lane, queues=queues), worker_id
-            )
-            drained, self._draining = self._draining, False
-            if jobs or drained:
-                self._suspected.add(lane)  # there may be another, or it is on its way back
+            if worker_id is not None:
+                queues = await self._sources.queues()
+                claim = partial(self._store.claim_suspect, backend=self._backend, lane=lane, queues=queues)
+                jobs = await self._fetch(claim, worker_id)
             if not jobs:
+                self._quarantine.none_in(lane)
                 continue
-            self._quiet_until = asyncio.get_running_loop().time() + APART_TIME
-            if self._busy() and not drained:  # what runs may be the culprit: it goes first
-                self._draining = True
-                self._drop_all(jobs)
-            else:
-                self._had_apart = True
-                self._apart = jobs[0]
+            if self._quarantine.admit(jobs[0], asyncio.get_running_loop().time()):
                 await self._start_all(_Claim(worker_id, jobs))
+            else:
+                self._drop_all(jobs)
             return True
         return False
 
-    def _free_in(self, lane: Lane, unstarted: Sequence[Job] = ()) -> int:
+    def _free_in(self, lane: Lane) -> int:
         """Slots of the lane that nothing is to have yet."""
-        free = self._free() if lane == "loop" else self._threads.free()
-        return free - sum(job.lane == lane for job in unstarted)
+        return self._free() if lane == "loop" else self._threads.free()
 
-    def _beyond(self, lane: Lane, unstarted: Sequence[Job] = ()) -> int:
+    def _beyond(self, lane: Lane) -> int:
         """How many may be claimed for the lane, however few slots are free; 0 for no more than those."""
         if not self._may_at_once or self._in_a_row[lane] >= AT_ONCE_ROW:
             return 0
         if lane == "loop":
             return self._at_once if self._free() > 0 else 0
-        return self._threads.ahead() - sum(job.lane == lane for job in unstarted)
+        return self._threads.ahead()
 
     async def _claim(self, unstarted: Sequence[Job] = ()) -> _Claim:
         """Claim once, beside jobs that haven't been started yet."""
-        free = {lane: self._free_in(lane, unstarted) for lane in LANES}
-        limits = {lane: min(max(0, free[lane], self._beyond(lane, unstarted)), CLAIM_LIMIT) for lane in LANES}
+        taken = Counter(job.lane for job in unstarted)
+        free = {lane: self._free_in(lane) - taken[lane] for lane in LANES}
+        # What is over at once takes no slot: those that are to be started don't count against it.
+        most: dict[Lane, int] = {
+            "loop": self._beyond("loop"),
+            "thread": self._beyond("thread") - taken["thread"],
+        }
+        limits = {lane: min(max(0, free[lane], most[lane]), CLAIM_LIMIT) for lane in LANES}
         if not any(limits.values()):
             return _Claim()
         beyond = {lane: limits[lane] > max(0, free[lane]) for lane in LANES}

@@ -28,6 +28,7 @@ from .guard import LoopGuard
 from .heartbeat import Heartbeat, Lease, Registration
 from .periodic import periodically
 from .pruner import Pruner
+from .quarantine import Quarantine
 from .rescuer import Rescuer
 from .runner import Runner
 from .scheduler import Scheduler
@@ -114,11 +115,11 @@ class Engine:
             worker_id=self._worker_id,
             free=lambda: self._free("loop"),
             threads=self.backlog,
+            quarantine=Quarantine(busy=lambda: bool(self.runner.running)),
             may_claim=self._may_claim,
             start=self.runner.start,
             drop=self._drop,
             at_once=options.max_crashes > 1,
-            busy=lambda: bool(self.runner.running),
         )
         self.scheduler = Scheduler(
             store,

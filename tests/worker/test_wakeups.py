@@ -22,6 +22,7 @@ from aiotasks.worker import backlog as backlog_module
 from aiotasks.worker import claimer as claimer_module
 from aiotasks.worker.backlog import Backlog
 from aiotasks.worker.claimer import Claimer
+from aiotasks.worker.quarantine import Quarantine
 from aiotasks.worker.scheduler import Scheduler
 from aiotasks.worker.sources import Sources
 from tests.store.rows import insert
@@ -101,7 +102,7 @@ async def test_a_poll_is_one_claim(
     async with aiotasks.Worker() as worker:
         claimer = worker.engine.claimer
         # The look for tasks that are claimed apart is another, every ten seconds.
-        await until(lambda: claimer._suspected_at > 0 and not claimer._suspected)
+        await until(lambda: claimer._quarantine._looked_at > 0 and not claimer._quarantine.lanes())
         claims = 0
         claim_jobs = worker.engine.resources.store.claim_jobs
 
@@ -214,6 +215,7 @@ def make_claimer(
         worker_id=lambda: worker_id,
         free=lambda: free("loop"),
         threads=Backlog(slots["thread"], free=lambda: free("thread"), start=start, drop=drop),
+        quarantine=Quarantine(busy=lambda: False),
         may_claim=lambda: True,
         start=start,
         drop=drop,
