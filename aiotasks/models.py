@@ -6,9 +6,14 @@ from typing import Any
 
 from django.db import models
 from django.db.models import F, Func, Q
+from django.db.models.functions import Length
+from django.db.models.lookups import LessThanOrEqual
 from django.db.models.sql.compiler import SQLCompiler
 
 __all__ = ["Task", "Worker"]
+
+# Characters of four bytes each, at the most; a queue's name is of 200, a lane's of 6.
+MAX_NAMES = 640
 
 
 class RawField(models.Field):  # type: ignore[type-arg]  # not subscriptable at runtime
@@ -128,6 +133,16 @@ class Task(models.Model):
                 + F("keep_result"),
                 name="aiotasks_task_kept",
                 condition=Q(finished_at__isnull=False, keep_result__isnull=False),
+            ),
+        )
+        constraints = (
+            # So many characters always fit the READY index, an entry of which may have 2,704 bytes. A row
+            # that does not, written by hand as SCHEDULED or RUNNING, would fail all promotions or rescues.
+            models.CheckConstraint(
+                condition=Q(
+                    LessThanOrEqual(Length("backend") + Length("queue_name") + Length("lane"), MAX_NAMES)
+                ),
+                name="aiotasks_task_names_fit",
             ),
         )
 

@@ -6,11 +6,17 @@ of them have ``atomic = False``, as an index can't be built CONCURRENTLY inside 
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from django.contrib.postgres.operations import AddIndexConcurrently, RemoveIndexConcurrently
+from django.contrib.postgres.operations import (
+    AddConstraintNotValid,
+    AddIndexConcurrently,
+    RemoveIndexConcurrently,
+)
 from django.core.management.base import CommandError
 from django.db import migrations, utils
+from django.db.migrations.operations.base import Operation
 
 from aiotasks.store.drivers import sqlstate
 
@@ -20,30 +26,45 @@ TRIES = 60
 PAUSE = 1.0
 
 
-class AddColumn(migrations.AddField):
-    """AddField, for a column that is nullable or has a default in the database: no row is rewritten."""
+class _Alter(Operation):
+    """Takes its lock in short spans, and does nothing where it has been done."""
+
+    model_name: str
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
-        if not _is_there(schema_editor, model, self.name):
-            _alter(
-                schema_editor,
-                model._meta.db_table,
-                lambda: super(AddColumn, self).database_forwards(
-                    app_label, schema_editor, from_state, to_state
-                ),
-            )
+        if schema_editor.collect_sql or not self._is_done(schema_editor, model):
+            forwards = partial(super().database_forwards, app_label, schema_editor, from_state, to_state)
+            _alter(schema_editor, model._meta.db_table, forwards)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = from_state.apps.get_model(app_label, self.model_name)
-        if schema_editor.collect_sql or _is_there(schema_editor, model, self.name):
-            _alter(
-                schema_editor,
-                model._meta.db_table,
-                lambda: super(AddColumn, self).database_backwards(
-                    app_label, schema_editor, from_state, to_state
-                ),
-            )
+        if schema_editor.collect_sql or self._is_done(schema_editor, model):
+            backwards = partial(super().database_backwards, app_label, schema_editor, from_state, to_state)
+            _alter(schema_editor, model._meta.db_table, backwards)
+
+    def _is_done(self, schema_editor: Any, model: Any) -> bool:
+        raise NotImplementedError
+
+
+class AddColumn(_Alter, migrations.AddField):
+    """AddField, for a column that is nullable or has a default in the database: no row is rewritten."""
+
+    def _is_done(self, schema_editor: Any, model: Any) -> bool:
+        connection = schema_editor.connection
+        with connection.cursor() as cursor:
+            description = connection.introspection.get_table_description(cursor, model._meta.db_table)
+        return self.name in {one.name for one in description}
+
+
+class AddConstraint(_Alter, AddConstraintNotValid):
+    """AddConstraintNotValid: what is written from now on must comply, and no row is read."""
+
+    def _is_done(self, schema_editor: Any, model: Any) -> bool:
+        connection = schema_editor.connection
+        with connection.cursor() as cursor:
+            constraints = connection.introspection.get_constraints(cursor, model._meta.db_table)
+        return self.constraint.name in constraints
 
 
 class AddIndex(AddIndexConcurrently):
@@ -101,15 +122,6 @@ def _without_limits(schema_editor: Any) -> None:
 def _with_limits(schema_editor: Any) -> None:
     schema_editor.execute("RESET lock_timeout")
     schema_editor.execute("RESET statement_timeout")
-
-
-def _is_there(schema_editor: Any, model: Any, column: str) -> bool:
-    if schema_editor.collect_sql:
-        return False
-    connection = schema_editor.connection
-    with connection.cursor() as cursor:
-        description = connection.introspection.get_table_description(cursor, model._meta.db_table)
-    return column in {one.name for one in description}
 
 
 def _is_valid(schema_editor: Any, index: str) -> bool:

@@ -33,7 +33,7 @@ from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 
 BACKEND = "aiotasks.backend.PostgresBackend"
-NEW_SCHEMA = "0004_suspects"
+NEW_SCHEMA = "0005_names_fit"
 ADD = "tests.worker.tasks.add"
 elsewhere = tasks.add  # a Task, but at a path that isn't its own
 

@@ -1,11 +1,13 @@
 """Names that spite SQL, NOTIFY and the log, and a schema that changes below open sessions."""
 
 import logging
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
 
 import aiotasks
+from aiotasks.backend import MAX_QUEUE_NAME
 from aiotasks.conf import Options
 from aiotasks.store.pools import resources
 from tests.worker import tasks
@@ -67,3 +69,22 @@ async def test_a_changed_table_breaks_no_open_session(
             await conn.execute("ALTER TABLE aiotasks_task ALTER COLUMN priority TYPE smallint")
     assert (again.return_value, result.return_value) == (7, 3)
     assert not await store.has_unfinished_jobs("default", None, ["loop", "thread"])
+
+
+async def test_names_that_no_index_can_hold_are_kept_out(
+    configure: Configure, conn: asyncpg.Connection, ledger: Ledger
+) -> None:
+    """A scheduled row of such a name, written by hand, would keep all others from being promoted."""
+    at_most = "\U0001f980" * MAX_QUEUE_NAME
+    due = datetime.now(UTC) + timedelta(hours=1)
+    await tasks.add.using(queue_name=at_most, run_after=due).aenqueue(1, 2)
+    # A text that doesn't shrink by being compressed.
+    rename = """
+        UPDATE aiotasks_task
+        SET queue_name = (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 100) AS n)
+    """
+    with pytest.raises(asyncpg.CheckViolationError, match="aiotasks_task_names_fit"):
+        await conn.execute(rename)
+    await conn.execute("UPDATE aiotasks_task SET run_after = now()")
+    async with aiotasks.Worker():
+        await until(lambda: ledger.statuses() == {"SUCCESSFUL": 1})
