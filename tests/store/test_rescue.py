@@ -102,6 +102,19 @@ async def test_only_the_backends_own_and_no_more_than_asked_for(
     assert (await row(conn, theirs))["status"] == "RUNNING"
 
 
+async def test_times_that_python_has_not_hold_up_nobody(store: Store, conn: asyncpg.Connection) -> None:
+    """The reply is of all: what can't be read of one would lose who is to be told of the others."""
+    worker_id, (job, other) = await claimed(store, 2)
+    times = "enqueued_at", "run_after", "ready_at", "started_at", "last_attempted_at"
+    bad = ", ".join(f"{name} = '20000-01-01'" for name in times)
+    await conn.execute(f"UPDATE aiotasks_task SET {bad}, max_crashes = 1 WHERE id = $1", job.id)
+    await expire(conn, worker_id)
+    rescued = {one.id: one for one in await rescue(store, 3, 10)}
+    assert {one.status for one in rescued.values()} == {"FAILED", "READY"}
+    assert rescued[job.id].ready_at is rescued[job.id].run_after is rescued[job.id].started_at is None
+    assert rescued[other.id].ready_at is not None
+
+
 async def test_rescue_leaves_finished_tasks_alone(store: Store, conn: asyncpg.Connection) -> None:
     """FAULTS 2."""
     worker_id, (job,) = await claimed(store)

@@ -1,7 +1,8 @@
 -- Take tasks away from workers that have died: RUNNING, and no worker with a live lease. Starting
 -- from the tasks, not from dead workers' rows, finds also what was claimed while its worker's row
 -- was being removed. READY again, or FAILED: after too many crashes, or where it was to be cancelled anyway.
--- A row that somebody else has written (nested errors, crashes beyond counting) mustn't hold up the others.
+-- A row that somebody else has written (nested errors, crashes beyond counting, times that Python hasn't)
+-- mustn't hold up the others.
 -- $1 backend, $2 crashes after which a task fails, where it says nothing itself,
 -- $3 the error to store (JSON text), $4 how many at the most,
 -- $5 the error of a cancelled task
@@ -34,5 +35,10 @@ WHERE task.ctid = lost.place
 RETURNING
     task.id, task.claim_id, task.backend, task.queue_name, task.task_path, task.lane, task.priority, task.status,
     task.args::text, task.kwargs::text, task.return_value::text, task.errors::text[], task.worker_ids::text[],
-    task.enqueued_at, task.run_after, task.ready_at, task.started_at, task.last_attempted_at, task.finished_at,
+    CASE WHEN task.enqueued_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.enqueued_at END,
+    CASE WHEN task.run_after BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.run_after END,
+    CASE WHEN task.ready_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.ready_at END,
+    CASE WHEN task.started_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.started_at END,
+    CASE WHEN task.last_attempted_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.last_attempted_at END,
+    task.finished_at,
     task.max_crashes, task.keep_result
