@@ -84,6 +84,7 @@ class _Lifespan:
                 worker = make_worker()
                 await worker.__aenter__()
             except Exception as error:  # the server's to log and to exit with
+                await self._ask_app({"type": "lifespan.shutdown"})  # what has started is to end in order
                 await self._send({"type": "lifespan.startup.failed", "message": f"aiotasks: {error}"})
                 return
             try:

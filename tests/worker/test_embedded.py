@@ -293,6 +293,21 @@ async def test_a_start_that_the_app_fails_starts_no_worker(configure: Configure,
     assert ledger.workers() == 0
 
 
+async def test_an_app_whose_worker_can_not_start_is_shut_down(configure: Configure, ledger: Ledger) -> None:
+    asked = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(2):
+            message = await receive()
+            asked.append(message["type"])
+            await send({"type": f"{message['type']}.complete"})
+
+    sent, _, lifespan = await talk(with_worker(app, backend="nowhere"))
+    await lifespan
+    assert asked == ["lifespan.startup", "lifespan.shutdown"]
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+
+
 async def test_an_app_that_fails_its_shutdown(configure: Configure, ledger: Ledger) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
