@@ -6,7 +6,8 @@
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Protocol
 from uuid import UUID
 
@@ -26,6 +27,10 @@ from .wakeups import CHANNEL, Wakeup, cancel_wakeups, told, wakeups_of
 __all__ = ["DjangoRoute", "Route", "route_on_loop"]
 
 logger = logging.getLogger("aiotasks.store")
+
+# So many of the transaction's last hooks are looked through for one of ours: with more, a loop that enqueues
+# each task in a savepoint of its own would take quadratic time; a second hook costs a NOTIFY.
+MOST_HOOKS = 20
 
 
 class Route(Protocol):
@@ -70,9 +75,8 @@ class DjangoRoute:
         self._notify_on_commit(wakeups_of(jobs))
 
     def _notify_on_commit(self, wakeups: Sequence[Wakeup]) -> None:
-        if self._options.notify:
-            for wakeup in wakeups:
-                _notify_on_commit(self._options.database, wakeup)
+        if self._options.notify and wakeups:
+            _notify_on_commit(self._options.database, wakeups)
 
     async def select(self, backend: str, id: UUID) -> Job | None:
         jobs = await self._store.select_jobs([id], backend)
@@ -90,39 +94,54 @@ class DjangoRoute:
         signals.send_finished(sender, result, exception)
 
 
-def _notify_on_commit(alias: str, wakeup: Wakeup) -> None:
-    """NOTIFY after the commit; a transaction that enqueues a hundred tasks notifies once a queue."""
+class _AfterCommit:
+    """An on_commit hook that tells the workers of what was enqueued since one savepoint."""
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+        self.wakeups: set[Wakeup] = set()
+
+    def __call__(self) -> None:
+        _notify(self._alias, self.wakeups)
+
+
+def _notify_on_commit(alias: str, wakeups: Sequence[Wakeup]) -> None:
+    """NOTIFY after the commit; a transaction that enqueues a hundred tasks notifies once."""
     connection = connections[alias]
     if not connection.in_atomic_block:
         if connection.get_autocommit():
-            _notify(alias, wakeup)
+            _notify(alias, wakeups)
         else:  # the site ends its transactions by itself; the server holds NOTIFY until then
-            run_now(Store(DjangoDriver(alias)).notify(CHANNEL, [wakeup.payload()], alone=False))
+            _send(alias, wakeups, alone=False)
         return
-
-    def notify() -> None:
-        _notify(alias, wakeup)
-
-    notify.says = wakeup  # type: ignore[attr-defined]  # what tells our hooks from each other
     here = set(connection.savepoint_ids)  # a hook from the same savepoint shares this one's fate
-    for savepoints, hook, *_ in connection.run_on_commit:
-        if savepoints == here and getattr(hook, "says", None) == wakeup:
+    for savepoints, hook, *_ in islice(reversed(connection.run_on_commit), MOST_HOOKS):
+        if savepoints == here and isinstance(hook, _AfterCommit):
+            hook.wakeups.update(wakeups)
             return
-    connection.on_commit(notify)
+    hook = _AfterCommit(alias)
+    hook.wakeups.update(wakeups)
+    connection.on_commit(hook)
 
 
-def _notify(alias: str, wakeup: Wakeup) -> None:
+def _notify(alias: str, wakeups: Iterable[Wakeup]) -> None:
     """Tell the workers. The task is committed, so a failure must not look like one of the enqueue."""
     connection = connections[alias]
     # A site that ends its transactions by itself has the next one open already, and may roll it back.
     alone = connection.get_autocommit() and not connection.in_atomic_block
-    if alone and told.lately(alias, wakeup):
+    untold = [wakeup for wakeup in wakeups if not (alone and told.lately(alias, wakeup))]
+    if not untold:
         return
     try:
-        run_now(Store(DjangoDriver(alias)).notify(CHANNEL, [wakeup.payload()], alone=alone))
+        _send(alias, untold, alone=alone)
     except Exception:
-        told.forget(alias, [wakeup])
+        told.forget(alias, untold)
         logger.exception("a NOTIFY was not sent, workers find the task at their next poll")
+
+
+def _send(alias: str, wakeups: Iterable[Wakeup], *, alone: bool) -> None:
+    payloads = [wakeup.payload() for wakeup in wakeups]
+    run_now(Store(DjangoDriver(alias)).notify(CHANNEL, payloads, alone=alone))
 
 
 class TransactionRoute:

@@ -1,7 +1,10 @@
 """Inside ``transaction.atomic()``: the row is part of it, however it is enqueued (FAULTS 42)."""
 
 import asyncio
+import json
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -12,6 +15,7 @@ from django.db import connection, connections, transaction
 from django.db.transaction import TransactionManagementError
 from django.tasks import TaskResultStatus, default_task_backend
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from tests import tasks
 
@@ -121,6 +125,33 @@ async def test_workers_are_told_after_the_commit_and_not_before(
     notified.clear()
     await in_atomic(enqueue, commit=False)
     assert await flush() == []
+
+
+async def test_one_statement_tells_of_all_that_was_enqueued_in_a_block(
+    database: str, sync_api: Api, notified: list[str]
+) -> None:
+    """At a hundred times, and in savepoints, of which one was rolled back."""
+
+    def enqueue(**changes: Any) -> None:
+        sync_api.call_sync(tasks.add.using(**changes), "enqueue", 1, 2)
+
+    later = timezone.now() + timedelta(hours=1)
+
+    def in_thread() -> list[str]:
+        with CaptureQueriesContext(connection) as queries, transaction.atomic():
+            for number in range(100):
+                enqueue(run_after=later + timedelta(seconds=number))
+            with suppress(Rollback), transaction.atomic():
+                enqueue(queue_name="gone")
+                raise Rollback
+            with transaction.atomic():
+                enqueue(queue_name="inner")
+                enqueue(queue_name="inner too")
+        return [query["sql"] for query in queries if "pg_notify" in query["sql"]]
+
+    assert len(await sync_to_async(in_thread)()) == 2  # the block's, and its savepoint's
+    await wait_for(lambda: len(notified) == 102)
+    assert {json.loads(payload)[1] for payload in notified} == {"default", "inner", "inner too"}
 
 
 @pytest.mark.parametrize("notify", [True, False])
