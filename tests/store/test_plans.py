@@ -274,7 +274,7 @@ async def test_the_pruners_cost_is_by_the_rows_that_it_deletes(
     await conn.execute(
         """
         UPDATE aiotasks_task SET finished_at = now() - interval '10 days' - random() * interval '1 day',
-            keep_result = CASE WHEN hashtext(id::text) % 2 = 0 THEN 86_400 * 30 END
+            keep_result = CASE WHEN hashtext(id::text) % 2 = 0 THEN 86400 * 30 END
         WHERE backend = 'default'
         """
     )
