@@ -34,6 +34,7 @@ from .worker.quarantine import Quarantine
 from .worker.runner import Runner
 from .worker.scheduler import Scheduler
 from .worker.sources import Sources
+from .worker.surplus import Surplus
 
 __all__ = ["assert_enqueued", "drain"]
 
@@ -103,11 +104,11 @@ async def _drain(alias: str) -> int:
         threads=Backlog(
             1, free=lambda: 1 - runner.count("thread"), start=runner.start, drop=lambda job: None
         ),
+        surplus=Surplus(free=lambda: 0, ahead=lambda: 0, allowed=False),
         quarantine=Quarantine(busy=lambda: False),
         may_claim=lambda: True,
         start=runner.start,
         drop=lambda job: None,
-        at_once=False,
     )
     scheduler = Scheduler(store, backend=alias, wake=lambda wakeups: claimer.wake())
     await store.register_worker(worker_id, alias, "", 0, [], 1, 1, __version__, LEASE_TIMEOUT)

@@ -32,18 +32,6 @@ LOOK_AGAIN = INTERVAL * 1.2
 # Jobs that one claim takes at most: with more the first would wait for the last (150 ms for 10,000).
 CLAIM_LIMIT = 1000
 
-# Tasks that don't wait for anything take no slot for longer than they run. Where a claim's were all of
-# that kind the next takes what this many seconds are enough for, at most so many: a claim of 250 and
-# its finish cost a fifth less a task than of 100. With 500 it is a tenth less again, but a task in
-# another queue waits twice as long for its turn (34 instead of 17 ms during a flood of no-ops).
-AT_ONCE_TIME = 0.01
-AT_ONCE_LIMIT = 250
-
-# Yet not so many times the slots, and only so many claims in a row, after which the tasks that such
-# claims leave out (see claim_jobs.sql) have their turn.
-AT_ONCE_FACTOR = 5
-AT_ONCE_ROW = 4
-
 # Seconds between two looks at everything after wake-ups: what became READY long ago and was given
 # back is below the watermarks.
 FORGET_INTERVAL = 1.0
@@ -58,10 +46,20 @@ class Threads(Protocol):
     @property
     def claim_ids(self) -> set[UUID | None]: ...
     def free(self) -> int: ...
-    def ahead(self) -> int: ...
     def add(self, job: Job) -> None: ...
     def feed(self) -> None: ...
     def close(self) -> None: ...
+
+
+class Surplus(Protocol):
+    """What says how many may be claimed beyond the free slots."""
+
+    @property
+    def expected(self) -> bool: ...
+    def of(self, lane: Lane) -> int: ...
+    def used(self, lanes: Iterable[Lane]) -> None: ...
+    def forget(self) -> None: ...
+    def learn(self, jobs: Sequence[Job], seconds: float) -> None: ...
 
 
 class Quarantine(Protocol):
@@ -100,10 +98,9 @@ class _Claim:
 class Claimer:
     """Claims for one worker.
 
-    - It never claims more jobs than there are free slots: nothing waits inside a worker. But tasks
-      that were over at once, all of a claim, let the next be larger (``_at_once``), and sync tasks
-      that are short are claimed ahead (``Backlog``). What then finds no slot after all is given
-      back, and keeps its place in the queue.
+    - It never claims more jobs than there are free slots: nothing waits inside a worker. But where
+      tasks are short it may (``Surplus``), and what then finds no slot after all is given back, and
+      keeps its place in the queue.
     - The next claim is under way while the jobs of one are started, where that leaves slots.
     - A claim is never cancelled by us: its reply says what we own. ``stop()`` waits for it.
     - A task that has been in two crashes is claimed by itself (``Quarantine``).
@@ -121,11 +118,11 @@ class Claimer:
         worker_id: Callable[[], UUID | None],
         free: Callable[[], int],
         threads: Threads,
+        surplus: Surplus,
         quarantine: Quarantine,
         may_claim: Callable[[], bool],
         start: Callable[[Job], bool],
         drop: Callable[[Job], None],
-        at_once: bool = True,
     ) -> None:
         self._store = store
         self._sources = sources
@@ -134,6 +131,7 @@ class Claimer:
         self._worker_id = worker_id
         self._free = free
         self._threads = threads
+        self._surplus = surplus
         self._quarantine = quarantine
         self._may_claim = may_claim
         self._start = start
@@ -144,9 +142,6 @@ class Claimer:
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self._scope = anyio.CancelScope(shield=True)
-        self._may_at_once = at_once
-        self._at_once = 0  # so many may be claimed for the loop, however few slots are free
-        self._in_a_row: dict[Lane, int] = dict.fromkeys(LANES, 0)  # claims of more than free slots
         self._poll_at = inf
         self._look_again_at = inf
         self._forgot_at = -inf
@@ -231,7 +226,7 @@ class Claimer:
 
     def _is_hungry(self) -> bool:
         """Whether there may be work that there is room for."""
-        return any(self._free_in(lane) > 0 or self._beyond(lane) > 0 for lane in self._hungry)
+        return any(self._free_in(lane) > 0 or self._surplus.of(lane) > 0 for lane in self._hungry)
 
     def _look_at_everything(self, now: float) -> None:
         self._forgot_at = now
@@ -311,36 +306,27 @@ class Claimer:
         """Slots of the lane that nothing is to have yet."""
         return self._free() if lane == "loop" else self._threads.free()
 
-    def _beyond(self, lane: Lane) -> int:
-        """How many may be claimed for the lane, however few slots are free; 0 for no more than those."""
-        if not self._may_at_once or self._in_a_row[lane] >= AT_ONCE_ROW:
-            return 0
-        if lane == "loop":
-            return self._at_once if self._free() > 0 else 0
-        return self._threads.ahead()
-
     async def _claim(self, unstarted: Sequence[Job] = ()) -> _Claim:
         """Claim once, beside jobs that haven't been started yet."""
         taken = Counter(job.lane for job in unstarted)
         free = {lane: self._free_in(lane) - taken[lane] for lane in LANES}
         # What is over at once takes no slot: those that are to be started don't count against it.
         most: dict[Lane, int] = {
-            "loop": self._beyond("loop"),
-            "thread": self._beyond("thread") - taken["thread"],
+            "loop": self._surplus.of("loop"),
+            "thread": self._surplus.of("thread") - taken["thread"],
         }
         limits = {lane: min(max(0, free[lane], most[lane]), CLAIM_LIMIT) for lane in LANES}
         if not any(limits.values()):
             return _Claim()
-        beyond = {lane: limits[lane] > max(0, free[lane]) for lane in LANES}
-        for lane in LANES:
-            self._in_a_row[lane] = self._in_a_row[lane] + 1 if beyond[lane] else 0
+        beyond = {lane for lane in LANES if limits[lane] > max(0, free[lane])}
+        self._surplus.used(beyond)
         self._hungry -= {lane for lane in LANES if limits[lane]}  # a wake-up meanwhile adds them again
         worker_id = self._worker_id()
         queues = await self._sources.queues()
         if worker_id is None or not queues:
             return _Claim()  # without a lease nothing is to be had; a registration wakes us
         sources = {
-            lane: self._sources.of(lane, queues, limits[lane], robust_only=beyond[lane]) for lane in LANES
+            lane: self._sources.of(lane, queues, limits[lane], robust_only=lane in beyond) for lane in LANES
         }
         jobs = await self._fetch(
             partial(
@@ -355,11 +341,12 @@ class Claimer:
         # Full: there is more. Short: the head may just have been touched, so once more; or tasks have
         # been left out.
         self._hungry.update(job.lane for job in jobs)
-        self._hungry.update(lane for lane in LANES if beyond[lane])
+        self._hungry.update(beyond)
         if not jobs:
-            self._at_once = 0
+            self._surplus.forget()
         full = sum(job.lane == "loop" for job in jobs) >= limits["loop"] > 0
-        return _Claim(worker_id, jobs, full, full and (self._at_once > 0 or free["loop"] > limits["loop"]))
+        more = full and (self._surplus.expected or free["loop"] > limits["loop"])
+        return _Claim(worker_id, jobs, full, more)
 
     async def _fetch(
         self, statement: Callable[[UUID, UUID], Awaitable[list[Job]]], worker_id: UUID
@@ -377,7 +364,7 @@ class Claimer:
         return jobs
 
     async def _start_all(self, claim: _Claim) -> None:
-        """Start the jobs of one claim, and see how much the next may take."""
+        """Start the jobs of one claim, and see how many were over at once."""
         clock = time.monotonic  # uvloop's stands still within a turn of the loop
         began = turn = clock()
         at_once = threads = 0
@@ -402,14 +389,6 @@ class Claimer:
         finally:
             self._drop_all(unstarted)  # cancelled meanwhile
             self._claiming.discard(claim.jobs[0].claim_id)
-        taken = clock() - began
-        self._at_once = 0
-        all_at_once = self._may_at_once and claim.full and at_once == len(claim.jobs) - threads
-        if all_at_once and taken > 0 and all(_is_robust(job) for job in claim.jobs):
-            limit = min(AT_ONCE_LIMIT, AT_ONCE_FACTOR * self._free())
-            self._at_once = min(limit, int(at_once * AT_ONCE_TIME / taken))
-
-
-def _is_robust(job: Job) -> bool:
-    """Whether a crash costs the task nothing but time, and it hasn't been in one, as far as can be seen."""
-    return len(job.worker_ids) == 1 and (job.max_crashes is None or job.max_crashes > 1)
+        self._surplus.forget()
+        if claim.full and at_once == len(claim.jobs) - threads:
+            self._surplus.learn(claim.jobs, clock() - began)

@@ -34,6 +34,7 @@ from .runner import Runner
 from .scheduler import Scheduler
 from .shutdown import Shutdown
 from .sources import Sources
+from .surplus import Surplus
 from .threads import OrmThreads, SyncThreads
 
 __all__ = ["Engine"]
@@ -115,11 +116,13 @@ class Engine:
             worker_id=self._worker_id,
             free=lambda: self._free("loop"),
             threads=self.backlog,
+            surplus=Surplus(
+                free=lambda: self._free("loop"), ahead=self.backlog.ahead, allowed=options.max_crashes > 1
+            ),
             quarantine=Quarantine(busy=lambda: bool(self.runner.running)),
             may_claim=self._may_claim,
             start=self.runner.start,
             drop=self._drop,
-            at_once=options.max_crashes > 1,
         )
         self.scheduler = Scheduler(
             store,

@@ -66,8 +66,8 @@ async def test_slots_are_a_limit_after_no_ops_too(
     database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a large claim brings too much is given back, and keeps its place."""
-    monkeypatch.setattr("aiotasks.worker.claimer.AT_ONCE_TIME", 3600)  # the largest claim, on any machine
-    monkeypatch.setattr("aiotasks.worker.claimer.AT_ONCE_FACTOR", 1000)
+    monkeypatch.setattr("aiotasks.worker.surplus.AT_ONCE_TIME", 3600)  # the largest claim, on any machine
+    monkeypatch.setattr("aiotasks.worker.surplus.AT_ONCE_FACTOR", 1000)
     names = [str(n) for n in range(60)]
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 600)
     await default_task_backend.aenqueue_many(tasks.wait_for_release, [((name,), {}) for name in names])

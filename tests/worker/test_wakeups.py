@@ -20,11 +20,13 @@ from aiotasks.store.pools import resources
 from aiotasks.store.wakeups import Wakeup
 from aiotasks.worker import backlog as backlog_module
 from aiotasks.worker import claimer as claimer_module
+from aiotasks.worker import surplus as surplus_module
 from aiotasks.worker.backlog import Backlog
 from aiotasks.worker.claimer import Claimer
 from aiotasks.worker.quarantine import Quarantine
 from aiotasks.worker.scheduler import Scheduler
 from aiotasks.worker.sources import Sources
+from aiotasks.worker.surplus import Surplus
 from tests.store.rows import insert
 
 from . import tasks
@@ -207,6 +209,7 @@ def make_claimer(
         return slots[lane] - sum(job.lane == lane and job in started for job in running)
 
     store = resources(task_backends["default"].config).store
+    backlog = Backlog(slots["thread"], free=lambda: free("thread"), start=start, drop=drop)
     return Claimer(
         store,
         Sources(store, backend="default", queues=queues),
@@ -214,7 +217,8 @@ def make_claimer(
         poll_interval=HOUR,
         worker_id=lambda: worker_id,
         free=lambda: free("loop"),
-        threads=Backlog(slots["thread"], free=lambda: free("thread"), start=start, drop=drop),
+        threads=backlog,
+        surplus=Surplus(free=lambda: free("loop"), ahead=backlog.ahead),
         quarantine=Quarantine(busy=lambda: False),
         may_claim=lambda: True,
         start=start,
@@ -378,8 +382,8 @@ def watch_claims(
 async def test_tasks_that_are_over_at_once_let_claims_be_larger_than_the_slots(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claimer_module, "AT_ONCE_TIME", HOUR)
-    monkeypatch.setattr(claimer_module, "AT_ONCE_FACTOR", 1000)
+    monkeypatch.setattr(surplus_module, "AT_ONCE_TIME", HOUR)
+    monkeypatch.setattr(surplus_module, "AT_ONCE_FACTOR", 1000)
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 600)
     started: list[Any] = []
     limits: list[int] = []
@@ -388,7 +392,7 @@ async def test_tasks_that_are_over_at_once_let_claims_be_larger_than_the_slots(
     watch_claims(claimer, monkeypatch, lambda claim_id, limit: limits.append(limit))
     assert await claimer.run_once() == 10
     assert await claimer.run_once() == 590
-    most = claimer_module.AT_ONCE_LIMIT
+    most = surplus_module.AT_ONCE_LIMIT
     assert limits == [10, most, most, most]
     assert len(started) == len({job.id for job in started}) == 600
     # One that came up short says nothing of the next: back to the slots.
@@ -401,8 +405,8 @@ async def test_what_finds_no_slot_after_all_is_dropped(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a claim of no-ops come others, which stay."""
-    monkeypatch.setattr(claimer_module, "AT_ONCE_TIME", HOUR)
-    monkeypatch.setattr(claimer_module, "AT_ONCE_FACTOR", 1000)
+    monkeypatch.setattr(surplus_module, "AT_ONCE_TIME", HOUR)
+    monkeypatch.setattr(surplus_module, "AT_ONCE_FACTOR", 1000)
     await default_task_backend.aenqueue_many(tasks.note, [(("quick",), {})] * 10)
     await default_task_backend.aenqueue_many(tasks.note, [(("slow",), {})] * 300)
     started: list[Any] = []
@@ -436,8 +440,8 @@ async def test_what_a_crash_would_harm_is_claimed_within_the_slots(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that is killed has begun what it has claimed, or hasn't: only the slots' worth may matter."""
-    monkeypatch.setattr(claimer_module, "AT_ONCE_TIME", HOUR)
-    monkeypatch.setattr(claimer_module, "AT_ONCE_FACTOR", 1000)
+    monkeypatch.setattr(surplus_module, "AT_ONCE_TIME", HOUR)
+    monkeypatch.setattr(surplus_module, "AT_ONCE_FACTOR", 1000)
     started: list[Any] = []
     slots = {"loop": 10, "thread": 0}
     claimer = make_claimer(started, slots, ["default"], await register(), at_once=lambda job: True)
@@ -447,7 +451,7 @@ async def test_what_a_crash_would_harm_is_claimed_within_the_slots(
     assert [await claimer.run_once() for _ in range(3)] == [10, 40, 5]
     assert [job.id for job in started[50:]] == fragile
     # In a flood they have their turn after a few claims.
-    monkeypatch.setattr(claimer_module, "AT_ONCE_LIMIT", 20)
+    monkeypatch.setattr(surplus_module, "AT_ONCE_LIMIT", 20)
     started.clear()
     limits: list[int] = []
     watch_claims(claimer, monkeypatch, lambda claim_id, limit: limits.append(limit))
