@@ -6,14 +6,14 @@ from typing import Any
 
 from django.db import models
 from django.db.models import F, Func, Q
-from django.db.models.functions import Length
 from django.db.models.lookups import LessThanOrEqual
 from django.db.models.sql.compiler import SQLCompiler
 
 __all__ = ["Task", "Worker"]
 
-# Characters of four bytes each, at the most; a queue's name is of 200, a lane's of 6.
-MAX_NAMES = 640
+# Bytes of a row's backend, queue_name and lane together. An entry of an index may have 2,704, and the READY
+# one holds some 50 more; a queue's name is of 800 at the most (200 characters).
+MAX_NAMES = 2560
 
 
 class RawField(models.Field):  # type: ignore[type-arg]  # not subscriptable at runtime
@@ -43,6 +43,11 @@ class RawField(models.Field):  # type: ignore[type-arg]  # not subscriptable at 
 
     def get_lookup(self, lookup_name: str) -> Any:
         return super().get_lookup(lookup_name) if lookup_name == "isnull" else None
+
+
+def octet_length(column: str) -> Func:
+    """The bytes of a text, which cost half as much to tell as its characters: each write of a row does."""
+    return Func(F(column), function="octet_length", output_field=models.IntegerField())
 
 
 class Task(models.Model):
@@ -136,11 +141,13 @@ class Task(models.Model):
             ),
         )
         constraints = (
-            # So many characters always fit the READY index, an entry of which may have 2,704 bytes. A row
-            # that does not, written by hand as SCHEDULED or RUNNING, would fail all promotions or rescues.
+            # Whatever is written must fit the READY index. What doesn't, written by hand as SCHEDULED or
+            # RUNNING, would make all promotions or rescues fail.
             models.CheckConstraint(
                 condition=Q(
-                    LessThanOrEqual(Length("backend") + Length("queue_name") + Length("lane"), MAX_NAMES)
+                    LessThanOrEqual(
+                        octet_length("backend") + octet_length("queue_name") + octet_length("lane"), MAX_NAMES
+                    )
                 ),
                 name="aiotasks_task_names_fit",
             ),

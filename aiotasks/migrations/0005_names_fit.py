@@ -1,8 +1,11 @@
 from django.db import migrations, models
-from django.db.models.functions import Length
 from django.db.models.lookups import LessThanOrEqual
 
 from ._online import AddConstraint
+
+
+def octet_length(column: str) -> models.Func:
+    return models.Func(models.F(column), function="octet_length", output_field=models.IntegerField())
 
 
 class Migration(migrations.Migration):
@@ -19,7 +22,9 @@ class Migration(migrations.Migration):
             "task",
             models.CheckConstraint(
                 condition=models.Q(
-                    LessThanOrEqual(Length("backend") + Length("queue_name") + Length("lane"), 640)
+                    LessThanOrEqual(
+                        octet_length("backend") + octet_length("queue_name") + octet_length("lane"), 2560
+                    )
                 ),
                 name="aiotasks_task_names_fit",
             ),

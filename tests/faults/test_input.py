@@ -9,6 +9,7 @@ import pytest
 import aiotasks
 from aiotasks.backend import MAX_QUEUE_NAME
 from aiotasks.conf import Options
+from aiotasks.models import MAX_NAMES
 from aiotasks.store.pools import resources
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, until
@@ -80,11 +81,13 @@ async def test_names_that_no_index_can_hold_are_kept_out(
     await tasks.add.using(queue_name=at_most, run_after=due).aenqueue(1, 2)
     # A text that doesn't shrink by being compressed.
     rename = """
-        UPDATE aiotasks_task
-        SET queue_name = (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 100) AS n)
+        UPDATE aiotasks_task SET run_after = now(), queue_name = left(
+            (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 100) AS n),
+            $1::integer - octet_length(backend) - octet_length(lane)
+        )
     """
     with pytest.raises(asyncpg.CheckViolationError, match="aiotasks_task_names_fit"):
-        await conn.execute(rename)
-    await conn.execute("UPDATE aiotasks_task SET run_after = now()")
+        await conn.execute(rename, MAX_NAMES + 1)
+    await conn.execute(rename, MAX_NAMES)
     async with aiotasks.Worker():
         await until(lambda: ledger.statuses() == {"SUCCESSFUL": 1})
