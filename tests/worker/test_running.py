@@ -355,7 +355,7 @@ async def test_a_swallowed_cancellation_does_not_spin(database: str, ledger: Led
     """29: asked once or twice, then left behind; its task is given back."""
     async with aiotasks.Worker(grace=0) as worker:
         result = await tasks.swallow_cancellation.aenqueue()
-        await until(lambda: ledger.events("start") == 1)
+        await until(lambda: "begun" in tasks.seen)
         (execution,) = worker.engine.runner.running
     assert 1 <= tasks.seen.count("swallowed") <= 3
     assert worker.stuck
