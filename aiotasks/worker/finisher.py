@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Any, Literal, assert_never
 from uuid import UUID
@@ -274,15 +274,15 @@ class Finisher:
         if not failed and heard is signals.Audience.LOGS:
             task_finished.send_robust(self._sender, task_result=result)
             return
+        error = execution.outcome.exception if isinstance(execution.outcome, Failed) else None
+        self.tell(signals.asend_finished(self._sender, result, error))
+
+    def tell(self, telling: Coroutine[Any, Any, None]) -> None:
+        """Run what tells receivers, who may take as long as they like; ``flush`` alone waits for them."""
         place = self._place()
+        self._idle.clear()
         announcing = asyncio.get_running_loop().create_task(
-            signals.asend_finished(
-                self._sender,
-                result,
-                execution.outcome.exception if isinstance(execution.outcome, Failed) else None,
-            ),
-            context=place.context,
-            name="aiotasks task_finished",
+            telling, context=place.context, name="aiotasks task_finished"
         )
         self.announcing.add(announcing)
         announcing.add_done_callback(self._announced)
