@@ -203,7 +203,15 @@ class Engine:
         async def prune() -> None:
             await periodically(self.pruner.run_once, PRUNE_INTERVAL, name="pruner")
 
-        return [self.claimer.run, self.scheduler.run, self.canceller.run, sweep, prune, self._watch_lease]
+        return [
+            self.claimer.run,
+            self.scheduler.run,
+            self.canceller.run,
+            sweep,
+            prune,
+            self._watch_lease,
+            self.heartbeat.wait,
+        ]
 
     async def _tell_when_started(self, started: Callable[[], None]) -> None:
         await self.registered_once.wait()
