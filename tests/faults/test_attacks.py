@@ -77,6 +77,26 @@ async def test_a_lock_on_one_row_holds_up_no_other(configure: Configure, ledger:
         assert worker.engine.finisher.fenced == 0
 
 
+async def test_a_lock_on_what_is_given_back_holds_up_no_other(configure: Configure, ledger: Ledger) -> None:
+    """Else what others have finished would be written with it, or at a shutdown never."""
+    locked = await tasks.wait_for_release.aenqueue("locked")
+    async with aiotasks.Worker(grace=0) as worker:
+        await until(lambda: worker.engine.runner.running)
+        with ledger.connection.transaction():
+            ledger.connection.execute("SELECT FROM aiotasks_task FOR UPDATE")
+            (execution,) = worker.engine.runner.running
+            worker.engine.runner.cancel(execution, "lost lease")
+            other = await tasks.add.aenqueue(1, 2)
+            await until(lambda: ledger.task(other.id).status == "SUCCESSFUL")
+            assert ledger.task(locked.id).status == "RUNNING"
+            assert [one.job.task_path for one in worker.engine.finisher.pending] == [execution.job.task_path]
+        await until(lambda: not worker.engine.finisher.pending)
+        assert worker.engine.finisher.fenced == 0
+        # Given back with its place, so it runs again at once.
+        await until(lambda: worker.engine.runner.running)
+    assert (ledger.task(locked.id).status, ledger.task(locked.id).crashes) == ("READY", 0)
+
+
 async def test_a_refused_login_is_waited_for(
     configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
