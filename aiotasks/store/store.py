@@ -119,8 +119,10 @@ class Store:
 
     async def release_jobs(
         self, releases: Iterable[tuple[UUID, UUID, float, float | None]]
-    ) -> dict[UUID, str]:
-        """Rows of (id, claim id, delay, window); returns the queue names of those released."""
+    ) -> dict[UUID, str | None]:
+        """Rows of (id, claim id, delay, window); returns the queue names of those released, and None for
+        those that are ours and must be failed instead.
+        """
         columns = [list(column) for column in zip(*releases, strict=True)]
         return {row[0]: row[1] for row in await self._fetch("release_jobs", *columns)}
 

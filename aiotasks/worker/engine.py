@@ -139,7 +139,7 @@ class Engine:
             may_rescue=self.lease.may_rescue,
             held=self._held,
             wake=self._wake_rescued,
-            announce=self._announce_lost,
+            announce=lambda job, error: self.finisher.tell(self._tell_of_lost(job, error)),
         )
         self.pruner = Pruner(
             store,
@@ -207,7 +207,15 @@ class Engine:
         async def prune() -> None:
             await periodically(self.pruner.run_once, PRUNE_INTERVAL, name="pruner")
 
-        return [self.claimer.run, self.scheduler.run, self.canceller.run, sweep, prune, self._watch_lease]
+        return [
+            self.claimer.run,
+            self.scheduler.run,
+            self.canceller.run,
+            sweep,
+            prune,
+            self._watch_lease,
+            self.heartbeat.wait,
+        ]
 
     async def _tell_when_started(self, started: Callable[[], None]) -> None:
         await self.registered_once.wait()
@@ -275,7 +283,7 @@ class Engine:
         except utils.Error as error:
             logger.error("tasks could not be given back, their lease must run out error=%r", str(error))
         else:
-            self._wake([Wakeup(self.backend, name) for name in set(released.values())])
+            self._wake([Wakeup(self.backend, name) for name in set(released.values()) if name is not None])
 
     async def _settle_late(self, store: Store, executions: Sequence[Execution]) -> None:
         """On the heartbeat's loop, which keeps the lease: write what threads still do."""
@@ -387,7 +395,7 @@ class Engine:
         for execution in list(self.runner.running):
             self.runner.cancel(execution, "lost lease")
 
-    async def _announce_lost(self, job: Job, error: Exception) -> None:
+    async def _tell_of_lost(self, job: Job, error: Exception) -> None:
         """``task_finished`` for a task that its rescue has failed."""
         try:
             result = await asyncio.to_thread(result_of, job, self._options.aliases)  # which may import it
@@ -396,12 +404,7 @@ class Engine:
         except InvalidRow as broken:
             logger.error("task_finished can't be sent id=%s error=%r", job.id, str(broken))
             return
-        place = self.orm_threads.job()
-        sending = signals.asend_finished(self._sender, result, error)
-        try:
-            await asyncio.get_running_loop().create_task(sending, context=place.context)
-        finally:
-            place.release()
+        await signals.asend_finished(self._sender, result, error)
 
 
 def _loop_name() -> str:

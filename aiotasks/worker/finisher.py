@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Any, Literal, assert_never
 from uuid import UUID
@@ -171,22 +171,23 @@ class Finisher:
                     raise AssertionError("an execution without an outcome")
                 case _ as never:
                     assert_never(never)
-        released = await self._release(releases) if releases else set()
+        refused, locked = await self._release(releases) if releases else (set(), set())
         for execution in executions:
-            # Unknown for longer than its window, or to be cancelled: if it is still ours at all.
+            # Unknown for longer than its window, or to be cancelled.
             id, claim_id = execution.job.id, execution.job.claim_id
-            failure = None if id in released else unreleased.get(id)
+            failure = unreleased[id] if id in refused else None
             if failure is not None and claim_id is not None:
                 execution.outcome = failure
                 finishes.append((id, claim_id, "FAILED", None, failure.text))
         finished: dict[UUID, datetime | None] = await self._finish(finishes) if finishes else {}
         # What was taken from us while we were about to give it back isn't late.
-        in_time = {*finished, *released, *unreleased}
+        in_time = {*finished, *unreleased}
         for execution in executions:
             if execution.job.id not in in_time:
                 self._log_fenced(execution)
+        locked |= {id for id, finished_at in finished.items() if finished_at is None}
         return [
-            (finished[execution.job.id] or "locked") if execution.job.id in finished else None
+            "locked" if execution.job.id in locked else finished.get(execution.job.id)
             for execution in executions
         ]
 
@@ -214,17 +215,25 @@ class Finisher:
             finished |= {id: at for id, at in found.items() if at is None or repeated}
         return finished
 
-    async def _release(self, releases: list[tuple[UUID, UUID, float, float | None]]) -> set[UUID]:
-        """Returns what was released, or may have been by a try whose reply was lost."""
-        released, repeated = await self._persist(lambda: self._store.release_jobs(releases))
+    async def _release(
+        self, releases: list[tuple[UUID, UUID, float, float | None]]
+    ) -> tuple[set[UUID], set[UUID]]:
+        """Returns what is to be failed instead, and what somebody holds a lock on: to be tried again."""
+        released, _ = await self._persist(lambda: self._store.release_jobs(releases))
         delays = {row[0]: row[2] for row in releases}
         self._wake(
             [
                 Wakeup(self._backend, queue_name, time.time() + delays[id] if delays[id] else None)
                 for id, queue_name in released.items()
+                if queue_name is not None
             ]
         )
-        return set(delays) if repeated else set(released)
+        locked: set[UUID] = set()
+        if missing := [row[:2] for row in releases if row[0] not in released]:
+            ids, claim_ids = zip(*missing, strict=True)
+            found, _ = await self._persist(lambda: self._store.select_finished_jobs(ids, claim_ids))
+            locked = {id for id, finished_at in found.items() if finished_at is None}
+        return {id for id, queue_name in released.items() if queue_name is None}, locked
 
     async def _persist[Result](
         self, write: Callable[[], Awaitable[Result]], *, patient: bool = True
@@ -274,15 +283,15 @@ class Finisher:
         if not failed and heard is signals.Audience.LOGS:
             task_finished.send_robust(self._sender, task_result=result)
             return
+        error = execution.outcome.exception if isinstance(execution.outcome, Failed) else None
+        self.tell(signals.asend_finished(self._sender, result, error))
+
+    def tell(self, telling: Coroutine[Any, Any, None]) -> None:
+        """Run what tells receivers, who may take as long as they like; ``flush`` alone waits for them."""
         place = self._place()
+        self._idle.clear()
         announcing = asyncio.get_running_loop().create_task(
-            signals.asend_finished(
-                self._sender,
-                result,
-                execution.outcome.exception if isinstance(execution.outcome, Failed) else None,
-            ),
-            context=place.context,
-            name="aiotasks task_finished",
+            telling, context=place.context, name="aiotasks task_finished"
         )
         self.announcing.add(announcing)
         announcing.add_done_callback(self._announced)

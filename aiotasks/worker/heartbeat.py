@@ -112,10 +112,17 @@ class Heartbeat:
         self._stopping = False
         self._last_words: Callable[[Store], Awaitable[None]] | None = None
         self._finished: asyncio.Future[None] = self._worker_loop.create_future()
+        self._death: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name="aiotasks-heartbeat", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    async def wait(self) -> None:
+        """Return when the thread has ended. Raises RuntimeError if that was by a failure of its own."""
+        await asyncio.shield(self._finished)
+        if self._death is not None:
+            raise RuntimeError("The heartbeat has died.") from self._death
 
     def renounce(self) -> None:
         """The lease is over for the loop: register under a new id as soon as it goes."""
@@ -142,9 +149,9 @@ class Heartbeat:
     def _main(self) -> None:
         try:
             asyncio.run(self._beat())
-        except Exception:
-            # Nothing renews the lease now: the loop's side sees its deadline pass.
-            logger.critical("the heartbeat has died, this worker will lose its lease", exc_info=True)
+        except BaseException as error:
+            logger.critical("the heartbeat has died, this worker ends", exc_info=True)
+            self._death = error
         self._on_worker_loop(self._end)
 
     def _end(self) -> None:

@@ -1,7 +1,7 @@
 """Rescuer: gives the tasks of dead workers back, and clears up after them and after itself."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -43,7 +43,7 @@ class Rescuer:
         may_rescue: Callable[[], bool],
         held: Callable[[], Iterable[UUID]],
         wake: Callable[[Sequence[Wakeup]], None],
-        announce: Callable[[Job, Exception], Awaitable[None]],
+        announce: Callable[[Job, Exception], None],
     ) -> None:
         self._store = store
         self._backend = backend
@@ -97,7 +97,7 @@ class Rescuer:
             for job in jobs:
                 if job.status == "FAILED":
                     failed += 1
-                    await self._announce(job, cancelled if job.errors[-1] == errors[1] else lost)
+                    self._announce(job, cancelled if job.errors[-1] == errors[1] else lost)
                 else:
                     ready += 1
             if len(jobs) < BATCH:

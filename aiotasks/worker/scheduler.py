@@ -21,6 +21,10 @@ BATCH = 1000
 LONGEST_WAIT = 60.0
 SHORTEST_WAIT = 0.001
 
+# What has been due for so long wasn't promoted because somebody has locked it (a cancel() inside a long
+# transaction): it is looked for again so many seconds later.
+LOCKED_WAIT = 0.2
+
 
 class Scheduler:
     """Sleeps until the next task is due, so that far-future rows cost nothing.
@@ -78,4 +82,5 @@ class Scheduler:
             self._waiting_for = None
             return self._longest_wait
         self._waiting_for = following[0].timestamp()
-        return min(max(following[1], SHORTEST_WAIT), self._longest_wait)
+        shortest = LOCKED_WAIT if following[1] < -LOCKED_WAIT else SHORTEST_WAIT
+        return min(max(following[1], shortest), self._longest_wait)

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import anyio
 from django.core.exceptions import ImproperlyConfigured
@@ -82,8 +83,7 @@ async def reach_database(
     failures = 0
     while not stopping.is_set():
         try:
-            await _claim_and_finish_nothing(store, backend)
-            return True
+            return await _unless(stopping, _claim_and_finish_nothing(store, backend))
         except utils.Error as error:
             failures += 1
             pause = backoff(failures)
@@ -96,6 +96,24 @@ async def reach_database(
         with anyio.move_on_after(pause):
             await stopping.wait()
     return False
+
+
+async def _unless(stopping: asyncio.Event, trying: Coroutine[Any, Any, None]) -> bool:
+    """Whether ``trying`` went through before ``stopping`` was set, which cuts it short: a line that
+    swallows everything would hold up the end for COMMAND_TIMEOUT, or for several.
+    """
+    tried, stopped = (asyncio.ensure_future(one) for one in (trying, stopping.wait()))
+    try:
+        await asyncio.wait([tried, stopped], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        if not tried.done():
+            tried.cancel()
+            await asyncio.wait([tried])
+    if tried.cancelled():
+        return False
+    tried.result()
+    return True
 
 
 async def _claim_and_finish_nothing(store: Store, backend: str) -> None:

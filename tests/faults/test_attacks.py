@@ -5,11 +5,15 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 from django.db import utils
 from django.tasks import task_backends
+from django.tasks.signals import task_finished
+from django.utils import timezone
 
 import aiotasks
 from aiotasks.exceptions import UnknownTask
@@ -19,8 +23,10 @@ from aiotasks.store.store import Store
 from aiotasks.tasks import resolve
 from aiotasks.worker.scheduler import Scheduler
 from aiotasks.worker.threads import SyncThreads
+from tests.conftest import RunningServer
+from tests.proxy import Proxy
 from tests.worker import tasks
-from tests.worker.harness import TIMEOUT, Configure, Ledger, until
+from tests.worker.harness import TIMEOUT, Configure, Ledger, Start, until, wait_until
 
 TEARDOWN = """
 import asyncio, sys, django
@@ -69,6 +75,26 @@ async def test_a_lock_on_one_row_holds_up_no_other(configure: Configure, ledger:
             assert ledger.task(locked.id).status == "RUNNING"
         await until(lambda: ledger.task(locked.id).status == "FAILED")
         assert worker.engine.finisher.fenced == 0
+
+
+async def test_a_lock_on_what_is_given_back_holds_up_no_other(configure: Configure, ledger: Ledger) -> None:
+    """Else what others have finished would be written with it, or at a shutdown never."""
+    locked = await tasks.wait_for_release.aenqueue("locked")
+    async with aiotasks.Worker(grace=0) as worker:
+        await until(lambda: worker.engine.runner.running)
+        with ledger.connection.transaction():
+            ledger.connection.execute("SELECT FROM aiotasks_task FOR UPDATE")
+            (execution,) = worker.engine.runner.running
+            worker.engine.runner.cancel(execution, "lost lease")
+            other = await tasks.add.aenqueue(1, 2)
+            await until(lambda: ledger.task(other.id).status == "SUCCESSFUL")
+            assert ledger.task(locked.id).status == "RUNNING"
+            assert [one.job.task_path for one in worker.engine.finisher.pending] == [execution.job.task_path]
+        await until(lambda: not worker.engine.finisher.pending)
+        assert worker.engine.finisher.fenced == 0
+        # Given back with its place, so it runs again at once.
+        await until(lambda: worker.engine.runner.running)
+    assert (ledger.task(locked.id).status, ledger.task(locked.id).crashes) == ("READY", 0)
 
 
 async def test_a_refused_login_is_waited_for(
@@ -227,3 +253,87 @@ async def test_a_driver_that_can_not_close_does_not_end_a_thread(monkeypatch: py
         await asyncio.wait_for(threads.run(lambda n=n: ran.append(n)), 10)
     threads.close()
     assert ran == [0, 1, 2]
+
+
+async def test_a_receiver_that_hangs_holds_up_no_rescue(
+    configure: Configure, ledger: Ledger, conn: asyncpg.Connection
+) -> None:
+    """Else one monitoring service that is away, and one poison task, would keep all lost tasks RUNNING."""
+    configure(LEASE_TIMEOUT=1)
+    waits = asyncio.Event()
+
+    async def receiver(**kwargs: Any) -> None:
+        waits.set()
+        await asyncio.Event().wait()
+
+    await running_of_nobody(conn, "kill_worker_fatally", crashes=2)
+    task_finished.connect(receiver)
+    try:
+        async with aiotasks.Worker(grace=0):
+            await waits.wait()
+            assert ledger.statuses() == {"FAILED": 1}
+            await running_of_nobody(conn, "wait_for_release", crashes=0)
+            await until(lambda: ledger.value("SELECT max(crashes) FROM aiotasks_task WHERE crashes < 2") == 1)
+    finally:
+        task_finished.disconnect(receiver)
+
+
+async def running_of_nobody(conn: asyncpg.Connection, name: str, *, crashes: int) -> None:
+    """A task that a worker has left behind whose row has gone."""
+    await conn.execute(
+        """
+        INSERT INTO aiotasks_task (id, backend, queue_name, task_path, lane, priority, status, args, kwargs,
+            errors, worker_ids, crashes, enqueued_at, ready_at, claim_id, worker_id, last_attempted_at)
+        SELECT new.id, 'default', 'default', $1, 'loop', 0, 'RUNNING', '["x"]', '{}',
+            '{}', ARRAY[new.id], $2, now(), now(), new.id, new.id, now()
+        FROM gen_random_uuid() AS new (id)
+        """,
+        f"tests.worker.tasks.{name}",
+        crashes,
+    )
+
+
+async def test_a_due_task_that_is_locked_is_no_reason_to_spin(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every worker would ask a thousand times a second for as long as somebody's transaction is open."""
+    result = await tasks.add.using(run_after=timezone.now() + timedelta(days=1)).aenqueue(1, 2)
+    ledger.rows("UPDATE aiotasks_task SET run_after = now() - interval '1 s' RETURNING id")
+    store = resources(task_backends["default"].config).store
+    scheduler = Scheduler(store, backend="default", wake=lambda wakeups: None)
+    with ledger.connection.transaction():
+        ledger.connection.execute("SELECT FROM aiotasks_task FOR UPDATE")
+        assert await scheduler.run_once() == 0.2
+    assert await scheduler.run_once() == 60.0
+    assert ledger.task(result.id).status == "READY"
+
+
+async def test_a_heartbeat_that_dies_ends_the_worker(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a lease it would stay, and never claim anything again."""
+    configure(LEASE_TIMEOUT=1)
+
+    async def broken(*args: Any, **kwargs: Any) -> bool:
+        raise ValueError("a mistake of a driver's")
+
+    await tasks.wait_for_release.aenqueue("never")
+    async with aiotasks.Worker(grace=0) as worker:
+        await until(lambda: worker.engine.runner.running)
+        monkeypatch.setattr(Store, "renew_lease", broken)
+        with pytest.raises(ExceptionGroup) as caught:
+            await worker.wait()
+    assert caught.group_contains(RuntimeError, match="The heartbeat has died")
+    assert ledger.statuses() == {"READY": 1}
+    assert ledger.workers() == 0
+
+
+def test_a_signal_at_the_start_does_not_wait_for_a_silent_line(
+    start: Start, ledger: Ledger, pg: RunningServer
+) -> None:
+    with Proxy(pg.host, pg.port) as line:
+        line.mode = "blackhole"
+        options = {"COMMAND_TIMEOUT": 600}
+        process = start("-m", "aiotasks.worker", options=options, env={"AIOTASKS_DB_PORT": str(line.port)})
+        wait_until(lambda: line.connections)
+        assert process.stop() == 0

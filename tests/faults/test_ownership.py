@@ -57,7 +57,7 @@ async def claim(options: Options, worker_id: UUID, limit: int = 100) -> list[Job
 def make_rescuer(options: Options, **changes: Any) -> Rescuer:
     told: list[Any] = []
 
-    async def announce(job: Job, error: WorkerLost) -> None:
+    def announce(job: Job, error: WorkerLost) -> None:
         told.append(job)
 
     return Rescuer(

@@ -34,7 +34,7 @@ async def test_a_running_task_is_only_asked(store: Store, conn: asyncpg.Connecti
         assert one.claim_id is not None
     # Its owner writes what came of it; and gives back what wasn't to be cancelled.
     releases = [(one.id, one.claim_id, 0.0, None) for one in (job, other)]
-    assert await store.release_jobs(releases) == {other.id: "default"}
+    assert await store.release_jobs(releases) == {other.id: "default", job.id: None}
     finished = await store.finish_jobs([(job.id, job.claim_id, "SUCCESSFUL", "1", None)])
     assert finished.keys() == {job.id}
 

@@ -129,7 +129,7 @@ async def test_one_refused_value_finishes_none(store: Store, conn: asyncpg.Conne
 
 
 async def test_a_deadlock_is_told_as_transient(database: str, conn: asyncpg.Connection, store: Store) -> None:
-    """FAULTS 22: two releases that lock in opposite orders; the one that loses may be repeated."""
+    """FAULTS 22: two transactions that lock in opposite orders; the one that loses may be repeated."""
     _, jobs = await claimed(store, 2)
     first, second = sorted(claim_of(job) for job in jobs)
     other = await asyncpg.connect(database)
@@ -143,8 +143,8 @@ async def test_a_deadlock_is_told_as_transient(database: str, conn: asyncpg.Conn
         await other.execute("UPDATE aiotasks_task SET priority = 1 WHERE id = $1", second[0])
         stores = Store(ConnectionDriver(conn)), Store(ConnectionDriver(other))
         results = await asyncio.gather(
-            stores[0].release_jobs([(*second, 0.0, None)]),
-            stores[1].release_jobs([(*first, 0.0, None)]),
+            stores[0].cancel_jobs([second[0]], "default", ERROR),
+            stores[1].cancel_jobs([first[0]], "default", ERROR),
             return_exceptions=True,
         )
     finally:
@@ -166,6 +166,20 @@ async def test_a_locked_row_holds_no_other_up(store: Store, conn: asyncpg.Connec
         claims = zip(*(claim_of(job) for job in (locked, free)), strict=True)
         assert (await store.select_finished_jobs(*claims))[locked.id] is None
     assert (await store.finish_jobs(finishes)).keys() == {locked.id}
+
+
+async def test_a_locked_row_holds_no_other_release_up(store: Store, conn: asyncpg.Connection) -> None:
+    worker_id, (locked, free, lost) = await claimed(store, 3)
+    await conn.execute("UPDATE aiotasks_task SET last_attempted_at = now() - interval '1 min'")
+    held = [job.claim_id for job in (locked, free) if job.claim_id is not None]
+    async with conn.transaction():
+        await conn.execute("SELECT FROM aiotasks_task WHERE id = $1 FOR UPDATE", locked.id)
+        releases = [(*claim_of(job), 0.0, None) for job in (locked, free)]
+        assert await store.release_jobs(releases) == {free.id: "default"}
+        claims = zip(*(claim_of(job) for job in (locked, free)), strict=True)
+        assert await store.select_finished_jobs(*claims) == {locked.id: None}
+        assert await store.release_lost_claims(worker_id, [], 10.0) == {lost.id: "default"}
+    assert await store.release_jobs(releases) == {locked.id: "default"}
 
 
 async def test_a_release_spends_no_attempt(store: Store, conn: asyncpg.Connection) -> None:
@@ -227,7 +241,7 @@ async def test_a_task_unknown_for_its_window_is_not_released(store: Store, conn:
     )
     before = await row(conn, job.id)
     releases = [(*claim_of(job), 60.0, 1800.0), (*claim_of(other), 60.0, 1800.0)]
-    assert await store.release_jobs(releases) == {other.id: "default"}
+    assert await store.release_jobs(releases) == {other.id: "default", job.id: None}
     assert await row(conn, job.id) == before
     assert await store.release_jobs([(*claim_of(job), 0.0, None)]) == {job.id: "default"}  # a shutdown
     assert (await row(conn, job.id))["unknown_since"] is None

@@ -1,28 +1,46 @@
 -- Give back tasks that were claimed but not run to an end: no attempt is spent. A task with a
 -- delay waits that long; where it was put off as unknown for longer than its window, nothing is
--- done, nor to one that is to be cancelled: the caller fails those. One that is READY again at once
--- keeps its place in the queue.
+-- done, nor to one that is to be cancelled: those come back without a queue name, and the caller
+-- fails them. One that is READY again at once keeps its place in the queue.
+-- What doesn't come back isn't RUNNING under its claim id, or somebody has it locked (a cancel() inside a
+-- long transaction): as in finish_jobs, that mustn't hold up the others.
 -- $1 ids (sorted), $2 claim ids, $3 delays in seconds (0: READY at once),
 -- $4 seconds for which a task may stay unknown (NULL: it is known)
-UPDATE aiotasks_task AS task
-SET status = CASE WHEN released.delay > 0 THEN 'SCHEDULED' ELSE 'READY' END,
-    run_after = CASE
-        WHEN released.delay > 0 THEN now() + make_interval(secs => released.delay)
-        ELSE task.run_after
-    END,
-    ready_at = CASE WHEN released.delay > 0 THEN NULL ELSE task.ready_at END,
-    unknown_since = CASE WHEN released.unknown_for IS NOT NULL THEN coalesce(task.unknown_since, now()) END,
-    claim_id = NULL,
-    worker_id = NULL,
-    worker_ids = trim_array(task.worker_ids, least(1, cardinality(task.worker_ids))),
-    started_at = CASE WHEN cardinality(task.worker_ids) > 1 THEN task.started_at END,
-    last_attempted_at = CASE WHEN cardinality(task.worker_ids) > 1 THEN task.last_attempted_at END
-FROM unnest($1::uuid[], $2::uuid[], $3::double precision[], $4::double precision[])
-    AS released (id, claim_id, delay, unknown_for)
-WHERE task.id = ANY($1::uuid[]) AND task.id = released.id AND task.claim_id = released.claim_id AND task.status || '' = 'RUNNING'
-  AND task.cancel_requested_at IS NULL
-  AND (
-      released.unknown_for IS NULL OR task.unknown_since IS NULL
-      OR task.unknown_since + make_interval(secs => released.unknown_for) > now()
-  )
-RETURNING task.id, task.queue_name
+WITH mine AS MATERIALIZED (
+    SELECT held.ctid AS place, held.id, released.delay, released.unknown_for,
+           held.cancel_requested_at IS NULL AND (
+               released.unknown_for IS NULL OR held.unknown_since IS NULL
+               OR held.unknown_since + make_interval(secs => released.unknown_for) > now()
+           ) AS goes
+    FROM unnest($1::uuid[], $2::uuid[], $3::double precision[], $4::double precision[])
+        AS released (id, claim_id, delay, unknown_for)
+    CROSS JOIN LATERAL (
+        SELECT task.ctid, task.id, task.cancel_requested_at, task.unknown_since
+        FROM aiotasks_task AS task
+        WHERE task.id = released.id AND task.claim_id = released.claim_id AND task.status || '' = 'RUNNING'
+        FOR UPDATE SKIP LOCKED
+    ) AS held
+), gone AS (
+    UPDATE aiotasks_task AS task
+    SET status = CASE WHEN mine.delay > 0 THEN 'SCHEDULED' ELSE 'READY' END,
+        run_after = CASE
+            WHEN mine.delay > 0 THEN now() + make_interval(secs => mine.delay)
+            ELSE task.run_after
+        END,
+        ready_at = CASE WHEN mine.delay > 0 THEN NULL ELSE task.ready_at END,
+        unknown_since = CASE WHEN mine.unknown_for IS NOT NULL THEN coalesce(task.unknown_since, now()) END,
+        claim_id = NULL,
+        worker_id = NULL,
+        worker_ids = trim_array(task.worker_ids, least(1, cardinality(task.worker_ids))),
+        started_at = CASE WHEN cardinality(task.worker_ids) > 1 THEN task.started_at END,
+        last_attempted_at = CASE WHEN cardinality(task.worker_ids) > 1 THEN task.last_attempted_at END
+    FROM mine
+    WHERE task.ctid = mine.place AND mine.goes
+    RETURNING task.id, task.queue_name
+)
+SELECT gone.id, gone.queue_name
+FROM gone
+UNION ALL
+SELECT mine.id, NULL
+FROM mine
+WHERE NOT mine.goes
