@@ -67,8 +67,9 @@ class AsyncpgDriver:
                 rows: Sequence[Row] = await connection.fetch(statement.sql, *args, timeout=timeout)
                 done = True
                 return rows
-            except asyncpg.ReadOnlySQLTransactionError:
-                # A failover has left us at what isn't the primary any more; connect() finds the new one.
+            except (asyncpg.ReadOnlySQLTransactionError, TimeoutError):
+                # A failover has left us at what isn't the primary any more, or at nobody: the others lead
+                # there, too, and each would cost a time-out. connect() finds the new one.
                 await self.lending.drop_all()
                 raise
             finally:

@@ -81,7 +81,7 @@ class Lending:
             self._timer = self._loop.call_later(IDLE_TIMEOUT, self._look)
 
     async def drop_all(self) -> None:
-        """Have every connection made anew before its next use: the server isn't the primary any more."""
+        """Have every connection made anew before its next use: they lead to nobody who can help."""
         await self._pool.expire_connections()
         self._give_all_back()
 
@@ -117,7 +117,10 @@ class Lending:
         with suppress(
             asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, utils.Error
         ):
-            await self._pool.release(connection, timeout=CANCEL_TIMEOUT)
+            try:
+                await self._pool.release(connection, timeout=CANCEL_TIMEOUT)
+            except TimeoutError:  # silence on this line, so most likely on all of them
+                await self.drop_all()
 
 
 def _is_dead(connection: Pooled) -> bool:

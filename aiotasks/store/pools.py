@@ -36,7 +36,10 @@ LOAN_TIMEOUT = 0.2
 # One INSERT of 1,000 small rows takes about 5 ms: long enough to share a commit among all who
 # wait, short enough that the last of them doesn't notice.
 ENQUEUE_LIMIT = 1000
-LOOKUP_LIMIT = 1000
+
+# The sizes of rows aren't known before they come: 100 of 1 MB each fit into COMMAND_TIMEOUT over most lines,
+# and into any memory, where 1,000 are 1 GB. For small rows a larger limit gives nothing.
+LOOKUP_LIMIT = 100
 
 PRIMARY_KEY = "aiotasks_task_pkey"
 

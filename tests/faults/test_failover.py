@@ -3,17 +3,21 @@
 import asyncio
 import json
 import os
+import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from django.db import close_old_connections, connections, utils
 
-from aiotasks.demo.postgres import PostgresServer
+from aiotasks.demo.postgres import PostgresServer, unprivileged_user
 from tests.faults.away import Away, environment, migrate
 from tests.standby import Pair
 from tests.worker import tasks
@@ -24,18 +28,30 @@ READ_WRITE = {"target_session_attrs": "read-write", "connect_timeout": 2}
 OPTIONS = {"LEASE_TIMEOUT": 3, "POLL_INTERVAL": 0.5, "COMMAND_TIMEOUT": 2}
 
 
-@pytest.fixture
-def pair(request: pytest.FixtureRequest, database: str) -> Iterator[Pair]:
-    """What this process' connections that are opened from now on go to: both hosts, whoever can write."""
+@contextmanager
+def connected(server: PostgresServer | Pair, **options: object) -> Iterator[None]:
+    """Have this process' connections go to ``server``."""
+    connections.close_all()
     params = connections["default"].settings_dict
     before = {name: params[name] for name in ("HOST", "PORT", "NAME", "USER", "PASSWORD", "OPTIONS")}
-    with Pair(synchronous=getattr(request, "param", True)) as pair:
-        params.update(
-            HOST=pair.host, PORT=pair.port, NAME="postgres", USER="postgres", PASSWORD="", OPTIONS=READ_WRITE
-        )
+    params.update(
+        HOST=server.host,
+        PORT=str(server.port),
+        NAME="postgres",
+        USER="postgres",
+        PASSWORD="",
+        OPTIONS=options,
+    )
+    yield
+    connections.close_all()
+    params.update(before)
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest, database: str) -> Iterator[Pair]:
+    """What this process' connections go to: both hosts, whoever can write."""
+    with Pair(synchronous=getattr(request, "param", True)) as pair, connected(pair, **READ_WRITE):
         yield pair
-        connections.close_all()
-        params.update(before)
 
 
 @pytest.fixture
@@ -127,16 +143,21 @@ def test_a_server_that_cant_be_written_to_is_waited_out(
     assert "Traceback" not in worker.log
 
 
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
 class Enqueuers:
-    """Two threads that enqueue without a pause, one from sync and one from async code."""
+    """Threads that enqueue without a pause: one from sync code, and one on each kind of loop."""
+
+    kinds = ("sync", *LOOPS)
 
     def __init__(self) -> None:
-        self.acknowledged: dict[str, list[tuple[str, float]]] = {"sync": [], "async": []}
+        self.acknowledged: dict[str, list[tuple[str, float]]] = {kind: [] for kind in self.kinds}
         self.refused = Counter[str]()
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._sync),
-            threading.Thread(target=lambda: asyncio.run(self._async())),
+            *(threading.Thread(target=self._on_loop, args=[kind]) for kind in LOOPS),
         ]
 
     def start(self) -> None:
@@ -151,6 +172,11 @@ class Enqueuers:
     def count(self, kind: str) -> int:
         return len(self.acknowledged[kind])
 
+    @property
+    def ids(self) -> set[str]:
+        """Of all tasks that were acknowledged."""
+        return {id for acknowledged in self.acknowledged.values() for id, _ in acknowledged}
+
     def _sync(self) -> None:
         while not self._stopping.is_set():
             close_old_connections()  # as Django does before a request
@@ -161,15 +187,19 @@ class Enqueuers:
                 time.sleep(0.05)  # load: it would spin otherwise
         connections.close_all()
 
-    async def _async(self) -> None:
+    def _on_loop(self, kind: str) -> None:
         async def enqueue() -> None:
             while not self._stopping.is_set():
                 try:
-                    self._note("async", (await tasks.work.aenqueue()).id)
+                    self._note(kind, (await tasks.work.aenqueue()).id)
                 except utils.Error:
-                    self.refused["async"] += 1
+                    self.refused[kind] += 1
 
-        await asyncio.gather(*(enqueue() for _ in range(3)))
+        async def main() -> None:
+            await asyncio.gather(*(enqueue() for _ in range(3)))
+
+        with asyncio.Runner(loop_factory=LOOPS[kind]) as runner:
+            runner.run(main())
 
     def _note(self, kind: str, id: str) -> None:
         self.acknowledged[kind].append((id, time.monotonic()))
@@ -186,7 +216,7 @@ def enqueuers(configure: Configure) -> Iterator[Enqueuers]:
 
 def fail_over(pair: Pair, enqueuers: Enqueuers, ledger: Ledger, *, away: float) -> dict[str, Any]:
     """Kill the primary under load, promote the standby after ``away`` seconds; what came of it."""
-    for kind in ("sync", "async"):
+    for kind in enqueuers.kinds:
         wait_until(lambda kind=kind: enqueuers.count(kind) > 50)
     wait_until(lambda: ledger.events("end") > 50)
     finished = pair.rows(
@@ -197,26 +227,23 @@ def fail_over(pair: Pair, enqueuers: Enqueuers, ledger: Ledger, *, away: float) 
     promoted = pair.promote()
     before = ledger.events("start")
     times = {}
-    for kind, gone_on in {
-        "async enqueue": lambda: enqueuers.acknowledged["async"][-1][1] > promoted,
-        "sync enqueue": lambda: enqueuers.acknowledged["sync"][-1][1] > promoted,
-        "work": lambda: ledger.events("start") > before + 10,
-    }.items():
-        wait_until(gone_on)
+    for kind in enqueuers.kinds:
+        wait_until(lambda kind=kind: enqueuers.acknowledged[kind][-1][1] > promoted)
         times[kind] = time.monotonic() - promoted
-    counts = {kind: enqueuers.count(kind) for kind in ("sync", "async")}
+    wait_until(lambda: ledger.events("start") > before + 10)
+    times["work"] = time.monotonic() - promoted
+    counts = {kind: enqueuers.count(kind) for kind in enqueuers.kinds}
     for kind, count in counts.items():
         wait_until(lambda kind=kind, count=count: enqueuers.count(kind) > count + 50)
     enqueuers.stop()
-    ids = [id for acknowledged in enqueuers.acknowledged.values() for id, _ in acknowledged]
     stored = {str(id) for (id,) in pair.rows(pair.standby, "SELECT id FROM aiotasks_task")}
     kept = pair.rows(pair.standby, "SELECT id, claim_id, finished_at FROM aiotasks_task")
     return {
         "away": promoted - killed,
         "gone on after": times,
-        "acknowledged": len(ids),
+        "acknowledged": len(enqueuers.ids),
         "refused": dict(enqueuers.refused),
-        "lost": len(set(ids) - stored),
+        "lost": len(enqueuers.ids - stored),
         "finished": len(finished),
         "unfinished again": len(set(finished) - set(kept)),
     }
@@ -249,3 +276,79 @@ def test_a_standby_takes_over(
     assert [worker.stop() for worker in workers] == [0, 0]
     for worker in workers:
         assert "Traceback" not in worker.log
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A folder on a file system of 16 MiB, of the user whom servers run as."""
+    user = unprivileged_user()
+    folder = Path(tempfile.mkdtemp(prefix="aiotasks-disk-"))
+    options = f"size=16m,uid={user.pw_uid},mode=0700" if user else "size=16m"
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if mounted:
+        yield folder
+        subprocess.run(["umount", folder], check=True)
+    folder.rmdir()
+    if not mounted:
+        pytest.skip("no file system can be mounted here")
+
+
+@pytest.fixture
+def small_server(small_disk: Path, database: str) -> Iterator[PostgresServer]:
+    """What this process' connections go to: a server with our tables, alone, on the small disk."""
+    bin_dir = os.environ.get("AIOTASKS_TEST_PG_BIN")
+    with PostgresServer(bin_dir=Path(bin_dir) if bin_dir else None) as server:
+        away = Away(server)
+        away.rows(f"CREATE TABLESPACE small LOCATION '{small_disk}'")
+        away.rows("ALTER DATABASE postgres SET default_tablespace = 'small'")
+        away.close()
+        migrate(server)
+        with connected(server, connect_timeout=2):
+            yield server
+
+
+@pytest.mark.battery
+def test_a_disk_that_is_full_is_waited_out(
+    start_worker: Start,
+    small_disk: Path,
+    small_server: PostgresServer,
+    ledger: Ledger,
+    database: str,
+    enqueuers: Enqueuers,
+) -> None:
+    """24: enqueues are refused, and whatever was acknowledged is run, once, when there is room again."""
+    away = Away(small_server)
+    env = {**environment(small_server), "LEDGER_DSN": database}
+    worker = start_worker("--threads", "5", options=OPTIONS, env=env)
+    enqueuers.start()
+    wait_until(lambda: ledger.events("end") > 50)
+    text = os.urandom(100_000).hex()  # too large for what is free in the table's pages
+    result = tasks.note.using(priority=100).enqueue(text, 3.0)
+    wait_until(lambda: tasks.note.get_result(result.id).status == "RUNNING")
+    with (small_disk / "full").open("wb", buffering=0) as full, suppress(OSError):
+        while full.write(bytes(4096)):
+            pass
+    for kind in enqueuers.kinds:
+        wait_until(lambda kind=kind: enqueuers.refused[kind] > 0)
+    enqueuers.stop()
+    worker.wait_for("outcomes wait for the database")
+    tries = "SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+    before, began = away.value(tries), time.monotonic()
+    time.sleep(OPTIONS["LEASE_TIMEOUT"] + 1)  # load: an outage longer than a lease
+    rate = (away.value(tries) - before) / (time.monotonic() - began)
+    (small_disk / "full").unlink()
+    wait_until(lambda: away.statuses().keys() == {"SUCCESSFUL"})
+    stored = {str(row.id) for row in away.rows("SELECT id FROM aiotasks_task")}
+    away.close()
+    print(f"{rate:.1f} tries a second; acknowledged {len(enqueuers.ids)}, {dict(enqueuers.refused)} refused")  # noqa: T201
+    assert enqueuers.ids <= stored
+    assert ledger.events("start") == len(stored) - 1
+    assert tasks.note.get_result(result.id).return_value == text
+    assert rate < MOST_TRIES
+    assert worker.stop() == 0
+    assert "fenced" not in worker.log
+    assert "Traceback" not in worker.log

@@ -1,5 +1,6 @@
 """Limits: what waits is bounded, and a database that is slow or stopped makes callers wait (FAULTS 38)."""
 
+import asyncio
 import json
 import os
 import signal
@@ -142,6 +143,24 @@ async def test_results_are_written_in_statements_of_bounded_size(
         await until(lambda: ledger.statuses() == {"SUCCESSFUL": 15})
     tasks.seen.clear()
     assert 1_000_000 < max(sizes) <= FLUSH_SIZE
+
+
+async def test_look_ups_read_statements_of_bounded_size(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of 1,000 rows of 1 MB took 1 GB here, and over a slow line outlasted COMMAND_TIMEOUT for good."""
+    sizes = []
+    select_jobs = Store.select_jobs
+
+    async def measured(self: Store, ids: Any, backend: str) -> Any:
+        sizes.append(len(ids))
+        return await select_jobs(self, ids, backend)
+
+    monkeypatch.setattr(Store, "select_jobs", measured)
+    enqueued = await default_task_backend.aenqueue_many(tasks.note, [((n,), {}) for n in range(1000)])
+    found = await asyncio.gather(*(default_task_backend.aget_result(one.id) for one in enqueued))
+    assert [one.args for one in found] == [one.args for one in enqueued]
+    assert max(sizes) * default_task_backend.config.max_argument_size <= 128 * 1024**2
 
 
 async def test_a_worker_whose_results_can_not_be_written_claims_no_more(

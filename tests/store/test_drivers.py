@@ -18,6 +18,7 @@ from django.test.utils import CaptureQueriesContext
 
 from aiotasks.store import lending
 from aiotasks.store.drivers import (
+    READ_ONLY,
     AsyncpgDriver,
     ConnectionDriver,
     DjangoDriver,
@@ -287,6 +288,26 @@ def test_djangos_driver_is_inside_atomic(database: str) -> None:
             run_now(driver.fetch(statement("SELECT 1")))
         transaction.set_rollback(True)
     assert run_now(driver.fetch(statement("SELECT 1")))[0][0] == 1
+
+
+def test_djangos_driver_leaves_a_server_that_became_read_only(database: str) -> None:
+    """24: the next connection may find the new primary; in ``atomic()`` it is the block's own to the end."""
+
+    def write() -> None:
+        with pytest.raises(utils.InternalError) as caught:
+            run_now(driver.fetch(statement("DELETE FROM aiotasks_task")))
+        assert sqlstate(caught.value) == READ_ONLY
+
+    driver = DjangoDriver("default")
+    with transaction.atomic():
+        run_now(driver.fetch(statement("SELECT set_config('transaction_read_only', 'on', true)")))
+        write()
+        assert django_connection.connection is not None
+        transaction.set_rollback(True)
+    run_now(driver.fetch(statement("SELECT set_config('default_transaction_read_only', 'on', false)")))
+    write()
+    assert django_connection.connection is None
+    assert run_now(driver.fetch(statement("DELETE FROM aiotasks_task"))) == []
 
 
 def test_every_method_by_psycopg_and_by_psycopg2(worker_env: dict[str, str]) -> None:

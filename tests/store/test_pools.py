@@ -500,3 +500,20 @@ async def test_a_transaction_block_drops_them_too(held: LoopResources) -> None:
             await connection.execute("DELETE FROM aiotasks_task")
     async with aiotasks.transaction() as connection:
         assert await connection.fetchval("SELECT pg_backend_pid()") != first
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_sessions_that_lead_nowhere_are_dropped_with_the_first(
+    proxy: Proxy, held: LoopResources, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    """An address that has moved on: each of them would cost a time-out, one after another."""
+    monkeypatch.setattr(lending, "CANCEL_TIMEOUT", 0.1)
+    stranded = await pids(held, 10)
+    assert len(stranded) > lending.KEPT
+    proxy.strand()
+    with pytest.raises(TimeoutError if cancelled else utils.OperationalError):
+        async with asyncio.timeout(0.2):
+            await held.driver.fetch(PID, timeout=60.0 if cancelled else 0.1)
+    await until(lambda: not held.driver.lending._returning)
+    async with asyncio.timeout(5):
+        assert not await pids(held, 10) & stranded

@@ -404,8 +404,9 @@ def wait_in_thread(name: str = "") -> str:
 
 
 @task
-async def note(name: str) -> str:
+async def note(name: str, seconds: float = 0.0) -> str:
     seen.append(name)
+    await asyncio.sleep(seconds)
     return name
 
 
