@@ -206,6 +206,13 @@ def test_an_age_must_be_one(configure: Configure, age: str) -> None:
         prune(f"--older-than={age}")
 
 
+def test_an_age_has_a_limit(configure: Configure) -> None:
+    """PostgreSQL's timestamps have none that is much earlier."""
+    with pytest.raises(CommandError, match="is more than 100 years"):
+        prune("--older-than=999999w")
+    assert prune("--older-than=5214w").startswith("Deleted: 0 ")
+
+
 def test_the_command_says_what_is_wrong(configure: Configure, ledger: Ledger) -> None:
     with pytest.raises(CommandError, match="TASKS has no backend 'nowhere'"):
         prune("--backend", "nowhere")

@@ -7,11 +7,11 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import utils
 
+from aiotasks.backend import PostgresBackend
 from aiotasks.management import prune
 from aiotasks.operations.diagnosis import check_settings, diagnose
 from aiotasks.operations.status import read_status
@@ -68,18 +68,10 @@ class Command(BaseCommand):
             case "check":
                 self._check_set_up(options["backend"], as_json=options["json"])
             case "prune":
-                self._prune(options["backend"], options["older_than"])
-
-    def _prune(self, alias: str, older_than: float | None) -> None:
-        try:
-            self.stdout.write(prune.run(alias, older_than))
-        except ImproperlyConfigured as error:
-            raise CommandError(str(error)) from error
+                self.stdout.write(prune.run(_backend(options["backend"]), options["older_than"]))
 
     def _show_status(self, alias: str, *, as_json: bool) -> None:
-        if errors := [finding for finding in check_settings(alias) if finding.verdict == "error"]:
-            raise CommandError(" ".join(error.message for error in errors))
-        backend = backend_of(alias)
+        backend = _backend(alias)
         try:
             status = asyncio.run(read_status(backend))
         except utils.Error as error:
@@ -96,6 +88,12 @@ class Command(BaseCommand):
             self.stdout.write(findings_as_text(findings))
         if failed:
             sys.exit(1)
+
+
+def _backend(alias: str) -> PostgresBackend:
+    if errors := [finding for finding in check_settings(alias) if finding.verdict == "error"]:
+        raise CommandError(" ".join(error.message for error in errors))
+    return backend_of(alias)
 
 
 def _json(value: dict[str, Any]) -> str:
