@@ -358,8 +358,11 @@ def test_nothing_is_written(fill: Fill, enter: Enter, sql: psycopg.Connection) -
         sql.execute(f'ALTER DATABASE "{sql.info.dbname}" RESET default_transaction_read_only')
 
 
+@pytest.mark.parametrize("subcommand", ["status", "prune"])
 @pytest.mark.parametrize("mode", ["refuse", "blackhole"])
-def test_a_database_that_is_away_is_one_sentence(configure: Configure, mode: Any, database: str) -> None:
+def test_a_database_that_is_away_is_one_sentence(
+    configure: Configure, mode: Any, database: str, subcommand: str
+) -> None:
     configure(COMMAND_TIMEOUT=0.3)
     params = connection.settings_dict
     here = {key: params[key] for key in ("HOST", "PORT")}
@@ -370,7 +373,7 @@ def test_a_database_that_is_away_is_one_sentence(configure: Configure, mode: Any
             with pytest.raises(
                 CommandError, match=r"^PostgreSQL at DATABASES\['default'\] can't be reached: "
             ):
-                run("status")
+                run(subcommand)
         finally:
             params.update(here)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Coroutine
 from dataclasses import asdict
 from typing import Any
 
@@ -68,14 +69,12 @@ class Command(BaseCommand):
             case "check":
                 self._check_set_up(options["backend"], as_json=options["json"])
             case "prune":
-                self.stdout.write(prune.run(_backend(options["backend"]), options["older_than"]))
+                backend = _backend(options["backend"])
+                self.stdout.write(_run(backend, prune.run(backend, options["older_than"])))
 
     def _show_status(self, alias: str, *, as_json: bool) -> None:
         backend = _backend(alias)
-        try:
-            status = asyncio.run(read_status(backend))
-        except utils.Error as error:
-            raise CommandError(describe(error, backend.config.database)) from error
+        status = _run(backend, read_status(backend))
         self.stdout.write(_json(asdict(status)) if as_json else status_as_text(status))
 
     def _check_set_up(self, alias: str, *, as_json: bool) -> None:
@@ -94,6 +93,13 @@ def _backend(alias: str) -> PostgresBackend:
     if errors := [finding for finding in check_settings(alias) if finding.verdict == "error"]:
         raise CommandError(" ".join(error.message for error in errors))
     return backend_of(alias)
+
+
+def _run[Result](backend: PostgresBackend, work: Coroutine[Any, Any, Result]) -> Result:
+    try:
+        return asyncio.run(work)
+    except utils.Error as error:
+        raise CommandError(describe(error, backend.config.database)) from error
 
 
 def _json(value: dict[str, Any]) -> str:
