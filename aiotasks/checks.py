@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, utils
 
-from .conf import Options
+from .conf import Options, shown
 from .exceptions import UnknownTask
 from .redact import load_redactor
 from .tasks import resolve
@@ -97,7 +97,7 @@ def _check_database(where: str, option: str, database: str) -> list[CheckMessage
         known = ", ".join(sorted(settings.DATABASES))
         return [
             Error(
-                f"{where}: {option} {database!r} isn't an alias of DATABASES (which has {known}).",
+                f"{where}: {option} {shown(database)} isn't an alias of DATABASES (which has {known}).",
                 id="aiotasks.E003",
             )
         ]
@@ -114,8 +114,9 @@ def _check_database(where: str, option: str, database: str) -> list[CheckMessage
 
     try:
         _, unknown = connect_arguments(database)
-    except (ImproperlyConfigured, ValueError) as error:
-        return [Error(f"{where}: DATABASES[{database!r}] can't be used: {error}", id="aiotasks.E006")]
+    except Exception as error:  # whatever a value of another type leads to in Django's engine or here
+        reason = f"{type(error).__name__}: {error}"
+        return [Error(f"{where}: DATABASES[{database!r}] can't be used: {reason}", id="aiotasks.E006")]
     return [
         Warning(
             f"{where}: asyncpg has nothing for {name!r} in DATABASES[{database!r}]; "

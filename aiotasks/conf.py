@@ -1,5 +1,6 @@
 """The options of a backend: ``TASKS[alias]["OPTIONS"]``, read once and checked at the door."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
@@ -7,16 +8,23 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-__all__ = ["Aliases", "Options", "keep_time"]
+__all__ = ["Aliases", "Options", "keep_time", "shown"]
 
 # For how long results may be kept, short of for ever: PostgreSQL's timestamps must hold it.
 LONGEST_KEPT = 100 * 365 * 86_400.0
 
 
-def _shown(value: Any) -> str:
-    """A value as a message shows it, whatever it is."""
+# Whoever takes DATABASE for the place of a URL, a DSN or a dict has written a password there.
+_PASSWORDS = re.compile(
+    r"""(?P<before> ://[^/\s]*?: | passw\w*['"]?\s*[:=]\s* )  ( '[^']*' | "[^"]*" | \S+(?=@) | [^\s,]+ )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it, whatever it is, without passwords."""
     try:
-        return f"{value!r:.500}"
+        return _PASSWORDS.sub(r"\g<before>***", repr(value))[:500]
     except Exception:  # an integer of 5,000 digits, something nested too deep
         return f"a {type(value).__name__}"
 
@@ -146,7 +154,7 @@ class Options:
         """Read ``TASKS[alias]``. Raises ImproperlyConfigured that names the option and the value."""
         given = params.get("OPTIONS", {})
         if not isinstance(given, Mapping):
-            raise ImproperlyConfigured(f"TASKS[{alias!r}]['OPTIONS'] must be a dict, not {_shown(given)}.")
+            raise ImproperlyConfigured(f"TASKS[{alias!r}]['OPTIONS'] must be a dict, not {shown(given)}.")
         try:
             # With the types: 1 and True are one key, but not one option.
             key = tuple(
@@ -168,14 +176,14 @@ class Options:
         for name, value in given.items():
             if name not in names:
                 raise ImproperlyConfigured(
-                    f"TASKS[{alias!r}]['OPTIONS'] has no option {_shown(name)}. "
+                    f"TASKS[{alias!r}]['OPTIONS'] has no option {shown(name)}. "
                     f"The options are {', '.join(sorted(names))}."
                 )
             try:
                 values[name.lower()] = _CHECKS[name](value)
             except ValueError as error:
                 raise ImproperlyConfigured(
-                    f"TASKS[{alias!r}]['OPTIONS'][{name!r}] must be {error}, not {_shown(value)}."
+                    f"TASKS[{alias!r}]['OPTIONS'][{name!r}] must be {error}, not {shown(value)}."
                 ) from None
         options = cls(**values)
         if options.pool_min_size > options.pool_max_size:

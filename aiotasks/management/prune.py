@@ -1,17 +1,13 @@
 """``manage.py aiotasks prune``: what the workers' pruners do once a minute, now."""
 
 import re
-import time
 from argparse import ArgumentParser, ArgumentTypeError
 
-from django.core.management.base import CommandError
-from django.db import utils
-
-from aiotasks.store.drivers import DjangoDriver
+from aiotasks.backend import PostgresBackend
+from aiotasks.conf import keep_time
+from aiotasks.operations.line import open_line
 from aiotasks.store.store import Store
-from aiotasks.sync import run_now
 from aiotasks.worker.pruner import Pruner
-from aiotasks.worker.startup import backend_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -33,28 +29,24 @@ def _age(text: str) -> float:
     match = re.fullmatch(r"(\d{1,6})([smhdw])", text)
     if match is None:
         raise ArgumentTypeError(f"{text!r} isn't a number with a unit of {', '.join(UNITS)}, such as 7d")
-    return float(match[1]) * UNITS[match[2]]
-
-
-def run(backend: str, older_than: float | None) -> str:
-    """Prune; returns the sentence that says what was done. Over Django's connection."""
-    options = backend_of(backend).config
-    store = Store(DjangoDriver(options.database))
-    pruner = Pruner(
-        store,
-        backend=backend,
-        keep_successful=options.keep_successful if older_than is None else older_than,
-        keep_failed=options.keep_failed if older_than is None else older_than,
-        sleep=_block,
-    )
     try:
-        tasks = run_now(pruner.run_once())
-        workers = run_now(store.remove_dead_workers(backend))
-    except utils.Error as error:
-        raise CommandError(f"DATABASES[{options.database!r}]: {error}") from error
+        return keep_time(int(match[1]) * UNITS[match[2]])
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is more than 100 years") from None
+
+
+async def run(backend: PostgresBackend, older_than: float | None) -> str:
+    """Prune; returns the sentence that says what was done. Raises a ``django.db`` error where the database
+    fails, or doesn't answer within COMMAND_TIMEOUT."""
+    options = backend.config
+    async with open_line(options.database, timeout=options.command_timeout) as line:
+        store = Store(line)
+        pruner = Pruner(
+            store,
+            backend=backend.alias,
+            keep_successful=options.keep_successful if older_than is None else older_than,
+            keep_failed=options.keep_failed if older_than is None else older_than,
+        )
+        tasks = await pruner.run_once()
+        workers = await store.remove_dead_workers(backend.alias)
     return f"Deleted: {tasks} finished tasks, {len(workers)} rows of dead workers."
-
-
-async def _block(seconds: float) -> None:
-    """Sync code drives the pruner: nothing else runs in this thread."""
-    time.sleep(seconds)  # noqa: ASYNC251

@@ -5,7 +5,8 @@ of them have ``atomic = False``, as an index can't be built CONCURRENTLY inside 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from django.contrib.postgres.operations import (
     RemoveIndexConcurrently,
 )
 from django.core.management.base import CommandError
-from django.db import migrations, utils
+from django.db import migrations, transaction, utils
 from django.db.migrations.operations.base import Operation
 
 from aiotasks.store.drivers import sqlstate
@@ -72,56 +73,79 @@ class AddIndex(AddIndexConcurrently):
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         if not _is_valid(schema_editor, self.index.name):
-            _without_limits(schema_editor)
-            super().database_forwards(app_label, schema_editor, from_state, to_state)
-            _with_limits(schema_editor)
+            with _without_limits(schema_editor):
+                super().database_forwards(app_label, schema_editor, from_state, to_state)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        with _without_limits(schema_editor):
+            super().database_backwards(app_label, schema_editor, from_state, to_state)
 
 
 class RemoveIndex(RemoveIndexConcurrently):
     """RemoveIndexConcurrently, back and forth as AddIndex."""
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        _without_limits(schema_editor)
-        super().database_forwards(app_label, schema_editor, from_state, to_state)
-        _with_limits(schema_editor)
+        with _without_limits(schema_editor):
+            super().database_forwards(app_label, schema_editor, from_state, to_state)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         if not _is_valid(schema_editor, self.name):
-            _without_limits(schema_editor)
-            super().database_backwards(app_label, schema_editor, from_state, to_state)
-            _with_limits(schema_editor)
+            with _without_limits(schema_editor):
+                super().database_backwards(app_label, schema_editor, from_state, to_state)
 
 
 def _alter(schema_editor: Any, table: str, alter: Callable[[], None]) -> None:
     """Run an ALTER of ``table`` that waits for its lock for LOCK_TIMEOUT, and that so many times."""
-    schema_editor.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
-    try:
-        for attempt in range(1, TRIES + 1):
-            try:
+    for attempt in range(1, TRIES + 1):
+        try:
+            with _transaction(schema_editor):
+                # Of this transaction alone: behind a pooler the session is another client's next.
+                schema_editor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+                schema_editor.execute("SET LOCAL statement_timeout = 0")
                 return alter()
-            except utils.OperationalError as error:
-                if sqlstate(error) != "55P03":  # lock_not_available
-                    raise
-                if attempt == TRIES:
-                    raise CommandError(
-                        f"{table} couldn't be altered: somebody's transaction has held a lock on it for "
-                        f"{TRIES} tries (the oldest xact_start in pg_stat_activity). Nothing is lost: end "
-                        "it and run `manage.py migrate` again."
-                    ) from error
-            time.sleep(PAUSE)
-    finally:
-        schema_editor.execute("RESET lock_timeout")
+        except utils.OperationalError as error:
+            if sqlstate(error) != "55P03":  # lock_not_available
+                raise
+            if attempt == TRIES:
+                raise CommandError(
+                    f"{table} couldn't be altered: somebody's transaction has held a lock on it for "
+                    f"{TRIES} tries (the oldest xact_start in pg_stat_activity). Nothing is lost: end "
+                    "it and run `manage.py migrate` again."
+                ) from error
+        time.sleep(PAUSE)
 
 
-def _without_limits(schema_editor: Any) -> None:
-    """CONCURRENTLY waits for every open transaction, and holds up nobody meanwhile."""
-    schema_editor.execute("SET lock_timeout = 0")
-    schema_editor.execute("SET statement_timeout = 0")
+@contextmanager
+def _transaction(schema_editor: Any) -> Iterator[None]:
+    if schema_editor.collect_sql:  # for sqlmigrate
+        schema_editor.execute("BEGIN")
+        yield
+        schema_editor.execute("COMMIT")
+    else:
+        with transaction.atomic(using=schema_editor.connection.alias):
+            yield
 
 
-def _with_limits(schema_editor: Any) -> None:
-    schema_editor.execute("RESET lock_timeout")
-    schema_editor.execute("RESET statement_timeout")
+@contextmanager
+def _without_limits(schema_editor: Any) -> Iterator[None]:
+    """CONCURRENTLY waits for every open transaction, and holds up nobody meanwhile.
+
+    Nothing is set where there is no limit: behind a pooler it would be set for somebody else.
+    """
+    limited = [name for name in ("lock_timeout", "statement_timeout") if _is_set(schema_editor, name)]
+    for name in limited:
+        schema_editor.execute(f"SET {name} = 0")
+    yield
+    for name in limited:
+        schema_editor.execute(f"RESET {name}")
+
+
+def _is_set(schema_editor: Any, limit: str) -> bool:
+    if schema_editor.collect_sql:
+        return True
+    with schema_editor.connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting(%s) <> '0'", [limit])
+        return bool(cursor.fetchone()[0])
 
 
 def _is_valid(schema_editor: Any, index: str) -> bool:
@@ -137,7 +161,6 @@ def _is_valid(schema_editor: Any, index: str) -> bool:
     if found is None:
         return False
     if not found[0]:
-        _without_limits(schema_editor)
-        schema_editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {schema_editor.quote_name(index)}")
-        _with_limits(schema_editor)
+        with _without_limits(schema_editor):
+            schema_editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {schema_editor.quote_name(index)}")
     return bool(found[0])

@@ -1,25 +1,28 @@
 """What may be wrong with a backend's set-up, looked for one by one: ``manage.py aiotasks check``."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage
 from django.db import connections, utils
-from django.db.migrations.executor import MigrationExecutor
+from django.db.migrations.loader import MigrationLoader
 from django.utils.module_loading import import_string
 
 from .. import __version__
 from ..backend import PostgresBackend
 from ..checks import check_backend
 from ..store.connect import connect
+from ..store.drivers import sqlstate
 from ..store.store import Store
 from ..worker.startup import backend_of, describe
 from .findings import Finding, Verdict
 from .line import Line, open_line
 from .probes import Pooler, clock_difference, find_pooler, notify_arrives
+from .rights import judge
 from .status import WorkerRow, select_workers
 
 __all__ = ["CHECKS", "STORAGE", "check_settings", "diagnose"]
@@ -29,6 +32,7 @@ CHECKS = (
     "settings",
     "database",
     "migrations",
+    "permissions",
     "pooler",
     "notify",
     "autovacuum",
@@ -56,8 +60,17 @@ DEFAULT_SLOTS = (100, 10)
 # Seconds for which a NOTIFY is waited for; it takes milliseconds.
 NOTIFY_TIMEOUT = 2.0
 
+# How much of the server's connections may be open before somebody is told.
+NEARLY_ALL = 0.9
+
 # Seconds. Leases go by the database's clock alone; `run_after` is what comes from the sites'.
 CLOCK_DIFFERENCE = 1.0
+
+# What PostgreSQL says: without a GRANT; where a table isn't there; where max_connections, or a limit of the
+# role or the database, is reached.
+FORBIDDEN = "42501"
+NO_TABLE = "42P01"
+TOO_MANY = "53300"
 
 type Result = tuple[Verdict, str, str]  # with the sentence and the remedy
 
@@ -115,7 +128,7 @@ class _Examination:
         self._line: Line
         self._store: Store
         self._vacuums = False
-        self._allowed = self._open = 0
+        self._allowed = self._slots = self._open = 0
         self._pooler: Pooler = "none"
         self._workers: list[WorkerRow] | None = None  # None: can't be looked up
 
@@ -123,6 +136,7 @@ class _Examination:
         checks = (
             self._check_database,
             self._check_migrations,
+            self._check_permissions,
             self._check_pooler,
             self._check_notify,
             self._check_autovacuum,
@@ -141,19 +155,28 @@ class _Examination:
                     except utils.Error as error:
                         if name == "database" or self._line.connection.is_closed():
                             raise
-                        result = ("error", describe(error, self._database), "The server's log may say more.")
+                        result = "error", describe(error, self._database), _remedy(error)
                     findings.append(Finding(name, *result))
         except utils.Error as error:
             remedy = (
-                f"See that the server runs and takes connections from here, and that HOST, PORT, NAME, USER "
-                f"and PASSWORD of DATABASES[{self._database!r}] are right."
+                f"See that the server runs and takes connections from here, and that HOST, PORT, NAME, USER, "
+                f"PASSWORD and OPTIONS of DATABASES[{self._database!r}] are right."
             )
+            if sqlstate(error) == TOO_MANY:
+                remedy = _remedy(error)
             name = names[len(findings)]
             findings.append(Finding(name, "error", describe(error, self._database), remedy))
         return findings + _not_checked(names[len(findings) :], "The database can't be reached.")
 
     async def _check_database(self) -> Result:
-        number, read_only, self._vacuums, self._allowed, self._open = await self._store.inspect_server()
+        (
+            number,
+            read_only,
+            self._vacuums,
+            self._allowed,
+            self._slots,
+            self._open,
+        ) = await self._store.inspect_server()
         version = f"PostgreSQL {number // 10_000}.{number % 10_000}"
         if read_only:
             return (
@@ -167,15 +190,39 @@ class _Examination:
         return "ok", f"{version} answers at DATABASES[{self._database!r}].", ""
 
     async def _check_migrations(self) -> Result:
-        pending = await asyncio.to_thread(_pending_migrations, self._database)
-        if pending:
+        names = _migrations()
+        applied: set[str] | None
+        try:
+            applied = await self._store.select_migrations()
+        except utils.ProgrammingError as error:
+            if sqlstate(error) not in (FORBIDDEN, NO_TABLE):
+                raise
+            # Neither a site nor a worker needs a right to Django's table.
+            applied = None if sqlstate(error) == FORBIDDEN else set()
+        if applied is not None and (pending := [name for name in names if name not in applied]):
             return (
                 "error",
                 f"Not applied to DATABASES[{self._database!r}]: {', '.join(pending)}.",
                 f"Run `manage.py migrate aiotasks --database {self._database}`.",
             )
-        self._workers = await select_workers(self._store, self._backend.alias)
+        try:
+            self._workers = await select_workers(self._store, self._backend.alias)
+        except utils.ProgrammingError as error:
+            if sqlstate(error) != FORBIDDEN:  # of what it may not do, the next check tells
+                raise
+        if applied is None:
+            return (
+                "not checked",
+                "This role may not read which are applied.",
+                "GRANT SELECT ON django_migrations, or check as the role that migrates.",
+            )
         return "ok", "All of aiotasks' migrations are applied.", ""
+
+    async def _check_permissions(self) -> Result:
+        role, rights = await self._store.select_rights()
+        if rights is None:
+            return "not checked", "The tables are missing.", ""
+        return judge(role, rights)
 
     async def _check_pooler(self) -> Result:
         async with open_line(self._database, timeout=self._timeout) as other:
@@ -203,17 +250,27 @@ class _Examination:
                 f"NOTIFY is off in OPTIONS: {polls}.",
                 "Set NOTIFY to True, unless that is meant.",
             )
+        direct = self._options.listen_database
         try:
             arrives = await self._notify_arrives()
-            reason = f"a NOTIFY was not heard within {NOTIFY_TIMEOUT:g} s"
         except utils.Error as error:
-            arrives, reason = False, str(error)
-        if not arrives:
             return (
                 "warning",
-                f"NOTIFY doesn't arrive ({reason}): {polls}.",
-                "LISTEN needs a session of its own: name an alias of DATABASES that goes past the pooler as "
-                "LISTEN_DATABASE in OPTIONS.",
+                f"LISTEN can't be tried: {describe(error, direct or self._database)} Without it {polls}.",
+                f"See what is wrong with DATABASES[{direct!r}]." if direct else _remedy(error),
+            )
+        if not arrives:
+            remedy = (
+                f"LISTEN_DATABASE has to lead to the same database as {self._database!r}, past any pooler: "
+                f"see HOST, PORT and NAME of DATABASES[{direct!r}]."
+                if direct
+                else "LISTEN needs a session of its own: name an alias of DATABASES that goes past the "
+                "pooler as LISTEN_DATABASE in OPTIONS."
+            )
+            return (
+                "warning",
+                f"NOTIFY doesn't arrive (it was not heard within {NOTIFY_TIMEOUT:g} s): {polls}.",
+                remedy,
             )
         deaf = [f"{worker.host}:{worker.pid}" for worker in self._alive() if worker.listening is False]
         if deaf:
@@ -282,7 +339,7 @@ class _Examination:
         who = f"{len(alive)} running" if alive else "one by default"
         message = (
             f"Workers ({who}) open at most {sum(each)} connections of the {self._allowed} that there may be; "
-            f"open now: {self._open}."
+            f"open now, by everybody: {self._open} of {self._slots}."
         )
         remedy = (
             "Raise max_connections (or the role's or database's CONNECTION LIMIT), or lower POOL_MAX_SIZE, "
@@ -290,7 +347,7 @@ class _Examination:
         )
         if max(each) > self._allowed:
             return "error", message, remedy
-        if sum(each) > self._allowed:
+        if sum(each) > self._allowed or self._open > NEARLY_ALL * self._slots:
             return "warning", message, remedy
         return "ok", message, ""
 
@@ -308,7 +365,7 @@ class _Examination:
 
     async def _check_versions(self) -> Result:
         if self._workers is None:
-            return "not checked", "The migrations come first.", ""
+            return "not checked", "The workers' rows can't be read.", ""
         alive = self._alive()
         if not alive:
             return (
@@ -334,12 +391,16 @@ def _parameters(table: str, names: Iterable[str]) -> str:
     return ", ".join(f"{name} = {STORAGE[table][name]}" for name in sorted(names))
 
 
-def _pending_migrations(database: str) -> list[str]:
-    """The names of aiotasks' migrations that are still to be applied; over Django's own connection."""
-    connection = connections[database]
-    try:
-        executor = MigrationExecutor(connection)
-        plan = executor.migration_plan(executor.loader.graph.leaf_nodes("aiotasks"))
-        return [migration.name for migration, _ in plan if migration.app_label == "aiotasks"]
-    finally:
-        connection.close()  # this thread's own
+def _remedy(error: utils.Error) -> str:
+    if sqlstate(error) == TOO_MANY:
+        return "Raise max_connections, or see in pg_stat_activity who has them all."
+    return "The server's log may say more."
+
+
+def _migrations() -> list[str]:
+    """The names of aiotasks' migrations, without the rest of the site's, which may have mistakes."""
+    module, _ = MigrationLoader.migrations_module("aiotasks")
+    if module is None:
+        return []  # MIGRATION_MODULES says that there are none
+    names = (name for _, name, is_package in iter_modules(import_module(module).__path__) if not is_package)
+    return sorted(name for name in names if name[0] not in "_~")

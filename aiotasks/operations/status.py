@@ -119,7 +119,8 @@ async def read_status(backend: PostgresBackend) -> Status:
     all_scheduled = scheduled.total() >= COUNT_LIMIT
     all_running = running_in.total() >= COUNT_LIMIT
     queues = []
-    for name in sorted({*backend.queues, *ready, *scheduled, *running_in}):
+    # Of those beyond the limit nobody has counted what is READY.
+    for name in sorted({*backend.queues, *ready, *scheduled, *running_in}.difference(found[QUEUE_LIMIT:])):
         number, oldest = ready.get(name, (0, None))
         queues.append(
             Queue(

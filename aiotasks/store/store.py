@@ -251,10 +251,21 @@ class Store:
         (row,) = await self._fetch("oldest_snapshot")
         return row[0], None if row[1] is None else (row[1], row[2], row[3], row[4])
 
-    async def inspect_server(self) -> tuple[int, bool, bool, int, int]:
-        """Version number, whether it is read-only, whether autovacuum runs, connections allowed and open."""
+    async def inspect_server(self) -> tuple[int, bool, bool, int, int, int]:
+        """Version number, whether it is read-only, whether autovacuum runs; connections allowed to us, to
+        everybody, and open."""
         (row,) = await self._fetch("inspect_server")
-        return row[0], row[1], row[2], row[3], row[4]
+        return row[0], row[1], row[2], row[3], row[4], row[5]
+
+    async def select_migrations(self) -> set[str]:
+        """The names of those that have been applied."""
+        return {row[0] for row in await self._fetch("select_migrations")}
+
+    async def select_rights(self) -> tuple[str, set[str] | None]:
+        """The role, as an identifier, and its rights, each as ``SELECT ON aiotasks_task`` (None: there are
+        no tables)."""
+        (row,) = await self._fetch("select_rights")
+        return row[0], None if row[1] is None else set(row[1])
 
     async def select_storage(self) -> dict[str, list[str]]:
         """By table: its storage parameters, each as ``name=value``."""

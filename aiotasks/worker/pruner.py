@@ -31,12 +31,10 @@ class Pruner:
         backend: str,
         keep_successful: float | None,
         keep_failed: float | None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._store = store
         self._backend = backend
         self._keep = {"SUCCESSFUL": keep_successful, "FAILED": keep_failed}
-        self._sleep = sleep
         self._limit = BATCH
 
     async def run_once(self) -> int:
@@ -65,4 +63,4 @@ class Pruner:
             deleted += number
             if number < limit:
                 return deleted
-            await self._sleep(taken * PAUSE)
+            await asyncio.sleep(taken * PAUSE)

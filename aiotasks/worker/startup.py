@@ -153,4 +153,8 @@ def describe(error: utils.Error, database: str) -> str:
             return f"{where} is read-only, perhaps a standby: {reason}."
         case "42501":
             return f"The user of {where} may not use the tables of aiotasks: {reason}."
-    return f"PostgreSQL at {where} can't be reached: {reason}."
+        case "53300":
+            return f"PostgreSQL at {where} has no connection left: {reason}."
+    if is_transient(error):
+        return f"PostgreSQL at {where} can't be reached: {reason}."
+    return f"{where} can't be used: {reason}."

@@ -42,6 +42,42 @@ def test_a_mistake_is_told_by_name(
     assert opened == []
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "postgres://site:s3cr3t@db/site",
+        "postgres://:s3cr3t@x@db/site",
+        "host=db password=s3cr3t dbname=site",
+        "host=db password='s3cr3t 4' dbname=site",
+        {"HOST": "db", "PASSWORD": "s3cr3t"},
+        {"HOST": "db", "PASSWORD": "it's s3cr3t, isn't it"},
+        {"HOST": "x" * 600, "PASSWORD": "s3cr3t"},
+        [{"PASSWORD": b"s3cr3t"}],
+    ],
+)
+@pytest.mark.parametrize("option", ["DATABASE", "LISTEN_DATABASE", "OPTIONS"])
+def test_a_password_in_the_wrong_place_is_not_told(settings: Any, option: str, value: Any) -> None:
+    if option == "OPTIONS" and isinstance(value, dict):
+        value = [value]
+    params = {"OPTIONS": value if option == "OPTIONS" else {option: value}}
+    ((id, message),) = found(settings, **params)
+    assert id in ("aiotasks.E002", "aiotasks.E003")
+    assert option in message
+    assert "s3cr3t" not in message
+
+
+@pytest.mark.parametrize(
+    "options", [[1], {"options": 5}, {"connect_timeout": []}, {"connect_timeout": "soon"}], ids=str
+)
+def test_connection_options_of_a_wrong_type(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, options: Any
+) -> None:
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
+    ((id, message),) = found(settings)
+    assert id == "aiotasks.E006"
+    assert "DATABASES['default']" in message
+
+
 def test_good_settings_are_told_nothing(settings: Any, opened: list[str]) -> None:
     for params in (
         {},

@@ -18,6 +18,7 @@ from django.core.checks import run_checks
 from django.core.management import CommandError, call_command
 from django.db import connections
 from django.tasks import default_task_backend
+from django.test.utils import CaptureQueriesContext
 from pytest_django import DjangoDbBlocker
 from uuid_utils import uuid7
 
@@ -398,6 +399,31 @@ def has_column() -> bool:
             "SELECT FROM pg_attribute WHERE attrelid = 'aiotasks_task'::regclass AND attname = 'keep_result'"
         )
         return found.rowcount == 1
+
+
+def test_an_alter_brings_limits_of_its_own_and_leaves_none(
+    older: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the role's are. Behind a pooler a session is another client's next."""
+    monkeypatch.setattr(_online, "LOCK_TIMEOUT", "300ms")
+    monkeypatch.setattr(_online, "PAUSE", 0.01)
+    monkeypatch.setattr(_online, "TRIES", 2)
+    with observe(older) as server:
+        server.execute(f"ALTER DATABASE {server.info.dbname} SET statement_timeout = '150ms'")
+    with observe(older) as holder, holder.transaction():
+        holder.execute("LOCK TABLE aiotasks_worker IN ROW EXCLUSIVE MODE")
+        with pytest.raises(CommandError, match="aiotasks_worker couldn't be altered"):
+            call_command("migrate", "aiotasks", "0002", database=older, verbosity=0)
+    with observe(older) as server:
+        server.execute(f"ALTER DATABASE {server.info.dbname} RESET statement_timeout")
+    connections[older].close()
+    with CaptureQueriesContext(connections[older]) as context:
+        call_command("migrate", "aiotasks", NEW_SCHEMA, database=older, verbosity=0)
+        call_command("migrate", "aiotasks", "0001", database=older, verbosity=0)
+    statements = [query["sql"] for query in context.captured_queries]
+    assert "SET LOCAL lock_timeout = '300ms'" in statements
+    limits = [sql for sql in statements if "_timeout" in sql and "current_setting" not in sql]
+    assert {sql.split()[1] for sql in limits} == {"LOCAL"}
 
 
 def test_an_alter_that_gets_no_lock_says_so(older: str, monkeypatch: pytest.MonkeyPatch) -> None:

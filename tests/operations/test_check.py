@@ -1,6 +1,7 @@
 """``manage.py aiotasks check``: a healthy set-up, and one broken thing at a time."""
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,8 +12,8 @@ from uuid import UUID
 import asyncpg
 import psycopg
 import pytest
-from django.core.management import call_command
-from django.db import connection
+from django.core.management import CommandError, call_command
+from django.db import connection, connections
 
 from aiotasks import __version__
 from aiotasks.operations import diagnosis
@@ -40,6 +41,16 @@ def params(**changed: Any) -> Iterator[None]:
     finally:
         connection.close()
         here.update(before)
+
+
+@pytest.fixture
+def role(pg: Any, sql: psycopg.Connection) -> Iterator[str]:
+    """A role without any rights, whom Django and aiotasks connect as."""
+    password = getattr(pg, "password", "")
+    sql.execute(f"CREATE ROLE checker LOGIN PASSWORD '{password}'")
+    with params(USER="checker"):
+        yield "checker"
+    sql.execute("DROP OWNED BY checker; DROP ROLE checker")
 
 
 @contextmanager
@@ -102,9 +113,12 @@ def test_mistakes_in_the_settings(settings: Any, mistake: str) -> None:
     assert told in found["settings"]["message"]
     assert found["settings"]["remedy"]
     assert {found[name]["verdict"] for name in CHECKS[1:]} == {"not checked"}
+    for subcommand in ("status", "prune"):
+        with pytest.raises(CommandError, match=re.escape(told)):
+            run(subcommand)
 
 
-@pytest.mark.parametrize("subcommand", ["status", "check"])
+@pytest.mark.parametrize("subcommand", ["status", "check", "prune"])
 def test_a_mistake_is_told_where_djangos_own_checks_would_have_stopped_it(
     worker_env: dict[str, str], subcommand: str
 ) -> None:
@@ -178,11 +192,11 @@ def test_a_line_that_dies_between_two_checks(
         params(HOST="127.0.0.1", PORT=str(proxy.port)),
     ):
 
-        def pending(database: str) -> list[str]:
+        def migrations() -> list[str]:
             proxy.mode = "blackhole"
             return []
 
-        monkeypatch.setattr(diagnosis, "_pending_migrations", pending)
+        monkeypatch.setattr(diagnosis, "_migrations", migrations)
         code, found = check()
     assert code == 1
     assert [found[name]["verdict"] for name in ("database", "migrations", "pooler", "versions")] == [
@@ -244,6 +258,104 @@ def test_tables_that_were_dropped_behind_the_migrations_back(sql: psycopg.Connec
     assert found["migrations"]["verdict"] == "error"
     assert "tables of aiotasks are missing" in found["migrations"]["message"]
     assert found["clock"]["verdict"] == "ok"  # the others go on
+
+
+WORKER = (
+    "GRANT SELECT, UPDATE, DELETE ON aiotasks_task TO checker;"
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON aiotasks_worker TO checker;"
+)
+SITE = (
+    "GRANT SELECT, INSERT ON aiotasks_task TO checker;"
+    "GRANT UPDATE (status, errors, finished_at, cancel_requested_at) ON aiotasks_task TO checker;"
+)
+
+
+@pytest.mark.parametrize(("grants", "told"), [(WORKER, "may run a worker"), (SITE, "may enqueue")])
+def test_the_readmes_roles_lack_nothing(
+    sql: psycopg.Connection, enter: Enter, role: str, grants: Any, told: str
+) -> None:
+    """Though they may not read which migrations are applied, and a site not who works."""
+    enter()
+    sql.execute(grants)
+    code, found = check()
+    assert code == 0
+    assert found["permissions"]["verdict"] == "ok"
+    assert told in found["permissions"]["message"]
+    assert found["migrations"]["verdict"] == "not checked"
+    assert found["versions"]["verdict"] == ("ok" if grants == WORKER else "not checked")
+    sql.execute(f"GRANT SELECT ON django_migrations TO {role}")
+    assert check()[1]["migrations"]["verdict"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("grants", "right"),
+    [
+        *((WORKER, f"{kind} ON aiotasks_task") for kind in ("SELECT", "UPDATE", "DELETE")),
+        *((WORKER, f"{kind} ON aiotasks_worker") for kind in ("SELECT", "INSERT", "UPDATE", "DELETE")),
+        *((SITE, f"{kind} ON aiotasks_task") for kind in ("SELECT", "INSERT")),
+    ],
+)
+def test_the_grant_that_is_missing_is_named(
+    sql: psycopg.Connection, enter: Enter, role: str, grants: Any, right: Any
+) -> None:
+    enter()
+    sql.execute(grants)
+    sql.execute(f"REVOKE {right} FROM {role}")
+    code, found = check()
+    assert (code, found["permissions"]["verdict"]) == (1, "error")
+    assert found["permissions"]["message"].endswith(f": {right}.")
+    assert found["permissions"]["remedy"] == f"GRANT {right} TO {role}"
+    assert [name for name, finding in found.items() if finding["verdict"] == "error"] == ["permissions"]
+    sql.execute(found["permissions"]["remedy"])
+    assert check()[1]["permissions"]["verdict"] == "ok"
+
+
+def test_a_server_without_a_connection_left(sql: psycopg.Connection, role: str) -> None:
+    sql.execute(f"ALTER ROLE {role} CONNECTION LIMIT 0")
+    code, found = check()
+    assert code == 1
+    assert "has no connection left" in found["database"]["message"]
+    assert "max_connections" in found["database"]["remedy"]
+
+
+def test_connections_that_are_nearly_all_taken(
+    sql: psycopg.Connection, enter: Enter, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By others, too, of whom this role isn't told much."""
+    sql.execute(WORKER)
+    enter()
+    (most,) = sql.execute("SHOW max_connections").fetchone() or ()
+    assert check()[1]["connections"]["verdict"] == "ok"
+    monkeypatch.setattr(diagnosis, "NEARLY_ALL", 1.5 / (int(most) - 3))  # ours and that of `sql` are two
+    finding = check()[1]["connections"]
+    assert finding["verdict"] == "warning"
+    assert "max_connections" in finding["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("direct", "message", "remedy"),
+    [
+        ({"NAME": "postgres"}, "NOTIFY doesn't arrive", "has to lead to the same database as 'default'"),
+        ({"PORT": "1"}, "LISTEN can't be tried: PostgreSQL at DATABASES['direct']", "DATABASES['direct']"),
+    ],
+    ids=["another database", "no server"],
+)
+def test_a_direct_line_that_is_none(
+    enter: Enter,
+    configure: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+    direct: dict[str, str],
+    message: str,
+    remedy: str,
+) -> None:
+    monkeypatch.setattr(diagnosis, "NOTIFY_TIMEOUT", 0.1)
+    monkeypatch.setitem(connections.databases, "direct", {**connection.settings_dict, **direct})
+    configure(LISTEN_DATABASE="direct")
+    enter()
+    finding = only("notify")
+    assert finding["verdict"] == "warning"
+    assert message in finding["message"]
+    assert remedy in finding["remedy"]
 
 
 @pytest.mark.parametrize("size", [100, 0])

@@ -1,6 +1,7 @@
 """``manage.py aiotasks status``."""
 
 import asyncio
+import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -153,6 +154,42 @@ async def test_a_worker_that_polls_says_so(configure: Configure, sql: psycopg.Co
         await listening(False)
         worker.engine.resources.listener.listening.set()
         await listening(True)
+
+
+@pytest.mark.parametrize("status", ["READY", "SCHEDULED", "RUNNING"])
+@pytest.mark.parametrize("time", ["infinity", "-infinity", "20000-01-01", "4000-01-01 BC"])
+def test_rows_that_somebody_else_wrote(
+    sql: psycopg.Connection, fill: Fill, enter: Enter, status: str, time: str
+) -> None:
+    """Of tasks, whoever may enqueue; of workers, whoever may work. What is told stays JSON, and text."""
+    fill(status, 1, "a\n\x1b[31m")
+    sql.execute("UPDATE aiotasks_task SET ready_at = %s, run_after = %s, priority = -32768", [time, time])
+    enter(host="a\nb", version="\x1b[2J")
+    sql.execute("UPDATE aiotasks_worker SET queues = '{{NULL,a},{NULL,b}}', pid = -1")
+    sql.execute("UPDATE aiotasks_worker SET started_at = %s, lease_expires_at = %s", [time, time])
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)  # Infinity and NaN, which JSON hasn't
+
+    code, text = run("status", "--json")
+    told = json.loads(text, parse_constant=refuse)
+    assert (code, told["workers"][0]["queues"]) == (0, ["a", "b"])
+    code, text = run("status")
+    assert (code, "\x1b" in text) == (0, False)
+    code, text = run("check", "--json")
+    assert code == 0
+
+
+def test_a_queue_beyond_the_limit_is_not_said_to_have_nothing_ready(
+    fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QUEUE_LIMIT", 1)
+    fill("READY", 1, "a")
+    fill("READY", 1, "b")
+    fill("SCHEDULED", 1, "b")
+    told = status()
+    assert told["queues_capped"]
+    assert "b" not in [queue["name"] for queue in told["queues"]]
 
 
 def test_the_oldest_snapshot(sql: psycopg.Connection, database: str) -> None:
@@ -321,8 +358,11 @@ def test_nothing_is_written(fill: Fill, enter: Enter, sql: psycopg.Connection) -
         sql.execute(f'ALTER DATABASE "{sql.info.dbname}" RESET default_transaction_read_only')
 
 
+@pytest.mark.parametrize("subcommand", ["status", "prune"])
 @pytest.mark.parametrize("mode", ["refuse", "blackhole"])
-def test_a_database_that_is_away_is_one_sentence(configure: Configure, mode: Any, database: str) -> None:
+def test_a_database_that_is_away_is_one_sentence(
+    configure: Configure, mode: Any, database: str, subcommand: str
+) -> None:
     configure(COMMAND_TIMEOUT=0.3)
     params = connection.settings_dict
     here = {key: params[key] for key in ("HOST", "PORT")}
@@ -333,7 +373,7 @@ def test_a_database_that_is_away_is_one_sentence(configure: Configure, mode: Any
             with pytest.raises(
                 CommandError, match=r"^PostgreSQL at DATABASES\['default'\] can't be reached: "
             ):
-                run("status")
+                run(subcommand)
         finally:
             params.update(here)
 

@@ -112,13 +112,14 @@ async def test_it_goes_in_small_batches_with_pauses(
         batches.append(number)
         return number, since
 
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
+    class Asyncio:
+        @staticmethod
+        async def sleep(seconds: float) -> None:
+            pauses.append(seconds)
 
     monkeypatch.setattr(Store, "prune_jobs", seen)
-    one = pruner_of()
-    one._sleep = sleep
-    assert await one.run_once() == 30
+    monkeypatch.setattr(pruner, "asyncio", Asyncio)
+    assert await pruner_of().run_once() == 30
     assert batches == [10, 10, 5, 5]
     assert len(pauses) == 2
     assert min(pauses) > 0
@@ -204,6 +205,13 @@ def test_the_command_prunes_by_age(configure: Configure, ledger: Ledger) -> None
 def test_an_age_must_be_one(configure: Configure, age: str) -> None:
     with pytest.raises(CommandError, match="isn't a number with a unit"):
         prune(f"--older-than={age}")
+
+
+def test_an_age_has_a_limit(configure: Configure) -> None:
+    """PostgreSQL's timestamps have none that is much earlier."""
+    with pytest.raises(CommandError, match="is more than 100 years"):
+        prune("--older-than=999999w")
+    assert prune("--older-than=5214w").startswith("Deleted: 0 ")
 
 
 def test_the_command_says_what_is_wrong(configure: Configure, ledger: Ledger) -> None:

@@ -4,14 +4,15 @@ import asyncio
 import json
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Coroutine
 from dataclasses import asdict
 from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import utils
 
+from aiotasks.backend import PostgresBackend
 from aiotasks.management import prune
 from aiotasks.operations.diagnosis import check_settings, diagnose
 from aiotasks.operations.status import read_status
@@ -68,22 +69,12 @@ class Command(BaseCommand):
             case "check":
                 self._check_set_up(options["backend"], as_json=options["json"])
             case "prune":
-                self._prune(options["backend"], options["older_than"])
-
-    def _prune(self, alias: str, older_than: float | None) -> None:
-        try:
-            self.stdout.write(prune.run(alias, older_than))
-        except ImproperlyConfigured as error:
-            raise CommandError(str(error)) from error
+                backend = _backend(options["backend"])
+                self.stdout.write(_run(backend, prune.run(backend, options["older_than"])))
 
     def _show_status(self, alias: str, *, as_json: bool) -> None:
-        if errors := [finding for finding in check_settings(alias) if finding.verdict == "error"]:
-            raise CommandError(" ".join(error.message for error in errors))
-        backend = backend_of(alias)
-        try:
-            status = asyncio.run(read_status(backend))
-        except utils.Error as error:
-            raise CommandError(describe(error, backend.config.database)) from error
+        backend = _backend(alias)
+        status = _run(backend, read_status(backend))
         self.stdout.write(_json(asdict(status)) if as_json else status_as_text(status))
 
     def _check_set_up(self, alias: str, *, as_json: bool) -> None:
@@ -96,6 +87,19 @@ class Command(BaseCommand):
             self.stdout.write(findings_as_text(findings))
         if failed:
             sys.exit(1)
+
+
+def _backend(alias: str) -> PostgresBackend:
+    if errors := [finding for finding in check_settings(alias) if finding.verdict == "error"]:
+        raise CommandError(" ".join(error.message for error in errors))
+    return backend_of(alias)
+
+
+def _run[Result](backend: PostgresBackend, work: Coroutine[Any, Any, Result]) -> Result:
+    try:
+        return asyncio.run(work)
+    except utils.Error as error:
+        raise CommandError(describe(error, backend.config.database)) from error
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ CROSS JOIN LATERAL (
     ) AS sample
 ) AS counted
 CROSS JOIN LATERAL (
-    SELECT min(first.ready_at) AS ready_at
+    SELECT min(first.ready_at) FILTER (WHERE isfinite(first.ready_at)) AS ready_at
     FROM unnest(ARRAY['loop', 'thread']) AS lane (name)
     CROSS JOIN LATERAL (
         WITH RECURSIVE first (priority, ready_at) AS (

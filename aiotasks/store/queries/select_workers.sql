@@ -1,10 +1,15 @@
 -- The workers of a backend, with the seconds that are left of their leases (negative: since when they
--- have expired).
+-- have expired). Whatever somebody else has written into a row, Python and JSON can hold what is returned.
 -- $1 backend
 SELECT
-    worker.id, worker.host, worker.pid, worker.queues::text[], worker.concurrency, worker.threads,
-    worker.listening, worker.version, worker.started_at,
-    extract(epoch FROM worker.lease_expires_at - statement_timestamp())::double precision
+    worker.id, worker.host, worker.pid,
+    ARRAY(SELECT queue.name FROM unnest(worker.queues) AS queue (name) WHERE queue.name IS NOT NULL)::text[],
+    worker.concurrency, worker.threads, worker.listening, worker.version,
+    least(greatest(worker.started_at, bounds.first), bounds.last),
+    extract(
+        epoch FROM least(greatest(worker.lease_expires_at, bounds.first), bounds.last) - statement_timestamp()
+    )::double precision
 FROM aiotasks_worker AS worker
+CROSS JOIN (VALUES ('1900-01-01Z'::timestamptz, '9000-01-01Z'::timestamptz)) AS bounds (first, last)
 WHERE worker.backend = $1::text
 ORDER BY worker.host, worker.pid, worker.id
