@@ -17,7 +17,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connection
 from django.tasks import TaskContext
 
-from aiotasks import task
+from aiotasks import task, transaction
 from aiotasks.worker.execution import Execution
 
 # --- The ledger: what a task says of itself, over a connection that has nothing to do with the worker's.
@@ -479,3 +479,10 @@ async def sleep_in_executor() -> None:
     """A thread that isn't the worker's own, and is waited for when a process ends."""
     seen.append("begun")
     await asyncio.to_thread(time.sleep, 3600)
+
+
+@task
+async def hold_connection(seconds: float) -> None:
+    """Keep one connection of the worker's pool for so long."""
+    async with transaction():
+        await asyncio.sleep(seconds)
