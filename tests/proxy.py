@@ -25,6 +25,7 @@ class Proxy:
         self.port = 0
         self.delay = delay
         self.connections = 0  # accepted so far
+        self.hampered = 0  # chunks that it has swallowed or held up so far
         self.target = (host, port)
         self._mode: Mode = "pass"
         self._server: asyncio.Server | None = None
@@ -128,8 +129,10 @@ class Proxy:
     ) -> None:
         while chunk := await reader.read(65536):
             if self._mode == "delay":
+                self.hampered += 1
                 await asyncio.sleep(self.delay)
             if link.is_stranded or self._mode == "blackhole" or (self._mode == "mute" and replies):
+                self.hampered += 1
                 continue
             writer.write(chunk)
             await writer.drain()

@@ -190,13 +190,21 @@ def _work(options: argparse.Namespace) -> int:
             asyncio.Runner(loop_factory=_loop_factory()) as runner,
         ):
             runner.get_loop().set_default_executor(executor)
-            runner.run(_serve(worker, line, until_empty=options.until_empty))
+            failure: Exception | None = None
+            try:
+                runner.run(_serve(worker, line, until_empty=options.until_empty))
+            except Exception as error:
+                failure = error
             if worker.stuck or not _ends_soon(executor):
                 # A thread can't be cancelled, and everything else has been done.
+                if failure is not None:
+                    logger.critical("the worker has failed", exc_info=failure)
                 logging.shutdown()
                 sys.stdout.flush()
                 sys.stderr.flush()
-                os._exit(0)
+                os._exit(0 if failure is None else 1)
+            if failure is not None:
+                raise failure
     except ImproperlyConfigured as error:
         return _complain(str(error))
     return 0

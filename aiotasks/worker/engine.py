@@ -77,6 +77,7 @@ class Engine:
         store = held.store
         main = asyncio.current_task()  # which a loop's runner cancels together with all others
         self.changed = asyncio.Event()  # an execution has ended
+        self.stuck = False  # after the end: a task outlasted it
         self.lease = Lease(options.lease_timeout)
         self.heartbeat = Heartbeat(
             options,
@@ -164,8 +165,8 @@ class Engine:
         started: Callable[[], None],
         grace: float,
         keep_threads: bool,
-    ) -> bool:
-        """Work until ``stopping`` is set, then shut down; whether a task outlasted that.
+    ) -> None:
+        """Work until ``stopping`` is set or a part fails, then shut down; ``stuck`` says how that went.
 
         ``started`` is called once the worker has a lease and listens. ``hurried`` ends the grace.
         """
@@ -181,9 +182,8 @@ class Engine:
                     await stopping.wait()
                 finally:
                     with anyio.CancelScope(shield=True):
-                        stuck = await self._shut_down(hurried, grace, keep_threads)
+                        self.stuck = await self._shut_down(hurried, grace, keep_threads)
                     group.cancel_scope.cancel()
-        return stuck
 
     def is_idle(self) -> bool:
         """Whether nothing is running here, or waiting to be written."""
@@ -214,7 +214,7 @@ class Engine:
             sweep,
             prune,
             self._watch_lease,
-            self.heartbeat.wait,
+            self._watch_heartbeat,
         ]
 
     async def _tell_when_started(self, started: Callable[[], None]) -> None:
@@ -390,6 +390,14 @@ class Engine:
                 self.heartbeat.renounce()
                 self._lost_lease()
             await asyncio.sleep(remaining if remaining > 0 else self.lease.interval)
+
+    async def _watch_heartbeat(self) -> None:
+        """Without it the worker ends, and what runs doesn't get the grace: the lease may not last so long."""
+        try:
+            await self.heartbeat.wait()
+        except RuntimeError:
+            self._lost_lease()
+            raise
 
     def _lost_lease(self) -> None:
         for execution in list(self.runner.running):

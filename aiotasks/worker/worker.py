@@ -186,10 +186,13 @@ class Worker:
             failed=self._tried.set,  # embedded, the site starts anyway
         )
         self._built.set()
-        self.stuck = await self.engine.run(
-            stopping=self._stopping,
-            hurried=self._hurried,
-            started=self._tried.set,
-            grace=self.grace,
-            keep_threads=not self.own_process,
-        )
+        try:
+            await self.engine.run(
+                stopping=self._stopping,
+                hurried=self._hurried,
+                started=self._tried.set,
+                grace=self.grace,
+                keep_threads=not self.own_process,
+            )
+        finally:
+            self.stuck = self.engine.stuck

@@ -318,7 +318,8 @@ async def test_a_heartbeat_that_dies_ends_the_worker(
         raise ValueError("a mistake of a driver's")
 
     await tasks.wait_for_release.aenqueue("never")
-    async with aiotasks.Worker(grace=0) as worker:
+    # Nor is the grace for what runs, which may outlast the lease.
+    async with asyncio.timeout(TIMEOUT), aiotasks.Worker(grace=3600) as worker:
         await until(lambda: worker.engine.runner.running)
         monkeypatch.setattr(Store, "renew_lease", broken)
         with pytest.raises(ExceptionGroup) as caught:
@@ -337,3 +338,30 @@ def test_a_signal_at_the_start_does_not_wait_for_a_silent_line(
         process = start("-m", "aiotasks.worker", options=options, env={"AIOTASKS_DB_PORT": str(line.port)})
         wait_until(lambda: line.connections)
         assert process.stop() == 0
+
+
+# Its heartbeat dies as soon as a task has begun.
+FAILING = """
+import sys
+from aiotasks.store.store import Store
+from aiotasks.worker.cli import main
+from tests.worker import tasks
+
+async def renew(self, *args, **kwargs):
+    if tasks.seen:
+        raise ValueError("a mistake of a driver's")
+    return await renew_lease(self, *args, **kwargs)
+
+renew_lease, Store.renew_lease = Store.renew_lease, renew
+sys.exit(main(["--grace", "0"]))
+"""
+
+
+@pytest.mark.parametrize("task", [tasks.sleep_in_executor, tasks.never_end], ids=["thread", "coroutine"])
+def test_a_worker_that_fails_leaves_whatever_its_tasks_do(start: Start, ledger: Ledger, task: Any) -> None:
+    """Its supervisor would take it for alive."""
+    task.enqueue()
+    process = start("-c", FAILING, options={"LEASE_TIMEOUT": 1})
+    assert process.wait() == 1
+    assert "RuntimeError: The heartbeat has died." in process.log
+    assert ledger.statuses() == {"READY": 1}

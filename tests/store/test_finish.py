@@ -171,7 +171,6 @@ async def test_a_locked_row_holds_no_other_up(store: Store, conn: asyncpg.Connec
 async def test_a_locked_row_holds_no_other_release_up(store: Store, conn: asyncpg.Connection) -> None:
     worker_id, (locked, free, lost) = await claimed(store, 3)
     await conn.execute("UPDATE aiotasks_task SET last_attempted_at = now() - interval '1 min'")
-    held = [job.claim_id for job in (locked, free) if job.claim_id is not None]
     async with conn.transaction():
         await conn.execute("SELECT FROM aiotasks_task WHERE id = $1 FOR UPDATE", locked.id)
         releases = [(*claim_of(job), 0.0, None) for job in (locked, free)]

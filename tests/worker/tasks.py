@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connection
 from django.tasks import TaskContext
 
-from aiotasks import task
+from aiotasks import task, transaction
 from aiotasks.worker.execution import Execution
 
 # --- The ledger: what a task says of itself, over a connection that has nothing to do with the worker's.
@@ -464,3 +465,26 @@ async def enqueue_after_transaction() -> str:
 async def _enqueue_later() -> None:
     await asyncio.sleep(0.05)
     await add.aenqueue(1, 2)
+
+
+@task
+async def never_end() -> None:
+    """Whatever is done about it."""
+    seen.append("begun")
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(1)
+
+
+@task
+async def sleep_in_executor() -> None:
+    """A thread that isn't the worker's own, and is waited for when a process ends."""
+    seen.append("begun")
+    await asyncio.to_thread(time.sleep, 3600)
+
+
+@task
+async def hold_connection(seconds: float) -> None:
+    """Keep one connection of the worker's pool for so long."""
+    async with transaction():
+        await asyncio.sleep(seconds)

@@ -153,7 +153,12 @@ class Arena:
         """SIGKILL, and wait until the server has ended what the worker had under way."""
         ports = set()
         with suppress(psutil.Error):
-            ports = {one.laddr.port for one in psutil.Process(worker.pid).net_connections("tcp")}
+            ports = {
+                one.laddr.port
+                for one in psutil.Process(worker.pid).net_connections("tcp")
+                # Beside one to the ledger's server, somebody else's may have the same port.
+                if one.raddr and one.raddr.port == self.server.port
+            }
         worker.kill()
         self.wait_for_no_backends(ports)
 

@@ -15,6 +15,8 @@ from .report import Report
 
 __all__ = ["listener", "restart", "terminate", "unflushed"]
 
+_POOL = 10  # connections: POOL_MAX_SIZE, and as many tasks of the loop lane
+
 _OURS = "datname = current_database() AND application_name = 'aiotasks'"
 
 # Finishes that take long enough to be hit in the middle.
@@ -150,7 +152,7 @@ def terminate(arena: Arena, rng: Random, report: Report, *, cuts: int) -> None:
     """``pg_terminate_backend`` of one of the workers' connections, every other in the middle of a finish."""
     report.load = f"2 workers, {cuts} cuts"
     options = {"LEASE_TIMEOUT": 5, "POLL_INTERVAL": 1, "COMMAND_TIMEOUT": 5}
-    workers = arena.fleet(2, "--concurrency", "10", "--threads", "4", options=options)
+    workers = arena.fleet(2, "--concurrency", str(_POOL), "--threads", "4", options=options)
     ids: list[str] = []
     done = in_finish = 0
     finishing = f"{_OURS} AND state = 'active' AND query LIKE '%%SELECT held.ctid AS place%%'"
@@ -171,25 +173,22 @@ def terminate(arena: Arena, rng: Random, report: Report, *, cuts: int) -> None:
     finally:
         arena.database.rows(_FAST_FINISHES)
     arena.wait_until_finished(len(ids))
-    # The pools are whole: all slots of both are in use at once, and the last connections are few.
-    ids += arena.enqueue(bodies.work, [(0.5,)] * 40)
-    wait_until(
-        lambda: arena.database.statuses().get("RUNNING", 0) == 20 or arena.finished() == len(ids), TIMEOUT
-    )
-    arena.wait_until_finished(len(ids))
+    # The pools are whole: tasks have all connections of both at once, and the last are few.
     judged = arena.judge(ids)
+    held = _most_held(arena, 2 * _POOL)
     backends = int(arena.database.value(f"SELECT count(*) FROM pg_stat_activity WHERE {_OURS}"))
     listeners = len(wait_until(lambda: arena.database.rows(LISTENERS)))
     alive = sum(worker.is_alive() for worker in workers)
     codes = arena.stop(workers)
     wait_until(lambda: arena.database.value(f"SELECT count(*) FROM pg_stat_activity WHERE {_OURS}") == 0)
-    most = 2 * (10 + 1 + 2)  # pool, listener, heartbeat with one that it has given up
+    most = 2 * (_POOL + 1 + 2)  # pool, listener, heartbeat with one that it has given up
     report.figure(
         tasks=len(ids),
         in_mid_finish=in_finish,
         lost=judged.lost,
         repeats=judged.repeats,
         overwrites=judged.overwrites,
+        in_use_at_once=f"{held} of {2 * _POOL}",
         backends_afterwards=f"{backends} of at most {most}",
         listeners=listeners,
         workers_alive=alive,
@@ -197,8 +196,22 @@ def terminate(arena: Arena, rng: Random, report: Report, *, cuts: int) -> None:
     report.expect(judged.lost == 0, f"{judged.lost} lost")
     report.expect(judged.overwrites == 0, f"{judged.overwrites} overwrites")
     report.expect(in_finish > cuts // 5, f"only {in_finish} in mid-finish")
+    report.expect(held == 2 * _POOL, f"{held} connections of the pools could be used at once")
     report.expect(backends <= most and listeners == 2, f"{backends} backends, {listeners} listeners")
     report.expect(alive == 2 and codes == [0, 0], f"{alive} workers alive, exit codes {codes}")
+
+
+def _most_held(arena: Arena, count: int) -> int:
+    """How many connections were in use at once while so many tasks wanted one each."""
+    end = time.monotonic() + TIMEOUT
+    finished = arena.finished() + count
+    arena.enqueue(bodies.hold_connection, [(2.0,)] * count)
+    query = f"SELECT count(*) FROM pg_stat_activity WHERE {_OURS} AND state = 'idle in transaction'"
+    most = 0
+    while arena.finished() < finished and time.monotonic() < end:
+        most = max(most, int(arena.database.value(query)))
+        time.sleep(0.02)
+    return most
 
 
 def listener(arena: Arena, rng: Random, report: Report, *, cuts: int) -> None:

@@ -32,6 +32,7 @@ def proxy(arena: Arena, rng: Random, report: Report, *, episodes: int) -> None:
     exits: list[float] = []
     wedges: list[float] = []
     codes = []
+    felt = 0
     with Proxy(arena.server.host, arena.server.port, delay=0.25) as line:
         behind = {"AIOTASKS_DB_PORT": str(line.port)}
         (direct,) = arena.fleet(1, *arguments, options=options)
@@ -40,6 +41,7 @@ def proxy(arena: Arena, rng: Random, report: Report, *, episodes: int) -> None:
             if len(ids) - arena.finished() < 400:
                 ids += arena.enqueue_work(rng, 800, (0.05, 0.3))
             wait_until(lambda worker=worker: _ended(arena, worker) > 0, TIMEOUT)
+            hampered = line.hampered
             if fault == "half-open":
                 line.strand()
             else:
@@ -53,6 +55,7 @@ def proxy(arena: Arena, rng: Random, report: Report, *, episodes: int) -> None:
                 (worker,) = arena.fleet(1, *arguments, options=options, env=behind)
             else:
                 line.mode = "pass"
+            felt += line.hampered > hampered
             healed = time.monotonic()
             before = _accepted(arena, worker)
             wait_until(lambda worker=worker, before=before: _accepted(arena, worker) > before, TIMEOUT)
@@ -63,6 +66,7 @@ def proxy(arena: Arena, rng: Random, report: Report, *, episodes: int) -> None:
     limit = GRACE + 2
     report.figure(
         tasks=len(ids),
+        episodes_felt=felt,
         lost=judged.lost,
         repeats=judged.repeats,
         overwrites=judged.overwrites,
@@ -71,6 +75,7 @@ def proxy(arena: Arena, rng: Random, report: Report, *, episodes: int) -> None:
         longest_shutdown_s=max(exits),
         limit_s=limit,
     )
+    report.expect(felt == episodes, f"only {felt} episodes swallowed or held up anything")
     report.expect(judged.lost == 0, f"{judged.lost} lost")
     report.expect(judged.overwrites == 0, f"{judged.overwrites} overwrites")
     # A statement that hangs is given up, then the lease is renewed or another one taken.

@@ -52,7 +52,7 @@ RUNS = (
     Run(
         "restart",
         database.restart,
-        "0 lost, no worker exits, full rate again within 5 s",
+        "0 lost, no worker exits, four fifths of the full rate again within 5 s",
         {"tasks": 10_000, "restarts": 20},
         {"tasks": 1_200, "restarts": 2},
     ),
