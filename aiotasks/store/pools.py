@@ -97,6 +97,7 @@ class LoopResources:
                 # every first try a fifth slower.)
                 if tries == 1 or constraint(error) != PRIMARY_KEY:
                     raise
+                await self.store.wait_for_standbys(timeout=timeout)
 
         try:
             await repeat(insert, within=within)

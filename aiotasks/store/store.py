@@ -279,6 +279,9 @@ class Store:
         (row,) = await self._fetch("backend_pid")
         return int(row[0])
 
+    async def wait_for_standbys(self, *, timeout: float | None = None) -> None:
+        await self._fetch("wait_for_standbys", timeout=timeout)
+
     async def notify(self, channel: str, payloads: Sequence[str], *, alone: bool) -> None:
         """``alone``: this statement is a transaction of its own."""
         await self._fetch("notify", channel, list(payloads), alone)

@@ -21,7 +21,7 @@ from aiotasks.demo.postgres import PostgresServer, unprivileged_user
 from tests.faults.away import Away, environment, migrate
 from tests.standby import Pair
 from tests.worker import tasks
-from tests.worker.harness import Configure, Ledger, Start, wait_until
+from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 
 # What the README says. Without a time-out psycopg waits two minutes for a server that dies just then.
 READ_WRITE = {"target_session_attrs": "read-write", "connect_timeout": 2}
@@ -276,6 +276,24 @@ def test_a_standby_takes_over(
     assert [worker.stop() for worker in workers] == [0, 0]
     for worker in workers:
         assert "Traceback" not in worker.log
+
+
+@pytest.mark.battery
+async def test_what_the_standby_has_not_got_is_not_acknowledged(pair: Pair, configure: Configure) -> None:
+    """24: the primary cuts an INSERT's wait for the standby short, as a restart does: it is committed."""
+    configure(COMMAND_TIMEOUT=30)
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    stored = "SELECT id::text FROM aiotasks_task"
+    pair.standby.stop("immediate")
+    enqueue = asyncio.ensure_future(tasks.work.aenqueue())
+    await until(lambda: pair.rows(pair.primary, waiting))
+    pair.rows(pair.primary, f"SELECT pg_terminate_backend(pid) FROM ({waiting}) AS waiting")
+    await until(lambda: pair.rows(pair.primary, stored))
+    await until(lambda: enqueue.done() or pair.rows(pair.primary, waiting))
+    assert not enqueue.done()
+    pair.standby.start()
+    result = await enqueue
+    await until(lambda: pair.rows(pair.standby, stored) == [(result.id,)])
 
 
 @pytest.fixture

@@ -97,6 +97,7 @@ def main() -> list[Any]:
     seen.append([shown(job) for job in call("rescue_jobs", "default", 3, error, 10, '{"c": 1}')])
     found = call("select_jobs", [uuid.UUID(int=n) for n in range(12)], "default")
     seen.append(sorted(shown(job) for job in found))
+    call("wait_for_standbys")
     call("notify", "aiotasks", ["a", "b"], alone=True)
     return seen
 
