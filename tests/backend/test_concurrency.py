@@ -37,7 +37,8 @@ async def test_500_refreshes_at_once_get_their_own_rows(
     statements.clear()
     await asyncio.gather(*(result.arefresh() for result in results))
     assert [result.return_value for result in results] == [[n] for n in range(500)]
-    assert Counter(statements)["select_jobs"] <= 3
+    # The first goes at once, alone; then by the hundred, and the last may not have been in time for theirs.
+    assert Counter(statements)["select_jobs"] <= 7
 
 
 async def test_one_after_the_other_none_waits(database: str, statements: list[str], tasks_setting) -> None:
