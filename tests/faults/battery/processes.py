@@ -31,6 +31,8 @@ def kill(arena: Arena, rng: Random, report: Report, *, tasks: int, kills: int) -
             break  # what is missing is counted as lost
         # So that there is always somebody to recover what is lost.
         recoveries.watch(lambda: all("connections: at most" in worker.log for worker in workers))
+        if len(ids) - arena.finished() < 200:  # they went on while the last victim was replaced
+            ids += arena.enqueue_work(rng, 200, (0.0, 0.2))
         victim = rng.choice(workers)
         recoveries.watch(lambda victim=victim: arena.running(arena.worker_ids(victim)) > 0)
         mine = arena.worker_ids(victim)
@@ -40,10 +42,11 @@ def kill(arena: Arena, rng: Random, report: Report, *, tasks: int, kills: int) -
         hits += hit > 0
         in_flight += hit
         workers[workers.index(victim)] = arena.start(*arguments, options=options)
-    recoveries.watch(lambda: arena.finished() >= tasks and recoveries.all_over())
+    recoveries.watch(lambda: arena.finished() >= len(ids) and recoveries.all_over())
     judged = arena.judge(ids)
     limit = LEASE + SWEEP + 1
     report.figure(
+        tasks=len(ids),
         lost=judged.lost,
         repeats=judged.repeats,
         kills_that_hit=hits,
