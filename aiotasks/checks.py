@@ -43,7 +43,7 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
     ):
         messages.append(
             Error(
-                f"{where}['QUEUES'] must be a list of queue names, not {queues!r}.",
+                f"{where}['QUEUES'] must be a list of queue names, not {shown(queues)}.",
                 hint='For example ["default", "emails"]; an empty list allows any name.',
                 id="aiotasks.E005",
             )

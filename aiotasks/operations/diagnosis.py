@@ -200,6 +200,13 @@ class _Examination:
             # Neither a site nor a worker needs a right to Django's table.
             applied = None if sqlstate(error) == FORBIDDEN else set()
         if applied is not None and (pending := [name for name in names if name not in applied]):
+            role, rights, schemas = await self._store.select_rights()
+            if rights is None and schemas:  # to migrate would make others
+                return (
+                    "error",
+                    f"Role {role} doesn't find the tables, which are in the schema {' or '.join(schemas)}.",
+                    f"GRANT USAGE ON SCHEMA {schemas[0]} TO {role}; have its search_path name that schema.",
+                )
             return (
                 "error",
                 f"Not applied to DATABASES[{self._database!r}]: {', '.join(pending)}.",
@@ -219,7 +226,7 @@ class _Examination:
         return "ok", "All of aiotasks' migrations are applied.", ""
 
     async def _check_permissions(self) -> Result:
-        role, rights = await self._store.select_rights()
+        role, rights, _ = await self._store.select_rights()
         if rights is None:
             return "not checked", "The tables are missing.", ""
         return judge(role, rights)

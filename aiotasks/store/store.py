@@ -261,11 +261,11 @@ class Store:
         """The names of those that have been applied."""
         return {row[0] for row in await self._fetch("select_migrations")}
 
-    async def select_rights(self) -> tuple[str, set[str] | None]:
-        """The role, as an identifier, and its rights, each as ``SELECT ON aiotasks_task`` (None: there are
-        no tables)."""
+    async def select_rights(self) -> tuple[str, set[str] | None, list[str]]:
+        """The role, as an identifier; its rights, each as ``SELECT ON aiotasks_task`` (None: it finds no
+        tables); the schemas that have tables, whether it finds them there or not."""
         (row,) = await self._fetch("select_rights")
-        return row[0], None if row[1] is None else set(row[1])
+        return row[0], None if row[1] is None else set(row[1]), list(row[2])
 
     async def select_storage(self) -> dict[str, list[str]]:
         """By table: its storage parameters, each as ``name=value``."""

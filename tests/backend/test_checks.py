@@ -30,6 +30,7 @@ def found(settings: Any, **params: Any) -> list[tuple[str, str]]:
         ({"QUEUES": "default"}, "aiotasks.E005", "'default'"),
         ({"QUEUES": [5]}, "aiotasks.E005", "[5]"),
         ({"QUEUES": [""]}, "aiotasks.E005", "['']"),
+        ({"QUEUES": [10**5000]}, "aiotasks.E005", "a list"),
     ],
 )
 def test_a_mistake_is_told_by_name(

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from io import StringIO
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
 from django.db import utils
 from django.tasks import default_task_backend
 from django.tasks.exceptions import TaskResultDoesNotExist
@@ -180,6 +182,9 @@ columns: dict[str, st.SearchStrategy[str]] = {
     ),
     "crashes": smallints,
     "max_crashes": st.one_of(st.just("NULL"), smallints),
+    "keep_result": st.one_of(
+        st.just("NULL"), among("NaN", "infinity", "-infinity", "-1", "0", "1e308", "-1e308", "1e-320")
+    ),
     "claim_id": st.sampled_from(["NULL", quoted(ids[0])]),
     "worker_id": st.sampled_from(["NULL", quoted(ids[1]), "(SELECT id FROM aiotasks_worker LIMIT 1)"]),
     "enqueued_at": st.sampled_from(times),
@@ -306,6 +311,8 @@ def test_a_row_that_somebody_wrote_harms_no_other(
             return error
 
     check([from_sync(id) for id in [*strange, *healthy]])
+    for arguments in (["status"], ["status", "--json"], ["prune"], ["prune", "--older-than=0s"]):
+        call_command("aiotasks", *arguments, stdout=StringIO())
 
 
 SHAPES = [

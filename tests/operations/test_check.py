@@ -310,6 +310,30 @@ def test_the_grant_that_is_missing_is_named(
     assert check()[1]["permissions"]["verdict"] == "ok"
 
 
+@pytest.mark.parametrize("usage", [True, False])
+def test_tables_in_a_schema_that_the_role_does_not_find(
+    sql: psycopg.Connection, role: str, usage: bool
+) -> None:
+    """To migrate, as for missing ones, would make them a second time."""
+    sql.execute("CREATE SCHEMA elsewhere; ALTER TABLE aiotasks_task SET SCHEMA elsewhere")
+    sql.execute("ALTER TABLE django_migrations SET SCHEMA elsewhere")
+    if usage:
+        sql.execute(f"GRANT USAGE ON SCHEMA elsewhere TO {role}")
+    else:
+        sql.execute(f"ALTER ROLE {role} SET search_path = elsewhere, public")
+    try:
+        code, found = check()
+    finally:
+        sql.execute("ALTER TABLE elsewhere.aiotasks_task SET SCHEMA public")
+        sql.execute(
+            "ALTER TABLE elsewhere.django_migrations SET SCHEMA public; DROP SCHEMA elsewhere CASCADE"
+        )
+    assert (code, found["migrations"]["verdict"]) == (1, "error")
+    assert "which are in the schema elsewhere." in found["migrations"]["message"]
+    assert found["migrations"]["remedy"].startswith("GRANT USAGE ON SCHEMA elsewhere TO checker;")
+    assert found["permissions"]["verdict"] == "not checked"
+
+
 def test_a_server_without_a_connection_left(sql: psycopg.Connection, role: str) -> None:
     sql.execute(f"ALTER ROLE {role} CONNECTION LIMIT 0")
     code, found = check()

@@ -86,8 +86,8 @@ def main() -> list[Any]:
     seen.append([row[6] for row in workers if row[0] == me])
     call("oldest_snapshot")
     seen.append([call("inspect_server")[:5], call("select_storage")])
-    role, rights = call("select_rights")
-    seen.append([role, sorted(rights), sorted(call("select_migrations"))])
+    role, rights, schemas = call("select_rights")
+    seen.append([role, sorted(rights), schemas, sorted(call("select_migrations"))])
     seen.append([call("read_clock").tzinfo is not None, call("backend_pid") > 0])
     ever, month = float("-inf"), 30 * 86_400.0
     seen.append(call("prune_jobs", "default", "FAILED", month, ever, 10)[0])

@@ -1,5 +1,5 @@
--- This role, as an identifier, and what it may do with our whole tables, as `SELECT ON aiotasks_task`; NULL
--- where it finds none.
+-- This role, as an identifier; what it may do with our whole tables, as `SELECT ON aiotasks_task`, NULL where
+-- it finds none; and some schemas that have them, whether it finds them there or not.
 SELECT
     quote_ident(current_user),
     CASE WHEN to_regclass('aiotasks_task') IS NOT NULL AND to_regclass('aiotasks_worker') IS NOT NULL THEN ARRAY(
@@ -7,4 +7,10 @@ SELECT
         FROM unnest(ARRAY['aiotasks_task', 'aiotasks_worker']) AS tables (name)
         CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS wanted (kind)
         WHERE has_table_privilege(to_regclass(tables.name), wanted.kind)
-    ) END
+    ) END,
+    ARRAY(
+        SELECT quote_ident(namespace.nspname)
+        FROM pg_class AS tables JOIN pg_namespace AS namespace ON namespace.oid = tables.relnamespace
+        WHERE tables.relname = 'aiotasks_task' AND tables.relkind IN ('r', 'p')
+        ORDER BY namespace.nspname LIMIT 3
+    )
