@@ -527,3 +527,19 @@ async def test_sessions_that_lead_nowhere_are_dropped_with_the_first(
     await until(lambda: not held.driver.lending._returning)
     async with asyncio.timeout(5):
         assert not await pids(held, 10) & stranded
+
+
+async def test_a_pool_that_could_not_be_opened_is_opened_later(proxy: Proxy) -> None:
+    """With POOL_MIN_SIZE, asyncpg closes it for good where the server is away, or its first user gives up."""
+    held = resources(Options(pool_min_size=3, command_timeout=1.0))
+    proxy.mode = "refuse"
+    with pytest.raises(utils.OperationalError):
+        await fetch_one(held)
+    proxy.mode = "blackhole"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await fetch_one(held)
+    proxy.mode = "pass"
+    assert await asyncio.gather(*(fetch_one(held) for _ in range(5))) == [1] * 5
+    assert held.pool.get_size() >= 3
+    await close_pools()
