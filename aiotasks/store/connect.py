@@ -5,6 +5,7 @@ database names, rotating passwords and subclassed engines hold for both.
 """
 
 import asyncio
+import os
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -74,6 +75,9 @@ def connect_arguments(alias: str) -> tuple[dict[str, Any], list[str]]:
         else:
             unknown.append(name)
     for name in ("host", "port"):
+        # asyncpg reads these by itself, but tries several hosts in turn (see _first()).
+        if "service" not in arguments and (value := os.environ.get(f"PG{name.upper()}")):
+            arguments.setdefault(name, value)
         if isinstance(arguments.get(name), str) and "," in arguments[name]:
             arguments[name] = arguments[name].split(",")
     if isinstance(port := arguments.get("port"), list | str):
@@ -191,10 +195,15 @@ async def _first(
     finally:
         for one in trying:
             one.cancel()
-        for connection in await asyncio.gather(*trying, return_exceptions=True):
-            if not isinstance(connection, BaseException):
-                connection.terminate()
+            one.add_done_callback(_let_go)
     raise min(errors, key=_says_little)
+
+
+def _let_go(connecting: asyncio.Future[Connection]) -> None:
+    """Somebody else was faster, or nobody waits any more. (To await these here, between a connection and
+    its caller, would lose it to a cancellation.)"""
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().terminate()
 
 
 def _says_little(error: Exception) -> int:

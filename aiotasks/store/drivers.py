@@ -5,7 +5,7 @@ what stands on them needn't know which one it has.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -42,9 +42,10 @@ class Driver(Protocol):
 class AsyncpgDriver:
     """Statements over any free connection of an asyncpg pool, on the pool's loop."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, timeout: float) -> None:
-        self._pool = pool
-        self.lending = Lending(pool)
+    def __init__(self, new_pool: "Callable[[], asyncpg.Pool[asyncpg.Record]]", *, timeout: float) -> None:
+        self._new_pool = new_pool
+        self.pool = new_pool()
+        self.lending = Lending(self.pool)
         self._timeout = timeout
         self._opening: asyncio.Lock | None = asyncio.Lock()
 
@@ -52,7 +53,13 @@ class AsyncpgDriver:
         """Open POOL_MIN_SIZE connections, the first time."""
         if self._opening is not None:
             async with self._opening:
-                await self._pool
+                try:
+                    await self.pool
+                except BaseException:  # asyncpg closes one that couldn't be opened, or wasn't waited for
+                    self.pool.terminate()
+                    self.pool = self._new_pool()
+                    self.lending = Lending(self.pool)
+                    raise
             self._opening = None
 
     async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:

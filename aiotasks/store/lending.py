@@ -14,7 +14,7 @@ from typing import Any
 import asyncpg
 from django.db import utils
 
-__all__ = ["Lending"]
+__all__ = ["Lending", "is_dead"]
 
 type Pool = asyncpg.Pool[asyncpg.Record]  # asyncpg ships no types yet
 type Pooled = Any  # its PoolConnectionProxy
@@ -51,7 +51,7 @@ class Lending:
     @property
     def lent(self) -> int:
         """How many connections are out in somebody's hands."""
-        kept = sum(not _is_dead(connection) for connection, _ in self._kept)
+        kept = sum(not is_dead(connection) for connection, _ in self._kept)
         lent: int = self._pool.get_size() - self._pool.get_idle_size() - kept
         return lent
 
@@ -59,7 +59,7 @@ class Lending:
         """A connection; waits at most ``timeout`` seconds for one. Raises TimeoutError after that."""
         while self._kept:
             connection, _ = self._kept.pop()
-            if not _is_dead(connection):
+            if not is_dead(connection):
                 return connection
             self._give_back(connection)
         self._waiting += 1
@@ -73,7 +73,7 @@ class Lending:
         by the pool. One that was cut off in the middle of a statement has to have it cancelled
         first, which a dead line holds up, but not the caller.
         """
-        if not keep or self._closing or self._waiting or len(self._kept) >= KEPT or _is_dead(connection):
+        if not keep or self._closing or self._waiting or len(self._kept) >= KEPT or is_dead(connection):
             await asyncio.wait([self._give_back(connection)], timeout=RETURN_TIMEOUT)
             return
         self._kept.append((connection, self._loop.time()))
@@ -123,7 +123,7 @@ class Lending:
                 await self.drop_all()
 
 
-def _is_dead(connection: Pooled) -> bool:
+def is_dead(connection: Pooled) -> bool:
     """Whether the server has closed it: the pool has its place back then, and its proxy nothing behind it."""
     try:
         return bool(connection.is_closed())

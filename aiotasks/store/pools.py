@@ -50,15 +50,7 @@ class LoopResources:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.loop = asyncio.get_running_loop()
-        self.pool: asyncpg.Pool[asyncpg.Record] = asyncpg.create_pool(
-            connect=self._connect,
-            reset=_no_reset,
-            min_size=options.pool_min_size,
-            max_size=options.pool_max_size,
-            statement_cache_size=options.statement_cache_size,
-            command_timeout=options.command_timeout,
-        )
-        self.driver = AsyncpgDriver(self.pool, timeout=options.command_timeout)
+        self.driver = AsyncpgDriver(self._new_pool, timeout=options.command_timeout)
         self.store = Store(self.driver)
         self.notifier = Notifier(self.store, options.database)
         self.listener = Listener(
@@ -71,6 +63,21 @@ class LoopResources:
         self._closer = self._close_with_loop()
         with suppress(StopIteration):  # run up to its yield, which is what enters it in the loop
             self._closer.asend(None).send(None)
+
+    @property
+    def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
+        """The driver's, which may be another before it has been opened."""
+        return self.driver.pool
+
+    def _new_pool(self) -> "asyncpg.Pool[asyncpg.Record]":
+        return asyncpg.create_pool(
+            connect=self._connect,
+            reset=_no_reset,
+            min_size=self.options.pool_min_size,
+            max_size=self.options.pool_max_size,
+            statement_cache_size=self.options.statement_cache_size,
+            command_timeout=self.options.command_timeout,
+        )
 
     async def _connect(self, *args: Any, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
         options.pop("loop", None)

@@ -13,12 +13,16 @@ from ..conf import Options
 from ..exceptions import TransactionClosed
 from .connect import PLAIN_SESSION, SESSION
 from .drivers import READ_ONLY, Connection, ConnectionDriver, django_errors, sqlstate
+from .lending import Lending, is_dead
 from .pools import resources
 from .store import Store
 from .waiting import sync_code_waits
 from .wakeups import CHANNEL, Wakeup
 
 __all__ = ["Transaction", "current_transaction", "transaction"]
+
+# Seconds that a session may take to be as before; a new one takes a hundredth of that.
+RESET_TIMEOUT = 1.0
 
 _current: ContextVar["Transaction | None"] = ContextVar("aiotasks_transaction", default=None)
 
@@ -110,7 +114,7 @@ async def transaction(
             raise
         finally:
             try:
-                await _reset(pooled, is_ours=held.options.statement_cache_size > 0)
+                await _reset(pooled, held.driver.lending, is_ours=held.options.statement_cache_size > 0)
             finally:
                 await held.driver.lending.release(pooled, keep=False)
         held.notifier.notify(block.wakeups)
@@ -131,26 +135,28 @@ async def _block(
             _current.reset(token)
 
 
-async def _reset(connection: Connection, *, is_ours: bool) -> None:
+async def _reset(connection: Connection, lending: Lending, *, is_ours: bool) -> None:
     """Undo what the caller may have SET, which our pool doesn't; a connection that can't be is cut.
 
     Never raises an error of its own: the block has ended, one way or the other. Behind a pooler in
     transaction mode the session is somebody else's by now, and left alone.
     """
-    if connection.is_closed():
+    if is_dead(connection):
         return
     if not is_ours:
         if connection.is_in_transaction():
             connection.terminate()
         return
     try:
-        await connection.reset()
+        await connection.reset(timeout=RESET_TIMEOUT)
         # RESET ALL leaves the first two as they are, and takes away what every session of ours has.
-        await connection.execute(f"RESET SESSION AUTHORIZATION; RESET ROLE; {SESSION}")
+        await connection.execute(f"RESET SESSION AUTHORIZATION; RESET ROLE; {SESSION}", timeout=RESET_TIMEOUT)
     except BaseException as error:
-        connection.terminate()
+        if not is_dead(connection):  # as asyncpg leaves one that doesn't answer its cancel
+            connection.terminate()
         if not isinstance(error, Exception):
             raise
+        await lending.drop_all()  # silence on this line, so most likely on all of them
 
 
 async def _notify(block: Transaction) -> None:

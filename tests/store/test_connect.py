@@ -9,9 +9,12 @@ import asyncpg
 import pytest
 from django.db import connections, utils
 
+from aiotasks.store import connect as connect_module
 from aiotasks.store.connect import connect, connect_arguments
 from aiotasks.store.drivers import is_away, is_transient, sqlstate
 from tests.proxy import Proxy
+
+from .rows import until
 
 Database = Callable[..., str]
 
@@ -195,6 +198,52 @@ async def test_a_host_that_is_silent_holds_nobody_up(proxy: Proxy, another: Data
             connection = await connect(alias, timeout=60, statement_cache_size=100)
         assert await connection.fetchval("SELECT inet_server_port()") == port
         await connection.close()
+
+
+async def test_hosts_of_the_environment_are_no_different(
+    proxy: Proxy, another: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = proxy.target[1]
+    proxy.mode = "blackhole"
+    monkeypatch.setenv("PGHOST", "127.0.0.1,127.0.0.1")
+    monkeypatch.setenv("PGPORT", f"{proxy.port},{port}")
+    async with asyncio.timeout(5):
+        connection = await connect(another(HOST="", PORT=""), timeout=60, statement_cache_size=100)
+    assert await connection.fetchval("SELECT inet_server_port()") == port
+    await connection.close()
+
+
+async def test_a_cancelled_caller_leaves_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At whatever turn it is cancelled, while the host that was slower still ends."""
+
+    class Connection:
+        open = False
+
+        def terminate(self) -> None:
+            self.open = False
+
+    async def connecting(host: dict[str, Any]) -> Connection:
+        if host["host"] == "silent":
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                for _ in range(3):
+                    await asyncio.sleep(0)
+        connection.open = True
+        return connection
+
+    monkeypatch.setattr(connect_module, "HOST_DELAY", 0)
+    for turns in range(12):
+        connection = Connection()
+        first = asyncio.ensure_future(
+            connect_module._first(connecting, [{"host": "silent"}, {"host": "good"}])
+        )
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        await until(lambda first=first: len(asyncio.all_tasks()) == 1)
+        assert connection.open != first.cancelled()
 
 
 async def test_what_is_said_of_several_hosts(proxy: Proxy, another: Database) -> None:

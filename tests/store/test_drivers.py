@@ -219,16 +219,15 @@ async def test_a_connection_that_can_not_be_saved_is_cut(
 
 
 async def test_waiting_for_a_free_connection_has_its_own_limit(database: str) -> None:
-    pool = asyncpg.create_pool(database, min_size=0, max_size=1)
-    driver = AsyncpgDriver(pool, timeout=0.2)
+    driver = AsyncpgDriver(lambda: asyncpg.create_pool(database, min_size=0, max_size=1), timeout=0.2)
     await driver.open()
-    async with pool.acquire():
+    async with driver.pool.acquire():
         with pytest.raises(utils.OperationalError) as caught:
             await driver.fetch(statement("SELECT 1"))
     assert is_transient(caught.value)
     assert (await driver.fetch(statement("SELECT 1")))[0][0] == 1
     await driver.lending.close()
-    await pool.close()
+    await driver.pool.close()
 
 
 async def test_concurrent_statements_on_one_connection_queue_up(conn: asyncpg.Connection) -> None:

@@ -18,6 +18,7 @@ from django.tasks import default_task_backend
 import aiotasks
 from aiotasks.conf import Options
 from aiotasks.store import lending, pools
+from aiotasks.store import transaction as transaction_module
 from aiotasks.store.pools import LoopResources, close_pools, resources
 from aiotasks.store.statement import Statement
 from tests.proxy import Proxy
@@ -525,5 +526,40 @@ async def test_sessions_that_lead_nowhere_are_dropped_with_the_first(
         async with asyncio.timeout(0.2):
             await held.driver.fetch(PID, timeout=60.0 if cancelled else 0.1)
     await until(lambda: not held.driver.lending._returning)
+    async with asyncio.timeout(5):
+        assert not await pids(held, 10) & stranded
+
+
+async def test_a_pool_that_could_not_be_opened_is_opened_later(proxy: Proxy) -> None:
+    """With POOL_MIN_SIZE, asyncpg closes it for good where the server is away, or its first user gives up."""
+    held = resources(Options(pool_min_size=3, command_timeout=1.0))
+    proxy.mode = "refuse"
+    with pytest.raises(utils.OperationalError):
+        await fetch_one(held)
+    proxy.mode = "blackhole"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await fetch_one(held)
+    proxy.mode = "pass"
+    assert await asyncio.gather(*(fetch_one(held) for _ in range(5))) == [1] * 5
+    assert held.pool.get_size() >= 3
+    await close_pools()
+
+
+async def test_a_committed_block_says_so_whatever_becomes_of_its_session(
+    proxy: Proxy, held: LoopResources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line dies just then: it can't be reset, and others that lead nowhere aren't used any more."""
+    reset = transaction_module._reset
+
+    async def strand_and_reset(*args: Any, **kwargs: Any) -> None:
+        proxy.strand()
+        await reset(*args, **kwargs)
+
+    monkeypatch.setattr(transaction_module, "RESET_TIMEOUT", 0.2)
+    monkeypatch.setattr(transaction_module, "_reset", strand_and_reset)
+    stranded = await pids(held, 10)
+    async with aiotasks.transaction() as connection:
+        await connection.execute("SELECT 1")
     async with asyncio.timeout(5):
         assert not await pids(held, 10) & stranded
