@@ -41,6 +41,11 @@ ENQUEUE_LIMIT = 1000
 # and into any memory, where 1,000 are 1 GB. For small rows a larger limit gives nothing.
 LOOKUP_LIMIT = 100
 
+# Connections that transaction() blocks leave to single statements. A block lasts for as long as its caller
+# likes: a worker whose tasks had them all couldn't claim, finish or rescue, nor run the task that a block
+# waits for. A claim and a finish go side by side.
+NOT_FOR_BLOCKS = 2
+
 PRIMARY_KEY = "aiotasks_task_pkey"
 
 
@@ -50,6 +55,7 @@ class LoopResources:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.loop = asyncio.get_running_loop()
+        self.blocks = asyncio.Semaphore(max(1, options.pool_max_size - NOT_FOR_BLOCKS))
         self.driver = AsyncpgDriver(self._new_pool, timeout=options.command_timeout)
         self.store = Store(self.driver)
         self.notifier = Notifier(self.store, options.database)

@@ -1,5 +1,6 @@
 """``aiotasks.transaction()``: an asyncpg transaction that enqueues and look-ups join."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ from ..exceptions import TransactionClosed
 from .connect import PLAIN_SESSION, SESSION
 from .drivers import READ_ONLY, Connection, ConnectionDriver, django_errors, sqlstate
 from .lending import Lending, is_dead
-from .pools import resources
+from .pools import LoopResources, resources
 from .store import Store
 from .waiting import sync_code_waits
 from .wakeups import CHANNEL, Wakeup
@@ -76,7 +77,8 @@ async def transaction(
 
     Background tasks started inside must end before the block does: later enqueues in them raise
     TransactionClosed. Raises RuntimeError below ``async_to_sync``, where ``transaction.atomic()``
-    is the one to use.
+    is the one to use, and OperationalError where COMMAND_TIMEOUT passes without a connection:
+    POOL_MAX_SIZE - 2 blocks may be open at once on one event loop.
     """
     if connection is None and sync_code_waits():
         raise RuntimeError(
@@ -99,15 +101,32 @@ async def transaction(
             await _notify(block)
     else:
         held = resources(options_for(using))
+        async with _pooled(held) as pooled, _block(using, pooled) as block:
+            yield pooled
+        held.notifier.notify(block.wakeups)
+
+
+@asynccontextmanager
+async def _pooled(held: LoopResources) -> AsyncIterator[Connection]:
+    """A connection of the pool, for as long as a block lasts."""
+    within = held.options.command_timeout
+    try:
+        async with asyncio.timeout(within):
+            await held.blocks.acquire()
+    except TimeoutError:
+        raise utils.OperationalError(
+            f"No transaction() block has ended within COMMAND_TIMEOUT ({within:g} s), and as many are open "
+            f"as POOL_MAX_SIZE ({held.options.pool_max_size}) allows: raise it, or let them end sooner."
+        ) from None
+    try:
         with django_errors():
             await held.driver.open()
-            pooled = await held.driver.lending.acquire(timeout=held.options.command_timeout)
+            pooled = await held.driver.lending.acquire(timeout=within)
         try:
             if held.options.statement_cache_size:
                 with django_errors():
                     await pooled.execute(PLAIN_SESSION)  # the caller's own SQL is to be planned as ever
-            async with _block(using, pooled) as block:
-                yield pooled
+            yield pooled
         except (asyncpg.ReadOnlySQLTransactionError, utils.InternalError) as error:
             if READ_ONLY in (getattr(error, "sqlstate", None), sqlstate(error)):
                 await held.driver.lending.drop_all()
@@ -117,7 +136,8 @@ async def transaction(
                 await _reset(pooled, held.driver.lending, is_ours=held.options.statement_cache_size > 0)
             finally:
                 await held.driver.lending.release(pooled, keep=False)
-        held.notifier.notify(block.wakeups)
+    finally:
+        held.blocks.release()
 
 
 @asynccontextmanager

@@ -278,7 +278,9 @@ class Claimer:
             self._claiming.discard(job.claim_id)
 
     def _suspect_lanes(self) -> list[Lane]:
-        """Where there may be a task that is claimed apart, and room for it."""
+        """Where there may be a task that is claimed apart, and room for it; nowhere without a lease."""
+        if self._worker_id() is None:
+            return []
         return [lane for lane in self._quarantine.lanes() if self._free_in(lane) > 0]
 
     async def _claim_apart(self) -> bool:
@@ -286,12 +288,12 @@ class Claimer:
         if not self._quarantine.has_turn():
             return False
         for lane in self._suspect_lanes():
-            jobs: list[Job] = []
+            queues = await self._sources.queues()
             worker_id = self._worker_id()
-            if worker_id is not None:
-                queues = await self._sources.queues()
-                claim = partial(self._store.claim_suspect, backend=self._backend, lane=lane, queues=queues)
-                jobs = await self._fetch(claim, worker_id)
+            if worker_id is None:
+                break
+            claim = partial(self._store.claim_suspect, backend=self._backend, lane=lane, queues=queues)
+            jobs = await self._fetch(claim, worker_id)
             if not jobs:
                 self._quarantine.none_in(lane)
                 continue

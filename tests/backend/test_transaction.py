@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections
+from django.db import connections, utils
 from django.tasks import TaskResultStatus, default_task_backend
 from django.tasks.exceptions import TaskResultDoesNotExist
 
@@ -417,6 +417,32 @@ async def test_cancelled_blocks_leave_the_pool_whole(database: str, conn: asyncp
     assert await conn.fetchval(COUNT) == 0
     async with aiotasks.transaction() as mine:
         assert await mine.fetchval("SHOW statement_timeout") == "0"
+
+
+async def test_blocks_leave_connections_to_all_else(
+    database: str, tasks_setting: Any, conn: asyncpg.Connection
+) -> None:
+    """And what waits for one of them to end is told so in the end."""
+    tasks_setting(POOL_MAX_SIZE=3, COMMAND_TIMEOUT=0.3)
+    async with aiotasks.transaction():
+        result = await asyncio.create_task(tasks.echo.aenqueue(1), context=contextvars.Context())
+        await asyncio.create_task(result.arefresh(), context=contextvars.Context())
+        waiting = asyncio.create_task(in_a_block(), context=contextvars.Context())
+        with pytest.raises(utils.OperationalError, match=r"POOL_MAX_SIZE \(3\) allows"):
+            await waiting
+    tasks_setting(POOL_MAX_SIZE=3, COMMAND_TIMEOUT=5)
+    blocks = [asyncio.create_task(in_a_block()) for _ in range(20)]
+    for number, block in enumerate(blocks):
+        await asyncio.sleep(0)
+        if number % 2:
+            block.cancel()
+    await asyncio.gather(*blocks, return_exceptions=True)
+    await in_a_block()  # as many as before may be open
+
+
+async def in_a_block() -> None:
+    async with aiotasks.transaction():
+        await tasks.echo.aenqueue(1)
 
 
 async def test_an_unknown_database_is_told_by_name(database: str) -> None:

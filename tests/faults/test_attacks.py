@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 from django.db import utils
-from django.tasks import task_backends
+from django.tasks import default_task_backend, task_backends
 from django.tasks.signals import task_finished
 from django.utils import timezone
 
@@ -365,3 +365,20 @@ def test_a_worker_that_fails_leaves_whatever_its_tasks_do(start: Start, ledger: 
     assert process.wait() == 1
     assert "RuntimeError: The heartbeat has died." in process.log
     assert ledger.statuses() == {"READY": 1}
+
+
+async def test_tasks_in_transaction_blocks_leave_the_worker_its_connections(
+    configure: Configure, ledger: Ledger
+) -> None:
+    """They had all of the pool: nothing was claimed or finished until one of them ended."""
+    configure(POOL_MAX_SIZE=4)
+    tasks.seen.clear()
+    tasks.released.clear()
+    async with aiotasks.Worker():
+        await default_task_backend.aenqueue_many(tasks.hold_block, [((), {})] * 6)
+        await until(lambda: tasks.seen == ["block"] * 2)
+        other = await tasks.add.aenqueue(1, 2)
+        await until(lambda: ledger.task(other.id).status == "SUCCESSFUL")
+        assert tasks.seen == ["block"] * 2
+        tasks.released.set()
+        await until(lambda: ledger.statuses() == {"SUCCESSFUL": 7})

@@ -19,6 +19,9 @@ def test_kill_9_loses_nothing(start_worker: Start, ledger: Ledger) -> None:
     default_task_backend.enqueue_many(tasks.work_sync, [((0.2,), {})] * 20)
     wait_until(lambda: ledger.events("end") >= 15 and ledger.statuses().get("RUNNING", 0) >= 5)
     victim.kill()
+    # What it had sent by then, the server has done.
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'aiotasks' AND state <> 'idle'"
+    wait_until(lambda: ledger.value(sessions) == 0)
     in_flight = ledger.statuses()["RUNNING"]
     assert 0 < in_flight <= 15
     rescuer = start_worker("--concurrency", "30", "--threads", "20", options=SHORT_LEASE)

@@ -15,9 +15,10 @@ from uuid import UUID
 import psycopg
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connection
-from django.tasks import TaskContext
+from django.tasks import TaskContext, task_backends
 
 from aiotasks import task, transaction
+from aiotasks.store.pools import resources
 from aiotasks.worker.execution import Execution
 
 # --- The ledger: what a task says of itself, over a connection that has nothing to do with the worker's.
@@ -485,6 +486,20 @@ async def sleep_in_executor() -> None:
 
 @task
 async def hold_connection(seconds: float) -> None:
-    """Keep one connection of the worker's pool for so long."""
+    """Keep one connection of the worker's pool for so long; transaction() blocks can't have them all."""
+    lending = resources(task_backends["default"].config).driver.lending
+    connection = await lending.acquire(timeout=60)
+    try:
+        async with connection.transaction():
+            await asyncio.sleep(seconds)
+    finally:
+        await lending.release(connection, keep=True)
+
+
+@task
+async def hold_block() -> None:
+    """Have a transaction() block open until all are released."""
     async with transaction():
-        await asyncio.sleep(seconds)
+        seen.append("block")
+        while not released.is_set():  # noqa: ASYNC110  # a threading.Event, for all kinds of tasks
+            await asyncio.sleep(0.01)
