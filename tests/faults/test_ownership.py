@@ -533,9 +533,8 @@ async def test_an_unknown_task_is_put_off_and_fails_after_its_window(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """43: no attempt is spent while a deploy may still bring it."""
-    monkeypatch.setattr(
-        runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.1, "unknown_window": 0.5}
-    )
+    monkeypatch.setattr(runner_module, "UNKNOWN_DELAY", 0.1)
+    monkeypatch.setattr(runner_module, "UNKNOWN_WINDOW", 0.5)
     result = await tasks.add.aenqueue(1, 2)
     await conn.execute("UPDATE aiotasks_task SET task_path = 'tests.worker.tasks.of_the_next_release'")
     async with aiotasks.Worker():
@@ -564,9 +563,8 @@ async def test_an_unknown_task_runs_when_the_deploy_has_come(
     configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """43."""
-    monkeypatch.setattr(
-        runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.1, "unknown_window": 60}
-    )
+    monkeypatch.setattr(runner_module, "UNKNOWN_DELAY", 0.1)
+    monkeypatch.setattr(runner_module, "UNKNOWN_WINDOW", 60)
     result = await tasks.add.aenqueue(1, 2)
     await conn.execute("UPDATE aiotasks_task SET task_path = 'tests.worker.tasks.of_the_next_release'")
     async with aiotasks.Worker() as worker:
@@ -593,9 +591,8 @@ async def test_a_stored_path_runs_nothing_but_a_task(
     configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """44."""
-    monkeypatch.setattr(
-        runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.05, "unknown_window": 0.0}
-    )
+    monkeypatch.setattr(runner_module, "UNKNOWN_DELAY", 0.05)
+    monkeypatch.setattr(runner_module, "UNKNOWN_WINDOW", 0.0)
     await tasks.add.aenqueue(1, 2)
     await conn.execute("UPDATE aiotasks_task SET task_path = $1", path)
     async with aiotasks.Worker():

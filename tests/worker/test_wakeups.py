@@ -218,7 +218,7 @@ def make_claimer(
         worker_id=lambda: worker_id,
         free=lambda: free("loop"),
         threads=backlog,
-        surplus=Surplus(free=lambda: free("loop"), ahead=backlog.ahead),
+        surplus=Surplus(free=lambda: free("loop"), ahead=backlog.ahead, allowed=True),
         quarantine=Quarantine(busy=lambda: False),
         may_claim=lambda: True,
         start=start,
