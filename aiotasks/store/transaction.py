@@ -72,7 +72,9 @@ async def transaction(
 
     Background tasks started inside must end before the block does: later enqueues in them raise
     TransactionClosed. Raises RuntimeError below ``async_to_sync``, where ``transaction.atomic()``
-    is the one to use.
+    is the one to use, ImproperlyConfigured where no backend of aiotasks uses that database, and a
+    ``django.db`` error where no connection can be had within COMMAND_TIMEOUT. What your own SQL
+    raises is asyncpg's.
     """
     if connection is None and sync_code_waits():
         raise RuntimeError(

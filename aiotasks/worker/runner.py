@@ -15,7 +15,7 @@ from ..conf import Options
 from ..exceptions import InvalidRow, TaskCancelled, UnknownTask
 from ..job import LANES, AnyTask, Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
 from ..tasks import arguments_of, known, resolve, result_of
-from .execution import Execution, Place
+from .execution import Execution, Place, Reason
 from .exits import ExitRaised
 
 __all__ = ["Runner"]
@@ -94,7 +94,7 @@ class Runner:
         execution.task.add_done_callback(lambda _: self._finished(execution))
         return False
 
-    def cancel(self, execution: Execution, reason: Any) -> bool:
+    def cancel(self, execution: Execution, reason: Reason) -> bool:
         """Ask the body to stop; False where it can't be asked, as it runs in a thread."""
         if execution.in_thread or execution.task is None:
             return False
