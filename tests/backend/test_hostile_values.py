@@ -175,8 +175,8 @@ async def test_what_json_cannot_keep_is_refused_with_its_place(
     assert await conn.fetchval("SELECT count(*) FROM aiotasks_task") == 0
 
 
-async def test_what_is_too_big_is_refused_with_its_size(database: str, api: Api, tasks_setting) -> None:
-    tasks_setting(MAX_ARGUMENT_SIZE=100)
+async def test_what_is_too_big_is_refused_with_its_size(database: str, api: Api, configure) -> None:
+    configure(MAX_ARGUMENT_SIZE=100)
     await api.enqueue(tasks.echo, "x" * 96)
     with pytest.raises(ValueError, match=r"^args takes 101 bytes as JSON; the limit is 100\.$"):
         await api.enqueue(tasks.echo, "x" * 97)

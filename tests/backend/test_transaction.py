@@ -17,8 +17,9 @@ from django.tasks.exceptions import TaskResultDoesNotExist
 import aiotasks
 from aiotasks.store.pools import resources
 from tests import tasks
+from tests.worker.harness import until
 
-from .support import Heard, finished, run_all, wait_for, worker
+from .support import Heard, finished, run_all, worker
 
 COUNT = "SELECT count(*) FROM aiotasks_task"
 PLANNING = ("plan_cache_mode", "enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan")
@@ -173,7 +174,7 @@ async def test_workers_are_told_after_the_commit_and_not_before(
             await tasks.echo.using(queue_name="rolled back").aenqueue(1)
         await conn.execute("SELECT 1")
         assert notified == []
-    await wait_for(lambda: len(notified) >= 2)
+    await until(lambda: len(notified) >= 2)
     assert sorted(notified) == ['["default", "nested", null]', '["default", "q", null]']
 
 
@@ -181,14 +182,14 @@ async def test_a_rollback_tells_nobody(block: Any, conn: asyncpg.Connection, not
     async with rolled_back(block()):
         await tasks.echo.aenqueue(1)
     await tasks.echo.using(queue_name="after").aenqueue(1)
-    await wait_for(lambda: notified)
+    await until(lambda: notified)
     assert notified == ['["default", "after", null]']
 
 
 async def test_notify_false_tells_nobody(
-    block: Any, conn: asyncpg.Connection, notified: list[str], tasks_setting
+    block: Any, conn: asyncpg.Connection, notified: list[str], configure
 ) -> None:
-    tasks_setting(NOTIFY=False)
+    configure(NOTIFY=False)
     async with block() as mine:
         await tasks.echo.aenqueue(1)
         pid = await mine.fetchval("SELECT pg_backend_pid()")
@@ -197,8 +198,8 @@ async def test_notify_false_tells_nobody(
     assert notified == []
 
 
-async def test_a_worker_runs_it_after_the_commit(block: Any, tasks_setting) -> None:
-    tasks_setting(POLL_INTERVAL=3600)  # so it is the wake-up that brings it
+async def test_a_worker_runs_it_after_the_commit(block: Any, configure) -> None:
+    configure(POLL_INTERVAL=3600)  # so it is the wake-up that brings it
     tasks.noted.clear()
     async with worker():
         async with block():

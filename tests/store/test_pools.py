@@ -21,8 +21,9 @@ from aiotasks.store import lending, pools
 from aiotasks.store.pools import LoopResources, close_pools, resources
 from aiotasks.store.statement import Statement
 from tests.proxy import Proxy
+from tests.worker.harness import until
 
-from .rows import insert, new_job, until
+from .rows import insert, new_job
 
 ONE = Statement("one", "SELECT $1::integer", "SELECT %(p1)s::integer")
 FACTORIES = [asyncio.new_event_loop, uvloop.new_event_loop]
