@@ -366,9 +366,7 @@ async def test_a_sync_task_of_a_worker_has_its_own_transaction(
     assert await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE status = 'FAILED'") == 2
 
 
-async def test_on_a_loop_of_ones_own_it_is_not_djangos_connection(
-    database: str, opened: list[str], conn: asyncpg.Connection
-) -> None:
+async def test_on_a_loop_of_ones_own_it_is_not_djangos_connection(database: str, opened: list[str]) -> None:
     opened.clear()
     await tasks.echo.aenqueue(1)
     assert opened == ["asyncpg"]

@@ -243,7 +243,7 @@ async def test_what_is_shown_of_exceptions(database: str) -> None:
     assert "a note with \x00 and \ud800" in text["notes"]
 
 
-async def test_names_that_spite_sql_are_only_names(database: str, api: Api, conn: asyncpg.Connection) -> None:
+async def test_names_that_spite_sql_are_only_names(database: str, api: Api) -> None:
     name = "x'; DROP TABLE aiotasks_task; -- %s $1 {} \\ \" 😀"
     result = await api.enqueue(tasks.echo.using(queue_name=name), 1)
     await run_all(queues=[name])

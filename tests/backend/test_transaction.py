@@ -178,7 +178,7 @@ async def test_workers_are_told_after_the_commit_and_not_before(
     assert sorted(notified) == ['["default", "nested", null]', '["default", "q", null]']
 
 
-async def test_a_rollback_tells_nobody(block: Any, conn: asyncpg.Connection, notified: list[str]) -> None:
+async def test_a_rollback_tells_nobody(block: Any, notified: list[str]) -> None:
     async with rolled_back(block()):
         await tasks.echo.aenqueue(1)
     await tasks.echo.using(queue_name="after").aenqueue(1)
@@ -243,7 +243,7 @@ async def test_a_background_task_that_outlives_the_block_gets_an_error(
     assert await conn.fetchval(COUNT) == 1
 
 
-async def test_one_that_outlives_a_nested_block_too(block: Any, conn: asyncpg.Connection) -> None:
+async def test_one_that_outlives_a_nested_block_too(block: Any) -> None:
     go = asyncio.Event()
 
     async def straggler() -> None:

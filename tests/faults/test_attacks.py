@@ -293,9 +293,7 @@ async def running_of_nobody(conn: asyncpg.Connection, name: str, *, crashes: int
     )
 
 
-async def test_a_due_task_that_is_locked_is_no_reason_to_spin(
-    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_due_task_that_is_locked_is_no_reason_to_spin(configure: Configure, ledger: Ledger) -> None:
     """Else every worker would ask a thousand times a second for as long as somebody's transaction is open."""
     result = await tasks.add.using(run_after=timezone.now() + timedelta(days=1)).aenqueue(1, 2)
     ledger.rows("UPDATE aiotasks_task SET run_after = now() - interval '1 s' RETURNING id")

@@ -381,9 +381,7 @@ async def test_what_is_not_repeated_survives_kept_connections_that_were_closed(
     assert await held.store.cancel_jobs([], "default", "{}") == []
 
 
-async def test_a_block_that_waits_gets_the_next_that_comes_back(
-    database: str, monkeypatch: pytest.MonkeyPatch, settings: Any
-) -> None:
+async def test_a_block_that_waits_gets_the_next_that_comes_back(database: str, settings: Any) -> None:
     """While others do one statement after another, and could keep both connections for themselves."""
     settings.TASKS = {
         "default": {"BACKEND": "aiotasks.backend.PostgresBackend", "OPTIONS": {"POOL_MAX_SIZE": 2}}
