@@ -8,7 +8,6 @@ __all__ = ["AiotasksConfig"]
 class AiotasksConfig(AppConfig):
     name = "aiotasks"
     verbose_name = "Tasks"
-    default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
         # Both register checks: Django's asks the backends, once something has imported it.

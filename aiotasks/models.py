@@ -46,7 +46,7 @@ class RawField(models.Field):  # type: ignore[type-arg]  # not subscriptable at 
 
 
 def octet_length(column: str) -> Func:
-    """The bytes of a text, which cost half as much to tell as its characters: each write of a row does."""
+    """A text's length in bytes: every write of a row computes it, and characters take twice as long."""
     return Func(F(column), function="octet_length", output_field=models.IntegerField())
 
 

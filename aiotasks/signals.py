@@ -29,7 +29,7 @@ _LOGGERS = {
     django_signals.task_finished: django_signals.log_task_finished,
 }
 
-
+# The file of `logging` itself: a callHandlers from elsewhere is somebody's patch.
 _HOME = logging.getLogger.__code__.co_filename
 
 

@@ -165,7 +165,7 @@ _resolved: dict[str, AnyTask] = {}
 _NO_ALIASES: Mapping[str, str] = {}
 
 
-def known(task_path: str, aliases: Mapping[str, str] = _NO_ALIASES) -> AnyTask | None:
+def known(task_path: str, aliases: Mapping[str, str]) -> AnyTask | None:
     """The Task of a stored path, if it has been resolved before: importing may take long."""
     return _resolved.get(aliases.get(task_path, task_path))
 

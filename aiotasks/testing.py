@@ -12,11 +12,8 @@ from uuid import uuid4
 
 import anyio
 from asgiref.sync import async_to_sync, sync_to_async
-from django.core.exceptions import ImproperlyConfigured
-from django.tasks import task_backends
 
 from . import __version__, models
-from .backend import PostgresBackend
 from .codec import normalize
 from .conf import Options
 from .job import AnyResult, AnyTask
@@ -29,11 +26,13 @@ from .store.waiting import sync_code_waits
 from .sync import run_now
 from .worker.backlog import Backlog
 from .worker.claimer import Claimer
+from .worker.execution import Execution
 from .worker.finisher import Finisher
 from .worker.quarantine import Quarantine
 from .worker.runner import Runner
 from .worker.scheduler import Scheduler
 from .worker.sources import Sources
+from .worker.startup import backend_of
 from .worker.surplus import Surplus
 
 __all__ = ["assert_enqueued", "drain"]
@@ -47,7 +46,8 @@ def drain(backend: str = "default") -> Any:
 
     ``drain()`` in sync code, ``await drain()`` in coroutines. The tasks pass through the real
     claim, runner and finisher, one of each lane at a time; what they enqueue is run too, and
-    what fails is FAILED, as its result says. Tasks scheduled for later are left alone.
+    what fails is FAILED, as its result says. Tasks scheduled for later are left alone. Raises
+    ImproperlyConfigured for an alias that isn't a backend of aiotasks, or has a mistake in its settings.
 
     Sync tasks and ORM calls run where the test's own do, so that they see what it sees.
     """
@@ -63,13 +63,13 @@ def _on_a_loop() -> bool:
 
 
 async def _drain(alias: str) -> int:
-    backend = _backend(alias)
+    backend = backend_of(alias)
     thread = _TestThread()
     store = _store(backend.config, thread)
     ran = 0
     all_done = asyncio.Event()
 
-    def done(execution: Any) -> None:
+    def done(execution: Execution) -> None:
         nonlocal ran
         ran += 1
         finisher.finish(execution)
@@ -135,15 +135,6 @@ async def _drain(alias: str) -> int:
             await store.remove_worker(worker_id)
 
 
-def _backend(alias: str) -> PostgresBackend:
-    found = task_backends[alias]
-    if not isinstance(found, PostgresBackend):
-        raise ImproperlyConfigured(
-            f"TASKS[{alias!r}] isn't aiotasks' PostgresBackend, but a {type(found)!r}."
-        )
-    return found
-
-
 class _TestThread:
     """The thread that the test's own sync code runs in, as a place for statements and sync tasks."""
 
@@ -202,7 +193,7 @@ def assert_enqueued(
 def _assert_enqueued(
     task: AnyTask, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None
 ) -> AnyResult:
-    backend = _backend(task.backend)
+    backend = backend_of(task.backend)
     rows = list(
         models.Task.objects.using(backend.config.database)
         .filter(backend=task.backend)

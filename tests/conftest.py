@@ -26,6 +26,9 @@ from aiotasks.demo.postgres import PostgresServer
 
 ROOT = Path(__file__).parent.parent
 
+# Whose PostgreSQL; None: that of the wheel.
+BIN_DIR = Path(named) if (named := os.environ.get("AIOTASKS_TEST_PG_BIN")) else None
+
 # Whoever descends from this run inherits the mark, so that even orphans are found at its end.
 RUN_MARK = ("AIOTASKS_TEST_RUN", str(os.getpid()))
 os.environ.update([RUN_MARK])
@@ -93,9 +96,8 @@ def pg() -> Iterator[PostgresServer | RunningServer]:
     if dsn := os.environ.get("AIOTASKS_TEST_DSN"):
         yield RunningServer(dsn)
         return
-    bin_dir = os.environ.get("AIOTASKS_TEST_PG_BIN")
     settings = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
-    with PostgresServer(bin_dir=Path(bin_dir) if bin_dir else None, settings=settings) as server:
+    with PostgresServer(bin_dir=BIN_DIR, settings=settings) as server:
         yield server
 
 

@@ -4,7 +4,6 @@ import os
 
 SECRET_KEY = "for tests only"
 USE_TZ = True
-DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 INSTALLED_APPS = ["aiotasks"]
 
 DATABASES = {

@@ -1,8 +1,6 @@
 """A primary and a streaming standby, both killed and promoted at will."""
 
-import os
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,6 +8,7 @@ import psutil
 import psycopg
 
 from aiotasks.demo.postgres import PostgresServer
+from tests.conftest import BIN_DIR
 from tests.faults.away import migrate
 from tests.worker.harness import wait_until
 
@@ -20,9 +19,8 @@ class Pair:
     host = "127.0.0.1,127.0.0.1"
 
     def __init__(self, *, synchronous: bool) -> None:
-        bin_dir = Path(named) if (named := os.environ.get("AIOTASKS_TEST_PG_BIN")) else None
-        self.primary = PostgresServer(bin_dir=bin_dir)
-        self.standby = PostgresServer(bin_dir=bin_dir)
+        self.primary = PostgresServer(bin_dir=BIN_DIR)
+        self.standby = PostgresServer(bin_dir=BIN_DIR)
         self._synchronous = synchronous
 
     def __enter__(self) -> Self:

@@ -77,8 +77,9 @@ async def transaction(
 
     Background tasks started inside must end before the block does: later enqueues in them raise
     TransactionClosed. Raises RuntimeError below ``async_to_sync``, where ``transaction.atomic()``
-    is the one to use, and OperationalError where COMMAND_TIMEOUT passes without a connection:
-    POOL_MAX_SIZE - 2 blocks may be open at once on one event loop.
+    is the one to use, ImproperlyConfigured where no backend of aiotasks uses that database, and a
+    ``django.db`` error where no connection can be had within COMMAND_TIMEOUT: POOL_MAX_SIZE - 2 blocks
+    may be open at once on one event loop. What your own SQL raises is asyncpg's.
     """
     if connection is None and sync_code_waits():
         raise RuntimeError(

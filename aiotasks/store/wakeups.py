@@ -2,8 +2,7 @@
 
 A payload is a JSON list ``[backend, queue_name, due]``: there are READY tasks in the queue, or
 (``due``, seconds since the epoch) one that is due at that time; with a fourth item, true, a task
-that runs is to be cancelled. Any role that can connect may
-listen, so nothing else is ever in it.
+that runs is to be cancelled. Any role that can connect may listen, so nothing else is ever in it.
 """
 
 import asyncio
@@ -50,6 +49,9 @@ MOST_AT_ONCE = 1000
 # memory.
 MOST_WAITING = 10_000
 MOST_FAILED = 1000
+
+# The wake-ups whose time a process remembers; with more it forgets them all, and tells them again.
+MOST_TOLD = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Told:
         key = (database, wakeup)
         if now - self._since.get(key, -INTERVAL) < INTERVAL:
             return True
-        if len(self._since) > MOST_AT_ONCE:
+        if len(self._since) > MOST_TOLD:
             self._since.clear()
         self._since[key] = now
         return False

@@ -4,13 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Literal
 from uuid import UUID
 
 from django.db import utils
 
 from ..store.store import Store
-from .execution import Execution
+from .execution import Execution, Reason
 
 __all__ = ["Canceller"]
 
@@ -29,7 +28,7 @@ class Canceller:
         *,
         worker_id: Callable[[], UUID | None],
         running: Callable[[], Iterable[Execution]],
-        cancel: Callable[[Execution, Literal["cancelled"]], bool],
+        cancel: Callable[[Execution, Reason], bool],
         poll_interval: float,
     ) -> None:
         self._store = store

@@ -6,7 +6,10 @@ from typing import Literal, Protocol
 
 from ..job import AnyResult, Job, Lane, Outcome
 
-__all__ = ["Execution", "Place"]
+__all__ = ["Execution", "Place", "Reason"]
+
+# Why we cancel a task that runs.
+type Reason = Literal["shutdown", "lost lease", "cancelled"]
 
 
 class Place(Protocol):
@@ -46,7 +49,7 @@ class Execution:
         self.task: asyncio.Task[None] | None = None
         self.result: AnyResult | None = None
         self.outcome: Outcome | None = None
-        self.cancelled_for: Literal["shutdown", "lost lease", "cancelled"] | None = None
+        self.cancelled_for: Reason | None = None
         self.in_thread = False  # its body has gone to a thread, which can't be cancelled
         self.began = 0.0  # when it has, by the monotonic clock
         self.abandoned = False

@@ -18,8 +18,7 @@ BLOCKED_AFTER = 1.0
 class LoopGuard:
     """A thread that watches the loop it was made on, and logs each stall once, with its stack."""
 
-    def __init__(self, *, blocked_after: float = BLOCKED_AFTER) -> None:
-        self._blocked_after = blocked_after
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._beat = time.monotonic()
@@ -38,14 +37,14 @@ class LoopGuard:
 
     def _tick(self) -> None:
         self._beat = time.monotonic()
-        self._handle = self._loop.call_later(self._blocked_after / 4, self._tick)
+        self._handle = self._loop.call_later(BLOCKED_AFTER / 4, self._tick)
 
     def _watch(self) -> None:
         reported = 0.0
-        while not self._stop.wait(self._blocked_after / 4):
+        while not self._stop.wait(BLOCKED_AFTER / 4):
             beat = self._beat
             blocked = time.monotonic() - beat
-            if blocked > self._blocked_after and beat != reported and not self._loop.is_closed():
+            if blocked > BLOCKED_AFTER and beat != reported and not self._loop.is_closed():
                 reported = beat
                 self._report(blocked)
 

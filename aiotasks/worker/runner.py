@@ -15,7 +15,7 @@ from ..conf import Options
 from ..exceptions import InvalidRow, TaskCancelled, UnknownTask
 from ..job import LANES, AnyTask, Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
 from ..tasks import arguments_of, known, resolve, result_of
-from .execution import Execution, Place
+from .execution import Execution, Place, Reason
 from .exits import ExitRaised
 
 __all__ = ["Runner"]
@@ -57,8 +57,6 @@ class Runner:
         place: Callable[[], Place],
         done: Callable[[Execution], None],
         closing: Callable[[], bool],
-        unknown_delay: float = UNKNOWN_DELAY,
-        unknown_window: float = UNKNOWN_WINDOW,
     ) -> None:
         self.running: set[Execution] = set()
         self._sender = sender
@@ -67,8 +65,6 @@ class Runner:
         self._place = place
         self._done = done
         self._closing = closing
-        self._unknown_delay = unknown_delay
-        self._unknown_window = unknown_window
         self._unknowns: dict[str, tuple[Deferred, float]] = {}  # by path; for how long that holds
         self._loop = asyncio.get_running_loop()
         self._importing: dict[str, asyncio.Future[AnyTask]] = {}
@@ -98,7 +94,7 @@ class Runner:
         execution.task.add_done_callback(lambda _: self._finished(execution))
         return False
 
-    def cancel(self, execution: Execution, reason: Any) -> bool:
+    def cancel(self, execution: Execution, reason: Reason) -> bool:
         """Ask the body to stop; False where it can't be asked, as it runs in a thread."""
         if execution.in_thread or execution.task is None:
             return False
@@ -220,8 +216,8 @@ class Runner:
             logger.warning("a task is unknown here and put off id=%s error=%r", job.id, str(error))
             if len(self._unknowns) >= MOST_UNKNOWNS:
                 self._unknowns.clear()
-        deferred = Deferred(self._unknown_delay, self._unknown_window, self._failed(error))
-        self._unknowns[job.task_path] = deferred, self._loop.time() + self._unknown_delay / 2
+        deferred = Deferred(UNKNOWN_DELAY, UNKNOWN_WINDOW, self._failed(error))
+        self._unknowns[job.task_path] = deferred, self._loop.time() + UNKNOWN_DELAY / 2
         return deferred
 
     def _put_off_lately(self, task_path: str) -> Deferred | None:

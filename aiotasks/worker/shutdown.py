@@ -8,7 +8,7 @@ from typing import Protocol
 import anyio
 
 from ..store.store import Store
-from .execution import Execution
+from .execution import Execution, Reason
 
 __all__ = ["Shutdown"]
 
@@ -31,7 +31,7 @@ class Claims(Protocol):
 class Runs(Protocol):
     running: set[Execution]
 
-    def cancel(self, execution: Execution, reason: str) -> bool: ...
+    def cancel(self, execution: Execution, reason: Reason) -> bool: ...
 
     def abandon(self, execution: Execution) -> None: ...
 
@@ -77,7 +77,7 @@ class Shutdown:
         self.keeps_lease = False  # after the end: something is still RUNNING in our name
 
     async def run(self, *, grace: float, keep_threads: bool) -> bool:
-        """Go through the phases; whether a task outlasted them all.
+        """Go through the phases; whether something outlasted them: a task, or an outcome that isn't written.
 
         ``grace`` is in seconds. ``keep_threads``: tasks in threads keep their lease for as long as
         they run, instead of being given back.

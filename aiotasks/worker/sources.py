@@ -68,7 +68,7 @@ class Sources:
                 self._known_until = now + QUEUES_TTL
         return self._known_queues
 
-    def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool = False) -> Source:
+    def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> Source:
         """What to ask for in a lane."""
         turn = bisect_right(queues, self._served[lane])
         order = [*queues[turn:], *queues[:turn]] if limit else []

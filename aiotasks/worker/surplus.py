@@ -26,7 +26,7 @@ class Surplus:
     lane, ``ahead`` says how many are short enough to wait for a thread. ``free`` are the loop's slots.
     """
 
-    def __init__(self, *, free: Callable[[], int], ahead: Callable[[], int], allowed: bool = True) -> None:
+    def __init__(self, *, free: Callable[[], int], ahead: Callable[[], int], allowed: bool) -> None:
         self._free = free
         self._ahead = ahead
         self._allowed = allowed

@@ -64,7 +64,6 @@ class SyncThreads:
         # way back to the loop (there is no public name for it).
         SyncToAsync.threadlocal.main_event_loop = self._loop
         SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
-        SyncToAsync.threadlocal.task_context = None
         while (item := self._calls.get()) is not None:
             call, future = item
             _tidy(close_old_connections)

@@ -69,7 +69,7 @@ class Worker:
         self._database_timeout = database_timeout
         self._options = found.config
         self._sender = type(found)
-        self.stuck = False  # after the end: a thread goes on that only os._exit gets rid of
+        self.stuck = False  # after the end: a task or an unwritten outcome has outlasted it
         self._main_task: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()  # the start has succeeded, or failed once
         self._stopping = asyncio.Event()
@@ -140,7 +140,7 @@ class Worker:
         """
         assert self._main_task is not None
         await self._built.wait()
-        lanes = [lane for lane, slots in (("loop", self.concurrency), ("thread", self.threads)) if slots]
+        lanes = [lane for lane, number in (("loop", self.concurrency), ("thread", self.threads)) if number]
         store = resources(self._options).store
         failures = 0
         while not self._main_task.done():

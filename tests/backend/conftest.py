@@ -1,24 +1,28 @@
 """Fixtures of the backend's tests."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import asyncpg
 import psycopg
 import pytest
 from asgiref.sync import SyncToAsync
-from django.core.signals import setting_changed
 from django.db import connections
 from django.db.backends.signals import connection_created
+from django.dispatch import Signal
 from django.tasks import signals as task_signals
 from django.test import override_settings
 
 from aiotasks.store import drivers
+from tests.worker.harness import configure
 
 from .support import Api, Heard
 
-SIGNALS = {name: getattr(task_signals, name) for name in ("task_enqueued", "task_started", "task_finished")}
+__all__ = ["configure"]
+
+NAMES = {getattr(task_signals, name): name for name in ("task_enqueued", "task_started", "task_finished")}
 
 
 @pytest.fixture(params=["async", "sync", "bridged"])
@@ -48,34 +52,33 @@ def observer(database: str) -> Iterator[psycopg.Connection]:
 def heard() -> Iterator[list[Heard]]:
     """What sync receivers of the three task signals hear."""
     log: list[Heard] = []
-    receivers = []
-    for name, signal in SIGNALS.items():
 
-        def receiver(sender: Any, task_result: Any, name: str = name, **kwargs: Any) -> None:
-            log.append(Heard.of(name, sender, task_result))
+    def receiver(sender: Any, signal: Signal, task_result: Any, **kwargs: Any) -> None:
+        log.append(Heard.of(NAMES[signal], sender, task_result))
 
-        signal.connect(receiver)
-        receivers.append((signal, receiver))
-    yield log
-    for signal, receiver in receivers:
-        signal.disconnect(receiver)
+    with _connected(receiver):
+        yield log
 
 
 @pytest.fixture
 def aheard() -> Iterator[list[Heard]]:
     """What async receivers of the three task signals hear."""
     log: list[Heard] = []
-    receivers = []
-    for name, signal in SIGNALS.items():
 
-        async def receiver(sender: Any, task_result: Any, name: str = name, **kwargs: Any) -> None:
-            await asyncio.sleep(0)
-            log.append(Heard.of(name, sender, task_result))
+    async def receiver(sender: Any, signal: Signal, task_result: Any, **kwargs: Any) -> None:
+        await asyncio.sleep(0)
+        log.append(Heard.of(NAMES[signal], sender, task_result))
 
+    with _connected(receiver):
+        yield log
+
+
+@contextmanager
+def _connected(receiver: Callable[..., Any]) -> Iterator[None]:
+    for signal in NAMES:
         signal.connect(receiver)
-        receivers.append((signal, receiver))
-    yield log
-    for signal, receiver in receivers:
+    yield
+    for signal in NAMES:
         signal.disconnect(receiver)
 
 
@@ -141,21 +144,3 @@ def naive_time(request: pytest.FixtureRequest, database: str) -> Iterator[str]:
         _in_all_threads(_forget_time_zone)
         yield request.param
     _in_all_threads(_forget_time_zone)
-
-
-@pytest.fixture
-def tasks_setting(settings: Any) -> Any:
-    """Returns a function that sets TASKS["default"]'s OPTIONS and, if given, QUEUES."""
-
-    def change(**options: Any) -> None:
-        queues = options.pop("QUEUES", [])
-        settings.TASKS = {
-            "default": {
-                "BACKEND": "aiotasks.backend.PostgresBackend",
-                "QUEUES": queues,
-                "OPTIONS": options,
-            }
-        }
-
-    yield change
-    assert setting_changed.has_listeners()

@@ -3,16 +3,16 @@
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
-from inspect import isawaitable
 from typing import Any
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.tasks import TaskResult
 
 import aiotasks
+from tests.worker.harness import until
 
 # Nothing here takes seconds; a busy machine may.
 DEADLINE = 30.0
@@ -58,18 +58,6 @@ async def run_all(**options: Any) -> None:
         await running.wait_until_empty()
 
 
-async def wait_for(condition: Callable[[], Any | Awaitable[Any]]) -> Any:
-    """Return the condition's value as soon as it is true."""
-    async with asyncio.timeout(DEADLINE):
-        while True:
-            value = condition()
-            if isawaitable(value):
-                value = await value
-            if value:
-                return value
-            await asyncio.sleep(0.01)
-
-
 async def finished(result: TaskResult) -> TaskResult:
     """Refresh ``result`` until it is final."""
 
@@ -77,7 +65,7 @@ async def finished(result: TaskResult) -> TaskResult:
         await result.arefresh()
         return result.is_finished
 
-    await wait_for(is_finished)
+    await until(is_finished)
     return result
 
 

@@ -18,8 +18,9 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from tests import tasks
+from tests.worker.harness import until
 
-from .support import Api, run_all, wait_for
+from .support import Api, run_all
 
 COUNT = "SELECT count(*) FROM aiotasks_task"
 
@@ -120,7 +121,7 @@ async def test_workers_are_told_after_the_commit_and_not_before(
         return asyncio.run_coroutine_threadsafe(flush(), loop).result()
 
     assert await in_atomic(enqueue) == []
-    await wait_for(lambda: notified)
+    await until(lambda: notified)
     assert set(await flush()) == {'["default", "q", null]'}
     notified.clear()
     await in_atomic(enqueue, commit=False)
@@ -150,19 +151,19 @@ async def test_one_statement_tells_of_all_that_was_enqueued_in_a_block(
         return [query["sql"] for query in queries if "pg_notify" in query["sql"]]
 
     assert len(await sync_to_async(in_thread)()) == 2  # the block's, and its savepoint's
-    await wait_for(lambda: len(notified) == 102)
+    await until(lambda: len(notified) == 102)
     assert {json.loads(payload)[1] for payload in notified} == {"default", "inner", "inner too"}
 
 
 @pytest.mark.parametrize("notify", [True, False])
 async def test_every_way_tells_the_workers_unless_told_not_to(
-    database: str, api: Api, conn: asyncpg.Connection, notified: list[str], tasks_setting, notify
+    database: str, api: Api, conn: asyncpg.Connection, notified: list[str], configure, notify
 ) -> None:
-    tasks_setting(NOTIFY=notify)
+    configure(NOTIFY=notify)
     await api.enqueue(tasks.add, 1, 2)
     await api.call(default_task_backend, "enqueue_many", tasks.add.using(queue_name="b"), [((1, 2), {})] * 5)
     if notify:
-        await wait_for(lambda: len(notified) == 2)
+        await until(lambda: len(notified) == 2)
         assert sorted(notified) == ['["default", "b", null]', '["default", "default", null]']
     else:
         await conn.execute("SELECT 1")
@@ -365,9 +366,7 @@ async def test_a_sync_task_of_a_worker_has_its_own_transaction(
     assert await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE status = 'FAILED'") == 2
 
 
-async def test_on_a_loop_of_ones_own_it_is_not_djangos_connection(
-    database: str, opened: list[str], conn: asyncpg.Connection
-) -> None:
+async def test_on_a_loop_of_ones_own_it_is_not_djangos_connection(database: str, opened: list[str]) -> None:
     opened.clear()
     await tasks.echo.aenqueue(1)
     assert opened == ["asyncpg"]

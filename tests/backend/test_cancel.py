@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -16,8 +15,9 @@ from aiotasks.backend import PostgresBackend
 from aiotasks.job import Job
 from aiotasks.store.pools import resources
 from tests import tasks
+from tests.worker.harness import until
 
-from .support import Api, Heard, run_all, wait_for, worker
+from .support import Api, Heard, finished, run_all, worker
 
 
 @pytest.mark.parametrize("delay", [None, timedelta(hours=1)], ids=["ready", "scheduled"])
@@ -45,9 +45,9 @@ async def test_a_waiting_task_is_failed_at_once(
 async def test_a_running_coroutine_is_cancelled_by_its_worker(database: str, api: Api) -> None:
     result = await api.enqueue(tasks.asleep, 60)
     async with worker():
-        await until(result, lambda: result.status == TaskResultStatus.RUNNING)
+        await begun(result)
         assert await api.call(result, "cancel") is True
-        await until(result, lambda: result.is_finished)
+        await finished(result)
     assert result.status == TaskResultStatus.FAILED
     assert result.errors[-1].exception_class_path == "aiotasks.exceptions.TaskCancelled"
     assert result.attempts == 1
@@ -56,9 +56,9 @@ async def test_a_running_coroutine_is_cancelled_by_its_worker(database: str, api
 async def test_what_runs_in_a_thread_ends_as_it_ends(database: str) -> None:
     result = await tasks.sleep.aenqueue(0.5)
     async with worker():
-        await until(result, lambda: result.status == TaskResultStatus.RUNNING)
+        await begun(result)
         assert await result.acancel()
-        await until(result, lambda: result.is_finished)
+        await finished(result)
     assert result.status == TaskResultStatus.SUCCESSFUL
 
 
@@ -88,7 +88,7 @@ async def test_the_rescue_of_a_cancelled_task_fails_it(database: str, conn: asyn
 async def test_a_cancelled_task_is_not_given_back_at_a_shutdown(database: str) -> None:
     result = await tasks.asleep.aenqueue(60.0)
     async with worker(grace=0.0):
-        await until(result, lambda: result.status == TaskResultStatus.RUNNING)
+        await begun(result)
         # Behind the worker's back, so that the shutdown finds it before the worker has seen it.
         store = resources(backend().config).store
         with_no_wake_up = await store.cancel_jobs(
@@ -153,9 +153,11 @@ def stored_error(name: str) -> str:
     return json.dumps({"class": name, "traceback": ""})
 
 
-async def until(result: TaskResult, condition: Callable[[], bool]) -> None:
-    async def refreshed() -> bool:
-        await result.arefresh()
-        return condition()
+async def begun(result: TaskResult) -> None:
+    """Refresh ``result`` until it is RUNNING."""
 
-    await wait_for(refreshed)
+    async def is_running() -> bool:
+        await result.arefresh()
+        return result.status == TaskResultStatus.RUNNING
+
+    await until(is_running)

@@ -37,12 +37,12 @@ async def test_500_refreshes_at_once_get_their_own_rows(
     statements.clear()
     await asyncio.gather(*(result.arefresh() for result in results))
     assert [result.return_value for result in results] == [[n] for n in range(500)]
-    # The first goes at once, alone; then by the hundred, and the last may not have been in time for theirs.
+    # The first goes at once, alone; the others go by a hundred (LOOKUP_LIMIT).
     assert Counter(statements)["select_jobs"] <= 7
 
 
-async def test_one_after_the_other_none_waits(database: str, statements: list[str], tasks_setting) -> None:
-    tasks_setting(NOTIFY=False)
+async def test_one_after_the_other_none_waits(database: str, statements: list[str], configure) -> None:
+    configure(NOTIFY=False)
     for n in range(5):
         result = await tasks.echo.aenqueue(n)
         await result.arefresh()
@@ -134,8 +134,8 @@ async def test_many(database: str, api: Api, conn: asyncpg.Connection) -> None:
     assert [row[0] for row in rows] == [result.id for result in results]
 
 
-async def test_many_are_one_statement(database: str, statements: list[str], tasks_setting) -> None:
-    tasks_setting(NOTIFY=False)
+async def test_many_are_one_statement(database: str, statements: list[str], configure) -> None:
+    configure(NOTIFY=False)
     await default_task_backend.aenqueue_many(tasks.echo, [((n,), {}) for n in range(500)])
     assert statements == ["insert_jobs"]
 

@@ -18,8 +18,9 @@ from django.utils import timezone
 from aiotasks import UnknownTask
 from aiotasks.backend import PostgresBackend
 from tests import tasks
+from tests.worker.harness import until
 
-from .support import DEADLINE, Api, fields_of, finished, run_all, wait_for, worker
+from .support import DEADLINE, Api, fields_of, finished, run_all, worker
 
 READY, RUNNING, FAILED, SUCCESSFUL = (
     TaskResultStatus.READY,
@@ -81,8 +82,8 @@ def test_importing_the_package_needs_no_settings() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_bad_option_is_told_when_it_is_needed_and_by_name(tasks_setting) -> None:
-    tasks_setting(POOL_SIZE=3)
+def test_a_bad_option_is_told_when_it_is_needed_and_by_name(configure) -> None:
+    configure(POOL_SIZE=3)
     with pytest.raises(ImproperlyConfigured, match="'POOL_SIZE'"):
         _ = task_backends["default"].config
 
@@ -254,11 +255,11 @@ async def test_a_task_whose_module_is_gone_is_refused(database: str, api: Api, m
         await api.enqueue(tasks.noop)
 
 
-async def test_override_settings_works(database: str, api: Api, tasks_setting) -> None:
-    tasks_setting(MAX_ARGUMENT_SIZE=20)
+async def test_override_settings_works(database: str, api: Api, configure) -> None:
+    configure(MAX_ARGUMENT_SIZE=20)
     with pytest.raises(ValueError, match="limit is 20"):
         await api.enqueue(tasks.echo, "x" * 30)
-    tasks_setting(MAX_ARGUMENT_SIZE=60)
+    configure(MAX_ARGUMENT_SIZE=60)
     await api.enqueue(tasks.echo, "x" * 30)
 
 
@@ -420,7 +421,7 @@ async def test_running_shows(database: str, either: Api) -> None:
             await either.call(result, "refresh")
             return result.status is RUNNING
 
-        await wait_for(is_running)
+        await until(is_running)
         assert not result.is_finished
         assert result.attempts == 1
         assert result.started_at == result.last_attempted_at is not None

@@ -175,8 +175,8 @@ async def test_what_json_cannot_keep_is_refused_with_its_place(
     assert await conn.fetchval("SELECT count(*) FROM aiotasks_task") == 0
 
 
-async def test_what_is_too_big_is_refused_with_its_size(database: str, api: Api, tasks_setting) -> None:
-    tasks_setting(MAX_ARGUMENT_SIZE=100)
+async def test_what_is_too_big_is_refused_with_its_size(database: str, api: Api, configure) -> None:
+    configure(MAX_ARGUMENT_SIZE=100)
     await api.enqueue(tasks.echo, "x" * 96)
     with pytest.raises(ValueError, match=r"^args takes 101 bytes as JSON; the limit is 100\.$"):
         await api.enqueue(tasks.echo, "x" * 97)
@@ -243,7 +243,7 @@ async def test_what_is_shown_of_exceptions(database: str) -> None:
     assert "a note with \x00 and \ud800" in text["notes"]
 
 
-async def test_names_that_spite_sql_are_only_names(database: str, api: Api, conn: asyncpg.Connection) -> None:
+async def test_names_that_spite_sql_are_only_names(database: str, api: Api) -> None:
     name = "x'; DROP TABLE aiotasks_task; -- %s $1 {} \\ \" 😀"
     result = await api.enqueue(tasks.echo.using(queue_name=name), 1)
     await run_all(queues=[name])

@@ -10,8 +10,9 @@ from django.tasks.exceptions import InvalidTask
 from django.utils import timezone
 
 from tests import tasks
+from tests.worker.harness import until
 
-from .support import Api, Heard, finished, run_all, wait_for, worker
+from .support import Api, Heard, finished, run_all, worker
 
 NOTES = pytest.mark.parametrize("note", [tasks.note, tasks.anote], ids=["sync task", "coroutine task"])
 
@@ -194,7 +195,7 @@ async def test_a_worker_that_starts_late_finds_what_was_due(
     async def is_due() -> bool:
         return await conn.fetchval("SELECT run_after <= clock_timestamp() FROM aiotasks_task")
 
-    await wait_for(is_due)
+    await until(is_due)
     async with worker():
         await finished(result)
     assert tasks.noted == ["x"]

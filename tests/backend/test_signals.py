@@ -15,8 +15,9 @@ from django.tasks.signals import task_enqueued, task_finished, task_started
 from aiotasks import UnknownTask
 from aiotasks.backend import PostgresBackend
 from tests import tasks
+from tests.worker.harness import until
 
-from .support import Api, Heard, finished, run_all, wait_for, worker
+from .support import Api, Heard, finished, run_all, worker
 
 READY, RUNNING, FAILED, SUCCESSFUL = (
     TaskResultStatus.READY,
@@ -316,7 +317,7 @@ async def test_a_slow_receiver_delays_nobody_elses_task(database: str, connected
     async with worker():
         await finished(slow)
         quick = await tasks.aadd.aenqueue(1, 2)
-        await wait_for(lambda: told == [quick.id])
+        await until(lambda: told == [quick.id])
         go.set()
     assert told == [quick.id, slow.id]
 

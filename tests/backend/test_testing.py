@@ -16,8 +16,9 @@ import aiotasks
 from aiotasks.models import Task, Worker
 from aiotasks.testing import assert_enqueued, drain
 from tests import tasks
+from tests.worker.harness import until
 
-from .support import Heard, wait_for
+from .support import Heard
 from .test_testcase import make_host
 
 FAILED, READY, SUCCESSFUL = TaskResultStatus.FAILED, TaskResultStatus.READY, TaskResultStatus.SUCCESSFUL
@@ -122,7 +123,7 @@ async def test_a_drain_that_is_cancelled_leaves_no_worker(database: str, conn: a
     async def is_running() -> bool:
         return await conn.fetchval("SELECT status FROM aiotasks_task") == "RUNNING"
 
-    await wait_for(is_running)
+    await until(is_running)
     draining.cancel()
     with pytest.raises(asyncio.CancelledError):
         await draining

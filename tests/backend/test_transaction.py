@@ -17,8 +17,9 @@ from django.tasks.exceptions import TaskResultDoesNotExist
 import aiotasks
 from aiotasks.store.pools import resources
 from tests import tasks
+from tests.worker.harness import until
 
-from .support import Heard, finished, run_all, wait_for, worker
+from .support import Heard, finished, run_all, worker
 
 COUNT = "SELECT count(*) FROM aiotasks_task"
 PLANNING = ("plan_cache_mode", "enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan")
@@ -173,22 +174,22 @@ async def test_workers_are_told_after_the_commit_and_not_before(
             await tasks.echo.using(queue_name="rolled back").aenqueue(1)
         await conn.execute("SELECT 1")
         assert notified == []
-    await wait_for(lambda: len(notified) >= 2)
+    await until(lambda: len(notified) >= 2)
     assert sorted(notified) == ['["default", "nested", null]', '["default", "q", null]']
 
 
-async def test_a_rollback_tells_nobody(block: Any, conn: asyncpg.Connection, notified: list[str]) -> None:
+async def test_a_rollback_tells_nobody(block: Any, notified: list[str]) -> None:
     async with rolled_back(block()):
         await tasks.echo.aenqueue(1)
     await tasks.echo.using(queue_name="after").aenqueue(1)
-    await wait_for(lambda: notified)
+    await until(lambda: notified)
     assert notified == ['["default", "after", null]']
 
 
 async def test_notify_false_tells_nobody(
-    block: Any, conn: asyncpg.Connection, notified: list[str], tasks_setting
+    block: Any, conn: asyncpg.Connection, notified: list[str], configure
 ) -> None:
-    tasks_setting(NOTIFY=False)
+    configure(NOTIFY=False)
     async with block() as mine:
         await tasks.echo.aenqueue(1)
         pid = await mine.fetchval("SELECT pg_backend_pid()")
@@ -197,8 +198,8 @@ async def test_notify_false_tells_nobody(
     assert notified == []
 
 
-async def test_a_worker_runs_it_after_the_commit(block: Any, tasks_setting) -> None:
-    tasks_setting(POLL_INTERVAL=3600)  # so it is the wake-up that brings it
+async def test_a_worker_runs_it_after_the_commit(block: Any, configure) -> None:
+    configure(POLL_INTERVAL=3600)  # so it is the wake-up that brings it
     tasks.noted.clear()
     async with worker():
         async with block():
@@ -242,7 +243,7 @@ async def test_a_background_task_that_outlives_the_block_gets_an_error(
     assert await conn.fetchval(COUNT) == 1
 
 
-async def test_one_that_outlives_a_nested_block_too(block: Any, conn: asyncpg.Connection) -> None:
+async def test_one_that_outlives_a_nested_block_too(block: Any) -> None:
     go = asyncio.Event()
 
     async def straggler() -> None:
@@ -420,17 +421,17 @@ async def test_cancelled_blocks_leave_the_pool_whole(database: str, conn: asyncp
 
 
 async def test_blocks_leave_connections_to_all_else(
-    database: str, tasks_setting: Any, conn: asyncpg.Connection
+    database: str, configure: Any, conn: asyncpg.Connection
 ) -> None:
     """And what waits for one of them to end is told so in the end."""
-    tasks_setting(POOL_MAX_SIZE=3, COMMAND_TIMEOUT=0.3)
+    configure(POOL_MAX_SIZE=3, COMMAND_TIMEOUT=0.3)
     async with aiotasks.transaction():
         result = await asyncio.create_task(tasks.echo.aenqueue(1), context=contextvars.Context())
         await asyncio.create_task(result.arefresh(), context=contextvars.Context())
         waiting = asyncio.create_task(in_a_block(), context=contextvars.Context())
         with pytest.raises(utils.OperationalError, match=r"POOL_MAX_SIZE \(3\) allows"):
             await waiting
-    tasks_setting(POOL_MAX_SIZE=3, COMMAND_TIMEOUT=5)
+    configure(POOL_MAX_SIZE=3, COMMAND_TIMEOUT=5)
     blocks = [asyncio.create_task(in_a_block()) for _ in range(20)]
     for number, block in enumerate(blocks):
         await asyncio.sleep(0)

@@ -1,10 +1,8 @@
 """The database goes away, comes back, or cuts connections, under workers that are real processes."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -13,22 +11,11 @@ from django.tasks import default_task_backend
 import aiotasks
 from aiotasks.demo.postgres import PostgresServer
 from aiotasks.store import listener as listener_module
-from tests.faults.away import LISTENERS, Away, environment, migrate
+from tests.faults.away import LISTENERS, Away, environment
 from tests.worker import tasks
-from tests.worker.harness import LEDGER, Configure, Ledger, Start, until, wait_until
+from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 
 QUICK = {"LEASE_TIMEOUT": 2, "POLL_INTERVAL": 1, "COMMAND_TIMEOUT": 2}
-
-
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[PostgresServer]:
-    """A server that tests may stop and restart. With fsync: what is committed outlasts that."""
-    bin_dir = os.environ.get("AIOTASKS_TEST_PG_BIN")
-    with PostgresServer(bin_dir=Path(bin_dir) if bin_dir else None) as server:
-        migrate(server)
-        with psycopg.connect(server.dsn(), autocommit=True) as connection:
-            connection.execute(LEDGER)
-        yield server
 
 
 @pytest.fixture

@@ -302,9 +302,7 @@ def test_the_models_have_their_migrations(database: str) -> None:
     call_command("makemigrations", "aiotasks", check=True, dry_run=True, verbosity=0)
 
 
-async def test_a_full_table_is_migrated_under_load(
-    older: str, worker_env: dict[str, str], start: Start
-) -> None:
+async def test_a_full_table_is_migrated_under_load(older: str, start: Start) -> None:
     """Old enqueuers and old workers go on while it is; a new worker runs what is left."""
     observer = observe(older)
     observer.execute(

@@ -18,6 +18,7 @@ import uvloop
 from django.db import close_old_connections, connections, utils
 
 from aiotasks.demo.postgres import PostgresServer, unprivileged_user
+from tests.conftest import BIN_DIR
 from tests.faults.away import Away, environment, migrate
 from tests.standby import Pair
 from tests.worker import tasks
@@ -69,14 +70,6 @@ def env(pair: Pair, database: str) -> dict[str, str]:
 
 # Tries a second that a worker may make while nobody can write: claims, finishes, renewals, maintenance.
 MOST_TRIES = 40
-
-
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[PostgresServer]:
-    bin_dir = os.environ.get("AIOTASKS_TEST_PG_BIN")
-    with PostgresServer(bin_dir=Path(bin_dir) if bin_dir else None) as server:
-        migrate(server)
-        yield server
 
 
 # How it begins, and how it ends.
@@ -318,8 +311,7 @@ def small_disk() -> Iterator[Path]:
 @pytest.fixture
 def small_server(small_disk: Path, database: str) -> Iterator[PostgresServer]:
     """What this process' connections go to: a server with our tables, alone, on the small disk."""
-    bin_dir = os.environ.get("AIOTASKS_TEST_PG_BIN")
-    with PostgresServer(bin_dir=Path(bin_dir) if bin_dir else None) as server:
+    with PostgresServer(bin_dir=BIN_DIR) as server:
         away = Away(server)
         away.rows(f"CREATE TABLESPACE small LOCATION '{small_disk}'")
         away.rows("ALTER DATABASE postgres SET default_tablespace = 'small'")

@@ -283,7 +283,7 @@ async def test_a_fresh_claim_is_not_taken_for_a_lost_one(backend: PostgresBacken
 
 @pytest.mark.parametrize("lane", ["loop", "thread"])
 async def test_a_running_worker_gives_back_what_it_does_not_hold(
-    configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, lane: str
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, lane: str
 ) -> None:
     """51, all of it: the reply of a claim is lost, the tasks run all the same, once."""
     configure(LEASE_TIMEOUT=1, COMMAND_TIMEOUT=0.5, POLL_INTERVAL=0.2)
@@ -373,7 +373,6 @@ async def test_a_worker_whose_row_is_gone_registers_again(
 
 async def test_a_lease_that_can_not_be_renewed_is_given_up(
     configure: Configure,
-    conn: asyncpg.Connection,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -405,7 +404,7 @@ async def test_a_lease_that_can_not_be_renewed_is_given_up(
 
 
 async def test_jobs_that_arrive_after_the_lease_are_dropped(
-    configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """4: a claim whose reply took longer than the lease starts nothing."""
     configure(POLL_INTERVAL=0.1)
@@ -533,9 +532,8 @@ async def test_an_unknown_task_is_put_off_and_fails_after_its_window(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """43: no attempt is spent while a deploy may still bring it."""
-    monkeypatch.setattr(
-        runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.1, "unknown_window": 0.5}
-    )
+    monkeypatch.setattr(runner_module, "UNKNOWN_DELAY", 0.1)
+    monkeypatch.setattr(runner_module, "UNKNOWN_WINDOW", 0.5)
     result = await tasks.add.aenqueue(1, 2)
     await conn.execute("UPDATE aiotasks_task SET task_path = 'tests.worker.tasks.of_the_next_release'")
     async with aiotasks.Worker():
@@ -564,12 +562,11 @@ async def test_an_unknown_task_runs_when_the_deploy_has_come(
     configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """43."""
-    monkeypatch.setattr(
-        runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.1, "unknown_window": 60}
-    )
+    monkeypatch.setattr(runner_module, "UNKNOWN_DELAY", 0.1)
+    monkeypatch.setattr(runner_module, "UNKNOWN_WINDOW", 60)
     result = await tasks.add.aenqueue(1, 2)
     await conn.execute("UPDATE aiotasks_task SET task_path = 'tests.worker.tasks.of_the_next_release'")
-    async with aiotasks.Worker() as worker:
+    async with aiotasks.Worker():
 
         async def is_put_off() -> bool:
             return await conn.fetchval("SELECT unknown_since IS NOT NULL FROM aiotasks_task")
@@ -582,7 +579,6 @@ async def test_an_unknown_task_runs_when_the_deploy_has_come(
             return result.is_finished
 
         await until(is_done)
-        assert worker is not None
     assert (result.return_value, result.attempts) == (3, 1)
 
 
@@ -593,9 +589,8 @@ async def test_a_stored_path_runs_nothing_but_a_task(
     configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """44."""
-    monkeypatch.setattr(
-        runner_module.Runner.__init__, "__kwdefaults__", {"unknown_delay": 0.05, "unknown_window": 0.0}
-    )
+    monkeypatch.setattr(runner_module, "UNKNOWN_DELAY", 0.05)
+    monkeypatch.setattr(runner_module, "UNKNOWN_WINDOW", 0.0)
     await tasks.add.aenqueue(1, 2)
     await conn.execute("UPDATE aiotasks_task SET task_path = $1", path)
     async with aiotasks.Worker():

@@ -6,10 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connections, transaction
@@ -21,10 +19,10 @@ from aiotasks.conf import Options
 from aiotasks.demo.postgres import PostgresServer
 from aiotasks.store import listener as listener_module
 from aiotasks.store.pools import close_pools, resources
-from tests.faults.away import Away, environment, migrate
+from tests.faults.away import Away, environment
 from tests.pgbouncer import PgBouncer, program
 from tests.worker import tasks
-from tests.worker.harness import LEDGER, Configure, Ledger, Start, until, wait_until
+from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 
 pytestmark = pytest.mark.skipif(
     program() is None and not os.environ.get("CI"), reason="pgbouncer isn't installed"
@@ -179,16 +177,6 @@ async def test_it_is_killed_and_comes_back(
     assert ledger.value("SELECT count(DISTINCT task_id) FROM ledger WHERE event = 'end'") == 120
     assert worker.stop() == 0
     assert "Traceback" not in worker.log
-
-
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[PostgresServer]:
-    bin_dir = os.environ.get("AIOTASKS_TEST_PG_BIN")
-    with PostgresServer(bin_dir=Path(bin_dir) if bin_dir else None) as server:
-        migrate(server)
-        with psycopg.connect(server.dsn(), autocommit=True) as connection:
-            connection.execute(LEDGER)
-        yield server
 
 
 @pytest.mark.battery

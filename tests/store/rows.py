@@ -1,8 +1,7 @@
-"""Rows for the tests of the Store, and waiting for conditions."""
+"""Rows for the tests of the Store."""
 
-import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -101,13 +100,3 @@ async def row(conn: asyncpg.Connection, id: UUID) -> asyncpg.Record:
     found = await conn.fetchrow("SELECT * FROM aiotasks_task WHERE id = $1", id)
     assert found is not None
     return found
-
-
-async def until(condition: Callable[[], object] | Callable[[], Awaitable[object]]) -> None:
-    """Wait until the condition holds; twenty seconds are an error."""
-    async with asyncio.timeout(20):
-        while True:
-            holds = condition()
-            if await holds if isinstance(holds, Awaitable) else holds:
-                return
-            await asyncio.sleep(0.01)

@@ -9,7 +9,7 @@ from aiotasks.store.store import Store
 from .rows import CANCELLED, claim, claimed, expire, insert, rescue, row, worker
 
 
-async def test_waiting_tasks_fail_at_once(store: Store, conn: asyncpg.Connection) -> None:
+async def test_waiting_tasks_fail_at_once(store: Store) -> None:
     ready = await insert(store)
     scheduled = await insert(store, run_after=datetime.now(UTC) + timedelta(hours=1))
     others = await insert(store)

@@ -13,8 +13,7 @@ from aiotasks.store import connect as connect_module
 from aiotasks.store.connect import connect, connect_arguments
 from aiotasks.store.drivers import is_away, is_transient, sqlstate
 from tests.proxy import Proxy
-
-from .rows import until
+from tests.worker.harness import until
 
 Database = Callable[..., str]
 

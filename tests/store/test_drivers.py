@@ -32,9 +32,9 @@ from aiotasks.store.statement import Statement, load
 from aiotasks.store.store import Store
 from aiotasks.sync import run_now
 from tests.proxy import Proxy
+from tests.worker.harness import until
 
 from .conftest import DjangoInThread
-from .rows import until
 
 STATEMENTS = sorted(
     path.name.removesuffix(".sql") for path in (files("aiotasks.store") / "queries").iterdir()

@@ -11,8 +11,7 @@ from aiotasks.store import listener as listener_module
 from aiotasks.store.listener import Listener
 from aiotasks.store.wakeups import CHANNEL, Wakeup
 from tests.proxy import Proxy
-
-from .rows import until
+from tests.worker.harness import until
 
 PAYLOAD = json.dumps(["default", "q", None])
 WAKEUP = Wakeup("default", "q")

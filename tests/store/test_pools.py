@@ -22,8 +22,9 @@ from aiotasks.store import transaction as transaction_module
 from aiotasks.store.pools import LoopResources, close_pools, resources
 from aiotasks.store.statement import Statement
 from tests.proxy import Proxy
+from tests.worker.harness import until
 
-from .rows import insert, new_job, until
+from .rows import insert, new_job
 
 ONE = Statement("one", "SELECT $1::integer", "SELECT %(p1)s::integer")
 FACTORIES = [asyncio.new_event_loop, uvloop.new_event_loop]
@@ -381,9 +382,7 @@ async def test_what_is_not_repeated_survives_kept_connections_that_were_closed(
     assert await held.store.cancel_jobs([], "default", "{}") == []
 
 
-async def test_a_block_that_waits_gets_the_next_that_comes_back(
-    database: str, monkeypatch: pytest.MonkeyPatch, settings: Any
-) -> None:
+async def test_a_block_that_waits_gets_the_next_that_comes_back(database: str, settings: Any) -> None:
     """While others do one statement after another, and could keep both connections for themselves."""
     settings.TASKS = {
         "default": {"BACKEND": "aiotasks.backend.PostgresBackend", "OPTIONS": {"POOL_MAX_SIZE": 2}}

@@ -144,7 +144,7 @@ async def test_pruners_work_side_by_side(held: LoopResources, conn: asyncpg.Conn
     assert max(number for number, _ in runs) == 30
 
 
-async def test_the_time_is_stored_with_the_task(store: Store, conn: asyncpg.Connection) -> None:
+async def test_the_time_is_stored_with_the_task(store: Store) -> None:
     jobs = [new_job(keep_result=keep) for keep in (None, 1.5, math.inf)]
     await store.insert_jobs(jobs)
     await store.insert_job(single := new_job(keep_result=math.inf))

@@ -32,9 +32,7 @@ async def test_a_dead_workers_task_is_ready_again(store: Store, conn: asyncpg.Co
     assert await rescue(store, 3, 10) == []
 
 
-async def test_a_task_whose_workers_row_has_gone_is_rescued_too(
-    store: Store, conn: asyncpg.Connection
-) -> None:
+async def test_a_task_whose_workers_row_has_gone_is_rescued_too(store: Store) -> None:
     """FAULTS 52: it was claimed while the row was being removed."""
     worker_id, (job,) = await claimed(store)
     await store.remove_worker(worker_id)

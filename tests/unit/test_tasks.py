@@ -118,8 +118,8 @@ def test_a_task_is_pickled() -> None:
 
 def test_a_path_leads_to_its_task() -> None:
     assert resolve(f"{MODULE}.good") is tasks.good
-    assert known(f"{MODULE}.good") is tasks.good
-    assert known(f"{MODULE}.never_asked_for") is None
+    assert known(f"{MODULE}.good", {}) is tasks.good
+    assert known(f"{MODULE}.never_asked_for", {}) is None
 
 
 @pytest.mark.parametrize(

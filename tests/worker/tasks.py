@@ -128,13 +128,6 @@ def work_longer_again(context: TaskContext, first: float, later: float) -> int:
     return os.getpid()
 
 
-@task(takes_context=True, max_crashes=0)
-async def work_once(context: TaskContext, seconds: float = 0.0) -> int:
-    await arecord("start", context)
-    await asyncio.sleep(seconds)
-    return os.getpid()
-
-
 @task(takes_context=True)
 async def block(context: TaskContext, seconds: float) -> str:
     """Block the event loop."""

@@ -270,9 +270,7 @@ def test_a_database_that_can_only_be_read(
     assert said.startswith(f"aiotasks: {sentence}")
 
 
-def test_a_database_out_of_reach_is_waited_for_and_then_said(
-    start: Start, worker_env: dict[str, str]
-) -> None:
+def test_a_database_out_of_reach_is_waited_for_and_then_said(start: Start) -> None:
     code = "import sys; from aiotasks.worker import cli; cli.DATABASE_TIMEOUT = 0.5; sys.exit(cli.main())"
     process = start("-c", code, env={"AIOTASKS_DB_PORT": "1"})
     said = complaint(process)
@@ -309,7 +307,7 @@ def test_without_uvloop(start: Start, ledger: Ledger, tmp_path: Path) -> None:
     assert process.stop(signal.SIGINT) == 0
 
 
-def test_a_password_that_is_wrong(start: Start, ledger: Ledger, tmp_path: Path) -> None:
+def test_a_password_that_is_wrong(start: Start) -> None:
     """As the server of the run trusts everybody, one that speaks only the first words of the protocol."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 

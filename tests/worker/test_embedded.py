@@ -120,12 +120,11 @@ async def test_a_worker_in_any_loop(configure: Configure, ledger: Ledger) -> Non
     tasks.seen.clear()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     result = await tasks.note.aenqueue("before")
-    async with aiotasks.Worker(queues=["default"], concurrency=2, threads=1) as worker:
+    async with aiotasks.Worker(queues=["default"], concurrency=2, threads=1):
         assert {number: signal.getsignal(number) for number in before} == before
         assert ledger.workers() == 1
         await tasks.note.aenqueue("inside")
         await until(lambda: sorted(tasks.seen) == ["before", "inside"])
-        assert worker is not None
     assert ledger.workers() == 0
     await result.arefresh()
     assert result.status == TaskResultStatus.SUCCESSFUL

@@ -284,7 +284,7 @@ def stored_class(name: str, *, coroutine: bool) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-async def test_whatever_a_task_raises_fails_it_alone(database: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_whatever_a_task_raises_fails_it_alone(database: str) -> None:
     """27, 28: and the worker goes on."""
     results = [
         (name, task.func.__name__, await task.aenqueue(name))

@@ -267,11 +267,11 @@ time.sleep(60)
 
 
 async def test_the_others_wait_for_the_first(said: Any, tmp_path: Path) -> None:
-    go = tmp_path / "go"
-    code = f"while not os.path.exists({os.fspath(go)!r}): time.sleep(0.01)\n"
+    go, there = tmp_path / "go", tmp_path / "there"
+    code = f"os.makedirs({os.fspath(there)!r}, exist_ok=True)\n"
+    code += f"while not os.path.exists({os.fspath(go)!r}): time.sleep(0.01)\n"
     async with running(python(code + READY + WAIT), processes=3):
-        await until(lambda: len(said("started a worker")) == 1)
-        await asyncio.sleep(0.05)
+        await until(there.exists)  # by when the others would have been started, too
         assert len(said("started a worker")) == 1
         go.touch()
         await until(lambda: len(said("started a worker")) == 3)

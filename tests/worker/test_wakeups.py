@@ -218,7 +218,7 @@ def make_claimer(
         worker_id=lambda: worker_id,
         free=lambda: free("loop"),
         threads=backlog,
-        surplus=Surplus(free=lambda: free("loop"), ahead=backlog.ahead),
+        surplus=Surplus(free=lambda: free("loop"), ahead=backlog.ahead, allowed=True),
         quarantine=Quarantine(busy=lambda: False),
         may_claim=lambda: True,
         start=start,
@@ -297,7 +297,7 @@ async def test_a_queue_that_got_the_rest_of_a_claim_begins_the_next(database: st
     assert orders == ["aaab", "bbbb", "cccc", "bbbb"]
 
 
-async def test_only_the_queues_served(database: str, conn: asyncpg.Connection) -> None:
+async def test_only_the_queues_served(database: str) -> None:
     for name in ("mine", "other"):
         await tasks.add.using(queue_name=name).aenqueue(1, 2)
     started: list[Any] = []

@@ -21,6 +21,7 @@ from django.db import connection, connections
 from django.tasks import default_task_backend
 
 from aiotasks.demo.postgres import PostgresServer
+from tests.conftest import BIN_DIR
 from tests.faults.away import Away, environment, migrate
 from tests.worker import tasks
 from tests.worker.harness import Ledger, Process, wait_until
@@ -76,12 +77,10 @@ class Arena:
 
     def __enter__(self) -> Self:
         with self._stack:
-            bin_dir = os.environ.get("AIOTASKS_TEST_PG_BIN")
-            found = Path(bin_dir) if bin_dir else None
             settings = {"max_connections": "200"}
-            self.server = self._stack.enter_context(PostgresServer(bin_dir=found, settings=settings))
+            self.server = self._stack.enter_context(PostgresServer(bin_dir=BIN_DIR, settings=settings))
             self._ledger_server = self._stack.enter_context(
-                PostgresServer(bin_dir=found, settings={**settings, "fsync": "off"})
+                PostgresServer(bin_dir=BIN_DIR, settings={**settings, "fsync": "off"})
             )
             migrate(self.server)
             # Django's connection in this process, which enqueues.
