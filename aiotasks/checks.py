@@ -8,6 +8,8 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, utils
+from django.tasks import task_backends
+from django.tasks.exceptions import InvalidTaskBackend
 
 from .conf import Options, shown
 from .exceptions import UnknownTask
@@ -131,13 +133,14 @@ def _check_database(where: str, option: str, database: str) -> list[CheckMessage
 def check_tables(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """W002: the tables aren't migrated yet (runs where database checks do, as in ``migrate``)."""
     messages: list[CheckMessage] = []
-    for alias, params in settings.TASKS.items():
-        if params.get("BACKEND") != "aiotasks.backend.PostgresBackend":
-            continue
+    for alias in task_backends.settings:
         try:
-            database = Options.from_params(alias, params).database
-        except ImproperlyConfigured:
-            continue  # E002 says it
+            options = getattr(task_backends[alias], "config", None)
+        except (ImproperlyConfigured, InvalidTaskBackend):
+            continue  # E002 says it, or Django
+        if not isinstance(options, Options):
+            continue  # of another kind
+        database = options.database
         if database not in (databases or ()) or connections[database].vendor != "postgresql":
             continue
         try:

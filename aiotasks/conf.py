@@ -95,15 +95,16 @@ def _alias(value: Any) -> str:
 
 
 def _other_alias(value: Any) -> str | None:
-    if value is not None and (not isinstance(value, str) or not value):
-        raise ValueError("an alias of DATABASES, or None for that of DATABASE")
-    return value
+    try:
+        return None if value is None else _alias(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or None for that of DATABASE") from None
 
 
 def _path(value: Any) -> str | None:
-    if value is not None and (not isinstance(value, str) or "." not in value):
-        raise ValueError("the dotted path of a function")
-    return value
+    if value is None or (isinstance(value, str) and _is_path(value)):
+        return value
+    raise ValueError("the dotted path of a function, or None")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +137,6 @@ class Options:
     max_error_size: int = 64 * 1024
     # Where tasks are that have moved, by the paths of rows enqueued before.
     aliases: Aliases = field(default_factory=Aliases)
-
     # The dotted path of a function (str) -> str: what it makes of an error's text is stored.
     redact: str | None = None
 

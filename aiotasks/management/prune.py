@@ -7,6 +7,7 @@ from aiotasks.backend import PostgresBackend
 from aiotasks.conf import keep_time
 from aiotasks.operations.line import open_line
 from aiotasks.store.store import Store
+from aiotasks.worker.cli import add_backend
 from aiotasks.worker.pruner import Pruner
 
 __all__ = ["add_arguments", "run"]
@@ -15,7 +16,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--backend", default="default", metavar="ALIAS", help="an alias of TASKS (default)")
+    add_backend(parser)
     parser.add_argument(
         "--older-than",
         type=_age,

@@ -9,7 +9,7 @@ from ..backend import PostgresBackend
 from ..store.store import Store
 from .line import open_line
 
-__all__ = ["Count", "Lane", "Queue", "Snapshot", "Status", "WorkerRow", "read_status", "select_workers"]
+__all__ = ["Count", "LaneUse", "Queue", "Snapshot", "Status", "WorkerRow", "read_status", "select_workers"]
 
 # Counting stops here, so that a look costs the same whatever the backlog: 10,000 in a queue, fewer
 # where there are more than 20 queues, and never below 100.
@@ -45,7 +45,7 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class LaneUse:
     """What a worker has claimed for a lane, and how many run at a time there."""
 
     running: int
@@ -62,8 +62,8 @@ class WorkerRow:
     pid: int
     queues: list[str]
     lease: float
-    loop: Lane
-    thread: Lane
+    loop: LaneUse
+    thread: LaneUse
     listening: bool | None
     version: str
     started_at: datetime
@@ -156,8 +156,8 @@ async def select_workers(
             host=row[1],
             pid=row[2],
             queues=list(row[3]),
-            loop=Lane(held[row[0], "loop"], row[4]),
-            thread=Lane(held[row[0], "thread"], row[5]),
+            loop=LaneUse(held[row[0], "loop"], row[4]),
+            thread=LaneUse(held[row[0], "thread"], row[5]),
             listening=row[6],
             version=row[7],
             started_at=row[8],

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from .findings import Finding
-from .status import Lane, Snapshot, Status, WorkerRow
+from .status import LaneUse, Snapshot, Status, WorkerRow
 
 __all__ = ["age", "findings_as_text", "status_as_text"]
 
@@ -75,7 +75,7 @@ def _worker(worker: WorkerRow) -> list[str]:
     ]
 
 
-def _lane(lane: Lane) -> str:
+def _lane(lane: LaneUse) -> str:
     return f"{lane.running:,}/{lane.slots:,}"
 
 

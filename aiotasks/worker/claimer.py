@@ -98,8 +98,8 @@ class _Claim:
 class Claimer:
     """Claims for one worker.
 
-    - It never claims more jobs than there are free slots: nothing waits inside a worker. But where
-      tasks are short it may (``Surplus``), and what then finds no slot after all is given back, and
+    - It claims no more jobs than there are free slots, so that nothing waits inside a worker; more
+      only where tasks are short (``Surplus``). What then finds no slot after all is given back, and
       keeps its place in the queue.
     - The next claim is under way while the jobs of one are started, where that leaves slots.
     - A claim is never cancelled by us: its reply says what we own. ``stop()`` waits for it.

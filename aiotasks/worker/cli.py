@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -41,9 +42,15 @@ CLOSE_TIMEOUT = 0.2
 MAX_PROCESSES = 256
 
 
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """The option that says whose tasks are meant."""
+    parser.add_argument("--backend", default="default", metavar="ALIAS", help="an alias of TASKS (default)")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that both commands have."""
-    parser.add_argument("--backend", default="default", metavar="ALIAS", help="an alias of TASKS (default)")
+    whole = _number(int, 0, inf, "a whole number of 0 or more")
+    add_backend(parser)
     parser.add_argument(
         "--queue",
         action="append",
@@ -52,12 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="serve this queue; may be repeated (all of the backend's)",
     )
     parser.add_argument(
-        "--concurrency", type=_whole, default=100, metavar="N", help="coroutine tasks at a time (100)"
+        "--concurrency", type=whole, default=100, metavar="N", help="coroutine tasks at a time (100)"
     )
-    parser.add_argument("--threads", type=_whole, default=10, metavar="N", help="sync tasks at a time (10)")
+    parser.add_argument("--threads", type=whole, default=10, metavar="N", help="sync tasks at a time (10)")
     parser.add_argument(
         "--processes",
-        type=_processes,
+        type=_number(int, 1, MAX_PROCESSES, f"a whole number from 1 to {MAX_PROCESSES}"),
         default=1,
         metavar="N",
         help="worker processes, each with its own tasks at a time (1)",
@@ -71,43 +78,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--grace",
-        type=_seconds,
+        type=_number(float, 0, 86_400, "a number of seconds from 0 to 86400"),
         default=25.0,
         metavar="SECONDS",
         help="how long a stop waits for running tasks (25)",
     )
     # Given by a supervisor to its workers: the file descriptor of the line between them.
-    parser.add_argument("--supervised", type=_whole, metavar="FD", help=argparse.SUPPRESS)
+    parser.add_argument("--supervised", type=whole, metavar="FD", help=argparse.SUPPRESS)
 
 
-def _whole(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} isn't a whole number of 0 or more")
-    return value
+def _number[Number: (int, float)](
+    kind: type[Number], lowest: float, highest: float, what: str
+) -> Callable[[str], Number]:
+    """What argparse takes an option's text to: ``kind``, within bounds."""
 
+    def read(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(-1)
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} isn't {what}")
+        return value
 
-def _processes(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if not 1 <= value <= MAX_PROCESSES:
-        raise argparse.ArgumentTypeError(f"{text!r} isn't a whole number from 1 to {MAX_PROCESSES}")
-    return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} isn't a number of seconds from 0 to 86400")
-    return value
+    return read
 
 
 def main(argv: Sequence[str] | None = None) -> int:

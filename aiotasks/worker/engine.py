@@ -31,7 +31,7 @@ from .pruner import Pruner
 from .quarantine import Quarantine
 from .rescuer import Rescuer
 from .runner import Runner
-from .scheduler import Scheduler
+from .scheduler import LONGEST_WAIT, Scheduler
 from .shutdown import Shutdown
 from .sources import Sources
 from .surplus import Surplus
@@ -77,7 +77,7 @@ class Engine:
         store = held.store
         main = asyncio.current_task()  # which a loop's runner cancels together with all others
         self.changed = asyncio.Event()  # an execution has ended
-        self.stuck = False  # after the end: a task outlasted it
+        self.stuck = False  # after the end: a task, or an unwritten outcome, has outlasted it
         self.lease = Lease(options.lease_timeout)
         self.heartbeat = Heartbeat(
             options,
@@ -130,7 +130,7 @@ class Engine:
             backend=self.backend,
             wake=self._wake,
             # Without NOTIFY nobody tells of a task that is due earlier than the one waited for.
-            longest_wait=60.0 if options.notify else options.poll_interval,
+            longest_wait=LONGEST_WAIT if options.notify else options.poll_interval,
         )
         self.rescuer = Rescuer(
             store,
@@ -279,7 +279,7 @@ class Engine:
     async def _give_back(self, executions: Sequence[Execution]) -> None:
         rows = [(e.job.id, e.job.claim_id, 0.0, None) for e in executions if e.job.claim_id is not None]
         try:
-            released = await self.resources.store.release_jobs(sorted(rows))
+            released = await self.resources.store.release_jobs(rows)
         except utils.Error as error:
             logger.error("tasks could not be given back, their lease must run out error=%r", str(error))
         else:

@@ -153,7 +153,7 @@ class Finisher:
         finishes: list[tuple[UUID, UUID, str, str | None, str | None]] = []
         releases: list[tuple[UUID, UUID, float, float | None]] = []
         unreleased: dict[UUID, Failed | None] = {}
-        for execution in sorted(executions, key=lambda execution: execution.job.id):
+        for execution in executions:
             id, claim_id = execution.job.id, execution.job.claim_id
             assert claim_id is not None
             match execution.outcome:
@@ -209,11 +209,16 @@ class Finisher:
             return first | await self._finish(finishes[middle:], repeated=True)
         repeated = repeated or again
         finished: dict[UUID, datetime | None] = {**accepted}
-        if missing := [row[:2] for row in finishes if row[0] not in finished]:
-            ids, claim_ids = zip(*missing, strict=True)
-            found, _ = await self._persist(lambda: self._store.select_finished_jobs(ids, claim_ids))
-            finished |= {id: at for id, at in found.items() if at is None or repeated}
-        return finished
+        found = await self._look_up([row[:2] for row in finishes if row[0] not in finished])
+        return finished | {id: at for id, at in found.items() if at is None or repeated}
+
+    async def _look_up(self, missing: Sequence[tuple[UUID, UUID]]) -> dict[UUID, datetime | None]:
+        """When those were finished that still carry their claim's id; None: RUNNING, so it was locked."""
+        if not missing:
+            return {}
+        ids, claim_ids = zip(*missing, strict=True)
+        found, _ = await self._persist(lambda: self._store.select_finished_jobs(ids, claim_ids))
+        return found
 
     async def _release(
         self, releases: list[tuple[UUID, UUID, float, float | None]]
@@ -228,11 +233,8 @@ class Finisher:
                 if queue_name is not None
             ]
         )
-        locked: set[UUID] = set()
-        if missing := [row[:2] for row in releases if row[0] not in released]:
-            ids, claim_ids = zip(*missing, strict=True)
-            found, _ = await self._persist(lambda: self._store.select_finished_jobs(ids, claim_ids))
-            locked = {id for id, finished_at in found.items() if finished_at is None}
+        found = await self._look_up([row[:2] for row in releases if row[0] not in released])
+        locked = {id for id, finished_at in found.items() if finished_at is None}
         return {id for id, queue_name in released.items() if queue_name is None}, locked
 
     async def _persist[Result](

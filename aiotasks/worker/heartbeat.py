@@ -24,7 +24,7 @@ from ..store.pools import resources
 from ..store.repeat import backoff
 from ..store.store import Store
 
-__all__ = ["Heartbeat", "Lease", "Registration", "boottime"]
+__all__ = ["Heartbeat", "Lease", "Registration"]
 
 logger = logging.getLogger("aiotasks.worker")
 
@@ -32,7 +32,7 @@ logger = logging.getLogger("aiotasks.worker")
 RENEWALS_PER_LEASE = 6
 
 
-def boottime() -> float:
+def _boottime() -> float:
     """Seconds by a clock that goes on while the machine is suspended, as leases do."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
@@ -64,7 +64,7 @@ class Lease:
 
     def remaining(self) -> float:
         """Seconds for which the worker may take its tasks for its own."""
-        return self.deadline - boottime()
+        return self.deadline - _boottime()
 
     def may_rescue(self) -> bool:
         """Whether others' silence can be trusted to be theirs.
@@ -73,7 +73,7 @@ class Lease:
         would "rescue" everybody's healthy tasks; two intervals give the others time to renew.
         """
         since = self.steady_since
-        return since is not None and boottime() - since >= 2 * self.interval
+        return since is not None and _boottime() - since >= 2 * self.interval
 
 
 class Heartbeat:
@@ -180,7 +180,7 @@ class Heartbeat:
                 if (error := last_words.exception()) is not None:
                     logger.error("tasks in threads could not be settled", exc_info=error)
                 return
-            started = boottime()
+            started = _boottime()
             try:
                 await self._renew(store, started, may_register=not self._stopping)
                 failures = 0
@@ -203,7 +203,7 @@ class Heartbeat:
                 if lease.worker_id == worker_id:
                     lease.deadline = started + lease.timeout
                     if lease.steady_since is None:
-                        lease.steady_since = boottime()
+                        lease.steady_since = _boottime()
                         self._on_worker_loop(self._changed)
                 return
             logger.warning("the lease was lost, registering again worker_id=%s", worker_id)
@@ -229,7 +229,7 @@ class Heartbeat:
         )
         lease.deadline = started + lease.timeout
         lease.worker_id = worker_id
-        lease.steady_since = boottime()
+        lease.steady_since = _boottime()
         self._on_worker_loop(self._changed)
 
     def _failed(self, error: utils.Error, started: float, failures: int) -> None:
@@ -237,9 +237,10 @@ class Heartbeat:
         lease.steady_since = None
         self._on_worker_loop(self._failed_once)
         if failures == 1:
-            logger.warning("the lease can't be renewed at the moment error=%r", str(error))
-        if not is_transient(error) and failures == 1:
-            logger.error("the lease can't be renewed, and waiting may not help error=%r", str(error))
+            if is_transient(error):
+                logger.warning("the lease can't be renewed at the moment error=%r", str(error))
+            else:
+                logger.error("the lease can't be renewed, and waiting may not help error=%r", str(error))
         if is_away(error):
             # Nobody can take our tasks while nobody can write, and nobody will until two
             # intervals after it is back (may_rescue). Silence is another matter: behind a dead

@@ -80,11 +80,13 @@ class Rescuer:
         lost = WorkerLost("The worker that ran this task was killed or hung: its lease ran out.")
         cancelled = TaskCancelled("The task was cancelled, and its worker was killed or hung.")
         limit, redact = self._options.max_error_size, self._options.redact
-        errors = [dump_error(error, limit=limit, redact=redact) for error in (lost, cancelled)]
+        lost_text, cancelled_text = (
+            dump_error(error, limit=limit, redact=redact) for error in (lost, cancelled)
+        )
         ready = failed = 0
         while True:
             jobs = await self._store.rescue_jobs(
-                self._backend, self._options.max_crashes, errors[0], BATCH, errors[1]
+                self._backend, self._options.max_crashes, lost_text, BATCH, cancelled_text
             )
             for job in jobs:
                 logger.warning(
@@ -97,7 +99,7 @@ class Rescuer:
             for job in jobs:
                 if job.status == "FAILED":
                     failed += 1
-                    self._announce(job, cancelled if job.errors[-1] == errors[1] else lost)
+                    self._announce(job, cancelled if job.errors[-1] == cancelled_text else lost)
                 else:
                     ready += 1
             if len(jobs) < BATCH:

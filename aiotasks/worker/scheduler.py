@@ -11,7 +11,7 @@ from ..store.repeat import backoff
 from ..store.store import Store
 from ..store.wakeups import Wakeup
 
-__all__ = ["Scheduler"]
+__all__ = ["LONGEST_WAIT", "Scheduler"]
 
 logger = logging.getLogger("aiotasks.worker")
 

@@ -31,8 +31,7 @@ def backend_of(alias: str) -> PostgresBackend:
     backend = task_backends[alias]
     if not isinstance(backend, PostgresBackend):
         raise ImproperlyConfigured(
-            f"TASKS[{alias!r}] is a {type(backend).__name__}; the worker runs tasks of "
-            "aiotasks.backend.PostgresBackend only."
+            f"TASKS[{alias!r}] is a {type(backend).__name__}, not an aiotasks.backend.PostgresBackend."
         )
     errors = [message for message in backend.check() if message.is_serious()]
     if errors:
@@ -150,11 +149,17 @@ def describe(error: utils.Error, database: str) -> str:
         case "3D000":
             return f"The database of {where} doesn't exist: {reason}."
         case "25006":
-            return f"{where} is read-only, perhaps a standby: {reason}."
+            return (
+                f"{where} is read-only, perhaps a standby ({reason}): name the primary, or several hosts "
+                "with target_session_attrs=read-write."
+            )
         case "42501":
-            return f"The user of {where} may not use the tables of aiotasks: {reason}."
+            return (
+                f"The user of {where} may not use the tables of aiotasks ({reason}): "
+                "`manage.py aiotasks check` names the GRANT."
+            )
         case "53300":
-            return f"PostgreSQL at {where} has no connection left: {reason}."
+            return f"PostgreSQL at {where} has no connection left ({reason}): raise max_connections."
     if is_transient(error):
         return f"PostgreSQL at {where} can't be reached: {reason}."
     return f"{where} can't be used: {reason}."

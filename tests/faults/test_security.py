@@ -125,9 +125,7 @@ def test_the_text_is_redacted_before_it_is_cut() -> None:
         assert "sk-" not in text
 
 
-@pytest.mark.parametrize(
-    "path", ["no.such.module", f"{HERE}.nothing", f"{HERE}.not_a_function", "..", f"{HERE}."]
-)
+@pytest.mark.parametrize("path", ["no.such.module", f"{HERE}.nothing", f"{HERE}.not_a_function"])
 async def test_a_redact_that_leads_nowhere_is_told_at_the_start(configure: Configure, path: str) -> None:
     configure(REDACT=path)
     with pytest.raises(ImproperlyConfigured, match=re.escape(f"REDACT {path!r} leads to no function")):

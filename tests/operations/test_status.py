@@ -16,7 +16,7 @@ from django.db import connection, utils
 import aiotasks
 from aiotasks.operations import status as module
 from aiotasks.operations.line import open_line
-from aiotasks.operations.status import Count, Lane, Queue, Snapshot, Status, WorkerRow, read_status
+from aiotasks.operations.status import Count, LaneUse, Queue, Snapshot, Status, WorkerRow, read_status
 from aiotasks.operations.text import age, status_as_text
 from aiotasks.store.statement import Statement
 from aiotasks.store.store import Store
@@ -114,7 +114,7 @@ async def test_workers(configure: Configure, fill: Fill, enter: Enter, ledger: L
         return {worker.host: worker for worker in found.workers}
 
     before = (await look())["gone"]
-    assert (before.alive, before.loop, before.thread) == (False, Lane(2, 5), Lane(0, 0))
+    assert (before.alive, before.loop, before.thread) == (False, LaneUse(2, 5), LaneUse(0, 0))
     assert (before.listening, before.queues, before.id) == (None, ["a", "b"], dead)
     assert -330 < before.lease <= -300
     async with aiotasks.Worker(concurrency=7, threads=3, grace=0):
@@ -122,10 +122,10 @@ async def test_workers(configure: Configure, fill: Fill, enter: Enter, ledger: L
 
         async def both_run() -> Any:
             mine = [worker for host, worker in (await look()).items() if host != "gone"]
-            return mine and mine[0].loop == Lane(2, 7) and mine[0].listening and mine[0]
+            return mine and mine[0].loop == LaneUse(2, 7) and mine[0].listening and mine[0]
 
         mine = await until(both_run)
-        assert (mine.pid, mine.thread, mine.version) == (os.getpid(), Lane(0, 3), aiotasks.__version__)
+        assert (mine.pid, mine.thread, mine.version) == (os.getpid(), LaneUse(0, 3), aiotasks.__version__)
         assert mine.alive
         assert mine.lease <= 0.6
         assert mine.queues == []
@@ -270,8 +270,8 @@ def test_the_table() -> None:
         pid=4711,
         queues=[],
         lease=24.7,
-        loop=Lane(37, 100),
-        thread=Lane(2, 10),
+        loop=LaneUse(37, 100),
+        thread=LaneUse(2, 10),
         listening=True,
         version="0.1.0",
         started_at=datetime.now(UTC),
@@ -282,8 +282,8 @@ def test_the_table() -> None:
         pid=9,
         queues=["default", "a\nb"],
         lease=-75.0,
-        loop=Lane(1_200, 2_000),
-        thread=Lane(0, 0),
+        loop=LaneUse(1_200, 2_000),
+        thread=LaneUse(0, 0),
         listening=None,
         version="0.0.9",
         started_at=datetime.now(UTC),

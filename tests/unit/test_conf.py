@@ -44,7 +44,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "MAX_ARGUMENT_SIZE": ([2, 256 * 1024**2], [1, 256 * 1024**2 + 1, "1MB", True]),
     "MAX_RESULT_SIZE": ([4, 256 * 1024**2], [3, 256 * 1024**2 + 1, "1MB", True]),
     "MAX_ERROR_SIZE": ([1024, 16 * 1024**2], [1023, 16 * 1024**2 + 1, "1MB", True]),
-    "REDACT": (["mysite.privacy.redact", None], ["redact", "", 5, True, [], print]),
+    "REDACT": (["mysite.privacy.redact", None], ["redact", "", "..", "mysite.", "a b.c", 5, True, [], print]),
 }
 
 

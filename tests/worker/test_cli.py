@@ -93,7 +93,11 @@ def complaint(process: Process, code: int = 1) -> str:
 
 MISTAKES: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "alias": (["--backend", "nowhere"], {}, "TASKS has no backend 'nowhere'; it has 'default', 'dummy'."),
-    "no backend of ours": (["--backend", "dummy"], {}, "TASKS['dummy'] is a DummyBackend; the worker runs"),
+    "no backend of ours": (
+        ["--backend", "dummy"],
+        {},
+        "TASKS['dummy'] is a DummyBackend, not an aiotasks.backend.PostgresBackend",
+    ),
     "queue": (
         ["--queue", "nowhere"],
         {"queues": ["default", "mails"]},
@@ -238,17 +242,17 @@ def test_tables_without_permission_are_said(start: Start, ledger: Ledger) -> Non
         said = complaint(start("-m", "aiotasks.worker", env=env))
     finally:
         ledger.connection.execute("DROP ROLE stranger")
-    assert said.startswith("aiotasks: The user of DATABASES['default'] may not use the tables of aiotasks: ")
+    assert said.startswith("aiotasks: The user of DATABASES['default'] may not use the tables of aiotasks (")
 
 
 @pytest.mark.parametrize(
     ("may", "role_is", "sentence"),
     [
-        ("SELECT", "", "The user of DATABASES['default'] may not use the tables of aiotasks: "),
+        ("SELECT", "", "The user of DATABASES['default'] may not use the tables of aiotasks ("),
         (
             "ALL",
             "ALTER ROLE reader SET default_transaction_read_only = on",
-            "DATABASES['default'] is read-only, perhaps a standby: ",
+            "DATABASES['default'] is read-only, perhaps a standby (",
         ),
     ],
     ids=["by its grants", "by its role"],

@@ -42,9 +42,7 @@ class Command(BaseCommand):
             ("check", "look for what is wrong with the set-up; exits with 1 if there is an error"),
         ):
             command = commands.add_parser(name, help=what)
-            command.add_argument(
-                "--backend", default="default", metavar="ALIAS", help="an alias of TASKS (default)"
-            )
+            cli.add_backend(command)
             command.add_argument("--json", action="store_true", help="for machines")
         prune.add_arguments(
             commands.add_parser("prune", help="delete finished tasks whose time is over, as the workers do")

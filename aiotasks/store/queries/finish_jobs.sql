@@ -5,8 +5,8 @@
 -- LATERAL has each row looked up by its id, whatever the planner thinks of the table; `status || ''`
 -- keeps it from reading all RUNNING rows by their index instead.
 -- Nested errors (nothing of ours) can't be added to: they make way.
--- $1 ids (sorted, so that two batches lock in one order), $2 claim ids, $3 final statuses,
--- $4 return values (JSON text or NULL), $5 errors (JSON text or NULL)
+-- $1 ids, $2 claim ids, $3 final statuses, $4 return values (JSON text or NULL),
+-- $5 errors (JSON text or NULL)
 WITH mine AS MATERIALIZED (
     SELECT held.ctid AS place, outcome.status, outcome.return_value, outcome.error
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[])

@@ -4,7 +4,7 @@
 -- fails them. One that is READY again at once keeps its place in the queue.
 -- What doesn't come back isn't RUNNING under its claim id, or somebody has it locked (a cancel() inside a
 -- long transaction): as in finish_jobs, that mustn't hold up the others.
--- $1 ids (sorted), $2 claim ids, $3 delays in seconds (0: READY at once),
+-- $1 ids, $2 claim ids, $3 delays in seconds (0: READY at once),
 -- $4 seconds for which a task may stay unknown (NULL: it is known)
 WITH mine AS MATERIALIZED (
     SELECT held.ctid AS place, held.id, released.delay, released.unknown_for,
