@@ -19,6 +19,7 @@ from ..store.connect import connect
 from ..store.drivers import sqlstate
 from ..store.store import Store
 from ..worker.startup import backend_of, describe
+from . import indexes
 from .findings import Finding, Verdict
 from .line import Line, open_line
 from .probes import Pooler, clock_difference, find_pooler, notify_arrives
@@ -217,13 +218,20 @@ class _Examination:
         except utils.ProgrammingError as error:
             if sqlstate(error) != FORBIDDEN:  # of what it may not do, the next check tells
                 raise
+        serving = await self._store.select_indexes()
+        if serving and (lost := indexes.missing(serving)):
+            return (
+                "error",
+                f"Missing or INVALID: {', '.join(lost)}. Statements that want it read the whole table.",
+                f"Run, each by itself: {indexes.remedy(lost, self._database)}.",
+            )
         if applied is None:
             return (
                 "not checked",
                 "This role may not read which are applied.",
                 "GRANT SELECT ON django_migrations, or check as the role that migrates.",
             )
-        return "ok", "All of aiotasks' migrations are applied.", ""
+        return "ok", "All of aiotasks' migrations are applied, and its indexes are whole.", ""
 
     async def _check_permissions(self) -> Result:
         role, rights, _ = await self._store.select_rights()

@@ -261,6 +261,10 @@ class Store:
         """The names of those that have been applied."""
         return {row[0] for row in await self._fetch("select_migrations")}
 
+    async def select_indexes(self) -> set[str]:
+        """The names of those of the tasks' table that serve."""
+        return {row[0] for row in await self._fetch("select_indexes")}
+
     async def select_rights(self) -> tuple[str, set[str] | None, list[str]]:
         """The role, as an identifier; its rights, each as ``SELECT ON aiotasks_task`` (None: it finds no
         tables); the schemas that have tables, whether it finds them there or not."""

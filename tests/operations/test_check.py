@@ -240,6 +240,19 @@ def test_a_missing_migration(database: str, sql: psycopg.Connection) -> None:
     assert found["connections"]["verdict"] == "ok"
 
 
+def test_an_index_that_was_lost_and_its_remedy(sql: psycopg.Connection) -> None:
+    definition = sql.execute("SELECT pg_get_indexdef('aiotasks_task_ready'::regclass)").fetchone()
+    sql.execute("DROP INDEX aiotasks_task_ready")
+    code, found = check()
+    assert code == 1
+    assert "Missing or INVALID: aiotasks_task_ready." in found["migrations"]["message"]
+    remedy = found["migrations"]["remedy"].removeprefix("Run, each by itself: ").removesuffix(".")
+    for statement in remedy.split("; "):
+        sql.execute(statement)
+    assert sql.execute("SELECT pg_get_indexdef('aiotasks_task_ready'::regclass)").fetchone() == definition
+    assert check()[1]["migrations"]["verdict"] == "ok"
+
+
 def test_no_tables_at_all(database: str, sql: psycopg.Connection, pg: Any) -> None:
     with params(NAME="postgres"):
         code, found = check()

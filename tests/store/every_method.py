@@ -87,7 +87,8 @@ def main() -> list[Any]:
     call("oldest_snapshot")
     seen.append([call("inspect_server")[:5], call("select_storage")])
     role, rights, schemas = call("select_rights")
-    seen.append([role, sorted(rights), schemas, sorted(call("select_migrations"))])
+    seen.append([role, sorted(rights), schemas])
+    seen.append([sorted(call("select_migrations")), sorted(call("select_indexes"))])
     seen.append([call("read_clock").tzinfo is not None, call("backend_pid") > 0])
     ever, month = float("-inf"), 30 * 86_400.0
     seen.append(call("prune_jobs", "default", "FAILED", month, ever, 10)[0])
