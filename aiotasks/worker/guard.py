@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import traceback
+from typing import Any
 
 __all__ = ["LoopGuard"]
 
@@ -40,17 +41,22 @@ class LoopGuard:
         self._handle = self._loop.call_later(BLOCKED_AFTER / 4, self._tick)
 
     def _watch(self) -> None:
-        reported = 0.0
-        while not self._stop.wait(BLOCKED_AFTER / 4):
-            beat = self._beat
-            blocked = time.monotonic() - beat
-            if blocked > BLOCKED_AFTER and beat != reported and not self._loop.is_closed():
-                reported = beat
-                self._report(blocked)
+        reported: tuple[float, asyncio.Task[Any] | None] = (0.0, None)
+        seen, since = None, 0.0
+        while not self._stop.wait(BLOCKED_AFTER / 4) and not self._loop.is_closed():
+            now, beat, task = time.monotonic(), self._beat, asyncio.current_task(self._loop)
+            if task is not seen:
+                seen, since = task, now
+            blocked = now - beat
+            if beat == reported[0]:
+                # Another may follow on the one reported, before the loop has come to its beat.
+                blocked = now - since if task is not reported[1] else 0.0
+            if blocked > BLOCKED_AFTER:
+                reported = beat, task
+                self._report(blocked, task)
 
-    def _report(self, blocked: float) -> None:
+    def _report(self, blocked: float, task: "asyncio.Task[Any] | None") -> None:
         frame = sys._current_frames().get(self._loop_thread)
-        task = asyncio.current_task(self._loop)
         logger.warning(
             "the event loop is blocked seconds=%.1f task=%r\n%s",
             blocked,
