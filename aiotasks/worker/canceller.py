@@ -44,6 +44,7 @@ class Canceller:
 
     async def run(self) -> None:
         """Look, for ever."""
+        failures = 0
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_interval):
@@ -51,8 +52,11 @@ class Canceller:
             self._asked.clear()
             try:
                 await self.run_once()
+                failures = 0
             except utils.Error as error:
-                logger.info("requests to cancel wait for the database error=%r", str(error))
+                failures += 1
+                if failures == 1:
+                    logger.info("requests to cancel wait for the database error=%r", str(error))
 
     async def run_once(self) -> int:
         """Cancel what is to be cancelled; returns how many could be."""
