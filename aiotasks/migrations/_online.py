@@ -27,22 +27,40 @@ TRIES = 60
 PAUSE = 1.0
 
 
-class _Alter(Operation):
-    """Takes its lock in short spans, and does nothing where it has been done."""
+class _Online(Operation):
+    """Leaves a database alone that a router keeps our tables out of, as Django's own operations do."""
 
     model_name: str
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
-        if schema_editor.collect_sql or not self._is_done(schema_editor, model):
-            forwards = partial(super().database_forwards, app_label, schema_editor, from_state, to_state)
-            _alter(schema_editor, model._meta.db_table, forwards)
+        if self.allow_migrate_model(schema_editor.connection.alias, model):
+            run = partial(super().database_forwards, app_label, schema_editor, from_state, to_state)
+            self._forwards(schema_editor, model, run)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = from_state.apps.get_model(app_label, self.model_name)
+        if self.allow_migrate_model(schema_editor.connection.alias, model):
+            run = partial(super().database_backwards, app_label, schema_editor, from_state, to_state)
+            self._backwards(schema_editor, model, run)
+
+    def _forwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
+        raise NotImplementedError
+
+    def _backwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
+        raise NotImplementedError
+
+
+class _Alter(_Online):
+    """Takes its lock in short spans, and does nothing where it has been done."""
+
+    def _forwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
+        if schema_editor.collect_sql or not self._is_done(schema_editor, model):
+            _alter(schema_editor, model._meta.db_table, run)
+
+    def _backwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
         if schema_editor.collect_sql or self._is_done(schema_editor, model):
-            backwards = partial(super().database_backwards, app_label, schema_editor, from_state, to_state)
-            _alter(schema_editor, model._meta.db_table, backwards)
+            _alter(schema_editor, model._meta.db_table, run)
 
     def _is_done(self, schema_editor: Any, model: Any) -> bool:
         raise NotImplementedError
@@ -68,30 +86,30 @@ class AddConstraint(_Alter, AddConstraintNotValid):
         return self.constraint.name in constraints
 
 
-class AddIndex(AddIndexConcurrently):
+class AddIndex(_Online, AddIndexConcurrently):
     """AddIndexConcurrently; what a run that was broken off has left INVALID is built anew."""
 
-    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+    def _forwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
         if not _is_valid(schema_editor, self.index.name):
             with _without_limits(schema_editor):
-                super().database_forwards(app_label, schema_editor, from_state, to_state)
+                run()
 
-    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+    def _backwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
         with _without_limits(schema_editor):
-            super().database_backwards(app_label, schema_editor, from_state, to_state)
+            run()
 
 
-class RemoveIndex(RemoveIndexConcurrently):
+class RemoveIndex(_Online, RemoveIndexConcurrently):
     """RemoveIndexConcurrently, back and forth as AddIndex."""
 
-    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+    def _forwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
         with _without_limits(schema_editor):
-            super().database_forwards(app_label, schema_editor, from_state, to_state)
+            run()
 
-    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+    def _backwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
         if not _is_valid(schema_editor, self.name):
             with _without_limits(schema_editor):
-                super().database_backwards(app_label, schema_editor, from_state, to_state)
+                run()
 
 
 def _alter(schema_editor: Any, table: str, alter: Callable[[], None]) -> None:

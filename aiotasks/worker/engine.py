@@ -176,7 +176,7 @@ class Engine:
         with listening:
             async with anyio.create_task_group() as group:
                 try:
-                    for part in self._parts():
+                    for part in self._parts(hurried):
                         group.start_soon(part)
                     group.start_soon(self._tell_when_started, started)
                     await stopping.wait()
@@ -200,12 +200,19 @@ class Engine:
             written=lambda job: self.claimer.slot_freed(job),
         )
 
-    def _parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+    def _parts(self, hurried: asyncio.Event) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         async def sweep() -> None:
             await periodically(self.rescuer.run_once, self.lease.interval, name="rescuer")
 
         async def prune() -> None:
             await periodically(self.pruner.run_once, PRUNE_INTERVAL, name="pruner")
+
+        async def watch_heartbeat() -> None:
+            try:
+                await self.heartbeat.wait()
+            except RuntimeError:
+                hurried.set()  # the lease may not last as long as the grace
+                raise
 
         return [
             self.claimer.run,
@@ -214,7 +221,7 @@ class Engine:
             sweep,
             prune,
             self._watch_lease,
-            self._watch_heartbeat,
+            watch_heartbeat,
         ]
 
     async def _tell_when_started(self, started: Callable[[], None]) -> None:
@@ -390,14 +397,6 @@ class Engine:
                 self.heartbeat.renounce()
                 self._lost_lease()
             await asyncio.sleep(remaining if remaining > 0 else self.lease.interval)
-
-    async def _watch_heartbeat(self) -> None:
-        """Without it the worker ends, and what runs doesn't get the grace: the lease may not last so long."""
-        try:
-            await self.heartbeat.wait()
-        except RuntimeError:
-            self._lost_lease()
-            raise
 
     def _lost_lease(self) -> None:
         for execution in list(self.runner.running):

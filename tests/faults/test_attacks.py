@@ -351,11 +351,15 @@ async def renew(self, *args, **kwargs):
     return await renew_lease(self, *args, **kwargs)
 
 renew_lease, Store.renew_lease = Store.renew_lease, renew
-sys.exit(main(["--grace", "0"]))
+sys.exit(main(["--grace", "3600"]))  # which is for what has a lease
 """
 
 
-@pytest.mark.parametrize("task", [tasks.sleep_in_executor, tasks.never_end], ids=["thread", "coroutine"])
+@pytest.mark.parametrize(
+    "task",
+    [tasks.sleep_in_executor, tasks.wait_in_thread, tasks.never_end],
+    ids=["executor", "thread", "coroutine"],
+)
 def test_a_worker_that_fails_leaves_whatever_its_tasks_do(start: Start, ledger: Ledger, task: Any) -> None:
     """Its supervisor would take it for alive."""
     task.enqueue()

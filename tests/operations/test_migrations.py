@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import psycopg
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, connections
+from django.db.migrations.recorder import MigrationRecorder
+from django.test import override_settings
 
 from aiotasks.conf import Options
 from aiotasks.exceptions import DatabaseNotReady
@@ -67,6 +70,34 @@ async def test_a_new_worker_does_not_start_before_the_migration(database: str) -
     finally:
         await close_pools()
         await asyncio.to_thread(_migrate)
+
+
+class TasksElsewhere:
+    """A site's router, whose tasks have a database of their own."""
+
+    def allow_migrate(self, db: str, app_label: str, **hints: object) -> bool:
+        return app_label != "aiotasks"
+
+
+@pytest.mark.parametrize("engine", ["postgresql", "sqlite3"])
+@override_settings(DATABASE_ROUTERS=[TasksElsewhere()])
+def test_a_database_that_a_router_keeps_the_tables_out_of(engine: str, database: str, tmp_path: Path) -> None:
+    """`migrate` goes through all migrations there too, and no operation of any may touch it."""
+    name = "postgres" if engine == "postgresql" else tmp_path / "db"
+    params = {**connections.databases["default"], "ENGINE": f"django.db.backends.{engine}", "NAME": name}
+    connections.databases["elsewhere"] = params
+    try:
+        with connections["elsewhere"].cursor() as cursor:
+            recorder = MigrationRecorder(connections["elsewhere"])
+            call_command("migrate", "aiotasks", database="elsewhere", verbosity=0)
+            assert len(recorder.applied_migrations()) > 1
+            call_command("migrate", "aiotasks", "zero", database="elsewhere", verbosity=0)
+            assert connections["elsewhere"].introspection.table_names(cursor) == ["django_migrations"]
+            cursor.execute("DROP TABLE django_migrations")
+    finally:
+        connections["elsewhere"].close()
+        del connections["elsewhere"]
+        del connections.databases["elsewhere"]
 
 
 def _migrate(*target: str) -> None:
