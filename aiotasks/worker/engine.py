@@ -365,7 +365,7 @@ class Engine:
         """Tell ourselves, and the other workers."""
         for wakeup in wakeups:
             self._heard(wakeup)
-        if self._options.notify and wakeups:
+        if self._options.notify and wakeups:  # by the running loop: _settle_late() is on the heartbeat's
             resources(self._options).notifier.notify(wakeups)
 
     def _wake_rescued(self, wakeups: Sequence[Wakeup]) -> None:
