@@ -70,6 +70,7 @@ class Quarantine(Protocol):
     def lanes(self) -> list[Lane]: ...
     def quiet_until(self, now: float) -> float | None: ...
     def has_turn(self) -> bool: ...
+    def asks(self, lane: Lane) -> None: ...
     def none_in(self, lane: Lane) -> None: ...
     def admit(self, job: Job, now: float) -> bool: ...
     def ended(self, job: Job) -> None: ...
@@ -218,6 +219,7 @@ class Claimer:
                     if failures == 1:
                         logger.warning("claims wait for the database error=%r", str(error))
                     self._hungry.update(LANES)
+                    self._quarantine.suspect(loop.time())  # it may have been that look
                     with suppress(TimeoutError):
                         async with asyncio.timeout(backoff(failures)):
                             await self._stopping.wait()
@@ -292,6 +294,7 @@ class Claimer:
             worker_id = self._worker_id()
             if worker_id is None:
                 break
+            self._quarantine.asks(lane)
             claim = partial(self._store.claim_suspect, backend=self._backend, lane=lane, queues=queues)
             jobs = await self._fetch(claim, worker_id)
             if not jobs:

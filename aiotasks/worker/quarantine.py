@@ -56,12 +56,15 @@ class Quarantine:
         has_turn, self._others_turn = not self._others_turn, False
         return has_turn
 
+    def asks(self, lane: Lane) -> None:
+        """The lane is looked at now: whatever is told of from here on needs another look."""
+        self._lanes.discard(lane)
+
     def none_in(self, lane: Lane) -> None:
-        """The lane has none: but the one that was given back may be on its way."""
+        """The look has found none: but the one that was given back may be on its way."""
         if self._awaited == lane:
             self._awaited = None
-        else:
-            self._lanes.discard(lane)
+            self._lanes.add(lane)
 
     def admit(self, job: Job, now: float) -> bool:
         """Whether ``job`` may start; else it is to be given back: what runs may be the culprit."""

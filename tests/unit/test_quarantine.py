@@ -48,13 +48,16 @@ def test_the_one_that_was_given_back_is_awaited_in_its_lane() -> None:
     quarantine = Quarantine(busy=lambda: True)
     quarantine.suspect(100.0)
     assert not quarantine.admit(job("thread"), 100.0)
+    quarantine.asks("loop")
     quarantine.none_in("loop")
     assert quarantine.lanes() == ["thread"]
     assert quarantine.admit(job("thread"), 101.0)
     quarantine.suspect(102.0)
     assert not quarantine.admit(job("loop"), 102.0)
+    quarantine.asks("loop")
     quarantine.none_in("loop")
     assert quarantine.lanes() == ["loop", "thread"]  # it may be on its way
+    quarantine.asks("loop")
     quarantine.none_in("loop")
     assert quarantine.lanes() == ["thread"]
 
@@ -71,8 +74,8 @@ def test_a_look_at_times_finds_what_nobody_told_of() -> None:
     quarantine = Quarantine(busy=lambda: False)
     quarantine.look(100.0)
     assert quarantine.lanes() == ["loop", "thread"]
-    quarantine.none_in("loop")
-    quarantine.none_in("thread")
+    quarantine.asks("loop")
+    quarantine.asks("thread")
     quarantine.look(100.0 + LOOK_INTERVAL - 0.1)
     assert quarantine.lanes() == []
     quarantine.look(100.0 + LOOK_INTERVAL)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -17,6 +17,7 @@ from django.utils import timezone
 import aiotasks
 from aiotasks.store import wakeups
 from aiotasks.store.pools import resources
+from aiotasks.store.store import Store
 from aiotasks.store.wakeups import Wakeup
 from aiotasks.worker import backlog as backlog_module
 from aiotasks.worker import claimer as claimer_module
@@ -709,5 +710,37 @@ async def test_who_has_been_in_two_crashes_is_claimed_apart(database: str, conn:
     await until(lambda: len(started) == 7)
     # The others have their turn in between.
     assert [job.id in suspects for job in started] == [True, *[False] * 5, True]
+    await claimer.stop()
+    await running
+
+
+async def test_who_is_told_of_during_a_look_is_looked_for_again(
+    database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rescue goes on beside it, and what that brings may be there just after the look. Nor is a look
+    that has failed forgotten.
+    """
+    started: list[Any] = []
+    claimer = make_claimer(started, {"loop": 20, "thread": 5}, ["default"], await register())
+    claim_suspect = Store.claim_suspect
+    looks: list[str] = []
+
+    async def look(
+        store: Store, worker_id: UUID, claim_id: UUID, backend: str, lane: str, queues: Any
+    ) -> Any:
+        looks.append(lane)
+        if looks == ["loop"]:
+            raise utils.OperationalError("no room")
+        jobs = await claim_suspect(store, worker_id, claim_id, backend, lane, queues)
+        if lane == "loop" and looks.count("loop") == 2:
+            await tasks.add.aenqueue(1, 2)
+            await conn.execute("UPDATE aiotasks_task SET crashes = 2")
+            claimer.suspect()
+        return jobs
+
+    monkeypatch.setattr(Store, "claim_suspect", look)
+    claimer.suspect()
+    running = asyncio.ensure_future(claimer.run())
+    await until(lambda: started)
     await claimer.stop()
     await running
