@@ -26,7 +26,8 @@ class Execution:
 
     ``cancelled_for`` says that *we* cancelled it, and why: whatever the body raises after that
     is our doing, and the job goes back instead of failing. ``result`` is the job as receivers and
-    the task's context see it, made only where somebody looks.
+    the task's context see it, made only where somebody looks. ``perhaps_written``: a statement that
+    brings its outcome may have gone through.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Execution:
         "job",
         "lane",
         "outcome",
+        "perhaps_written",
         "place",
         "result",
         "task",
@@ -49,6 +51,7 @@ class Execution:
         self.task: asyncio.Task[None] | None = None
         self.result: AnyResult | None = None
         self.outcome: Outcome | None = None
+        self.perhaps_written = False
         self.cancelled_for: Reason | None = None
         self.in_thread = False  # its body has gone to a thread, which can't be cancelled
         self.began = 0.0  # when it has, by the monotonic clock

@@ -179,7 +179,16 @@ class Finisher:
             if failure is not None and claim_id is not None:
                 execution.outcome = failure
                 finishes.append((id, claim_id, "FAILED", None, failure.text))
-        finished: dict[UUID, datetime | None] = await self._finish(finishes) if finishes else {}
+        finished: dict[UUID, datetime | None] = {}
+        if finishes:
+            repeated = any(execution.perhaps_written for execution in executions)
+            try:
+                finished = await self._finish(finishes, repeated=repeated)
+            except utils.Error:
+                # All are tried again: of a batch that was halved, the first half is written by now.
+                for execution in executions:
+                    execution.perhaps_written = True
+                raise
         # What was taken from us while we were about to give it back isn't late.
         in_time = {*finished, *unreleased}
         for execution in executions:

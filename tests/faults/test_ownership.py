@@ -625,3 +625,32 @@ async def test_a_batch_that_takes_too_long_is_halved(configure: Configure, conn:
         await conn.execute("DROP FUNCTION slow CASCADE")
     assert await conn.fetch("SELECT status, count(*) FROM aiotasks_task GROUP BY 1") == [("SUCCESSFUL", 8)]
     assert finisher.fenced == 0
+
+
+async def test_the_half_that_was_written_is_ones_own_when_the_other_is_refused(
+    backend: PostgresBackend, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """9, 13: the batch is tried again row by row, and finds the first as it has left it."""
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 2)
+    jobs = await claim(backend.config, await register(backend.config))
+    store = resources(backend.config).store
+    finish_jobs = store.finish_jobs
+
+    async def take_too_long(finishes: Any) -> Any:
+        monkeypatch.setattr(store, "finish_jobs", finish_jobs)
+        raise utils.OperationalError("no answer") from TimeoutError()
+
+    monkeypatch.setattr(store, "finish_jobs", take_too_long)
+    finisher = make_finisher(backend.config)
+    executions = [Execution(job) for job in jobs]
+    executions[0].outcome = Succeeded("mine", '"mine"')
+    executions[1].outcome = Succeeded("\0", '"\\u0000 isn\'t text", nor is this JSON')
+    told = []
+    monkeypatch.setattr(finisher, "_announce", lambda execution, _: told.append(execution))
+    for execution in executions:
+        finisher.finish(execution)
+    assert await finisher.flush(20)
+    assert finisher.fenced == 0
+    assert set(told) == set(executions)
+    statuses = await conn.fetch("SELECT id, status FROM aiotasks_task")
+    assert dict(statuses) == {jobs[0].id: "SUCCESSFUL", jobs[1].id: "FAILED"}
