@@ -72,7 +72,7 @@ def _keep_time(value: Any) -> float | None:
 class Aliases(dict[str, str]):
     """Paths that tasks once had, and where each is now. Not to be changed: Options are hashed by it."""
 
-    def __hash__(self) -> int:  # type: ignore[override]
+    def __hash__(self) -> int:  # type: ignore[override]  # dict says None
         return hash(frozenset(self.items()))
 
 

@@ -19,14 +19,14 @@ from ..store.connect import connect
 from ..store.drivers import sqlstate
 from ..store.store import Store
 from ..worker.startup import backend_of, describe
-from . import indexes
-from .findings import Finding, Verdict
+from . import indexes, storage
+from .findings import Finding, Result
 from .line import Line, open_line
 from .probes import Pooler, clock_difference, find_pooler, notify_arrives
 from .rights import judge
 from .status import WorkerRow, select_workers
 
-__all__ = ["CHECKS", "STORAGE", "check_settings", "diagnose"]
+__all__ = ["CHECKS", "check_settings", "diagnose"]
 
 # In the order in which they are made.
 CHECKS = (
@@ -41,19 +41,6 @@ CHECKS = (
     "clock",
     "versions",
 )
-
-# The parameters that the migrations give the tables.
-STORAGE = {
-    "aiotasks_task": {
-        "fillfactor": "70",
-        "autovacuum_vacuum_scale_factor": "0.01",
-        "autovacuum_vacuum_threshold": "5000",
-        "autovacuum_vacuum_insert_scale_factor": "0.05",
-        "autovacuum_analyze_scale_factor": "0.02",
-        "autovacuum_vacuum_cost_delay": "0",
-    },
-    "aiotasks_worker": {"fillfactor": "50", "autovacuum_vacuum_threshold": "500"},
-}
 
 # The slots of a worker that is started without options, where none runs that could be asked.
 DEFAULT_SLOTS = (100, 10)
@@ -72,8 +59,6 @@ CLOCK_DIFFERENCE = 1.0
 FORBIDDEN = "42501"
 NO_TABLE = "42P01"
 TOO_MANY = "53300"
-
-type Result = tuple[Verdict, str, str]  # with the sentence and the remedy
 
 
 async def diagnose(alias: str) -> list[Finding]:
@@ -316,34 +301,7 @@ class _Examination:
                 "autovacuum or track_counts is off: dead rows pile up, and claims get slower and slower.",
                 "Set both to on in postgresql.conf and reload it.",
             )
-        tables = {
-            table: dict(parameter.split("=", 1) for parameter in parameters)
-            for table, parameters in (await self._store.select_storage()).items()
-        }
-        if tables.keys() != STORAGE.keys():
-            return "not checked", "The tables are missing.", ""
-        for table, parameters in tables.items():
-            if parameters.get("autovacuum_enabled", "on").lower() not in ("on", "true", "yes", "1"):
-                return (
-                    "error",
-                    f"autovacuum is off for {table}: dead rows pile up, and claims get slower and slower.",
-                    f"ALTER TABLE {table} RESET (autovacuum_enabled)",
-                )
-        # One that somebody has set to another value is somebody's decision.
-        missing = {table: STORAGE[table].keys() - parameters.keys() for table, parameters in tables.items()}
-        if any(missing.values()):
-            remedies = [
-                f"ALTER TABLE {table} SET ({_parameters(table, names)})"
-                for table, names in sorted(missing.items())
-                if names
-            ]
-            told = ", ".join(sorted(set().union(*missing.values())))
-            return (
-                "warning",
-                f"Storage parameters that a queue needs are missing: {told}.",
-                "; ".join(remedies),
-            )
-        return "ok", "It is on, and the tables have the parameters that a queue needs.", ""
+        return storage.judge(await self._store.select_storage())
 
     async def _check_connections(self) -> Result:
         if self._pooler != "none":
@@ -400,10 +358,6 @@ class _Examination:
 
     def _alive(self) -> list[WorkerRow]:
         return [worker for worker in self._workers or () if worker.alive]
-
-
-def _parameters(table: str, names: Iterable[str]) -> str:
-    return ", ".join(f"{name} = {STORAGE[table][name]}" for name in sorted(names))
 
 
 def _remedy(error: utils.Error) -> str:

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Finding", "Verdict"]
+__all__ = ["Finding", "Result", "Verdict"]
 
 # Worst last, but for what couldn't be looked at because of something before it.
 type Verdict = Literal["ok", "warning", "error", "not checked"]
+
+# With the sentence and the remedy: a Finding, but for the check's name.
+type Result = tuple[Verdict, str, str]
 
 
 @dataclass(frozen=True, slots=True)

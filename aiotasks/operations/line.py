@@ -72,7 +72,7 @@ class Line:
                 yield
         except asyncpg.PostgresError:
             raise
-        except BaseException:
+        except BaseException:  # cancelled or cut off in the middle: its state is anybody's guess
             self.connection.terminate()
             raise
 

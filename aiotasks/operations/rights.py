@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
-from .findings import Verdict
+from .findings import Result
 
 __all__ = ["judge"]
 
@@ -14,7 +14,7 @@ WORKER = (
 )
 
 
-def judge(role: str, rights: AbstractSet[str]) -> tuple[Verdict, str, str]:
+def judge(role: str, rights: AbstractSet[str]) -> Result:
     """The verdict, sentence and remedy for a role (as an SQL identifier) and its rights to the tables.
 
     One that has any of the rights which only workers need is taken for a worker's.

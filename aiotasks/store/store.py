@@ -277,7 +277,7 @@ class Store:
 
     async def read_clock(self) -> datetime:
         (row,) = await self._fetch("read_clock")
-        return row[0]  # type: ignore[no-any-return]
+        return row[0]  # type: ignore[no-any-return]  # rows are of Any
 
     async def backend_pid(self) -> int:
         (row,) = await self._fetch("backend_pid")

@@ -264,7 +264,7 @@ class Claimer:
                 await asyncio.sleep(0)  # lets it be sent
                 await self._start_all(claim)
                 claim = await asyncio.shield(following)
-            except BaseException:
+            except BaseException:  # cancelled, for the most part
                 following.add_done_callback(self._drop_claimed)  # nobody will start what it brings
                 raise
         return claimed

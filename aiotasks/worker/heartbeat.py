@@ -149,7 +149,7 @@ class Heartbeat:
     def _main(self) -> None:
         try:
             asyncio.run(self._beat())
-        except BaseException as error:
+        except BaseException as error:  # whatever it was, the worker has to hear of it
             logger.critical("the heartbeat has died, this worker ends", exc_info=True)
             self._death = error
         self._on_worker_loop(self._end)

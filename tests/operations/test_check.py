@@ -17,8 +17,9 @@ from django.db import connection, connections
 
 from aiotasks import __version__
 from aiotasks.operations import diagnosis
-from aiotasks.operations.diagnosis import CHECKS, STORAGE
+from aiotasks.operations.diagnosis import CHECKS
 from aiotasks.operations.findings import Finding
+from aiotasks.operations.storage import STORAGE
 from aiotasks.operations.text import findings_as_text
 from tests.proxy import Proxy
 from tests.worker.harness import Configure, wait_until
