@@ -187,9 +187,7 @@ def _work(options: argparse.Namespace) -> int:
             failure: Exception | None = None
             try:
                 runner.run(_serve(worker, line, until_empty=options.until_empty))
-            except (
-                Exception
-            ) as error:  # raised again below, or told where a thread holds the end up
+            except Exception as error:  # raised again below, or told where a thread holds the end up
                 failure = error
             if worker.stuck or not _ends_soon(executor):
                 # A thread can't be cancelled, and everything else has been done.
