@@ -4,10 +4,8 @@ All are daemons, so none holds up the exit of a process whose shutdown has done 
 """
 
 import asyncio
-import logging
 import os
 import queue
-import select
 import threading
 import time
 from collections import deque
@@ -19,11 +17,10 @@ from typing import Any
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from django.db import close_old_connections, connections
 
+from ..store.connection_thread import ConnectionThread, check_connections, fulfil, tidy
 from ..sync import run_now
 
 __all__ = ["OrmJob", "OrmThreads", "SyncThreads"]
-
-logger = logging.getLogger("aiotasks.worker")
 
 
 class SyncThreads:
@@ -66,9 +63,9 @@ class SyncThreads:
         SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
         while (item := self._calls.get()) is not None:
             call, future = item
-            _tidy(close_old_connections)
+            tidy(close_old_connections)
             Context().run(call)
-            _tidy(close_old_connections)
+            tidy(close_old_connections)
             self._done.append(future)
             if not self._wake_scheduled:  # one wake-up of the loop for all that finish meanwhile
                 self._wake_scheduled = True
@@ -76,7 +73,7 @@ class SyncThreads:
                     self._loop.call_soon_threadsafe(self._deliver)
                 except RuntimeError:
                     break  # an embedded worker's loop has closed; its heartbeat looks after the rest
-        _tidy(connections.close_all)
+        tidy(connections.close_all)
 
     def _deliver(self) -> None:
         # The flag goes down first: a thread that finishes now schedules another delivery.
@@ -86,21 +83,6 @@ class SyncThreads:
             self._busy -= 1
             if not future.done():
                 future.set_result(None)
-
-
-def _tidy(close: Callable[[], None]) -> None:
-    """Close connections; what a driver raises at that must not end the thread."""
-    try:
-        close()
-    except Exception:
-        logger.exception("a connection could not be closed")
-
-
-# A call that takes this long holds up the other jobs of its thread: it gets no new ones.
-STUCK_AFTER = 1.0
-
-# Idle this long, a thread gives its connections back.
-IDLE_TIMEOUT = 60.0
 
 
 class OrmThreads:
@@ -118,7 +100,7 @@ class OrmThreads:
     def __init__(self, size: int, *, limit: int) -> None:
         self._size = size
         self._limit = max(size, limit)
-        self._threads: list[_OrmThread] = []
+        self._threads: list[ConnectionThread] = []
         # One for all jobs, entered in a context that each job gets a copy of: an ``async with`` in
         # every job took 8 % of a no-op's time.
         self._context = Context()
@@ -128,14 +110,14 @@ class OrmThreads:
         """What one job needs to make its calls here. Costs nothing until used."""
         return OrmJob(self, self._context.copy())
 
-    def lease(self) -> "_OrmThread":
+    def lease(self) -> ConnectionThread:
         """The thread for a job's calls: the one with the fewest jobs that isn't stuck."""
         now = time.monotonic()
         free = [thread for thread in self._threads if not thread.is_stuck(now)]
         best = min(free, key=lambda thread: thread.jobs, default=None)
         full = len(self._threads) >= (self._size if best is not None else self._limit)
         if (best is None or best.jobs) and not full:
-            best = _OrmThread(len(self._threads) + 1)
+            best = ConnectionThread(f"aiotasks-orm-{len(self._threads) + 1}")
             self._threads.append(best)
         if best is None:
             best = min(self._threads, key=lambda thread: thread.jobs)
@@ -160,7 +142,7 @@ class OrmJob:
     def __init__(self, threads: OrmThreads, context: Context) -> None:
         self.context = context
         self._threads = threads
-        self._thread: _OrmThread | None = None
+        self._thread: ConnectionThread | None = None
         self._ended = False
         context.run(_job.set, self)
 
@@ -173,7 +155,7 @@ class OrmJob:
             )
         if self._thread is None:
             self._thread = self._threads.lease()
-            self._thread.put(lambda: _tidy(_check_connections))
+            self._thread.put(lambda: tidy(check_connections))
         self._thread.put(call)
 
     def release(self) -> None:
@@ -192,75 +174,5 @@ class _ByContext(Executor):
 
     def submit[Result](self, call: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
         future: Future[Result] = Future()
-        _job.get().submit(lambda: _fulfil(future, call, args, kwargs))
+        _job.get().submit(lambda: fulfil(future, call, args, kwargs))
         return future
-
-
-class _OrmThread:
-    def __init__(self, number: int) -> None:
-        self.jobs = 0
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._busy_since: float | None = None
-        threading.Thread(target=self._work, name=f"aiotasks-orm-{number}", daemon=True).start()
-
-    def is_stuck(self, now: float) -> bool:
-        since = self._busy_since
-        return since is not None and now - since > STUCK_AFTER
-
-    def put(self, call: Callable[[], None]) -> None:
-        self._calls.put(call)
-
-    def stop(self) -> None:
-        self._calls.put(None)
-
-    def _work(self) -> None:
-        while True:
-            try:
-                call = self._calls.get(timeout=IDLE_TIMEOUT)
-            except queue.Empty:
-                if not self.jobs:  # a job may be in the middle of a cursor, or hold a lock
-                    _tidy(connections.close_all)
-                continue
-            if call is None:
-                break
-            self._busy_since = time.monotonic()
-            call()
-            self._busy_since = None
-        _tidy(connections.close_all)
-
-
-def _fulfil(future: Future[Any], call: Callable[..., Any], args: Any, kwargs: Any) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(call(*args, **kwargs))
-    except BaseException as error:  # the awaiting task's, like in concurrent.futures
-        future.set_exception(error)
-
-
-def _check_connections() -> None:
-    """Close this thread's connections that have died, before a job's first call.
-
-    Django checks at the ends of a request, which this thread never sees: without this, a thread
-    whose connection the server has closed would fail for ever. CONN_MAX_AGE=0 is not obeyed, or
-    every job would connect anew; a connection's age is.
-    """
-    for connection in connections.all(initialized_only=True):
-        if connection.connection is None or connection.in_atomic_block:
-            continue
-        expired = connection.settings_dict["CONN_MAX_AGE"] and (
-            connection.close_at is not None and time.monotonic() >= connection.close_at
-        )
-        if expired or connection.errors_occurred or _has_something_to_say(connection.connection):
-            if expired or not connection.is_usable():
-                connection.close()
-            else:
-                connection.errors_occurred = False
-
-
-def _has_something_to_say(connection: Any) -> bool:
-    """Whether an idle connection can be read from: what a server says unasked is good-bye."""
-    try:
-        return bool(select.select([connection], [], [], 0)[0])
-    except (OSError, ValueError, AttributeError, TypeError):
-        return True

@@ -486,7 +486,7 @@ async def test_a_stuck_orm_thread_gets_no_new_jobs(
     configure: Configure, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(ASYNC_DB_THREADS=1)
-    monkeypatch.setattr("aiotasks.worker.threads.STUCK_AFTER", 0.1)
+    monkeypatch.setattr("aiotasks.store.connection_thread.STUCK_AFTER", 0.1)
     async with aiotasks.Worker(concurrency=4) as worker:
         stuck = await tasks.stick.aenqueue("stuck")
         await until(lambda: tasks.seen == ["stuck"])
