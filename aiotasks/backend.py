@@ -8,16 +8,20 @@ from typing import Any, cast
 
 from asgiref.sync import sync_to_async
 from django.core.checks import CheckMessage
+from django.db import ProgrammingError
+from django.tasks import Task
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued
 from django.utils import timezone
 
 from . import checks, signals
+from .call_check import check_call
 from .codec import dump_error, dump_json
 from .conf import Options
 from .exceptions import TaskCancelled, UnknownTask
 from .job import AnyResult, AnyTask, Kind, NewJob, lane_of
+from .store.drivers import missing_tables
 from .store.routes import DjangoRoute, Route, route_on_loop
 from .store.waiting import sync_code_waits
 from .sync import SyncMethod, run_now
@@ -83,8 +87,9 @@ class PostgresBackend(BaseTaskBackend):
     ) -> AnyResult:
         """Store a task; its row is durable on return, or part of the transaction around it.
 
-        Raises TypeError or ValueError for arguments that JSON can't hold, InvalidTask for a task
-        that no worker could find, ``django.db`` errors where the database fails.
+        Raises TypeError for arguments that the function doesn't take, TypeError or ValueError for those
+        that JSON can't hold, InvalidTask for a task that no worker could run, ``django.db`` errors where
+        the database fails.
         """
         return await self._either(PostgresBackend._enqueue, task, args, kwargs)
 
@@ -93,7 +98,8 @@ class PostgresBackend(BaseTaskBackend):
     ) -> list[AnyResult]:
         """Store one task for each ``(args, kwargs)``: all of them, or on an error none.
 
-        Raises ValueError for more than 256 MiB of arguments, else what ``aenqueue`` does.
+        Raises ValueError for more than 256 MiB of arguments, TypeError for a call that isn't such a pair,
+        else what ``aenqueue`` does; an error names the call by its number (``calls[3]``).
         """
         return await self._either(PostgresBackend._enqueue_many, task, calls)
 
@@ -109,26 +115,49 @@ class PostgresBackend(BaseTaskBackend):
         """Run ``logic`` where it belongs: on the thread of whoever waits, or on this loop."""
         if sync_code_waits():
             return await sync_to_async(self.over_django, thread_sensitive=True)(logic, *args)
-        return await logic(self, route_on_loop(self.config), *args)
+        try:
+            return await logic(self, route_on_loop(self.config), *args)
+        except ProgrammingError as error:
+            raise self._explained(error) from error.__cause__
 
     def over_django[Result](
         self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any, **kwargs: Any
     ) -> Result:
         """Run ``logic`` over the calling thread's Django connection."""
-        return run_now(logic(self, DjangoRoute(self.config), *args, **kwargs))
+        try:
+            return run_now(logic(self, DjangoRoute(self.config), *args, **kwargs))
+        except ProgrammingError as error:
+            raise self._explained(error) from error.__cause__
+
+    def _explained(self, error: ProgrammingError) -> ProgrammingError:
+        """The same error; where tables or columns are missing, one that says what to do."""
+        reason = missing_tables(error, self.config.database)
+        return error if reason is None else ProgrammingError(reason)
 
     async def _enqueue(
         self, route: Route, task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> AnyResult:
-        (result,) = await self._enqueue_many(route, task, [(args, kwargs)])
+        (result,) = await self._store(route, task, [(args, kwargs)], many=False)
         return result
 
     async def _enqueue_many(
         self, route: Route, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
     ) -> list[AnyResult]:
+        if not isinstance(calls, Iterable):
+            raise TypeError(f"calls must be a list of pairs (args, kwargs), not {calls!r:.100}.")
+        return await self._store(route, task, calls, many=True)
+
+    async def _store(
+        self,
+        route: Route,
+        task: AnyTask,
+        calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
+        *,
+        many: bool,
+    ) -> list[AnyResult]:
         self._check_path(task)
         await route.room()
-        jobs, results = self._new(task, calls)
+        jobs, results = self._new(task, calls, many=many)
         if jobs:
             await route.insert(jobs)
         if signals.audience(task_enqueued, type(self)) is not signals.Audience.NOBODY:
@@ -160,6 +189,8 @@ class PostgresBackend(BaseTaskBackend):
 
     def _check_path(self, task: AnyTask) -> None:
         """A worker finds a task by its path alone, so the path must lead back to one."""
+        if not isinstance(task, Task):
+            raise TypeError(f"A task is enqueued, made by @task; this is {task!r:.100}.")
         self.validate_task(task)
         try:
             found = resolve(task.module_path)
@@ -171,7 +202,7 @@ class PostgresBackend(BaseTaskBackend):
             )
 
     def _new(
-        self, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
+        self, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]], *, many: bool
     ) -> tuple[list[NewJob], list[AnyResult]]:
         """A row and a TaskResult for each call."""
         limit = self.config.max_argument_size
@@ -193,9 +224,17 @@ class PostgresBackend(BaseTaskBackend):
         jobs: list[NewJob] = []
         results: list[AnyResult] = []
         size = 0
-        for args, kwargs in calls:
-            plain_args, args_text = dump_json(list(args), where="args", limit=limit)
-            plain_kwargs, kwargs_text = dump_json(dict(kwargs), where="kwargs", limit=limit)
+        for call in calls:
+            try:
+                args, kwargs = _pair(call)
+                check_call(task.func, kind.task_path, args, kwargs, takes_context=task.takes_context)
+                plain_args, args_text = dump_json(args, where="args", limit=limit)
+                plain_kwargs, kwargs_text = dump_json(kwargs, where="kwargs", limit=limit)
+            except (TypeError, ValueError) as error:
+                if not many:
+                    raise
+                kind_of_error = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind_of_error(f"calls[{len(jobs)}]: {error}") from error
             size += len(args_text) + len(kwargs_text)
             if size > MAX_MANY_SIZE and jobs:
                 raise ValueError(
@@ -212,3 +251,13 @@ class PostgresBackend(BaseTaskBackend):
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
         return checks.check_backend(self.alias, self._params)
+
+
+def _pair(call: Any) -> tuple[list[Any], dict[str, Any]]:
+    """A call's args and kwargs. Raises TypeError for what ``list()`` and ``dict()`` would make others of."""
+    match call:
+        case (tuple() | list() as args, dict() as kwargs):  # nearly all
+            return list(args), dict(kwargs)
+        case (Sequence() as args, Mapping() as kwargs) if not isinstance(args, str | bytes):
+            return list(args), dict(kwargs)
+    raise TypeError(f"a pair (args, kwargs) is wanted, such as ((1, 2), {{'key': 3}}), not {call!r:.100}.")

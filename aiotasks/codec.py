@@ -12,6 +12,7 @@ from traceback import format_exception
 from typing import Any
 
 from .redact import redacted
+from .unsupported import AMBIGUOUS, unsupported
 
 __all__ = ["decode", "dump_error", "dump_json", "normalize"]
 
@@ -52,7 +53,8 @@ def normalize(value: Any, where: str, depth: int = 0) -> Any:
     """Return ``value`` as ``json.loads(json.dumps(value))`` would, by Django's rules.
 
     Tuples and other sequences become lists, mappings dicts, UTF-8 bytes str, keys str. Raises
-    TypeError or ValueError that names the place for anything else.
+    TypeError or ValueError that names the place for anything else, also for what those rules would
+    change silently (a QueryDict, a lazy object).
     """
     kind = type(value)
     if kind is str or value is None or kind is bool:
@@ -61,6 +63,8 @@ def normalize(value: Any, where: str, depth: int = 0) -> Any:
         return _checked_number(value, where)
     if depth >= MAX_DEPTH:
         raise ValueError(f"{_short(where)} is nested deeper than {MAX_DEPTH} levels (or refers to itself).")
+    if issubclass(kind, AMBIGUOUS) or value.__class__ is not kind:  # the latter: other libraries' proxies
+        raise TypeError(f"{where}: {unsupported(kind)}")
     match value:
         case Mapping():
             return _normalize_mapping(value, where, depth)
@@ -68,7 +72,7 @@ def normalize(value: Any, where: str, depth: int = 0) -> Any:
             try:
                 return value.decode()
             except UnicodeDecodeError:
-                raise TypeError(f"{where} is bytes that aren't UTF-8, which JSON can't hold.") from None
+                raise TypeError(f"{where}: bytes that aren't UTF-8. {unsupported(kind)}") from None
         case str():
             return str.__str__(value)
         case int():
@@ -81,7 +85,7 @@ def normalize(value: Any, where: str, depth: int = 0) -> Any:
                 for i, item in enumerate(value)
             ]
         case _:
-            raise TypeError(f"{where} is a {kind.__module__}.{kind.__qualname__}, which JSON can't hold.")
+            raise TypeError(f"{where}: {unsupported(kind)}")
 
 
 def _normalize_mapping(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
@@ -102,16 +106,14 @@ def _is_plain(value: Any) -> bool:
 
 def _key(key: Any, where: str) -> str:
     """A key as ``json.dumps`` writes it; bytes as Django reads them."""
-    key = normalize(key, f"a key of {where}", MAX_DEPTH - 1) if isinstance(key, bytes | str) else key
-    if isinstance(key, str):
-        return key
-    if key is None or isinstance(key, bool):
+    kind = type(key)
+    if issubclass(kind, bytes | str):
+        return str(normalize(key, f"a key of {where}", MAX_DEPTH - 1))
+    if key is None or kind is bool:
         return {None: "null", True: "true", False: "false"}[key]
-    if isinstance(key, int | float):
+    if issubclass(kind, int | float):
         return json.dumps(_checked_number(key, f"a key of {where}"))
-    raise TypeError(
-        f"{where} has a key that is a {type(key).__module__}.{type(key).__qualname__}, which JSON can't hold."
-    )
+    raise TypeError(f"a key of {where}: Unsupported type: {type.__repr__(kind)}. Use str(key) instead.")
 
 
 def _checked_number(value: float, where: str) -> float:

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -63,6 +64,38 @@ def fail(message: str = "no luck") -> None:
 @task
 async def afail(message: str = "no luck") -> None:
     raise ValueError(message)
+
+
+# --- Signatures ------------------------------------------------------------------------------
+
+
+@task
+def keyword_only(*, key: int, **others: int) -> int:
+    return key
+
+
+@task
+def positional_only(a: int, /, b: int = 0) -> int:
+    return a + b
+
+
+@task(takes_context=True)
+def greet(context: TaskContext, name: str = "you") -> str:
+    return name
+
+
+def _with_a_connection(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(connection, *args, **kwargs)
+
+    return wrapper
+
+
+@task
+@_with_a_connection
+def injected(handle: Any, number: int) -> int:
+    return number
 
 
 # --- The task context ------------------------------------------------------------------------

@@ -25,6 +25,7 @@ __all__ = [
     "django_errors",
     "is_away",
     "is_transient",
+    "missing_tables",
     "sqlstate",
 ]
 
@@ -221,6 +222,23 @@ def constraint(error: BaseException) -> str | None:
         getattr(cause, "diag", None), "constraint_name", None
     )
     return name if isinstance(name, str) else None
+
+
+def missing_tables(error: BaseException, database: str) -> str | None:
+    """One sentence for a ``django.db`` error that means: the tables aren't there, or lack columns."""
+    reason = next(iter(str(error).strip().splitlines()), "")
+    match sqlstate(error):
+        case "42P01" if "aiotasks_" in reason:
+            return (
+                f"The tables of aiotasks are missing in DATABASES[{database!r}]: "
+                f"run `manage.py migrate --database {database}`."
+            )
+        case "42703":
+            return (
+                f"The tables of aiotasks in DATABASES[{database!r}] are of another version ({reason}): "
+                f"run `manage.py migrate --database {database}`."
+            )
+    return None
 
 
 # What the server of a standby says to a write.

@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from math import inf
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
 from ..store.pools import close_pools
+from .descriptors import open_standard_descriptors
 from .exits import task_factory
 from .reload import Code, code_folders
 from .supervisor import Line, Supervisor
@@ -106,6 +108,7 @@ def _number[Number: (int, float)](
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Set Django up and run what the options ask for; returns the exit code."""
+    open_standard_descriptors()
     parser = argparse.ArgumentParser(
         prog="python -m aiotasks.worker", description="Run the tasks of an aiotasks backend."
     )
@@ -122,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(
             f"the settings {os.environ['DJANGO_SETTINGS_MODULE']!r} aren't a module's full name."
         )
-    sys.path.insert(0, os.getcwd())  # as manage.py has it
+    with suppress(FileNotFoundError):  # the directory has been removed: the site may be installed
+        sys.path.insert(0, os.getcwd())  # as manage.py has it
     import django
     from django.conf import settings
     from django.utils.log import configure_logging
@@ -136,7 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImproperlyConfigured as error:
         return _complain(str(error))
     except ImportError as error:
-        return _complain(f"the settings {os.environ['DJANGO_SETTINGS_MODULE']!r} can't be loaded: {error}")
+        where = "" if _has_directory() else " The working directory, where they may be, has been removed."
+        return _complain(
+            f"the settings {os.environ['DJANGO_SETTINGS_MODULE']!r} can't be loaded: {error}.{where}"
+        )
     return run(options, from_command_line=argv is None)
 
 
@@ -145,6 +152,7 @@ def run(options: argparse.Namespace, *, from_command_line: bool) -> int:
 
     ``from_command_line``: the options are those that this process was started with.
     """
+    open_standard_descriptors()
     _show_log()
     if not _needs_supervisor(options):
         return _work(options)
@@ -157,6 +165,14 @@ def run(options: argparse.Namespace, *, from_command_line: bool) -> int:
         change=Code(code_folders()).change if options.reload else None,
     )
     return asyncio.run(supervisor.run())
+
+
+def _has_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _needs_supervisor(options: argparse.Namespace) -> bool:

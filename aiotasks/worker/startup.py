@@ -14,7 +14,7 @@ from django.tasks import task_backends
 from ..backend import PostgresBackend
 from ..exceptions import DatabaseNotReady
 from ..job import Source
-from ..store.drivers import is_transient, sqlstate
+from ..store.drivers import is_transient, missing_tables, sqlstate
 from ..store.repeat import backoff
 from ..store.store import Store
 
@@ -133,17 +133,9 @@ def describe(error: utils.Error, database: str) -> str:
     """One sentence for people: what is wrong, and what to do."""
     where = f"DATABASES[{database!r}]"
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if (missing := missing_tables(error, database)) is not None:
+        return missing
     match sqlstate(error):
-        case "42P01":
-            return (
-                f"The tables of aiotasks are missing in {where}: "
-                f"run `manage.py migrate --database {database}`."
-            )
-        case "42703":
-            return (
-                f"The tables of aiotasks in {where} are of another version ({reason}): "
-                f"run `manage.py migrate --database {database}`."
-            )
         case "28P01" | "28000":
             return f"PostgreSQL refuses the user or password of {where}: {reason}."
         case "3D000":
