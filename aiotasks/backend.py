@@ -20,7 +20,7 @@ from .call_check import check_call
 from .codec import dump_error, dump_json
 from .conf import Options
 from .exceptions import TaskCancelled, UnknownTask
-from .job import AnyResult, AnyTask, Kind, NewJob, lane_of
+from .job import AnyResult, AnyTask, Kind, NewJob, lane_of, makes_generators
 from .store.drivers import missing_tables
 from .store.routes import DjangoRoute, Route, route_on_loop
 from .store.waiting import sync_code_waits
@@ -199,6 +199,11 @@ class PostgresBackend(BaseTaskBackend):
         if found.func is not task.func:
             raise InvalidTask(
                 f"No worker could run this task: {task.module_path!r} leads to another function."
+            )
+        if makes_generators(task.func):
+            raise InvalidTask(
+                f"No worker could run this task: {task.module_path}() is a generator function: a call of it "
+                "runs nothing of its body. Write a function that returns, or a coroutine function."
             )
 
     def _new(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from inspect import iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import Any, Literal
 from uuid import UUID
 
@@ -25,6 +25,7 @@ __all__ = [
     "Source",
     "Succeeded",
     "lane_of",
+    "makes_generators",
 ]
 
 
@@ -40,6 +41,12 @@ LANES: tuple[Lane, Lane] = ("loop", "thread")
 def lane_of(function: Callable[..., Any]) -> Lane:
     """Where a task's function runs: coroutines on the loop, the others in threads."""
     return "loop" if iscoroutinefunction(function) else "thread"
+
+
+@lru_cache(maxsize=1024)
+def makes_generators(function: Callable[..., Any]) -> bool:
+    """Whether a call of the function only makes a generator, which nobody would run."""
+    return isgeneratorfunction(function) or isasyncgenfunction(function)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

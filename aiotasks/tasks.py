@@ -1,6 +1,7 @@
 """PostgresTask: Django's Task with aiotasks' policies; how task paths and rows become objects."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -161,6 +162,9 @@ def task(
     return wrapper if function is None else wrapper(function)
 
 
+# The module of the script that a process runs, and the name that multiprocessing gives it in children.
+SCRIPTS = ("__main__.", "__mp_main__.")
+
 _resolved: dict[str, AnyTask] = {}
 _NO_ALIASES: Mapping[str, str] = {}
 
@@ -181,6 +185,8 @@ def resolve(task_path: str, aliases: Mapping[str, str] = _NO_ALIASES) -> AnyTask
         return _resolved[task_path]
     except KeyError:
         pass
+    if task_path.startswith(SCRIPTS):
+        raise UnknownTask(task_path, _of_a_script())
     try:
         found = import_string(task_path)
     except (Exception, SystemExit) as error:  # importing runs user code, which may raise anything
@@ -191,6 +197,15 @@ def resolve(task_path: str, aliases: Mapping[str, str] = _NO_ALIASES) -> AnyTask
         raise UnknownTask(task_path, f"the Task there calls itself {found.module_path!r}")
     _resolved[task_path] = found
     return found
+
+
+def _of_a_script() -> str:
+    """Why a task of the script that a process runs is found by no other process."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)  # there is one after `python -m`
+    return (
+        "its function is defined in the script that was started, which a worker can't import. Move it into a "
+        "module of the site" + ("" if spec is None else f", or import it from {spec.name!r}") + "."
+    )
 
 
 def new_result(

@@ -98,6 +98,52 @@ def injected(handle: Any, number: int) -> int:
     return number
 
 
+# --- What a worker can't tell by the function what it has to run -------------------------------
+
+
+def _sync_wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As decorators are written that know nothing of coroutines."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        noted.append(threading.current_thread().name)
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@task
+@_sync_wrapper
+async def wrapped(what: str) -> Any:
+    """Returns what it has met: the name of its thread, and a row by the ORM."""
+    noted.append(what)
+    if what == "fail":
+        raise ValueError("no luck")
+    if what == "wait":
+        await asyncio.Event().wait()
+    return [threading.current_thread().name, await Worker.objects.acount()]
+
+
+@task
+def returns_coroutine() -> Any:
+    return wrapped.func("inner")
+
+
+@task
+def returns_generator() -> Any:
+    return (n for n in range(3))
+
+
+@task
+def generator() -> Any:
+    yield 1
+
+
+@task
+async def async_generator() -> Any:
+    yield 1
+
+
 # --- The task context ------------------------------------------------------------------------
 
 

@@ -27,11 +27,13 @@ class Execution:
     ``cancelled_for`` says that *we* cancelled it, and why: whatever the body raises after that
     is our doing, and the job goes back instead of failing. ``result`` is the job as receivers and
     the task's context see it, made only where somebody looks. ``perhaps_written``: a statement that
-    brings its outcome may have gone through.
+    brings its outcome may have gone through. ``asked_to_end``: why it was to be cancelled while its body
+    was in a thread, which has no effect before it is back on the loop, if it ever is.
     """
 
     __slots__ = (
         "abandoned",
+        "asked_to_end",
         "began",
         "cancelled_for",
         "in_thread",
@@ -53,6 +55,7 @@ class Execution:
         self.outcome: Outcome | None = None
         self.perhaps_written = False
         self.cancelled_for: Reason | None = None
+        self.asked_to_end: Reason | None = None
         self.in_thread = False  # its body has gone to a thread, which can't be cancelled
         self.began = 0.0  # when it has, by the monotonic clock
         self.abandoned = False

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
+from inspect import isawaitable
 from typing import Any, Protocol
 
 from django.tasks import TaskContext
@@ -68,6 +71,7 @@ class Runner:
         self._unknowns: dict[str, tuple[Deferred, float]] = {}  # by path; for how long that holds
         self._loop = asyncio.get_running_loop()
         self._importing: dict[str, asyncio.Future[AnyTask]] = {}
+        self._imported_here: set[str] = set()  # paths that were tried on the loop's thread
         self._counts: dict[Lane, int] = dict.fromkeys(LANES, 0)
 
     def count(self, lane: Lane) -> int:
@@ -97,6 +101,7 @@ class Runner:
     def cancel(self, execution: Execution, reason: Reason) -> bool:
         """Ask the body to stop; False where it can't be asked, as it runs in a thread."""
         if execution.in_thread or execution.task is None:
+            execution.asked_to_end = reason
             return False
         execution.cancelled_for = reason
         return execution.task.cancel()
@@ -160,7 +165,33 @@ class Runner:
                 None, resolve, task_path, self._options.aliases
             )
             importing.add_done_callback(lambda _: self._importing.pop(task_path))
-        return await asyncio.shield(importing)
+        try:
+            return await asyncio.shield(importing)
+        except UnknownTask as error:
+            if (task := known(task_path, self._options.aliases)) is not None:
+                return task  # imported on this thread meanwhile, for another job
+            if not self._may_import_here(task_path, error):
+                raise
+        return Context().run(resolve, task_path, self._options.aliases)
+
+    def _may_import_here(self, task_path: str, error: UnknownTask) -> bool:
+        """Whether to import on the loop's thread, once for each path.
+
+        Where that is the main thread, the module may be one that works there alone, as it calls
+        ``signal.signal()``. A module that isn't there, or isn't Python, fails everywhere.
+        """
+        cause = error.__cause__
+        if (
+            cause is None
+            or isinstance(cause, ImportError | SyntaxError)
+            or threading.current_thread() is not threading.main_thread()
+            or task_path in self._imported_here
+        ):
+            return False
+        if len(self._imported_here) >= MOST_UNKNOWNS:
+            self._imported_here.clear()
+        self._imported_here.add(task_path)
+        return True
 
     def _move(self, execution: Execution, lane: Lane) -> None:
         """Have it take up a slot of the lane that its function belongs to."""
@@ -172,18 +203,50 @@ class Runner:
     async def _in_thread(
         self, execution: Execution, task: AnyTask, args: Any, kwargs: dict[str, Any]
     ) -> Outcome:
+        awaitables: list[Awaitable[Any]] = []
+
         def call() -> None:
             # The outcome is made in the thread: it is there even if the loop has gone meanwhile.
             try:
-                execution.outcome = self._returned(task.func(*args, **kwargs))
+                value = task.func(*args, **kwargs)
+                if value is not None and isawaitable(value):
+                    awaitables.append(value)
+                    if execution.abandoned:
+                        self._release(execution, value)
+                else:
+                    execution.outcome = self._returned(value)
             except BaseException as error:  # as on the loop
                 execution.outcome = self._failed(error)
 
         execution.in_thread = True
         execution.began = time.monotonic()
-        await self._threads.run(call)
+        try:
+            await self._threads.run(call)
+        except asyncio.CancelledError:
+            if execution.abandoned and awaitables:  # nobody else may have seen both
+                self._release(execution, awaitables[0])
+            raise
+        if awaitables:
+            return await self._on_loop(execution, awaitables[0])
         assert execution.outcome is not None
         return execution.outcome
+
+    async def _on_loop(self, execution: Execution, awaitable: Awaitable[Any]) -> Outcome:
+        """The rest of a sync function that has returned an awaitable, as a sync wrapper around an async
+        function does: from here on it is a coroutine task.
+        """
+        execution.in_thread = False
+        self._move(execution, "loop")
+        if (reason := execution.asked_to_end) is not None:
+            execution.cancelled_for = reason
+            _close(awaitable)
+            raise asyncio.CancelledError
+        return self._returned(await awaitable)
+
+    def _release(self, execution: Execution, awaitable: Awaitable[Any]) -> None:
+        """It was abandoned in its thread, so nobody is left to await what has come out of it."""
+        _close(awaitable)
+        execution.outcome = Released()
 
     def _returned(self, value: Any) -> Succeeded:
         return Succeeded(*dump_json(value, where="the return value", limit=self._options.max_result_size))
@@ -223,3 +286,9 @@ class Runner:
     def _put_off_lately(self, task_path: str) -> Deferred | None:
         deferred, until = self._unknowns.get(task_path, (None, 0.0))
         return deferred if self._loop.time() < until else None
+
+
+def _close(awaitable: Awaitable[Any]) -> None:
+    """Python warns of a coroutine that was never awaited, unless it is closed."""
+    if isinstance(awaitable, Coroutine):
+        awaitable.close()

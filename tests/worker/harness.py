@@ -146,7 +146,10 @@ class Ledger:
     """What the tasks have written of themselves, and what the tables say."""
 
     def __init__(self, dsn: str) -> None:
-        self.connection = psycopg.connect(dsn, autocommit=True, row_factory=namedtuple_row)
+        # Nothing prepared: tests alter the tables, and `SELECT *` has another result then.
+        self.connection = psycopg.connect(
+            dsn, autocommit=True, row_factory=namedtuple_row, prepare_threshold=None
+        )
         self.connection.execute(LEDGER)
         self.connection.execute("TRUNCATE ledger")
 

@@ -1,4 +1,5 @@
-"""What a worker's process may be started with: closed descriptors, a directory that has gone."""
+"""What a worker's process may meet: closed descriptors, a directory that has gone, modules that want the
+main thread."""
 
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 from . import tasks
-from .harness import TIMEOUT, Ledger
+from .harness import TIMEOUT, Ledger, Start, wait_until
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,24 @@ def test_a_working_directory_that_was_removed(
     else:
         assert done.returncode == 1
         assert "has been removed" in done.stderr
+
+
+def test_modules_that_want_the_main_thread(start_worker: Start, ledger: Ledger, tmp_path: Path) -> None:
+    """The others are unknown, as ever, and looked at in the main thread once."""
+    paths = ["main_thread.sync", "main_thread.coroutine", "broken_import.work", "nowhere.work"]
+    ids = [tasks.add.enqueue(1, 2).id for _ in paths]
+    for id, path in zip(ids, paths, strict=True):
+        ledger.connection.execute(
+            "UPDATE aiotasks_task SET task_path = %s WHERE id = %s", [f"tests.worker.{path}", id]
+        )
+    imports = tmp_path / "imports"
+    worker = start_worker(env={"IMPORTS": os.fspath(imports)})
+    wait_until(lambda: [ledger.task(id).status for id in ids] == ["SUCCESSFUL"] * 2 + ["SCHEDULED"] * 2)
+    assert imports.read_text().split().count("broken") == 2
+    # When it is due again, another thread looks and not the loop's.
+    ledger.connection.execute("UPDATE aiotasks_task SET run_after = now() WHERE status = 'SCHEDULED'")
+    wait_until(lambda: imports.read_text().split().count("broken") == 3)
+    assert worker.stop() == 0
+    assert imports.read_text().split().count("broken") == 3
+    assert "broken for everybody" in worker.log
+    assert "No module named 'tests.worker.nowhere'" in worker.log
