@@ -19,10 +19,10 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ..store.pools import close_pools
 from .descriptors import open_standard_descriptors
-from .exits import task_factory
 from .reload import Code, code_folders
 from .supervisor import Line, Supervisor
 from .worker import Worker
+from .worker_loop import drive, worker_loop
 
 __all__ = ["add_arguments", "main", "run"]
 
@@ -197,12 +197,12 @@ def _work(options: argparse.Namespace) -> int:
         )
         with (
             ThreadPoolExecutor(thread_name_prefix="aiotasks-default") as executor,
-            asyncio.Runner(loop_factory=_loop_factory()) as runner,
+            asyncio.Runner(loop_factory=worker_loop) as runner,
         ):
             runner.get_loop().set_default_executor(executor)
             failure: Exception | None = None
             try:
-                runner.run(_serve(worker, line, until_empty=options.until_empty))
+                drive(runner.get_loop(), _serve(worker, line, until_empty=options.until_empty))
             except Exception as error:  # raised again below, or told where a thread holds the end up
                 failure = error
             if worker.stuck or not _ends_soon(executor):
@@ -231,7 +231,6 @@ async def _serve(worker: Worker, line: Line | None, *, until_empty: bool) -> Non
         stopping.set()
 
     loop = asyncio.get_running_loop()
-    loop.set_task_factory(task_factory)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told)
     if line is not None:
@@ -243,11 +242,18 @@ async def _serve(worker: Worker, line: Line | None, *, until_empty: bool) -> Non
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
 
+    async def tell_ready(line: Line) -> None:
+        with suppress(Exception):  # what the worker has ended with is raised by its block
+            await worker.wait_for_database()
+            line.tell_ready()
+
     async def work() -> None:
+        # At once, not when it has started: a task that ends its worker by then mustn't be taken for a mistake
+        # in the settings.
+        telling = None if line is None else asyncio.create_task(tell_ready(line))
         async with worker:
-            if line is not None:
-                await worker.wait_for_database()
-                line.tell_ready()
+            if telling is not None:
+                await telling
             ends = [worker.wait()] + ([worker.wait_until_empty()] if until_empty else [])
             await _first(*ends)
 
@@ -278,14 +284,6 @@ async def _first(*awaitables: Coroutine[Any, Any, object]) -> None:
     for result in results:
         if isinstance(result, Exception):
             raise result
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def _show_log() -> None:

@@ -415,4 +415,6 @@ class Engine:
 
 
 def _loop_name() -> str:
-    return type(asyncio.get_running_loop()).__module__.split(".")[0]
+    """Whose loop it is: uvloop, asyncio, or what an embedding site runs on."""
+    names = (base.__module__.split(".")[0] for base in type(asyncio.get_running_loop()).__mro__)
+    return next(name for name in names if name != __name__.split(".")[0])

@@ -36,6 +36,7 @@ class Execution:
         "asked_to_end",
         "began",
         "cancelled_for",
+        "complained_of",
         "in_thread",
         "job",
         "lane",
@@ -59,3 +60,4 @@ class Execution:
         self.in_thread = False  # its body has gone to a thread, which can't be cancelled
         self.began = 0.0  # when it has, by the monotonic clock
         self.abandoned = False
+        self.complained_of = False  # it has been logged that its task reached for what isn't its own

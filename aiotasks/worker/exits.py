@@ -6,7 +6,10 @@ a task spawned: ``gather(child())`` with a child that calls ``sys.exit()`` ends 
 
 import asyncio
 from collections.abc import Coroutine, Generator
+from contextvars import Context
 from typing import Any
+
+from .belonging import OwnTask, current
 
 __all__ = ["ExitRaised", "task_factory"]
 
@@ -47,8 +50,15 @@ class _Guarded(Coroutine[Any, Any, Any]):
         return getattr(self._coroutine, name)
 
 
-def task_factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
-    """For ``loop.set_task_factory``, on a loop that is the worker's own."""
+def task_factory(
+    loop: asyncio.AbstractEventLoop, coroutine: Any, *, context: Context | None = None, **options: Any
+) -> "asyncio.Task[Any]":
+    """For ``loop.set_task_factory``, on a loop that is the worker's own.
+
+    What a task starts is a plain asyncio task, which anybody may cancel: clients that tasks share have some.
+    """
     if isinstance(coroutine, Coroutine):
         coroutine = _Guarded(coroutine)
-    return asyncio.Task(coroutine, loop=loop, **options)
+    owner = current.get() if context is None else context.get(current)
+    kind = OwnTask if owner is None else asyncio.Task
+    return kind(coroutine, loop=loop, context=context, **options)

@@ -18,6 +18,7 @@ from ..conf import Options
 from ..exceptions import InvalidRow, TaskCancelled, UnknownTask
 from ..job import LANES, AnyTask, Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
 from ..tasks import arguments_of, known, resolve, result_of
+from .belonging import OwnTask, current
 from .execution import Execution, Place, Reason
 from .exits import ExitRaised
 
@@ -84,8 +85,9 @@ class Runner:
         self.running.add(execution)
         self._counts[execution.lane] += 1
         execution.place = self._place()
+        execution.place.context.run(current.set, execution)
         # Not by loop.create_task(): _run lets nothing out that the loop must be guarded from.
-        execution.task = asyncio.Task(
+        execution.task = OwnTask(
             self._run(execution),
             loop=self._loop,
             context=execution.place.context,
@@ -104,14 +106,21 @@ class Runner:
             execution.asked_to_end = reason
             return False
         execution.cancelled_for = reason
-        return execution.task.cancel()
+        return self._cancel_task(execution)
 
     def abandon(self, execution: Execution) -> None:
         """Wait for it no longer: its slot is free and ``done`` won't be called."""
         execution.abandoned = True
         self._leave(execution)
-        if execution.task is not None:
-            execution.task.cancel()
+        self._cancel_task(execution)
+
+    def _cancel_task(self, execution: Execution) -> bool:
+        """Cancel its asyncio task as if by itself: it may await tasks of the worker's, which go on then."""
+        token = current.set(None if execution.in_thread else execution)
+        try:
+            return execution.task is not None and execution.task.cancel()
+        finally:
+            current.reset(token)
 
     def _leave(self, execution: Execution) -> None:
         if execution in self.running:
@@ -207,6 +216,7 @@ class Runner:
 
         def call() -> None:
             # The outcome is made in the thread: it is there even if the loop has gone meanwhile.
+            current.set(execution)
             try:
                 value = task.func(*args, **kwargs)
                 if value is not None and isawaitable(value):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import inspect
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from django.db import connection
 from django.tasks import TaskContext, task_backends
 
@@ -496,3 +497,47 @@ async def hold_block() -> None:
         seen.append("block")
         while not released.is_set():  # noqa: ASYNC110  # a threading.Event, for all kinds of tasks
             await asyncio.sleep(0.01)
+
+
+# --- What tasks do to the worker that they run in
+
+
+@task(max_crashes=0)
+async def wait_for_file(path: str) -> int:
+    """A neighbour, which ends once the test has made the file."""
+    while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240  # nobody can tell it from another process
+        await asyncio.sleep(0.02)
+    return os.getpid()
+
+
+@task(max_crashes=0)
+def wait_for_file_sync(path: str) -> int:
+    while not os.path.exists(path):
+        time.sleep(0.02)
+    return os.getpid()
+
+
+@task(takes_context=True)
+async def reach_for_loop(context: TaskContext, way: str) -> Any:
+    """Do one of the functions of ``loop_ways``; a way that kills the worker does so at the first run only."""
+    from . import loop_ways
+
+    assert context.attempt == 1, "the worker has died of it"
+    outcome = getattr(loop_ways, way)(asyncio.get_running_loop())
+    if inspect.isawaitable(outcome):
+        await outcome
+    await asyncio.sleep(0.05)  # what was put into the loop has its turn
+    return os.getpid()
+
+
+@task(takes_context=True)
+def reach_for_loop_sync(context: TaskContext, way: str) -> int:
+    """The same from a thread."""
+    from . import loop_ways
+
+    assert context.attempt == 1, "the worker has died of it"
+    outcome = getattr(loop_ways, way)(SyncToAsync.threadlocal.main_event_loop)
+    if inspect.iscoroutine(outcome):
+        async_to_sync(lambda: outcome)()
+    time.sleep(0.05)
+    return os.getpid()

@@ -1,0 +1,47 @@
+"""Whose code runs: a task's, or the worker's. What belongs to the worker refuses from a task's context."""
+
+import asyncio
+import logging
+from contextvars import ContextVar
+from typing import Any
+
+from .execution import Execution
+
+__all__ = ["OwnTask", "complain", "current"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# The execution whose code runs; None in the worker's own code. A context variable, so that what a task has
+# started (asyncio tasks, callbacks, asyncio.to_thread) belongs to the same execution.
+current: ContextVar[Execution | None] = ContextVar("aiotasks_execution", default=None)
+
+
+class OwnTask(asyncio.Task[Any]):
+    """An asyncio task of the worker's own, or the one that an execution runs in.
+
+    From another execution's context ``cancel()`` does nothing and returns False:
+    ``for t in asyncio.all_tasks(): t.cancel()`` in a task would end the worker and its neighbours. The
+    owner is what ``current`` is in the asyncio task's context.
+    """
+
+    __slots__ = ()
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        caller = current.get()
+        # What runs in a thread isn't over because the asyncio task that waits for it is.
+        if caller is not None and (caller.in_thread or caller is not self.get_context().get(current)):
+            complain(caller, f"cancel the asyncio task {self.get_name()!r}, which isn't its own")
+            return False
+        return super().cancel(msg)
+
+
+def complain(execution: Execution, what: str) -> None:
+    """Log, once for an execution, that the worker ignores what its task wants to do."""
+    if not execution.complained_of:
+        execution.complained_of = True
+        logger.warning(
+            "The worker ignores what a task tries to do: %s id=%s path=%r",
+            what,
+            execution.job.id,
+            execution.job.task_path,
+        )

@@ -1,0 +1,46 @@
+"""What belongs to a worker refuses from a task's context: tasks can't stop it, nor change it for others."""
+
+from pathlib import Path
+
+import pytest
+
+from . import loop_ways, tasks
+from .harness import Ledger, Start, wait_until
+
+LOOPS = {"uvloop": "", "asyncio": "import sys; sys.modules['uvloop'] = None\n"}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_task_cannot_take_its_worker_down(
+    start_worker: Start, ledger: Ledger, tmp_path: Path, worker_env: dict[str, str], loop: str
+) -> None:
+    """Whatever they try, one worker runs them all and their neighbours, and ends by SIGTERM with 0."""
+    (tmp_path / "sitecustomize.py").write_text(LOOPS[loop])
+    worker = start_worker("--grace", "10", env={"PYTHONPATH": f"{tmp_path}:{worker_env['PYTHONPATH']}"})
+    assert f"at a time on {loop}\n" in worker.log
+    end = tmp_path / "end"
+    neighbours = [tasks.wait_for_file.enqueue(str(end)), tasks.wait_for_file_sync.enqueue(str(end))]
+    wait_until(lambda: ledger.statuses().get("RUNNING") == 2)
+    tried = {(way, ""): tasks.reach_for_loop.enqueue(way) for way in loop_ways.WAYS}
+    tried |= {(way, "sync"): tasks.reach_for_loop_sync.enqueue(way) for way in loop_ways.WAYS}
+    wait_until(lambda: not ledger.rows("SELECT FROM aiotasks_task WHERE status = 'READY'"))
+    wait_until(lambda: ledger.statuses()["RUNNING"] == 2)
+    outcomes = {}
+    for key, result in tried.items():
+        result.refresh()
+        assert len(result.worker_ids) == 1, key
+        outcomes[key] = result.errors[0].exception_class_path.rpartition(".")[2] if result.errors else None
+    expected = {
+        (way, lane): errors.get(way)
+        for lane, errors in (("", loop_ways.REFUSED), ("sync", loop_ways.REFUSED_SYNC))
+        for way in loop_ways.WAYS
+    }
+    assert outcomes == expected
+    after = [tasks.add.enqueue(1, 2), tasks.add_sync.enqueue(1, 2), tasks.query.enqueue(0.0)]
+    wait_until(lambda: all(ledger.task(one.id).status == "SUCCESSFUL" for one in after))
+    end.touch()
+    wait_until(lambda: "RUNNING" not in ledger.statuses())
+    assert [ledger.task(one.id).return_value for one in neighbours] == [worker.pid] * 2
+    assert "call shutdown_asyncgens() of the worker's event loop" in worker.log
+    assert worker.stop() == 0
+    assert ledger.workers() == 0
