@@ -23,8 +23,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from subprocess import DEVNULL
+from typing import Literal
 
 import anyio
+
+from .process_exit import leave_now
+from .process_signals import QUIT, REPORT, STOP, ProcessSignals
 
 __all__ = ["Line", "Supervisor"]
 
@@ -41,6 +45,10 @@ STEADY = 60.0
 RELOAD_GRACE = 2.0
 
 
+# Seconds after the grace when a worker that is still there is killed: it ends by force itself before that.
+KILL_AFTER = 5.0
+
+
 class Line:
     """A worker's end of the line; ``fileno`` is what ``--supervised`` says. Raises OSError for no socket."""
 
@@ -48,38 +56,29 @@ class Line:
         line = socket.socket(fileno=fileno)
         line.setblocking(False)
         line.set_inheritable(False)  # by what tasks start
-        self._fileno = line.detach()  # open for as long as the process lives
+        self.fileno = line.detach()  # open for as long as the process lives
 
-    def listen(self, *, gone: Callable[[], None], hurry: Callable[[], None]) -> None:
-        """Have the running loop call ``hurry`` when there is no more grace, ``gone`` at the end."""
-        loop = asyncio.get_running_loop()
-
-        def heard() -> None:
-            try:
-                said = os.read(self._fileno, 1)
-            except BlockingIOError:
-                return
-            except OSError:
-                said = b""
-            if said:
-                hurry()
-                return
-            loop.remove_reader(self._fileno)
-            logger.warning("the supervisor has gone, this worker stops pid=%d", os.getpid())
-            gone()
-
-        loop.add_reader(self._fileno, heard)
+    def read(self) -> Literal["hurry", "gone", ""]:
+        """Return what the supervisor says now: that there is no more grace, or nothing ever again."""
+        try:
+            said = os.read(self.fileno, 1)
+        except BlockingIOError:
+            return ""
+        except OSError:
+            return "gone"
+        return "hurry" if said else "gone"
 
     def tell_ready(self) -> None:
         """Tell the supervisor that this worker has started."""
         with suppress(OSError):  # it has gone, which is heard too
-            os.write(self._fileno, b"\n")
+            os.write(self.fileno, b"\n")
 
 
 class Supervisor:
-    """Keeps ``processes`` workers running until SIGTERM or SIGINT, which it passes on.
+    """Keeps ``processes`` workers running until a signal that asks for an end, which it passes on.
 
     command: starts one worker, given ``--supervised FD`` at its end.
+    grace: seconds for which a worker's stop waits for running tasks; what outlasts it by far is killed.
     until_empty: a worker that exits with 0 is through, and isn't started again.
     change: returns a description once the code has changed; awaited again and again.
     """
@@ -89,11 +88,13 @@ class Supervisor:
         command: Sequence[str],
         *,
         processes: int,
+        grace: float = 25.0,
         until_empty: bool = False,
         change: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self._command = command
         self._processes = processes
+        self._grace = grace
         self._until_empty = until_empty
         self._change = change
         self._edition = _Edition()
@@ -105,29 +106,50 @@ class Supervisor:
     async def run(self) -> int:
         """Return when the last worker has ended: the exit code is that of a worker that failed, or 0."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._told)
-        async with anyio.create_task_group() as group:
-            if self._change is not None:
-                group.start_soon(self._reload, self._change)
-            async with anyio.create_task_group() as keepers:
-                for index in range(self._processes):
-                    keepers.start_soon(self._keep_one, index == 0)
-            group.cancel_scope.cancel()
-        logger.info("stopped exit=%d", self._exit_code)
+
+        def received(number: int) -> None:
+            loop.call_soon_threadsafe(self._told, number)
+
+        self._signals = ProcessSignals(received)
+        with self._signals.received():
+            async with anyio.create_task_group() as group:
+                if self._change is not None:
+                    group.start_soon(self._reload, self._change)
+                async with anyio.create_task_group() as keepers:
+                    for index in range(self._processes):
+                        keepers.start_soon(self._keep_one, index == 0)
+                group.cancel_scope.cancel()
+            logger.info("stopped exit=%d", self._exit_code)
         return self._exit_code
 
     # --- What it is told --------------------------------------------------------------------
 
-    def _told(self) -> None:
-        """The first signal ends the workers with grace, the second without."""
-        if not self._stopping:
-            logger.info("stopping, processes=%d", len(self._children))
-            self._stop()
+    def _told(self, number: int) -> None:
+        """The first signal ends the workers with grace, the second and SIGQUIT without."""
+        if number == REPORT:
+            logger.warning("SIGUSR1: processes=%s", ", ".join(str(child.pid) for child in self._children))
+            for child in self._children:
+                if child.ready:  # else it would end
+                    child.send(REPORT)
+        if number not in STOP and number != QUIT:
             return
-        logger.info("stopping without grace, processes=%d", len(self._children))
-        for child in self._children:
-            child.hurry()
+        if number == QUIT or self._stopping:
+            logger.info("stopping without grace, processes=%d", len(self._children))
+            self._signals.call_later(KILL_AFTER, self._kill)
+            if not self._stopping:
+                self._stop()
+            for child in self._children:
+                child.hurry()
+            return
+        logger.info("stopping, processes=%d", len(self._children))
+        self._signals.call_later(self._grace + KILL_AFTER, self._kill)
+        self._stop()
+
+    def _kill(self) -> None:
+        """In the thread that receives signals: workers end in time by themselves, unless they can't."""
+        for child in list(self._children):
+            child.send(signal.SIGKILL)
+        self._signals.call_later(KILL_AFTER, lambda: leave_now(1))
 
     def _stop(self) -> None:
         self._stopping = True
@@ -215,8 +237,8 @@ class Supervisor:
             await edition.over.wait()
 
     def _leave(self, code: int) -> None:
-        # SIGTERM ends one that is still importing.
-        if code not in (0, -signal.SIGTERM) and not self._exit_code:
+        # A signal ends one that is still importing.
+        if code != 0 and -code not in {*STOP, QUIT} and not self._exit_code:
             self._exit_code = code if code > 0 else 128 - code  # as a shell says it
 
 
@@ -271,8 +293,11 @@ class _Child:
         return cls(process, line, on_ready)
 
     def stop(self) -> None:
+        self.send(signal.SIGTERM)
+
+    def send(self, number: int) -> None:
         with suppress(ProcessLookupError):
-            self._process.terminate()
+            self._process.send_signal(number)
 
     def hurry(self) -> None:
         with suppress(OSError):  # it has ended

@@ -14,6 +14,7 @@ from ..store.drivers import is_transient
 from ..store.pools import resources
 from ..store.repeat import backoff
 from .engine import Engine
+from .execution import Execution
 from .startup import backend_of, queues_of, reach_database, slots
 
 __all__ = ["Worker"]
@@ -117,6 +118,10 @@ class Worker:
         """Have no more grace: cancel what runs now."""
         self._stopping.set()
         self._hurried.set()
+
+    def running(self) -> list[Execution]:
+        """What is being run at the moment. May be asked from any thread."""
+        return list(self.engine.runner.running) if hasattr(self, "engine") else []
 
     async def wait(self) -> None:
         """Return when the worker has ended, by ``stop()`` or by a failure, which is raised."""

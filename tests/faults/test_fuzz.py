@@ -22,6 +22,7 @@ from aiotasks.conf import Options
 from aiotasks.exceptions import InvalidRow, UnknownTask
 from aiotasks.store.pools import close_pools
 from aiotasks.worker import cli
+from aiotasks.worker.standalone import Standalone
 from tests.worker.harness import Configure, Ledger, until
 
 
@@ -53,8 +54,9 @@ words = st.one_of(
 )
 
 
-async def serve(*args: Any, **kwargs: Any) -> None:
+def serve(*args: Any) -> int:
     """In the worker's place: whatever the options were, it could be made."""
+    return 0
 
 
 class Nobody:
@@ -78,7 +80,7 @@ def test_a_command_line_is_run_or_refused_in_a_sentence(
     if "--supervised" in argv and not {"9" * 100, "9" * 5000} & set(argv):
         return  # the number of a file that is open here
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_serve", serve)
+        patch.setattr(Standalone, "run", serve)
         patch.setattr(cli, "Supervisor", Nobody)
         patch.setattr("sys.path", [])
         patch.setenv("DJANGO_SETTINGS_MODULE", "tests.settings")

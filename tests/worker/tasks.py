@@ -541,3 +541,33 @@ def reach_for_loop_sync(context: TaskContext, way: str) -> int:
         async_to_sync(lambda: outcome)()
     time.sleep(0.05)
     return os.getpid()
+
+
+# --- What a task may do to the process
+
+
+@task(takes_context=True, max_crashes=0)
+async def work_once(context: TaskContext, seconds: float) -> None:
+    """What may not be run again after a crash."""
+    await arecord("start", context)
+    await asyncio.sleep(seconds)
+
+
+@task
+async def use_alarm() -> str:
+    """A handler of its own for a signal that the worker otherwise ignores."""
+    rung = asyncio.Event()
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.set())
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    await asyncio.wait_for(rung.wait(), 20)
+    signal.signal(signal.SIGALRM, before)
+    return "rung"
+
+
+@task
+async def take_signals() -> None:
+    """Everything that would keep a worker from hearing of its end."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
