@@ -110,7 +110,9 @@ async def _drain(alias: str) -> int:
         start=runner.start,
         drop=lambda job: None,
     )
-    scheduler = Scheduler(store, backend=alias, wake=lambda wakeups: claimer.wake())
+    scheduler = Scheduler(
+        store, backend=alias, wake=lambda wakeups: claimer.wake(), look_back=claimer.look_back
+    )
     await store.register_worker(worker_id, alias, "", 0, [], 1, 1, __version__, LEASE_TIMEOUT)
     try:
         while True:

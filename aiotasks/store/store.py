@@ -127,10 +127,11 @@ class Store:
         return {row[0]: row[1] for row in await self._fetch("release_jobs", *columns)}
 
     async def release_lost_claims(
-        self, worker_id: UUID, held: Sequence[UUID], reply_timeout: float
-    ) -> dict[UUID, str]:
-        rows = await self._fetch("release_lost_claims", worker_id, list(held), reply_timeout)
-        return {row[0]: row[1] for row in rows}
+        self, worker_id: UUID, held: Sequence[UUID], reply_timeout: float, cancelled: str
+    ) -> list[Job]:
+        """Returns what was given back: READY, or FAILED with the error ``cancelled`` (JSON text)."""
+        rows = await self._fetch("release_lost_claims", worker_id, list(held), reply_timeout, cancelled)
+        return [Job(*row) for row in rows]
 
     async def cancel_jobs(self, ids: Sequence[UUID], backend: str, error: str) -> list[Job]:
         """Returns those that could still be cancelled: FAILED now, or RUNNING and asked to end."""
@@ -140,16 +141,16 @@ class Store:
         return {row[0] for row in await self._fetch("select_cancelled_jobs", worker_id)}
 
     async def rescue_jobs(
-        self, backend: str, max_crashes: int, error: str, limit: int, cancelled: str
+        self, backend: str, max_crashes: int, error: str, limit: int, cancelled: str, rescuer: UUID
     ) -> list[Job]:
-        return [
-            Job(*row)
-            for row in await self._fetch("rescue_jobs", backend, max_crashes, error, limit, cancelled)
-        ]
+        """``rescuer`` is the worker that rescues: none without a live lease, and nothing of its own."""
+        rows = await self._fetch("rescue_jobs", backend, max_crashes, error, limit, cancelled, rescuer)
+        return [Job(*row) for row in rows]
 
-    async def promote_due_jobs(self, backend: str, limit: int) -> list[str]:
-        """Returns the queue name of every task promoted."""
-        return [row[0] for row in await self._fetch("promote_due_jobs", backend, limit)]
+    async def promote_due_jobs(self, backend: str, limit: int) -> list[tuple[str, float]]:
+        """Returns the queue name of every task promoted, and its place there: when it was due, in epoch
+        seconds."""
+        return [(row[0], row[1]) for row in await self._fetch("promote_due_jobs", backend, limit)]
 
     async def next_due(self, backend: str) -> tuple[datetime, float] | None:
         """When the earliest scheduled task is due, and in how many seconds."""
@@ -201,10 +202,17 @@ class Store:
         lease_timeout: float,
         listening: bool | None = None,
         *,
+        even_expired: bool = False,
         timeout: float | None = None,
-    ) -> bool:
-        """Whether the worker's row still stood. ``listening``: whether NOTIFY wakes it (None: not known)."""
-        return bool(await self._fetch("renew_lease", worker_id, lease_timeout, listening, timeout=timeout))
+    ) -> bool | None:
+        """Whether the lease was renewed: False where it has expired by the database's clock, unless
+        ``even_expired``; None where the worker's row has gone. ``listening``: whether NOTIFY wakes the
+        worker (None: not known).
+        """
+        rows = await self._fetch(
+            "renew_lease", worker_id, lease_timeout, listening, even_expired, timeout=timeout
+        )
+        return bool(rows[0][0]) if rows else None
 
     async def prune_jobs(
         self, backend: str, status: str, keep: float | None, since: float, limit: int
@@ -220,8 +228,9 @@ class Store:
         ((number, last),) = await self._fetch("prune_kept_jobs", backend, since, limit)
         return number, last
 
-    async def remove_dead_workers(self, backend: str) -> list[UUID]:
-        return [row[0] for row in await self._fetch("remove_dead_workers", backend)]
+    async def remove_dead_workers(self, backend: str, worker_id: UUID | None = None) -> list[UUID]:
+        """``worker_id`` is the worker that asks, whose own lease must be live; None for an operator."""
+        return [row[0] for row in await self._fetch("remove_dead_workers", backend, worker_id)]
 
     async def remove_worker(self, worker_id: UUID) -> None:
         await self._fetch("remove_worker", worker_id)

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from math import inf
 from typing import Protocol
@@ -81,6 +82,7 @@ class Sources(Protocol):
 
     def hear(self, wakeup: Wakeup | None) -> bool: ...
     def forget(self) -> None: ...
+    def look_back(self, since: datetime) -> None: ...
     async def queues(self) -> list[str]: ...
     def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> Source: ...
     def learn(self, lane: Lane, source: Source, jobs: Sequence[Job]) -> None: ...
@@ -154,6 +156,10 @@ class Claimer:
         self._hungry.update(LANES)
         self._look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN
         self._changed.set()
+
+    def look_back(self, since: float) -> None:
+        """Tasks have become READY whose place in their queue is as of ``since`` (epoch seconds)."""
+        self._sources.look_back(datetime.fromtimestamp(since, UTC))
 
     def suspect(self) -> None:
         """There may be tasks that have been in two crashes."""

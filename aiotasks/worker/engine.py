@@ -129,6 +129,7 @@ class Engine:
             store,
             backend=self.backend,
             wake=self._wake,
+            look_back=self.claimer.look_back,
             # Without NOTIFY nobody tells of a task that is due earlier than the one waited for.
             longest_wait=LONGEST_WAIT if options.notify else options.poll_interval,
         )
@@ -283,14 +284,11 @@ class Engine:
         logger.info("stopped")
         return stuck
 
-    async def _give_back(self, executions: Sequence[Execution]) -> None:
-        rows = [(e.job.id, e.job.claim_id, 0.0, None) for e in executions if e.job.claim_id is not None]
-        try:
-            released = await self.resources.store.release_jobs(rows)
-        except utils.Error as error:
-            logger.error("tasks could not be given back, their lease must run out error=%r", str(error))
-        else:
-            self._wake([Wakeup(self.backend, name) for name in set(released.values()) if name is not None])
+    async def _give_back(self, executions: Sequence[Execution], timeout: float) -> None:
+        for execution in executions:  # each anew: a thread may still set the outcome of its own
+            self._drop(execution.job)
+        if not await self.finisher.flush(timeout) and self.finisher.pending:
+            logger.error("Could not release tasks; they stay RUNNING until the lease expires")
 
     async def _settle_late(self, store: Store, executions: Sequence[Execution]) -> None:
         """On the heartbeat's loop, which keeps the lease: write what threads still do."""

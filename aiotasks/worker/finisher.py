@@ -17,6 +17,7 @@ from django.utils import timezone
 from .. import signals
 from ..codec import decode, dump_error
 from ..conf import Options
+from ..exceptions import TaskCancelled
 from ..job import AnyResult, Deferred, Failed, Job, Released, Succeeded
 from ..redact import redacted
 from ..store.batcher import Batcher
@@ -175,9 +176,8 @@ class Finisher:
         for execution in executions:
             # Unknown for longer than its window, or to be cancelled.
             id, claim_id = execution.job.id, execution.job.claim_id
-            failure = unreleased[id] if id in refused else None
-            if failure is not None and claim_id is not None:
-                execution.outcome = failure
+            if id in refused and claim_id is not None:
+                execution.outcome = failure = unreleased[id] or self._cancelled()
                 finishes.append((id, claim_id, "FAILED", None, failure.text))
         finished: dict[UUID, datetime | None] = {}
         if finishes:
@@ -199,6 +199,13 @@ class Finisher:
             "locked" if execution.job.id in locked else finished.get(execution.job.id)
             for execution in executions
         ]
+
+    def _cancelled(self) -> Failed:
+        """The outcome of a task that was to be cancelled, and hasn't run to an end here."""
+        error = TaskCancelled("The task was cancelled.")
+        return Failed(
+            error, dump_error(error, limit=self._options.max_error_size, redact=self._options.redact)
+        )
 
     async def _finish(
         self, finishes: list[tuple[UUID, UUID, str, str | None, str | None]], *, repeated: bool = False

@@ -199,7 +199,16 @@ class Heartbeat:
         worker_id = lease.worker_id
         if worker_id is not None:
             listening = self._listening()
-            if await store.renew_lease(worker_id, lease.timeout, listening, timeout=timeout):
+            renewed = await store.renew_lease(worker_id, lease.timeout, listening, timeout=timeout)
+            if renewed is False:
+                # An outage, a pause of this process, or a step of the database's clock: others' leases
+                # may be as stale, so this worker must not rescue before they have been renewed.
+                logger.warning("The lease had expired by the database's clock worker_id=%s", worker_id)
+                lease.steady_since = None
+                renewed = await store.renew_lease(
+                    worker_id, lease.timeout, listening, even_expired=True, timeout=timeout
+                )
+            if renewed:
                 if lease.worker_id == worker_id:
                     lease.deadline = started + lease.timeout
                     if lease.steady_since is None:

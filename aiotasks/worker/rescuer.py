@@ -56,27 +56,33 @@ class Rescuer:
 
     async def run_once(self) -> Rescued:
         """One sweep."""
-        released = await self._release_lost_claims()
-        if not self._may_rescue():
-            return Rescued(released=released)
-        ready, failed = await self._rescue()
-        workers = await self._store.remove_dead_workers(self._backend)
-        return Rescued(ready, failed, released, len(workers))
-
-    async def _release_lost_claims(self) -> int:
-        """Give back what a claim took for us whose reply we never got."""
         worker_id = self._worker_id()
         if worker_id is None:
-            return 0
+            return Rescued()
+        released = await self._release_lost_claims(worker_id)
+        if not self._may_rescue():
+            return Rescued(released=released)
+        ready, failed = await self._rescue(worker_id)
+        workers = await self._store.remove_dead_workers(self._backend, worker_id)
+        return Rescued(ready, failed, released, len(workers))
+
+    async def _release_lost_claims(self, worker_id: UUID) -> int:
+        """Give back what a claim took for us whose reply we never got."""
+        cancelled = TaskCancelled("The task was cancelled before it ran.")
+        text = dump_error(cancelled, limit=self._options.max_error_size, redact=self._options.redact)
         released = await self._store.release_lost_claims(
-            worker_id, list(set(self._held())), self._options.command_timeout
+            worker_id, list(set(self._held())), self._options.command_timeout, text
         )
         if released:
             logger.warning("tasks of a claim without a reply were given back count=%d", len(released))
-            self._wake([Wakeup(self._backend, queue_name) for queue_name in set(released.values())])
+            queues = {job.queue_name for job in released if job.status == "READY"}
+            self._wake([Wakeup(self._backend, queue_name) for queue_name in queues])
+        for job in released:
+            if job.status == "FAILED":
+                self._announce(job, cancelled)
         return len(released)
 
-    async def _rescue(self) -> tuple[int, int]:
+    async def _rescue(self, worker_id: UUID) -> tuple[int, int]:
         lost = WorkerLost("The worker that ran this task was killed or hung: its lease ran out.")
         cancelled = TaskCancelled("The task was cancelled, and its worker was killed or hung.")
         limit, redact = self._options.max_error_size, self._options.redact
@@ -86,7 +92,7 @@ class Rescuer:
         ready = failed = 0
         while True:
             jobs = await self._store.rescue_jobs(
-                self._backend, self._options.max_crashes, lost_text, BATCH, cancelled_text
+                self._backend, self._options.max_crashes, lost_text, BATCH, cancelled_text, worker_id
             )
             for job in jobs:
                 logger.warning(

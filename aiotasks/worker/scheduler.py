@@ -29,7 +29,9 @@ LOCKED_WAIT = 0.2
 class Scheduler:
     """Sleeps until the next task is due, so that far-future rows cost nothing.
 
-    A wake-up of a task that is due earlier than what it waits for makes it look again.
+    A wake-up of a task that is due earlier than what it waits for makes it look again. ``look_back`` is
+    called before a wake-up, with the earliest time (epoch seconds) that a promoted task was due at: that is
+    its place in the queue.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class Scheduler:
         *,
         backend: str,
         wake: Callable[[Sequence[Wakeup]], None],
+        look_back: Callable[[float], None],
         longest_wait: float = LONGEST_WAIT,
     ) -> None:
         self._store = store
         self._backend = backend
         self._wake = wake
+        self._look_back = look_back
         self._longest_wait = min(LONGEST_WAIT, longest_wait)
         self._waiting_for: float | None = None
         self._look = asyncio.Event()
@@ -73,9 +77,11 @@ class Scheduler:
         """Promote what is due; returns the seconds until the next look."""
         self._waiting_for = None  # until we know: a wake-up meanwhile must count, whatever it names
         while True:
-            queues = await self._store.promote_due_jobs(self._backend, BATCH)
-            self._wake([Wakeup(self._backend, queue_name) for queue_name in set(queues)])
-            if len(queues) < BATCH:
+            promoted = await self._store.promote_due_jobs(self._backend, BATCH)
+            if promoted:
+                self._look_back(min(due for _, due in promoted))
+            self._wake([Wakeup(self._backend, queue_name) for queue_name in {name for name, _ in promoted}])
+            if len(promoted) < BATCH:
                 break
         following = await self._store.next_due(self._backend)
         if following is None:

@@ -49,8 +49,9 @@ class Beats(Protocol):
 class Shutdown:
     """Stop claiming, wait with the heartbeat on, cancel, write, give back.
 
-    ``give_back`` makes executions READY again that won't end in time. ``settle_late`` is run on the
-    heartbeat's loop, lease and all, for those in threads that this process keeps.
+    ``give_back`` makes executions READY again that won't end in time, within so many seconds.
+    ``settle_late`` is run on the heartbeat's loop, lease and all, for those in threads that this process
+    keeps.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Shutdown:
         finisher: Finishes,
         heartbeat: Beats,
         *,
-        give_back: Callable[[Sequence[Execution]], Awaitable[None]],
+        give_back: Callable[[Sequence[Execution], float], Awaitable[None]],
         settle_late: Callable[[Store, Sequence[Execution]], Awaitable[None]],
         changed: asyncio.Event,
         hurried: asyncio.Event,
@@ -126,8 +127,7 @@ class Shutdown:
         """Give back what is stuck; whether some of it is kept, with the lease."""
         kept = [execution for execution in stuck if keep_threads and execution.in_thread]
         if given_back := [execution for execution in stuck if execution not in kept]:
-            with anyio.CancelScope(deadline=self.goodbye_by):
-                await self._give_back(given_back)
+            await self._give_back(given_back, self.goodbye_by - asyncio.get_running_loop().time())
         if kept:
             # A thread can't be stopped, and its task must not run twice while it goes on.
             self._heartbeat.stop(lambda store: self._settle_late(store, kept))

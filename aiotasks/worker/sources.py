@@ -56,6 +56,10 @@ class Sources:
         """Have the next claims look at everything."""
         self._watermarks.clear()
 
+    def look_back(self, since: datetime) -> None:
+        """Have the next claims look at everything from ``since`` on."""
+        self._watermarks = {key: min(mark, since) for key, mark in self._watermarks.items()}
+
     async def queues(self) -> list[str]:
         """The queues served, sorted; where any name is, those that there are."""
         if self._queues:

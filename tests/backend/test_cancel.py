@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -12,9 +12,10 @@ from django.utils import timezone
 
 import aiotasks
 from aiotasks.backend import PostgresBackend
-from aiotasks.job import Job
+from aiotasks.job import Job, Source
 from aiotasks.store.pools import resources
 from tests import tasks
+from tests.worker import tasks as worker_tasks
 from tests.worker.harness import until
 
 from .support import Api, Heard, finished, run_all, worker
@@ -100,6 +101,45 @@ async def test_a_cancelled_task_is_not_given_back_at_a_shutdown(database: str) -
     assert result.errors[-1].exception_class_path == "aiotasks.exceptions.TaskCancelled"
 
 
+@pytest.mark.parametrize("task", [worker_tasks.wait_in_thread, worker_tasks.swallow_cancellation_again])
+async def test_a_cancelled_task_that_outlasts_a_shutdown_is_failed(
+    database: str, heard: list[Heard], task: Task
+) -> None:
+    """It isn't left RUNNING, to be rescued as a crash and called killed or hung."""
+    worker_tasks.seen.clear()
+    worker_tasks.released.clear()
+    result = await task.aenqueue("outlasts")
+    try:
+        async with worker(grace=0.0, own_process=True):
+            await until(lambda: worker_tasks.seen == ["outlasts"])
+            assert await result.acancel()
+        await result.arefresh()
+    finally:
+        worker_tasks.released.set()
+    assert result.status == TaskResultStatus.FAILED
+    assert [error.exception_class_path for error in result.errors] == ["aiotasks.exceptions.TaskCancelled"]
+    assert [type(one.error) for one in heard if one.signal == "task_finished"] == [aiotasks.TaskCancelled]
+
+
+async def test_what_is_given_back_unrun_is_failed_where_it_was_cancelled(database: str) -> None:
+    """A claim whose reply came after the lease had ended, say."""
+    async with worker(concurrency=0) as running:
+        result = await tasks.anoop.aenqueue()
+        options = backend().config
+        store = resources(options).store
+        (job,) = await store.claim_jobs(
+            running.engine.lease.worker_id,
+            uuid4(),
+            "default",
+            loop=Source(["default"], [datetime(1970, 1, 1, tzinfo=UTC)], 1),
+            thread=Source([], [], 0),
+        )
+        assert await result.acancel()
+        running.engine._drop(job)
+        await finished(result)
+    assert [error.exception_class_path for error in result.errors] == ["aiotasks.exceptions.TaskCancelled"]
+
+
 async def test_a_late_finish_does_not_bring_a_cancelled_task_back(
     database: str, conn: asyncpg.Connection
 ) -> None:
@@ -146,7 +186,9 @@ async def orphaned(conn: asyncpg.Connection) -> TaskResult:
 
 async def rescue() -> list[Job]:
     store = resources(backend().config).store
-    return await store.rescue_jobs("default", 3, stored_error("lost"), 10, stored_error("cancelled"))
+    rescuer = uuid4()
+    await store.register_worker(rescuer, "default", "host", 1, [], 1, 1, "test", 60.0)
+    return await store.rescue_jobs("default", 3, stored_error("lost"), 10, stored_error("cancelled"), rescuer)
 
 
 def stored_error(name: str) -> str:

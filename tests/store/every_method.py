@@ -48,8 +48,9 @@ def main() -> list[Any]:
     jobs.append(new_job(id=str(uuid.UUID(int=8)), run_after=later, **texts))
     call("insert_jobs", jobs[1:])
     call("insert_job", jobs[0])
-    me, dead, claim_id = (uuid.uuid4() for _ in range(3))
+    me, other, dead, claim_id = (uuid.uuid4() for _ in range(4))
     call("register_worker", me, "default", "host", 1, [queue], 1, 1, "0", 60.0)
+    call("register_worker", other, "other", "host", 1, [], 1, 1, "0", 60.0)
     call("register_worker", dead, "default", "host", 1, [], 1, 1, "0", -1.0)
     seen: list[Any] = [
         call("list_queues", "default"),
@@ -77,7 +78,7 @@ def main() -> list[Any]:
     cancelled = call("cancel_jobs", [asked, uuid.UUID(int=1)], "default", error)
     seen.append(sorted(shown(job) for job in cancelled))
     seen.append([id.int for id in call("select_cancelled_jobs", me)])
-    seen.append(call("release_lost_claims", me, [claim_id], 0.0))
+    seen.append([shown(job) for job in call("release_lost_claims", me, [claim_id], 0.0, error)])
     seen.append(call("claim_suspect", me, uuid.uuid4(), "default", "loop", ["default"]))
     seen.append(call("promote_due_jobs", "default", 10))
     seen.append(call("renew_lease", me, 60.0, True))
@@ -93,9 +94,9 @@ def main() -> list[Any]:
     ever, month = float("-inf"), 30 * 86_400.0
     seen.append(call("prune_jobs", "default", "FAILED", month, ever, 10)[0])
     seen.append(call("prune_kept_jobs", "default", ever, 10)[0])
-    seen.append([id == dead for id in call("remove_dead_workers", "default")])
+    seen.append([id == dead for id in call("remove_dead_workers", "default", me)])
     call("remove_worker", me)
-    seen.append([shown(job) for job in call("rescue_jobs", "default", 3, error, 10, '{"c": 1}')])
+    seen.append([shown(job) for job in call("rescue_jobs", "default", 3, error, 10, '{"c": 1}', other)])
     found = call("select_jobs", [uuid.UUID(int=n) for n in range(12)], "default")
     seen.append(sorted(shown(job) for job in found))
     call("wait_for_standbys")

@@ -93,7 +93,11 @@ async def rescue(
     backend: str = "default",
     error: str = WORKER_LOST,
 ) -> list[Job]:
-    return await store.rescue_jobs(backend, max_crashes, error, limit, CANCELLED)
+    """Have a worker rescue that is there for this alone."""
+    rescuer = await worker(store, backend=backend)
+    jobs = await store.rescue_jobs(backend, max_crashes, error, limit, CANCELLED, rescuer)
+    await store.remove_worker(rescuer)
+    return jobs
 
 
 async def row(conn: asyncpg.Connection, id: UUID) -> asyncpg.Record:

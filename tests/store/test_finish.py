@@ -62,7 +62,7 @@ async def test_a_zombie_cannot_finish_what_was_claimed_again(store: Store, conn:
     """FAULTS 1 and 8: the claim id is the fence, not the worker and not the attempt."""
     worker_id, (old,) = await claimed(store)
     await rescue(store, conn, worker_id)
-    await store.renew_lease(worker_id, 60.0)
+    await store.renew_lease(worker_id, 60.0, even_expired=True)
     (new,) = await claim(store, worker_id)  # even by the very same worker
     assert await store.finish_jobs([(*claim_of(old), "SUCCESSFUL", '"late"', None)]) == {}
     assert (await row(conn, old.id))["status"] == "RUNNING"
@@ -177,7 +177,8 @@ async def test_a_locked_row_holds_no_other_release_up(store: Store, conn: asyncp
         assert await store.release_jobs(releases) == {free.id: "default"}
         claims = zip(*(claim_of(job) for job in (locked, free)), strict=True)
         assert await store.select_finished_jobs(*claims) == {locked.id: None}
-        assert await store.release_lost_claims(worker_id, [], 10.0) == {lost.id: "default"}
+        (released,) = await store.release_lost_claims(worker_id, [], 10.0, rows.CANCELLED)
+        assert released.id == lost.id
     assert await store.release_jobs(releases) == {locked.id: "default"}
 
 
@@ -209,7 +210,7 @@ async def test_a_release_keeps_what_earlier_attempts_left(store: Store, conn: as
 async def test_a_release_is_fenced(store: Store, conn: asyncpg.Connection) -> None:
     worker_id, (old,) = await claimed(store)
     await rescue(store, conn, worker_id)
-    await store.renew_lease(worker_id, 60.0)
+    await store.renew_lease(worker_id, 60.0, even_expired=True)
     before = await row(conn, old.id)
     assert await store.release_jobs([(*claim_of(old), 0.0, None)]) == {}
     assert await row(conn, old.id) == before
@@ -263,15 +264,21 @@ async def test_lost_claims_go_back_and_those_held_stay(store: Store, conn: async
     (fresh,) = await insert(store)
     await claim(store, worker_id)
     assert held.claim_id is not None
-    released = await store.release_lost_claims(worker_id, [held.claim_id], 10.0)
-    assert released == dict.fromkeys(lost_ids, "default")
+    await store.cancel_jobs([lost_ids[1]], "default", rows.CANCELLED)
+    released = await store.release_lost_claims(worker_id, [held.claim_id], 10.0, rows.CANCELLED)
+    assert {job.id: job.status for job in released} == dict(zip(lost_ids, ["READY", "FAILED"], strict=True))
+    assert {job.queue_name for job in released} == {"default"}
+    cancelled = await row(conn, lost_ids[1])
+    assert (cancelled["errors"], cancelled["worker_ids"]) == ([rows.CANCELLED], [])
+    assert cancelled["finished_at"] is not None
     for id in lost_ids:
         found = await row(conn, id)
-        assert (found["status"], found["worker_ids"], found["crashes"]) == ("READY", [], 0)
+        assert (found["status"] == "READY") is (id == lost_ids[0])
+        assert (found["worker_ids"], found["crashes"]) == ([], 0)
         assert (found["claim_id"], found["worker_id"], found["started_at"]) == (None, None, None)
     for id in (held.id, theirs.id, fresh):  # its reply may still be on its way
         assert (await row(conn, id))["status"] == "RUNNING"
-    assert len(await claim(store, worker_id, loop=lane())) == 2
+    assert [job.id for job in await claim(store, worker_id, loop=lane())] == lost_ids[:1]
 
 
 async def test_a_worker_that_holds_nothing_gives_everything_back(
@@ -279,4 +286,5 @@ async def test_a_worker_that_holds_nothing_gives_everything_back(
 ) -> None:
     worker_id, jobs = await claimed(store, 3)
     await conn.execute("UPDATE aiotasks_task SET last_attempted_at = now() - interval '1 min'")
-    assert (await store.release_lost_claims(worker_id, [], 10.0)).keys() == {job.id for job in jobs}
+    released = await store.release_lost_claims(worker_id, [], 10.0, rows.CANCELLED)
+    assert {job.id for job in released} == {job.id for job in jobs}

@@ -1,7 +1,7 @@
 """rescue_jobs: by anti-join on the tasks, with the crashes counted."""
 
 import asyncio
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from aiotasks.store.pools import LoopResources
 from aiotasks.store.store import Store
 
-from .rows import WORKER_LOST, claim, claimed, expire, insert, lane, rescue, row, worker
+from .rows import CANCELLED, WORKER_LOST, claim, claimed, expire, insert, lane, rescue, row, worker
 
 
 async def test_tasks_of_a_live_worker_are_left_alone(store: Store) -> None:
@@ -60,6 +60,24 @@ async def test_a_task_fails_after_so_many_crashes(store: Store, conn: asyncpg.Co
     assert len(job.worker_ids) == 3
     assert job.finished_at is not None
     assert await claim(store, await worker(store)) == []
+
+
+async def test_only_a_live_lease_rescues_and_never_its_own_tasks(
+    store: Store, conn: asyncpg.Connection
+) -> None:
+    """Where the database's clock has stepped forward, all leases look expired until they are renewed."""
+
+    async def rescued(rescuer: UUID) -> list[UUID]:
+        return [job.id for job in await store.rescue_jobs("default", 3, WORKER_LOST, 10, CANCELLED, rescuer)]
+
+    first, (job,) = await claimed(store)
+    second, (other,) = await claimed(store, queue_name="default")
+    for worker_id in (first, second):
+        await expire(conn, worker_id)
+    assert await rescued(first) == await rescued(second) == await rescued(uuid4()) == []
+    await store.renew_lease(first, 60.0, even_expired=True)
+    assert await rescued(first) == [other.id]
+    assert (await row(conn, job.id))["status"] == "RUNNING"
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,18 @@ async def test_a_lease_is_renewed_while_its_row_stands(store: Store, conn: async
     await expire(conn, worker_id)
     await insert(store)
     assert await claim(store, worker_id) == []
-    assert await store.renew_lease(worker_id, 60.0) is True
+    assert await store.renew_lease(worker_id, 60.0) is False  # whoever renews it learns of it first
+    assert await claim(store, worker_id) == []
+    assert await store.renew_lease(worker_id, 60.0, even_expired=True) is True
     assert len(await claim(store, worker_id)) == 1
+    assert await store.renew_lease(worker_id, 60.0) is True
 
 
 async def test_a_lease_whose_row_has_gone_stays_lost(store: Store, conn: asyncpg.Connection) -> None:
     worker_id = await worker(store)
     await store.remove_worker(worker_id)
-    assert await store.renew_lease(worker_id, 60.0) is False
+    assert await store.renew_lease(worker_id, 60.0) is None
+    assert await store.renew_lease(worker_id, 60.0, even_expired=True) is None
     assert await conn.fetchval("SELECT count(*) FROM aiotasks_worker") == 0
 
 
@@ -61,7 +65,8 @@ async def test_dead_workers_are_removed_once_no_task_names_them(
     elsewhere = await worker(store, backend="other")
     for id in (idle, busy, elsewhere):
         await expire(conn, id)
-    assert await store.remove_dead_workers("default") == [idle]
+    assert await store.remove_dead_workers("default", busy) == []  # its own lease has run out, too
+    assert await store.remove_dead_workers("default", alive) == [idle]
     assert await store.remove_dead_workers("default") == []
     assert job.claim_id is not None
     await store.finish_jobs([(job.id, job.claim_id, "SUCCESSFUL", "1", None)])

@@ -400,6 +400,15 @@ def wait_in_thread(name: str = "") -> str:
 
 
 @task
+async def swallow_cancellation_again(name: str) -> None:
+    """Goes on, however often it is cancelled, until the test lets go of it."""
+    seen.append(name)
+    while not released.is_set():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.01)
+
+
+@task
 async def note(name: str, seconds: float = 0.0) -> str:
     seen.append(name)
     await asyncio.sleep(seconds)

@@ -149,8 +149,9 @@ async def test_the_scheduler_promotes_and_says_when_to_look_again(
     database: str, conn: asyncpg.Connection
 ) -> None:
     woken: list[Any] = []
-    options = task_backends["default"].config
-    scheduler = Scheduler(resources(options).store, backend="default", wake=woken.extend)
+    places: list[float] = []
+    store = resources(task_backends["default"].config).store
+    scheduler = Scheduler(store, backend="default", wake=woken.extend, look_back=places.append)
     assert await scheduler.run_once() == 60.0
     await default_task_backend.aenqueue_many(tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 3)
     assert await scheduler.run_once() == 60.0  # at most
@@ -168,6 +169,8 @@ async def test_the_scheduler_promotes_and_says_when_to_look_again(
     ]
     statuses = await conn.fetch("SELECT status, count(*) FROM aiotasks_task GROUP BY 1")
     assert dict(statuses) == {"READY": 2, "SCHEDULED": 1}
+    earliest = await conn.fetchval("SELECT min(run_after) FROM aiotasks_task")
+    assert places == [pytest.approx(earliest.timestamp(), abs=1e-3)]
     await conn.execute(
         "UPDATE aiotasks_task SET run_after = now() + interval '0.2 s' WHERE status = 'SCHEDULED'"
     )
@@ -181,7 +184,10 @@ async def test_promotion_goes_in_batches(
     await default_task_backend.aenqueue_many(tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 35)
     await conn.execute("UPDATE aiotasks_task SET run_after = now()")
     scheduler = Scheduler(
-        resources(task_backends["default"].config).store, backend="default", wake=lambda wakeups: None
+        resources(task_backends["default"].config).store,
+        backend="default",
+        wake=lambda wakeups: None,
+        look_back=lambda since: None,
     )
     assert await scheduler.run_once() == 60.0
     assert await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE status = 'READY'") == 35
@@ -353,6 +359,25 @@ async def test_what_becomes_visible_below_the_watermark_is_found_by_a_poll(
             "WHERE status = 'SCHEDULED'"
         )
         await until(lambda: tasks.seen == ["new", "old"])
+
+
+async def test_what_is_promoted_late_is_not_hidden_by_the_watermark(
+    configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place in the queue is as of the time that it was due at."""
+    configure(POLL_INTERVAL=3600)
+    monkeypatch.setattr("aiotasks.worker.claimer.FORGET_INTERVAL", 3600)
+    tasks.seen.clear()
+    async with aiotasks.Worker() as worker:
+        await tasks.note.aenqueue("new")
+        await until(lambda: tasks.seen == ["new"])
+        await until(lambda: worker.engine.claimer._sources._watermarks)
+        await tasks.note.using(run_after=in_future(HOUR)).aenqueue("late")
+        await conn.execute(
+            "UPDATE aiotasks_task SET run_after = now() - interval '1 h' WHERE status = 'SCHEDULED'"
+        )
+        await conn.execute("SELECT pg_notify('aiotasks', '[\"default\", \"default\", 0.0]')")
+        await until(lambda: tasks.seen == ["new", "late"])
 
 
 async def test_enqueued_inside_a_transaction_block_that_has_ended(

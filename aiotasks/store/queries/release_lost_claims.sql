@@ -1,11 +1,17 @@
 -- A claim whose reply was lost leaves rows RUNNING that nobody runs, under a lease that is alive.
--- (One that is to be cancelled is, once it has been claimed again.)
 -- Their worker gives back what it doesn't hold and isn't about to be told of; what is locked at the moment,
--- the next time.
--- $1 worker id, $2 claim ids that it holds, $3 seconds that a claim's reply may take
+-- the next time. A task that was to be cancelled meanwhile is FAILED instead.
+-- $1 worker id, $2 claim ids that it holds, $3 seconds that a claim's reply may take,
+-- $4 the error of a cancelled task (JSON text)
 UPDATE aiotasks_task AS task
-SET status = 'READY',
-    ready_at = clock_timestamp(),
+SET status = CASE WHEN task.cancel_requested_at IS NULL THEN 'READY' ELSE 'FAILED' END,
+    errors = CASE
+        WHEN task.cancel_requested_at IS NULL THEN task.errors
+        WHEN array_ndims(task.errors) > 1 THEN ARRAY[$4::json]
+        ELSE task.errors || $4::json
+    END,
+    ready_at = CASE WHEN task.cancel_requested_at IS NULL THEN clock_timestamp() ELSE task.ready_at END,
+    finished_at = CASE WHEN task.cancel_requested_at IS NOT NULL THEN now() END,
     claim_id = NULL,
     worker_id = NULL,
     worker_ids = trim_array(task.worker_ids, least(1, cardinality(task.worker_ids))),
@@ -19,4 +25,13 @@ WHERE task.ctid = ANY(ARRAY(
       AND lost.last_attempted_at < now() - make_interval(secs => $3::double precision)
     FOR UPDATE SKIP LOCKED
 ))
-RETURNING task.id, task.queue_name
+RETURNING
+    task.id, task.claim_id, task.backend, task.queue_name, task.task_path, task.lane, task.priority, task.status,
+    task.args::text, task.kwargs::text, task.return_value::text, task.errors::text[], task.worker_ids::text[],
+    CASE WHEN task.enqueued_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.enqueued_at END,
+    CASE WHEN task.run_after BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.run_after END,
+    CASE WHEN task.ready_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.ready_at END,
+    CASE WHEN task.started_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.started_at END,
+    CASE WHEN task.last_attempted_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.last_attempted_at END,
+    task.finished_at,
+    task.max_crashes, task.keep_result

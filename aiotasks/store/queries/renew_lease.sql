@@ -1,9 +1,20 @@
--- Renew a worker's lease. Also one that has expired, as long as its row stands: nobody has
--- missed the worker yet, so nothing of it was lost. No row back: it was, and the worker must
--- register again. Along with it goes whether NOTIFY wakes the worker at the moment.
--- $1 worker id, $2 seconds, $3 whether it listens (NULL: not known)
-UPDATE aiotasks_worker
-SET lease_expires_at = now() + make_interval(secs => $2::double precision),
-    listening = $3::boolean
-WHERE id = $1::uuid
-RETURNING id
+-- Renew a worker's lease, and say whether NOTIFY wakes the worker at the moment. Returns no row where the
+-- worker's row has gone: its tasks were taken away, and it must register again. Returns false, and renews
+-- nothing, where the lease has expired by the database's clock, unless $4 says to renew it all the same:
+-- as long as the row stands nobody has missed the worker, so nothing of it was lost. (The worker learns of
+-- it before its lease is live again, because then others' leases may be as stale: see rescue_jobs.)
+-- $1 worker id, $2 seconds, $3 whether it listens (NULL: not known), $4 whether to renew an expired lease
+WITH mine AS MATERIALIZED (
+    SELECT worker.id, $4::boolean OR worker.lease_expires_at > clock_timestamp() AS goes
+    FROM aiotasks_worker AS worker
+    WHERE worker.id = $1::uuid
+), renewed AS (
+    UPDATE aiotasks_worker AS worker
+    SET lease_expires_at = now() + make_interval(secs => $2::double precision),
+        listening = $3::boolean
+    FROM mine
+    WHERE worker.id = mine.id AND mine.goes
+    RETURNING worker.id
+)
+SELECT mine.goes AND EXISTS (SELECT FROM renewed)
+FROM mine

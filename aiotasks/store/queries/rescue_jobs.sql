@@ -1,18 +1,26 @@
 -- Take tasks away from workers that have died: RUNNING, and no worker with a live lease. Starting
 -- from the tasks, not from dead workers' rows, finds also what was claimed while its worker's row
 -- was being removed. READY again, or FAILED: after too many crashes, or where it was to be cancelled anyway.
+-- Only a worker whose own lease is live rescues, and never its own tasks: where the database's clock has
+-- stepped forward, all leases look expired until their workers have renewed them.
 -- A row that somebody else has written (nested errors, crashes beyond counting, times that Python hasn't)
 -- mustn't hold up the others.
 -- $1 backend, $2 crashes after which a task fails, where it says nothing itself,
 -- $3 the error to store (JSON text), $4 how many at the most,
--- $5 the error of a cancelled task
-WITH lost AS MATERIALIZED (
+-- $5 the error of a cancelled task, $6 the id of the worker that rescues
+WITH rescuer AS MATERIALIZED (
+    SELECT worker.id
+    FROM aiotasks_worker AS worker
+    WHERE worker.id = $6::uuid AND worker.lease_expires_at > clock_timestamp()
+), lost AS MATERIALIZED (
     SELECT task.ctid AS place, task.crashes + 1 AS crashes,
            task.cancel_requested_at IS NOT NULL AS cancelled,
            task.cancel_requested_at IS NOT NULL
                OR task.crashes + 1 >= coalesce(task.max_crashes, $2::integer) AS fails
-    FROM aiotasks_task AS task
+    FROM rescuer
+    CROSS JOIN aiotasks_task AS task
     WHERE task.status = 'RUNNING' AND task.backend = $1::text
+      AND task.worker_id IS DISTINCT FROM rescuer.id
       AND NOT EXISTS (
           SELECT FROM aiotasks_worker AS worker
           WHERE worker.id = task.worker_id AND worker.lease_expires_at > clock_timestamp()
