@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, cast
 
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.core.checks import CheckMessage
 from django.db import ProgrammingError
 from django.tasks import Task
@@ -39,6 +40,12 @@ MAX_QUEUE_NAME = 200
 
 # Bytes of arguments in one aenqueue_many(): one statement, which PostgreSQL takes up to 1 GB of.
 MAX_MANY_SIZE = 256 * 1024 * 1024
+
+
+# What run_after may be: a day from either end of Python's datetime, as PostgreSQL's sessions and Django convert
+# it to a time zone. (asyncpg takes datetime.max for 'infinity'.)
+EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
+LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 
 
 class PostgresBackend(BaseTaskBackend):
@@ -80,6 +87,11 @@ class PostgresBackend(BaseTaskBackend):
             )
         if task.run_after is not None and not isinstance(task.run_after, datetime):
             raise InvalidTask(f"run_after must be a datetime, not {task.run_after!r}.")
+        if task.run_after is not None and not _is_within_bounds(task.run_after):
+            raise InvalidTask(
+                f"run_after must be from {EARLIEST.date()} to {LATEST.date()} (UTC), so that every time zone can "
+                f"show it, not {task.run_after.isoformat()}."
+            )
         super().validate_task(task)  # takes both for granted
 
     async def aenqueue(  # type: ignore[override]  # the base's parameters are generic in the stubs
@@ -256,6 +268,18 @@ class PostgresBackend(BaseTaskBackend):
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
         return checks.check_backend(self.alias, self._params)
+
+
+def _is_within_bounds(moment: datetime) -> bool:
+    """Whether every time zone can show the moment."""
+    try:
+        if timezone.is_naive(moment):
+            if settings.USE_TZ:
+                return True  # refused by Django for that
+            moment = timezone.make_aware(moment)
+        return EARLIEST <= moment <= LATEST
+    except (OverflowError, ValueError):  # its own time zone can't
+        return False
 
 
 def _pair(call: Any) -> tuple[list[Any], dict[str, Any]]:

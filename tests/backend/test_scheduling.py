@@ -8,6 +8,7 @@ import pytest
 from django.tasks import TaskResultStatus, default_task_backend
 from django.tasks.exceptions import InvalidTask
 from django.utils import timezone
+from django.utils.timezone import get_fixed_timezone as fixed_timezone
 
 from tests import tasks
 from tests.worker.harness import until
@@ -146,6 +147,41 @@ async def test_the_ends_of_time(database: str, either: Api, at: datetime) -> Non
     assert result.is_finished is (at.year == 1)
 
 
+TONGA = fixed_timezone(timedelta(hours=14))
+BAKER = fixed_timezone(timedelta(hours=-12))
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        datetime.max.replace(tzinfo=UTC),
+        datetime.min.replace(tzinfo=UTC),
+        datetime(9999, 12, 31, 0, 0, 0, 1, tzinfo=UTC),
+        datetime(1, 1, 1, 23, 59, 59, 999_999, tzinfo=UTC),
+        datetime.max.replace(tzinfo=BAKER),  # in UTC, of the year 10000
+        datetime.min.replace(tzinfo=TONGA),  # … and of the year 0
+        datetime.max.replace(tzinfo=TONGA),
+        datetime.max.replace(tzinfo=zoneinfo.ZoneInfo("America/New_York")),
+        datetime.min.replace(tzinfo=zoneinfo.ZoneInfo("Asia/Kathmandu")),
+    ],
+    ids=str,
+)
+async def test_times_that_some_time_zone_cannot_show_are_refused(at: datetime) -> None:
+    with pytest.raises(InvalidTask, match=r"run_after must be from 0001-01-02 to 9999-12-31 \(UTC\)"):
+        tasks.add.using(run_after=at)
+
+
+async def test_a_row_that_never_is_due_can_be_looked_up_and_cancelled(
+    database: str, api: Api, conn: asyncpg.Connection
+) -> None:
+    """datetime.max has been stored as 'infinity' by an older release."""
+    result = await api.enqueue(tasks.add.using(run_after=timezone.now() + timedelta(days=1)), 1, 2)
+    await conn.execute("UPDATE aiotasks_task SET run_after = 'infinity'")
+    await api.call(result, "refresh")
+    assert (await api.call(default_task_backend, "get_result", result.id)).task.run_after is None
+    assert await api.call(result, "cancel")
+
+
 # --- USE_TZ = False ------------------------------------------------------------------------------
 
 
@@ -184,6 +220,19 @@ async def test_without_use_tz_the_row_says_the_same_moment(
     found = await api.call(default_task_backend, "get_result", result.id)
     assert found.task.run_after == at
     assert found.enqueued_at == result.enqueued_at
+
+
+@pytest.mark.parametrize("at", [datetime.min, datetime.max, datetime(9999, 12, 31, 23), datetime(1, 1, 1, 1)])
+async def test_without_use_tz_the_ends_of_time_are_refused_too(naive_time: str, at: datetime) -> None:
+    with pytest.raises(InvalidTask, match="run_after must be from"):
+        tasks.add.using(run_after=at)
+
+
+@pytest.mark.parametrize("at", [datetime(1, 1, 3), datetime(9999, 12, 30)])
+async def test_without_use_tz_what_is_left_is_kept_exactly(naive_time: str, api: Api, at: datetime) -> None:
+    result = await api.enqueue(tasks.add.using(run_after=at), 1, 2)
+    found = await api.call(default_task_backend, "get_result", result.id)
+    assert found.task.run_after == at
 
 
 async def test_without_use_tz_an_aware_time_is_taken_too(
