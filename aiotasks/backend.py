@@ -42,8 +42,8 @@ MAX_QUEUE_NAME = 200
 MAX_MANY_SIZE = 256 * 1024 * 1024
 
 
-# What run_after may be: a day from either end of Python's datetime, as PostgreSQL's sessions and Django convert
-# it to a time zone. (asyncpg takes datetime.max for 'infinity'.)
+# What run_after may be: a day from either end of Python's datetime, as PostgreSQL and Django convert it to a
+# time zone. (asyncpg takes datetime.max for 'infinity'.)
 EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 
@@ -89,8 +89,8 @@ class PostgresBackend(BaseTaskBackend):
             raise InvalidTask(f"run_after must be a datetime, not {task.run_after!r}.")
         if task.run_after is not None and not _is_within_bounds(task.run_after):
             raise InvalidTask(
-                f"run_after must be from {EARLIEST.date()} to {LATEST.date()} (UTC), so that every time zone can "
-                f"show it, not {task.run_after.isoformat()}."
+                f"run_after must be from {EARLIEST.date()} to {LATEST.date()} (UTC), to be a time in every "
+                f"time zone, not {task.run_after.isoformat()}."
             )
         super().validate_task(task)  # takes both for granted
 

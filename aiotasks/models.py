@@ -151,6 +151,20 @@ class Task(models.Model):
                 ),
                 name="aiotasks_task_names_fit",
             ),
+            # A status without the time that belongs to it, written by hand: nothing would ever claim, promote
+            # or prune the row.
+            models.CheckConstraint(
+                condition=~Q(status="READY") | Q(ready_at__isnull=False),
+                name="aiotasks_task_ready_needs_ready_at",
+            ),
+            models.CheckConstraint(
+                condition=~Q(status="SCHEDULED") | Q(run_after__isnull=False),
+                name="aiotasks_task_scheduled_needs_run_after",
+            ),
+            models.CheckConstraint(
+                condition=~Q(status__in=["SUCCESSFUL", "FAILED"]) | Q(finished_at__isnull=False),
+                name="aiotasks_task_finished_needs_finished_at",
+            ),
         )
 
     def __str__(self) -> str:

@@ -112,6 +112,24 @@ class RemoveIndex(_Online, RemoveIndexConcurrently):
                 run()
 
 
+class Repair(_Online, migrations.RunSQL):
+    """RunSQL of an UPDATE that sets right what a constraint refuses from now on, and can be repeated."""
+
+    def __init__(self, model_name: str, sql: str) -> None:
+        super().__init__(sql, migrations.RunSQL.noop)
+        self.model_name = model_name
+
+    def deconstruct(self) -> Any:
+        return type(self).__name__, [self.model_name, self.sql], {}
+
+    def _forwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
+        with _without_limits(schema_editor):
+            run()
+
+    def _backwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
+        """What has been set right stays so."""
+
+
 def _alter(schema_editor: Any, table: str, alter: Callable[[], None]) -> None:
     """Run an ALTER of ``table`` that waits for its lock for LOCK_TIMEOUT, and that so many times."""
     for attempt in range(1, TRIES + 1):

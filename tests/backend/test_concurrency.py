@@ -33,7 +33,9 @@ async def test_500_refreshes_at_once_get_their_own_rows(
     database: str, conn: asyncpg.Connection, statements: list[str]
 ) -> None:
     results = await default_task_backend.aenqueue_many(tasks.echo, [((n,), {}) for n in range(500)])
-    await conn.execute("UPDATE aiotasks_task SET status = 'SUCCESSFUL', return_value = args")
+    await conn.execute(
+        "UPDATE aiotasks_task SET status = 'SUCCESSFUL', return_value = args, finished_at = now()"
+    )
     statements.clear()
     await asyncio.gather(*(result.arefresh() for result in results))
     assert [result.return_value for result in results] == [[n] for n in range(500)]

@@ -34,7 +34,7 @@ from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 
 BACKEND = "aiotasks.backend.PostgresBackend"
-NEW_SCHEMA = "0005_names_fit"
+NEW_SCHEMA = "0006_whole_states"
 ADD = "tests.worker.tasks.add"
 elsewhere = tasks.add  # a Task, but at a path that isn't its own
 

@@ -196,7 +196,15 @@ columns: dict[str, st.SearchStrategy[str]] = {
     },
     **{name: st.sampled_from(maybe_times) for name in ("cancel_requested_at", "unknown_since")},
 }
-rows = st.fixed_dictionaries(columns)
+
+
+def whole(row: dict[str, str]) -> dict[str, str]:
+    """With the time that the table demands for the status."""
+    needed = {"'READY'": "ready_at", "'SCHEDULED'": "run_after"}.get(row["status"], "finished_at")
+    return {**row, needed: "now()"} if row[needed] == "NULL" else row
+
+
+rows = st.fixed_dictionaries(columns).map(whole)
 
 HEALTHY: dict[str, str] = {
     "backend": "'default'",

@@ -112,7 +112,9 @@ async def test_scheduled_and_finished_rows_are_not_claimed(store: Store, conn: a
     assert job.claim_id is not None
     await store.finish_jobs([(job.id, job.claim_id, "FAILED", None, "{}")])
     (id,) = await insert(store)
-    await conn.execute("UPDATE aiotasks_task SET status = 'SCHEDULED', ready_at = NULL WHERE id = $1", id)
+    await conn.execute(
+        "UPDATE aiotasks_task SET status = 'SCHEDULED', run_after = now(), ready_at = NULL WHERE id = $1", id
+    )
     assert await claim(store, await worker(store)) == []
 
 

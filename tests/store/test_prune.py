@@ -87,7 +87,7 @@ async def test_what_has_just_been_finished_stays_for_a_minute(store: Store, conn
 async def test_only_finished_tasks_go(store: Store, conn: asyncpg.Connection) -> None:
     """Whatever else somebody has written into the row."""
     waiting = [*await insert(store), *await insert(store, keep_result=0.0)]
-    await conn.execute("UPDATE aiotasks_task SET finished_at = now() - interval '1 year'")
+    await conn.execute("UPDATE aiotasks_task SET finished_at = now() - interval '1 year', run_after = now()")
     for status in ("READY", "SCHEDULED", "RUNNING"):
         await conn.execute("UPDATE aiotasks_task SET status = $1", status)
         for prunable in ("SUCCESSFUL", "FAILED"):

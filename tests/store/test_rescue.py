@@ -149,7 +149,9 @@ async def test_rescue_passes_over_a_task_that_is_being_finished(
     worker_id, (job, other) = await claimed(store, 2)
     await expire(conn, worker_id)
     async with conn.transaction():
-        await conn.execute("UPDATE aiotasks_task SET status = 'SUCCESSFUL' WHERE id = $1", job.id)
+        await conn.execute(
+            "UPDATE aiotasks_task SET status = 'SUCCESSFUL', finished_at = now() WHERE id = $1", job.id
+        )
         assert [job.id for job in await rescue(store, 3, 10)] == [other.id]
     assert await rescue(store, 3, 10) == []
 

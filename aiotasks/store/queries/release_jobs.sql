@@ -27,7 +27,7 @@ WITH mine AS MATERIALIZED (
             WHEN mine.delay > 0 THEN now() + make_interval(secs => mine.delay)
             ELSE task.run_after
         END,
-        ready_at = CASE WHEN mine.delay > 0 THEN NULL ELSE task.ready_at END,
+        ready_at = CASE WHEN mine.delay > 0 THEN NULL ELSE coalesce(task.ready_at, now()) END,
         unknown_since = CASE WHEN mine.unknown_for IS NOT NULL THEN coalesce(task.unknown_since, now()) END,
         claim_id = NULL,
         worker_id = NULL,
