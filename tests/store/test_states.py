@@ -7,7 +7,7 @@ from django.db import connection
 
 from aiotasks.store.store import Store
 
-from .rows import claim, claimed, insert, row, worker
+from .rows import claim, claimed, insert, rescue, row, worker
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ async def test_a_status_without_its_time_is_refused(
 async def test_a_running_row_without_an_owner_is_rescued(store: Store, conn: asyncpg.Connection) -> None:
     (id,) = await insert(store)
     await conn.execute("UPDATE aiotasks_task SET status = 'RUNNING', ready_at = NULL")
-    await store.rescue_jobs("default", 3, "{}", 10, "{}")
+    await rescue(store, 3, 10)
     assert (await row(conn, id))["status"] == "READY"
 
 
