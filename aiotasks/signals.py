@@ -8,11 +8,10 @@ from types import FunctionType
 
 import django
 from asgiref.sync import sync_to_async
-from django.conf import settings
 from django.dispatch import Signal
 from django.tasks import signals as django_signals
-from django.utils.log import RequireDebugFalse, RequireDebugTrue
 
+from . import logs
 from .job import AnyResult
 
 __all__ = ["Audience", "asend", "asend_finished", "asend_started", "audience", "send_finished"]
@@ -73,18 +72,10 @@ def _is_kept(level: int) -> bool:
     while logger is not None:
         for handler in logger.handlers:
             found = True
-            if level >= handler.level and not any(_is_shut(filter) for filter in handler.filters):
+            if level >= handler.level and not any(map(logs.lets_nothing_through, handler.filters)):
                 return True
         logger = logger.parent if logger.propagate else None
     return not found and logging.lastResort is not None and level >= logging.lastResort.level
-
-
-def _is_shut(filter: object) -> bool:
-    """Whether it is one of Django's filters that let nothing through: its console's is one in production."""
-    kind = type(filter)
-    return (kind is RequireDebugTrue and not settings.DEBUG) or (
-        kind is RequireDebugFalse and bool(settings.DEBUG)
-    )
 
 
 async def asend(signal: Signal, sender: type, result: AnyResult) -> None:
@@ -108,11 +99,13 @@ async def asend_started(sender: type, result: AnyResult) -> None:
 
 async def asend_finished(sender: type, result: AnyResult, exception: BaseException | None) -> None:
     """Send ``task_finished``, on failure with ``exception`` as ``sys.exc_info()``, as Django promises."""
-    if audience(django_signals.task_finished, sender) is not Audience.RECEIVERS:
+    if audience(django_signals.task_finished, sender) is Audience.RECEIVERS:
+        await _asend_finished(sender, result, exception)
+    elif logs.are_threaded():
+        send_finished(sender, result, exception)
+    else:
         # Django's default LOGGING mails an ERROR to ADMINS: never on the loop.
         await asyncio.to_thread(send_finished, sender, result, exception)
-    else:
-        await _asend_finished(sender, result, exception)
 
 
 def send_finished(sender: type, result: AnyResult, exception: BaseException | None) -> None:

@@ -11,6 +11,7 @@ from math import inf
 
 from django.core.exceptions import ImproperlyConfigured
 
+from .. import logs
 from .descriptors import open_standard_descriptors
 from .process_exit import complain, leave, leave_now
 from .process_signals import ProcessSignals
@@ -137,7 +138,14 @@ def run(options: argparse.Namespace, *, from_command_line: bool) -> int:
     ``from_command_line``: the options are those that this process was started with.
     """
     open_standard_descriptors()
-    _show_log()
+    logs.start()
+    try:
+        return _run(options, from_command_line=from_command_line)
+    finally:
+        logs.stop()
+
+
+def _run(options: argparse.Namespace, *, from_command_line: bool) -> int:
     if not _needs_supervisor(options):
         return _work(options, leaves=from_command_line)
     if not from_command_line:
@@ -186,13 +194,3 @@ def _work(options: argparse.Namespace, *, leaves: bool) -> int:
     except ImproperlyConfigured as error:
         return complain(str(error))
     return Standalone(worker, line, until_empty=options.until_empty, leaves=leaves).run()
-
-
-def _show_log() -> None:
-    """Show our log on stderr, unless the site's LOGGING says where it goes."""
-    package = logging.getLogger("aiotasks")
-    if not package.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        package.addHandler(handler)
-        package.setLevel(logging.INFO)

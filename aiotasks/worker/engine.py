@@ -11,7 +11,7 @@ from uuid import UUID
 import anyio
 from django.db import utils
 
-from .. import __version__, signals
+from .. import __version__, logs, signals
 from ..exceptions import InvalidRow, UnknownTask
 from ..job import Job, Lane, Released
 from ..store.pools import LoopResources, resources
@@ -46,6 +46,9 @@ UNWRITTEN = 5
 
 # Seconds between two looks for finished tasks whose time is over.
 PRUNE_INTERVAL = 60.0
+
+# Seconds for which the end waits for a NOTIFY of its own, and for its last line of the log.
+LAST_WORDS = 0.1
 
 # A wake-up for a task due so soon may be for one that is READY already: clocks differ.
 CLOCK_SKEW = 5.0
@@ -271,18 +274,22 @@ class Engine:
             hurried=hurried,
         )
         stuck = await shutdown.run(grace=grace, keep_threads=keep_threads)
-        self.guard.stop()
-        self.orm_threads.close()
-        self.sync_threads.close()
         with anyio.CancelScope(deadline=shutdown.goodbye_by):
             worker_id = self.lease.worker_id
             if not shutdown.keeps_lease and worker_id is not None:
                 store = self.resources.store
                 with suppress(utils.Error):  # then the lease runs out, and another worker clears up
                     await repeat(lambda: store.remove_worker(worker_id), within=1.0)
+        heard = await shutdown.wait_for_receivers()
+        self.guard.stop()
+        self.orm_threads.close()
+        self.sync_threads.close()
+        with anyio.move_on_after(LAST_WORDS):  # receivers may have enqueued
             await self.resources.notifier.all_sent()
         logger.info("stopped")
-        return stuck
+        with anyio.move_on_after(LAST_WORDS if heard else 0):
+            await logs.flushed()
+        return stuck or not heard
 
     async def _give_back(self, executions: Sequence[Execution], timeout: float) -> None:
         for execution in executions:  # each anew: a thread may still set the outcome of its own
@@ -299,6 +306,8 @@ class Engine:
         for execution in executions:
             finisher.finish(execution)
         await finisher.flush(self._options.command_timeout)
+        with anyio.move_on_after(self._options.command_timeout):
+            await finisher.all_announced()
         if self.lease.worker_id is not None:
             await store.remove_worker(self.lease.worker_id)
 

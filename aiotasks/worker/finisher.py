@@ -14,7 +14,7 @@ from django.tasks.base import TaskError
 from django.tasks.signals import task_finished
 from django.utils import timezone
 
-from .. import signals
+from .. import logs, signals
 from ..codec import decode, dump_error
 from ..conf import Options
 from ..exceptions import TaskCancelled
@@ -76,8 +76,8 @@ class Finisher:
         self._batcher: Batcher[Execution, Written] = Batcher(self._flush, limit=FINISH_LIMIT, size=_size)
         self.pending: set[Execution] = set()
         self.announcing: set[asyncio.Task[None]] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._all_written = asyncio.Event()
+        self._all_written.set()
 
     @property
     def crowded(self) -> bool:
@@ -87,17 +87,22 @@ class Finisher:
     def finish(self, execution: Execution) -> None:
         """Write the execution's outcome soon; returns at once."""
         self.pending.add(execution)
-        self._idle.clear()
+        self._all_written.clear()
         self._submit(execution)
 
     async def flush(self, timeout: float) -> bool:
-        """Wait until everything is written and told; whether that was within ``timeout`` seconds."""
+        """Wait until everything is written; whether that was within ``timeout`` seconds."""
         try:
             async with asyncio.timeout(timeout):
-                await self._idle.wait()
+                await self._all_written.wait()
         except TimeoutError:
             return False
         return True
+
+    async def all_announced(self) -> None:
+        """Wait until the receivers of ``task_finished`` are through, who may take as long as they like."""
+        while self.announcing:
+            await asyncio.wait(self.announcing)
 
     def _submit(self, execution: Execution) -> None:
         self._batcher.add(execution, _Writing(self, execution))
@@ -133,11 +138,8 @@ class Finisher:
     def _written(self, execution: Execution) -> None:
         self.pending.discard(execution)
         self._on_written(execution.job)
-        self._settle()
-
-    def _settle(self) -> None:
-        if not self.pending and not self.announcing:
-            self._idle.set()
+        if not self.pending:
+            self._all_written.set()
 
     async def _flush(self, executions: list[Execution]) -> Sequence[Written]:
         latest = {execution.job.id: execution for execution in executions}
@@ -298,16 +300,15 @@ class Finisher:
             return  # the task isn't known here, so there is no Task to show receivers
         result = execution.result or result_of(execution.job, self._options.aliases)
         _complete(result, execution, finished_at)
-        if not failed and heard is signals.Audience.LOGS:
-            task_finished.send_robust(self._sender, task_result=result)
-            return
         error = execution.outcome.exception if isinstance(execution.outcome, Failed) else None
-        self.tell(signals.asend_finished(self._sender, result, error))
+        if heard is not signals.Audience.RECEIVERS and logs.are_threaded():
+            signals.send_finished(self._sender, result, error)
+        else:
+            self.tell(signals.asend_finished(self._sender, result, error))
 
     def tell(self, telling: Coroutine[Any, Any, None]) -> None:
-        """Run what tells receivers, who may take as long as they like; ``flush`` alone waits for them."""
+        """Run what calls receivers; ``all_announced`` alone waits for them."""
         place = self._place()
-        self._idle.clear()
         announcing = asyncio.get_running_loop().create_task(
             telling, context=place.context, name="aiotasks task_finished"
         )
@@ -320,7 +321,6 @@ class Finisher:
         self._on_written(None)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a receiver of task_finished failed", exc_info=error)
-        self._settle()
 
 
 class _TookTooLong(Exception):

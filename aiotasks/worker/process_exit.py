@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from .. import logs
 from .process_signals import ProcessSignals
 
 __all__ = ["complain", "leave", "leave_now", "within"]
@@ -53,7 +54,7 @@ def leave(code: int, *, signals: ProcessSignals, until: float) -> NoReturn:
 
 def leave_now(code: int) -> NoReturn:
     """End this process with ``code``, with what can be written of the log within a moment."""
-    within(FLUSH_TIMEOUT, _flush)
+    logs.close(FLUSH_TIMEOUT)
     os._exit(code)
 
 
@@ -62,13 +63,6 @@ def complain(sentence: str) -> int:
     with suppress(OSError, ValueError, AttributeError):  # it is closed
         sys.stderr.write(f"aiotasks: {sentence}\n")
     return 1
-
-
-def _flush() -> None:
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # closed, or nobody reads it
-            stream.flush()
 
 
 def within(seconds: float, call: Callable[[], object], *, told: Callable[[], None] | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import anyio
 
+from .. import logs
 from ..store.store import Store
 from .execution import Execution, Reason
 
@@ -37,7 +38,11 @@ class Runs(Protocol):
 
 
 class Finishes(Protocol):
+    announcing: set[asyncio.Task[None]]
+
     async def flush(self, timeout: float) -> bool: ...
+
+    async def all_announced(self) -> None: ...
 
 
 class Beats(Protocol):
@@ -75,6 +80,7 @@ class Shutdown:
         self._changed = changed
         self._hurried = hurried
         self.goodbye_by = 0.0  # by the loop's clock: when the last statements must be through
+        self._receivers_by = 0.0  # likewise: when receivers and the handlers of the log must be
         self.keeps_lease = False  # after the end: something is still RUNNING in our name
 
     async def run(self, *, grace: float, keep_threads: bool) -> bool:
@@ -89,12 +95,51 @@ class Shutdown:
         stopping = asyncio.create_task(self._claimer.stop(), name="aiotasks last claim")
         await self._wait_for_claims(stopping, grace)
         await self._wait_for_running(end - clock())
+        if self._hurried.is_set():
+            end = clock()
         stuck = await self._cancel(stopping)
         self.goodbye_by = clock() + FLUSH_TIMEOUT + GOODBYE_TIMEOUT
+        self._receivers_by = max(end, self.goodbye_by)
         written = await self._finisher.flush(FLUSH_TIMEOUT)
         kept = await self._part_from(stuck, keep_threads)
         self.keeps_lease = kept or not written
         return bool(stuck) or not written
+
+    async def wait_for_receivers(self) -> bool:
+        """Give the receivers of ``task_finished`` and the handlers of the log the rest of the grace.
+
+        Django's handlers mail failures to ADMINS. Called after ``run``, as nothing is RUNNING in our name
+        any more. Whether they were through in time.
+        """
+        clock = asyncio.get_running_loop().time
+        heard = asyncio.ensure_future(self._all_heard())
+        hurry = asyncio.ensure_future(self._hurried.wait())
+        try:
+            await asyncio.wait(
+                [heard, hurry],
+                timeout=max(0.0, self._receivers_by - clock()),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            heard.cancel()
+            hurry.cancel()
+        if heard.done():
+            return True
+        if self._finisher.announcing:
+            logger.warning(
+                "receivers of task_finished outlasted the grace and are cut off count=%d",
+                len(self._finisher.announcing),
+            )
+        if waiting := logs.count_waiting():
+            logger.warning(
+                "log records wait for their handlers after the grace, mails to ADMINS perhaps count=%d",
+                waiting,
+            )
+        return False
+
+    async def _all_heard(self) -> None:
+        await self._finisher.all_announced()
+        await logs.flushed()
 
     async def _wait_for_claims(self, stopping: "asyncio.Task[None]", timeout: float) -> None:
         """A claim is never cancelled while there is time: its reply says what is ours."""

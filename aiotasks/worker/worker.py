@@ -10,6 +10,7 @@ from typing import Self
 from django.core.exceptions import ImproperlyConfigured
 from django.db import utils
 
+from .. import logs
 from ..store.drivers import is_transient
 from ..store.pools import resources
 from ..store.repeat import backoff
@@ -70,7 +71,7 @@ class Worker:
         self._database_timeout = database_timeout
         self._options = found.config
         self._sender = type(found)
-        self.stuck = False  # after the end: a task or an unwritten outcome has outlasted it
+        self.stuck = False  # after the end: a task, an unwritten outcome or a receiver has outlasted it
         self._main_task: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()  # the start has succeeded, or failed once
         self._stopping = asyncio.Event()
@@ -82,6 +83,7 @@ class Worker:
     async def __aenter__(self) -> Self:
         if self._main_task is not None:
             raise RuntimeError("A Worker runs once; make another one.")
+        logs.start()
         self._main_task = asyncio.get_running_loop().create_task(
             self._main(), context=Context(), name="aiotasks worker"
         )
@@ -166,6 +168,7 @@ class Worker:
         self._built.set()  # nobody is to wait for it any longer
         if not task.cancelled() and (error := task.exception()) is not None and not self.own_process:
             logger.critical("the worker has ended, no tasks are run here any more", exc_info=error)
+        logs.stop()
 
     # --- Its phases -------------------------------------------------------------------------
 
