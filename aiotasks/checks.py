@@ -24,8 +24,8 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
 
     E001 the app isn't installed, E002 a bad option, E003 DATABASE or LISTEN_DATABASE isn't an alias
     of DATABASES, E004 it isn't PostgreSQL, E005 QUEUES isn't a list of names, E006 its settings can't
-    be used, E007 one of ALIASES leads to no task, E008 REDACT leads to no function, W001 a connection
-    parameter that asyncpg has nothing for.
+    be used, E007 one of ALIASES leads to no task, E008 REDACT leads to no function, E009 a
+    connection parameter asks for safety that asyncpg can't give, W001 one that asyncpg has nothing for.
     """
     messages: list[CheckMessage] = []
     where = f"TASKS[{alias!r}]"
@@ -115,7 +115,9 @@ def _check_database(where: str, option: str, database: str) -> list[CheckMessage
     from .store.connect import connect_arguments
 
     try:
-        _, unknown = connect_arguments(database)
+        unknown = connect_arguments(database).unknown
+    except utils.NotSupportedError as error:
+        return [Error(f"{where}: {error}", id="aiotasks.E009")]
     except Exception as error:  # whatever a value of another type leads to in Django's engine or here
         reason = f"{type(error).__name__}: {error}"
         return [Error(f"{where}: DATABASES[{database!r}] can't be used: {reason}", id="aiotasks.E006")]

@@ -5,102 +5,89 @@ database names, rotating passwords and subclassed engines hold for both.
 """
 
 import asyncio
-import os
-import re
-from collections.abc import Awaitable, Callable, Iterable
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
 
 import asyncpg
 from django.db import connections, utils
 
+from . import libpq
 from .drivers import Connection, django_errors, is_away
 
-__all__ = ["PLAIN_SESSION", "SESSION", "connect", "connect_arguments"]
-
-# What psycopg understands and asyncpg reads from a DSN's query alone.
-_IN_DSN = frozenset(
-    {
-        "sslmode",
-        "sslcert",
-        "sslkey",
-        "sslrootcert",
-        "sslcrl",
-        "sslpassword",
-        "sslnegotiation",
-        "ssl_min_protocol_version",
-        "ssl_max_protocol_version",
-    }
-)
-_RENAMED = {"dbname": "database", "connect_timeout": "timeout"}
-_AS_IT_IS = frozenset(
-    {
-        "user",
-        "password",
-        "host",
-        "port",
-        "passfile",
-        "service",
-        "target_session_attrs",
-        "krbsrvname",
-        "gsslib",
-    }
-)
-# Django's and psycopg's own affairs, which say nothing of the connection.
-_NOT_OURS = frozenset({"client_encoding", "cursor_factory", "context", "prepare_threshold", "autocommit"})
+__all__ = ["PLAIN_SESSION", "SESSION", "Arguments", "connect", "connect_arguments"]
 
 
-def connect_arguments(alias: str) -> tuple[dict[str, Any], list[str]]:
-    """The arguments of ``asyncpg.connect`` for ``DATABASES[alias]``.
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What ``asyncpg.connect`` is called with, for one database.
 
-    Returns them, and the names of the parameters that asyncpg has nothing for (a system check
-    reports those).
+    shared: the arguments that are the same for all of its servers.
+    servers: those that differ from one server to the next, in the order in which they are tried.
+    contexts: the SSL contexts to try with each, in this order; None for plain text.
+    unknown: the names of parameters that asyncpg has nothing for (a system check reports them).
+    """
+
+    shared: dict[str, Any]
+    servers: list[dict[str, Any]]
+    contexts: list[ssl.SSLContext | None]
+    unknown: list[str]
+
+
+def connect_arguments(alias: str) -> Arguments:
+    """Read the parameters of ``DATABASES[alias]``, as libpq does for Django's own connection.
+
+    Raises NotSupportedError where one of them asks for safety that asyncpg can't give, and whatever
+    a subclassed engine, a file or a value that can't be used leads to.
     """
     wrapper = connections[alias]
-    arguments: dict[str, Any] = {}
-    settings: dict[str, str] = {"application_name": "aiotasks"}
-    query: dict[str, Any] = {}
-    unknown = []
-    for name, value in wrapper.get_connection_params().items():
-        if name in _NOT_OURS or value is None:
-            continue
-        if name in _IN_DSN:
-            query[name] = value
-        elif name in _RENAMED or name in _AS_IT_IS:
-            arguments[_RENAMED.get(name, name)] = value
-        elif name == "application_name":
-            settings[name] = value
-        elif name == "options":
-            settings |= _server_settings(value)
-        else:
-            unknown.append(name)
-    for name in ("host", "port"):
-        # asyncpg reads these by itself, but tries several hosts in turn (see _first()).
-        if "service" not in arguments and (value := os.environ.get(f"PG{name.upper()}")):
-            arguments.setdefault(name, value)
-        if isinstance(arguments.get(name), str) and "," in arguments[name]:
-            arguments[name] = arguments[name].split(",")
-    if isinstance(port := arguments.get("port"), list | str):
-        arguments["port"] = [int(one) for one in port] if isinstance(port, list) else int(port)
-    if "timeout" in arguments:
-        arguments["timeout"] = float(arguments["timeout"])
-    if role := wrapper.settings_dict["OPTIONS"].get("assume_role"):
+    options = wrapper.settings_dict["OPTIONS"]
+    parameters = libpq.resolve(wrapper.get_connection_params())
+    for name, demand, remedy in libpq.not_kept(parameters):
+        source = "" if name in options else " (in the environment or a service file)"
+        raise utils.NotSupportedError(
+            f"DATABASES[{alias!r}] asks for {demand}{source}, which asyncpg can't keep, so aiotasks doesn't "
+            f"connect. {remedy}"
+        )
+    user = parameters.get("user") or libpq.user_name()
+    database = parameters.get("dbname") or user
+    settings = {"application_name": parameters.get("application_name", "aiotasks")}
+    if "options" in parameters:
+        settings["options"] = parameters["options"]
+    if role := options.get("assume_role"):
         settings["role"] = role
-    arguments["server_settings"] = settings
-    if query:
-        arguments["dsn"] = f"postgresql:///?{urlencode(query)}"
-    return arguments, unknown
+    shared: dict[str, Any] = {
+        "user": user,
+        "database": database,
+        "server_settings": settings,
+        "direct_tls": parameters.get("sslnegotiation") == "direct",
+        "target_session_attrs": parameters.get("target_session_attrs", "any"),
+        **{name: parameters[name] for name in ("krbsrvname", "gsslib") if name in parameters},
+    }
+    if (timeout := float(parameters.get("connect_timeout", 0))) > 0:  # else libpq waits for ever
+        shared["timeout"] = timeout
+    servers: list[dict[str, Any]] = [
+        {
+            "host": host,
+            "port": port,
+            "password": libpq.password(parameters, host, port, user=user, database=database),
+        }
+        for host, port in libpq.servers(parameters)
+    ]
+    if shared["target_session_attrs"] == "prefer-standby" and len(servers) > 1:
+        # A primary counts only where no server is a standby: asyncpg has to see them all.
+        columns = {name: [server[name] for server in servers] for name in ("host", "port")}
+        servers = [{**columns, "password": next((one["password"] for one in servers if one["password"]), "")}]
+    return Arguments(shared, servers, _contexts(parameters), libpq.unknown(parameters))
 
 
-def _server_settings(options: str) -> dict[str, str]:
-    """Read libpq's ``options``: ``-c name=value``, ``-cname=value`` or ``--name=value``."""
-    settings = {}
-    for word in re.findall(r"(?:\\.|\S)+", options):  # a backslash escapes; quotes are the server's affair
-        word = re.sub(r"\\(.)", r"\1", word)
-        name, separator, value = word.removeprefix("--").removeprefix("-c").partition("=")
-        if separator:
-            settings[name.replace("-", "_")] = value
-    return settings
+def _contexts(parameters: Mapping[str, str]) -> list[ssl.SSLContext | None]:
+    mode = libpq.ssl_mode(parameters)
+    if all((host or "").startswith("/") for host, _ in libpq.servers(parameters)):
+        return [None]  # a socket of this machine has no SSL, whatever is asked for
+    context = libpq.ssl_context(parameters)
+    return {"allow": [None, context], "prefer": [context, None]}.get(mode, [context])
 
 
 # Our statements are planned once a session, for any number of rows, by their indexes. Left to itself
@@ -132,16 +119,15 @@ async def connect(alias: str, *, timeout: float, statement_cache_size: int, **op
     every statement is planned anew as it is.
     """
     try:
-        arguments, _ = connect_arguments(alias)
+        arguments = connect_arguments(alias)
+    except utils.NotSupportedError:
+        raise
     except Exception as error:  # a subclassed engine may ask a vault for the password
         raise utils.OperationalError(f"DATABASES[{alias!r}] can't be used: {error}") from error
-    arguments.setdefault("timeout", timeout)
+    shared = {"timeout": timeout, **arguments.shared, "statement_cache_size": statement_cache_size, **options}
     with django_errors():
         connection = await _first(
-            lambda host: asyncpg.connect(
-                **{**arguments, **host}, statement_cache_size=statement_cache_size, **options
-            ),
-            _hosts(arguments),
+            lambda server: _open({**shared, **server}, arguments.contexts), arguments.servers
         )
         if statement_cache_size:
             try:
@@ -152,21 +138,33 @@ async def connect(alias: str, *, timeout: float, statement_cache_size: int, **op
     return connection
 
 
-def _hosts(arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each of several hosts by itself; one without anything where that is left to asyncpg."""
-    hosts, ports = arguments.get("host"), arguments.get("port")
-    # "prefer-standby" takes a primary only where no host is a standby: asyncpg has to see them all.
-    if not isinstance(hosts, list) or arguments.get("target_session_attrs") == "prefer-standby":
-        return [{}]
-    if not isinstance(ports, list):
-        ports = [ports] * len(hosts)
-    if len(ports) != len(hosts):
-        return [{}]  # asyncpg says what is wrong
-    return [{"host": host, "port": port} for host, port in zip(hosts, ports, strict=True)]
+async def _open(arguments: dict[str, Any], contexts: Iterable[ssl.SSLContext | None]) -> Connection:
+    """A connection to one server, with SSL or without, whichever of ``contexts`` it takes first."""
+    refusal: Exception | None = None
+    for context in contexts:
+        try:
+            return await asyncpg.connect(**arguments, ssl=context or False)
+        except (OSError, asyncpg.PostgresError) as error:
+            # Of two refusals the one that speaks of the user or password says more than "no encryption".
+            if refusal is None or not isinstance(refusal, asyncpg.PostgresError):
+                refusal = error
+            if not _is_about_ssl(error):
+                break
+    assert refusal is not None
+    raise refusal
+
+
+def _is_about_ssl(error: Exception) -> bool:
+    """Whether the server may take a connection with SSL that it refused without, or the other way round."""
+    if isinstance(error, ssl.SSLError | asyncpg.ConnectionDoesNotExistError):
+        return True
+    if isinstance(error, ConnectionError):  # it has no SSL, or ended the handshake
+        return not isinstance(error, ConnectionRefusedError)
+    return getattr(error, "sqlstate", None) == "28000"  # no line of pg_hba.conf is for it
 
 
 async def _first(
-    connect: Callable[[dict[str, Any]], Awaitable[Connection]], hosts: Iterable[dict[str, Any]]
+    connect: Callable[[dict[str, Any]], Awaitable[Connection]], servers: Iterable[dict[str, Any]]
 ) -> Connection:
     """The connection to the first host that takes us, in their order.
 
@@ -174,7 +172,7 @@ async def _first(
     without a word eats up. So the next one is tried as well after a moment, as browsers do
     (RFC 8305). Raises the error that says most where nobody takes us.
     """
-    left = list(hosts)
+    left = list(servers)
     trying: set[asyncio.Future[Connection]] = set()
     errors: list[Exception] = []
     try:

@@ -68,7 +68,7 @@ def test_a_password_in_the_wrong_place_is_not_told(settings: Any, option: str, v
 
 
 @pytest.mark.parametrize(
-    "options", [[1], {"options": 5}, {"connect_timeout": []}, {"connect_timeout": "soon"}], ids=str
+    "options", [[1], {"connect_timeout": []}, {"connect_timeout": "soon"}], ids=str
 )
 def test_connection_options_of_a_wrong_type(
     settings: Any, monkeypatch: pytest.MonkeyPatch, options: Any

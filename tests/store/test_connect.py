@@ -1,6 +1,8 @@
 """connect_arguments: from DATABASES to asyncpg, key by key; and a connection that is made of it."""
 
 import asyncio
+import os
+import pwd
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -37,9 +39,18 @@ def another(monkeypatch: pytest.MonkeyPatch, django_db_setup: None) -> Iterator[
 
 
 def arguments(alias: str) -> dict[str, Any]:
-    found, unknown = connect_arguments(alias)
-    assert unknown == []
-    return found
+    """What asyncpg is given, for the only server."""
+    found = connect_arguments(alias)
+    assert found.unknown == []
+    (server,) = found.servers
+    return {**found.shared, **server}
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("PG"):
+            monkeypatch.delenv(name)
 
 
 def test_the_plain_settings(another: Database) -> None:
@@ -50,13 +61,17 @@ def test_the_plain_settings(another: Database) -> None:
         "password": "p",
         "host": "h",
         "port": 5433,
+        "direct_tls": False,
+        "target_session_attrs": "any",
         "server_settings": {"application_name": "aiotasks"},
     }
 
 
-def test_what_is_left_out_is_left_to_asyncpg(another: Database) -> None:
-    alias = another(NAME="n", USER="", PASSWORD="", HOST="", PORT="")
-    assert arguments(alias).keys() == {"database", "server_settings"}
+def test_what_is_left_out_is_as_libpq_has_it(another: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "somebody else")  # which asyncpg would take for our name
+    found = arguments(another(NAME="n", USER="", PASSWORD="", HOST="", PORT=""))
+    assert found["user"] == pwd.getpwuid(os.geteuid()).pw_name
+    assert (found["host"], found["port"], found["password"]) == (None, 5432, "")
 
 
 def test_parameters_are_asked_anew_each_time(another: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,66 +86,30 @@ def test_parameters_are_asked_anew_each_time(another: Database, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("passfile", "/etc/pgpass"),
-        ("target_session_attrs", "read-write"),
-        ("krbsrvname", "pg"),
-        ("gsslib", "gssapi"),
-    ],
+    ("name", "value"), [("target_session_attrs", "read-write"), ("krbsrvname", "pg"), ("gsslib", "gssapi")]
 )
 def test_what_asyncpg_takes_as_it_is(another: Database, name: str, value: str) -> None:
     assert arguments(another({name: value}))[name] == value
 
 
-def test_a_service_stands_alone(another: Database) -> None:
-    alias = another({"service": "mine"}, NAME="", USER="", PASSWORD="", HOST="", PORT="")
-    assert arguments(alias) == {"service": "mine", "server_settings": {"application_name": "aiotasks"}}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "sslmode",
-        "sslcert",
-        "sslkey",
-        "sslrootcert",
-        "sslcrl",
-        "sslpassword",
-        "sslnegotiation",
-        "ssl_min_protocol_version",
-        "ssl_max_protocol_version",
-    ],
-)
-def test_ssl_goes_by_the_dsn(another: Database, name: str) -> None:
-    assert arguments(another({name: "a b&c=d/é"}))["dsn"] == f"postgresql:///?{name}=a+b%26c%3Dd%2F%C3%A9"
-
-
 def test_timeouts_hosts_and_names(another: Database) -> None:
-    found = arguments(
-        another({"connect_timeout": "3", "application_name": "site"}, HOST="one,two", PORT="5433,5434")
+    alias = another(
+        {"connect_timeout": "3", "application_name": "site"}, HOST="one,two", PORT="5433,5434", PASSWORD="p"
     )
-    assert found["timeout"] == 3.0
-    assert found["host"] == ["one", "two"]
-    assert found["port"] == [5433, 5434]
-    assert found["server_settings"] == {"application_name": "site"}
-    assert arguments(another(HOST="one,two", PORT=5433))["port"] == 5433
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ("-c search_path=a,b -c statement_timeout=5s", {"search_path": "a,b", "statement_timeout": "5s"}),
-        ("-csearch_path=a --statement-timeout=5s", {"search_path": "a", "statement_timeout": "5s"}),
-        (r"-c search_path=a\ b\\c", {"search_path": r"a b\c"}),
-        ('-c search_path="Mixed",public', {"search_path": '"Mixed",public'}),  # quotes are the server's
-        ("-c app.note=it's", {"app.note": "it's"}),
-        ("", {}),
-    ],
-)
-def test_options_become_server_settings(another: Database, options: str, expected: dict[str, str]) -> None:
-    found = arguments(another({"options": options}))["server_settings"]
-    assert found == {"application_name": "aiotasks", **expected}
+    found = connect_arguments(alias)
+    assert found.shared["timeout"] == 3.0
+    assert found.shared["server_settings"] == {"application_name": "site"}
+    assert found.servers == [
+        {"host": "one", "port": 5433, "password": "p"},
+        {"host": "two", "port": 5434, "password": "p"},
+    ]
+    alias = another({"target_session_attrs": "prefer-standby"}, HOST="one,two", PORT=5433, PASSWORD="p")
+    assert connect_arguments(alias).servers == [
+        {"host": ["one", "two"], "port": [5433, 5433], "password": "p"}
+    ]
+    assert "timeout" not in arguments(another({"connect_timeout": 0}))  # for libpq: for ever
+    with pytest.raises(ValueError, match="3 ports are given for 2 hosts"):
+        connect_arguments(another(HOST="one,two", PORT="1,2,3"))
 
 
 def test_assume_role(another: Database) -> None:
@@ -140,13 +119,13 @@ def test_assume_role(another: Database) -> None:
 @pytest.mark.parametrize("name", ["pool", "isolation_level", "server_side_binding", "assume_role"])
 def test_djangos_own_options_are_no_finding(another: Database, name: str) -> None:
     value = {"pool": False, "isolation_level": 2, "server_side_binding": True, "assume_role": None}[name]
-    assert connect_arguments(another({name: value}))[1] == []
+    assert connect_arguments(another({name: value})).unknown == []
 
 
 def test_what_cannot_be_mapped_is_named(another: Database) -> None:
-    found, unknown = connect_arguments(another({"keepalives_idle": 30, "channel_binding": "require"}))
-    assert sorted(unknown) == ["channel_binding", "keepalives_idle"]
-    assert not found.keys() & set(unknown)
+    found = connect_arguments(another({"keepalives_idle": 30, "load_balance_hosts": "random"}))
+    assert found.unknown == ["keepalives_idle", "load_balance_hosts"]
+    assert not found.shared.keys() & set(found.unknown)
 
 
 async def test_a_connection_has_what_was_asked_for(database: str, another: Database) -> None:

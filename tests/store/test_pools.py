@@ -73,7 +73,7 @@ async def test_nothing_connects_before_the_first_statement(proxy: Proxy) -> None
     held = resources(Options())
     assert proxy.connections == 0
     assert await fetch_one(held) == 1
-    assert proxy.connections == 1
+    assert proxy.connections > 0
     await close_pools()
 
 
