@@ -67,9 +67,7 @@ def test_a_password_in_the_wrong_place_is_not_told(settings: Any, option: str, v
     assert "s3cr3t" not in message
 
 
-@pytest.mark.parametrize(
-    "options", [[1], {"connect_timeout": []}, {"connect_timeout": "soon"}], ids=str
-)
+@pytest.mark.parametrize("options", [[1], {"connect_timeout": []}, {"connect_timeout": "soon"}], ids=str)
 def test_connection_options_of_a_wrong_type(
     settings: Any, monkeypatch: pytest.MonkeyPatch, options: Any
 ) -> None:
