@@ -17,6 +17,7 @@ from ..backend import PostgresBackend
 from ..checks import check_backend
 from ..store.connect import connect
 from ..store.drivers import sqlstate
+from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store
 from ..worker.startup import backend_of, describe
 from . import indexes, storage
@@ -32,6 +33,7 @@ __all__ = ["CHECKS", "check_settings", "diagnose"]
 CHECKS = (
     "settings",
     "database",
+    "session",
     "migrations",
     "permissions",
     "pooler",
@@ -121,6 +123,7 @@ class _Examination:
     async def run(self) -> list[Finding]:
         checks = (
             self._check_database,
+            self._check_session,
             self._check_migrations,
             self._check_permissions,
             self._check_pooler,
@@ -143,6 +146,10 @@ class _Examination:
                             raise
                         result = "error", describe(error, self._database), _remedy(error)
                     findings.append(Finding(name, *result))
+                    if name == "session" and result[0] == "error":
+                        return findings + _not_checked(
+                            names[len(findings) :], "aiotasks would look elsewhere than Django."
+                        )
         except utils.Error as error:
             remedy = (
                 f"See that the server runs and takes connections from here, and that HOST, PORT, NAME, USER, "
@@ -150,6 +157,8 @@ class _Examination:
             )
             if sqlstate(error) == TOO_MANY:
                 remedy = _remedy(error)
+            elif (sqlstate(error) or "").startswith("28") and await self._django_gets_in():
+                remedy = GETS_IN
             name = names[len(findings)]
             findings.append(Finding(name, "error", describe(error, self._database), remedy))
         return findings + _not_checked(names[len(findings) :], "The database can't be reached.")
@@ -174,6 +183,32 @@ class _Examination:
         if needed and number // 10_000 < needed[0]:
             return "error", f"{version} is older than Django supports.", f"Upgrade to {needed[0]} or newer."
         return "ok", f"{version} answers at DATABASES[{self._database!r}].", ""
+
+    async def _check_session(self) -> Result:
+        ours = await our_session(self._line)
+        try:
+            theirs = await djangos_session(self._database, timeout=self._timeout)
+        except Exception as error:  # whatever an engine raises
+            return (
+                "warning",
+                f"Django's own connection fails, where aiotasks' doesn't: {type(error).__name__}: {error}",
+                "See what the engine, or a receiver of connection_created, adds to the settings.",
+            )
+        differing = differences(self._database, theirs, ours)
+        if not differing:
+            return "ok", f"Django's connection and aiotasks' are alike: role {ours.current_user}.", ""
+        return (
+            "warning" if theirs[-2:] == ours[-2:] and theirs.server_since == ours.server_since else "error",
+            "; ".join(what for what, _ in differing) + ".",
+            " ".join(remedy for _, remedy in differing),
+        )
+
+    async def _django_gets_in(self) -> bool:
+        try:
+            await djangos_session(self._database, timeout=self._timeout)
+        except Exception:  # whatever an engine raises
+            return False
+        return True
 
     async def _check_migrations(self) -> Result:
         names = _migrations()

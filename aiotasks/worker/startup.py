@@ -16,9 +16,10 @@ from ..exceptions import DatabaseNotReady
 from ..job import Source
 from ..store.drivers import is_transient, missing_tables, sqlstate
 from ..store.repeat import backoff
+from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store
 
-__all__ = ["backend_of", "describe", "queues_of", "reach_database", "slots"]
+__all__ = ["backend_of", "describe", "explain", "queues_of", "reach_database", "slots"]
 
 logger = logging.getLogger("aiotasks.worker")
 
@@ -86,10 +87,11 @@ async def reach_database(
         except utils.Error as error:
             failures += 1
             pause = backoff(failures)
-            reason = describe(error, database)
-            if end is not None and (not is_transient(error) or loop.time() + pause > end):
-                raise DatabaseNotReady(reason) from error
-            if failures == 1:
+            give_up = end is not None and (not is_transient(error) or loop.time() + pause > end)
+            if give_up or failures == 1:
+                reason = await explain(error, database, store)
+                if give_up:
+                    raise DatabaseNotReady(reason) from error
                 logger.error("the worker waits for its database: %s", reason)
         failed()
         with anyio.move_on_after(pause):
@@ -127,6 +129,37 @@ async def _claim_and_finish_nothing(store: Store, backend: str) -> None:
     await asyncio.gather(*claims)
     finishes = (store.finish_jobs([(uuid.uuid4(), uuid.uuid4(), "FAILED", None, None)]) for _ in range(2))
     await asyncio.gather(*finishes, store.renew_lease(uuid.uuid4(), 0.0))
+
+
+# What PostgreSQL says to a session that isn't as Django's: of the user, the password or the database; of
+# schemas and tables that it doesn't find or may not use.
+_OTHERWISE_FOR_DJANGO = ("28", "3D000", "3F000", "42P01", "42501", "42704")
+
+# Seconds that Django's connection has for telling how it differs.
+COMPARE_TIMEOUT = 5.0
+
+
+async def explain(error: utils.Error, database: str, store: Store) -> str:
+    """``describe()``, unless Django's own connection fares better: then how the two differ."""
+    reason = describe(error, database)
+    if not (sqlstate(error) or "").startswith(_OTHERWISE_FOR_DJANGO):
+        return reason
+    try:
+        theirs = await djangos_session(database, timeout=COMPARE_TIMEOUT)
+    except Exception:  # whatever an engine raises: Django fares no better
+        return reason
+    try:
+        ours = await our_session(store.driver)
+    except utils.Error:
+        return f"{reason} {GETS_IN}"
+    differing = differences(database, theirs, ours)
+    if not differing or not theirs.finds_tables:
+        return reason
+    return (
+        f"Only Django's connection to DATABASES[{database!r}] has the use of aiotasks' tables, not aiotasks' "
+        f"own ({next(iter(str(error).splitlines()), '')}). "
+        + " ".join(f"{what}. {remedy}" for what, remedy in differing)
+    )
 
 
 def describe(error: utils.Error, database: str) -> str:

@@ -1,0 +1,107 @@
+"""Django's connection and aiotasks', side by side: what one of them is told that the other isn't."""
+
+import asyncio
+import re
+from concurrent.futures import Future
+from datetime import datetime
+from typing import NamedTuple
+
+from ..sync import run_now
+from .connection_thread import ConnectionThread, fulfil
+from .drivers import DjangoDriver, Driver
+from .statement import load
+
+__all__ = ["GETS_IN", "Session", "differences", "djangos_session", "our_session"]
+
+# What is to be said where Django's connection is let in and aiotasks' isn't.
+GETS_IN = (
+    "Django's own connection gets in. aiotasks is given what get_connection_params() of the database's "
+    "engine returns, and nothing that get_new_connection() adds: override the former."
+)
+
+
+class Session(NamedTuple):
+    """What a session says of itself. ``server_since`` tells servers apart, whatever address led there."""
+
+    session_user: str
+    current_user: str
+    search_path: str
+    database: str
+    server_since: datetime
+    address: str
+    ssl: bool
+    task_table: int | None
+    worker_table: int | None
+
+    @property
+    def finds_tables(self) -> bool:
+        return self.task_table is not None and self.worker_table is not None
+
+
+async def our_session(driver: Driver) -> Session:
+    (row,) = await driver.fetch(load("describe_session"))
+    return Session(*row)
+
+
+async def djangos_session(alias: str, *, timeout: float) -> Session:
+    """Look over Django's connection to ``DATABASES[alias]``, which is opened and closed for that.
+
+    Raises whatever Django raises, and TimeoutError after ``timeout`` seconds.
+    """
+    thread = ConnectionThread("aiotasks-session")
+    future: Future[Session] = Future()
+    thread.put(lambda: fulfil(future, lambda: run_now(our_session(DjangoDriver(alias))), (), {}))
+    thread.stop()  # after that
+    async with asyncio.timeout(timeout):
+        return await asyncio.wrap_future(future)
+
+
+def differences(alias: str, theirs: Session, ours: Session) -> list[tuple[str, str]]:
+    """How Django's session differs from aiotasks': what differs, and what to write instead."""
+    options = f"DATABASES[{alias!r}]['OPTIONS']"
+    found: list[tuple[str, str]] = []
+
+    def differ(what: str, django: str, here: str, remedy: str) -> None:
+        found.append((f"Django's connection {what} {django}, aiotasks' {here}", remedy))
+
+    if theirs.server_since != ours.server_since:
+        differ(
+            "leads to the server at",
+            theirs.address or "a socket",
+            f"to another at {ours.address or 'a socket'}",
+            f"Name the server in HOST and PORT of DATABASES[{alias!r}].",
+        )
+    if theirs.database != ours.database:
+        differ(
+            "is to the database",
+            repr(theirs.database),
+            f"to {ours.database!r}",
+            f"Name it in NAME of DATABASES[{alias!r}].",
+        )
+    if theirs.session_user != ours.session_user:
+        differ(
+            "logs in as",
+            repr(theirs.session_user),
+            f"as {ours.session_user!r}",
+            "Have get_connection_params() of the engine return that user, not get_new_connection().",
+        )
+    elif theirs.current_user != ours.current_user:
+        differ(
+            "has SET ROLE",
+            repr(theirs.current_user),
+            f"is {ours.current_user!r}",
+            f'Write "assume_role": {theirs.current_user!r} in {options} instead.',
+        )
+    if theirs.search_path != ours.search_path:
+        path = re.sub(r"([\\\s])", r"\\\1", re.sub(r",\s+", ",", theirs.search_path))
+        differ(
+            "has the search_path",
+            theirs.search_path,
+            f"has {ours.search_path}",
+            f'Write "options": {f"-c search_path={path}"!r} in {options}, or ALTER ROLE '
+            f"{ours.session_user} SET search_path = {theirs.search_path}; what connection_created or "
+            "init_connection_state() does isn't passed on.",
+        )
+    if theirs.ssl and not ours.ssl:
+        differ("is", "encrypted", "isn't", f'Write "sslmode": "require" in {options}.')
+    return found
