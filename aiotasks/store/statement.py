@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from functools import cache
 from importlib.resources import files
 
 __all__ = ["Statement", "load"]
@@ -17,9 +16,21 @@ class Statement:
     django_sql: str  # the same with Django's placeholders, %(p1)s … %(pn)s
 
 
-@cache
 def load(name: str) -> Statement:
-    """Read ``queries/<name>.sql``; its comments stay with the file."""
-    text = (files(__package__) / "queries" / f"{name}.sql").read_text("utf-8")
+    """The statement of ``queries/<name>.sql``."""
+    return _STATEMENTS[name]
+
+
+def _read(name: str, text: str) -> Statement:
+    """The comments stay with the file."""
     sql = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
     return Statement(name, sql, re.sub(r"\$(\d+)", r"%(p\1)s", sql.replace("%", "%%")))
+
+
+# All of them at once: a process may live on when its release has been replaced on the disk, and has to speak
+# of the columns that its own code knows.
+_STATEMENTS = {
+    file.name.removesuffix(".sql"): _read(file.name.removesuffix(".sql"), file.read_text("utf-8"))
+    for file in (files(__package__) / "queries").iterdir()
+    if file.name.endswith(".sql")
+}

@@ -418,6 +418,13 @@ async def note(name: str, seconds: float = 0.0) -> str:
 # --- The ORM
 
 
+@task
+def count_rows() -> int:
+    from aiotasks.models import Worker
+
+    return Worker.objects.count()
+
+
 def _backend_pid() -> int:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
