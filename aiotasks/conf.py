@@ -38,6 +38,18 @@ def _number(low: float, high: float) -> Callable[[Any], float]:
     return check
 
 
+def _number_or_none(low: float, high: float) -> Callable[[Any], float | None]:
+    number = _number(low, high)
+
+    def check(value: Any) -> float | None:
+        try:
+            return None if value is None else number(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or None (never)") from None
+
+    return check
+
+
 def _whole(low: int, high: int) -> Callable[[Any], int]:
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -127,6 +139,8 @@ class Options:
     # The fallback where NOTIFY doesn't arrive: workers look every 0.2 to 1 times this.
     poll_interval: float = 5.0
     lease_timeout: float = 30.0
+    # After which an event loop that is blocked is taken to hang for good; None: never.
+    loop_timeout: float | None = 300.0
     max_crashes: int = 3
     async_db_threads: int = 8
     # For how long finished tasks are kept; None: for ever.
@@ -206,6 +220,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "POLL_INTERVAL": _number(0.05, 3600),
     # Below 0.5 s a busy machine's scheduling alone loses leases.
     "LEASE_TIMEOUT": _number(0.5, 86_400),
+    "LOOP_TIMEOUT": _number_or_none(1, 86_400),
     "MAX_CRASHES": _whole(0, 32_000),
     "ASYNC_DB_THREADS": _whole(1, 1000),
     "KEEP_SUCCESSFUL": _keep_time,

@@ -52,6 +52,10 @@ class Backlog:
         """The claims of what waits."""
         return {job.claim_id for job, _ in self._jobs}
 
+    def waiting(self) -> list[Job]:
+        """The jobs that have no thread yet. May be asked from any thread."""
+        return [job for job, _ in list(self._jobs)]
+
     def free(self) -> int:
         """Threads for which nothing waits."""
         return self._free() - len(self._jobs)

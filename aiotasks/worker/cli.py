@@ -70,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_number(float, 0, 86_400, "a number of seconds from 0 to 86400"),
         default=25.0,
         metavar="SECONDS",
-        help="how long a stop waits for running tasks (25)",
+        help="how long a stop waits for running tasks (25: below the 30 s of Kubernetes; Docker and "
+        "supervisord kill after 10 s unless told otherwise)",
     )
     # Given by a supervisor to its workers: the file descriptor of the line between them.
     parser.add_argument("--supervised", type=whole, metavar="FD", help=argparse.SUPPRESS)
@@ -146,6 +147,7 @@ def run(options: argparse.Namespace, *, from_command_line: bool) -> int:
 
 
 def _run(options: argparse.Namespace, *, from_command_line: bool) -> int:
+    _warn_of_process_1()
     if not _needs_supervisor(options):
         return _work(options, leaves=from_command_line)
     if not from_command_line:
@@ -194,3 +196,12 @@ def _work(options: argparse.Namespace, *, leaves: bool) -> int:
     except ImproperlyConfigured as error:
         return complain(str(error))
     return Standalone(worker, line, until_empty=options.until_empty, leaves=leaves).run()
+
+
+def _warn_of_process_1() -> None:
+    """Say what a container lacks whose first process this is."""
+    if os.getpid() == 1:
+        logger.warning(
+            "This is process 1 of its container, where nothing reaps the processes that tasks leave behind: "
+            "run it below an init (docker run --init; Compose: init: true; Kubernetes: tini in the image)"
+        )

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 from uuid import UUID
@@ -20,13 +20,16 @@ from ..store.store import Store
 from ..store.wakeups import Wakeup
 from ..tasks import result_of
 from .backlog import Backlog
+from .belonging import current
 from .canceller import Canceller
 from .claimer import Claimer
 from .execution import Execution
 from .finisher import Finisher
 from .guard import LoopGuard
+from .handover import hand_over
 from .heartbeat import Heartbeat, Lease, Registration
 from .periodic import periodically
+from .process_exit import leave_now
 from .pruner import Pruner
 from .quarantine import Quarantine
 from .rescuer import Rescuer
@@ -34,6 +37,7 @@ from .runner import Runner
 from .scheduler import LONGEST_WAIT, Scheduler
 from .shutdown import Shutdown
 from .sources import Sources
+from .stacks import stack_of_thread
 from .surplus import Surplus
 from .threads import OrmThreads, SyncThreads
 
@@ -49,6 +53,9 @@ PRUNE_INTERVAL = 60.0
 
 # Seconds for which the end waits for a NOTIFY of its own, and for its last line of the log.
 LAST_WORDS = 0.1
+
+# Seconds for handing the tasks over when the loop hangs.
+HANG_TIMEOUT = 1.0
 
 # A wake-up for a task due so soon may be for one that is READY already: clocks differ.
 CLOCK_SKEW = 5.0
@@ -69,7 +76,9 @@ class Engine:
         concurrency: int,
         threads: int,
         failed: Callable[[], None],
+        own_process: bool,
     ) -> None:
+        self._own_process = own_process
         self.resources = held
         self.backend = backend
         self.queues = queues
@@ -159,7 +168,8 @@ class Engine:
             cancel=self.runner.cancel,
             poll_interval=options.poll_interval,
         )
-        self.guard = LoopGuard()
+        self._loop = asyncio.get_running_loop()
+        self.guard = LoopGuard(timeout=options.loop_timeout, hung=self._hung, back=self.heartbeat.resume)
 
     async def run(
         self,
@@ -310,6 +320,50 @@ class Engine:
             await finisher.all_announced()
         if self.lease.worker_id is not None:
             await store.remove_worker(self.lease.worker_id)
+
+    # --- While the loop hangs, in other threads ----------------------------------------------
+
+    def give_up(self, timeout: float, *, blamed: Collection[Execution]) -> None:
+        """Hand the tasks over within about ``timeout`` seconds; ``blamed`` count as crashed."""
+        # Nothing more is claimed or started, should the loop go on.
+        worker_id, self.lease.worker_id = self.lease.worker_id, None
+        if worker_id is not None:
+            self.heartbeat.stop(self._hand_over(worker_id, timeout, blamed))
+        self.heartbeat.join(timeout)
+
+    def _hand_over(
+        self, worker_id: UUID, timeout: float, blamed: Collection[Execution]
+    ) -> Callable[[Store], Coroutine[Any, Any, None]]:
+        executions = {*list(self.runner.running), *list(self.finisher.pending)}
+        unstarted = self.backlog.waiting()
+        return lambda store: hand_over(
+            store,
+            self._make_finisher(store),
+            worker_id,
+            executions=executions,
+            unstarted=unstarted,
+            blamed=blamed,
+            timeout=timeout,
+        )
+
+    def _hung(self, seconds: float, task: "asyncio.Task[Any] | None") -> None:
+        """The loop has been blocked for LOOP_TIMEOUT."""
+        execution = None if task is None else task.get_context().get(current)
+        logger.critical(
+            "The event loop hangs, %s seconds=%.0f id=%s path=%r\n%s",
+            "the process ends" if self._own_process else "its tasks are left to other workers",
+            seconds,
+            None if execution is None else execution.job.id,
+            None if execution is None else execution.job.task_path,
+            stack_of_thread(self.guard.loop_thread),
+        )
+        if not self._own_process:
+            self.heartbeat.suspend()  # the process, and what else runs in it, is the site's
+            return
+        # A callback hangs that nobody can be named for: it may be any coroutine task's.
+        in_coroutines = [one for one in list(self.runner.running) if not one.in_thread]
+        self.give_up(HANG_TIMEOUT, blamed=in_coroutines if execution is None else [execution])
+        leave_now(1)
 
     # --- What the parts tell each other -----------------------------------------------------
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["LoopGuard"]
@@ -17,11 +18,26 @@ BLOCKED_AFTER = 1.0
 
 
 class LoopGuard:
-    """A thread that watches the loop it was made on, and logs each stall once, with its stack."""
+    """A thread that watches the loop it was made on, and logs each stall once, with its stack.
 
-    def __init__(self) -> None:
+    timeout: seconds after which a loop that is blocked hangs for good; None: never.
+    hung: is called from the thread then, with those seconds and the asyncio task that runs, if any.
+    back: is called on the loop, should it go on after all.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout: float | None,
+        hung: Callable[[float, "asyncio.Task[Any] | None"], None],
+        back: Callable[[], None],
+    ) -> None:
+        self._timeout = timeout
+        self._hung = hung
+        self._back = back
+        self._is_hung = False
         self._loop = asyncio.get_running_loop()
-        self._loop_thread = threading.get_ident()
+        self.loop_thread = threading.get_ident()
         self._beat = time.monotonic()
         self._stop = threading.Event()
         self._handle: asyncio.TimerHandle | None = None
@@ -38,13 +54,23 @@ class LoopGuard:
 
     def _tick(self) -> None:
         self._beat = time.monotonic()
+        if self._is_hung:
+            self._is_hung = False
+            self._back()
         self._handle = self._loop.call_later(BLOCKED_AFTER / 4, self._tick)
 
     def _watch(self) -> None:
         reported: tuple[float, asyncio.Task[Any] | None] = (0.0, None)
         seen, since = None, 0.0
+        # Counted by what this thread has seen: a process that was stopped, or a machine, doesn't hang.
+        stalled, looked, last_beat = 0.0, time.monotonic(), self._beat
         while not self._stop.wait(BLOCKED_AFTER / 4) and not self._loop.is_closed():
             now, beat, task = time.monotonic(), self._beat, asyncio.current_task(self._loop)
+            stalled = stalled + min(now - looked, BLOCKED_AFTER) if beat == last_beat else 0.0
+            looked, last_beat = now, beat
+            if self._timeout is not None and stalled > self._timeout and not self._is_hung:
+                self._is_hung = True
+                self._hung(stalled, task)
             if task is not seen:
                 seen, since = task, now
             blocked = now - beat
@@ -56,7 +82,7 @@ class LoopGuard:
                 self._report(blocked, task)
 
     def _report(self, blocked: float, task: "asyncio.Task[Any] | None") -> None:
-        frame = sys._current_frames().get(self._loop_thread)
+        frame = sys._current_frames().get(self.loop_thread)
         logger.warning(
             "the event loop is blocked seconds=%.1f task=%r\n%s",
             blocked,

@@ -110,6 +110,7 @@ class Heartbeat:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
         self._stopping = False
+        self._suspended = False
         self._last_words: Callable[[Store], Awaitable[None]] | None = None
         self._finished: asyncio.Future[None] = self._worker_loop.create_future()
         self._death: BaseException | None = None
@@ -139,6 +140,18 @@ class Heartbeat:
         self._stopping = True
         self._poke()
         return self._finished
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end of the thread after ``stop()``, from any other thread, for so many seconds."""
+        self._thread.join(timeout)
+
+    def suspend(self) -> None:
+        """Renew no more, so that the lease runs out, until ``resume()``. From any thread."""
+        self._suspended = True
+
+    def resume(self) -> None:
+        self._suspended = False
+        self._poke()
 
     def _poke(self) -> None:
         loop, wake = self._loop, self._wake
@@ -181,10 +194,11 @@ class Heartbeat:
                     logger.error("tasks in threads could not be settled", exc_info=error)
                 return
             started = _boottime()
+            pause = self._lease.interval
             try:
-                await self._renew(store, started, may_register=not self._stopping)
+                if not self._suspended:
+                    await self._renew(store, started, may_register=not self._stopping)
                 failures = 0
-                pause = self._lease.interval
             except utils.Error as error:
                 failures += 1
                 self._failed(error, started, failures)

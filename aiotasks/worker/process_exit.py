@@ -17,7 +17,7 @@ from typing import NoReturn
 from .. import logs
 from .process_signals import ProcessSignals
 
-__all__ = ["complain", "leave", "leave_now", "within"]
+__all__ = ["complain", "leave", "leave_now"]
 
 logger = logging.getLogger("aiotasks.worker")
 
@@ -28,7 +28,7 @@ LEAST_TIME = 0.5
 SAY_AFTER = 0.3
 
 # Seconds for the last words of the log.
-FLUSH_TIMEOUT = 0.5
+FLUSH_TIMEOUT = 0.3
 
 
 def leave(code: int, *, signals: ProcessSignals, until: float) -> NoReturn:
@@ -37,13 +37,11 @@ def leave(code: int, *, signals: ProcessSignals, until: float) -> NoReturn:
     To be called in the main thread, with all of the worker's own work done.
     """
     threads_time = max(LEAST_TIME, until - time.monotonic())
-    # Even a line of the log may hang, where nobody reads it.
-    signals.call_later(threads_time + LEAST_TIME, lambda: leave_now(code))
     # It joins the threads that aren't daemons, and has executors end theirs.
-    within(threads_time, threading._shutdown, told=_tell_of_threads)  # type: ignore[attr-defined]
+    _within(threads_time, threading._shutdown, told=_tell_of_threads)  # type: ignore[attr-defined]
 
     def overdue() -> None:
-        within(LEAST_TIME, lambda: logger.warning("The process ends before its atexit functions have"))
+        logger.warning("The process ends before its atexit functions have")
         leave_now(code)
 
     signals.call_later(max(LEAST_TIME, until - time.monotonic()), overdue)
@@ -65,7 +63,7 @@ def complain(sentence: str) -> int:
     return 1
 
 
-def within(seconds: float, call: Callable[[], object], *, told: Callable[[], None] | None = None) -> None:
+def _within(seconds: float, call: Callable[[], object], *, told: Callable[[], None] | None = None) -> None:
     """Run ``call`` in a thread for at most so many seconds; ``told`` is called if it takes long."""
     thread = threading.Thread(target=call, name="aiotasks-exit", daemon=True)
     try:

@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
 from ..store.pools import close_pools
-from .process_exit import complain, leave, leave_now, within
+from .process_exit import complain, leave, leave_now
 from .process_signals import IGNORED, QUIT, REPORT, STOP, ProcessSignals, signal_name
 from .stacks import stack_of_thread, stacks_of_tasks, stacks_of_threads
 from .supervisor import Line
@@ -32,10 +32,13 @@ GC_THRESHOLD = 20_000
 # Seconds that asyncio tasks which tasks have left get to end, and that closing the connections may take.
 CLOSE_TIMEOUT = 0.2
 
-# Seconds after the grace within which an orderly end is over. It takes two; on a busy machine longer.
-OVERDUE = 3.0
+# Seconds after the grace within which an orderly end is over …
+OVERDUE = 2.0
 
-# Seconds for what is done at an end by force.
+# … or a little later, while the loop still turns.
+OVERDUE_AGAIN = 0.5
+
+# Seconds for handing the tasks over at an end by force.
 FORCE_TIMEOUT = 0.5
 
 # Seconds between two looks at whether a task has taken the signals away.
@@ -61,6 +64,7 @@ class Standalone:
         self._stop_by: float | None = None  # by the monotonic clock: the end of the grace
         self._ending = False  # the loop has ended, and the process is about to
         self._exit_code = 0
+        self._overdue_once = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turn = 0.0  # when the loop was last seen to run, by the monotonic clock
 
@@ -171,8 +175,11 @@ class Standalone:
         return True
 
     def _ask_for(self, urgency: int) -> None:
-        if self._ending or urgency >= 3:
-            leave_now(self._exit_code if self._ending else 1)
+        if self._ending:
+            leave_now(self._exit_code)
+        if urgency >= 3:
+            self._overdue_once = True
+            self._overdue()
         if urgency <= self._urgency:
             return
         grace = self._worker.grace if urgency == 1 else 0.0
@@ -183,13 +190,15 @@ class Standalone:
 
     def _overdue(self) -> None:
         """An orderly end would be over: the loop hangs, or what it waits for does."""
-        within(
-            FORCE_TIMEOUT,
-            lambda: logger.critical(
-                "The worker is ended by force: its event loop does not stop\n%s",
-                stack_of_thread(threading.main_thread().ident),
-            ),
+        if time.monotonic() - self._turn < 4 * TURN_INTERVAL and not self._overdue_once:
+            self._overdue_once = True  # it is slow, on a busy machine
+            self._signals.call_later(OVERDUE_AGAIN, self._overdue)
+            return
+        logger.critical(
+            "The worker is ended by force: its event loop does not come to its end\n%s",
+            stack_of_thread(threading.main_thread().ident),
         )
+        self._worker.give_up(FORCE_TIMEOUT)
         leave_now(1)
 
     def _on_loop(self, call: Callable[[], object]) -> None:

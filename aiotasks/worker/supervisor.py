@@ -46,7 +46,7 @@ RELOAD_GRACE = 2.0
 
 
 # Seconds after the grace when a worker that is still there is killed: it ends by force itself before that.
-KILL_AFTER = 5.0
+KILL_AFTER = 4.0
 
 
 class Line:

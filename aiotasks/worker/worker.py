@@ -121,6 +121,11 @@ class Worker:
         self._stopping.set()
         self._hurried.set()
 
+    def give_up(self, timeout: float) -> None:
+        """Give all tasks back while the event loop hangs, within ``timeout`` s; from any other thread."""
+        if hasattr(self, "engine"):
+            self.engine.give_up(timeout, blamed=())
+
     def running(self) -> list[Execution]:
         """What is being run at the moment. May be asked from any thread."""
         return list(self.engine.runner.running) if hasattr(self, "engine") else []
@@ -192,6 +197,7 @@ class Worker:
             concurrency=self.concurrency,
             threads=self.threads,
             failed=self._tried.set,  # embedded, the site starts anyway
+            own_process=self.own_process,
         )
         self._built.set()
         try:

@@ -1,15 +1,19 @@
 """Tasks for the tests, of every kind that a worker has to survive."""
 
 import asyncio
+import atexit
 import contextvars
 import inspect
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -587,3 +591,53 @@ async def take_signals() -> None:
         signal.signal(number, lambda *_: None)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
+
+
+@task(takes_context=True)
+async def hang(context: TaskContext, way: str = "lock") -> str:
+    """Block the event loop for good, at the first run."""
+    record("start", context.task_result.id)
+    if len(context.task_result.worker_ids) > 1:
+        return "done"
+    if way == "lock":
+        lock = threading.Lock()
+        lock.acquire()
+
+        async def deadlock() -> None:  # as a child, to be found all the same
+            lock.acquire()
+
+        await asyncio.gather(deadlock())
+    while True:
+        pass
+
+
+@task
+async def leave_behind(way: str, path: str) -> None:
+    """Something that Python would wait for at its end, or that its end waits for."""
+    forever = threading.Event()
+    atexit.register(lambda: Path(path).touch())
+    match way:
+        case "a thread":
+            threading.Thread(target=forever.wait, name="left-thread").start()
+            threading.Timer(3600, print).start()
+        case "executors":
+            ThreadPoolExecutor(thread_name_prefix="left-pool").submit(forever.wait)
+            asyncio.get_running_loop().run_in_executor(None, forever.wait)
+        case "an asyncio task":
+            _background.add(asyncio.get_running_loop().create_task(never_end.func(), name="left-task"))
+        case "a child":
+            child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=[600])
+            child.start()
+            Path(f"{path}.pid").write_text(str(child.pid))  # noqa: ASYNC240
+        case "atexit":
+            atexit.register(forever.wait)
+        case "nothing":
+            ThreadPoolExecutor().submit(print)  # it idles, and ends when it is told to
+
+
+@task(takes_context=True)
+async def print_much(context: TaskContext) -> None:
+    """Until nobody reads it any more."""
+    record("start", context.task_result.id)
+    while True:
+        print("x" * 100_000)  # noqa: T201

@@ -16,7 +16,7 @@ async def test_each_stall_is_told_also_where_one_follows_on_another(
     """Two tasks of one claim block the loop without a turn of it in between."""
     monkeypatch.setattr(guard_module, "BLOCKED_AFTER", 0.2)
     loop = asyncio.get_running_loop()
-    guard = LoopGuard()
+    guard = LoopGuard(timeout=None, hung=lambda seconds, task: None, back=lambda: None)
     guard.start()
 
     async def block() -> None:

@@ -1,19 +1,24 @@
 """The process around a worker: its signals, its end, and the processes that tasks start."""
 
+import asyncio
 import os
 import re
+import shutil
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from django.tasks import TaskResult
 
+from aiotasks import Worker
 from tests.conftest import ROOT
 
 from . import tasks
-from .harness import Ledger, Start, wait_until
+from .harness import Configure, Ledger, Start, until, wait_until
 
 
 @pytest.fixture(params=["uvloop", "asyncio"])
@@ -115,3 +120,145 @@ def test_a_signal_to_the_supervisor_and_its_workers_spends_nothing(
     assert process.wait() == 0
     assert all(is_unspent(ledger, result) for result in results)
     assert ledger.workers() == 0
+
+
+# --- A loop that hangs for good
+
+
+@pytest.mark.parametrize("way", ["lock", "endless loop"])
+def test_a_worker_whose_loop_hangs_is_replaced(
+    start: Start, ledger: Ledger, tmp_path: Path, way: str, loop_env: dict[str, str]
+) -> None:
+    """The task that hangs it counts as crashed, and its neighbours are given back unspent."""
+    process = start(
+        *("-m", "aiotasks.worker", "--processes", "2", "--concurrency", "3"),
+        options={"LOOP_TIMEOUT": 1, "LEASE_TIMEOUT": 10, "POLL_INTERVAL": 1},
+        env=loop_env,
+    )
+    wait_until(lambda: ledger.workers() == 2)
+    go = tmp_path / "go"
+    neighbours = [
+        task.enqueue(os.fspath(go))
+        for task in (tasks.wait_for_file, tasks.wait_for_file_sync)
+        for _ in range(4)
+    ]
+    wait_until(lambda: ledger.statuses() == {"RUNNING": 8})
+    culprit = tasks.hang.enqueue(way)
+    log = process.wait_for("The event loop hangs, the process ends")
+    assert f"id={culprit.id} path='tests.worker.tasks.hang'" in log
+    assert "in deadlock\n    lock.acquire()" in log or "in hang\n    while True" in log
+    wait_until(lambda: ledger.task(culprit.id).status == "SUCCESSFUL")
+    wait_until(lambda: "exit=1, starting another" in process.log)
+    go.touch()
+    wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 9})
+    assert ledger.task(culprit.id).crashes == 1
+    assert not any(ledger.task(result.id).crashes for result in neighbours)
+    assert all(len(ledger.task(result.id).worker_ids) == 1 for result in neighbours)
+    assert process.stop() == 0
+
+
+def test_a_worker_whose_loop_hangs_ends_when_told_to(
+    start_worker: Start, ledger: Ledger, loop_env: dict[str, str]
+) -> None:
+    worker = start_worker("--grace", "1", env=loop_env, options={"LEASE_TIMEOUT": 600})
+    results = [tasks.work_once.enqueue(600.0), tasks.work_sync.enqueue(600.0)]
+    wait_until(lambda: ledger.events("start") == 2)
+    results.append(tasks.hang.enqueue())
+    wait_until(lambda: ledger.events("start") == 3)
+    assert worker.stop() == 1
+    assert "The worker is ended by force: its event loop does not come to its end" in worker.log
+    assert "in deadlock\n    lock.acquire()" in worker.log
+    assert all(is_unspent(ledger, result) for result in results)
+    assert ledger.workers() == 0
+
+
+async def test_an_embedded_worker_whose_loop_hangs_gives_up_its_lease(
+    ledger: Ledger, configure: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(LOOP_TIMEOUT=1, LEASE_TIMEOUT=0.6, POLL_INTERVAL=1)
+    async with Worker() as worker:
+        first = worker.engine.lease.worker_id
+        await asyncio.create_task(_block_until(lambda: "its tasks are left to other workers" in caplog.text))
+        await asyncio.create_task(_block_until(lambda: ledger.rows(EXPIRED)))
+        await until(lambda: worker.engine.lease.worker_id not in (None, first))
+        result = await tasks.add.aenqueue(1, 2)
+        await until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
+
+
+EXPIRED = "SELECT 1 FROM aiotasks_worker WHERE lease_expires_at < clock_timestamp()"
+
+
+async def _block_until(condition: Callable[[], object]) -> None:
+    wait_until(condition)
+
+
+# --- The end
+
+LEFT = {
+    "a thread": r"left behind hold up the exit names=left-thread, Thread-\d+\n",
+    "executors": r"left behind hold up the exit names=aiotasks-default_0, left-pool_0\n",
+    "an asyncio task": r"left behind do not end names=left-task\n",
+    "a child": r"The process ends before its atexit functions have",
+    "atexit": r"The process ends before its atexit functions have",
+    "nothing": r"INFO aiotasks.worker: stopped\n\Z",
+}
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_what_tasks_leave_behind_does_not_keep_the_process(
+    start_worker: Start, ledger: Ledger, tmp_path: Path, left: str
+) -> None:
+    """And functions of atexit are called all the same, unless one of them hangs."""
+    called = tmp_path / "called"
+    tasks.leave_behind.enqueue(left, os.fspath(called))
+    worker = start_worker("--until-empty", "--grace", "0", ready=False)
+    code = worker.wait()
+    if left == "a child":
+        os.kill(int((tmp_path / "called.pid").read_text()), signal.SIGKILL)
+    assert code == 0
+    assert re.search(LEFT[left], worker.log)
+    assert ledger.statuses() == {"SUCCESSFUL": 1}
+    assert ledger.workers() == 0
+    assert called.exists() is (left not in ("atexit", "a child"))
+
+
+def test_it_waits_for_them_within_the_grace_and_a_signal_ends_that(start: Start, ledger: Ledger) -> None:
+    tasks.leave_behind.enqueue("a thread", os.devnull)
+    process = start(*("-m", "aiotasks.worker", "--processes", "2", "--grace", "600"))
+    wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 1})
+    wait_until(lambda: process.log.count("connections: at most") == 2)
+    process.send(signal.SIGTERM)
+    process.wait_for("hold up the exit names=left-thread")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+def test_output_that_nobody_reads_does_not_keep_the_process(
+    worker_env: dict[str, str], ledger: Ledger
+) -> None:
+    result = tasks.print_much.enqueue()
+    with subprocess.Popen(
+        [sys.executable, "-m", "aiotasks.worker", "--grace", "0"],
+        env={**worker_env, "DJANGO_SETTINGS_MODULE": "tests.worker.settings"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        try:
+            wait_until(lambda: ledger.events("start") == 1)
+            process.terminate()
+            wait_until(lambda: process.poll() is not None)
+        finally:
+            process.kill()
+    assert is_unspent(ledger, result)
+    assert ledger.workers() == 0
+
+
+def test_as_process_1_it_says_what_is_missing(start: Start, ledger: Ledger) -> None:
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("needs root and unshare")
+    code = (
+        "import os, sys; os.execvp('unshare', ['unshare', '--fork', '--pid', '--kill-child', *sys.argv[1:]])"
+    )
+    process = start("-c", code, sys.executable, "-m", "aiotasks.worker", "--until-empty")
+    assert process.wait() == 0
+    assert "This is process 1 of its container" in process.log

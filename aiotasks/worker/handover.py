@@ -1,0 +1,45 @@
+"""Handing a worker's tasks over while its event loop hangs: from another loop, for other workers to take."""
+
+from collections.abc import Collection, Iterable
+from uuid import UUID
+
+from ..job import Job, Released
+from ..store.store import Store
+from .execution import Execution
+from .finisher import Finisher
+
+__all__ = ["hand_over"]
+
+
+async def hand_over(
+    store: Store,
+    finisher: Finisher,
+    worker_id: UUID,
+    *,
+    executions: Iterable[Execution],
+    unstarted: Iterable[Job],
+    blamed: Collection[Execution],
+    timeout: float,
+) -> None:
+    """Write the outcomes that are there and give the other tasks back, no attempt spent.
+
+    That takes ``timeout`` seconds at most. ``blamed`` stay RUNNING: without a lease they are rescued, and
+    count as crashed. ``finisher`` is one of the running loop's.
+    """
+    for execution in executions:
+        if execution in blamed:
+            continue
+        if execution.outcome is None:
+            # Another object: the execution's thread may set its outcome meanwhile.
+            execution = _given_back(execution.job)
+        finisher.finish(execution)
+    for job in unstarted:
+        finisher.finish(_given_back(job))
+    await finisher.flush(timeout)
+    await store.remove_worker(worker_id)
+
+
+def _given_back(job: Job) -> Execution:
+    execution = Execution(job)
+    execution.outcome = Released()
+    return execution
