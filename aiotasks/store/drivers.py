@@ -17,6 +17,7 @@ from .statement import Statement
 
 __all__ = [
     "READ_ONLY",
+    "TOO_MANY_CONNECTIONS",
     "AsyncpgDriver",
     "ConnectionDriver",
     "DjangoDriver",
@@ -59,7 +60,7 @@ class AsyncpgDriver:
                 except BaseException:  # asyncpg closes one that couldn't be opened, or wasn't waited for
                     self.pool.terminate()
                     self.pool = self._new_pool()
-                    self.lending = Lending(self.pool)
+                    self.lending = Lending(self.pool, limit=self.lending.limit)
                     raise
             self._opening = None
 
@@ -243,6 +244,9 @@ def missing_tables(error: BaseException, database: str) -> str | None:
 
 # What the server of a standby says to a write.
 READ_ONLY = "25006"
+
+# What a server says where max_connections, or a limit of the role or the database, is reached.
+TOO_MANY_CONNECTIONS = "53300"
 
 # Serialization failures and deadlocks (40), resources such as connections and disk (53), lock
 # timeouts (55P03), shutdowns and cancelled statements (57), I/O (58), connections (08), and a

@@ -6,7 +6,9 @@ connection from here.
 """
 
 import asyncio
+import logging
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import suppress
 from contextvars import Context
 from typing import Any
@@ -15,6 +17,8 @@ import asyncpg
 from django.db import utils
 
 __all__ = ["Lending", "is_dead"]
+
+logger = logging.getLogger("aiotasks.store")
 
 type Pool = asyncpg.Pool[asyncpg.Record]  # asyncpg ships no types yet
 type Pooled = Any  # its PoolConnectionProxy
@@ -32,18 +36,36 @@ RETURN_TIMEOUT = 0.05
 # Seconds after which one that isn't used goes back to the pool, which closes what is idle for long.
 IDLE_TIMEOUT = 10.0
 
+# Seconds after which a caller whom the server has refused a connection tries again, if none has come back.
+CROWDED_PAUSE = 0.5
+
+# Seconds after the last refusal for which connections are opened one by one.
+CROWDED_TIME = 60.0
+
+# Seconds for which no connection is opened after one was given up for another part of the process.
+SHED_TIME = 2.0
+
 
 class Lending:
     """Lends the pool's connections. Used from the pool's loop alone.
 
     What is kept is never held back: whoever waits for the pool gets the next one that comes back.
+
+    limit: how many connections the pool may have open (None: as many as its size). Where the server
+        refuses another one, a caller waits for one that is out, as if the limit were reached.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, *, limit: int | None = None) -> None:
         self._pool = pool
+        self.limit = limit
         self._loop = asyncio.get_running_loop()
         self._kept: deque[tuple[Pooled, float]] = deque()  # with when it came back; the latest is last
         self._waiting = 0
+        self._hungry: deque[asyncio.Future[Pooled | None]] = deque()  # wait for one that is out
+        self._no_new_before = 0.0  # by the loop's clock
+        self._to_close = 0  # connections, as they come back
+        self._one_by_one_until = 0.0
+        self._attempts = 0  # to have one from the pool
         self._closing = False
         self._timer: asyncio.TimerHandle | None = None
         self._returning: set[asyncio.Task[None]] = set()
@@ -57,23 +79,110 @@ class Lending:
 
     async def acquire(self, *, timeout: float) -> Pooled:
         """A connection; waits at most ``timeout`` seconds for one. Raises TimeoutError after that."""
-        while self._kept:
-            connection, _ = self._kept.pop()
-            if not is_dead(connection):
+        end = self._loop.time() + timeout
+        while True:
+            while self._kept:
+                connection, _ = self._kept.pop()
+                if not is_dead(connection):
+                    return connection
+                self._give_back(connection)
+            left = end - self._loop.time()
+            if left <= 0:
+                raise TimeoutError
+            if self._may_acquire():
+                alone = not self._waiting
+                self._waiting += 1
+                self._attempts += 1
+                mine = self._attempts
+                try:
+                    return await self._pool.acquire(timeout=left)
+                except utils.OperationalError as error:
+                    if not isinstance(error.__cause__, asyncpg.TooManyConnectionsError):
+                        raise
+                    if alone and mine == self._attempts and not self._pool.get_size():
+                        raise  # none of ours could come back
+                    self._note_crowded(error)
+                finally:
+                    self._waiting -= 1
+            connection = await self._next_back(min(left, CROWDED_PAUSE))
+            if connection is not None:
                 return connection
-            self._give_back(connection)
-        self._waiting += 1
+
+    def _may_acquire(self) -> bool:
+        """Whether the pool has an idle connection, or may open another one."""
+        if self._pool.get_idle_size() > self._waiting:
+            return True
+        now = self._loop.time()
+        if now < self._no_new_before or (now < self._one_by_one_until and self._waiting):
+            return False
+        return self.limit is None or self._pool.get_size() + self._waiting < self.limit
+
+    async def _next_back(self, timeout: float) -> Pooled | None:
+        """The next connection that comes back; None after ``timeout`` seconds, or where the pool has it."""
+        future: asyncio.Future[Pooled | None] = self._loop.create_future()
+        self._hungry.append(future)
         try:
-            return await self._pool.acquire(timeout=timeout)
+            await asyncio.wait([future], timeout=timeout)
+        except asyncio.CancelledError:
+            if future.done() and (connection := future.result()) is not None:
+                self._give_back(connection)
+            raise
         finally:
-            self._waiting -= 1
+            if not future.done():
+                self._hungry.remove(future)
+        return future.result() if future.done() else None
+
+    def _note_crowded(self, error: Exception) -> None:
+        """Try again after a pause, one at a time: connects that overlap can have each other refused."""
+        now = self._loop.time()
+        self._no_new_before = max(self._no_new_before, now + CROWDED_PAUSE)
+        if now >= self._one_by_one_until:
+            logger.warning(
+                "PostgreSQL refuses another connection, so statements wait for each other open=%d error=%r",
+                self._pool.get_size(),
+                str(error),
+            )
+        self._one_by_one_until = now + CROWDED_TIME
+
+    def limit_to(self, number: int) -> None:
+        """Have at most so many connections open from now on; what is more is closed as it comes back."""
+        self.limit = number
+        self._close(self._pool.get_size() - number)
+
+    def shed(self) -> None:
+        """Close one connection, now or when it comes back, and open none for a moment: the server has no
+        more, and somebody else needs it before us."""
+        self._no_new_before = self._loop.time() + SHED_TIME
+        self._close(1)
+
+    def _close(self, number: int) -> None:
+        self._to_close = min(self._to_close + max(0, number), self._pool.get_size())
+        for _ in range(self._to_close):
+            if self._kept:
+                self._give_back(self._kept.popleft()[0])
+            elif self._pool.get_idle_size():
+                self._spawn(self._close_idle())
+
+    async def _close_idle(self) -> None:
+        with suppress(TimeoutError, asyncpg.InterfaceError, utils.Error):
+            self._give_back(await self._pool.acquire(timeout=CANCEL_TIMEOUT))
 
     async def release(self, connection: Pooled, *, keep: bool) -> None:
         """Take a connection back: to be kept at hand, if it has done its work and there is room, or
         by the pool. One that was cut off in the middle of a statement has to have it cancelled
         first, which a dead line holds up, but not the caller.
         """
-        if not keep or self._closing or self._waiting or len(self._kept) >= KEPT or is_dead(connection):
+        if keep and self._hungry and not (self._closing or self._to_close or is_dead(connection)):
+            self._hungry.popleft().set_result(connection)
+            return
+        if (
+            self._to_close
+            or not keep
+            or self._closing
+            or self._waiting
+            or len(self._kept) >= KEPT
+            or is_dead(connection)
+        ):
             await asyncio.wait([self._give_back(connection)], timeout=RETURN_TIMEOUT)
             return
         self._kept.append((connection, self._loop.time()))
@@ -107,7 +216,10 @@ class Lending:
             self._give_back(self._kept.popleft()[0])
 
     def _give_back(self, connection: Pooled) -> "asyncio.Task[None]":
-        returning = self._loop.create_task(self._return(connection), context=Context())
+        return self._spawn(self._return(connection))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        returning = self._loop.create_task(work, context=Context())
         self._returning.add(returning)
         returning.add_done_callback(self._returning.discard)
         return returning
@@ -118,9 +230,14 @@ class Lending:
             asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, utils.Error
         ):
             try:
+                if self._to_close and not is_dead(connection):
+                    self._to_close -= 1
+                    await connection.close(timeout=CANCEL_TIMEOUT)
                 await self._pool.release(connection, timeout=CANCEL_TIMEOUT)
             except TimeoutError:  # silence on this line, so most likely on all of them
                 await self.drop_all()
+        if self._hungry:  # the pool may have one for it
+            self._hungry.popleft().set_result(None)
 
 
 def is_dead(connection: Pooled) -> bool:

@@ -75,6 +75,7 @@ class Engine:
         queues: Sequence[str],
         concurrency: int,
         threads: int,
+        listens: bool,
         failed: Callable[[], None],
         own_process: bool,
     ) -> None:
@@ -86,6 +87,7 @@ class Engine:
         self.threads = threads
         self._options = options = held.options
         self._sender = sender
+        self._wants_notify = listens
         store = held.store
         main = asyncio.current_task()  # which a loop's runner cancels together with all others
         self.changed = asyncio.Event()  # an execution has ended
@@ -105,6 +107,7 @@ class Engine:
             changed=self._registered,
             lost=self._lost_lease,
             failed=failed,
+            crowded=held.driver.lending.shed,
         )
         self.registered_once = asyncio.Event()
         self.sync_threads = SyncThreads(self.threads or 1)
@@ -143,7 +146,7 @@ class Engine:
             wake=self._wake,
             look_back=self.claimer.look_back,
             # Without NOTIFY nobody tells of a task that is due earlier than the one waited for.
-            longest_wait=LONGEST_WAIT if options.notify else options.poll_interval,
+            longest_wait=LONGEST_WAIT if listens else options.poll_interval,
         )
         self.rescuer = Rescuer(
             store,
@@ -186,7 +189,7 @@ class Engine:
         """
         self.heartbeat.start()
         self.guard.start()
-        listening = self.resources.listener.subscribed(self._heard) if self._options.notify else nullcontext()
+        listening = self.resources.listener.subscribed(self._heard) if self._wants_notify else nullcontext()
         with listening:
             async with anyio.create_task_group() as group:
                 try:
@@ -240,7 +243,7 @@ class Engine:
 
     async def _tell_when_started(self, started: Callable[[], None]) -> None:
         await self.registered_once.wait()
-        if self._options.notify:
+        if self._wants_notify:
             # LISTEN first, so that "started" means "wakes up"; without it the polls must do.
             with anyio.move_on_after(2.0):
                 await self.resources.listener.listening.wait()
@@ -369,7 +372,7 @@ class Engine:
 
     def _listens(self) -> bool:
         """Whether NOTIFY wakes us at the moment. Asked by the heartbeat's thread, too."""
-        return self._options.notify and self.resources.listener.listening.is_set()
+        return self._wants_notify and self.resources.listener.listening.is_set()
 
     def _free(self, lane: Lane) -> int:
         return (self.concurrency if lane == "loop" else self.threads) - self.runner.count(lane)

@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 from django.db import utils
 
 from ..conf import Options
-from ..store.drivers import is_away, is_transient
+from ..store.drivers import TOO_MANY_CONNECTIONS, is_away, is_transient, sqlstate
 from ..store.pools import resources
 from ..store.repeat import backoff
 from ..store.store import Store
@@ -81,7 +81,7 @@ class Heartbeat:
 
     - ``changed`` is called on the worker's loop after every registration, and when renewals go
       through again after some that didn't; ``lost`` when the worker's row has gone; ``failed``
-      after every try that failed.
+      after every try that failed; ``crowded`` when the server had no connection left for one.
     - Every renewal also says whether the worker is woken by NOTIFY, by ``listening``.
     - A lease whose row has gone is lost: the worker registers anew, under a new id.
     - The worker's loop may give the lease up (``renounce``): it enforces the deadline too, as a
@@ -98,6 +98,7 @@ class Heartbeat:
         changed: Callable[[], None],
         lost: Callable[[], None],
         failed: Callable[[], None],
+        crowded: Callable[[], None],
     ) -> None:
         self._options = options
         self._lease = lease
@@ -106,6 +107,7 @@ class Heartbeat:
         self._changed = changed
         self._lost = lost
         self._failed_once = failed
+        self._crowded = crowded
         self._worker_loop = asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
@@ -259,6 +261,8 @@ class Heartbeat:
         lease = self._lease
         lease.steady_since = None
         self._on_worker_loop(self._failed_once)
+        if sqlstate(error) == TOO_MANY_CONNECTIONS:
+            self._on_worker_loop(self._crowded)
         if failures == 1:
             if is_transient(error):
                 logger.warning("the lease can't be renewed at the moment error=%r", str(error))

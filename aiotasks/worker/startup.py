@@ -15,11 +15,12 @@ from ..backend import PostgresBackend
 from ..exceptions import DatabaseNotReady
 from ..job import Source
 from ..store.drivers import is_transient, missing_tables, sqlstate
+from ..store.pools import LoopResources
 from ..store.repeat import backoff
 from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store
 
-__all__ = ["backend_of", "describe", "explain", "queues_of", "reach_database", "slots"]
+__all__ = ["backend_of", "describe", "explain", "find_room", "queues_of", "reach_database", "slots"]
 
 logger = logging.getLogger("aiotasks.worker")
 
@@ -97,6 +98,52 @@ async def reach_database(
         with anyio.move_on_after(pause):
             await stopping.wait()
     return False
+
+
+# A lease and a statement need one connection each. With one more, tasks' own queries come before LISTEN.
+FEWEST_CONNECTIONS = 2
+ENOUGH_TO_LISTEN = 4
+
+
+async def find_room(held: LoopResources, *, concurrency: int, threads: int, must: bool) -> bool:
+    """See how many connections the server allows, and have the pool do with less where those are too few.
+
+    Returns whether one of them may be the listener's. Raises DatabaseNotReady where nothing could be
+    claimed (``must``: else that is logged).
+    """
+    options = held.options
+    if not options.statement_cache_size:
+        return True  # a pooler is in front, whose limits are others
+    try:
+        allowed = (await held.store.inspect_server())[3]
+    except utils.Error:
+        return True  # the parts meet it, too, and wait
+    wanted = options.most_connections(concurrency, threads)
+    if allowed >= wanted:
+        return True
+    told = (
+        f"PostgreSQL allows this role {allowed} connections (max_connections, or the CONNECTION LIMIT of the "
+        f"role or the database) of the {wanted} that the worker may want"
+    )
+    remedy = "Raise it, or lower POOL_MAX_SIZE, ASYNC_DB_THREADS or --threads."
+    if allowed < FEWEST_CONNECTIONS:
+        sentence = f"{told}; it needs {FEWEST_CONNECTIONS}, for its lease and its statements. {remedy}"
+        if must:
+            raise DatabaseNotReady(sentence)
+        logger.error("%s", sentence)
+        return False
+    listens = allowed >= ENOUGH_TO_LISTEN
+    others = wanted - options.pool_max_size - (0 if listens else 1)  # the lease, the listener, tasks' own
+    pool = max(1, min(options.pool_max_size, allowed - others))
+    held.driver.lending.limit_to(pool)
+    logger.warning(
+        "%s: its pool takes %d%s; statements wait for each other, and tasks' queries may be refused. %s",
+        told,
+        pool,
+        "" if listens else ", and it polls without LISTEN",
+        remedy,
+    )
+    return listens
 
 
 async def _unless(stopping: asyncio.Event, trying: Coroutine[Any, Any, None]) -> bool:
@@ -184,7 +231,10 @@ def describe(error: utils.Error, database: str) -> str:
                 "`manage.py aiotasks check` names the GRANT."
             )
         case "53300":
-            return f"PostgreSQL at {where} has no connection left ({reason}): raise max_connections."
+            return (
+                f"PostgreSQL at {where} has no connection left ({reason}): raise max_connections, or the "
+                "CONNECTION LIMIT of the role or the database."
+            )
     if is_transient(error):
         return f"PostgreSQL at {where} can't be reached: {reason}."
     return f"{where} can't be used: {reason}."

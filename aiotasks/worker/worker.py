@@ -16,7 +16,7 @@ from ..store.pools import resources
 from ..store.repeat import backoff
 from .engine import Engine
 from .execution import Execution
-from .startup import backend_of, queues_of, reach_database, slots
+from .startup import backend_of, find_room, queues_of, reach_database, slots
 
 __all__ = ["Worker"]
 
@@ -157,7 +157,8 @@ class Worker:
         failures = 0
         while not self._main_task.done():
             try:
-                idle = self.engine.is_idle()
+                # Without a lease nothing can have been claimed, whatever the table shows of its rows.
+                idle = self.engine.registered_once.is_set() and self.engine.is_idle()
                 if idle and not await store.has_unfinished_jobs(self.backend, self.queues or None, lanes):
                     return
                 failures = 0
@@ -189,6 +190,9 @@ class Worker:
         )
         if not there:
             return  # told to stop before there was a database
+        room = await find_room(
+            held, concurrency=self.concurrency, threads=self.threads, must=self._database_timeout is not None
+        )
         self.engine = Engine(
             held,
             backend=self.backend,
@@ -196,6 +200,7 @@ class Worker:
             queues=self.queues,
             concurrency=self.concurrency,
             threads=self.threads,
+            listens=self._options.notify and room,
             failed=self._tried.set,  # embedded, the site starts anyway
             own_process=self.own_process,
         )
