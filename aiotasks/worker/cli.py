@@ -60,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     ends = parser.add_mutually_exclusive_group()
     ends.add_argument(
-        "--until-empty", action="store_true", help="exit as soon as nothing is ready, running or due"
+        "--until-empty",
+        action="store_true",
+        help="exit as soon as nothing is ready, running or due: with 3 if tasks have failed",
     )
     ends.add_argument(
         "--reload", action="store_true", help="start anew when the code changes (for development)"

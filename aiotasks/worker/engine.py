@@ -468,6 +468,7 @@ class Engine:
 
     async def _tell_of_lost(self, job: Job, error: Exception) -> None:
         """``task_finished`` for a task that its rescue has failed."""
+        self.finisher.failed += 1
         try:
             result = await asyncio.to_thread(result_of, job, self._options.aliases)  # which may import it
         except UnknownTask:

@@ -44,6 +44,7 @@ class Execution:
         "perhaps_written",
         "place",
         "result",
+        "seconds",
         "task",
     )
 
@@ -58,6 +59,7 @@ class Execution:
         self.cancelled_for: Reason | None = None
         self.asked_to_end: Reason | None = None
         self.in_thread = False  # its body has gone to a thread, which can't be cancelled
-        self.began = 0.0  # when it has, by the monotonic clock
+        self.began = 0.0  # when it, or its body in its thread, has begun, by the monotonic clock
+        self.seconds = 0.0  # which a failed attempt has taken
         self.abandoned = False
         self.complained_of = False  # it has been logged that its task reached for what isn't its own

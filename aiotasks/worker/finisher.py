@@ -27,6 +27,7 @@ from ..store.store import Store
 from ..store.wakeups import Wakeup
 from ..tasks import known, result_of
 from .execution import Execution, Place
+from .failure_log import log_failure
 
 __all__ = ["Finisher"]
 
@@ -66,6 +67,9 @@ class Finisher:
         written: Callable[[Job | None], None],
     ) -> None:
         self.fenced = 0
+        self.succeeded = 0
+        self.failed = 0
+        self.given_back = 0
         self._store = store
         self._backend = backend
         self._sender = sender
@@ -128,11 +132,19 @@ class Finisher:
             # Not in the flush: one lock (a cancel() inside a long atomic()) would stall all.
             asyncio.get_running_loop().call_later(LOCKED_DELAY, self._submit, execution)
             return
+        outcome = execution.outcome
         if written is not None:
+            if isinstance(outcome, Failed):
+                self.failed += 1
+                log_failure(execution, outcome)
+            else:
+                self.succeeded += 1
             try:
                 self._announce(execution, written)
             except Exception:  # the others of its batch have nothing to do with it
                 logger.exception("task_finished can't be sent id=%s", execution.job.id)
+        elif isinstance(outcome, Released | Deferred):
+            self.given_back += 1
         self._written(execution)
 
     def _written(self, execution: Execution) -> None:

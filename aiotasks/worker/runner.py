@@ -82,6 +82,7 @@ class Runner:
     def start(self, job: Job) -> bool:
         """Begin to run ``job``; returns at its first wait, or at its end. Whether that was its end."""
         execution = Execution(job)
+        execution.began = time.monotonic()
         self.running.add(execution)
         self._counts[execution.lane] += 1
         execution.place = self._place()
@@ -135,6 +136,8 @@ class Runner:
         self._leave(execution)
         if execution.outcome is None:  # cancelled before its first step, or by itself at its last
             execution.outcome = self._raised(execution, asyncio.CancelledError("the task cancelled itself"))
+        if isinstance(execution.outcome, Failed):
+            execution.seconds = time.monotonic() - execution.began
         self._done(execution)
 
     async def _run(self, execution: Execution) -> None:

@@ -18,7 +18,7 @@ from ..store.pools import close_pools
 from .process_exit import complain, leave, leave_now
 from .process_signals import IGNORED, QUIT, REPORT, STOP, ProcessSignals, signal_name
 from .stacks import stack_of_thread, stacks_of_tasks, stacks_of_threads
-from .supervisor import Line
+from .supervisor import TASKS_FAILED, Line
 from .worker import Worker
 from .worker_loop import drive, worker_loop
 
@@ -82,6 +82,8 @@ class Standalone:
             except Exception as error:
                 failure = error
                 self._exit_code = 1
+            if self._until_empty and failure is None:
+                self._sum_up()
             self._ending = True
             executor.shutdown(wait=False, cancel_futures=True)
             if self._leaves or self._worker.stuck:
@@ -92,6 +94,12 @@ class Standalone:
         if failure is not None:
             raise failure
         return self._exit_code
+
+    def _sum_up(self) -> None:
+        succeeded, failed, given_back = self._worker.outcomes()
+        logger.info("until empty: succeeded=%d failed=%d given_back=%d", succeeded, failed, given_back)
+        if failed and not self._exit_code:
+            self._exit_code = TASKS_FAILED
 
     # --- On the loop ------------------------------------------------------------------------
 

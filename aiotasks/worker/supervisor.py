@@ -30,9 +30,12 @@ import anyio
 from .process_exit import leave_now
 from .process_signals import QUIT, REPORT, STOP, ProcessSignals
 
-__all__ = ["Line", "Supervisor"]
+__all__ = ["TASKS_FAILED", "Line", "Supervisor"]
 
 logger = logging.getLogger("aiotasks.supervisor")
+
+# The exit code of a worker that was to end with an empty table, and some of whose tasks have failed.
+TASKS_FAILED = 3
 
 # Seconds until a worker that died is started again: doubled for each one that dies young.
 FIRST_PAUSE = 0.5
@@ -79,7 +82,7 @@ class Supervisor:
 
     command: starts one worker, given ``--supervised FD`` at its end.
     grace: seconds for which a worker's stop waits for running tasks; what outlasts it by far is killed.
-    until_empty: a worker that exits with 0 is through, and isn't started again.
+    until_empty: a worker that exits with 0 or TASKS_FAILED is through, and isn't started again.
     change: returns a description once the code has changed; awaited again and again.
     """
 
@@ -195,7 +198,8 @@ class Supervisor:
                 self._leave(code)
             elif edition.over.is_set():
                 failures = 0
-            elif code == 0 and self._until_empty:
+            elif code in (0, TASKS_FAILED) and self._until_empty:
+                self._exit_code = self._exit_code or code
                 edition.proven.set()
                 return
             elif code > 0 and not child.ready and not any(other.ready for other in self._children):

@@ -130,6 +130,13 @@ class Worker:
         """What is being run at the moment. May be asked from any thread."""
         return list(self.engine.runner.running) if hasattr(self, "engine") else []
 
+    def outcomes(self) -> tuple[int, int, int]:
+        """How many tasks have succeeded here, failed, and been given back."""
+        if not hasattr(self, "engine"):  # there was no database yet
+            return 0, 0, 0
+        finisher = self.engine.finisher
+        return finisher.succeeded, finisher.failed, finisher.given_back
+
     async def wait(self) -> None:
         """Return when the worker has ended, by ``stop()`` or by a failure, which is raised."""
         assert self._main_task is not None

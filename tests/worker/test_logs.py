@@ -14,6 +14,9 @@ from tests.worker.harness import Ledger, Start, wait_until
 
 HANDLERS = "tests.worker.handlers"
 
+# The form that ADMINS has in this Django.
+ADMINS = "pairs" if django.VERSION < (6, 0) else "addresses"
+
 
 def site(handlers: dict[str, Any], *, root: dict[str, Any] | None = None, **more: Any) -> dict[str, str]:
     """The environment of a worker of a site with this LOGGING."""
@@ -73,7 +76,7 @@ def mailing(mails: Path, seconds: float) -> dict[str, str]:
         **site(MAILED, loggers={"django": {"handlers": ["m"], "level": "INFO"}}),
         "TEST_MAILS": str(mails),
         "TEST_MAIL_TIME": str(seconds),
-        "TEST_ADMINS": "pairs" if django.VERSION < (6, 1) else "addresses",
+        "TEST_ADMINS": ADMINS,
     }
 
 
@@ -97,3 +100,73 @@ def test_what_the_end_of_the_grace_cuts_off_is_counted(
     assert worker.stop() == 0
     assert re.search(r"log records wait for their handlers after the grace.* count=5\n", worker.log)
     assert "INFO aiotasks.worker: stopped" in worker.log
+
+
+# 17: what the site's LOGGING is, and whether its own handlers show the worker's log.
+CONSOLE = {"c": {"class": "logging.StreamHandler", "formatter": "f"}}
+FORMATTED = {"formatters": {"f": {"format": "SITE %(levelname)s %(name)s: %(message)s"}}}
+ROOT_AT_INFO = site(CONSOLE, root={"handlers": ["c"], "level": "INFO"}, **FORMATTED)
+SITES: dict[str, tuple[dict[str, str], str]] = {
+    "Django's default": (site({}, disable_existing_loggers=False), "ours"),
+    "no LOGGING_CONFIG": ({**site({}), "TEST_LOGGING_CONFIG": "null"}, "ours"),
+    "existing loggers disabled": (ROOT_AT_INFO, "theirs"),
+    "root at WARNING": (site(CONSOLE, root={"handlers": ["c"], "level": "WARNING"}, **FORMATTED), "theirs"),
+    "a handler at ERROR": (
+        site(
+            {"c": {"class": "logging.StreamHandler", "formatter": "f", "level": "ERROR"}},
+            root={"handlers": ["c"], "level": "WARNING"},
+            **FORMATTED,
+        ),
+        "ours",
+    ),
+    "mails alone": (site(MAILED, root={"handlers": ["m"], "level": "ERROR"}), "ours"),
+}
+
+
+def run_one_that_fails(start: Start, env: dict[str, str], tmp_path: Path, *command: str) -> tuple[str, str]:
+    """Run a task that fails until all is empty; returns its id and the log."""
+    (tmp_path / "mails").touch()
+    mail = {"TEST_MAILS": str(tmp_path / "mails"), "TEST_MAIL_TIME": "0"}
+    failing = tasks.fail.enqueue("ExceptionGroup")
+    tasks.noop.enqueue()
+    worker = start(*command, "--until-empty", env={**env, **mail, "TEST_ADMINS": ADMINS})
+    assert worker.wait() == 3, worker.log
+    return failing.id, worker.log
+
+
+@pytest.mark.parametrize(("env", "whose"), SITES.values(), ids=SITES)
+def test_no_worker_is_silent(
+    start: Start, ledger: Ledger, tmp_path: Path, env: dict[str, str], whose: str
+) -> None:
+    id, log = run_one_that_fails(start, env, tmp_path, "-m", "aiotasks.worker")
+    mine = "aiotasks.worker: "
+    if whose == "theirs":
+        assert f"SITE WARNING {mine}task failed" in log
+    (line,) = re.findall(r"WARNING aiotasks.worker: (task failed .*)", log)
+    assert re.fullmatch(
+        rf"task failed path='tests.worker.tasks.fail' id={id} attempt=1 seconds=\d+\.\d{{3}} "
+        r"error='ExceptionGroup: several \(2 sub-exceptions\).*'",
+        line,
+    )
+    assert log.count("Exception Group Traceback (most recent call last)") == 1, log
+    for said in ("serves backend 'default'", "stopping, running=0", "stopped\n"):
+        assert log.count(f"INFO {mine}{said}" if said != "serves backend 'default'" else said) == 1
+    assert log.endswith(f"INFO {mine}until empty: succeeded=1 failed=1 given_back=0\n")
+
+
+def test_manage_py_and_processes_say_the_same(start: Start, ledger: Ledger, tmp_path: Path) -> None:
+    """17, 18: one line of counts and one exit code, however the worker was started."""
+    env = SITES["Django's default"][0]
+    for command in (["-m", "django", "aiotasks", "worker"], ["-m", "aiotasks.worker", "--processes", "2"]):
+        id, log = run_one_that_fails(start, env, tmp_path, *command)
+
+        assert len(re.findall(rf"WARNING aiotasks.worker: task failed .* id={id} ", log)) == 1
+        assert "failed=1 given_back=0" in log
+        assert log.count("Exception Group Traceback (most recent call last)") == 1
+    assert log.count("until empty: ") == 2
+
+
+def test_what_the_site_configures_holds(start: Start, ledger: Ledger, tmp_path: Path) -> None:
+    env = site(CONSOLE, loggers={"aiotasks": {"handlers": ["c"], "level": "ERROR"}}, **FORMATTED)
+    _, log = run_one_that_fails(start, env, tmp_path, "-m", "aiotasks.worker")
+    assert log == ""
