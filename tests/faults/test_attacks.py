@@ -224,7 +224,7 @@ async def test_a_part_that_fails_cancels_no_claim(
 
 async def test_a_wake_up_during_a_look_at_the_schedule_counts(database: str) -> None:
     store = resources(task_backends["default"].config).store
-    scheduler = Scheduler(store, backend="default", wake=lambda wakeups: None)
+    scheduler = Scheduler(store, backend="default", wake=lambda wakeups: None, look_back=lambda since: None)
     scheduler._waiting_for = time.time() + 10
     looking = asyncio.ensure_future(scheduler.run_once())
     await asyncio.sleep(0)
@@ -298,7 +298,7 @@ async def test_a_due_task_that_is_locked_is_no_reason_to_spin(configure: Configu
     result = await tasks.add.using(run_after=timezone.now() + timedelta(days=1)).aenqueue(1, 2)
     ledger.rows("UPDATE aiotasks_task SET run_after = now() - interval '1 s' RETURNING id")
     store = resources(task_backends["default"].config).store
-    scheduler = Scheduler(store, backend="default", wake=lambda wakeups: None)
+    scheduler = Scheduler(store, backend="default", wake=lambda wakeups: None, look_back=lambda since: None)
     with ledger.connection.transaction():
         ledger.connection.execute("SELECT FROM aiotasks_task FOR UPDATE")
         assert await scheduler.run_once() == 0.2

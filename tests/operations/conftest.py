@@ -42,7 +42,7 @@ def fill(sql: psycopg.Connection) -> Callable[..., None]:
             """
             INSERT INTO aiotasks_task (
                 id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
-                crashes, enqueued_at, ready_at, run_after, worker_id
+                crashes, enqueued_at, ready_at, run_after, worker_id, finished_at
             )
             SELECT gen_random_uuid(), %(backend)s, %(queue)s, 'x', %(lane)s, %(priority)s, %(status)s,
                 '[]', '{}', '{}', '{}', 0, now(),
@@ -50,7 +50,8 @@ def fill(sql: psycopg.Connection) -> Callable[..., None]:
                     now() - %(age)s * interval '1 s' + n * interval '1 us'
                 END,
                 CASE WHEN %(status)s = 'SCHEDULED' THEN now() + n * interval '1 day' END,
-                %(worker)s
+                %(worker)s,
+                CASE WHEN %(status)s IN ('SUCCESSFUL', 'FAILED') THEN now() END
             FROM generate_series(0, %(number)s - 1) AS n
             """,
             {

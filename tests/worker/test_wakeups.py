@@ -369,15 +369,19 @@ async def test_what_is_promoted_late_is_not_hidden_by_the_watermark(
     monkeypatch.setattr("aiotasks.worker.claimer.FORGET_INTERVAL", 3600)
     tasks.seen.clear()
     async with aiotasks.Worker() as worker:
-        await tasks.note.aenqueue("new")
-        await until(lambda: tasks.seen == ["new"])
-        await until(lambda: worker.engine.claimer._sources._watermarks)
+
+        async def emptied() -> bool:
+            """The first look after a wake-up forgets what claims have found before it."""
+            await tasks.note.aenqueue("new")
+            return worker.engine.claimer._forgot_at > 0 and bool(worker.engine.claimer._sources._watermarks)
+
+        await until(emptied)
         await tasks.note.using(run_after=in_future(HOUR)).aenqueue("late")
         await conn.execute(
             "UPDATE aiotasks_task SET run_after = now() - interval '1 h' WHERE status = 'SCHEDULED'"
         )
         await conn.execute("SELECT pg_notify('aiotasks', '[\"default\", \"default\", 0.0]')")
-        await until(lambda: tasks.seen == ["new", "late"])
+        await until(lambda: "late" in tasks.seen)
 
 
 async def test_enqueued_inside_a_transaction_block_that_has_ended(
