@@ -15,6 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
 from ..store.pools import close_pools
+from .kills import kills_refused
 from .process_exit import complain, leave, leave_now
 from .process_signals import IGNORED, QUIT, REPORT, STOP, ProcessSignals, signal_name
 from .stacks import stack_of_thread, stacks_of_tasks, stacks_of_threads
@@ -70,7 +71,8 @@ class Standalone:
 
     def run(self) -> int:
         """Return the exit code, unless the process ends in here. Raises what the worker has failed with."""
-        with self._signals.received():
+        supervisor = None if self._line is None else os.getppid()
+        with self._signals.received(), kills_refused(supervisor=supervisor):
             executor = ThreadPoolExecutor(thread_name_prefix="aiotasks-default")
             runner = asyncio.Runner(loop_factory=worker_loop)
             runner.get_loop().set_default_executor(executor)

@@ -3,11 +3,17 @@
 REFUSED are those that raise in the task; what the others do is ignored, or doesn't matter to anybody else.
 """
 
+import _thread
 import asyncio
 import gc
+import os
+import signal
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import psutil
 
 Loop = asyncio.AbstractEventLoop
 
@@ -18,6 +24,12 @@ REFUSED = {
     "add_signal_handler": "NotImplementedError",
     "run_until_complete": "RuntimeError",
     "cancel_all": "CancelledError",
+    "terminate": "PermissionError",
+    "hang_up": "PermissionError",
+    "terminate_by_psutil": "AccessDenied",
+    "raise_signal": "PermissionError",
+    "interrupt_main": "PermissionError",
+    "signal_thread": "PermissionError",
 }
 # A sync task that cancels asyncio tasks isn't one itself.
 REFUSED_SYNC = {name: error for name, error in REFUSED.items() if name != "cancel_all"}
@@ -104,6 +116,40 @@ def add_signal_handler(loop: Loop) -> None:
 
 def remove_signal_handler(loop: Loop) -> None:
     loop.remove_signal_handler(15)
+
+
+def terminate(_: Loop) -> None:
+    os.kill(os.getpid(), 0)  # which only asks whether it is there
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def terminate_later(loop: Loop) -> None:
+    loop.call_soon_threadsafe(os.kill, os.getpid(), signal.SIGTERM)
+
+
+def hang_up(_: Loop) -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
+def terminate_by_psutil(_: Loop) -> None:
+    psutil.Process().terminate()
+
+
+def raise_signal(_: Loop) -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def interrupt_main(_: Loop) -> None:
+    _thread.interrupt_main()
+
+
+def signal_thread(_: Loop) -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+def take_wakeup_fd(_: Loop) -> None:
+    if threading.current_thread() is threading.main_thread():  # nobody else may
+        signal.set_wakeup_fd(-1)
 
 
 def forget_loop(_: Loop) -> None:

@@ -641,3 +641,20 @@ async def print_much(context: TaskContext) -> None:
     record("start", context.task_result.id)
     while True:
         print("x" * 100_000)  # noqa: T201
+
+
+@task
+def kill(target: str, number: int) -> None:
+    """Send a signal to the supervisor, or to the worker's process group, which a supervisor makes for it."""
+    assert os.getpgrp() == os.getpid()
+    if target == "supervisor":
+        os.kill(os.getppid(), number)
+    elif target == "group":
+        os.kill(0, number)
+    else:
+        os.killpg(os.getpgrp(), number)
+
+
+@task
+async def leave_process(code: int) -> None:
+    os._exit(code)

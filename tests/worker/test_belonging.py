@@ -1,8 +1,11 @@
 """What belongs to a worker refuses from a task's context: tasks can't stop it, nor change it for others."""
 
+import signal
 from pathlib import Path
 
 import pytest
+
+from aiotasks.exceptions import WorkerLost
 
 from . import loop_ways, tasks
 from .harness import Ledger, Start, wait_until
@@ -44,3 +47,33 @@ def test_a_task_cannot_take_its_worker_down(
     assert "call shutdown_asyncgens() of the worker's event loop" in worker.log
     assert worker.stop() == 0
     assert ledger.workers() == 0
+
+
+def test_what_kills_workers_fails_and_the_rest_is_done(start: Start, ledger: Ledger, tmp_path: Path) -> None:
+    """However a worker ends, MAX_CRASHES holds, and its supervisor goes on: no task can send it a signal."""
+    options = {"LEASE_TIMEOUT": 2, "MAX_CRASHES": 2}
+    # Before the start: a worker that dies before it has said that it is ready made its supervisor give up.
+    poison = [tasks.leave_process.enqueue(1), tasks.leave_process.enqueue(0), tasks.kill_worker.enqueue()]
+    supervisor = start("-m", "aiotasks.worker", "--processes", "2", "--grace", "10", options=options)
+    wait_until(lambda: ledger.statuses() == {"FAILED": len(poison)}, timeout=90)
+    for result in poison:
+        result.refresh()
+        assert [error.exception_class for error in result.errors] == [WorkerLost] * 2
+    end = tmp_path / "end"
+    neighbours = [tasks.wait_for_file.enqueue(str(end)), tasks.wait_for_file_sync.enqueue(str(end))]
+    refused = [
+        tasks.kill.enqueue(*sent)
+        for sent in [
+            ("supervisor", signal.SIGTERM),
+            ("supervisor", signal.SIGKILL),
+            ("group", signal.SIGINT),
+            ("killpg", signal.SIGQUIT),
+        ]
+    ]
+    wait_until(lambda: ledger.statuses() == {"FAILED": len(poison) + len(refused), "RUNNING": 2}, timeout=60)
+    for result in refused:
+        result.refresh()
+        assert [error.exception_class for error in result.errors] == [PermissionError]
+    end.touch()
+    wait_until(lambda: all(ledger.task(one.id).status == "SUCCESSFUL" for one in neighbours))
+    assert supervisor.stop() == 0, supervisor.log
