@@ -402,6 +402,6 @@ _GUARDED_IN_WORKERS = ("asyncio", "concurrent.futures", "django.dispatch", "py.w
 
 _package = _guard("aiotasks", _Own)
 _stderr = _Stderr()
-for _name in ("aiotasks.asgi", "aiotasks.store", "aiotasks.supervisor", "aiotasks.worker"):
-    _guard(_name, _Own)
+for _name in ("asgi", "store", "supervisor", "testing", "worker"):
+    _guard(f"aiotasks.{_name}", _Own)
 _guard("django.tasks", _Guarded)  # enqueue() must not fail by its record, when the task has been stored

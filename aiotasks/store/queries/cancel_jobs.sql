@@ -5,8 +5,8 @@
 UPDATE aiotasks_task AS task
 SET status = CASE WHEN task.status = 'RUNNING' THEN 'RUNNING' ELSE 'FAILED' END,
     errors = CASE WHEN task.status = 'RUNNING' THEN task.errors ELSE task.errors || $3::json END,
-    finished_at = CASE WHEN task.status = 'RUNNING' THEN NULL ELSE now() END,
-    cancel_requested_at = coalesce(task.cancel_requested_at, now())
+    finished_at = CASE WHEN task.status = 'RUNNING' THEN NULL ELSE statement_timestamp() END,
+    cancel_requested_at = coalesce(task.cancel_requested_at, statement_timestamp())
 WHERE task.id = ANY($1::uuid[]) AND task.backend = $2::text
   AND task.status IN ('SCHEDULED', 'READY', 'RUNNING')
 RETURNING

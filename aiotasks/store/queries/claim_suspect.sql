@@ -11,8 +11,8 @@ SET status = 'RUNNING',
     claim_id = $2::uuid,
     worker_id = $1::uuid,
     worker_ids = CASE WHEN array_ndims(task.worker_ids) > 1 THEN '{}' ELSE task.worker_ids END || $1::uuid,
-    started_at = coalesce(task.started_at, now()),
-    last_attempted_at = now()
+    started_at = coalesce(task.started_at, statement_timestamp()),
+    last_attempted_at = statement_timestamp()
 WHERE task.ctid = ANY(ARRAY(
     SELECT head.ctid
     FROM claimer
@@ -31,6 +31,6 @@ RETURNING
     task.errors::text[], task.worker_ids::text[],
     CASE WHEN task.enqueued_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.enqueued_at END,
     CASE WHEN task.run_after BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.run_after END,
-    least(task.ready_at, now()),
+    least(task.ready_at, statement_timestamp()),
     CASE WHEN task.started_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.started_at END,
     task.last_attempted_at, task.max_crashes, task.keep_result

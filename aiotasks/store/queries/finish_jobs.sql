@@ -27,7 +27,7 @@ SET status = mine.status,
         ELSE task.errors || mine.error::json
     END,
     worker_id = NULL,
-    finished_at = now()
+    finished_at = statement_timestamp()
 FROM mine
 WHERE task.ctid = mine.place
 RETURNING task.id, task.finished_at

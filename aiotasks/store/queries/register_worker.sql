@@ -6,6 +6,6 @@ INSERT INTO aiotasks_worker (
 )
 VALUES (
     $1::uuid, $2::text, $3::text, $4::integer, $5::text[], $6::integer, $7::integer, $8::text,
-    now(), now() + make_interval(secs => $9::double precision)
+    statement_timestamp(), statement_timestamp() + make_interval(secs => $9::double precision)
 )
 ON CONFLICT (id) DO NOTHING

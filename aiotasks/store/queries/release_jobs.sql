@@ -10,7 +10,7 @@ WITH mine AS MATERIALIZED (
     SELECT held.ctid AS place, held.id, released.delay, released.unknown_for,
            held.cancel_requested_at IS NULL AND (
                released.unknown_for IS NULL OR held.unknown_since IS NULL
-               OR held.unknown_since + make_interval(secs => released.unknown_for) > now()
+               OR held.unknown_since + make_interval(secs => released.unknown_for) > statement_timestamp()
            ) AS goes
     FROM unnest($1::uuid[], $2::uuid[], $3::double precision[], $4::double precision[])
         AS released (id, claim_id, delay, unknown_for)
@@ -24,11 +24,13 @@ WITH mine AS MATERIALIZED (
     UPDATE aiotasks_task AS task
     SET status = CASE WHEN mine.delay > 0 THEN 'SCHEDULED' ELSE 'READY' END,
         run_after = CASE
-            WHEN mine.delay > 0 THEN now() + make_interval(secs => mine.delay)
+            WHEN mine.delay > 0 THEN statement_timestamp() + make_interval(secs => mine.delay)
             ELSE task.run_after
         END,
-        ready_at = CASE WHEN mine.delay > 0 THEN NULL ELSE coalesce(task.ready_at, now()) END,
-        unknown_since = CASE WHEN mine.unknown_for IS NOT NULL THEN coalesce(task.unknown_since, now()) END,
+        ready_at = CASE WHEN mine.delay > 0 THEN NULL ELSE coalesce(task.ready_at, statement_timestamp()) END,
+        unknown_since = CASE
+            WHEN mine.unknown_for IS NOT NULL THEN coalesce(task.unknown_since, statement_timestamp())
+        END,
         claim_id = NULL,
         worker_id = NULL,
         worker_ids = trim_array(task.worker_ids, least(1, cardinality(task.worker_ids))),

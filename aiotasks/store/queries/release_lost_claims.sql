@@ -11,7 +11,7 @@ SET status = CASE WHEN task.cancel_requested_at IS NULL THEN 'READY' ELSE 'FAILE
         ELSE task.errors || $4::json
     END,
     ready_at = CASE WHEN task.cancel_requested_at IS NULL THEN clock_timestamp() ELSE task.ready_at END,
-    finished_at = CASE WHEN task.cancel_requested_at IS NOT NULL THEN now() END,
+    finished_at = CASE WHEN task.cancel_requested_at IS NOT NULL THEN statement_timestamp() END,
     claim_id = NULL,
     worker_id = NULL,
     worker_ids = trim_array(task.worker_ids, least(1, cardinality(task.worker_ids))),
@@ -22,7 +22,7 @@ WHERE task.ctid = ANY(ARRAY(
     FROM aiotasks_task AS lost
     WHERE lost.status = 'RUNNING' AND lost.worker_id = $1::uuid
       AND lost.claim_id <> ALL($2::uuid[])
-      AND lost.last_attempted_at < now() - make_interval(secs => $3::double precision)
+      AND lost.last_attempted_at < statement_timestamp() - make_interval(secs => $3::double precision)
     FOR UPDATE SKIP LOCKED
 ))
 RETURNING

@@ -10,7 +10,7 @@ WITH mine AS MATERIALIZED (
     WHERE worker.id = $1::uuid
 ), renewed AS (
     UPDATE aiotasks_worker AS worker
-    SET lease_expires_at = now() + make_interval(secs => $2::double precision),
+    SET lease_expires_at = statement_timestamp() + make_interval(secs => $2::double precision),
         listening = $3::boolean
     FROM mine
     WHERE worker.id = mine.id AND mine.goes

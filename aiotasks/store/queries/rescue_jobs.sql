@@ -34,7 +34,7 @@ SET status = CASE WHEN lost.fails THEN 'FAILED' ELSE 'READY' END,
     errors = CASE WHEN array_ndims(task.errors) > 1 THEN '{}' ELSE task.errors END
         || CASE WHEN lost.cancelled THEN $5::json ELSE $3::json END,
     ready_at = CASE WHEN lost.fails THEN task.ready_at ELSE clock_timestamp() END,
-    finished_at = CASE WHEN lost.fails THEN now() END,
+    finished_at = CASE WHEN lost.fails THEN statement_timestamp() END,
     unknown_since = NULL,
     claim_id = NULL,
     worker_id = NULL

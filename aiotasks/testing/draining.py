@@ -1,0 +1,380 @@
+"""drain: a worker of the real parts, run by a test."""
+
+import asyncio
+import logging
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import nullcontext, suppress
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import anyio
+from asgiref.sync import async_to_sync, sync_to_async
+from django.db import DatabaseError, connections, utils
+from django.db import transaction as django_transaction
+
+from .. import __version__
+from ..conf import Options
+from ..job import Job, Lane, Released
+from ..store.drivers import DjangoDriver, Driver, Row
+from ..store.pools import resources
+from ..store.statement import Statement
+from ..store.store import Store
+from ..store.transaction import current_transaction
+from ..store.waiting import sync_code_waits
+from ..sync import run_now
+from ..worker.backlog import Backlog
+from ..worker.claimer import Claimer
+from ..worker.execution import Execution
+from ..worker.finisher import Finisher
+from ..worker.quarantine import Quarantine
+from ..worker.runner import Runner
+from ..worker.scheduler import Scheduler
+from ..worker.sources import Sources
+from ..worker.startup import backend_of
+from ..worker.surplus import Surplus
+from .calls import Count, here_or_awaited
+
+__all__ = ["drain"]
+
+logger = logging.getLogger("aiotasks.testing")
+
+# Seconds that a drain may take, unless its caller says otherwise.
+TIMEOUT = 60.0
+
+# The lease of a drain's worker, in seconds: nothing renews it.
+LEASE_TIMEOUT = 24 * 3600.0
+
+# Seconds that each step of giving back may take, once a drain was cancelled or has run into its limit.
+CLEAN_UP_TIMEOUT = 1.0
+
+
+def drain(backend: str = "default", *, timeout: float | None = TIMEOUT) -> Any:
+    """Run the backend's tasks in this process until none is READY or due; returns how many ran.
+
+    ``drain()`` in sync code, ``await drain()`` in coroutines. The tasks pass through the real
+    claim, runner and finisher, one at a time; what they enqueue is run too, and what fails is FAILED,
+    as its result says. Tasks scheduled for later are left alone. Sync tasks and ORM calls run where the
+    test's own do, so that they see what it sees. Where a transaction is open there, each task has a
+    savepoint: a database error that the task hits outside ``atomic()`` undoes what this task wrote, and
+    nothing else.
+
+    ``timeout`` is for all of it, in seconds (None: no limit). Raises TimeoutError, which says what was
+    waited for; ImproperlyConfigured for an alias that isn't a backend of aiotasks, or has a mistake in
+    its settings; RuntimeError where a task has closed the connection of the test's transaction.
+    """
+
+    def run() -> Count:
+        return Count(async_to_sync(_Drain.run_all)(backend, timeout))
+
+    return here_or_awaited("drain", run, lambda: _Drain.run_all(backend, timeout))
+
+
+class _Drain:
+    """A worker made of the real parts that runs one task after another: savepoints are a stack."""
+
+    def __init__(self, alias: str, limit: asyncio.Timeout) -> None:
+        backend = backend_of(alias)
+        thread = _TestThread()
+        self.ran = 0
+        self.waits_for = "the database"
+        self.driver = _Watched(_driver(backend.config, thread))
+        self._limit = limit
+        self._options = backend.config
+        self._backend = alias
+        self._thread = thread
+        self._store = store = Store(self.driver)
+        self._claimed: deque[Job] = deque()
+        self._execution: Execution | None = None  # the task's that has just ended
+        self._ended = asyncio.Event()
+        self._worker_id = uuid4()
+        self._runner = Runner(
+            sender=type(backend),
+            options=backend.config,
+            threads=self._thread,
+            place=_TestPlace,
+            done=self._done,
+            closing=lambda: False,
+        )
+        self._finisher = _Finisher(
+            store,
+            backend=alias,
+            sender=type(backend),
+            options=backend.config,
+            place=_TestPlace,
+            wake=lambda wakeups: None,
+            written=lambda job: None,
+            thread=self._thread,
+        )
+        self._claimer = Claimer(
+            store,
+            Sources(store, backend=alias, queues=[]),
+            backend=alias,
+            poll_interval=backend.config.poll_interval,
+            worker_id=lambda: self._worker_id,
+            free=lambda: self._free("loop"),
+            threads=Backlog(
+                1, free=lambda: self._free("thread"), start=self._start_later, drop=self._give_back
+            ),
+            surplus=Surplus(free=lambda: 0, ahead=lambda: 0, allowed=False),
+            quarantine=Quarantine(busy=lambda: False),
+            may_claim=lambda: True,
+            start=self._start_later,
+            drop=self._give_back,
+        )
+        self._scheduler = Scheduler(
+            store,
+            backend=alias,
+            wake=lambda wakeups: self._claimer.wake(),
+            look_back=self._claimer.look_back,
+        )
+
+    @classmethod
+    async def run_all(cls, alias: str, timeout: float | None) -> int:
+        """The number of tasks run. Raises TimeoutError."""
+        limit = asyncio.timeout(timeout)
+        drain = cls(alias, limit)
+        try:
+            async with limit:
+                await drain._run()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            answer = drain.driver.error
+            raise TimeoutError(
+                f"drain() has run {drain.ran} tasks in {timeout:g} s, and waits for {drain.waits_for}."
+                + (f" The database's last error: {answer}" if answer is not None else "")
+                + " Where that is as it should be, pass a longer `timeout`."
+            ) from error
+        return drain.ran
+
+    async def _run(self) -> None:
+        await self._store.register_worker(
+            self._worker_id, self._backend, "", 0, [], 1, 1, __version__, LEASE_TIMEOUT
+        )
+        try:
+            while True:
+                await self._scheduler.run_once()
+                self._claimer.wake()
+                if not await self._claimer.run_once():
+                    break
+                while self._claimed:
+                    await self._run_one(self._claimed.popleft())
+                self.waits_for = "the database"
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._give_all_back()
+            raise
+        await self._store.remove_worker(self._worker_id)
+
+    async def _give_all_back(self) -> None:
+        while self._claimed:
+            self._give_back(self._claimed.popleft())
+        await self._finisher.flush(CLEAN_UP_TIMEOUT)
+        with anyio.move_on_after(CLEAN_UP_TIMEOUT), suppress(utils.Error):  # an error is on its way already
+            await self._store.remove_worker(self._worker_id)
+
+    async def _run_one(self, job: Job) -> None:
+        savepoints = await self._thread.run(_Savepoints)
+        close = partial(savepoints.close, f"The task {job.task_path}")
+        self.waits_for = f"the task {job.task_path} (id {job.id})"
+        self._ended.clear()
+        self._runner.start(job)
+        try:
+            await self._ended.wait()
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True):
+                await self._cancel_task(savepoints, close)
+            raise
+        await self._thread.run(close)
+        self.ran += 1
+        self.waits_for = f"the outcome of {job.task_path} (id {job.id}) to be written, or for receivers of it"
+        await self._finish()
+
+    async def _finish(self) -> None:
+        assert self._execution is not None
+        self._finisher.finish(self._execution)
+        while not await self._finisher.flush(self._options.command_timeout):
+            pass
+        await self._finisher.all_announced()
+
+    async def _cancel_task(self, savepoints: "_Savepoints", close: Callable[[], None]) -> None:
+        """End the task that runs as far as it can be, and give it back."""
+        (execution,) = self._runner.running
+        if self._limit.expired():
+            self.waits_for += _stack_of(execution, savepoints.thread_id)
+            if execution.in_thread:
+                # Until it ends, the thread that could raise the error is busy with it.
+                logger.error("drain() waits for %s", self.waits_for)
+                savepoints.interrupt()
+        self._runner.cancel(execution, "shutdown")
+        with anyio.move_on_after(CLEAN_UP_TIMEOUT):
+            await self._ended.wait()
+            await self._thread.run(close)
+            await self._finish()
+
+    def _free(self, lane: Lane) -> int:
+        return 1 - sum(job.lane == lane for job in self._claimed)
+
+    def _start_later(self, job: Job) -> bool:
+        self._claimed.append(job)
+        return False
+
+    def _done(self, execution: Execution) -> None:
+        self._execution = execution
+        self._ended.set()
+
+    def _give_back(self, job: Job) -> None:
+        execution = Execution(job)
+        execution.outcome = Released()
+        self._finisher.finish(execution)
+
+
+def _stack_of(execution: Execution, thread_id: int) -> str:
+    """Where the task is, as text."""
+    if execution.in_thread:
+        stack = traceback.extract_stack(sys._current_frames().get(thread_id), limit=20)
+    else:
+        frames = []
+        inner: Any = execution.task.get_coro() if execution.task is not None else None
+        while (frame := getattr(inner, "cr_frame", None)) is not None:
+            frames.append((frame, frame.f_lineno))
+            inner = inner.cr_await
+        stack = traceback.StackSummary.extract(iter(frames))
+    return ", which is here:\n" + "".join(stack.format())
+
+
+class _Savepoints:
+    """A savepoint in each transaction that is open on the test's thread. Made and closed on that thread."""
+
+    def __init__(self) -> None:
+        self.thread_id = threading.get_ident()
+        self._connections = connections.all(initialized_only=True)
+        self._blocks: dict[str, django_transaction.Atomic] = {}
+        for connection in self._connections:
+            if connection.in_atomic_block:
+                block = django_transaction.atomic(using=connection.alias)
+                block._from_testcase = True  # type: ignore[attr-defined]  # Django's mark: durable blocks may stand in it
+                block.__enter__()
+                self._blocks[connection.alias] = block
+
+    def close(self, who: str) -> None:
+        """Keep what ``who`` has written, or undo it if the transaction is broken. Raises RuntimeError."""
+        for connection in connections.all(initialized_only=True):
+            block = self._blocks.get(connection.alias)
+            while connection.in_atomic_block and connection.atomic_blocks[-1:] != [block]:
+                if block is not None and block not in connection.atomic_blocks:
+                    break
+                logger.warning("%s left an atomic() block open, which is rolled back", who)
+                connection.atomic_blocks[-1].__exit__(RuntimeError, None, None)
+            if block is None:
+                continue
+            if block in connection.atomic_blocks:
+                with suppress(DatabaseError):  # then it has been rolled back
+                    block.__exit__(None, None, None)
+            if (
+                connection.closed_in_transaction
+                or connection.needs_rollback
+                or not connection.in_atomic_block
+            ):
+                raise RuntimeError(
+                    f"{who} has closed the connection {connection.alias!r} or ended its transaction, which "
+                    "is the test's own. Use TransactionTestCase for what does that."
+                )
+
+    def interrupt(self) -> None:
+        """End a statement that the thread waits for. Called from another thread, as drivers allow."""
+        for connection in self._connections:
+            if connection.connection is not None:
+                connection.connection.cancel()
+
+
+class _Finisher(Finisher):
+    """A Finisher whose receivers of ``task_finished`` have savepoints, as tasks do."""
+
+    def __init__(self, store: Store, *, thread: "_TestThread", **options: Any) -> None:
+        super().__init__(store, **options)
+        self._thread = thread
+
+    def tell(self, telling: Coroutine[Any, Any, None]) -> None:
+        super().tell(self._in_savepoints(telling))
+
+    async def _in_savepoints(self, telling: Coroutine[Any, Any, None]) -> None:
+        savepoints = await self._thread.run(_Savepoints)
+        try:
+            await telling
+        finally:
+            await self._thread.run(partial(savepoints.close, "A receiver of task_finished"))
+
+
+class _TestThread:
+    """The thread that the test's own sync code runs in, as a place for statements and sync tasks."""
+
+    def __init__(self) -> None:
+        # asgiref finds the waiting thread by the context, which runner and Batcher don't inherit.
+        self._context = copy_context()
+
+    def run[Result](self, call: Callable[[], Result]) -> "asyncio.Future[Result]":
+        coroutine = sync_to_async(Context().run, thread_sensitive=True)(call)
+        return asyncio.get_running_loop().create_task(coroutine, context=self._context.copy())
+
+
+class _TestPlace:
+    """A fresh context for a task; its ORM calls go wherever asgiref sends the test's own."""
+
+    def __init__(self) -> None:
+        self.context = Context()
+
+    def release(self) -> None:
+        """It holds nothing."""
+
+
+class _WaitingDriver:
+    """DjangoDriver, on the thread that waits for the drain: inside its open transaction.
+
+    Each statement has a savepoint there, so that one that is refused (a value, a trigger of the site) can be
+    followed by another.
+    """
+
+    def __init__(self, alias: str, thread: _TestThread) -> None:
+        self._alias = alias
+        self._driver = DjangoDriver(alias)
+        self._thread = thread
+
+    async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
+        def fetch() -> Sequence[Row]:
+            is_open = connections[self._alias].in_atomic_block
+            with django_transaction.atomic(using=self._alias) if is_open else nullcontext():
+                return run_now(self._driver.fetch(statement, *args))
+
+        return await self._thread.run(fetch)
+
+
+class _Watched:
+    """A driver whose last error is known, for the message about a drain that doesn't end."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.error: utils.Error | None = None
+        self._driver = driver
+
+    async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
+        try:
+            rows = await self._driver.fetch(statement, *args, timeout=timeout)
+        except utils.Error as error:
+            self.error = error
+            raise
+        self.error = None
+        return rows
+
+
+def _driver(options: Options, thread: _TestThread) -> Driver:
+    if sync_code_waits():
+        return _WaitingDriver(options.database, thread)
+    if (transaction := current_transaction(options.database)) is not None:
+        return transaction.store.driver
+    return resources(options).store.driver
