@@ -53,6 +53,19 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[0])
+def clients(session: nox.Session) -> None:
+    """Run packages of others that use Django's Tasks, or observe them, in a small site with real workers."""
+    session.install("-r", "requirements/clients.txt", "-e", ".")
+    session.run(
+        "pytest",
+        "clients",
+        "--ds=clients.settings",
+        "-Wdefault",  # theirs to mend
+        *session.posargs,
+    )
+
+
+@nox.session(python=PYTHONS[0])
 def lint(session: nox.Session) -> None:
     """Check style, formatting and the direction of the imports."""
     session.install("-r", "requirements/lint.txt")
@@ -89,6 +102,7 @@ def pin(session: nox.Session) -> None:
     package = ["pyproject.toml", "--extra=demo"]
     dev = ["--constraints=requirements/dev.txt"]  # so that all of them agree
     groups = [("dev", *package), ("lint", *dev), ("types", *package, *dev), ("bench", *package, *dev)]
+    groups += [("clients", "--group=dev", *package, *dev)]
     for name, *arguments in groups:
         session.run(
             *(uv, "pip", "compile", "--quiet", "--no-header", "--universal", "--python-version=3.12"),

@@ -1,0 +1,140 @@
+"""Packages of others at work with aiotasks: each with real workers, by `nox -s clients`."""
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import structlog
+from django.conf import settings
+from django.contrib.contenttypes.models import ContentType
+from django.core.management import call_command
+from django.test import Client
+from django.utils import timezone
+from django_periodic_tasks.models import ScheduledTask, TaskExecution
+from django_periodic_tasks.scheduler import PeriodicTaskScheduler
+from django_periodic_tasks.sync import sync_code_schedules
+from maintenance_tasks import runner
+from maintenance_tasks.models import Run
+from overseer.models import Job
+from wagtail.models import Page
+from wagtail.search.backends import get_search_backend
+
+from clients import reports
+from clients.site import tasks
+from clients.site.models import Item
+from tests.worker.harness import Ledger, Process, Start, wait_until
+
+ENV = {"DJANGO_SETTINGS_MODULE": "clients.settings", "CLIENTS_FOLDER": settings.FOLDER}
+
+
+@pytest.fixture(autouse=True)
+def _empty(database: str) -> None:
+    Item.objects.all().delete()
+
+
+@pytest.fixture
+def work(start: Start, ledger: Ledger) -> Iterator[Process]:
+    """A worker while the test lasts; at its end nothing is left to do, and it stops cleanly."""
+    worker = start("-m", "aiotasks.worker", env=ENV)
+    worker.wait_for("connections: at most")
+    yield worker
+    wait_until(lambda: not ledger.statuses().keys() & {"READY", "RUNNING"})
+    assert worker.stop() == 0
+
+
+def test_overseer(work: Process, ledger: Ledger) -> None:
+    """It records tasks by their signals, and retries by enqueueing again in the worker."""
+    tasks.flaky.enqueue("overseer")
+    wait_until(lambda: Job.objects.filter(status="SUCCEEDED").exists())
+    job = Job.objects.get()
+    assert job.args == ["overseer"]
+    assert [run.status for run in job.runs.order_by("attempt")] == ["FAILED", "SUCCESSFUL"]
+    assert Item.objects.filter(name="overseer").count() == 2
+
+
+def test_maintenance_tasks(work: Process, ledger: Ledger) -> None:
+    Item.objects.bulk_create([Item(name=str(n)) for n in range(10)])
+    run = runner.start("clients.site.maintenance_tasks.Backfill")
+    wait_until(lambda: Run.objects.get(pk=run.pk).status == Run.Status.SUCCEEDED)
+    assert Item.objects.filter(done=True).count() == 10
+
+
+def test_crontask(work: Process, start: Start, ledger: Ledger) -> None:
+    scheduler = start("-m", "django", "crontask", "--no-heartbeat", env=ENV)
+    wait_until(lambda: Item.objects.filter(name="crontask").count() >= 2)
+    assert scheduler.stop() == 0
+
+
+def test_periodic_tasks(work: Process, ledger: Ledger) -> None:
+    sync_code_schedules()
+    ScheduledTask.objects.update(next_run_at=timezone.now() - timedelta(seconds=1))
+    PeriodicTaskScheduler(interval=1).tick()
+    wait_until(lambda: TaskExecution.objects.filter(status=TaskExecution.Status.COMPLETED).count() == 1)
+    assert Item.objects.filter(name="periodic").count() == 1
+
+
+def test_wagtail(work: Process, ledger: Ledger) -> None:
+    """Saving a page enqueues that it is indexed."""
+    root = Page.get_first_root_node() or Page.add_root(
+        title="Root", content_type=ContentType.objects.get_for_model(Page)
+    )
+    page = root.add_child(instance=Page(title="Aardvark", slug=f"aardvark-{time.time_ns()}"))
+    wait_until(lambda: page.pk in [found.pk for found in get_search_backend().search("aardvark", Page)])
+    paths = {row.task_path for row in ledger.rows("SELECT task_path FROM aiotasks_task")}
+    assert "modelsearch.tasks.insert_or_update_object_task" in paths
+
+
+def test_sentry(work: Process, ledger: Ledger) -> None:
+    """A failed task is an event with its exception; an enqueue is a span, which needn't be looked at."""
+    messages = [f"sentry {kind} {time.time_ns()}" for kind in ("sync", "async")]
+    tasks.fail.enqueue(messages[0])
+    tasks.afail.enqueue(messages[1])
+
+    def found() -> dict[str, Any]:
+        events = reports.read(settings.FOLDER, "sentry")
+        by_message = {
+            value["value"]: event
+            for event in events
+            for value in (event.get("exception") or {}).get("values", [])
+        }
+        return {message: by_message[message] for message in messages if message in by_message}
+
+    wait_until(lambda: len(found()) == 2)
+    assert found()[messages[0]]["exception"]["values"][-1]["type"] == "ValueError"
+
+
+def test_structlog(work: Process, ledger: Ledger) -> None:
+    """What was bound at the enqueue is bound where the task starts, and in a coroutine's body."""
+    word = f"structlog {time.time_ns()}"
+    with structlog.contextvars.bound_contextvars(request_id=word):
+        sync, coroutine = tasks.log.enqueue(word), tasks.alog.enqueue(word)
+
+    def events(id: str) -> set[str]:
+        lines = reports.read(settings.FOLDER, "structlog")
+        return {
+            line["event"] for line in lines if line.get("task_id") == id and line.get("request_id") == word
+        }
+
+    wait_until(lambda: events(coroutine.id) >= {"task_started", "from the body"})
+    wait_until(lambda: "task_started" in events(sync.id))
+
+
+def test_opentelemetry(work: Process, ledger: Ledger) -> None:
+    """A request has its span, and so have the worker's statements over asyncpg."""
+    response = Client().get("/enqueue/")
+    id = response.json()["id"]
+    wait_until(lambda: ledger.task(id).status == "SUCCESSFUL")
+    spans = reports.read(settings.FOLDER, "spans")
+    assert any(span.get("http.method") == "GET" or span["name"].startswith("GET") for span in spans)
+    wait_until(
+        lambda: any(
+            "UPDATE aiotasks_task" in str(span.get("db.statement", ""))
+            for span in reports.read(settings.FOLDER, "spans")
+        )
+    )
+
+
+def test_the_checks_are_quiet() -> None:
+    call_command("check", fail_level="ERROR")
