@@ -5,13 +5,17 @@ what stands on them needn't know which one it has.
 """
 
 import asyncio
+import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import asyncpg
 from django.db import connections, utils
+from django.db.backends.base.base import BaseDatabaseWrapper
 
+from .last_words import LastWords
 from .lending import Lending
 from .statement import Statement
 
@@ -22,13 +26,20 @@ __all__ = [
     "ConnectionDriver",
     "DjangoDriver",
     "Driver",
+    "as_django_error",
     "constraint",
     "django_errors",
     "is_away",
     "is_transient",
     "missing_tables",
     "sqlstate",
+    "was_rolled_back",
 ]
+
+# How often a statement is sent that PostgreSQL rolls back each time (a serialization failure, a deadlock),
+# and the longest pause between two tries in seconds.
+MOST_TRIES = 20
+LONGEST_PAUSE = 0.1
 
 Row = Sequence[Any]
 type Connection = asyncpg.Connection[asyncpg.Record]  # asyncpg ships no types yet
@@ -66,6 +77,17 @@ class AsyncpgDriver:
 
     async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
         timeout = timeout or self._timeout
+        tries = 1
+        while True:
+            try:
+                return await self._fetch(statement, args, timeout)
+            except utils.OperationalError as error:
+                if tries >= MOST_TRIES or not was_rolled_back(error):
+                    raise
+                await asyncio.sleep(_pause(tries))
+                tries += 1
+
+    async def _fetch(self, statement: Statement, args: Sequence[Any], timeout: float) -> Sequence[Row]:
         with django_errors():
             if self._opening is not None:
                 await self.open()
@@ -91,14 +113,20 @@ class ConnectionDriver:
     A connection runs one statement at a time, so concurrent callers queue up.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, words: LastWords | None = None) -> None:
         self._connection = connection
+        self._words = words
         self._lock = asyncio.Lock()
 
     async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
         with django_errors():
             async with self._lock:
-                rows: Sequence[Row] = await self._connection.fetch(statement.sql, *args, timeout=timeout)
+                try:
+                    rows: Sequence[Row] = await self._connection.fetch(statement.sql, *args, timeout=timeout)
+                except (asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError) as error:
+                    if self._words is not None and (ended := self._words.error(error)) is not None:
+                        raise ended from error
+                    raise
                 return rows
 
 
@@ -107,28 +135,54 @@ class DjangoDriver:
 
     Its coroutine never suspends: sync code may drive it with a single ``send(None)``. Goes
     through a cursor of Django's, so that assertNumQueries, execute wrappers, Django's errors
-    and ``needs_rollback`` hold, whichever psycopg the site uses.
+    and ``needs_rollback`` hold, whichever psycopg the site uses. With ``logged=False`` it goes through
+    the database driver's cursor instead, which leaves no trace in Django's query log: for NOTIFY, which
+    is sent or not depending on the time.
+
+    Outside a transaction a statement that PostgreSQL has rolled back (a serialization failure, a
+    deadlock) is sent again; the thread waits at most two seconds in all between the tries.
     """
 
-    def __init__(self, alias: str) -> None:
+    def __init__(self, alias: str, *, logged: bool = True) -> None:
         self._alias = alias
+        self._logged = logged
 
     async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
         connection = connections[self._alias]
-        try:
+        params = {f"p{n}": _array(arg) if isinstance(arg, list) else arg for n, arg in enumerate(args, 1)}
+        tries = 1
+        while True:
+            try:
+                with self._cursor(connection) as cursor:
+                    cursor.execute(statement.django_sql, params)
+                    try:
+                        return cursor.fetchall() if cursor.description else []
+                    except (ValueError, *_UNREADABLE) as error:  # psycopg2's; psycopg has a DataError
+                        raise utils.DataError(f"a value of the database can't be read: {error}") from error
+            except utils.Error as error:
+                if connection.in_atomic_block:
+                    raise
+                if sqlstate(error) == READ_ONLY:
+                    connection.close()  # its server isn't the primary any more; the next one may be
+                if tries >= MOST_TRIES or not was_rolled_back(error) or not connection.get_autocommit():
+                    raise
+            time.sleep(_pause(tries))  # noqa: ASYNC251  # sync code drives this, and never suspends
+            tries += 1
+
+    @contextmanager
+    def _cursor(self, connection: BaseDatabaseWrapper) -> Iterator[Any]:
+        if self._logged:
             with connection.cursor() as cursor:
-                cursor.execute(
-                    statement.django_sql,
-                    {f"p{n}": _array(arg) if isinstance(arg, list) else arg for n, arg in enumerate(args, 1)},
-                )
-                try:
-                    return cursor.fetchall() if cursor.description else []
-                except (ValueError, *_UNREADABLE) as error:  # psycopg2's; psycopg has a DataError
-                    raise utils.DataError(f"a value of the database can't be read: {error}") from error
-        except utils.Error as error:
-            if sqlstate(error) == READ_ONLY and not connection.in_atomic_block:
-                connection.close()  # its server isn't the primary any more; the next one may be
-            raise
+                yield cursor
+            return
+        connection.ensure_connection()
+        with connection.wrap_database_errors, connection.connection.cursor() as cursor:
+            yield cursor
+
+
+def _pause(tries: int) -> float:
+    """Seconds to wait after so many tries that were rolled back, with jitter: the others try again, too."""
+    return min(LONGEST_PAUSE, 0.002 * 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)
 
 
 def _array(values: list[Any]) -> str:
@@ -252,6 +306,13 @@ TOO_MANY_CONNECTIONS = "53300"
 # timeouts (55P03), shutdowns and cancelled statements (57), I/O (58), connections (08), and a
 # server that a failover has made read-only (25006).
 _TRANSIENT = ("08", "40", "53", "55P03", "57", "58", READ_ONLY)
+
+
+def was_rolled_back(error: BaseException) -> bool:
+    """Whether PostgreSQL has rolled a statement back for the sake of others that ran beside it: a
+    serialization failure or a deadlock. Nothing of it was stored, so any statement may be sent again.
+    """
+    return sqlstate(error) in ("40001", "40P01")
 
 
 def is_transient(error: BaseException) -> bool:

@@ -295,9 +295,11 @@ class Store:
     async def wait_for_standbys(self, *, timeout: float | None = None) -> None:
         await self._fetch("wait_for_standbys", timeout=timeout)
 
-    async def notify(self, channel: str, payloads: Sequence[str], *, alone: bool) -> None:
-        """``alone``: this statement is a transaction of its own."""
-        await self._fetch("notify", channel, list(payloads), alone)
+    async def notify(self, channel: str, payloads: Sequence[str], *, alone: bool) -> bool:
+        """``alone``: this statement is a transaction of its own. Returns whether it was sent: inside
+        somebody's transaction it isn't where PostgreSQL's queue of notifications is half full.
+        """
+        return bool(await self._fetch("notify", channel, list(payloads), alone))
 
 
 def _claimed(

@@ -1,9 +1,11 @@
 """``aiotasks.transaction()``: an asyncpg transaction that enqueues and look-ups join."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
+from typing import Any
 
 import asyncpg
 from django.core.exceptions import ImproperlyConfigured
@@ -13,14 +15,17 @@ from django.tasks import task_backends
 from ..conf import Options
 from ..exceptions import TransactionClosed
 from .connect import PLAIN_SESSION, SESSION
-from .drivers import READ_ONLY, Connection, ConnectionDriver, django_errors, sqlstate
+from .drivers import READ_ONLY, Connection, ConnectionDriver, as_django_error, django_errors, sqlstate
+from .last_words import LastWords
 from .lending import Lending, is_dead
 from .pools import LoopResources, resources
 from .store import Store
 from .waiting import sync_code_waits
-from .wakeups import CHANNEL, Wakeup
+from .wakeups import CHANNEL, NOT_SENT, QUEUE_IS_FULL, Wakeup
 
 __all__ = ["Transaction", "current_transaction", "transaction"]
+
+logger = logging.getLogger("aiotasks.store")
 
 # Seconds that a session may take to be as before; a new one takes a hundredth of that.
 RESET_TIMEOUT = 1.0
@@ -32,11 +37,17 @@ class Transaction:
     """One open block. Background tasks inherit it, so it knows whether it has ended."""
 
     def __init__(
-        self, using: str, connection: Connection, store: Store, around: "Transaction | None"
+        self,
+        using: str,
+        connection: Connection,
+        store: Store,
+        words: LastWords,
+        around: "Transaction | None",
     ) -> None:
         self.using = using
         self.connection = connection
         self.store = store
+        self.words = words
         self.around = around  # perhaps on another database
         self.open = True
         self.wakeups: set[Wakeup] = set()
@@ -88,7 +99,7 @@ async def transaction(
         )
     outer = _innermost(using)
     if outer is not None and outer.open and connection in (None, outer.connection):
-        async with _block(using, outer.connection, outer.store) as block:
+        async with _block(using, outer.connection, outer) as block:
             yield outer.connection
         outer.wakeups |= block.wakeups
     elif connection is not None:
@@ -97,9 +108,9 @@ async def transaction(
             yield connection
             if in_callers_transaction:
                 # The commit is the caller's, some time later: the server holds NOTIFY until then.
-                await _notify(block)
+                await _notify(block, alone=False)
         if not in_callers_transaction:
-            await _notify(block)
+            await _notify(block, alone=True)
     else:
         held = resources(options_for(using))
         async with _pooled(held) as pooled, _block(using, pooled) as block:
@@ -143,17 +154,60 @@ async def _pooled(held: LoopResources) -> AsyncIterator[Connection]:
 
 @asynccontextmanager
 async def _block(
-    using: str, connection: Connection, store: Store | None = None
+    using: str, connection: Connection, outer: Transaction | None = None
 ) -> AsyncIterator[Transaction]:
+    """The transaction, or inside ``outer`` on the same connection a savepoint of it.
+
+    What the body raises is passed on as it is; what start, commit and rollback raise is Django's.
+    """
+    words = outer.words if outer else LastWords(connection)
     # A nested block stands on the same connection, so behind the same lock: its store's.
-    block = Transaction(using, connection, store or Store(ConnectionDriver(connection)), _current.get())
-    async with connection.transaction():
+    store = outer.store if outer else Store(ConnectionDriver(connection, words))
+    block = Transaction(using, connection, store, words, _current.get())
+    try:
+        transaction = connection.transaction()
+        with django_errors():
+            await transaction.__aenter__()
         token = _current.set(block)
         try:
             yield block
+        except BaseException as error:
+            await _roll_back(block, transaction, error)
+            raise
+        else:
+            await _commit(block, transaction)
         finally:
             block.open = False
-            _current.reset(token)
+            with suppress(
+                ValueError
+            ):  # a fixture of a test may be left in another context than it was entered
+                _current.reset(token)
+    finally:
+        if outer is None:
+            words.close()
+
+
+async def _commit(block: Transaction, transaction: Any) -> None:
+    block.open = False
+    try:
+        await transaction.__aexit__(None, None, None)
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError, OSError) as error:
+        raise block.words.error(error) or as_django_error(error) from error
+    except TimeoutError as error:
+        raise as_django_error(error) from error
+
+
+async def _roll_back(block: Transaction, transaction: Any, error: BaseException) -> None:
+    """Undo the block whose body has raised ``error``, which the caller raises again."""
+    block.open = False
+    try:
+        await transaction.__aexit__(type(error), error, error.__traceback__)
+    except Exception as failure:  # the body's error is the one to raise; without a connection all is undone
+        if ended := block.words.error(failure):
+            error.add_note(str(ended))
+        else:
+            block.connection.terminate()
+            error.add_note(f"ROLLBACK failed, so the connection was closed: {failure}")
 
 
 async def _reset(connection: Connection, lending: Lending, *, is_ours: bool) -> None:
@@ -180,10 +234,21 @@ async def _reset(connection: Connection, lending: Lending, *, is_ours: bool) -> 
         await lending.drop_all()  # silence on this line, so most likely on all of them
 
 
-async def _notify(block: Transaction) -> None:
-    if block.wakeups:
-        payloads = [wakeup.payload() for wakeup in block.wakeups]
-        await block.store.notify(CHANNEL, payloads, alone=not block.connection.is_in_transaction())
+async def _notify(block: Transaction, *, alone: bool) -> None:
+    """Wake the workers over the caller's connection, inside its transaction or (``alone``) after the commit.
+
+    After it the tasks are stored, so an error isn't raised: it would look like one of the block.
+    """
+    if not block.wakeups:
+        return
+    payloads = [wakeup.payload() for wakeup in block.wakeups]
+    try:
+        if not await block.store.notify(CHANNEL, payloads, alone=alone):
+            logger.warning(QUEUE_IS_FULL)
+    except utils.Error as error:
+        if not alone:
+            raise
+        logger.warning(NOT_SENT, str(error))
 
 
 def options_for(using: str) -> Options:

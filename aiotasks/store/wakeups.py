@@ -23,6 +23,8 @@ from .store import Store
 __all__ = [
     "CHANNEL",
     "INTERVAL",
+    "NOT_SENT",
+    "QUEUE_IS_FULL",
     "Notifier",
     "Wakeup",
     "cancel_wakeups",
@@ -34,6 +36,14 @@ __all__ = [
 logger = logging.getLogger("aiotasks.store")
 
 CHANNEL = "aiotasks"
+
+# What is logged where a task is stored, but the workers aren't woken.
+NOT_SENT = "a NOTIFY was not sent, workers find the tasks at their next poll error=%r"
+QUEUE_IS_FULL = (
+    "a NOTIFY was left out of a transaction, workers find the tasks at their next poll: PostgreSQL's queue "
+    "of notifications is more than half full, and where it is full the transaction's commit would fail. A "
+    "session that has executed LISTEN and is in a long transaction holds the queue up"
+)
 
 # Seconds within which a process tells the workers the same thing once: a caller that enqueues one task
 # after another would spend half its time on wake-ups. Whoever is woken looks again when they are over.
@@ -177,10 +187,7 @@ class Notifier:
                 try:
                     await self._send()
                 except utils.Error as error:
-                    logger.info(
-                        "a NOTIFY was not sent, workers find the tasks at their next poll error=%r",
-                        str(error),
-                    )
+                    logger.info(NOT_SENT, str(error))
         finally:
             # Nothing is awaited between finding nothing to send and this: a wake-up that arrived in
             # between would wait for the next one.

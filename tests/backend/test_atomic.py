@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -11,12 +11,16 @@ import asyncpg
 import psycopg
 import pytest
 from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
-from django.db import connection, connections, transaction
+from django.db import connection, connections, transaction, utils
 from django.db.transaction import TransactionManagementError
 from django.tasks import TaskResultStatus, default_task_backend
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from aiotasks.store.drivers import DjangoDriver
+from aiotasks.store.statement import Statement
+from aiotasks.store.store import Store
+from aiotasks.sync import run_now
 from tests import tasks
 from tests.worker.harness import until
 
@@ -129,7 +133,7 @@ async def test_workers_are_told_after_the_commit_and_not_before(
 
 
 async def test_one_statement_tells_of_all_that_was_enqueued_in_a_block(
-    database: str, sync_api: Api, notified: list[str]
+    database: str, sync_api: Api, notified: list[str], monkeypatch
 ) -> None:
     """At a hundred times, and in savepoints, of which one was rolled back."""
 
@@ -138,8 +142,17 @@ async def test_one_statement_tells_of_all_that_was_enqueued_in_a_block(
 
     later = timezone.now() + timedelta(hours=1)
 
-    def in_thread() -> list[str]:
-        with CaptureQueriesContext(connection) as queries, transaction.atomic():
+    sent: list[int] = []
+    send = Store.notify
+
+    async def counted(self: Store, channel: str, payloads: Sequence[str], **kwargs: Any) -> bool:
+        sent.append(len(payloads))
+        return await send(self, channel, payloads, **kwargs)
+
+    monkeypatch.setattr(Store, "notify", counted)
+
+    def in_thread() -> None:
+        with transaction.atomic():
             for number in range(100):
                 enqueue(run_after=later + timedelta(seconds=number))
             with suppress(Rollback), transaction.atomic():
@@ -148,9 +161,9 @@ async def test_one_statement_tells_of_all_that_was_enqueued_in_a_block(
             with transaction.atomic():
                 enqueue(queue_name="inner")
                 enqueue(queue_name="inner too")
-        return [query["sql"] for query in queries if "pg_notify" in query["sql"]]
 
-    assert len(await sync_to_async(in_thread)()) == 2  # the block's, and its savepoint's
+    await sync_to_async(in_thread)()
+    assert len(sent) == 2  # the block's, and its savepoint's
     await until(lambda: len(notified) == 102)
     assert {json.loads(payload)[1] for payload in notified} == {"default", "inner", "inner too"}
 
@@ -246,11 +259,21 @@ def test_without_autocommit(database: str, sync_api: Api, observer: psycopg.Conn
         transaction.set_autocommit(True)
 
 
-def test_our_statements_are_counted_like_djangos(database: str, sync_api: Api) -> None:
+def test_our_statements_are_counted_like_djangos(
+    database: str, sync_api: Api, observer: psycopg.Connection
+) -> None:
+    """The wake-up isn't: whether an enqueue sends one depends on the time since the last."""
     connection.ensure_connection()
+    observer.execute("LISTEN aiotasks")
     with CaptureQueriesContext(connection) as outside:
-        result = sync_api.call_sync(tasks.add, "enqueue", 1, 2)
-    assert [query["sql"].split()[0] for query in outside] == ["INSERT", "SELECT"]  # pg_notify
+        for _ in range(8):
+            result = sync_api.call_sync(tasks.add, "enqueue", 1, 2)
+    assert [query["sql"].split()[0] for query in outside] == ["INSERT"] * 8
+    assert list(observer.notifies(timeout=10, stop_after=1))
+    with CaptureQueriesContext(connection) as on_commit, transaction.atomic():
+        transaction.on_commit(lambda: sync_api.call_sync(tasks.add, "enqueue", 1, 2))
+        sync_api.call_sync(tasks.add, "enqueue", 1, 2)
+    assert [query["sql"].split()[0] for query in on_commit] == ["BEGIN", "INSERT", "COMMIT", "INSERT"]
     with CaptureQueriesContext(connection) as look_up:
         sync_api.call_sync(result, "refresh")
     assert len(look_up) == 1
@@ -268,28 +291,39 @@ def test_execute_wrappers_see_them(database: str, sync_api: Api) -> None:
 
     with connection.execute_wrapper(wrapper):
         sync_api.call_sync(tasks.add, "enqueue", 1, 2)
-    assert seen == ["INSERT", "SELECT"]
+    assert seen == ["INSERT"]
 
 
-@pytest.mark.parametrize("fails", ["notify", "a plain error"])
+@pytest.mark.parametrize("inside", ["nothing", "atomic()"])
+@pytest.mark.parametrize("error", [OSError("the line is gone"), utils.OperationalError("the line is gone")])
 def test_a_notify_that_fails_is_no_failed_enqueue(
-    database: str, sync_api: Api, observer: psycopg.Connection, fails: str, caplog
+    database: str,
+    sync_api: Api,
+    observer: psycopg.Connection,
+    monkeypatch,
+    inside: str,
+    error: Exception,
+    caplog,
 ) -> None:
     """The row is committed: whoever caught an error would enqueue it again. The poll finds it."""
 
-    def wrapper(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        if "pg_notify" in sql:
-            raise OSError("the line is gone")
-        return execute(sql, params, many, context)
+    async def notify(*args: Any, **kwargs: Any) -> None:
+        raise error
 
-    with connection.execute_wrapper(wrapper):
-        if fails == "notify":
-            sync_api.call_sync(tasks.add, "enqueue", 1, 2)
-        else:
-            with transaction.atomic():
-                sync_api.call_sync(tasks.add, "enqueue", 1, 2)
+    monkeypatch.setattr(Store, "notify", notify)
+    with transaction.atomic() if inside == "atomic()" else nullcontext():
+        sync_api.call_sync(tasks.add, "enqueue", 1, 2)
     assert observer.execute(COUNT).fetchone()[0] == 1
     assert "the line is gone" in caplog.text
+
+
+def test_a_refused_notify_is_wrapped_like_djangos_errors(database: str) -> None:
+    driver = DjangoDriver("default", logged=False)
+    with pytest.raises(utils.DataError):
+        run_now(
+            driver.fetch(Statement("test", "", "SELECT pg_notify('x', repeat('y', %(p1)s::integer))"), 8000)
+        )
+    assert run_now(driver.fetch(Statement("test", "", "SELECT 1"))) == [(1,)]
 
 
 # --- Where coroutines and threads meet ---------------------------------------------------------------

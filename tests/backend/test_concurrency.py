@@ -7,11 +7,13 @@ from typing import Any
 import asyncpg
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
+from django.db import connection, connections
 from django.tasks import default_task_backend
 
 from tests import tasks
+from tests.worker.harness import until
 
-from .support import Api
+from .support import Api, worker
 
 COUNT = "SELECT count(*) FROM aiotasks_task"
 
@@ -190,3 +192,32 @@ async def test_many_from_an_iterable_that_raises(database: str, api: Api, conn: 
 async def test_many_of_one_is_one(database: str, api: Api) -> None:
     (result,) = await api.call(default_task_backend, "enqueue_many", tasks.echo, [((1,), {})])
     assert result.args == [1]
+
+
+async def test_under_a_serializable_default_no_enqueue_fails(database: str, conn: asyncpg.Connection) -> None:
+    """PostgreSQL then refuses statements for the sake of others that run beside them (40001)."""
+    name = connection.settings_dict["NAME"]
+    await conn.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = serializable")
+    try:
+
+        def enqueue(count: int) -> None:
+            try:
+                for number in range(count):
+                    tasks.noop.enqueue()
+                    if not number % 10:
+                        tasks.noop.get_result(default_task_backend.enqueue_many(tasks.noop, [((), {})])[0].id)
+                        tasks.noop.using(priority=-1).enqueue().cancel()
+            finally:
+                connections.close_all()
+
+        async with worker():
+            await asyncio.gather(*(asyncio.to_thread(enqueue, 100) for _ in range(3)))
+            await asyncio.gather(*(tasks.noop.aenqueue() for _ in range(100)))
+
+            async def are_finished() -> bool:
+                return not await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE finished_at IS NULL")
+
+            await until(are_finished)
+        assert await conn.fetchval("SELECT count(*) FROM aiotasks_task") == 460
+    finally:
+        await conn.execute(f"ALTER DATABASE {name} RESET default_transaction_isolation")

@@ -400,6 +400,118 @@ async def test_a_block_whose_connection_is_cut_leaves_the_pool_whole(
     assert await conn.fetchval(COUNT) == 2
 
 
+@pytest.fixture(params=["timeout", "terminated"])
+def end_session(request: pytest.FixtureRequest, conn: asyncpg.Connection) -> Any:
+    """Returns a function that has the server end a block's idle session, and waits until it has."""
+
+    async def end(mine: asyncpg.Connection) -> str:
+        pid = mine.get_server_pid()
+        if request.param == "timeout":
+            await mine.execute("SET idle_in_transaction_session_timeout = 10")
+        else:
+            await conn.execute("SELECT pg_terminate_backend($1)", pid)
+        await until(lambda: mine_is_closed(mine))
+        return "due to idle-in-transaction timeout" if request.param == "timeout" else "administrator command"
+
+    return end
+
+
+def mine_is_closed(mine: asyncpg.Connection) -> bool:
+    try:
+        return mine.is_closed()
+    except asyncpg.InterfaceError:  # the pool has it back
+        return True
+
+
+@pytest.mark.parametrize("whose", ["our connection", "the caller's connection"])
+async def test_a_session_that_the_server_has_ended_is_a_django_error(
+    database: str, conn: asyncpg.Connection, end_session: Any, whose: str
+) -> None:
+    """With the server's words, wherever it comes to light."""
+
+    @asynccontextmanager
+    async def block() -> AsyncIterator[asyncpg.Connection]:
+        own = await asyncpg.connect(database) if whose == "the caller's connection" else None
+        try:
+            async with aiotasks.transaction(connection=own) as mine:
+                yield mine
+        finally:
+            if own is not None:
+                await own.close()
+
+    async with block():  # the pool's session may be one that a block had before
+        await tasks.echo.aenqueue(0)
+    words = ""
+
+    async def commit(mine: asyncpg.Connection) -> None:
+        await tasks.echo.aenqueue(1)
+
+    async def enqueue(mine: asyncpg.Connection) -> None:
+        with pytest.raises(utils.OperationalError, match=words):  # which the body swallows
+            await tasks.echo.aenqueue(2)
+
+    async def raise_an_error(mine: asyncpg.Connection) -> None:
+        raise Rollback
+
+    async def execute(mine: asyncpg.Connection) -> None:
+        await mine.execute("SELECT 1")
+
+    async def in_block(body: Any) -> None:
+        nonlocal words
+        async with block() as mine:
+            if body is commit:
+                await body(mine)
+            words = await end_session(mine)
+            if body is not commit:
+                await body(mine)
+
+    for body in (commit, enqueue):
+        with pytest.raises(utils.OperationalError) as caught:
+            await in_block(body)
+        assert words in str(caught.value)
+    # The body's own error passes, and so does asyncpg's of the caller's own SQL.
+    for body, error in ((raise_an_error, Rollback), (execute, asyncpg.InterfaceError)):
+        with pytest.raises(error) as caught:
+            await in_block(body)
+        assert words in caught.value.__notes__[0]
+    async with block():
+        await tasks.echo.aenqueue(3)
+    assert await conn.fetchval(COUNT) == 2
+
+
+async def test_a_commit_that_is_refused_is_a_django_error(
+    block: Any, conn: asyncpg.Connection, request: pytest.FixtureRequest
+) -> None:
+    if "inside" in request.node.name:
+        pytest.skip("the commit is the caller's")
+
+    async def duplicate() -> None:
+        async with block() as mine:
+            await tasks.echo.aenqueue(1)
+            await mine.execute("INSERT INTO late VALUES (1), (1)")
+
+    async def serialize() -> None:
+        async with block() as mine:
+            await mine.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+            await mine.fetch("SELECT * FROM late")
+            await mine.execute("INSERT INTO late VALUES (2)")
+            async with conn.transaction(isolation="serializable"):
+                await conn.fetch("SELECT * FROM late")
+                await conn.execute("INSERT INTO late VALUES (3)")
+
+    await conn.execute("CREATE TABLE late (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    try:
+        with pytest.raises(utils.IntegrityError) as caught:
+            await duplicate()
+        assert isinstance(caught.value.__cause__, asyncpg.UniqueViolationError)
+        with pytest.raises(utils.OperationalError) as caught:
+            await serialize()
+        assert isinstance(caught.value.__cause__, asyncpg.SerializationError)
+    finally:
+        await conn.execute("DROP TABLE late")
+    assert await conn.fetchval(COUNT) == 0
+
+
 async def test_cancelled_blocks_leave_the_pool_whole(database: str, conn: asyncpg.Connection) -> None:
     async def block() -> None:
         async with aiotasks.transaction() as mine:

@@ -20,6 +20,7 @@ django.setup()
 
 from django.db import connection
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
+from django.test.utils import CaptureQueriesContext
 
 from aiotasks.job import Job, Source
 from aiotasks.store.drivers import DjangoDriver
@@ -100,7 +101,11 @@ def main() -> list[Any]:
     found = call("select_jobs", [uuid.UUID(int=n) for n in range(12)], "default")
     seen.append(sorted(shown(job) for job in found))
     call("wait_for_standbys")
-    call("notify", "aiotasks", ["a", "b"], alone=True)
+    seen.append(call("notify", "aiotasks", ["a", "b"], alone=True))
+    with CaptureQueriesContext(connection) as queries:
+        unseen = Store(DjangoDriver("default", logged=False))
+        seen.append(run_now(unseen.notify("aiotasks", ["a", "%"], alone=True)))
+    seen.append(len(queries))
     return seen
 
 

@@ -6,18 +6,21 @@ import re
 import subprocess
 import sys
 import uuid
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
 from importlib.resources import files
 from typing import Any
 
 import asyncpg
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import connection as django_connection
 from django.db import transaction, utils
 from django.test.utils import CaptureQueriesContext
 
 from aiotasks.store import lending
 from aiotasks.store.drivers import (
+    MOST_TRIES,
     READ_ONLY,
     AsyncpgDriver,
     ConnectionDriver,
@@ -242,6 +245,59 @@ def test_djangos_driver_never_suspends_and_goes_by_its_cursor(database: str) -> 
         assert run_now(driver.fetch(statement("SELECT $1::integer + 1"), 1))[0][0] == 2
         assert run_now(driver.fetch(statement("SELECT pg_notify('x', 'y') WHERE false"))) == []
     assert len(queries) == 2
+
+
+# Fails with a code for as long as there are numbers below a limit; a sequence isn't rolled back.
+FAILS_AT_FIRST = """
+    CREATE SEQUENCE tries;
+    CREATE FUNCTION fails_at_first(code text, failures integer) RETURNS bigint LANGUAGE plpgsql AS $$
+        DECLARE number bigint := nextval('tries');
+        BEGIN
+            IF number <= failures THEN RAISE EXCEPTION 'try %', number USING ERRCODE = code; END IF;
+            RETURN number;
+        END $$
+"""
+
+
+@pytest.fixture
+async def fails_at_first(conn: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
+    await conn.execute(FAILS_AT_FIRST)
+    yield conn
+    await conn.execute("DROP FUNCTION fails_at_first(text, integer); DROP SEQUENCE tries")
+
+
+@pytest.mark.parametrize("code", ["40001", "40P01"])
+@pytest.mark.parametrize("way", ["asyncpg", "django"])
+async def test_what_the_server_has_rolled_back_is_sent_again(
+    fails_at_first: asyncpg.Connection, held: LoopResources, way: str, code: str
+) -> None:
+    """A serialization failure or a deadlock; within limits, and never within somebody's transaction."""
+    driver = held.driver if way == "asyncpg" else DjangoInThread()
+    again = statement("SELECT fails_at_first($1::text, $2::integer)")
+    ((number,),) = await driver.fetch(again, code, 5)
+    assert number == 6
+    with pytest.raises(utils.OperationalError, match="try") as caught:
+        await driver.fetch(again, code, 10_000)
+    assert sqlstate(caught.value) == code
+    tries = await fails_at_first.fetchval("SELECT last_value FROM tries")
+    assert tries == 6 + MOST_TRIES
+    with pytest.raises(utils.Error):
+        await driver.fetch(again, "23514", 10_000)
+    assert await fails_at_first.fetchval("SELECT last_value FROM tries") == tries + 1
+
+    def in_a_transaction() -> None:
+        with pytest.raises(utils.OperationalError), transaction.atomic():
+            run_now(DjangoDriver("default").fetch(again, code, 10_000))
+        transaction.set_autocommit(False)
+        try:
+            with pytest.raises(utils.OperationalError):
+                run_now(DjangoDriver("default").fetch(again, code, 10_000))
+        finally:
+            transaction.rollback()
+            transaction.set_autocommit(True)
+
+    await sync_to_async(in_a_transaction)()
+    assert await fails_at_first.fetchval("SELECT last_value FROM tries") == tries + 3
 
 
 UTC_TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
