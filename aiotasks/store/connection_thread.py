@@ -11,6 +11,8 @@ from typing import Any
 
 from django.db import connections
 
+from .. import forks
+
 __all__ = ["ConnectionThread", "check_connections", "fulfil", "tidy"]
 
 logger = logging.getLogger("aiotasks.store")
@@ -63,9 +65,15 @@ class ConnectionThread:
 def fulfil(future: Future[Any], call: Callable[..., Any], args: Any, kwargs: Any) -> None:
     if not future.set_running_or_notify_cancel():
         return
+    since = forks.generation
     try:
-        future.set_result(call(*args, **kwargs))
+        result = call(*args, **kwargs)
+        if forks.generation != since:
+            forks.end()
+        future.set_result(result)
     except BaseException as error:  # the awaiting task's, like in concurrent.futures
+        if forks.generation != since:
+            forks.end(error)
         future.set_exception(error)
 
 

@@ -215,11 +215,25 @@ def _caught_by_c_code() -> frozenset[int]:
 
 
 _open: list[ProcessSignals] = []
+_masks = threading.local()
 
 
-def _forget_in_child() -> None:
+def _before_fork() -> None:
+    """A signal to a child that still has our handlers would be written into the socket of the parent."""
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()) if _open else None
+
+
+def _after_fork_in_parent() -> None:
+    if _masks.before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
+def _after_fork_in_child() -> None:
     while _open:
         _open.pop().forget_in_child()
+    _after_fork_in_parent()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)

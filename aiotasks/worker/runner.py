@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from django.tasks import TaskContext
 from django.tasks.signals import task_started
 
-from .. import signals
+from .. import forks, signals
 from ..codec import dump_error, dump_json
 from ..conf import Options
 from ..exceptions import InvalidRow, TaskCancelled, UnknownTask
@@ -141,9 +141,14 @@ class Runner:
         self._done(execution)
 
     async def _run(self, execution: Execution) -> None:
+        since = forks.generation
         try:
             execution.outcome = await self._outcome(execution)
+            if forks.generation != since:
+                forks.end()
         except BaseException as error:  # all of it is the task's: SystemExit must not stop the loop
+            if forks.generation != since:
+                forks.end(error)
             if not execution.abandoned:  # else the outcome is its thread's to set
                 execution.outcome = self._raised(execution, error)
 
@@ -216,12 +221,15 @@ class Runner:
         self, execution: Execution, task: AnyTask, args: Any, kwargs: dict[str, Any]
     ) -> Outcome:
         awaitables: list[Awaitable[Any]] = []
+        since = forks.generation
 
         def call() -> None:
             # The outcome is made in the thread: it is there even if the loop has gone meanwhile.
             current.set(execution)
             try:
                 value = task.func(*args, **kwargs)
+                if forks.generation != since:
+                    forks.end()
                 if value is not None and isawaitable(value):
                     awaitables.append(value)
                     if execution.abandoned:
@@ -229,6 +237,8 @@ class Runner:
                 else:
                     execution.outcome = self._returned(value)
             except BaseException as error:  # as on the loop
+                if forks.generation != since:
+                    forks.end(error)
                 execution.outcome = self._failed(error)
 
         execution.in_thread = True

@@ -15,6 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
 from ..store.pools import close_pools
+from .forked_child import unshared
 from .kills import kills_refused
 from .process_exit import complain, leave, leave_now
 from .process_signals import IGNORED, QUIT, REPORT, STOP, ProcessSignals, signal_name
@@ -44,6 +45,10 @@ FORCE_TIMEOUT = 0.5
 
 # Seconds between two looks at whether a task has taken the signals away.
 TURN_INTERVAL = 0.25
+
+
+# Seconds for which a call from other code, which goes on afterwards, waits for threads that tasks use.
+THREADS_TIMEOUT = 0.5
 
 
 class Standalone:
@@ -78,7 +83,8 @@ class Standalone:
             runner.get_loop().set_default_executor(executor)
             failure: Exception | None = None
             try:
-                drive(runner.get_loop(), self._serve())
+                with unshared(runner.get_loop()):
+                    drive(runner.get_loop(), self._serve())
             except ImproperlyConfigured as error:
                 self._exit_code = complain(str(error))
             except Exception as error:
@@ -88,10 +94,14 @@ class Standalone:
                 self._sum_up()
             self._ending = True
             executor.shutdown(wait=False, cancel_futures=True)
-            if self._leaves or self._worker.stuck:
+            if self._leaves or self._worker.stuck or not _end_soon(executor):
                 if failure is not None:
                     logger.critical("the worker has failed", exc_info=failure)
-                leave(self._exit_code, signals=self._signals, until=self._end_of_grace())
+                leave(
+                    self._exit_code,
+                    signals=self._signals,
+                    until=self._end_of_grace(failed=self._exit_code == 1),
+                )
             runner.close()
         if failure is not None:
             raise failure
@@ -160,10 +170,10 @@ class Standalone:
     def _received(self, number: int) -> None:
         if number == REPORT:
             logger.warning("SIGUSR1: what runs in this process\n%s", self._report())
-        elif number in STOP:
+        elif number in STOP:  # a supervisor sends one, too, and everything further over its line
             self._ask_for(1 if self._line is not None else self._urgency + 1)
         elif number == QUIT:
-            self._ask_for(max(2, self._urgency + 1))
+            self._ask_for(2 if self._line is not None else max(2, self._urgency + 1))
         else:
             if number in IGNORED and number not in self._ignored:
                 self._ignored.add(number)
@@ -216,8 +226,11 @@ class Standalone:
             with suppress(RuntimeError):  # it has been closed
                 self._loop.call_soon_threadsafe(call)
 
-    def _end_of_grace(self) -> float:
-        return time.monotonic() + self._worker.grace if self._stop_by is None else self._stop_by
+    def _end_of_grace(self, *, failed: bool) -> float:
+        if self._stop_by is not None:
+            return self._stop_by
+        # Whoever looks at a worker that has failed would take it for alive.
+        return time.monotonic() + (0.0 if failed else self._worker.grace)
 
     def _report(self) -> str:
         now = timezone.now()
@@ -231,6 +244,15 @@ class Standalone:
             lines.append(f"The event loop has last turned {time.monotonic() - self._turn:.1f} s ago.")
             lines.append(stacks_of_tasks(self._loop))
         return "\n".join([*lines, stacks_of_threads()])
+
+
+def _end_soon(executor: ThreadPoolExecutor) -> bool:
+    """Whether the threads end that tasks have put something into, by ``asyncio.to_thread()``."""
+    end = time.monotonic() + THREADS_TIMEOUT
+    threads = list(executor._threads)
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
 
 
 async def _end_what_is_left(loop: asyncio.AbstractEventLoop) -> None:

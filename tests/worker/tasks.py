@@ -658,3 +658,19 @@ def kill(target: str, number: int) -> None:
 @task
 async def leave_process(code: int) -> None:
     os._exit(code)
+
+
+@task
+def fork_in_thread(way: str) -> Any:
+    """Do one of the functions of ``fork_ways``."""
+    from . import fork_ways
+
+    return getattr(fork_ways, way)()
+
+
+@task
+async def fork_on_loop(way: str) -> Any:
+    from . import fork_ways
+
+    outcome = getattr(fork_ways, way)()
+    return await outcome if inspect.isawaitable(outcome) else outcome

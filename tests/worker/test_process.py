@@ -200,7 +200,7 @@ LEFT = {
     "an asyncio task": r"left behind do not end names=left-task\n",
     "a child": r"The process ends before its atexit functions have",
     "atexit": r"The process ends before its atexit functions have",
-    "nothing": r"INFO aiotasks.worker: stopped\n\Z",
+    "nothing": r"INFO aiotasks.worker: until empty: [^\n]*\n\Z",
 }
 
 
@@ -262,3 +262,65 @@ def test_as_process_1_it_says_what_is_missing(start: Start, ledger: Ledger) -> N
     process = start("-c", code, sys.executable, "-m", "aiotasks.worker", "--until-empty")
     assert process.wait() == 0
     assert "This is process 1 of its container" in process.log
+
+
+# --- Processes that tasks start
+
+FORKS = {
+    "process": -signal.SIGTERM,
+    "forkserver": -signal.SIGTERM,
+    "pool": [1, 2],
+    "executor": [1, 2],
+    "popen": [-signal.SIGTERM, 3, 0, 4],
+    "exits": 7,
+    "sys_exits": 8,
+    "raises": 1,
+    "returns": 0,
+    "orm": [0, True],
+    "awaits": 1,
+}
+
+
+def test_children_are_no_workers_and_share_nothing(
+    start_worker: Start, ledger: Ledger, loop_env: dict[str, str]
+) -> None:
+    tasks.add.enqueue(1, 2)
+    own = sessions(ledger)
+    worker = start_worker("--concurrency", "1", "--threads", "1", env=loop_env)
+    calls = [(tasks.fork_on_loop, way) for way in FORKS if way != "orm"]
+    calls += [(tasks.fork_in_thread, way) for way in FORKS if way != "awaits"]
+    results = [task.enqueue(way) for task, way in calls]
+    wait_until(lambda: ledger.statuses().keys() <= {"SUCCESSFUL", "FAILED"}, 120)
+    rows = [ledger.task(result.id) for result in results]
+    assert {way: row.errors for (_, way), row in zip(calls, rows, strict=True) if row.errors} == {}
+    found = [(task, way, row.return_value) for (task, way), row in zip(calls, rows, strict=True)]
+    assert found == [(task, way, FORKS[way]) for task, way in calls]
+    assert all(row.crashes == 0 and len(row.worker_ids) == 1 for row in rows)
+    assert "fenced" not in worker.log
+    assert worker.log.count("INFO aiotasks.worker: worker ") == 1
+    # Its loops are undisturbed: it is woken up, renews its lease and stops.
+    result = tasks.add.enqueue(1, 2)
+    wait_until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
+    stays = [kind.enqueue("stays") for kind in (tasks.fork_on_loop, tasks.fork_in_thread)]
+    wait_until(lambda: all(ledger.task(result.id).status == "SUCCESSFUL" for result in stays))
+    children = [psutil.Process(ledger.task(result.id).return_value) for result in stays]
+    try:
+        before = sessions(ledger) - own
+        assert before
+        worker.send(signal.SIGKILL)
+        worker.wait()
+        wait_until(lambda: not sessions(ledger) & before)
+        for child in children:
+            child.terminate()
+        psutil.wait_procs(children, 20)
+        assert not any(child.is_running() for child in children)
+    finally:
+        for child in children:
+            if child.is_running():
+                child.kill()
+
+
+def sessions(ledger: Ledger) -> set[int]:
+    """The server's processes for other sessions with this database than the ledger's."""
+    query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    return {row.pid for row in ledger.rows(query)}

@@ -1,0 +1,45 @@
+"""Children that a task forks: whether this process is one, and its end.
+
+A child of ``os.fork()`` that returns from its task comes back into the worker's code, which goes on in the
+parent as well: it would write outcomes a second time, or wait forever for calls that nobody makes.
+"""
+
+import os
+import sys
+import traceback
+from contextlib import suppress
+from typing import NoReturn
+
+__all__ = ["end", "generation"]
+
+# How many forks lie between this process and the one that has imported this module. Where it isn't what it
+# was when a task's code began, this process is a child that has come out of it.
+generation = 0
+
+
+def end(error: BaseException | None = None) -> NoReturn:
+    """End a child whose code has come to its end, or raised ``error``.
+
+    The exit code is SystemExit's, or 1 for another error.
+    """
+    code: object = 0
+    if isinstance(error, SystemExit):
+        code = error.code if error.code is not None else 0
+    elif error is not None:
+        code = 1
+    with suppress(Exception):  # a stream may be closed, or anything else
+        if not isinstance(code, int):
+            sys.stderr.write(f"{code}\n")
+        elif error is not None and not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code & 0xFF if isinstance(code, int) else 1)
+
+
+def _forked() -> None:
+    global generation
+    generation += 1
+
+
+os.register_at_fork(after_in_child=_forked)
