@@ -100,6 +100,11 @@ async def noop() -> None:
 
 
 @task
+def print_something() -> None:
+    print("something", flush=True)  # noqa: T201
+
+
+@task
 async def add(a: int, b: int) -> int:
     return a + b
 

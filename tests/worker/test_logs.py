@@ -1,16 +1,24 @@
 """What a site's logging can do to a worker (nothing), and what a worker says in spite of LOGGING."""
 
+import asyncio
 import json
+import logging
+import os
 import re
 import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import django
 import pytest
+from django.tasks.signals import task_finished
 
+import aiotasks
 from tests.worker import tasks
-from tests.worker.harness import Ledger, Start, wait_until
+from tests.worker.harness import TIMEOUT, Configure, Ledger, Start, until, wait_until
 
 HANDLERS = "tests.worker.handlers"
 
@@ -20,8 +28,8 @@ ADMINS = "pairs" if django.VERSION < (6, 0) else "addresses"
 
 def site(handlers: dict[str, Any], *, root: dict[str, Any] | None = None, **more: Any) -> dict[str, str]:
     """The environment of a worker of a site with this LOGGING."""
-    logging = {"version": 1, "handlers": handlers, **({"root": root} if root else {}), **more}
-    return {"DJANGO_SETTINGS_MODULE": "tests.worker.settings_logs", "TEST_LOGGING": json.dumps(logging)}
+    config = {"version": 1, "handlers": handlers, **({"root": root} if root else {}), **more}
+    return {"DJANGO_SETTINGS_MODULE": "tests.worker.settings_logs", "TEST_LOGGING": json.dumps(config)}
 
 
 RAISES = {
@@ -170,3 +178,80 @@ def test_what_the_site_configures_holds(start: Start, ledger: Ledger, tmp_path: 
     env = site(CONSOLE, loggers={"aiotasks": {"handlers": ["c"], "level": "ERROR"}}, **FORMATTED)
     _, log = run_one_that_fails(start, env, tmp_path, "-m", "aiotasks.worker")
     assert log == ""
+
+
+def output_of(kind: str) -> tuple[int, int | None]:
+    """A descriptor that can't be written to, and one that must stay open meanwhile."""
+    if kind == "full disk":
+        return os.open("/dev/full", os.O_WRONLY), None
+    reader, writer = os.pipe()
+    if kind == "reader gone":
+        os.close(reader)
+        return writer, None
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    return writer, reader
+
+
+@pytest.mark.parametrize("kind", ["reader gone", "full disk", "full pipe"])
+def test_an_output_that_takes_nothing(worker_env: dict[str, str], ledger: Ledger, kind: str) -> None:
+    """30: a task's print fails its task, the worker's own log fails nothing and holds up no stop."""
+    output, reader = output_of(kind)
+    # Printing into a full pipe waits, as anywhere.
+    prints = tasks.print_something.enqueue() if kind != "full pipe" else None
+    failing = tasks.fail.enqueue("ValueError")
+    others = [tasks.noop.enqueue() for _ in range(20)]
+    env = {**worker_env, **SITES["Django's default"][0]}
+    command = [sys.executable, "-m", "aiotasks.worker", "--grace", "5"]
+    worker = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        os.close(output)
+        wait_until(lambda: all(ledger.task(one.id).status == "SUCCESSFUL" for one in others))
+        wait_until(lambda: ledger.task(failing.id).status == "FAILED")
+        if prints is not None:
+            wait_until(lambda: ledger.task(prints.id).status == "FAILED")
+            prints.refresh()
+            assert prints.errors[0].exception_class_path in ("builtins.BrokenPipeError", "builtins.OSError")
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(TIMEOUT) == 0
+    finally:
+        worker.kill()
+        worker.wait()
+        if reader is not None:
+            os.close(reader)
+
+
+async def test_an_embedded_worker_is_not_silent_and_waits_for_its_receivers(
+    configure: Configure, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """17, 21: as a site embeds it, whose LOGGING has disabled the loggers that were there."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])  # pytest's
+    monkeypatch.setattr(root, "level", logging.WARNING)
+    monkeypatch.setattr(logging.getLogger("aiotasks.worker"), "disabled", True)
+    heard: list[str] = []
+    read: list[str] = []
+
+    def said() -> str:
+        read.append(capfd.readouterr().err)
+        return "".join(read)
+
+    async def slow(sender: type, task_result: Any, **kwargs: Any) -> None:
+        await asyncio.sleep(1.5)  # longer than outcomes have
+        heard.append(task_result.id)
+
+    task_finished.connect(slow)
+    try:
+        async with aiotasks.Worker(grace=20):
+            failing = await tasks.fail.aenqueue("ValueError")
+            await until(lambda: "task failed path='tests.worker.tasks.fail'" in said())
+    finally:
+        task_finished.disconnect(slow)
+    assert heard == [failing.id]
+    assert said().count("INFO aiotasks.worker: stopped\n") == 1
+    assert said().count("Traceback (most recent call last)") == 1
+    logging.getLogger("aiotasks.worker").warning("without a worker LOGGING alone decides")
+    assert "LOGGING alone" not in said()
