@@ -1,4 +1,4 @@
-"""ConnectionThread: a thread of our own that has Django connections and looks after them."""
+"""Threads of our own and Django's connections in them: checked, kept, given back, and left clean."""
 
 import logging
 import queue
@@ -7,31 +7,107 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from django.db import connections
 
 from .. import forks
+from .thread_sessions import ThreadSession, sessions_of_this_thread
 
-__all__ = ["ConnectionThread", "check_connections", "fulfil", "tidy"]
+__all__ = ["IDLE_TIMEOUT", "ConnectionThread", "ThreadConnections", "fulfil"]
 
 logger = logging.getLogger("aiotasks.store")
 
 # A call that takes this long holds up the other jobs of its thread: it gets no new ones.
 STUCK_AFTER = 1.0
 
-# Idle this long, a thread gives its connections back.
+# Seconds without use after which a thread closes its connections.
 IDLE_TIMEOUT = 60.0
+
+
+class ThreadConnections:
+    """Looks after Django's connections of the thread that makes it and calls it.
+
+    ``check()`` comes before a job, ``clean()`` after it, ``rest()`` between its calls where other jobs
+    may use the thread meanwhile, ``close_idle()`` after ``IDLE_TIMEOUT`` without a job. None of them
+    raises: a driver that fails to close must not end the thread. No connection is opened.
+
+    CONN_MAX_AGE of 0 isn't obeyed, or each job would connect again; above 0 it limits a connection's
+    age. A connection of Django's pool (OPTIONS ``pool``) goes back to it after each job or call.
+    """
+
+    def __init__(self) -> None:
+        self._sessions = sessions_of_this_thread()
+
+    def check(self) -> None:
+        """Before a job: close what has died, is too old or hasn't been used; forget logged queries."""
+        for session in list(self._sessions.values()):
+            if session.connection.queries_log:
+                session.connection.queries_log.clear()
+            if session.connection.connection is not None:
+                _tidy(partial(_check, session))
+
+    def clean(self) -> None:
+        """After a job: leave no trace of it in any session, and no connection of a pool."""
+        for connection in connections.all(initialized_only=True):
+            session = self._sessions.get(connection)
+            if session is None:
+                if connection.connection is not None:  # a receiver before ours has raised
+                    _tidy(ThreadSession(connection).discard)
+                continue
+            if connection.queries_log:
+                connection.queries_log.clear()
+            if session.is_private():
+                _tidy(session.discard)
+            elif connection.connection is not None:
+                if _has_pool(connection):
+                    _tidy(connection.close)
+                elif session.used:
+                    session.used, session.used_at = False, time.monotonic()
+
+    def rest(self) -> bool:
+        """Between two calls of a job: return whether a call has left something that other jobs mustn't
+        see. Where it hasn't, a connection of a pool goes back."""
+        is_private = self.are_private()
+        if not is_private:
+            for session in self._sessions.values():
+                if session.connection.connection is not None and _has_pool(session.connection):
+                    _tidy(session.connection.close)
+        return is_private
+
+    def are_private(self) -> bool:
+        """Return whether a session has been changed, or holds a transaction or a cursor."""
+        return any(session.is_private() for session in self._sessions.values()) or any(
+            connection.connection is not None and connection not in self._sessions
+            for connection in connections.all(initialized_only=True)
+        )
+
+    def close_idle(self) -> None:
+        """Close what isn't in anybody's use, and forget logged queries."""
+        for session in list(self._sessions.values()):
+            if not session.is_private():
+                session.connection.queries_log.clear()
+                _tidy(session.connection.close)
+
+    def close(self) -> None:
+        """Close all: the thread ends."""
+        _tidy(connections.close_all)
 
 
 class ConnectionThread:
     """Runs calls one after another, in a daemon thread that keeps its connections between them.
 
-    ``jobs`` is for its owner: how many share it at the moment.
+    ``connections`` is for calls, in the thread. ``jobs`` and ``owner`` are for whoever shares the thread
+    out: how many jobs are bound to it, and the one that has it for itself. Raises RuntimeError where the
+    machine refuses another thread.
     """
+
+    connections: ThreadConnections
 
     def __init__(self, name: str) -> None:
         self.jobs = 0
+        self.owner: Any = None
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._busy_since: float | None = None
         threading.Thread(target=self._work, name=name, daemon=True).start()
@@ -41,73 +117,94 @@ class ConnectionThread:
         return since is not None and now - since > STUCK_AFTER
 
     def put(self, call: Callable[[], None]) -> None:
+        """Have ``call``, which must not raise, run after those before it."""
         self._calls.put(call)
 
     def stop(self) -> None:
         self._calls.put(None)
 
     def _work(self) -> None:
+        self.connections = ThreadConnections()
         while True:
             try:
                 call = self._calls.get(timeout=IDLE_TIMEOUT)
             except queue.Empty:
-                if not self.jobs:  # a job may be in the middle of a cursor, or hold a lock
-                    tidy(connections.close_all)
+                self.connections.close_idle()
                 continue
             if call is None:
                 break
             self._busy_since = time.monotonic()
             call()
             self._busy_since = None
-        tidy(connections.close_all)
+        self.connections.close()
 
 
-def fulfil(future: Future[Any], call: Callable[..., Any], args: Any, kwargs: Any) -> None:
-    if not future.set_running_or_notify_cancel():
+def fulfil(
+    future: Future[Any],
+    call: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    *,
+    then: Callable[[], None] | None = None,
+) -> None:
+    """Run ``call`` for ``future``, unless that is cancelled, and ``then`` before anybody hears of its end."""
+    result, failure = None, None
+    runs = future.set_running_or_notify_cancel()
+    if runs:
+        since = forks.generation
+        try:
+            result = call(*args, **kwargs)
+        except BaseException as error:  # the awaiting task's, like in concurrent.futures
+            failure = error
+        if forks.generation != since:
+            forks.end(failure)
+    if then is not None:
+        then()
+    if not runs:
         return
-    since = forks.generation
-    try:
-        result = call(*args, **kwargs)
-        if forks.generation != since:
-            forks.end()
+    if failure is None:
         future.set_result(result)
-    except BaseException as error:  # the awaiting task's, like in concurrent.futures
-        if forks.generation != since:
-            forks.end(error)
-        future.set_exception(error)
+    else:
+        future.set_exception(failure)
+        failure = None  # or its traceback and this frame would keep each other
 
 
-def check_connections() -> None:
-    """Close this thread's connections that have died, before a job's first call.
+def _check(session: ThreadSession) -> None:
+    connection: Any = session.connection  # django-stubs lack some attributes
+    if session.is_private():
+        return  # its owner goes on with it: a new connection wouldn't have the tenant that it has set
+    now = time.monotonic()
+    expired = connection.settings_dict["CONN_MAX_AGE"] and (
+        connection.close_at is not None and now >= connection.close_at
+    )
+    unused = session.used_at and now - session.used_at > IDLE_TIMEOUT
+    if expired or unused:
+        connection.close()
+    elif connection.errors_occurred or _has_something_to_say(connection.connection):
+        if connection.is_usable():
+            connection.errors_occurred = False
+        else:
+            connection.close()
+    connection.health_check_done = False  # Django's own, before the next statement: CONN_HEALTH_CHECKS
 
-    Django checks at the ends of a request, which this thread never sees: without this, a thread
-    whose connection the server has closed would fail for ever. CONN_MAX_AGE=0 is not obeyed, or
-    every job would connect anew; a connection's age is.
-    """
-    for connection in connections.all(initialized_only=True):
-        if connection.connection is None or connection.in_atomic_block:
-            continue
-        expired = connection.settings_dict["CONN_MAX_AGE"] and (
-            connection.close_at is not None and time.monotonic() >= connection.close_at
-        )
-        if expired or connection.errors_occurred or _has_something_to_say(connection.connection):
-            if expired or not connection.is_usable():
-                connection.close()
-            else:
-                connection.errors_occurred = False
+
+def _has_pool(connection: Any) -> bool:
+    return bool(connection.settings_dict["OPTIONS"].get("pool"))
 
 
 def _has_something_to_say(connection: Any) -> bool:
     """Whether an idle connection can be read from: what a server says unasked is good-bye."""
     try:
-        return bool(select.select([connection], [], [], 0)[0])
+        poll = select.poll()  # select() fails above 1,024 descriptors
+        poll.register(connection, select.POLLIN)
+        return bool(poll.poll(0))
     except (OSError, ValueError, AttributeError, TypeError):
         return True
 
 
-def tidy(close: Callable[[], None]) -> None:
+def _tidy(close: Callable[[], None]) -> None:
     """Close connections; what a driver raises at that must not end the thread."""
     try:
         close()
     except Exception:
-        logger.exception("a connection could not be closed")
+        logger.exception("A connection could not be closed")

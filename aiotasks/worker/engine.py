@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import anyio
+from django.conf import settings
 from django.db import utils
 
 from .. import __version__, logs, signals
@@ -133,7 +134,7 @@ class Engine:
             free=lambda: self._free("loop"),
             threads=self.backlog,
             surplus=Surplus(
-                free=lambda: self._free("loop"), ahead=self.backlog.ahead, allowed=options.max_crashes > 1
+                free=lambda: self._free("loop"), ahead=self._ahead, allowed=options.max_crashes > 1
             ),
             quarantine=Quarantine(busy=lambda: bool(self.runner.running)),
             may_claim=self._may_claim,
@@ -252,6 +253,8 @@ class Engine:
 
     def _say_what_is_served(self) -> None:
         options = self._options
+        if settings.DEBUG:
+            logger.warning("DEBUG is True: Django keeps the queries of each task in memory until its end")
         logger.info(
             "worker %s serves backend %r, queues %s",
             self.lease.worker_id,
@@ -375,7 +378,11 @@ class Engine:
         return self._wants_notify and self.resources.listener.listening.is_set()
 
     def _free(self, lane: Lane) -> int:
-        return (self.concurrency if lane == "loop" else self.threads) - self.runner.count(lane)
+        limit = self.concurrency if lane == "loop" else min(self.threads, self.sync_threads.capacity())
+        return limit - self.runner.count(lane)
+
+    def _ahead(self) -> int:
+        return self.backlog.ahead() if self.sync_threads.capacity() >= self.threads else 0
 
     def _worker_id(self) -> UUID | None:
         """The id under which tasks may be claimed and started."""

@@ -6,10 +6,14 @@ from typing import Literal, Protocol
 
 from ..job import AnyResult, Job, Lane, Outcome
 
-__all__ = ["Execution", "Place", "Reason"]
+__all__ = ["Execution", "NotStarted", "Place", "Reason"]
 
 # Why we cancel a task that runs.
 type Reason = Literal["shutdown", "lost lease", "cancelled"]
+
+
+class NotStarted(RuntimeError):
+    """The machine refuses a thread: the call hasn't begun, and never will."""
 
 
 class Place(Protocol):

@@ -19,7 +19,7 @@ from ..exceptions import InvalidRow, TaskCancelled, UnknownTask
 from ..job import LANES, AnyTask, Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
 from ..tasks import arguments_of, known, resolve, result_of
 from .belonging import OwnTask, current
-from .execution import Execution, Place, Reason
+from .execution import Execution, NotStarted, Place, Reason
 from .exits import ExitRaised
 
 __all__ = ["Runner"]
@@ -241,10 +241,14 @@ class Runner:
                     forks.end(error)
                 execution.outcome = self._failed(error)
 
+        try:
+            running = self._threads.run(call)
+        except NotStarted:  # said by the threads, once
+            return Released(self._cancelled())
         execution.in_thread = True
         execution.began = time.monotonic()
         try:
-            await self._threads.run(call)
+            await running
         except asyncio.CancelledError:
             if execution.abandoned and awaitables:  # nobody else may have seen both
                 self._release(execution, awaitables[0])

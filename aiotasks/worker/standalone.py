@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +20,7 @@ from .process_exit import complain, leave, leave_now
 from .process_signals import IGNORED, QUIT, REPORT, STOP, ProcessSignals, signal_name
 from .stacks import stack_of_thread, stacks_of_tasks, stacks_of_threads
 from .supervisor import TASKS_FAILED, Line
+from .threads import DefaultExecutor
 from .worker import Worker
 from .worker_loop import drive, worker_loop
 
@@ -78,7 +78,7 @@ class Standalone:
         """Return the exit code, unless the process ends in here. Raises what the worker has failed with."""
         supervisor = None if self._line is None else os.getppid()
         with self._signals.received(), kills_refused(supervisor=supervisor):
-            executor = ThreadPoolExecutor(thread_name_prefix="aiotasks-default")
+            executor = DefaultExecutor()
             runner = asyncio.Runner(loop_factory=worker_loop)
             runner.get_loop().set_default_executor(executor)
             failure: Exception | None = None

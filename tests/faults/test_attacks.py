@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from django.db import utils
+from django.db import connection, utils
 from django.tasks import default_task_backend, task_backends
 from django.tasks.signals import task_finished
 from django.utils import timezone
@@ -242,15 +242,23 @@ def test_a_module_that_exits_when_imported_is_an_unknown_task(
         resolve("leaves_at_once.task")
 
 
-async def test_a_driver_that_can_not_close_does_not_end_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_driver_that_can_not_close_does_not_end_a_thread(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken() -> None:
         raise RuntimeError("close() failed")
 
-    monkeypatch.setattr("aiotasks.worker.threads.close_old_connections", broken)
+    monkeypatch.setattr("aiotasks.store.thread_sessions.ThreadSession.is_private", lambda session: True)
+    monkeypatch.setattr("aiotasks.store.thread_sessions.ThreadSession.discard", lambda session: broken())
     threads = SyncThreads(1)
     ran = []
+
+    def run(n: int) -> None:
+        connection.ensure_connection()
+        ran.append(n)
+
     for n in range(3):
-        await asyncio.wait_for(threads.run(lambda n=n: ran.append(n)), 10)
+        await asyncio.wait_for(threads.run(lambda n=n: run(n)), 10)
     threads.close()
     assert ran == [0, 1, 2]
 

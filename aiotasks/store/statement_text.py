@@ -1,0 +1,117 @@
+"""What a statement's text shows of the session that it is executed in: may it leave that changed?"""
+
+import re
+from functools import lru_cache
+from typing import Any
+
+__all__ = ["changes_session"]
+
+# Characters from which on no statement's answer is remembered: a bulk insert is as long as its rows are many.
+LONG = 4000
+
+_SKIPPED = r"(?:\s|\(|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*+"
+
+# Statements that leave a session as it was, by their beginning. BEGIN, COMMIT and the like are among
+# them: whether a transaction is open is asked of the connection.
+_HARMLESS_STATEMENT = re.compile(
+    _SKIPPED
+    + r"""(?:
+        \Z
+        | (?: select | insert | update | delete | merge | with | values | table | explain
+            | savepoint | release | rollback | commit | begin | start | end | abort
+            | replace | lock | truncate | copy | notify | analyze | vacuum | reindex | cluster | refresh
+            | show | fetch | move | close | comment | grant | revoke | alter | drop | checkpoint ) \b
+        | set \s+ (?: local | transaction | constraints ) \b
+        | create \s+ (?! (?: or \s+ replace \s+ )? (?: (?: global | local ) \s+ )? temp )
+    )""",
+    re.VERBOSE | re.DOTALL,
+)
+
+# Somewhere in a statement: what calls or creates something that belongs to the session.
+_SUSPICIOUS = (
+    "set_config",
+    "advisory_",
+    "setseed",
+    "set_limit",
+    "set_cur",
+    "dblink",
+    "pg_temp",
+    "create",
+    "into",
+)
+_CHANGE = re.compile(
+    r"""
+    set_config"? \s* \( (?! (?: '[^']*' | [^()'] | \( [^()]* \) )*? , \s* (?: true | 't(?:rue)?' ) \s* \) )
+    | \bpg_(?:try_)?advisory_lock
+    | \b(?: setseed | set_limit | set_curcfg | set_curdict | dblink_connect\w* )"? \s* \(
+    | \binto \s+ (?: (?: global | local ) \s+ )? temp (?: orary )? \b
+    | \bcreate \s+ (?: or \s+ replace \s+ )? (?: (?: global | local ) \s+ )? temp (?: orary )? \b
+    | \bpg_temp\b
+    """,
+    re.VERBOSE,
+)
+
+# SELECT function(…) without a table, and SELECT … FROM function(…): what the function does isn't to be
+# seen, unless it is one of PostgreSQL's own that everybody uses.
+_SELECT = re.compile(_SKIPPED + r"(?:select|values|with|table|explain)\b", re.DOTALL)
+_CALL = re.compile(r'([\w$]+)"?\s*\(')
+_CALL_IN_FROM = re.compile(r'from\s+(?:lateral\s+|only\s+)?(?:"?[\w$]+"?\s*\.\s*)*"?([\w$]+)"?\s*\(')
+_HARMLESS_PREFIX = re.compile(
+    r"""
+    pg_(?! advisory_lock | try_advisory_lock | replication_origin_session | temp )
+    | (?: array | bit | bool | concat | covar | current | date | generate | has | inet | jsonb? | justify
+        | make | num | percentile | quote | regexp? | regr | row | session | sha | st | stddev | string | time
+        | to | ts | txid | uuid | var | width | xml ) _
+    """,
+    re.VERBOSE,
+)
+# Functions, types that look like them in a cast, and words that a parenthesis may follow.
+_NAMES = """
+    abs acos age all and any array as asc ascii asin atan atan2 avg bigint bit_length btrim by cardinality
+    case cast cbrt ceil ceiling char char_length character character_length chr clock_timestamp coalesce
+    col_description concat convert_from convert_to corr cos count crypt cube cume_dist currval daterange
+    date decimal decode degrees dense_rank desc distinct div else encode every except exists exp extract
+    factorial filter first_value floor format format_type from gcd gen_random_uuid greatest group grouping
+    hstore in initcap int4range int8range integer intersect interval isempty isfinite join lag last_value
+    lastval lateral lcm lead least left length ln log log10 lower lower_inc lpad ltrim max md5 min mod mode
+    nextval not now nth_value ntile nullif numeric numrange obj_description octet_length on or order over
+    overlay phraseto_tsquery pi plainto_tsquery position power radians random random_normal rank repeat
+    replace reverse right rollup round row rpad rtrim select set_config sets setval setweight sha224 sha256
+    sha384 sha512 sign similarity sin some split_part sqrt starts_with statement_timestamp strip strpos
+    substr substring sum tan text then timeofday timestamp timestamptz transaction_timestamp translate trim
+    trunc tsrange tstzrange unaccent union unnest upper upper_inc using uuidv4 uuidv7 values varchar variance
+    version websearch_to_tsquery when where within word_similarity
+"""
+_HARMLESS_NAMES = frozenset(_NAMES.split())
+
+
+def changes_session(statement: Any, raw: Any = None) -> bool:
+    """Return whether ``statement``, a str or what psycopg makes one of, may leave its session changed.
+
+    A cautious answer: what isn't known to be harmless counts as a change. What a function, a trigger or
+    a rule does when a table is read or written isn't in the text. ``raw`` is the driver's connection.
+    """
+    if not isinstance(statement, str):
+        try:
+            statement = statement.decode() if isinstance(statement, bytes) else statement.as_string(raw)
+        except (AttributeError, TypeError, UnicodeDecodeError):
+            return True
+    return _judge_known(statement) if len(statement) < LONG else _judge(statement)
+
+
+def _judge(statement: str) -> bool:
+    text = statement.lower()
+    if _HARMLESS_STATEMENT.match(text) is None:
+        return True
+    if any(word in text for word in _SUSPICIOUS) and _CHANGE.search(text):
+        return True
+    if ";" in text and any(_HARMLESS_STATEMENT.match(part) is None for part in text.split(";")):
+        return True
+    if "(" not in text or _SELECT.match(text) is None:
+        return False
+    calls = (_CALL_IN_FROM if "from" in text else _CALL).findall(text)
+    return any(name not in _HARMLESS_NAMES and _HARMLESS_PREFIX.match(name) is None for name in calls)
+
+
+# The ORM makes the same texts again and again, as values aren't in them.
+_judge_known = lru_cache(1000)(_judge)

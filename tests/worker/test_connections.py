@@ -1,0 +1,252 @@
+"""Django's connections in the worker's threads: kept, checked, given back, and nobody's but one task's."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+from django.db import connections
+from django.tasks import TaskResult, TaskResultStatus, default_task_backend
+
+import aiotasks
+from aiotasks.worker.threads import DefaultExecutor
+
+from . import connection_tasks as tasks
+from .harness import TIMEOUT, Configure, Ledger, until
+
+
+@pytest.fixture(autouse=True)
+def clean_slate(configure: Configure) -> Iterator[None]:
+    tasks.arrived.clear()
+    tasks.go.clear()
+    yield
+    tasks.go.set()
+    while tasks.left_cursors:
+        tasks.left_cursors.pop().close()
+
+
+@pytest.fixture
+def pooled(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Django's pool of four connections in this process."""
+    options = {"pool": {"min_size": 1, "max_size": 4, "timeout": 10}}
+    monkeypatch.setitem(connections.settings["default"], "OPTIONS", options)
+    yield
+    connections["default"].close_pool()
+
+
+async def outcomes(results: list[TaskResult]) -> list[Any]:
+    found = []
+    for result in results:
+        await result.arefresh()
+        assert result.status == TaskResultStatus.SUCCESSFUL, (result.status, result.errors)
+        found.append(result.return_value)
+    return found
+
+
+async def one(worker: aiotasks.Worker, task: Any, *args: Any) -> Any:
+    """Run a task and return its value."""
+    result = await task.aenqueue(*args)
+    await worker.wait_until_empty()
+    return (await outcomes([result]))[0]
+
+
+# --- Kept from task to task
+
+
+@pytest.mark.parametrize("age", [0, 600, None])
+async def test_a_thread_keeps_its_connection_from_task_to_task(
+    configure: Configure, database: str, monkeypatch: pytest.MonkeyPatch, age: int | None
+) -> None:
+    """CONN_MAX_AGE = 0 would have every task connect anew. One that is cut is replaced before a task."""
+    asyncio.get_running_loop().set_default_executor(DefaultExecutor(1))
+    configure(ASYNC_DB_THREADS=1)
+    monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", age)
+    admin = await asyncpg.connect(database)
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+        for task in (tasks.backend, tasks.backend_sync, tasks.backend_in_executor):
+            pids = [await one(worker, task) for _ in range(3)]
+            assert len(set(pids)) == 1
+            await admin.fetchval("SELECT pg_terminate_backend($1, 5000)", pids[0])
+            assert await one(worker, task) != pids[0]
+    await admin.close()
+
+
+async def test_an_age_is_a_limit(
+    configure: Configure, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(ASYNC_DB_THREADS=1)
+    monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", 1e-6)
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+        for task in (tasks.backend, tasks.backend_sync):
+            assert len({await one(worker, task) for _ in range(3)}) == 3
+
+
+async def test_a_minute_without_use_closes(
+    configure: Configure, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("worker.threads", "store.connection_thread"):
+        monkeypatch.setattr(f"aiotasks.{module}.IDLE_TIMEOUT", 0.1)
+    asyncio.get_running_loop().set_default_executor(DefaultExecutor())
+    admin = await asyncpg.connect(database)
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+        for task in (tasks.backend, tasks.backend_sync, tasks.backend_in_executor):
+            pid = await one(worker, task)
+
+            async def has_gone(pid: int = pid) -> bool:
+                return not await admin.fetchval(
+                    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", pid
+                )
+
+            await until(has_gone)
+    await admin.close()
+
+
+# --- Django's pool
+
+
+async def test_more_tasks_than_the_pool_has_connections(pooled: None, database: str) -> None:
+    """A task that has made its query and does something else holds none."""
+    waiting = await default_task_backend.aenqueue_many(tasks.count_and_wait, [((8,), {})] * 8)
+    async with aiotasks.Worker(threads=10) as worker, asyncio.timeout(TIMEOUT):
+        await until(lambda: len(tasks.arrived) == 8)
+        sync = await default_task_backend.aenqueue_many(tasks.count_sync, [((), {})] * 20)
+        await worker.wait_until_empty()
+    await outcomes([*waiting, *sync])
+
+
+# --- DEBUG
+
+
+async def test_logged_queries_are_the_tasks_own(
+    configure: Configure, database: str, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(ASYNC_DB_THREADS=1)
+    settings.DEBUG = True
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+        for task in (tasks.logged_queries, tasks.alogged_queries):
+            counts = [await one(worker, task) for _ in range(4)]
+            assert counts[1:] == [1, 1, 1]
+    assert caplog.text.count("DEBUG is True") == 1
+
+
+# --- Sessions
+
+
+@pytest.mark.parametrize("way", ["set_config", "mixed"])
+async def test_no_task_sees_a_strangers_session(configure: Configure, ledger: Ledger, way: str) -> None:
+    """30 at a time change theirs while others only look; two threads would do for all."""
+    configure(ASYNC_DB_THREADS=2)
+    ways = [way] * 30 if way in tasks.WAYS else [*(set(tasks.WAYS) - {"advisory"})] * 7 + ["advisory"]
+    number = len(ways)
+    looking = await default_task_backend.aenqueue_many(
+        tasks.look_until_told, [((way, "stranger"), {}) for way in tasks.WAYS]
+    )
+    arguments = [((way, f"tenant {n}", number), {}) for n, way in enumerate(ways)]
+    changing = await default_task_backend.aenqueue_many(tasks.change_and_look, arguments)
+    async with aiotasks.Worker(concurrency=40) as worker, asyncio.timeout(TIMEOUT):
+        await until(lambda: len(tasks.arrived) == number)
+        later = await default_task_backend.aenqueue_many(
+            tasks.look_until_told, [((way, "later"), {}) for way in tasks.WAYS]
+        )
+        await until(lambda: ledger.statuses() == {"SUCCESSFUL": number, "RUNNING": 2 * len(tasks.WAYS)})
+        tasks.go.set()
+        await worker.wait_until_empty()
+    assert await outcomes(changing) == [["", f"tenant {n}", f"tenant {n}"] for n in range(number)]
+    assert await outcomes([*looking, *later]) == [[""]] * 2 * len(tasks.WAYS)
+
+
+async def test_a_sync_task_leaves_no_session_behind(configure: Configure, database: str) -> None:
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+        for way in tasks.WAYS:
+            for tenant in "ab":
+                assert await one(worker, tasks.change_sync, way, tenant) == ["", tenant]
+            assert await one(worker, tasks.look_sync, way, "c") == ""
+
+
+async def test_a_pool_gets_no_changed_session_back(pooled: None, database: str) -> None:
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+        for way in ("set_config", "temp"):
+            tasks.arrived.clear()
+            changing = await default_task_backend.aenqueue_many(
+                tasks.change_and_look, [((way, str(n), 2), {}) for n in range(2)]
+            )
+            await worker.wait_until_empty()
+            assert await outcomes(changing) == [["", "0", "0"], ["", "1", "1"]]
+            for task in (tasks.change_sync, tasks.change_and_close):
+                assert await one(worker, task, way, "x") == ["", "x"]
+            assert {await one(worker, tasks.look_sync, way, "y") for _ in range(6)} == {""}
+
+
+async def test_what_a_task_leaves_open_ends_with_it(configure: Configure, database: str) -> None:
+    configure(ASYNC_DB_THREADS=1)
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+        for what in tasks.LEFT:
+            for leave, check in ((tasks.aleave, tasks.acheck_clean), (tasks.leave, tasks.check_clean)):
+                for _ in range(2):
+                    await one(worker, leave, what)
+                    assert await one(worker, check), what
+
+
+# --- A machine that refuses threads
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Threads whose names begin like one of these can't be started; what was tried is added."""
+    start = threading.Thread.start
+    refused: list[str] = []
+
+    def start_or_not(thread: threading.Thread) -> None:
+        if any(thread.name.startswith(name) for name in refused):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_not)
+    monkeypatch.setattr("aiotasks.worker.threads.RETRY_DELAY", 0.1)
+    return refused
+
+
+async def test_what_no_thread_can_be_had_for_is_given_back(
+    configure: Configure, ledger: Ledger, refuse: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It isn't executed later on, has spent nothing, and runs once there are threads again."""
+    configure(POLL_INTERVAL=0.1)
+    refuse.append("aiotasks-sync")
+    results = await default_task_backend.aenqueue_many(tasks.backend_sync, [((), {})] * 20)
+    async with aiotasks.Worker(threads=3) as worker, asyncio.timeout(TIMEOUT):
+        await until(lambda: caplog.text.count("refuses another thread"))
+        await asyncio.sleep(0.5)
+        ready = {("READY", 0)}
+        await until(
+            lambda: set(ledger.rows("SELECT status, cardinality(worker_ids) FROM aiotasks_task")) == ready
+        )
+        refuse.clear()
+        await worker.wait_until_empty()
+    assert len(set(await outcomes(results))) <= 3
+    assert [result.attempts for result in results] == [1] * 20
+    assert caplog.text.count("refuses another thread") == 1
+
+
+async def test_with_few_threads_the_lane_takes_fewer(
+    configure: Configure, ledger: Ledger, refuse: list[str]
+) -> None:
+    configure(POLL_INTERVAL=0.1)
+    refuse.append("aiotasks-sync-2")
+    results = await default_task_backend.aenqueue_many(tasks.count_sync, [((), {})] * 20)
+    async with aiotasks.Worker(threads=5) as worker, asyncio.timeout(TIMEOUT):
+        await worker.wait_until_empty()
+        assert worker.engine.sync_threads.capacity() <= 2
+    await outcomes(results)
+    assert {result.attempts for result in results} == {1}
+
+
+async def test_orm_calls_wait_for_a_thread(configure: Configure, database: str, refuse: list[str]) -> None:
+    refuse.append("aiotasks-orm")
+    result = await tasks.backend.aenqueue()
+    async with aiotasks.Worker() as worker, asyncio.timeout(TIMEOUT):
+        await until(lambda: worker.engine.orm_threads._waiting)
+        refuse.clear()
+        await worker.wait_until_empty()
+    await outcomes([result])
