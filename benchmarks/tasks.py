@@ -9,7 +9,7 @@ from django.tasks import task
 
 from .models import ITEMS, Item
 
-__all__ = ["cpu", "noop", "now", "queries", "sleep", "slow_queries", "sync_noop", "sync_sleep"]
+__all__ = ["cpu", "noop", "now", "queries", "sleep", "slow_queries", "sync_noop", "sync_query", "sync_sleep"]
 
 
 @task
@@ -43,6 +43,12 @@ async def slow_queries() -> None:
     sleep = Func(Value(0.01), function="pg_sleep", output_field=TextField())
     for _ in range(5):
         await Item.objects.annotate(slept=sleep).aget(pk=1)
+
+
+@task
+def sync_query() -> None:
+    """One look-up by primary key, in a thread."""
+    Item.objects.get(pk=random.randint(1, ITEMS))
 
 
 @task

@@ -135,6 +135,12 @@ WORKLOADS: dict[str, Workload] = {
         quick=10,
         baseline="orm-one-thread",
     ),
+    "sync-orm": _rate(
+        "sync tasks of one ORM query at Django's CONN_MAX_AGE of 0; at one of 600 seconds in comparison",
+        1_000,
+        _at_least(0.9, "sync-orm-600"),
+        baseline="sync-orm-600",
+    ),
     "memory": Workload(
         "memory of an idle worker, and its growth over no-ops after the first tenth of them",
         "idle_mb",

@@ -51,11 +51,14 @@ _CHANGE = re.compile(
     re.VERBOSE,
 )
 
-# SELECT function(…) without a table, and SELECT … FROM function(…): what the function does isn't to be
+# SELECT function(…), and SELECT … FROM function(…): what the function does isn't to be
 # seen, unless it is one of PostgreSQL's own that everybody uses.
 _SELECT = re.compile(_SKIPPED + r"(?:select|values|with|table|explain)\b", re.DOTALL)
+_LITERAL = re.compile(r"'[^']*'")
+_FROM = re.compile(r"\bfrom\b")
 _CALL = re.compile(r'([\w$]+)"?\s*\(')
 _CALL_IN_FROM = re.compile(r'from\s+(?:lateral\s+|only\s+)?(?:"?[\w$]+"?\s*\.\s*)*"?([\w$]+)"?\s*\(')
+_FIRST_CALL = re.compile(r'\A\s*select\s+(?:"?[\w$]+"?\s*\.\s*)*"?([\w$]+)"?\s*\(')
 _HARMLESS_PREFIX = re.compile(
     r"""
     pg_(?! advisory_lock | try_advisory_lock | replication_origin_session | temp )
@@ -101,15 +104,23 @@ def changes_session(statement: Any, raw: Any = None) -> bool:
 
 def _judge(statement: str) -> bool:
     text = statement.lower()
+    if ";" in text:
+        return any(_judge_one(part) for part in _LITERAL.sub("''", text).split(";"))
+    return _judge_one(text)
+
+
+def _judge_one(text: str) -> bool:
     if _HARMLESS_STATEMENT.match(text) is None:
         return True
     if any(word in text for word in _SUSPICIOUS) and _CHANGE.search(text):
         return True
-    if ";" in text and any(_HARMLESS_STATEMENT.match(part) is None for part in text.split(";")):
-        return True
     if "(" not in text or _SELECT.match(text) is None:
         return False
-    calls = (_CALL_IN_FROM if "from" in text else _CALL).findall(text)
+    text = _LITERAL.sub("''", text)
+    if _FROM.search(text) is None:
+        calls = _CALL.findall(text)
+    else:
+        calls = _CALL_IN_FROM.findall(text) + _FIRST_CALL.findall(text)
     return any(name not in _HARMLESS_NAMES and _HARMLESS_PREFIX.match(name) is None for name in calls)
 
 

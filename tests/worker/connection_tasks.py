@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -152,6 +153,40 @@ def change_and_close(way: str, tenant: str) -> list[str]:
 @task
 def look_sync(way: str, tenant: str) -> str:
     return look(way, tenant)
+
+
+@task
+async def change_and_be_cancelled(way: str) -> None:
+    """While the call that changes the session runs in its thread."""
+
+    def change_late() -> None:
+        value("SELECT pg_sleep(0.2)")
+        change(way, "cancelled")
+        arrived.append(way)
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await sync_to_async(change_late)()
+
+
+@task
+async def change_and_outlast(way: str, tenant: str) -> list[str]:
+    """Long enough for its thread's connection to be checked again."""
+    await sync_to_async(change)(way, tenant)
+    await asyncio.sleep(0.05)
+    return [await sync_to_async(look)(way, tenant)]
+
+
+@task
+async def iterate(others: int) -> int:
+    """Over a server-side cursor, from call to call."""
+    count = 0
+    async for _ in Task.objects.all().aiterator(chunk_size=2):
+        count += 1
+        if count == 1:
+            arrived.append(count)
+            await until(lambda: len(arrived) >= others)
+    return count
 
 
 # --- What a task may leave behind besides

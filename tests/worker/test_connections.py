@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 from django.db import connections
+from django.db.backends.signals import connection_created
 from django.tasks import TaskResult, TaskResultStatus, default_task_backend
 
 import aiotasks
@@ -189,6 +190,66 @@ async def test_what_a_task_leaves_open_ends_with_it(configure: Configure, databa
                 for _ in range(2):
                     await one(worker, leave, what)
                     assert await one(worker, check), what
+
+
+async def test_a_call_that_outlasts_its_task_leaves_no_session(configure: Configure, database: str) -> None:
+    configure(ASYNC_DB_THREADS=1)
+    async with aiotasks.Worker() as worker, asyncio.timeout(TIMEOUT):
+        for way in tasks.WAYS:
+            await tasks.change_and_be_cancelled.aenqueue(way)
+            await until(lambda way=way: way in tasks.arrived)
+            tasks.go.set()
+            assert await one(worker, tasks.look_until_told, way, "x") == [""]
+
+
+async def test_a_check_takes_no_session_from_its_task(
+    configure: Configure, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new connection wouldn't have the tenant that the task has set."""
+    monkeypatch.setattr("aiotasks.worker.threads.CHECK_AFTER", 0.0)
+    monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", 1e-6)
+    async with aiotasks.Worker() as worker, asyncio.timeout(TIMEOUT):
+        for way in tasks.WAYS:
+            assert await one(worker, tasks.change_and_outlast, way, "x") == ["x"]
+
+
+async def test_server_side_cursors_keep_their_connection(pooled: None, database: str) -> None:
+    results = await default_task_backend.aenqueue_many(tasks.iterate, [((4,), {})] * 4)
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+        await worker.wait_until_empty()
+        assert await outcomes(results) == [4] * 4
+        assert await one(worker, tasks.acheck_clean)
+
+
+async def test_what_a_site_sets_for_every_session_is_no_tasks(configure: Configure, database: str) -> None:
+    """Nor is the execute wrapper that it installs."""
+    configure(ASYNC_DB_THREADS=1)
+
+    def wrapper(execute: Any, *args: Any) -> Any:
+        return execute(*args)
+
+    def receiver(connection: Any, **kwargs: Any) -> None:
+        connection.cursor().execute("SET test.site = 'x'")
+        if wrapper not in connection.execute_wrappers:
+            connection.execute_wrappers.append(wrapper)
+
+    connection_created.connect(receiver)
+    try:
+        async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+            for task in (tasks.backend, tasks.backend_sync):
+                assert len({await one(worker, task) for _ in range(3)}) == 1
+            for change, look in (
+                (tasks.change_and_look, tasks.look_until_told),
+                (tasks.change_sync, tasks.look_sync),
+            ):
+                tasks.arrived.clear()
+                tasks.go.set()
+                arguments = ("set", "a", 1) if change is tasks.change_and_look else ("set", "a")
+                found = await one(worker, change, *arguments)
+                assert set(found[1:]) == {"a"}
+                assert "a" not in await one(worker, look, "set", "b")
+    finally:
+        connection_created.disconnect(receiver)
 
 
 # --- A machine that refuses threads

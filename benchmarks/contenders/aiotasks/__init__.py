@@ -48,6 +48,8 @@ WORKLOADS = {
         options=("--concurrency", "50"),
         settings="benchmarks.settings_one_thread",
     ),
+    "sync-orm": partial(drains.drain, "sync_query"),
+    "sync-orm-600": partial(drains.drain, "sync_query", settings="benchmarks.settings_kept_connections"),
     "memory": memory.measure,
     "processes": partial(drains.with_processes, 2),
     "processes-one": partial(drains.with_processes, 1),
