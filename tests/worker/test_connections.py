@@ -32,7 +32,7 @@ def clean_slate(configure: Configure) -> Iterator[None]:
 def pooled(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Django's pool of four connections in this process."""
     connections.close_all()  # of this thread, which has them without a pool
-    options = {"pool": {"min_size": 1, "max_size": 4, "timeout": 10}}
+    options = {"pool": {"min_size": 1, "max_size": 4, "timeout": 20}}
     monkeypatch.setitem(connections.settings["default"], "OPTIONS", options)
     yield
     connections.close_all()
@@ -67,7 +67,7 @@ async def test_a_thread_keeps_its_connection_from_task_to_task(
     configure(ASYNC_DB_THREADS=1)
     monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", age)
     admin = await asyncpg.connect(database)
-    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(2 * TIMEOUT):
         for task in (tasks.backend, tasks.backend_sync, tasks.backend_in_executor):
             pids = [await one(worker, task) for _ in range(3)]
             assert len(set(pids)) == 1
@@ -81,7 +81,7 @@ async def test_an_age_is_a_limit(
 ) -> None:
     configure(ASYNC_DB_THREADS=1)
     monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", 1e-6)
-    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(2 * TIMEOUT):
         for task in (tasks.backend, tasks.backend_sync):
             assert len({await one(worker, task) for _ in range(3)}) == 3
 
@@ -93,7 +93,7 @@ async def test_a_minute_without_use_closes(
         monkeypatch.setattr(f"aiotasks.{module}.IDLE_TIMEOUT", 0.1)
     asyncio.get_running_loop().set_default_executor(DefaultExecutor())
     admin = await asyncpg.connect(database)
-    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(2 * TIMEOUT):
         for task in (tasks.backend, tasks.backend_sync, tasks.backend_in_executor):
             pid = await one(worker, task)
 
@@ -112,7 +112,7 @@ async def test_a_minute_without_use_closes(
 async def test_more_tasks_than_the_pool_has_connections(pooled: None, database: str) -> None:
     """A task that has made its query and does something else holds none."""
     waiting = await default_task_backend.aenqueue_many(tasks.count_and_wait, [((8,), {})] * 8)
-    async with aiotasks.Worker(threads=10) as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker(threads=10) as worker, asyncio.timeout(2 * TIMEOUT):
         await until(lambda: len(tasks.arrived) == 8)
         sync = await default_task_backend.aenqueue_many(tasks.count_sync, [((), {})] * 20)
         await worker.wait_until_empty()
@@ -127,7 +127,7 @@ async def test_logged_queries_are_the_tasks_own(
 ) -> None:
     configure(ASYNC_DB_THREADS=1)
     settings.DEBUG = True
-    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(2 * TIMEOUT):
         for task in (tasks.logged_queries, tasks.alogged_queries):
             counts = [await one(worker, task) for _ in range(4)]
             assert counts[1:] == [1, 1, 1]
@@ -148,7 +148,7 @@ async def test_no_task_sees_a_strangers_session(configure: Configure, ledger: Le
     )
     arguments = [((way, f"tenant {n}", number), {}) for n, way in enumerate(ways)]
     changing = await default_task_backend.aenqueue_many(tasks.change_and_look, arguments)
-    async with aiotasks.Worker(concurrency=40) as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker(concurrency=40) as worker, asyncio.timeout(2 * TIMEOUT):
         await until(lambda: len(tasks.arrived) == number)
         later = await default_task_backend.aenqueue_many(
             tasks.look_until_told, [((way, "later"), {}) for way in tasks.WAYS]
@@ -161,7 +161,7 @@ async def test_no_task_sees_a_strangers_session(configure: Configure, ledger: Le
 
 
 async def test_a_sync_task_leaves_no_session_behind(configure: Configure, database: str) -> None:
-    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(2 * TIMEOUT):
         for way in tasks.WAYS:
             for tenant in "ab":
                 assert await one(worker, tasks.change_sync, way, tenant) == ["", tenant]
@@ -169,7 +169,7 @@ async def test_a_sync_task_leaves_no_session_behind(configure: Configure, databa
 
 
 async def test_a_pool_gets_no_changed_session_back(pooled: None, database: str) -> None:
-    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(2 * TIMEOUT):
         for way in ("set_config", "temp"):
             tasks.arrived.clear()
             changing = await default_task_backend.aenqueue_many(
@@ -184,7 +184,7 @@ async def test_a_pool_gets_no_changed_session_back(pooled: None, database: str) 
 
 async def test_what_a_task_leaves_open_ends_with_it(configure: Configure, database: str) -> None:
     configure(ASYNC_DB_THREADS=1)
-    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(2 * TIMEOUT):
         for what in tasks.LEFT:
             for leave, check in ((tasks.aleave, tasks.acheck_clean), (tasks.leave, tasks.check_clean)):
                 for _ in range(2):
@@ -194,7 +194,7 @@ async def test_what_a_task_leaves_open_ends_with_it(configure: Configure, databa
 
 async def test_a_call_that_outlasts_its_task_leaves_no_session(configure: Configure, database: str) -> None:
     configure(ASYNC_DB_THREADS=1)
-    async with aiotasks.Worker() as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker() as worker, asyncio.timeout(2 * TIMEOUT):
         for way in tasks.WAYS:
             await tasks.change_and_be_cancelled.aenqueue(way)
             await until(lambda way=way: way in tasks.arrived)
@@ -208,14 +208,14 @@ async def test_a_check_takes_no_session_from_its_task(
     """A new connection wouldn't have the tenant that the task has set."""
     monkeypatch.setattr("aiotasks.worker.threads.CHECK_AFTER", 0.0)
     monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", 1e-6)
-    async with aiotasks.Worker() as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker() as worker, asyncio.timeout(2 * TIMEOUT):
         for way in tasks.WAYS:
             assert await one(worker, tasks.change_and_outlast, way, "x") == ["x"]
 
 
 async def test_server_side_cursors_keep_their_connection(pooled: None, database: str) -> None:
     results = await default_task_backend.aenqueue_many(tasks.iterate, [((4,), {})] * 4)
-    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(2 * TIMEOUT):
         await worker.wait_until_empty()
         assert await outcomes(results) == [4] * 4
         assert await one(worker, tasks.acheck_clean)
@@ -235,7 +235,7 @@ async def test_what_a_site_sets_for_every_session_is_no_tasks(configure: Configu
 
     connection_created.connect(receiver)
     try:
-        async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(TIMEOUT):
+        async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(2 * TIMEOUT):
             for task in (tasks.backend, tasks.backend_sync):
                 assert len({await one(worker, task) for _ in range(3)}) == 1
             for change, look in (
@@ -278,7 +278,7 @@ async def test_what_no_thread_can_be_had_for_is_given_back(
     configure(POLL_INTERVAL=0.1)
     refuse.append("aiotasks-sync")
     results = await default_task_backend.aenqueue_many(tasks.backend_sync, [((), {})] * 20)
-    async with aiotasks.Worker(threads=3) as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker(threads=3) as worker, asyncio.timeout(2 * TIMEOUT):
         await until(lambda: caplog.text.count("refuses another thread"))
         await asyncio.sleep(0.5)
         ready = {("READY", 0)}
@@ -298,7 +298,7 @@ async def test_with_few_threads_the_lane_takes_fewer(
     configure(POLL_INTERVAL=0.1)
     refuse.append("aiotasks-sync-2")
     results = await default_task_backend.aenqueue_many(tasks.count_sync, [((), {})] * 20)
-    async with aiotasks.Worker(threads=5) as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker(threads=5) as worker, asyncio.timeout(2 * TIMEOUT):
         await worker.wait_until_empty()
         assert worker.engine.sync_threads.capacity() <= 2
     await outcomes(results)
@@ -308,7 +308,7 @@ async def test_with_few_threads_the_lane_takes_fewer(
 async def test_orm_calls_wait_for_a_thread(configure: Configure, database: str, refuse: list[str]) -> None:
     refuse.append("aiotasks-orm")
     result = await tasks.backend.aenqueue()
-    async with aiotasks.Worker() as worker, asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker() as worker, asyncio.timeout(2 * TIMEOUT):
         await until(lambda: worker.engine.orm_threads._waiting)
         refuse.clear()
         await worker.wait_until_empty()
