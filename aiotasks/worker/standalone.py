@@ -246,7 +246,7 @@ class Standalone:
         return "\n".join([*lines, stacks_of_threads()])
 
 
-def _end_soon(executor: ThreadPoolExecutor) -> bool:
+def _end_soon(executor: DefaultExecutor) -> bool:
     """Whether the threads end that tasks have put something into, by ``asyncio.to_thread()``."""
     end = time.monotonic() + THREADS_TIMEOUT
     threads = list(executor._threads)
