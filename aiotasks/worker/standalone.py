@@ -94,7 +94,7 @@ class Standalone:
                 self._sum_up()
             self._ending = True
             executor.shutdown(wait=False, cancel_futures=True)
-            if self._leaves or self._worker.stuck or not _end_soon(executor):
+            if self._leaves or self._worker.stuck or not executor.ends_within(THREADS_TIMEOUT):
                 if failure is not None:
                     logger.critical("the worker has failed", exc_info=failure)
                 leave(
@@ -244,15 +244,6 @@ class Standalone:
             lines.append(f"The event loop has last turned {time.monotonic() - self._turn:.1f} s ago.")
             lines.append(stacks_of_tasks(self._loop))
         return "\n".join([*lines, stacks_of_threads()])
-
-
-def _end_soon(executor: DefaultExecutor) -> bool:
-    """Whether the threads end that tasks have put something into, by ``asyncio.to_thread()``."""
-    end = time.monotonic() + THREADS_TIMEOUT
-    threads = list(executor._threads)
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
-    return not any(thread.is_alive() for thread in threads)
 
 
 async def _end_what_is_left(loop: asyncio.AbstractEventLoop) -> None:

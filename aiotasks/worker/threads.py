@@ -280,6 +280,13 @@ class DefaultExecutor(ThreadPoolExecutor):
             for thread in self._calls.threads:
                 thread.join()
 
+    def ends_within(self, seconds: float) -> bool:
+        """After the shutdown: return whether the threads have ended within so many seconds."""
+        end = time.monotonic() + seconds
+        for thread in self._calls.threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._calls.threads)
+
 
 class OrmThreads:
     """The threads that ``sync_to_async(thread_sensitive=True)`` uses inside coroutine tasks.
