@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         UnknownTask,
         WorkerLost,
     )
+    from .store.atomic import atomic
     from .store.transaction import transaction
     from .tasks import PostgresTask, PostgresTaskResult, task
     from .worker import Worker
@@ -30,6 +31,7 @@ __all__ = [
     "UnknownTask",
     "Worker",
     "WorkerLost",
+    "atomic",
     "task",
     "transaction",
 ]
@@ -49,6 +51,7 @@ _HOMES = {
     "UnknownTask": "exceptions",
     "Worker": "worker",
     "WorkerLost": "exceptions",
+    "atomic": "store.atomic",
     "task": "tasks",
     "transaction": "store.transaction",
 }

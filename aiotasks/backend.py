@@ -22,9 +22,9 @@ from .codec import dump_error, dump_json
 from .conf import Options
 from .exceptions import TaskCancelled, UnknownTask
 from .job import AnyResult, AnyTask, Kind, NewJob, lane_of, makes_generators
+from .store.blocks import belongs_to_django
 from .store.drivers import missing_tables
 from .store.routes import DjangoRoute, Route, route_on_loop
-from .store.waiting import sync_code_waits
 from .sync import SyncMethod, run_now
 from .tasks import PostgresTask, new_result, parse_id, resolve, result_of
 
@@ -125,7 +125,7 @@ class PostgresBackend(BaseTaskBackend):
 
     async def _either[Result](self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any) -> Result:
         """Run ``logic`` where it belongs: on the thread of whoever waits, or on this loop."""
-        if sync_code_waits():
+        if belongs_to_django(self.config.database):
             return await sync_to_async(self.over_django, thread_sensitive=True)(logic, *args)
         try:
             return await logic(self, route_on_loop(self.config), *args)

@@ -6,7 +6,7 @@
     ├── AiotasksError
     │   ├── InvalidRow          a row of the table holds what aiotasks never writes (a ValueError too)
     │   ├── TaskCancelled       stored: the task was cancelled by acancel()
-    │   ├── TransactionClosed   an enqueue from a task that outlived its transaction() block
+    │   ├── TransactionClosed   code that outlived its atomic() or transaction() block
     │   ├── UnknownTask         a stored task path that leads to no Task here (an ImportError too)
     │   └── WorkerLost          stored: the worker died while it ran the task
     └── django.core.exceptions.ImproperlyConfigured
@@ -45,7 +45,7 @@ class TaskCancelled(AiotasksError):
 
 
 class TransactionClosed(AiotasksError):
-    """The ``aiotasks.transaction()`` block that this code was started in has ended."""
+    """The ``atomic()`` or ``transaction()`` block that this code was started in has ended."""
 
 
 class UnknownTask(AiotasksError, ImportError):

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
+from uuid import uuid4
 
 from asgiref.sync import async_to_sync
 from django.db import connection, transaction
 from django.tasks import TaskContext, task
+from django.utils import timezone
 
 import aiotasks
 from aiotasks.models import Worker
@@ -436,3 +438,16 @@ def raise_stop_iteration() -> None:
 def divide_by_zero() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1/0")
+
+
+@task
+async def sign_up(name: str, *, fail: bool) -> None:
+    """A row and a task in one transaction, which fails where asked to."""
+    now = timezone.now()
+    row = {"id": uuid4(), "backend": "site", "host": name, "pid": 0, "queues": "{}", "concurrency": 0}
+    async with aiotasks.atomic():
+        await Worker.objects.acreate(**row, threads=0, version="", started_at=now, lease_expires_at=now)
+        await anoop.aenqueue()
+        await asyncio.sleep(0.005)
+        if fail:
+            raise ValueError("after both")

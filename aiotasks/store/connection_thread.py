@@ -15,7 +15,7 @@ from django.db import connections
 from .. import forks
 from .thread_sessions import ThreadSession, sessions_of_this_thread
 
-__all__ = ["IDLE_TIMEOUT", "ConnectionThread", "ThreadConnections", "fulfil"]
+__all__ = ["IDLE_TIMEOUT", "ConnectionThread", "ThreadConnections", "fulfil", "tidy"]
 
 logger = logging.getLogger("aiotasks.store")
 
@@ -46,7 +46,7 @@ class ThreadConnections:
             if session.connection.queries_log:
                 session.connection.queries_log.clear()
             if session.connection.connection is not None:
-                _tidy(partial(_check, session))
+                tidy(partial(_check, session))
 
     def clean(self) -> None:
         """After a job: leave no trace of it in any session, and no connection of a pool."""
@@ -54,15 +54,15 @@ class ThreadConnections:
             session = self._sessions.get(connection)
             if session is None:
                 if connection.connection is not None:  # a receiver before ours has raised
-                    _tidy(ThreadSession(connection).discard)
+                    tidy(ThreadSession(connection).discard)
                 continue
             if connection.queries_log:
                 connection.queries_log.clear()
             if session.is_private():
-                _tidy(session.discard)
+                tidy(session.discard)
             elif connection.connection is not None:
                 if _has_pool(connection):
-                    _tidy(connection.close)
+                    tidy(connection.close)
                 elif session.used:
                     session.used, session.used_at = False, time.monotonic()
 
@@ -73,7 +73,7 @@ class ThreadConnections:
         if not is_private:
             for session in self._sessions.values():
                 if session.connection.connection is not None and _has_pool(session.connection):
-                    _tidy(session.connection.close)
+                    tidy(session.connection.close)
         return is_private
 
     def are_private(self) -> bool:
@@ -88,11 +88,11 @@ class ThreadConnections:
         for session in list(self._sessions.values()):
             if not session.is_private():
                 session.connection.queries_log.clear()
-                _tidy(session.connection.close)
+                tidy(session.connection.close)
 
     def close(self) -> None:
         """Close all: the thread ends."""
-        _tidy(connections.close_all)
+        tidy(connections.close_all)
 
 
 class ConnectionThread:
@@ -202,7 +202,7 @@ def _has_something_to_say(connection: Any) -> bool:
         return True
 
 
-def _tidy(close: Callable[[], None]) -> None:
+def tidy(close: Callable[[], None]) -> None:
     """Close connections; what a driver raises at that must not end the thread."""
     try:
         close()

@@ -2,18 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from contextvars import ContextVar
+import re
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import asyncpg
 from django.core.exceptions import ImproperlyConfigured
-from django.db import utils
+from django.db import connections, utils
 from django.tasks import task_backends
 
 from ..conf import Options
-from ..exceptions import TransactionClosed
+from .blocks import Block, block_around, innermost
 from .connect import PLAIN_SESSION, SESSION
 from .drivers import READ_ONLY, Connection, ConnectionDriver, as_django_error, django_errors, sqlstate
 from .last_words import LastWords
@@ -30,50 +32,59 @@ logger = logging.getLogger("aiotasks.store")
 # Seconds that a session may take to be as before; a new one takes a hundredth of that.
 RESET_TIMEOUT = 1.0
 
-_current: ContextVar["Transaction | None"] = ContextVar("aiotasks_transaction", default=None)
+# What reads, or opens and ends a transaction of its own; comments may stand before it.
+_HARMLESS = re.compile(
+    r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*"
+    r"(?:SELECT|VALUES|TABLE|SHOW|EXPLAIN|DECLARE|FETCH|CLOSE|SAVEPOINT|RELEASE|ROLLBACK|SET"
+    r"|WITH\b(?!.*\b(?:INSERT|UPDATE|DELETE|MERGE)\b))\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
-class Transaction:
-    """One open block. Background tasks inherit it, so it knows whether it has ended."""
+class Transaction(Block):
+    """One open block."""
 
-    def __init__(
-        self,
-        using: str,
-        connection: Connection,
-        store: Store,
-        words: LastWords,
-        around: "Transaction | None",
-    ) -> None:
-        self.using = using
+    name = "aiotasks.transaction()"
+    over_django = False
+
+    def __init__(self, using: str, connection: Connection, store: Store, words: LastWords) -> None:
+        super().__init__(using)
         self.connection = connection
         self.store = store
         self.words = words
-        self.around = around  # perhaps on another database
-        self.open = True
         self.wakeups: set[Wakeup] = set()
+
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        """Run it where it would run without the block. What it writes over Django's connection would not be
+        part of the transaction, so that is refused."""
+        return self.submit_outside(partial(self._run_guarded, call) if self.open else call)
+
+    def _run_guarded(self, call: Callable[[], Any]) -> Any:
+        with connections[self.using].execute_wrapper(_refuse_writes):
+            return call()
+
+
+def _refuse_writes(
+    execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: dict[str, Any]
+) -> Any:
+    """An execute wrapper of Django's."""
+    text = sql if isinstance(sql, str) else sql.as_string(context["connection"].connection)
+    if not _HARMLESS.match(text):
+        raise RuntimeError(
+            "Inside aiotasks.transaction() Django's ORM and cursors would write outside of that transaction. "
+            "Use `async with aiotasks.atomic():` for the ORM, or the asyncpg connection that the block "
+            f"yields. The statement was: {text:.100}"
+        )
+    return execute(sql, params, many, context)
 
 
 def current_transaction(using: str) -> Transaction | None:
-    """The block around the caller for ``DATABASES[using]``.
+    """The ``transaction()`` block around the caller for ``DATABASES[using]``.
 
-    Raises TransactionClosed where that block has ended: the caller is a background task that
-    outlived it, and what it writes would belong to nobody's transaction, or a stranger's.
+    Raises TransactionClosed where that block, or an ``atomic()`` block, has ended.
     """
-    found = _innermost(using)
-    if found is not None and not found.open:
-        raise TransactionClosed(
-            "This code was started inside an aiotasks.transaction() block that has ended since. "
-            "Await it before the block ends, or start it outside (with an empty contextvars.Context)."
-        )
-    return found
-
-
-def _innermost(using: str) -> Transaction | None:
-    """The innermost block around the caller on ``DATABASES[using]``, ended or not."""
-    found = _current.get()
-    while found is not None and found.using != using:
-        found = found.around
-    return found
+    found = block_around(using)
+    return found if isinstance(found, Transaction) else None
 
 
 @asynccontextmanager
@@ -86,6 +97,9 @@ async def transaction(
     database; without one, one is taken from aiotasks' pool. Yields the connection, for your own
     SQL. Blocks nest: an inner one is a savepoint. Workers are woken after the commit.
 
+    Django's ORM isn't part of it: what it writes inside raises RuntimeError (``aiotasks.atomic()`` is for
+    that), and what it reads is from outside.
+
     Background tasks started inside must end before the block does: later enqueues in them raise
     TransactionClosed. Raises RuntimeError below ``async_to_sync``, where ``transaction.atomic()``
     is the one to use, ImproperlyConfigured where no backend of aiotasks uses that database, and a
@@ -97,8 +111,13 @@ async def transaction(
             "aiotasks.transaction() can't be used while sync code waits for this coroutine. "
             "Open django.db.transaction.atomic() in the sync code: enqueues inside join it."
         )
-    outer = _innermost(using)
-    if outer is not None and outer.open and connection in (None, outer.connection):
+    outer = innermost(using)
+    if outer is not None and outer.open and outer.over_django:
+        raise RuntimeError(
+            f"aiotasks.transaction() can't be opened inside {outer.name} on the same database: it is another "
+            "connection. Enqueues join the block around; for SQL use connection.cursor() in sync_to_async."
+        )
+    if isinstance(outer, Transaction) and outer.open and connection in (None, outer.connection):
         async with _block(using, outer.connection, outer) as block:
             yield outer.connection
         outer.wakeups |= block.wakeups
@@ -163,12 +182,12 @@ async def _block(
     words = outer.words if outer else LastWords(connection)
     # A nested block stands on the same connection, so behind the same lock: its store's.
     store = outer.store if outer else Store(ConnectionDriver(connection, words))
-    block = Transaction(using, connection, store, words, _current.get())
+    block = Transaction(using, connection, store, words)
     try:
         transaction = connection.transaction()
         with django_errors():
             await transaction.__aenter__()
-        token = _current.set(block)
+        block.enter()
         try:
             yield block
         except BaseException as error:
@@ -177,11 +196,7 @@ async def _block(
         else:
             await _commit(block, transaction)
         finally:
-            block.open = False
-            with suppress(
-                ValueError
-            ):  # a fixture of a test may be left in another context than it was entered
-                _current.reset(token)
+            block.leave()
     finally:
         if outer is None:
             words.close()

@@ -21,12 +21,12 @@ from django.db import transaction as django_transaction
 from .. import __version__
 from ..conf import Options
 from ..job import Job, Lane, Released
+from ..store.blocks import belongs_to_django
 from ..store.drivers import DjangoDriver, Driver, Row
 from ..store.pools import resources
 from ..store.statement import Statement
 from ..store.store import Store
 from ..store.transaction import current_transaction
-from ..store.waiting import sync_code_waits
 from ..sync import run_now
 from ..worker.backlog import Backlog
 from ..worker.claimer import Claimer
@@ -373,7 +373,7 @@ class _Watched:
 
 
 def _driver(options: Options, thread: _TestThread) -> Driver:
-    if sync_code_waits():
+    if belongs_to_django(options.database):
         return _WaitingDriver(options.database, thread)
     if (transaction := current_transaction(options.database)) is not None:
         return transaction.store.driver

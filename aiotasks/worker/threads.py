@@ -20,6 +20,7 @@ from typing import Any
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
+from ..store.block_threads import BlockSlots, lender_of_worker
 from ..store.connection_thread import IDLE_TIMEOUT, ConnectionThread, ThreadConnections, fulfil
 from ..sync import run_now
 from .execution import NotStarted
@@ -316,11 +317,13 @@ class OrmThreads:
         )  # for all that is shared: jobs' threads, owners, whether a job has ended
         self._waiting: deque[tuple[OrmJob, _OrmCall]] = deque()
         self._loop = asyncio.get_running_loop()
+        self._blocks = BlockSlots(size)
         self._starts = _Starts("the ORM calls of coroutine tasks")
         # One for all jobs, entered in a context that each job gets a copy of: an ``async with`` in
         # every job took 8 % of a no-op's time.
         self._context = Context()
         self._context.run(run_now, ThreadSensitiveContext(executor=_ByContext()).__aenter__())  # type: ignore[no-untyped-call]
+        self._context.run(lender_of_worker.set, self)
 
     def job(self) -> "OrmJob":
         """What one job needs to make its calls here. Costs nothing until used."""
@@ -355,6 +358,12 @@ class OrmThreads:
                 self._stop(thread)
         if self._waiting:
             self._put_waiting()
+
+    async def lend(self, within: float) -> "_LentJob":
+        """Return what an ``aiotasks.atomic()`` block makes its calls by. At most ``size`` are open at a time;
+        raises OperationalError where none ends within so many seconds."""
+        await self._blocks.take(within)
+        return _LentJob(OrmJob(self, self._context.copy()), self._blocks.release)
 
     def close(self) -> None:
         """Let the threads end once their calls have."""
@@ -466,6 +475,21 @@ class OrmJob:
         if self.has_called:
             self._threads.leave(self)
         self.ended = True
+
+
+class _LentJob:
+    """A block as a job of its own, which owns its thread while the transaction is open."""
+
+    def __init__(self, job: OrmJob, then: Callable[[], None]) -> None:
+        self._job = job
+        self._then = then
+
+    def put(self, call: Callable[[], None]) -> None:
+        self._job.submit(_OrmCall(call, (), {}))
+
+    def release(self) -> None:
+        self._job.release()
+        self._then()
 
 
 _job: ContextVar[OrmJob] = ContextVar("aiotasks_orm_job")

@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from typing import Any
+from uuid import uuid4
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.tasks import TaskResult
+from django.utils import timezone
 
 import aiotasks
+from aiotasks.models import Worker
 from tests.worker.harness import until
 
 # Nothing here takes seconds; a busy machine may.
@@ -56,6 +59,15 @@ async def run_all(**options: Any) -> None:
     """Run a worker until nothing is left to do; its results and signals are out on return."""
     async with worker(**options) as running:
         await running.wait_until_empty()
+
+
+async def make_host(name: str) -> None:
+    """A row of the site's own data, by the async ORM."""
+    now = timezone.now()
+    await Worker.objects.acreate(
+        **{"id": uuid4(), "backend": "site", "host": name, "pid": 0, "queues": "{}", "concurrency": 0},
+        **{"threads": 0, "version": "", "started_at": now, "lease_expires_at": now},
+    )
 
 
 async def finished(result: TaskResult) -> TaskResult:

@@ -14,6 +14,8 @@ from django.db import connection, connections
 from django.test import Client
 from django.test.client import AsyncClient
 
+from tests.worker.harness import until
+
 from .support import connections_left
 
 COUNT = "SELECT count(*) FROM aiotasks_task"
@@ -119,6 +121,20 @@ def test_atomic_requests(database: str, observer: psycopg.Connection, settings: 
         connection.settings_dict["ATOMIC_REQUESTS"] = False
 
 
+@MIDDLEWARE
+def test_an_async_atomic_block_under_wsgi_is_on_the_views_connection(
+    database: str, observer: psycopg.Connection, opened: list[str], settings: Any, middleware
+) -> None:
+    settings.MIDDLEWARE = middleware
+    connection.ensure_connection()
+    opened.clear()
+    client = Client()
+    assert client.get("/sign_up?abandon").json()["hosts"] == 0
+    assert client.get("/sign_up").json()["hosts"] == 1
+    assert count(observer) == 1
+    assert opened == []
+
+
 # --- ASGI ----------------------------------------------------------------------------------------
 
 
@@ -173,3 +189,20 @@ async def test_requests_at_the_same_time_keep_their_transactions_apart(
 ) -> None:
     await asyncio.gather(*(get("/atomic", "abandon" if n % 2 else "") for n in range(12)))
     assert await conn.fetchval(COUNT) == 12
+
+
+async def test_async_atomic_blocks_of_requests_at_the_same_time_are_apart(
+    database: str, conn: asyncpg.Connection
+) -> None:
+    await asyncio.gather(*(get("/sign_up", "abandon" if n % 2 else "") for n in range(24)))
+    assert await conn.fetchval(COUNT) == 12
+    assert await conn.fetchval("SELECT count(*) FROM aiotasks_worker") == 12
+    # CONN_MAX_AGE = 0: neither the requests' own connections nor their blocks' are kept.
+    django = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = ''"
+    )
+    await until(lambda: _is_zero(conn, django))
+
+
+async def _is_zero(conn: asyncpg.Connection, query: str) -> bool:
+    return await conn.fetchval(f"{query} AND pid <> pg_backend_pid()") == 0

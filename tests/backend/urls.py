@@ -9,7 +9,11 @@ from django.http import HttpRequest, JsonResponse
 from django.urls import path
 from django.utils.decorators import sync_only_middleware
 
+import aiotasks
+from aiotasks.models import Worker
 from tests import tasks
+
+from .support import make_host
 
 
 class Abandon(Exception):
@@ -66,7 +70,21 @@ def failing_view(request: HttpRequest) -> JsonResponse:
     raise Abandon
 
 
+async def sign_up_view(request: HttpRequest) -> JsonResponse:
+    """A row by the async ORM and a task; ``?abandon`` rolls both back."""
+    try:
+        async with aiotasks.atomic():
+            await make_host("signed up")
+            result = await tasks.echo.aenqueue("sign_up")
+            if "abandon" in request.GET:
+                raise Abandon
+    except Abandon:
+        pass
+    return JsonResponse({"id": result.id, "hosts": await Worker.objects.acount()})
+
+
 urlpatterns = [
+    path("sign_up", sign_up_view),
     path("async", async_view),
     path("sync", sync_view),
     path("bridged", bridged_view),

@@ -4,12 +4,16 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.core.asgi import get_asgi_application
+from django.db import connection
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
 
+import aiotasks
 from aiotasks.asgi import with_worker
 
 from . import tasks
@@ -25,6 +29,23 @@ async def compute(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"sums": [result.return_value for result in results], "pid": os.getpid()})
 
 
+async def write(request: HttpRequest) -> JsonResponse:
+    """Write a row and a task in one transaction, or with ``?abandon`` neither."""
+    ids: list[str] = []
+    with suppress(KeyError):
+        async with aiotasks.atomic():
+            await sync_to_async(_note)("view")
+            ids.append((await tasks.add.aenqueue(1, 2)).id)
+            if "abandon" in request.GET:
+                raise KeyError
+    return JsonResponse({"ids": ids})
+
+
+def _note(event: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO ledger (event) VALUES (%s)", [event])
+
+
 async def start(request: HttpRequest) -> JsonResponse:
     """Enqueue a task and answer at once."""
     result = await getattr(tasks, request.GET["task"]).aenqueue(float(request.GET["seconds"]))
@@ -36,7 +57,12 @@ async def handlers(request: HttpRequest) -> JsonResponse:
     return JsonResponse({str(int(n)): repr(signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGINT)})
 
 
-urlpatterns = [path("compute/", compute), path("start/", start), path("handlers/", handlers)]
+urlpatterns = [
+    path("compute/", compute),
+    path("write/", write),
+    path("start/", start),
+    path("handlers/", handlers),
+]
 
 application = with_worker(get_asgi_application(), grace=2)
 without_worker = get_asgi_application()

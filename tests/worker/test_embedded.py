@@ -48,6 +48,11 @@ def test_an_async_view_enqueues_awaits_and_answers(serve: Serve, ledger: Ledger)
     assert client.get("/compute/?a=40").json() == {"sums": [42, 42], "pid": process.pid}
     (worker,) = ledger.rows("SELECT * FROM aiotasks_worker")
     assert (worker.pid, worker.concurrency, worker.threads) == (process.pid, 20, 4)
+    (lost,) = client.get("/write/?abandon").json()["ids"]
+    (kept,) = client.get("/write/").json()["ids"]
+    wait_until(lambda: ledger.task(kept).status == "SUCCESSFUL")
+    assert ledger.rows("SELECT 1 FROM aiotasks_task WHERE id = %s", lost) == []
+    assert ledger.events("view") == 1
     # No signal handlers of ours: uvicorn's are still there.
     assert all("uvicorn" in handler.lower() for handler in client.get("/handlers/").json().values())
     short = client.get("/start/?task=work&seconds=0.5").json()["id"]

@@ -1,0 +1,270 @@
+"""``aiotasks.atomic()``: Django's ``transaction.atomic()`` for coroutines."""
+
+import asyncio
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, Future
+from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+from asgiref import sync as asgiref_sync
+from asgiref.sync import AsyncToSync, SyncToAsync
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections, transaction
+
+from ..conf import Options
+from .block_threads import block_threads
+from .blocks import Block, closed, innermost, innermost_of
+from .connection_thread import fulfil
+from .transaction import Transaction, options_for
+
+__all__ = ["AtomicBlock", "atomic"]
+
+logger = logging.getLogger("aiotasks.store")
+
+type Put = Callable[[Callable[[], None]], object]
+
+
+@asynccontextmanager
+async def atomic(
+    using: str = "default", savepoint: bool = True, durable: bool = False
+) -> AsyncIterator[None]:
+    """Open a transaction of Django's in which the async ORM, sync code and enqueues are one.
+
+    Inside, the async ORM, ``sync_to_async`` (``thread_sensitive=True``, its default), ``aenqueue``,
+    ``aenqueue_many``, ``aget_result`` and ``acancel`` use one connection, one call after another. Blocks
+    nest: an inner one is a savepoint, and while it is open what other asyncio tasks do in the outer one
+    waits. The parameters, the errors and ``transaction.on_commit`` are those of Django's ``atomic()``.
+
+    The connection is that of one of ASYNC_DB_THREADS threads, or, where sync code waits for this
+    coroutine (an async test of TestCase, an async view under WSGI), that code's own. An exception or a
+    cancellation rolls the block back; a COMMIT that has begun is waited for.
+
+    asyncio tasks started inside must end before the block does: later their enqueues and ORM calls raise
+    TransactionClosed. Raises OperationalError where no thread comes free within COMMAND_TIMEOUT,
+    RuntimeError inside ``aiotasks.transaction()`` on the same database.
+    """
+    around = innermost(using)
+    if isinstance(around, Transaction) and around.open:
+        raise RuntimeError(
+            "aiotasks.atomic() can't be opened inside aiotasks.transaction() on the same database: that is "
+            "another connection. Use aiotasks.atomic() for both, or end the transaction() block first."
+        )
+    outer = innermost_of(AtomicBlock)
+    waiting: Executor | None = getattr(AsyncToSync.executors, "current", None)
+    if waiting is None and outer is not None and outer.open:
+        async with outer.inner_lock:
+            if not outer.open:
+                raise closed(outer)
+            outer.inner = AtomicBlock(using, savepoint, durable, outer.put)
+            try:
+                async with _opened(outer.inner):
+                    yield
+            finally:
+                outer.inner_has_ended()
+    elif waiting := waiting or AsyncToSync.loop_thread_executors.get(asyncio.get_running_loop()):
+        async with _opened(AtomicBlock(using, savepoint, durable, waiting.submit)):
+            yield
+    else:
+        options = _options(using)
+        thread = await block_threads(options).lend(options.command_timeout)
+        async with _opened(AtomicBlock(using, savepoint, durable, thread.put), then=thread.release):
+            yield
+
+
+def _options(using: str) -> Options:
+    try:
+        return options_for(using)
+    except ImproperlyConfigured:  # no backend of ours is on this database
+        return Options()
+
+
+class AtomicBlock(Block):
+    """One open block. ``put`` has a call run in the thread whose connection the transaction is on, after
+    those before it.
+
+    While a nested block is open, calls from outside of it wait for its end: they would be rolled back
+    with it. So do other nested blocks, as Django's savepoints are a stack.
+    """
+
+    name = "aiotasks.atomic()"
+    over_django = True
+
+    def __init__(self, using: str, savepoint: bool, durable: bool, put: Put) -> None:
+        super().__init__(using)
+        self.put = put
+        self.inner: AtomicBlock | None = None
+        self.inner_lock = asyncio.Lock()
+        self._held_back: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._atomic = transaction.Atomic(using, savepoint, durable)
+        self._is_begun = False
+        self._running: set[Future[Any]] = set()
+        self._connection: Any = None
+
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        if not self.open:
+            raise closed(self)
+        future: Future[Any] = Future()
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        if self.inner is None:
+            self.put(partial(fulfil, future, call, (), {}))
+        else:
+            self._held_back.append((future, call))
+        return future
+
+    def inner_has_ended(self) -> None:
+        self.inner = None
+        while self._held_back:
+            future, call = self._held_back.popleft()
+            self.put(partial(fulfil, future, call, (), {}))
+
+    def close(self) -> None:
+        """Have all that comes later fail, and what waits for the nested block's end."""
+        self.open = False
+        while self._held_back:
+            future, _ = self._held_back.popleft()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(closed(self))
+
+    def begin(self) -> None:
+        """In the thread."""
+        self._atomic.__enter__()
+        self._is_begun = True
+        self._connection = connections[self.using]
+
+    def interrupt(self) -> None:
+        """Have the server cancel a statement that still runs: the rollback comes after it.
+
+        Not for a nested block: a cancel that comes late would hit ROLLBACK TO SAVEPOINT, for which Django
+        rolls the outer block back without a word.
+        """
+        if any(future.running() for future in list(self._running)) and self._connection is not None:
+            with suppress(RuntimeError):  # no thread can be started: the statement is waited for
+                threading.Thread(target=_cancel, args=[self._connection], daemon=True).start()
+
+    def end(self, error: BaseException | None) -> None:
+        """In the thread; does nothing where the block hasn't begun, or has been ended by its outer one."""
+        if self._is_begun:
+            self._is_begun = False
+            self._atomic.__exit__(
+                type(error) if error else None, error, error.__traceback__ if error else None
+            )
+
+
+@asynccontextmanager
+async def _opened(block: AtomicBlock, then: Callable[[], None] | None = None) -> AsyncIterator[None]:
+    """The block from its begin to its end, each a call in the thread; ``then`` is called after the end."""
+
+    def put_end(error: BaseException | None) -> "asyncio.Future[None]":
+        ending = _in_thread(block, partial(_end, block, error))
+        if then is not None:
+            ending.add_done_callback(lambda _: then())
+        return ending
+
+    beginning = _in_thread(block, block.begin)
+    try:
+        await asyncio.shield(beginning)
+    except BaseException as error:
+        block.close()
+        ending = put_end(error)
+        if beginning.done():
+            await _outcome(ending)
+        else:  # cancelled while it connects, which may take long: the end comes after it, unattended
+            beginning.add_done_callback(_retrieve)
+            ending.add_done_callback(_retrieve)
+        raise
+    block.enter()
+    try:
+        yield
+    except BaseException as error:
+        block.leave()
+        block.close()
+        _close_nested(block)
+        if then is not None:
+            block.interrupt()
+        await _outcome(put_end(error))
+        raise
+    was_ended = not block.open  # by the outer block
+    block.leave()
+    block.close()
+    left_open = _close_nested(block)
+    await _outcome(put_end(left_open))
+    if left_open is not None:
+        raise left_open
+    if was_ended:
+        raise closed(block)
+
+
+def _cancel(connection: Any) -> None:
+    try:
+        connection.connection.cancel()  # psycopg's, 2 and 3
+    except Exception:  # whatever a driver raises: the statement is waited for then
+        logger.info("a statement of an atomic() block could not be cancelled", exc_info=True)
+
+
+def _close_nested(block: AtomicBlock) -> RuntimeError | None:
+    """Close the blocks inside that other asyncio tasks have open still; the error to raise for them."""
+    if block.inner is None:
+        return None
+    inner: AtomicBlock | None = block.inner
+    while inner is not None:
+        inner.close()
+        inner = inner.inner
+    return RuntimeError(
+        "An aiotasks.atomic() block has ended while another asyncio task had one open inside it. Both are "
+        "rolled back: await that task before the end of the outer block."
+    )
+
+
+def _end(block: AtomicBlock, error: BaseException | None) -> None:
+    """In the thread: end the block, and first those inside that are open still."""
+    if block.inner is not None:
+        _end(block.inner, error)
+    block.end(error)
+
+
+def _in_thread(block: AtomicBlock, call: Callable[[], None]) -> "asyncio.Future[None]":
+    """Run a call in the block's thread, as asgiref's sync_to_async would. No asyncio task, which somebody
+    could cancel together with all others of the loop.
+    """
+    loop = asyncio.get_running_loop()
+    context = copy_context()
+
+    def in_context() -> None:
+        asgiref_sync._restore_context(context)  # what is in asgiref's Local: a language, a time zone
+        call()
+
+    def run() -> None:
+        SyncToAsync.threadlocal.main_event_loop = loop  # where async_to_sync in a hook goes
+        SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
+        context.run(in_context)
+
+    future: Future[None] = Future()
+    block.put(partial(fulfil, future, run, (), {}))
+    return asyncio.wrap_future(future)
+
+
+async def _outcome(future: "asyncio.Future[None]") -> None:
+    """Wait for the outcome; where cancelled meanwhile, too, and raise CancelledError then."""
+    cancelled = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        _retrieve(future)
+        raise cancelled
+    future.result()
+
+
+def _retrieve(future: "asyncio.Future[None]") -> None:
+    """Have nobody log that the future's exception was never looked at."""
+    with suppress(asyncio.CancelledError):
+        future.exception()

@@ -1,0 +1,147 @@
+"""Blocks: what ``aiotasks.transaction()`` and ``aiotasks.atomic()`` have in common.
+
+A context variable holds the innermost block around a caller. asyncio tasks inherit it, so a block
+knows whether it has ended. Inside a block asgiref sends thread-sensitive calls (the async ORM's,
+``sync_to_async``'s) to the block, which decides where they run.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import Context, ContextVar, Token
+from functools import partial
+from typing import Any
+
+from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
+
+from ..exceptions import TransactionClosed
+from ..sync import run_now
+from .waiting import sync_code_waits
+
+__all__ = ["Block", "belongs_to_django", "block_around", "closed", "innermost", "innermost_of"]
+
+
+class Block(ABC):
+    """One ``async with`` block. ``around`` is the one that it is in, perhaps on another database."""
+
+    # The name for people, as in "aiotasks.transaction()".
+    name: str
+    # Whether enqueues inside go over Django's connection, in the thread that thread-sensitive calls run in.
+    over_django: bool
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+        self.around = _current.get()
+        self.open = True
+        self._waiting: Executor | None = getattr(AsyncToSync.executors, "current", None)
+        self._outside: ThreadSensitiveContext | None = SyncToAsync.thread_sensitive_context.get(None)
+        self._tokens: tuple[Token[Block | None], Token[ThreadSensitiveContext]] | None = None
+
+    def enter(self) -> None:
+        """Make this the block around the caller."""
+        self._tokens = (_current.set(self), SyncToAsync.thread_sensitive_context.set(_context))
+        AsyncToSync.executors.current = None  # or asgiref would prefer the thread that waits
+
+    def leave(self) -> None:
+        """Undo ``enter()``, where the context is still the same; a test's fixture may be left in another."""
+        self.open = False
+        if self._tokens is None:
+            return
+        block, context = self._tokens
+        self._tokens = None
+        with suppress(ValueError):
+            SyncToAsync.thread_sensitive_context.reset(context)
+            _current.reset(block)
+            AsyncToSync.executors.current = self._waiting
+
+    @abstractmethod
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        """Run a thread-sensitive call of code inside. Raises TransactionClosed if it mustn't run any more."""
+
+    def submit_outside(self, call: Callable[[], Any]) -> Future[Any]:
+        """Run it where it would run without this block."""
+        return self._executor_outside().submit(call)
+
+    def _executor_outside(self) -> Executor:
+        # As SyncToAsync.__call__ of asgiref 3.13 chooses it.
+        if self._waiting is not None:
+            return self._waiting
+        if (context := self._outside) is None:
+            on_loop = AsyncToSync.loop_thread_executors.get(asyncio.get_running_loop())
+            return on_loop or SyncToAsync.single_thread_executor
+        if context is _context:
+            return _ToBlock(self.around)
+        if context._exited:
+            raise RuntimeError("The ThreadSensitiveContext around this code has exited.")
+        executors = SyncToAsync.context_to_thread_executor
+        if context not in executors:
+            executors[context] = ThreadPoolExecutor(max_workers=1)
+        return executors[context]
+
+
+class _ToBlock(Executor):
+    """Sends calls to a block; without one, to that around the caller."""
+
+    def __init__(self, block: Block | None = None) -> None:
+        self._block = block
+
+    def submit[Result](self, call: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        block = self._block or _current.get()
+        if block is None:
+            raise RuntimeError("This context has been copied without the aiotasks block that it belongs to.")
+        return block.submit(partial(call, *args, **kwargs))
+
+
+_current: ContextVar[Block | None] = ContextVar("aiotasks_block", default=None)
+
+# One for all blocks. Entered in a context of its own, and never left: asgiref keeps its executor, and would
+# otherwise answer an asyncio task that outlives a block itself.
+_context = ThreadSensitiveContext(executor=_ToBlock())
+Context().run(run_now, _context.__aenter__())  # type: ignore[no-untyped-call]
+
+
+def innermost(using: str) -> Block | None:
+    """The innermost block around the caller on ``DATABASES[using]``, ended or not."""
+    found = _current.get()
+    while found is not None and found.using != using:
+        found = found.around
+    return found
+
+
+def innermost_of[Kind: Block](kind: type[Kind]) -> Kind | None:
+    """The innermost block of a kind around the caller, on whichever database, ended or not."""
+    found = _current.get()
+    while found is not None and not isinstance(found, kind):
+        found = found.around
+    return found
+
+
+def block_around(using: str) -> Block | None:
+    """The block around the caller on ``DATABASES[using]``.
+
+    Raises TransactionClosed where that block has ended: the caller is a background task that
+    outlived it, and what it writes would belong to nobody's transaction, or a stranger's.
+    """
+    found = innermost(using)
+    if found is not None and not found.open:
+        raise closed(found)
+    return found
+
+
+def belongs_to_django(using: str) -> bool:
+    """Whether what the caller writes to ``DATABASES[using]`` belongs on the Django connection of its
+    thread-sensitive calls. Raises TransactionClosed as ``block_around()`` does.
+    """
+    if sync_code_waits():
+        return True
+    block = block_around(using)
+    return block is not None and block.over_django
+
+
+def closed(block: Block) -> TransactionClosed:
+    return TransactionClosed(
+        f"This code was started inside an {block.name} block that has ended since. "
+        "Await it before the block ends, or start it outside (with an empty contextvars.Context)."
+    )
