@@ -51,6 +51,9 @@ RELOAD_GRACE = 2.0
 # Seconds after the grace when a worker that is still there is killed: it ends by force itself before that.
 KILL_AFTER = 4.0
 
+# Seconds after which the supervisor itself, should it hang, leaves the killed ones.
+LEAVE_AFTER = 2.0
+
 
 class Line:
     """A worker's end of the line; ``fileno`` is what ``--supervised`` says. Raises OSError for no socket."""
@@ -152,7 +155,7 @@ class Supervisor:
         """In the thread that receives signals: workers end in time by themselves, unless they can't."""
         for child in list(self._children):
             child.send(signal.SIGKILL)
-        self._signals.call_later(KILL_AFTER, lambda: leave_now(1))
+        self._signals.call_later(LEAVE_AFTER, lambda: leave_now(1))
 
     def _stop(self) -> None:
         self._stopping = True

@@ -285,6 +285,19 @@ async def test_a_worker_that_dies_at_the_stop_is_told(said: Any, tmp_path: Path)
     assert supervising.result() == 128 + signal.SIGKILL
 
 
+async def test_a_worker_that_outlives_its_grace_is_killed(
+    said: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose code holds the GIL, say: it can't end by itself."""
+    monkeypatch.setattr(supervisor, "KILL_AFTER", 0.1)
+    monkeypatch.setattr(supervisor, "LEAVE_AFTER", 600.0)  # this process is to stay
+    there = tmp_path / "there"
+    code = f"signal.signal(signal.SIGTERM, signal.SIG_IGN); os.mkdir({os.fspath(there)!r}); {WAIT}"
+    async with running(python(code), grace=0.0) as supervising:
+        await until(there.exists)
+    assert supervising.result() == 128 + signal.SIGKILL
+
+
 @pytest.mark.parametrize("told", ["to stop", "of a change"])
 async def test_a_worker_that_starts_meanwhile_is_told_too(
     said: Any, monkeypatch: pytest.MonkeyPatch, told: str
