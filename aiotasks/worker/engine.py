@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from typing import Any
 from uuid import UUID
@@ -57,6 +58,9 @@ LAST_WORDS = 0.1
 
 # Seconds for handing the tasks over when the loop hangs.
 HANG_TIMEOUT = 1.0
+
+# Imports hold the locks of their modules, so more threads would wait for each other.
+IMPORT_THREADS = 4
 
 # A wake-up for a task due so soon may be for one that is READY already: clocks differ.
 CLOCK_SKEW = 5.0
@@ -112,6 +116,8 @@ class Engine:
         )
         self.registered_once = asyncio.Event()
         self.sync_threads = SyncThreads(self.threads or 1)
+        # Not the loop's default executor, whose threads tasks may occupy for as long as they like.
+        self.importer = ThreadPoolExecutor(IMPORT_THREADS, thread_name_prefix="aiotasks-import")
         self.orm_threads = OrmThreads(options.async_db_threads, limit=self.concurrency)
         self.finisher = self._make_finisher(store)
         self.runner = Runner(
@@ -121,6 +127,7 @@ class Engine:
             place=self.orm_threads.job,
             done=self._done,
             closing=lambda: main is not None and main.cancelling() > 0,
+            importer=self.importer,
         )
         self.backlog = Backlog(
             self.threads, free=lambda: self._free("thread"), start=self._start_waiting, drop=self._drop
@@ -300,6 +307,7 @@ class Engine:
         self.guard.stop()
         self.orm_threads.close()
         self.sync_threads.close()
+        self.importer.shutdown(wait=False, cancel_futures=True)
         with anyio.move_on_after(LAST_WORDS):  # receivers may have enqueued
             await self.resources.notifier.all_sent()
         logger.info("stopped")
@@ -477,7 +485,9 @@ class Engine:
         """``task_finished`` for a task that its rescue has failed."""
         self.finisher.failed += 1
         try:
-            result = await asyncio.to_thread(result_of, job, self._options.aliases)  # which may import it
+            result = await asyncio.get_running_loop().run_in_executor(  # as it may import the task
+                self.importer, result_of, job, self._options.aliases
+            )
         except UnknownTask:
             return  # not a task of this process: there is no Task to show receivers
         except InvalidRow as broken:

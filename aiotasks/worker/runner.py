@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
 from contextvars import Context
 from inspect import isawaitable
 from typing import Any, Protocol
@@ -50,6 +51,7 @@ class Runner:
       the task returned, raised any BaseException, was cancelled, or can't even be imported.
     - Between ``start`` and ``done`` the execution is in ``running`` and takes up its lane's slot.
     - Tasks are strongly referenced (a loop itself refers to them weakly, cpython#88831).
+    - Modules of tasks are imported in threads of ``importer`` (None: the loop's default executor).
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Runner:
         place: Callable[[], Place],
         done: Callable[[Execution], None],
         closing: Callable[[], bool],
+        importer: Executor | None = None,
     ) -> None:
         self.running: set[Execution] = set()
         self._sender = sender
@@ -69,6 +72,7 @@ class Runner:
         self._place = place
         self._done = done
         self._closing = closing
+        self._importer = importer
         self._unknowns: dict[str, tuple[Deferred, float]] = {}  # by path; for how long that holds
         self._loop = asyncio.get_running_loop()
         self._importing: dict[str, asyncio.Future[AnyTask]] = {}
@@ -178,9 +182,13 @@ class Runner:
         """In a thread: it may take long, and is user code. Once, for all that wait for it."""
         importing = self._importing.get(task_path)
         if importing is None:
-            importing = self._importing[task_path] = self._loop.run_in_executor(
-                None, resolve, task_path, self._options.aliases
-            )
+            try:
+                importing = self._loop.run_in_executor(
+                    self._importer, resolve, task_path, self._options.aliases
+                )
+            except RuntimeError:  # no more threads; it blocks the loop, but the task is run
+                return Context().run(resolve, task_path, self._options.aliases)
+            self._importing[task_path] = importing
             importing.add_done_callback(lambda _: self._importing.pop(task_path))
         try:
             return await asyncio.shield(importing)

@@ -7,7 +7,7 @@ import pytest
 
 from aiotasks.exceptions import WorkerLost
 
-from . import loop_ways, tasks
+from . import belonging_tasks, loop_ways, tasks
 from .harness import Ledger, Start, wait_until
 
 LOOPS = {"uvloop": "", "asyncio": "import sys; sys.modules['uvloop'] = None\n"}
@@ -77,3 +77,32 @@ def test_what_kills_workers_fails_and_the_rest_is_done(start: Start, ledger: Led
     end.touch()
     wait_until(lambda: all(ledger.task(one.id).status == "SUCCESSFUL" for one in neighbours))
     assert supervisor.stop() == 0, supervisor.log
+
+
+def test_the_default_executor_is_the_tasks_alone(
+    start_worker: Start, ledger: Ledger, tmp_path: Path, worker_env: dict[str, str]
+) -> None:
+    """A worker imports tasks and looks up its database's host name whatever they do in there."""
+    (tmp_path / "sitecustomize.py").write_text(LOOPS["asyncio"])  # uvloop looks names up by itself
+    env = {"PYTHONPATH": f"{tmp_path}:{worker_env['PYTHONPATH']}", "AIOTASKS_DB_HOST": "localhost"}
+    worker = start_worker("--grace", "10", env=env, options={"LEASE_TIMEOUT": 10})
+    end = tmp_path / "end"
+    occupying = [belonging_tasks.wait_for_file_in_executor.enqueue(str(end)) for _ in range(40)]
+    wait_until(lambda: ledger.statuses() == {"RUNNING": len(occupying)})
+    late = tasks.add.enqueue(1, 2)
+    ledger.connection.execute(
+        "UPDATE aiotasks_task SET task_path = 'tests.worker.late_module.late', args = '[]' WHERE id = %s",
+        [late.id],
+    )
+    wait_until(lambda: ledger.task(late.id).status in ("SUCCESSFUL", "FAILED"))
+    cut = ledger.rows(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE application_name = 'aiotasks' AND datname = current_database()"
+    )
+    assert len(cut) > 2
+    after = tasks.add.enqueue(1, 2)
+    wait_until(lambda: ledger.task(after.id).status == "SUCCESSFUL")
+    end.touch()
+    wait_until(lambda: set(ledger.statuses()) == {"SUCCESSFUL"})
+    assert ledger.task(late.id).return_value == "tests.worker.late_module"
+    assert worker.stop() == 0
