@@ -149,12 +149,12 @@ class DjangoDriver:
 
     async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
         connection = connections[self._alias]
-        params = {f"p{n}": _array(arg) if isinstance(arg, list) else arg for n, arg in enumerate(args, 1)}
+        sql, params = _with_arrays(statement.django_sql, args)
         tries = 1
         while True:
             try:
                 with self._cursor(connection) as cursor:
-                    cursor.execute(statement.django_sql, params)
+                    cursor.execute(sql, params)
                     try:
                         return cursor.fetchall() if cursor.description else []
                     except (ValueError, *_UNREADABLE) as error:  # psycopg2's; psycopg has a DataError
@@ -185,6 +185,26 @@ def _pause(tries: int) -> float:
     return min(LONGEST_PAUSE, 0.002 * 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)
 
 
+def _with_arrays(sql: str, args: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+    """The statement and its parameters, lists as arrays.
+
+    One with a None is written by its items, ``ARRAY[…]``: where a role or database has ``array_nulls = off``,
+    a NULL in an array's text is a word like others.
+    """
+    parameters: dict[str, Any] = {}
+    for number, arg in enumerate(args, 1):
+        name = f"p{number}"
+        if not isinstance(arg, list):
+            parameters[name] = arg
+        elif None not in arg:
+            parameters[name] = _array(arg)
+        else:
+            items = {f"{name}_{n}": None if value is None else str(value) for n, value in enumerate(arg)}
+            parameters |= items
+            sql = sql.replace(f"%({name})s", f"ARRAY[{', '.join(f'%({item})s' for item in items)}]")
+    return sql, parameters
+
+
 def _array(values: list[Any]) -> str:
     """PostgreSQL's text form of an array, whose type the statement gives.
 
@@ -195,8 +215,6 @@ def _array(values: list[Any]) -> str:
 
 
 def _element(value: Any) -> str:
-    if value is None:
-        return "NULL"
     text = value if isinstance(value, str) else str(value)
     if "\\" in text or '"' in text:
         text = text.replace("\\", "\\\\").replace('"', '\\"')

@@ -214,6 +214,11 @@ class Store:
         )
         return bool(rows[0][0]) if rows else None
 
+    async def are_leases_locked(self, *, timeout: float | None = None) -> bool:
+        """Whether a lock on the table keeps every worker from renewing its lease."""
+        ((locked,),) = await self._fetch("are_leases_locked", timeout=timeout)
+        return bool(locked)
+
     async def prune_jobs(
         self, backend: str, status: str, keep: float | None, since: float, limit: int
     ) -> tuple[int, float]:

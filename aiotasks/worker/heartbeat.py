@@ -31,6 +31,10 @@ logger = logging.getLogger("aiotasks.worker")
 # Five more renewals may fail before the lease is lost.
 RENEWALS_PER_LEASE = 6
 
+# What a server says that has waited for a lock for as long as its settings allow (lock_timeout), or for
+# as long as a statement may take.
+_WAITED_TOO_LONG = ("55P03", "57014")
+
 
 def _boottime() -> float:
     """Seconds by a clock that goes on while the machine is suspended, as leases do."""
@@ -112,6 +116,7 @@ class Heartbeat:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
         self._stopping = False
+        self._locked = False  # the table of workers, when a renewal has last failed
         self._suspended = False
         self._last_words: Callable[[Store], Awaitable[None]] | None = None
         self._finished: asyncio.Future[None] = self._worker_loop.create_future()
@@ -201,10 +206,13 @@ class Heartbeat:
                 if not self._suspended:
                     await self._renew(store, started, may_register=not self._stopping)
                 failures = 0
+                self._locked = False
             except utils.Error as error:
                 failures += 1
                 self._failed(error, started, failures)
                 pause = backoff(failures, longest=max(0.1, self._lease.interval / 2))
+                if await self._is_locked_out(store, error):
+                    pause = 0.0  # the renewal may as well wait for the lock itself
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)
 
@@ -256,6 +264,27 @@ class Heartbeat:
         lease.worker_id = worker_id
         lease.steady_since = _boottime()
         self._on_worker_loop(self._changed)
+
+    async def _is_locked_out(self, store: Store, error: utils.Error) -> bool:
+        """Whether the renewal has failed because of a lock on the whole table, which moves the deadline on.
+
+        Nobody else can renew a lease, and so rescue, until two intervals after the lock has gone.
+        """
+        if not isinstance(error.__cause__, TimeoutError) and sqlstate(error) not in _WAITED_TOO_LONG:
+            return False
+        asked = _boottime()
+        try:
+            locked = await store.are_leases_locked(timeout=max(0.25, self._lease.interval / 2))
+        except utils.Error:
+            return False
+        if locked:
+            if not self._locked:
+                logger.warning(
+                    "Somebody has locked the table of workers: no lease can be renewed until that is over"
+                )
+            self._lease.deadline = max(self._lease.deadline, asked + 2 * self._lease.interval)
+        self._locked = locked
+        return locked
 
     def _failed(self, error: utils.Error, started: float, failures: int) -> None:
         lease = self._lease

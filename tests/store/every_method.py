@@ -83,6 +83,7 @@ def main() -> list[Any]:
     seen.append(call("claim_suspect", me, uuid.uuid4(), "default", "loop", ["default"]))
     seen.append(call("promote_due_jobs", "default", 10))
     seen.append(call("renew_lease", me, 60.0, True))
+    seen.append(call("are_leases_locked"))
     workers = call("select_workers", "default")
     seen.append(sorted([row[0] == me, *row[1:6], row[7], row[9] > 0] for row in workers))
     seen.append([row[6] for row in workers if row[0] == me])

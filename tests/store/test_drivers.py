@@ -38,6 +38,7 @@ from tests.proxy import Proxy
 from tests.worker.harness import until
 
 from .conftest import DjangoInThread
+from .rows import new_job
 
 STATEMENTS = sorted(
     path.name.removesuffix(".sql") for path in (files("aiotasks.store") / "queries").iterdir()
@@ -388,3 +389,19 @@ async def test_times_are_aware_and_the_databases(held: LoopResources) -> None:
     for driver in (held.driver, DjangoInThread()):
         (row,) = await driver.fetch(statement("SELECT now(), $1::timestamptz"), datetime.now(UTC))
         assert all(moment.tzinfo is not None for moment in row)
+
+
+def test_arrays_with_nulls_do_not_depend_on_array_nulls(database: str) -> None:
+    """`ALTER ROLE … SET array_nulls = off`: NULL in an array's text is a word then."""
+    with django_connection.cursor() as cursor:
+        cursor.execute("SET array_nulls = off")
+    later = datetime.now(UTC) + timedelta(days=1)
+    store = Store(DjangoDriver("default"))
+    jobs = [new_job(run_after=when, keep_result=keep) for when, keep in [(None, 5.0), (later, None)]]
+    run_now(store.insert_jobs(jobs))
+    found = run_now(store.select_jobs([uuid.UUID(job.id) for job in jobs], "default"))
+    kept = {str(job.id): (job.status, job.run_after, job.keep_result, job.max_crashes) for job in found}
+    assert kept == {
+        jobs[0].id: ("READY", None, 5.0, None),
+        jobs[1].id: ("SCHEDULED", later, None, None),
+    }
