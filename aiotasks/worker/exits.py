@@ -5,6 +5,7 @@ a task spawned: ``gather(child())`` with a child that calls ``sys.exit()`` ends 
 """
 
 import asyncio
+import os
 from collections.abc import Coroutine, Generator
 from contextvars import Context
 from typing import Any
@@ -56,9 +57,19 @@ def task_factory(
     """For ``loop.set_task_factory``, on a loop that is the worker's own.
 
     What a task starts is a plain asyncio task, which anybody may cancel: clients that tasks share have some.
+    What this package starts for all callers while a task waits (a wake-up) is the worker's own.
     """
+    own = current.get() is None or (
+        context is not None and context.get(current) is None and _is_of_this_package(coroutine)
+    )
     if isinstance(coroutine, Coroutine):
         coroutine = _Guarded(coroutine)
-    owner = current.get() if context is None else context.get(current)
-    kind = OwnTask if owner is None else asyncio.Task
-    return kind(coroutine, loop=loop, context=context, **options)
+    return (OwnTask if own else asyncio.Task)(coroutine, loop=loop, context=context, **options)
+
+
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+
+
+def _is_of_this_package(coroutine: Any) -> bool:
+    code = getattr(coroutine, "cr_code", None)
+    return code is not None and code.co_filename.startswith(_PACKAGE)

@@ -17,7 +17,8 @@ from .process_signals import QUIT, STOP, signal_name
 
 __all__ = ["kills_refused"]
 
-_STOPPING = {*STOP, QUIT}
+# SIGSTOP and its like would leave a worker that does nothing, and that no supervisor replaces.
+_STOPPING = {*STOP, QUIT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 _EVENTS = frozenset({"os.kill", "os.killpg", "signal.pthread_kill"})
 
 # An audit hook can't be taken away again, so it is added once and asks these.

@@ -121,11 +121,16 @@ class Runner:
 
     def _cancel_task(self, execution: Execution) -> bool:
         """Cancel its asyncio task as if by itself: it may await tasks of the worker's, which go on then."""
-        token = current.set(None if execution.in_thread else execution)
-        try:
-            return execution.task is not None and execution.task.cancel()
-        finally:
-            current.reset(token)
+        task = execution.task
+        if task is None:
+            return False
+
+        def cancel() -> bool:
+            current.set(None if execution.in_thread else execution)
+            return task.cancel()
+
+        # In a context of its own: the caller's would belong to the execution meanwhile, and its task with it.
+        return Context().run(cancel)
 
     def _leave(self, execution: Execution) -> None:
         if execution in self.running:

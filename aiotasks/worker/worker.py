@@ -179,8 +179,11 @@ class Worker:
     def _main_ended(self, task: "asyncio.Task[None]") -> None:
         self._tried.set()
         self._built.set()  # nobody is to wait for it any longer
-        if not task.cancelled() and (error := task.exception()) is not None and not self.own_process:
-            logger.critical("the worker has ended, no tasks are run here any more", exc_info=error)
+        if not task.cancelled() and not self.own_process:
+            error = task.exception()
+            # Without an error, too: something may have cancelled one of its parts.
+            if error is not None or not self._stopping.is_set():
+                logger.critical("the worker has ended, no tasks are run here any more", exc_info=error)
         logs.stop()
 
     # --- Its phases -------------------------------------------------------------------------

@@ -5,6 +5,7 @@ REFUSED are those that raise in the task; what the others do is ignored, or does
 
 import _thread
 import asyncio
+import contextvars
 import gc
 import os
 import signal
@@ -30,6 +31,7 @@ REFUSED = {
     "raise_signal": "PermissionError",
     "interrupt_main": "PermissionError",
     "signal_thread": "PermissionError",
+    "suspend": "PermissionError",
 }
 # A sync task that cancels asyncio tasks isn't one itself.
 REFUSED_SYNC = {name: error for name, error in REFUSED.items() if name != "cancel_all"}
@@ -65,6 +67,20 @@ async def cancel_others_and_wait(loop: Loop) -> None:
     for one in others:
         one.cancel()
     await asyncio.wait(others, timeout=0.1)
+
+
+async def gather_others(loop: Loop) -> None:
+    """It waits for the worker's own asyncio tasks, so for good. (Not one of the WAYS.)"""
+    others = asyncio.all_tasks(loop) - {asyncio.current_task()}
+    await asyncio.gather(*others)
+
+
+async def cancel_in_empty_context(loop: Loop) -> None:
+    """What a task has started is its own, whatever context it has."""
+    started = loop.create_task(asyncio.sleep(3600), context=contextvars.Context())
+    await asyncio.sleep(0)
+    assert started.cancel()
+    await asyncio.wait([started])
 
 
 def exit_later(loop: Loop) -> None:
@@ -147,6 +163,10 @@ def signal_thread(_: Loop) -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
+def suspend(_: Loop) -> None:
+    os.kill(os.getpid(), signal.SIGTSTP)
+
+
 def take_wakeup_fd(_: Loop) -> None:
     if threading.current_thread() is threading.main_thread():  # nobody else may
         signal.set_wakeup_fd(-1)
@@ -164,5 +184,5 @@ def disable_gc(_: Loop) -> None:
 WAYS = [
     name
     for name, value in list(globals().items())
-    if getattr(value, "__module__", None) == __name__ and callable(value) and name.islower()
+    if getattr(value, "__module__", None) == __name__ and callable(value) and name != "gather_others"
 ]

@@ -1,5 +1,6 @@
 """What belongs to a worker refuses from a task's context: tasks can't stop it, nor change it for others."""
 
+import asyncio
 import signal
 from datetime import timedelta
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import pytest
 from django.utils import timezone
 
+import aiotasks
 from aiotasks.exceptions import WorkerLost
 
 from . import belonging_tasks, loop_ways, tasks
-from .harness import Ledger, Start, wait_until
+from .harness import Configure, Ledger, Start, until, wait_until
 
 LOOPS = {"uvloop": "", "asyncio": "import sys; sys.modules['uvloop'] = None\n"}
 
@@ -21,7 +23,7 @@ def test_a_task_cannot_take_its_worker_down(
 ) -> None:
     """Whatever they try, one worker runs them all and their neighbours, and ends by SIGTERM with 0."""
     (tmp_path / "sitecustomize.py").write_text(LOOPS[loop])
-    worker = start_worker("--grace", "10", env={"PYTHONPATH": f"{tmp_path}:{worker_env['PYTHONPATH']}"})
+    worker = start_worker("--grace", "1", env={"PYTHONPATH": f"{tmp_path}:{worker_env['PYTHONPATH']}"})
     assert f"at a time on {loop}\n" in worker.log
     end = tmp_path / "end"
     neighbours = [tasks.wait_for_file.enqueue(str(end)), tasks.wait_for_file_sync.enqueue(str(end))]
@@ -50,8 +52,14 @@ def test_a_task_cannot_take_its_worker_down(
     wait_until(lambda: "RUNNING" not in ledger.statuses())
     assert [ledger.task(one.id).return_value for one in neighbours] == [worker.pid] * 2
     assert "call shutdown_asyncgens() of the worker's event loop" in worker.log
+    # One that waits for the worker itself can't be cancelled, nor does that cancel what it waits for.
+    waiting = tasks.reach_for_loop.enqueue("gather_others")
+    wait_until(lambda: ledger.task(waiting.id).status == "RUNNING")
+    waiting.cancel()
+    wait_until(lambda: "which isn't its own id=" + waiting.id in worker.log)
+    last = tasks.add.enqueue(1, 2)
+    wait_until(lambda: ledger.task(last.id).status == "SUCCESSFUL")
     assert worker.stop() == 0
-    assert ledger.workers() == 0
 
 
 def test_what_kills_workers_fails_and_the_rest_is_done(start: Start, ledger: Ledger, tmp_path: Path) -> None:
@@ -112,3 +120,31 @@ def test_the_default_executor_is_the_tasks_alone(
     wait_until(lambda: set(ledger.statuses()) == {"SUCCESSFUL"})
     assert ledger.task(late.id).return_value == "tests.worker.late_module"
     assert worker.stop() == 0
+
+
+async def test_an_embedded_worker_does_not_end_silently(
+    configure: Configure, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its loop is the site's: whatever is on it can cancel its parts."""
+    configure()
+    async with aiotasks.Worker(grace=0) as worker:
+        for one in asyncio.all_tasks():
+            if "Claimer.run" in one.get_name():
+                one.cancel()
+        await worker.wait()
+    await until(lambda: "the worker has ended, no tasks are run here any more" in caplog.text)
+    assert ledger.workers() == 0
+
+
+async def test_tasks_of_an_embedded_worker_are_protected_from_each_other(
+    configure: Configure, ledger: Ledger
+) -> None:
+    configure()
+    tasks.seen.clear()
+    async with aiotasks.Worker(grace=0):
+        held = await tasks.wait_for_release.aenqueue("held")
+        await until(lambda: tasks.seen == ["held"])
+        await belonging_tasks.cancel_running.aenqueue("tests.worker.tasks.wait_for_release")
+        await until(lambda: ledger.statuses() == {"RUNNING": 1, "SUCCESSFUL": 1})
+        tasks.waiting["held"].set_result(None)
+        await until(lambda: ledger.task(held.id).status == "SUCCESSFUL")
