@@ -1,48 +1,17 @@
 """The two tables. aiotasks reads and writes them through ``store/queries/``; these models make
 the migrations, and let Django's ORM and admin read."""
 
-import json
-from typing import Any
-
 from django.db import models
 from django.db.models import F, Func, Q
 from django.db.models.lookups import LessThanOrEqual
-from django.db.models.sql.compiler import SQLCompiler
+
+from .fields import ArrayField, JsonArrayField, JsonField
 
 __all__ = ["Task", "Worker"]
 
 # Bytes of a row's backend, queue_name and lane together. An entry of an index may have 2,704, and the READY
 # one holds some 50 more; a queue's name is of 800 at the most (200 characters).
 MAX_NAMES = 2560
-
-
-class RawField(models.Field):  # type: ignore[type-arg]  # not subscriptable at runtime
-    """A column of a PostgreSQL type that Django has no field for, without lookups.
-
-    It is read as text and decoded here: of ``json``, psycopg would give objects and asyncpg text.
-    """
-
-    def __init__(self, *args: Any, db_type: str, **kwargs: Any) -> None:
-        self._db_type = db_type
-        super().__init__(*args, **kwargs)
-
-    def deconstruct(self) -> Any:
-        name, _, args, kwargs = super().deconstruct()
-        return name, "aiotasks.models.RawField", args, {**kwargs, "db_type": self._db_type}
-
-    def db_type(self, connection: Any) -> str:
-        return self._db_type
-
-    def select_format(self, compiler: SQLCompiler, sql: str, params: Any) -> tuple[str, Any]:
-        return f"{sql}::text{'[]' if self._db_type.endswith('[]') else ''}", params
-
-    def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
-        if value is not None and self._db_type.startswith("json"):
-            return [json.loads(one) for one in value] if isinstance(value, list) else json.loads(value)
-        return value
-
-    def get_lookup(self, lookup_name: str) -> Any:
-        return super().get_lookup(lookup_name) if lookup_name == "isnull" else None
 
 
 def octet_length(column: str) -> Func:
@@ -71,11 +40,11 @@ class Task(models.Model):
     lane = models.TextField()
     priority = models.SmallIntegerField()
     status = models.TextField(choices=Status)
-    args = RawField(db_type="json")
-    kwargs = RawField(db_type="json")
-    return_value = RawField(db_type="json", null=True)
-    errors = RawField(db_type="json[]")  # one per failed execution, oldest first
-    worker_ids = RawField(db_type="uuid[]")  # one per execution: their number is the attempts
+    args = JsonField()
+    kwargs = JsonField()
+    return_value = JsonField(null=True)
+    errors = JsonArrayField()  # one per failed execution, oldest first
+    worker_ids = ArrayField(models.UUIDField())  # one per execution: their number is the attempts
     crashes = models.SmallIntegerField()
     max_crashes = models.SmallIntegerField(null=True)
     keep_result = models.FloatField(null=True)  # seconds; null: as the backend says
@@ -178,7 +147,7 @@ class Worker(models.Model):
     backend = models.TextField()
     host = models.TextField()
     pid = models.IntegerField()
-    queues = RawField(db_type="text[]")  # empty: any
+    queues = ArrayField(models.TextField())  # empty: any
     concurrency = models.IntegerField()
     threads = models.IntegerField()
     version = models.TextField()

@@ -2,7 +2,7 @@ from typing import Any
 
 from django.db import migrations, models
 
-import aiotasks.models
+import aiotasks.fields
 
 # A queue's rows are updated twice and then left alone, and there is always a flood of them:
 # vacuum by the hundreds of thousands would come too late for the indexes' dead heads. Pages keep
@@ -36,7 +36,7 @@ class Migration(migrations.Migration):
                 ("backend", models.TextField()),
                 ("host", models.TextField()),
                 ("pid", models.IntegerField()),
-                ("queues", aiotasks.models.RawField(db_type="text[]")),
+                ("queues", aiotasks.fields.ArrayField(base_field=models.TextField())),
                 ("concurrency", models.IntegerField()),
                 ("threads", models.IntegerField()),
                 ("version", models.TextField()),
@@ -65,11 +65,11 @@ class Migration(migrations.Migration):
                         ]
                     ),
                 ),
-                ("args", aiotasks.models.RawField(db_type="json")),
-                ("kwargs", aiotasks.models.RawField(db_type="json")),
-                ("return_value", aiotasks.models.RawField(db_type="json", null=True)),
-                ("errors", aiotasks.models.RawField(db_type="json[]")),
-                ("worker_ids", aiotasks.models.RawField(db_type="uuid[]")),
+                ("args", aiotasks.fields.JsonField()),
+                ("kwargs", aiotasks.fields.JsonField()),
+                ("return_value", aiotasks.fields.JsonField(null=True)),
+                ("errors", aiotasks.fields.JsonArrayField()),
+                ("worker_ids", aiotasks.fields.ArrayField(base_field=models.UUIDField())),
                 ("crashes", models.SmallIntegerField()),
                 ("max_crashes", models.SmallIntegerField(null=True)),
                 ("claim_id", models.UUIDField(null=True)),

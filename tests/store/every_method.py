@@ -18,11 +18,13 @@ import django
 
 django.setup()
 
+from django.core.serializers import deserialize, serialize
 from django.db import connection
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.test.utils import CaptureQueriesContext
 
 from aiotasks.job import Job, Source
+from aiotasks.models import Task
 from aiotasks.store.drivers import DjangoDriver
 from aiotasks.store.store import Store
 from aiotasks.sync import run_now
@@ -107,7 +109,34 @@ def main() -> list[Any]:
         unseen = Store(DjangoDriver("default", logged=False))
         seen.append(run_now(unseen.notify("aiotasks", ["a", "%"], alone=True)))
     seen.append(len(queries))
+    seen.append(models())
     return seen
+
+
+def models() -> list[Any]:
+    """What the ORM makes of the columns that Django has no fields for."""
+    task = Task.objects.first()
+    assert task is not None
+    value = {"z": [1, -0.0, "['ann']"], "a": None}
+    task.args, task.kwargs, task.return_value = [value], value, "it's"
+    task.errors, task.worker_ids = [value, "x, y"], [uuid.UUID(int=7)]
+    text = serialize("json", [task])
+    (loaded,) = deserialize("json", text)
+    loaded.save()
+    Task.objects.bulk_update([task], ["args", "errors", "worker_ids"])
+    found = Task.objects.get(pk=task.pk)
+    for lookup in (
+        {"args": [value]},
+        {"args__0__a": None},
+        {"kwargs__z__contains": ["['ann']"]},
+        {"return_value": "it's"},
+        {"errors__contains": ["x, y"]},
+        {"errors__0__z__2": "['ann']"},
+        {"worker_ids": [uuid.UUID(int=7)]},
+    ):
+        assert Task.objects.filter(pk=task.pk, **lookup).exists(), lookup
+    assert found.worker_ids == task.worker_ids
+    return [found.args, found.kwargs, found.return_value, found.errors]
 
 
 assert is_psycopg3 is (sys.argv[1] != "psycopg2")

@@ -1,0 +1,58 @@
+"""A later Django whose TaskResult and Task have more fields, with defaults."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import pickle
+from dataclasses import dataclass, field
+import django.tasks, django.tasks.base as base
+
+def more(kind):
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class More(kind):
+        metadata: dict = field(default_factory=dict)
+        note: str = "none"
+    More.__name__ = More.__qualname__ = kind.__name__
+    return More
+
+for kind in (base.TaskResult, base.Task):
+    later = more(kind)
+    later.__module__ = base.__name__
+    setattr(base, kind.__name__, later)
+    setattr(django.tasks, kind.__name__, later)
+import django.conf
+django.conf.settings.configure(INSTALLED_APPS=["aiotasks"], TASKS={"default": {
+    "BACKEND": "aiotasks.backend.PostgresBackend", "QUEUES": []}}, USE_TZ=True,
+    DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "none"}})
+django.setup()
+from uuid import uuid4
+from django.utils import timezone
+from aiotasks.job import Job
+from aiotasks.tasks import new_result, result_of
+from tests import tasks
+
+task = tasks.add
+one, other = (new_result(task, str(uuid4()), None, [1, 2], {}, "default") for _ in range(2))
+assert (one.metadata, one.note, one.args) == ({}, "none", [1, 2]), one
+one.metadata["mine"] = 1
+assert other.metadata == {}
+assert pickle.loads(pickle.dumps(one)) == one
+assert "metadata={'mine': 1}" in repr(one)
+now = timezone.now()
+names = ("default", "elsewhere", task.module_path, "thread", 5, "READY")
+job = Job(uuid4(), None, *names, "[1]", "{}", None, [], [], now, None, now, None, None, None, None, None)
+read = result_of(job, {})
+assert (read.metadata, read.note, read.args) == ({}, "none", [1])
+assert result_of(job, {}).metadata is not read.metadata
+assert (read.task.metadata, read.task.note, read.task.priority) == ({}, "none", 5)
+assert task.using(priority=3).note == "none"
+print("fine")
+"""
+
+
+def test_what_it_adds_takes_its_defaults() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
