@@ -23,7 +23,7 @@ from .conf import Options
 from .exceptions import TaskCancelled, UnknownTask
 from .job import AnyResult, AnyTask, Kind, NewJob, lane_of, makes_generators
 from .store.blocks import belongs_to_django
-from .store.drivers import missing_tables
+from .store.drivers import about_tables
 from .store.routes import DjangoRoute, Route, route_on_loop
 from .sync import SyncMethod, run_now
 from .tasks import PostgresTask, new_result, parse_id, resolve, result_of
@@ -143,7 +143,7 @@ class PostgresBackend(BaseTaskBackend):
 
     def _explained(self, error: ProgrammingError) -> ProgrammingError:
         """The same error; where tables or columns are missing, one that says what to do."""
-        reason = missing_tables(error, self.config.database)
+        reason = about_tables(error, self.config.database)
         return error if reason is None else ProgrammingError(reason)
 
     async def _enqueue(

@@ -24,7 +24,7 @@ from . import indexes, storage
 from .findings import Finding, Result
 from .line import Line, open_line
 from .probes import Pooler, clock_difference, find_pooler, notify_arrives
-from .rights import judge
+from .rights import judge, judge_rows
 from .status import WorkerRow, select_workers
 
 __all__ = ["CHECKS", "check_settings", "diagnose"]
@@ -257,7 +257,10 @@ class _Examination:
         role, rights, _ = await self._store.select_rights()
         if rights is None:
             return "not checked", "The tables are missing.", ""
-        return judge(role, rights)
+        result = judge(role, rights)
+        if result[0] == "ok":
+            result = judge_rows(role, rights, await self._store.select_row_security()) or result
+        return result
 
     async def _check_pooler(self) -> Result:
         async with open_line(self._database, timeout=self._timeout) as other:

@@ -1,17 +1,14 @@
 """Whether a role has been granted what it needs: README.md, Permissions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
+from ..store.row_security import WORKER, Restriction, told
 from .findings import Result
 
-__all__ = ["judge"]
+__all__ = ["judge", "judge_rows"]
 
 SITE = ("SELECT ON aiotasks_task", "INSERT ON aiotasks_task")
-WORKER = (
-    *("SELECT ON aiotasks_task", "UPDATE ON aiotasks_task", "DELETE ON aiotasks_task"),
-    *(f"{kind} ON aiotasks_worker" for kind in ("SELECT", "INSERT", "UPDATE", "DELETE")),
-)
 
 
 def judge(role: str, rights: AbstractSet[str]) -> Result:
@@ -33,3 +30,12 @@ def judge(role: str, rights: AbstractSet[str]) -> Result:
 
 def _grant(rights: Iterable[str], role: str) -> str:
     return "; ".join(f"GRANT {right} TO {role}" for right in rights)
+
+
+def judge_rows(role: str, rights: AbstractSet[str], restrictions: Sequence[Restriction]) -> Result | None:
+    """The same for row-level security and what the role may do; None where it is in nobody's way."""
+    found = told(role, restrictions, rights & {*SITE, *WORKER})
+    if found is None:
+        return None
+    nothing, sentence, remedy = found
+    return "error" if nothing else "warning", sentence, remedy

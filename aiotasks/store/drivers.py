@@ -26,12 +26,12 @@ __all__ = [
     "ConnectionDriver",
     "DjangoDriver",
     "Driver",
+    "about_tables",
     "as_django_error",
     "constraint",
     "django_errors",
     "is_away",
     "is_transient",
-    "missing_tables",
     "sqlstate",
     "was_rolled_back",
 ]
@@ -297,14 +297,19 @@ def constraint(error: BaseException) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def missing_tables(error: BaseException, database: str) -> str | None:
-    """One sentence for a ``django.db`` error that means: the tables aren't there, or lack columns."""
+def about_tables(error: BaseException, database: str) -> str | None:
+    """A sentence for a ``django.db`` error that means: tables are missing, lack columns, or refuse a row."""
     reason = next(iter(str(error).strip().splitlines()), "")
     match sqlstate(error):
         case "42P01" if "aiotasks_" in reason:
             return (
                 f"The tables of aiotasks are missing in DATABASES[{database!r}]: "
                 f"run `manage.py migrate --database {database}`."
+            )
+        case "42501" if "row-level security" in reason and "aiotasks_" in reason:
+            return (
+                f"DATABASES[{database!r}] refuses the row ({reason}): the role needs BYPASSRLS, or a policy "
+                "that has WITH CHECK (true); `manage.py aiotasks check` says which."
             )
         case "42703":
             return (

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from ..job import Job, Kind, Lane, NewJob, Source
 from .drivers import Driver
+from .row_security import Restriction
 from .statement import load
 
 __all__ = ["Store"]
@@ -284,6 +285,10 @@ class Store:
         tables); the schemas that have tables, whether it finds them there or not."""
         (row,) = await self._fetch("select_rights")
         return row[0], None if row[1] is None else set(row[1]), list(row[2])
+
+    async def select_row_security(self) -> list[Restriction]:
+        """What row-level security doesn't let this role do with every row."""
+        return [Restriction(*row) for row in await self._fetch("select_row_security")]
 
     async def select_storage(self) -> dict[str, list[str]]:
         """By table: its storage parameters, each as ``name=value``."""

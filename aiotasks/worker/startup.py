@@ -14,13 +14,23 @@ from django.tasks import task_backends
 from ..backend import PostgresBackend
 from ..exceptions import DatabaseNotReady
 from ..job import Source
-from ..store.drivers import is_transient, missing_tables, sqlstate
+from ..store.drivers import about_tables, is_transient, sqlstate
 from ..store.pools import LoopResources
 from ..store.repeat import backoff
+from ..store.row_security import WORKER, told
 from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store
 
-__all__ = ["backend_of", "describe", "explain", "find_room", "queues_of", "reach_database", "slots"]
+__all__ = [
+    "backend_of",
+    "describe",
+    "explain",
+    "find_room",
+    "look_at_row_security",
+    "queues_of",
+    "reach_database",
+    "slots",
+]
 
 logger = logging.getLogger("aiotasks.worker")
 
@@ -146,6 +156,23 @@ async def find_room(held: LoopResources, *, concurrency: int, threads: int, must
     return listens
 
 
+async def look_at_row_security(store: Store, *, must: bool) -> None:
+    """Say what row-level security hides from this worker, for whom it would look like an empty table.
+
+    Raises DatabaseNotReady where it hides everything (``must``: else that is logged).
+    """
+    try:
+        role, _, _ = await store.select_rights()
+        found = told(role, await store.select_row_security(), WORKER)
+    except utils.Error:
+        return  # the parts meet it, too, and wait
+    if found is not None:
+        nothing, sentence, remedy = found
+        if nothing and must:
+            raise DatabaseNotReady(f"{sentence} {remedy}.")
+        logger.log(logging.ERROR if nothing else logging.WARNING, "%s %s.", sentence, remedy)
+
+
 async def _unless(stopping: asyncio.Event, trying: Coroutine[Any, Any, None]) -> bool:
     """Whether ``trying`` went through before ``stopping`` was set, which cuts it short: a line that
     swallows everything would hold up the end for COMMAND_TIMEOUT, or for several.
@@ -213,7 +240,7 @@ def describe(error: utils.Error, database: str) -> str:
     """One sentence for people: what is wrong, and what to do."""
     where = f"DATABASES[{database!r}]"
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    if (missing := missing_tables(error, database)) is not None:
+    if (missing := about_tables(error, database)) is not None:
         return missing
     match sqlstate(error):
         case "28P01" | "28000":

@@ -1,0 +1,28 @@
+-- Where row-level security is in force for this role: of each kind of statement that its policies don't allow for
+-- every row, whether they allow it for some, and which of them are for this role. (An owner is subject to it where
+-- the table has FORCE; a superuser and a role with BYPASSRLS never are.)
+SELECT tables.relname::text, kind.name, coalesce(found.for_some, false), coalesce(found.names, '{}')
+FROM pg_class AS tables
+CROSS JOIN (VALUES ('SELECT', 'r'), ('INSERT', 'a'), ('UPDATE', 'w'), ('DELETE', 'd')) AS kind (name, letter)
+CROSS JOIN LATERAL (
+    SELECT
+        bool_or(policy.polpermissive) AS for_some,
+        bool_or(policy.polpermissive AND policy.is_plain)
+            AND bool_and(policy.polpermissive OR policy.is_plain) AS for_all,
+        array_agg(quote_ident(policy.polname) ORDER BY policy.polname) AS names
+    FROM (
+        SELECT
+            each.polpermissive, each.polname,
+            coalesce(pg_get_expr(each.polqual, each.polrelid), 'true') = 'true'
+                AND coalesce(pg_get_expr(each.polwithcheck, each.polrelid), 'true') = 'true' AS is_plain
+        FROM pg_policy AS each
+        WHERE each.polrelid = tables.oid AND each.polcmd::text IN ('*', kind.letter)
+          AND EXISTS (
+              SELECT FROM unnest(each.polroles) AS role (id)
+              WHERE role.id = 0 OR pg_has_role(role.id, 'USAGE')
+          )
+    ) AS policy
+) AS found
+WHERE tables.oid IN (to_regclass('aiotasks_task'), to_regclass('aiotasks_worker'))
+  AND row_security_active(tables.oid) AND NOT coalesce(found.for_all, false)
+ORDER BY tables.relname, kind.name
