@@ -7,7 +7,7 @@ from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections, utils
+from django.db import connections, router, utils
 from django.tasks import task_backends
 from django.tasks.exceptions import InvalidTaskBackend
 
@@ -25,7 +25,9 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
     E001 the app isn't installed, E002 a bad option, E003 DATABASE or LISTEN_DATABASE isn't an alias
     of DATABASES, E004 it isn't PostgreSQL, E005 QUEUES isn't a list of names, E006 its settings can't
     be used, E007 one of ALIASES leads to no task, E008 REDACT leads to no function, E009 a
-    connection parameter asks for safety that asyncpg can't give, W001 one that asyncpg has nothing for.
+    connection parameter asks for safety that asyncpg can't give, E010 each tenant of django-tenants has
+    tables of its own, W001 a connection parameter that asyncpg has nothing for, W003 a router keeps the
+    tables out of DATABASE, W004 connections that are kept under ASGI.
     """
     messages: list[CheckMessage] = []
     where = f"TASKS[{alias!r}]"
@@ -37,6 +39,7 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
                 id="aiotasks.E001",
             )
         )
+    messages += _check_tenants(where)
     queues = params.get("QUEUES", ["default"])
     if (
         isinstance(queues, str)
@@ -55,9 +58,57 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
     except ImproperlyConfigured as error:
         return [*messages, Error(str(error), id="aiotasks.E002")]
     messages += _check_database(where, "DATABASE", options.database)
+    if not any(message.is_serious() for message in messages):
+        messages += [*_check_router(where, options.database), *_check_age(where, options.database)]
     if options.listen_database not in (None, options.database):
         messages += _check_database(where, "LISTEN_DATABASE", options.listen_database)
     return [*messages, *_check_aliases(where, options.aliases), *_check_redact(where, options.redact)]
+
+
+def _check_tenants(where: str) -> list[CheckMessage]:
+    """A tenant's schema comes before the shared one: its tasks would be stored where no worker looks."""
+    tenants = getattr(settings, "TENANT_APPS", ())
+    if not any(str(name).split(".")[0] == "aiotasks" for name in tenants):
+        return []
+    return [
+        Error(
+            f"{where}: TENANT_APPS has aiotasks, so each tenant has its own tables, where no worker looks.",
+            hint='Move "aiotasks" to SHARED_APPS, and drop the tenants\' tables once they are empty.',
+            id="aiotasks.E010",
+        )
+    ]
+
+
+def _check_router(where: str, database: str) -> list[CheckMessage]:
+    if not apps.ready or not apps.is_installed("aiotasks"):
+        return []
+    from .models import Task
+
+    if router.allow_migrate_model(database, Task):
+        return []
+    return [
+        Warning(
+            f"{where}: a database router keeps the tables of aiotasks out of DATABASES[{database!r}].",
+            hint=f"Have allow_migrate({database!r}, 'aiotasks') of DATABASE_ROUTERS return True, or set "
+            "OPTIONS['DATABASE'] to the alias that they are migrated to.",
+            id="aiotasks.W003",
+        )
+    ]
+
+
+def _check_age(where: str, database: str) -> list[CheckMessage]:
+    """Django's advice, where the settings show that the site is served by ASGI."""
+    age = connections[database].settings_dict.get("CONN_MAX_AGE", 0)
+    if age == 0 or not getattr(settings, "ASGI_APPLICATION", None):
+        return []
+    return [
+        Warning(
+            f"{where}: CONN_MAX_AGE of DATABASES[{database!r}] is {age!r}, and under ASGI each of many "
+            "threads keeps a connection for that long.",
+            hint="Set it to 0 (a worker's threads keep theirs between tasks all the same), or use a pool.",
+            id="aiotasks.W004",
+        )
+    ]
 
 
 def _check_redact(where: str, path: str | None) -> list[CheckMessage]:

@@ -63,6 +63,7 @@ class Task(models.Model):
     unknown_since = models.DateTimeField(null=True)  # no worker that claimed it could import it
 
     class Meta:
+        required_db_vendor = "postgresql"  # `migrate` leaves other databases alone
         indexes = (
             models.Index(
                 F("backend"),
@@ -155,6 +156,9 @@ class Worker(models.Model):
     lease_expires_at = models.DateTimeField()
     # Whether NOTIFY wakes it; null: it hasn't renewed its lease yet, or is older than the column.
     listening = models.BooleanField(null=True)
+
+    class Meta:
+        required_db_vendor = "postgresql"
 
     def __str__(self) -> str:
         return f"{self.host}:{self.pid}"

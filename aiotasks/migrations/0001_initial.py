@@ -23,6 +23,15 @@ STORAGE: list[Any] = [
 ]
 
 
+class Storage(migrations.RunSQL):
+    """Leaves the databases alone that have no tables of ours, as CreateModel does."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        model = to_state.apps.get_model(app_label, "Task")
+        if self.allow_migrate_model(schema_editor.connection.alias, model):
+            super().database_forwards(app_label, schema_editor, from_state, to_state)
+
+
 class Migration(migrations.Migration):
     initial = True
 
@@ -43,6 +52,7 @@ class Migration(migrations.Migration):
                 ("started_at", models.DateTimeField()),
                 ("lease_expires_at", models.DateTimeField()),
             ],
+            options={"required_db_vendor": "postgresql"},
         ),
         migrations.CreateModel(
             name="Task",
@@ -84,6 +94,7 @@ class Migration(migrations.Migration):
                 ("unknown_since", models.DateTimeField(null=True)),
             ],
             options={
+                "required_db_vendor": "postgresql",
                 "indexes": [
                     models.Index(
                         models.F("backend"),
@@ -113,5 +124,5 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
-        migrations.RunSQL(STORAGE, migrations.RunSQL.noop),
+        Storage(STORAGE, migrations.RunSQL.noop),
     ]

@@ -8,24 +8,29 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, utils
 from django.db.migrations.loader import MigrationLoader
+from django.tasks import task_backends
+from django.tasks.exceptions import InvalidTaskBackend
 from django.utils.module_loading import import_string
 
 from .. import __version__
 from ..backend import PostgresBackend
 from ..checks import check_backend
+from ..conf import Options
 from ..store.connect import connect
 from ..store.drivers import sqlstate
 from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store
 from ..worker.startup import backend_of, describe
-from . import indexes, storage
+from . import indexes, storage, waiting
 from .findings import Finding, Result
 from .line import Line, open_line
 from .probes import Pooler, clock_difference, find_pooler, notify_arrives
 from .rights import judge, judge_rows
 from .status import WorkerRow, select_workers
+from .text import age
 
 __all__ = ["CHECKS", "check_settings", "diagnose"]
 
@@ -42,6 +47,7 @@ CHECKS = (
     "connections",
     "clock",
     "versions",
+    "waiting",
 )
 
 # The slots of a worker that is started without options, where none runs that could be asked.
@@ -50,11 +56,17 @@ DEFAULT_SLOTS = (100, 10)
 # Seconds for which a NOTIFY is waited for; it takes milliseconds.
 NOTIFY_TIMEOUT = 2.0
 
+# Of NOTIFY's queue, from where on PostgreSQL itself warns in its log.
+NOTIFY_QUEUE_FULL = 0.5
+
 # How much of the server's connections may be open before somebody is told.
 NEARLY_ALL = 0.9
 
 # Seconds. Leases go by the database's clock alone; `run_after` is what comes from the sites'.
 CLOCK_DIFFERENCE = 1.0
+
+# Connections of psycopg_pool.ConnectionPool, unless it is told otherwise.
+PSYCOPGS_POOL = 4
 
 # What PostgreSQL says: without a GRANT; where a table isn't there; where max_connections, or a limit of the
 # role or the database, is reached.
@@ -132,6 +144,7 @@ class _Examination:
             self._check_connections,
             self._check_clock,
             self._check_versions,
+            self._check_waiting,
         )
         names = CHECKS[1:]
         findings: list[Finding] = []
@@ -197,8 +210,16 @@ class _Examination:
         differing = differences(self._database, theirs, ours)
         if not differing:
             return "ok", f"Django's connection and aiotasks' are alike: role {ours.current_user}.", ""
+        same = theirs[-2:] == ours[-2:] and theirs.server_since == ours.server_since
+        if same and theirs._replace(search_path=ours.search_path)[:4] == ours[:4] and theirs.ssl <= ours.ssl:
+            # As with django-tenants: it is for the site's tables.
+            return (
+                "ok",
+                f"Django's connection and aiotasks' find the same tables: role {ours.current_user}.",
+                "",
+            )
         return (
-            "warning" if theirs[-2:] == ours[-2:] and theirs.server_since == ours.server_since else "error",
+            "warning" if same else "error",
             "; ".join(what for what, _ in differing) + ".",
             " ".join(remedy for _, remedy in differing),
         )
@@ -288,6 +309,18 @@ class _Examination:
                 f"NOTIFY is off in OPTIONS: {polls}.",
                 "Set NOTIFY to True, unless that is meant.",
             )
+        usage, pid, name, seconds = await self._store.notify_queue()
+        if usage >= NOTIFY_QUEUE_FULL:
+            return (
+                "warning",
+                f"NOTIFY's queue is {usage:.0%} full; once it is full, nothing wakes a worker, and {polls}. "
+                "A session that LISTENs holds it up for as long as its transaction lasts."
+                + (f" The oldest: process {pid} ({name}), {age(seconds or 0.0)}." if pid is not None else ""),
+                f"Have it end its transaction, or SELECT pg_terminate_backend({pid}); "
+                "idle_in_transaction_session_timeout ends such sessions by itself."
+                if pid is not None
+                else "See who LISTENs in a long transaction in pg_stat_activity of all databases.",
+            )
         direct = self._options.listen_database
         try:
             arrives = await self._notify_arrives()
@@ -358,9 +391,26 @@ class _Examination:
         )
         if max(each) > self._allowed:
             return "error", message, remedy
+        if (pool := self._djangos_pool()) is not None:
+            threads = max(self._options.orm_connections(loop) + thread for loop, thread in slots)
+            if threads > pool:
+                return (
+                    "warning",
+                    f"Django's pool of DATABASES[{self._database!r}] has {pool} connections a process, and a "
+                    f"worker's threads may want {threads} at a time: they wait for each other.",
+                    f"Set the pool's max_size to {threads}, or lower ASYNC_DB_THREADS or --threads.",
+                )
         if sum(each) > self._allowed or self._open > NEARLY_ALL * self._slots:
             return "warning", message, remedy
         return "ok", message, ""
+
+    def _djangos_pool(self) -> int | None:
+        """How many connections psycopg's pool has at most; None where Django has no pool."""
+        options = connections[self._database].settings_dict["OPTIONS"].get("pool")
+        if not options:
+            return None
+        given = options if isinstance(options, Mapping) else {}
+        return int(given.get("max_size") or given.get("min_size", PSYCOPGS_POOL))
 
     async def _check_clock(self) -> Result:
         difference, doubt = await clock_difference(self._store)
@@ -393,6 +443,34 @@ class _Examination:
                 "Fine during a deploy; after it, restart the workers that were left behind.",
             )
         return "ok", f"All workers have this version: {told}.", ""
+
+    async def _check_waiting(self) -> Result:
+        if self._workers is None:
+            return "not checked", "The workers' rows can't be read.", ""
+        found = await self._store.list_waiting(waiting.LIMIT)
+        workers = {
+            backend: [one for one in await select_workers(self._store, backend) if one.alive]
+            for backend in {backend for backend, _, _ in found}
+        }
+        for alias in settings.TASKS:
+            for one, alive in await self._waiting_elsewhere(alias):
+                found.append(one)
+                workers[alias] = alive
+        return waiting.judge(found, workers, list(settings.TASKS))
+
+    async def _waiting_elsewhere(self, alias: str) -> list[tuple[tuple[str, str, str], list[WorkerRow]]]:
+        """What waits of a backend that has another database, and its live workers."""
+        try:
+            config = getattr(task_backends[alias], "config", None)
+            if not isinstance(config, Options) or config.database == self._database:
+                return []
+            async with open_line(config.database, timeout=self._timeout) as line:
+                store = Store(line)
+                alive = [one for one in await select_workers(store, alias) if one.alive]
+                found = await store.list_waiting(waiting.LIMIT)
+        except (ImproperlyConfigured, InvalidTaskBackend, utils.Error):
+            return []  # a check of that backend says what is wrong with it
+        return [(one, alive) for one in found if one[0] == alias]
 
     def _alive(self) -> list[WorkerRow]:
         return [worker for worker in self._workers or () if worker.alive]

@@ -9,7 +9,17 @@ from ..backend import PostgresBackend
 from ..store.store import Store
 from .line import open_line
 
-__all__ = ["Count", "LaneUse", "Queue", "Snapshot", "Status", "WorkerRow", "read_status", "select_workers"]
+__all__ = [
+    "Count",
+    "LaneUse",
+    "Queue",
+    "Running",
+    "Snapshot",
+    "Status",
+    "WorkerRow",
+    "read_status",
+    "select_workers",
+]
 
 # Counting stops here, so that a look costs the same whatever the backlog: 10,000 in a queue, fewer
 # where there are more than 20 queues, and never below 100.
@@ -86,14 +96,28 @@ class Snapshot:
     seconds: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A task that runs, for so many seconds. ``worker``: its host and process; None where it has gone."""
+
+    id: UUID
+    task_path: str
+    seconds: float
+    worker: str | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """``queues_capped``: there are more than these. ``all_snapshots_seen``: unless the role may not."""
+    """``queues_capped``: there are more than these. ``failed_in_…``: tasks FAILED since then.
+    ``all_snapshots_seen``: unless the role may not."""
 
     backend: str
     database: str
     queues: list[Queue]
     queues_capped: bool
+    failed_in_hour: Count
+    failed_in_day: Count
+    oldest_running: Running | None
     workers: list[WorkerRow]
     oldest_snapshot: Snapshot | None
     all_snapshots_seen: bool
@@ -111,6 +135,8 @@ async def read_status(backend: PostgresBackend) -> Status:
         scheduled = await store.count_scheduled_jobs(alias, COUNT_LIMIT)
         running = await store.count_running_jobs(alias, COUNT_LIMIT)
         workers = await select_workers(store, alias, running)
+        in_hour, in_day, complete = await store.count_failed_jobs(alias, COUNT_LIMIT)
+        oldest = await store.oldest_running_job(alias, COUNT_LIMIT)
         all_seen, snapshot = await store.oldest_snapshot()
 
     running_in: Counter[str] = Counter()
@@ -121,12 +147,12 @@ async def read_status(backend: PostgresBackend) -> Status:
     queues = []
     # Of those beyond the limit nobody has counted what is READY.
     for name in sorted({*backend.queues, *ready, *scheduled, *running_in}.difference(found[QUEUE_LIMIT:])):
-        number, oldest = ready.get(name, (0, None))
+        number, waited = ready.get(name, (0, None))
         queues.append(
             Queue(
                 name=name,
                 ready=Count(number, number >= limit),
-                oldest_ready=None if oldest is None else max(0.0, oldest),
+                oldest_ready=None if waited is None else max(0.0, waited),
                 scheduled=Count(scheduled[name], all_scheduled),
                 running=Count(running_in[name], all_running),
                 workers=sum(worker.alive and worker.serves(name) for worker in workers),
@@ -137,10 +163,20 @@ async def read_status(backend: PostgresBackend) -> Status:
         database=options.database,
         queues=queues,
         queues_capped=len(found) > len(names),
+        failed_in_hour=Count(in_hour, in_hour >= COUNT_LIMIT or not complete),
+        failed_in_day=Count(in_day, in_day >= COUNT_LIMIT or not complete),
+        oldest_running=None if oldest is None else _running(*oldest, workers),
         workers=workers,
         oldest_snapshot=Snapshot(*snapshot) if snapshot else None,
         all_snapshots_seen=all_seen,
     )
+
+
+def _running(
+    id: UUID, task_path: str, worker_id: UUID | None, seconds: float, workers: list[WorkerRow]
+) -> Running:
+    names = {worker.id: f"{worker.host}:{worker.pid}" for worker in workers}
+    return Running(id, task_path, max(0.0, seconds), None if worker_id is None else names.get(worker_id))
 
 
 async def select_workers(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from .findings import Finding
-from .status import LaneUse, Snapshot, Status, WorkerRow
+from .status import LaneUse, Running, Snapshot, Status, WorkerRow
 
 __all__ = ["age", "findings_as_text", "status_as_text"]
 
@@ -28,6 +28,10 @@ def status_as_text(status: Status) -> str:
             parts.append("There are more queues than these.")
     else:
         parts.append("No task is waiting or running.")
+    parts.append(
+        f"Failed: {status.failed_in_hour} in the last hour, {status.failed_in_day} in the last day\n"
+        f"Oldest running task: {_running(status.oldest_running)}"
+    )
     if status.workers:
         header = ["worker", "queues", "lease", ">loop", ">threads", "wake-ups", "version", "id"]
         parts.append(_table(header, [_worker(worker) for worker in status.workers]))
@@ -77,6 +81,13 @@ def _worker(worker: WorkerRow) -> list[str]:
 
 def _lane(lane: LaneUse) -> str:
     return f"{lane.running:,}/{lane.slots:,}"
+
+
+def _running(task: Running | None) -> str:
+    if task is None:
+        return "none"
+    where = "on a worker that has gone" if task.worker is None else f"on {_shown(task.worker)}"
+    return f"{_shown(task.task_path)}, {age(task.seconds)}, {where} ({task.id})"
 
 
 def _snapshot(snapshot: Snapshot | None) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..sync import run_now
 from .connection_thread import ConnectionThread, fulfil
 from .drivers import DjangoDriver, Driver
-from .statement import load
+from .store import Store
 
 __all__ = ["GETS_IN", "Session", "differences", "djangos_session", "our_session"]
 
@@ -39,8 +39,7 @@ class Session(NamedTuple):
 
 
 async def our_session(driver: Driver) -> Session:
-    (row,) = await driver.fetch(load("describe_session"))
-    return Session(*row)
+    return Session(*await Store(driver).describe_session())
 
 
 async def djangos_session(alias: str, *, timeout: float) -> Session:

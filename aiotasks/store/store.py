@@ -161,6 +161,10 @@ class Store:
     async def list_queues(self, backend: str) -> list[str]:
         return [row[0] for row in await self._fetch("list_queues", backend)]
 
+    async def list_waiting(self, limit: int) -> list[tuple[str, str, str]]:
+        """The backends, queues and lanes that have READY tasks."""
+        return [(row[0], row[1], row[2]) for row in await self._fetch("list_waiting", limit)]
+
     async def has_unfinished_jobs(
         self, backend: str, queues: Sequence[str] | None, lanes: Sequence[str]
     ) -> bool:
@@ -257,6 +261,25 @@ class Store:
         rows = await self._fetch("count_running_jobs", backend, limit)
         return {(row[0], row[1], row[2]): row[3] for row in rows}
 
+    async def count_failed_jobs(self, backend: str, limit: int) -> tuple[int, int, bool]:
+        """How many FAILED in the last hour and in the last day, counted up to ``limit``; whether that is
+        all of those with a ``keep_result``."""
+        ((hour, day, complete),) = await self._fetch("count_failed_jobs", backend, limit)
+        return hour, day, complete
+
+    async def oldest_running_job(
+        self, backend: str, limit: int
+    ) -> tuple[UUID, str, UUID | None, float] | None:
+        """Its id, path and worker, and for how many seconds it has run."""
+        rows = await self._fetch("oldest_running_job", backend, limit)
+        return (rows[0][0], rows[0][1], rows[0][2], rows[0][3]) if rows else None
+
+    async def notify_queue(self) -> tuple[float, int | None, str | None, float | None]:
+        """How full NOTIFY's queue is, from 0 to 1; the session with the oldest transaction, what it is, and
+        the transaction's age in seconds."""
+        (row,) = await self._fetch("notify_queue")
+        return row[0], row[1], row[2], row[3]
+
     async def select_workers(self, backend: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await self._fetch("select_workers", backend)]
 
@@ -271,6 +294,11 @@ class Store:
         everybody, and open."""
         (row,) = await self._fetch("inspect_server")
         return row[0], row[1], row[2], row[3], row[4], row[5]
+
+    async def describe_session(self) -> tuple[Any, ...]:
+        """What session.Session has."""
+        (row,) = await self._fetch("describe_session")
+        return tuple(row)
 
     async def select_migrations(self) -> set[str]:
         """The names of those that have been applied."""

@@ -16,7 +16,16 @@ from django.db import connection, utils
 import aiotasks
 from aiotasks.operations import status as module
 from aiotasks.operations.line import open_line
-from aiotasks.operations.status import Count, LaneUse, Queue, Snapshot, Status, WorkerRow, read_status
+from aiotasks.operations.status import (
+    Count,
+    LaneUse,
+    Queue,
+    Running,
+    Snapshot,
+    Status,
+    WorkerRow,
+    read_status,
+)
 from aiotasks.operations.text import age, status_as_text
 from aiotasks.store.statement import Statement
 from aiotasks.store.store import Store
@@ -246,6 +255,9 @@ def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
             }
         ],
         "queues_capped": False,
+        "failed_in_hour": nothing,
+        "failed_in_day": nothing,
+        "oldest_running": None,
         "workers": [
             {
                 "id": str(id),
@@ -312,6 +324,9 @@ def test_the_table() -> None:
             database="default",
             queues=queues,
             queues_capped=False,
+            failed_in_hour=Count(3, capped=False),
+            failed_in_day=Count(10_000, capped=True),
+            oldest_running=Running(UUID(int=7), "shop.tasks.report", 7_300.0, "web-1:4711"),
             workers=[worker, gone],
             oldest_snapshot=Snapshot("replication slot", "standby", 1, None),
             all_snapshots_seen=True,
@@ -323,6 +338,9 @@ def test_the_table() -> None:
         "queue      ready  oldest  scheduled  running  workers",
         "default  10,000+   3 min      1,204       37        1",
         r"'a\nb'         0       -         0+        0        1",
+        "",
+        "Failed: 3 in the last hour, 10,000+ in the last day",
+        "Oldest running task: shop.tasks.report, 2 h, on web-1:4711 (00000000-0000-0000-0000-000000000007)",
         "",
         "worker            queues           lease                     loop  threads  wake-ups  version  id",
         "web-1:4711        any              24 s left               37/100     2/10  LISTEN    0.1.0    "
@@ -416,3 +434,54 @@ def test_a_mistake_in_the_settings_is_one_sentence(settings: Any, database: str)
         run("status")
     with pytest.raises(CommandError, match="TASKS has no backend 'x'; it has 'default'"):
         run("status", "--backend", "x")
+
+
+def test_failures_and_the_oldest_running_task(
+    sql: psycopg.Connection, fill: Fill, enter: Enter, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure()
+    told = status()
+    assert (told["failed_in_hour"], told["failed_in_day"]) == (2 * ({"number": 0, "capped": False},))
+    assert told["oldest_running"] is None
+    assert "Oldest running task: none" in run("status")[1]
+
+    fill("READY", 9)
+    sql.execute(
+        """
+        WITH numbered AS (SELECT id, row_number() OVER (ORDER BY id) AS n FROM aiotasks_task)
+        UPDATE aiotasks_task AS task SET status = 'FAILED',
+            finished_at = now() - CASE WHEN n < 4 THEN interval '1 min' WHEN n < 8 THEN interval '5 h'
+                ELSE interval '2 days' END,
+            keep_result = CASE WHEN n IN (1, 5, 9) THEN 'infinity'::float END
+        FROM numbered WHERE numbered.id = task.id
+        """
+    )
+    fill("READY", 5, backend="other")
+    sql.execute("UPDATE aiotasks_task SET status = 'FAILED', finished_at = now() WHERE backend = 'other'")
+    worker = enter(host="web-1", pid=4711)
+    fill("RUNNING", 3, worker=worker)
+    sql.execute(
+        """
+        UPDATE aiotasks_task SET last_attempted_at = now() - interval '1 min' WHERE status = 'RUNNING'
+        """
+    )
+    (oldest,) = sql.execute("SELECT id FROM aiotasks_task WHERE status = 'RUNNING' LIMIT 1").fetchone() or ()
+    sql.execute(
+        """
+        UPDATE aiotasks_task SET task_path = 'shop.report', last_attempted_at = now() - interval '2 h'
+        WHERE id = %s
+        """,
+        [oldest],
+    )
+    told = status()
+    assert told["failed_in_hour"] == {"number": 3, "capped": False}
+    assert told["failed_in_day"] == {"number": 7, "capped": False}
+    assert told["oldest_running"]["id"] == str(oldest)
+    assert told["oldest_running"]["worker"] == "web-1:4711"
+    assert 7_200 <= told["oldest_running"]["seconds"] < 7_300
+    text = run("status")[1]
+    assert "Failed: 3 in the last hour, 7 in the last day" in text
+    assert f"Oldest running task: shop.report, 2 h, on web-1:4711 ({oldest})" in text
+
+    monkeypatch.setattr(module, "COUNT_LIMIT", 2)
+    assert status()["failed_in_day"]["capped"]

@@ -93,7 +93,9 @@ def main() -> list[Any]:
     seen.append([call("inspect_server")[:5], call("select_storage")])
     role, rights, schemas = call("select_rights")
     seen.append([role, sorted(rights), schemas])
-    seen.append(call("select_row_security"))
+    seen.append([call("select_row_security"), call("list_waiting", 10), call("notify_queue")[0]])
+    seen.append([str(value) for value in call("describe_session")])
+    seen.append([call("count_failed_jobs", "default", 10), call("oldest_running_job", "default", 10) is None])
     seen.append([sorted(call("select_migrations")), sorted(call("select_indexes"))])
     seen.append([call("read_clock").tzinfo is not None, call("backend_pid") > 0])
     ever, month = float("-inf"), 30 * 86_400.0

@@ -112,6 +112,9 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "promote_due_jobs": lambda: ("default", 50),
         "next_due": lambda: ("default",),
         "list_queues": lambda: ("default",),
+        "list_waiting": lambda: (100,),
+        "oldest_running_job": lambda: ("default", 10),
+        "count_failed_jobs": lambda: ("default", 10),
         "has_unfinished_jobs": lambda: ("default", None, ["loop", "thread"]),
         "count_ready_jobs": lambda: ("default", QUEUES[:1], 10),
         "count_scheduled_jobs": lambda: ("default", 10),
@@ -255,13 +258,36 @@ async def test_counts_cost_by_what_they_count(conn: asyncpg.Connection, warm: di
             ("count_ready_jobs", (QUEUES, 200), "aiotasks_task_ready"),
             ("count_scheduled_jobs", (1_000,), "aiotasks_task_scheduled"),
             ("count_running_jobs", (1_000,), "aiotasks_task_running"),
+            ("oldest_running_job", (1_000,), "aiotasks_task_running"),
+            ("list_waiting", (100,), "aiotasks_task_ready"),
         ]:
-            plan = await warm[name].explain("default", *arguments)
+            arguments = arguments if name == "list_waiting" else ("default", *arguments)
+            plan = await warm[name].explain(*arguments)
             assert plan.indexes() == {index}, name
             assert "Seq Scan" not in plan.scans_of("aiotasks_task"), name
             # A page for each row that is counted, and some of the index for each queue, lane and priority.
             assert plan.buffers < 1_000 + 50 * len(QUEUES), name
             assert plan.counted() <= 1_000 + 15 * len(QUEUES), name
+
+
+async def test_failures_of_the_last_day_cost_by_what_is_counted(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    """Not by the weeks for which they are kept."""
+    await fill(conn, "FAILED", 40_000)
+    await conn.execute(
+        """
+        UPDATE aiotasks_task SET finished_at = now() - interval '10 days' * random(),
+            keep_result = CASE WHEN hashtext(id::text) % 2 = 0 THEN 86400 * 30 END
+        """
+    )
+    for analyzed in (False, True):
+        if analyzed:
+            await conn.execute("VACUUM ANALYZE aiotasks_task")
+        plan = await warm["count_failed_jobs"].explain("default", 500)
+        assert plan.indexes() == {"aiotasks_task_prunable", "aiotasks_task_kept"}
+        assert plan.counted() <= 1_600  # 500 of each kind, and those that are only counted
+        assert plan.buffers < 4_500  # an index's page and the table's for each
 
 
 async def test_the_pruners_cost_is_by_the_rows_that_it_deletes(

@@ -1,0 +1,31 @@
+-- Tasks that FAILED in the last hour and in the last day, the latest first; and whether all of those were seen that
+-- say themselves for how long they are kept: they are in an index by the end of that time.
+-- $1 backend, $2 how many to look at, of each kind
+SELECT
+    count(*) FILTER (WHERE failed.finished_at >= statement_timestamp() - interval '1 hour'),
+    count(*),
+    (
+        SELECT count(*) FROM (
+            SELECT FROM aiotasks_task AS task
+            WHERE task.backend = $1::text AND task.finished_at IS NOT NULL AND task.keep_result IS NOT NULL
+            LIMIT $2::integer
+        ) AS seen
+    ) < $2::integer
+FROM (
+    (
+        SELECT task.finished_at FROM aiotasks_task AS task
+        WHERE task.backend = $1::text AND task.status = 'FAILED' AND task.keep_result IS NULL
+          AND task.finished_at >= statement_timestamp() - interval '1 day'
+        ORDER BY task.finished_at DESC
+        LIMIT $2::integer
+    )
+    UNION ALL
+    SELECT kept.finished_at
+    FROM (
+        SELECT task.finished_at, task.status FROM aiotasks_task AS task
+        WHERE task.backend = $1::text AND task.finished_at IS NOT NULL AND task.keep_result IS NOT NULL
+        ORDER BY date_part('epoch', task.finished_at AT TIME ZONE 'UTC') + task.keep_result DESC
+        LIMIT $2::integer
+    ) AS kept
+    WHERE kept.status = 'FAILED' AND kept.finished_at >= statement_timestamp() - interval '1 day'
+) AS failed
