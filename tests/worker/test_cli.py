@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -316,19 +317,25 @@ def test_a_password_that_is_wrong(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def refuse() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(1000)
-                connection.sendall(b"N")  # no TLS
-                connection.recv(1000)
-                fields = b'SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed for user "me"\0\0'
-                connection.sendall(b"E" + (len(fields) + 4).to_bytes(4) + fields)
+            with suppress(OSError):  # the test has ended
+                while True:
+                    connection, _ = server.accept()
+                    threading.Thread(target=answer, args=[connection], daemon=True).start()
 
-        thread = threading.Thread(target=refuse)
-        thread.start()
+        def answer(connection: socket.socket) -> None:
+            fields = b'SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed for user "me"\0\0'
+            with connection, suppress(OSError):
+                words = connection.recv(1000)
+                if len(words) == 8:
+                    connection.sendall(b"N")  # no TLS
+                    words = connection.recv(1000)
+                if words:
+                    connection.sendall(b"E" + (len(fields) + 4).to_bytes(4) + fields)
+
+        threading.Thread(target=refuse, daemon=True).start()
         process = start("-m", "aiotasks.worker", env={"AIOTASKS_DB_PORT": str(server.getsockname()[1])})
         said = complaint(process)
-        thread.join()
+        server.shutdown(socket.SHUT_RDWR)
     assert said == (
         "aiotasks: PostgreSQL refuses the user or password of DATABASES['default']: "
         'password authentication failed for user "me".'
