@@ -6,7 +6,7 @@ database names, rotating passwords and subclassed engines hold for both.
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +25,14 @@ class Arguments:
 
     shared: the arguments that are the same for all of its servers.
     servers: those that differ from one server to the next, in the order in which they are tried.
-    contexts: the SSL contexts to try with each, in this order; None for plain text.
+    contexts: what to try with each for ``ssl``, in this order: a context, "prefer" as asyncpg has it, or
+        False for plain text.
     unknown: the names of parameters that asyncpg has nothing for (a system check reports them).
     """
 
     shared: dict[str, Any]
     servers: list[dict[str, Any]]
-    contexts: list[ssl.SSLContext | None]
+    contexts: Sequence[ssl.SSLContext | str | bool]
     unknown: list[str]
 
 
@@ -82,12 +83,14 @@ def connect_arguments(alias: str) -> Arguments:
     return Arguments(shared, servers, _contexts(parameters), libpq.unknown(parameters))
 
 
-def _contexts(parameters: Mapping[str, str]) -> list[ssl.SSLContext | None]:
+def _contexts(parameters: Mapping[str, str]) -> Sequence[ssl.SSLContext | str | bool]:
     mode = libpq.ssl_mode(parameters)
     if all((host or "").startswith("/") for host, _ in libpq.servers(parameters)):
-        return [None]  # a socket of this machine has no SSL, whatever is asked for
-    context = libpq.ssl_context(parameters)
-    return {"allow": [None, context], "prefer": [context, None]}.get(mode, [context])
+        return [False]  # a socket of this machine has no SSL, whatever is asked for
+    if mode == "prefer" and libpq.is_without_files(parameters):
+        return ["prefer"]  # where there is no SSL, it goes on over the same connection
+    context = libpq.ssl_context(parameters) or False
+    return {"allow": [False, context], "prefer": [context, False]}.get(mode, [context])
 
 
 # Our statements are planned once a session, for any number of rows, by their indexes. Left to itself
@@ -138,12 +141,12 @@ async def connect(alias: str, *, timeout: float, statement_cache_size: int, **op
     return connection
 
 
-async def _open(arguments: dict[str, Any], contexts: Iterable[ssl.SSLContext | None]) -> Connection:
+async def _open(arguments: dict[str, Any], contexts: Iterable[ssl.SSLContext | str | bool]) -> Connection:
     """A connection to one server, with SSL or without, whichever of ``contexts`` it takes first."""
     refusal: Exception | None = None
     for context in contexts:
         try:
-            return await asyncpg.connect(**arguments, ssl=context or False)
+            return await asyncpg.connect(**arguments, ssl=context)
         except (OSError, asyncpg.PostgresError) as error:
             # Of two refusals the one that speaks of the user or password says more than "no encryption".
             if refusal is None or not isinstance(refusal, asyncpg.PostgresError):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "is_without_files",
     "not_kept",
     "password",
     "resolve",
@@ -248,6 +249,22 @@ def ssl_mode(parameters: Mapping[str, str]) -> str:
     if negotiation == "direct" and mode in ("disable", "allow", "prefer"):
         raise ValueError(f"sslmode={mode} is too weak for sslnegotiation=direct, which wants require")
     return mode
+
+
+def is_without_files(parameters: Mapping[str, str]) -> bool:
+    """Whether nothing but the mode is given for SSL: neither a parameter nor a file in a readable home."""
+    if any(name.startswith("ssl") for name in parameters.keys() - {"sslmode"}):
+        return False
+    for name in ("root.crt", "postgresql.crt", "postgresql.key"):
+        if (file := _at_home(f".postgresql/{name}")) is not None:
+            try:
+                os.stat(file)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError:  # closed to us: asyncpg would stumble over it
+                return False
+            return False
+    return True
 
 
 def ssl_context(parameters: Mapping[str, str]) -> ssl.SSLContext | None:
