@@ -26,7 +26,7 @@ __all__ = [
     "describe",
     "explain",
     "find_room",
-    "look_at_row_security",
+    "look_at_rights",
     "queues_of",
     "reach_database",
     "slots",
@@ -110,6 +110,9 @@ async def reach_database(
     return False
 
 
+# What a worker enters itself by.
+FOR_A_LEASE = "INSERT ON aiotasks_worker"
+
 # A lease and a statement need one connection each. With one more, tasks' own queries come before LISTEN.
 FEWEST_CONNECTIONS = 2
 ENOUGH_TO_LISTEN = 4
@@ -156,16 +159,19 @@ async def find_room(held: LoopResources, *, concurrency: int, threads: int, must
     return listens
 
 
-async def look_at_row_security(store: Store, *, must: bool) -> None:
-    """Say what row-level security hides from this worker, for whom it would look like an empty table.
+async def look_at_rights(store: Store, *, must: bool) -> None:
+    """Say what keeps this worker from a lease, or what row-level security hides from it: for the worker
+    that would look like an empty table.
 
-    Raises DatabaseNotReady where it hides everything (``must``: else that is logged).
+    Raises DatabaseNotReady where it can do nothing (``must``: else that is logged).
     """
     try:
-        role, _, _ = await store.select_rights()
+        role, rights, _ = await store.select_rights()
         found = told(role, await store.select_row_security(), WORKER)
     except utils.Error:
         return  # the parts meet it, too, and wait
+    if rights is not None and FOR_A_LEASE not in rights:  # what else is missing has been met before
+        found = True, f"Role {role} lacks {FOR_A_LEASE}.", f"GRANT {FOR_A_LEASE} TO {role}"
     if found is not None:
         nothing, sentence, remedy = found
         if nothing and must:

@@ -16,7 +16,7 @@ from ..store.pools import resources
 from ..store.repeat import backoff
 from .engine import Engine
 from .execution import Execution
-from .startup import backend_of, find_room, look_at_row_security, queues_of, reach_database, slots
+from .startup import backend_of, find_room, look_at_rights, queues_of, reach_database, slots
 
 __all__ = ["Worker"]
 
@@ -201,7 +201,7 @@ class Worker:
         if not there:
             return  # told to stop before there was a database
         must = self._database_timeout is not None
-        await look_at_row_security(held.store, must=must)
+        await look_at_rights(held.store, must=must)
         room = await find_room(held, concurrency=self.concurrency, threads=self.threads, must=must)
         self.engine = Engine(
             held,

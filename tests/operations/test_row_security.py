@@ -8,8 +8,9 @@ import psycopg
 import pytest
 from django.db import ProgrammingError, connection
 
+import aiotasks
 from tests.worker import tasks
-from tests.worker.harness import Configure, Ledger, Start, start, start_worker
+from tests.worker.harness import Configure, Ledger, Start, start, start_worker, until
 
 from .conftest import check
 from .test_check import SITE, WORKER, role
@@ -95,3 +96,31 @@ def test_whom_it_does_not_concern(ledger: Ledger, secured: str, sql: psycopg.Con
     assert permissions()["verdict"] == "ok"
     sql.execute("ALTER TABLE aiotasks_task FORCE ROW LEVEL SECURITY")  # for its owner, too
     assert permissions()["verdict"] == "error"
+
+
+def test_without_a_lease_nothing_is_empty(
+    ledger: Ledger,
+    role: str,
+    sql: psycopg.Connection,
+    configure: Configure,
+    start_worker: Start,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A worker that can't enter itself has ended with 0 before it could have claimed anything."""
+    configure()
+    sql.execute(f"{WORKER}REVOKE INSERT ON aiotasks_worker FROM {role}")
+    worker = start_worker("--until-empty", ready=False)
+    assert worker.wait() == 1
+    assert f"GRANT INSERT ON aiotasks_worker TO {role}" in worker.log
+
+    async def embedded() -> None:
+        async with aiotasks.Worker() as worker:
+            waiting = asyncio.ensure_future(worker.wait_until_empty())
+            await until(lambda: "the lease can't be renewed" in caplog.text)
+            for _ in range(20):
+                await asyncio.sleep(0.05)  # each of which was enough for it
+                assert not waiting.done()
+            sql.execute(f"GRANT INSERT ON aiotasks_worker TO {role}")
+            await waiting
+
+    asyncio.run(embedded())
