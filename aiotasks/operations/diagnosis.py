@@ -447,7 +447,12 @@ class _Examination:
     async def _check_waiting(self) -> Result:
         if self._workers is None:
             return "not checked", "The workers' rows can't be read.", ""
-        found = await self._store.list_waiting(waiting.LIMIT)
+        try:
+            found = await self._store.list_waiting(waiting.LIMIT)
+        except utils.ProgrammingError as error:
+            if sqlstate(error) != FORBIDDEN:
+                raise
+            return "not checked", "This role may not read the tasks.", ""
         workers = {
             backend: [one for one in await select_workers(self._store, backend) if one.alive]
             for backend in {backend for backend, _, _ in found}
