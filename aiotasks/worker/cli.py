@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -99,6 +100,10 @@ def _number[Number: (int, float)](
 def main(argv: Sequence[str] | None = None) -> int:
     """Set Django up and run what the options ask for; returns the exit code."""
     open_standard_descriptors()
+    if os.getpid() == 1:
+        # The kernel has no default action for process 1: without a handler it couldn't be stopped while it
+        # imports the site.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     parser = argparse.ArgumentParser(
         prog="python -m aiotasks.worker", description="Run the tasks of an aiotasks backend."
     )

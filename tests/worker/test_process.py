@@ -253,15 +253,24 @@ def test_output_that_nobody_reads_does_not_keep_the_process(
     assert ledger.workers() == 0
 
 
-def test_as_process_1_it_says_what_is_missing(start: Start, ledger: Ledger) -> None:
+def test_as_process_1_it_says_what_is_missing_and_ends_while_it_imports(
+    start: Start, ledger: Ledger, tmp_path: Path
+) -> None:
+    """The kernel ignores what the first process of a container has no handler for."""
     if os.geteuid() or not shutil.which("unshare"):
         pytest.skip("needs root and unshare")
-    code = (
-        "import os, sys; os.execvp('unshare', ['unshare', '--fork', '--pid', '--kill-child', *sys.argv[1:]])"
-    )
-    process = start("-c", code, sys.executable, "-m", "aiotasks.worker", "--until-empty")
+    code = "import os, sys; os.execvp('unshare', ['unshare', '--fork', '--pid', *sys.argv[1:]])"
+    command = ["-c", code, sys.executable, "-m", "aiotasks.worker", "--until-empty"]
+    process = start(*command)
     assert process.wait() == 0
     assert "This is process 1 of its container" in process.log
+    (tmp_path / "slow.py").write_text("import time; print('importing', flush=True); time.sleep(600)\n")
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    process = start(*command, env={"PYTHONPATH": path, "DJANGO_SETTINGS_MODULE": "slow"})
+    process.wait_for("importing")
+    (inner,) = psutil.Process(process.pid).children()
+    inner.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
 
 
 # --- Processes that tasks start
