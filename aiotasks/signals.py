@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
+from contextvars import copy_context
 from enum import Enum
 from functools import partial
 from types import FunctionType
+from typing import Any
 
-import django
-from asgiref.sync import sync_to_async
+from asgiref.sync import _restore_context, sync_to_async
 from django.dispatch import Signal
 from django.tasks import signals as django_signals
 
@@ -94,7 +96,7 @@ async def asend_started(sender: type, result: AnyResult) -> None:
         case Audience.LOGS:
             signal.send_robust(sender, task_result=result)
         case Audience.RECEIVERS:
-            await signal.asend_robust(sender, task_result=result)
+            await _asend_robust(signal, sender, result)
 
 
 async def asend_finished(sender: type, result: AnyResult, exception: BaseException | None) -> None:
@@ -121,15 +123,64 @@ def send_finished(sender: type, result: AnyResult, exception: BaseException | No
 
 
 async def _asend_finished(sender: type, result: AnyResult, exception: BaseException | None) -> None:
-    send = partial(django_signals.task_finished.asend_robust, sender, task_result=result)
-    if exception is None:
-        await send()
+    await _asend_robust(django_signals.task_finished, sender, result, exception)
+
+
+async def _asend_robust(
+    signal: Signal, sender: type, result: AnyResult, exception: BaseException | None = None
+) -> None:
+    """As ``Signal.asend_robust``, but what receivers set in context variables stays set afterwards.
+
+    Django runs async receivers, and on 6.0 sync ones too, in asyncio tasks with contexts of their own.
+    """
+    sync_receivers, async_receivers, *_ = signal._live_receivers(sender)
+    call = partial(_call_robust, signal, sender, result)
+    if sync_receivers:
+        await sync_to_async(_call_all, thread_sensitive=True)(call, sync_receivers, exception)
+    if len(async_receivers) == 1:
+        await _await_robust(signal, sender, result, async_receivers[0], exception)
         return
-    if django.VERSION < (6, 1):
-        # Its asend_robust() calls sync receivers from another asyncio task, which has no exc_info.
-        await sync_to_async(send_finished, thread_sensitive=True)(sender, result, exception)
+    contexts = [copy_context() for _ in async_receivers]
+    loop = asyncio.get_running_loop()
+    await asyncio.gather(
+        *(
+            loop.create_task(_await_robust(signal, sender, result, receiver, exception), context=context)
+            for receiver, context in zip(async_receivers, contexts, strict=True)
+        )
+    )
+    for context in contexts:
+        _restore_context(context)
+
+
+def _call_all(call: Callable[[Any], None], receivers: list[Any], exception: BaseException | None) -> None:
+    if exception is None:
+        for receiver in receivers:
+            call(receiver)
         return
     try:
         raise exception
-    except BaseException:
-        await send()
+    except BaseException:  # for sys.exc_info()
+        for receiver in receivers:
+            call(receiver)
+
+
+def _call_robust(signal: Signal, sender: type, result: AnyResult, receiver: Any) -> None:
+    try:
+        receiver(signal=signal, sender=sender, task_result=result)
+    except Exception as error:  # as Django's: logged, and no matter of the task's
+        signal._log_robust_failure(receiver, error)  # type: ignore[attr-defined]  # not in the stubs
+
+
+async def _await_robust(
+    signal: Signal, sender: type, result: AnyResult, receiver: Any, exception: BaseException | None
+) -> None:
+    try:
+        if exception is None:
+            await receiver(signal=signal, sender=sender, task_result=result)
+            return
+        try:
+            raise exception
+        except BaseException:  # for sys.exc_info()
+            await receiver(signal=signal, sender=sender, task_result=result)
+    except Exception as error:  # as above
+        signal._log_robust_failure(receiver, error)  # type: ignore[attr-defined]  # not in the stubs

@@ -30,7 +30,7 @@ from ..store.transaction import current_transaction
 from ..sync import run_now
 from ..worker.backlog import Backlog
 from ..worker.claimer import Claimer
-from ..worker.execution import Execution
+from ..worker.execution import Execution, Place
 from ..worker.finisher import Finisher
 from ..worker.quarantine import Quarantine
 from ..worker.runner import Runner
@@ -301,8 +301,8 @@ class _Finisher(Finisher):
         super().__init__(store, **options)
         self._thread = thread
 
-    def tell(self, telling: Coroutine[Any, Any, None]) -> None:
-        super().tell(self._in_savepoints(telling))
+    def tell(self, telling: Coroutine[Any, Any, None], place: Place | None = None) -> None:
+        super().tell(self._in_savepoints(telling), place)
 
     async def _in_savepoints(self, telling: Coroutine[Any, Any, None]) -> None:
         savepoints = await self._thread.run(_Savepoints)

@@ -1,12 +1,15 @@
 """Execution: one claimed job on its way through the worker."""
 
 import asyncio
-from contextvars import Context
-from typing import Literal, Protocol
+from collections.abc import Iterable
+from contextvars import Context, ContextVar, copy_context
+from typing import Any, Literal, Protocol
+
+from asgiref.sync import _restore_context
 
 from ..job import AnyResult, Job, Lane, Outcome
 
-__all__ = ["Execution", "NotStarted", "Place", "Reason"]
+__all__ = ["Execution", "NotStarted", "Place", "Reason", "carry", "carry_here"]
 
 # Why we cancel a task that runs.
 type Reason = Literal["shutdown", "lost lease", "cancelled"]
@@ -25,6 +28,23 @@ class Place(Protocol):
     def release(self) -> None: ...
 
 
+def carry(source: Context, into: Context, own: Iterable[ContextVar[Any]]) -> None:
+    """Set the variables of one context in another, as asgiref does between a coroutine and its threads.
+
+    Those that a place has of its ``own`` stay as they are.
+    """
+    into.run(carry_here, source, own)
+
+
+def carry_here(source: Context, own: Iterable[ContextVar[Any]]) -> None:
+    """``carry`` into the current context."""
+    here = copy_context()
+    kept = [(variable, here[variable]) for variable in own if variable in here]
+    _restore_context(source)
+    for variable, value in kept:
+        variable.set(value)
+
+
 class Execution:
     """A job that is being run, and what has become of it so far.
 
@@ -32,7 +52,9 @@ class Execution:
     is our doing, and the job goes back instead of failing. ``result`` is the job as receivers and
     the task's context see it, made only where somebody looks. ``perhaps_written``: a statement that
     brings its outcome may have gone through. ``asked_to_end``: why it was to be cancelled while its body
-    was in a thread, which has no effect before it is back on the loop, if it ever is.
+    was in a thread, which has no effect before it is back on the loop, if it ever is. ``context``: that of
+    receivers and body; ``thread_context``: that of a body in a thread, which has its own, as one can't be
+    entered twice at a time.
     """
 
     __slots__ = (
@@ -41,6 +63,7 @@ class Execution:
         "began",
         "cancelled_for",
         "complained_of",
+        "context",
         "in_thread",
         "job",
         "lane",
@@ -50,12 +73,15 @@ class Execution:
         "result",
         "seconds",
         "task",
+        "thread_context",
     )
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.lane: Lane = job.lane  # a hint until the task is imported
         self.place: Place | None = None
+        self.context: Context | None = None
+        self.thread_context: Context | None = None
         self.task: asyncio.Task[None] | None = None
         self.result: AnyResult | None = None
         self.outcome: Outcome | None = None
@@ -67,3 +93,9 @@ class Execution:
         self.seconds = 0.0  # which a failed attempt has taken
         self.abandoned = False
         self.complained_of = False  # it has been logged that its task reached for what isn't its own
+
+    def leave_place(self) -> None:
+        """Release what its ORM calls hold."""
+        if self.place is not None:
+            self.place.release()
+            self.place = None

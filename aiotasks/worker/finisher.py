@@ -26,7 +26,7 @@ from ..store.repeat import backoff
 from ..store.store import Store
 from ..store.wakeups import Wakeup
 from ..tasks import known, result_of
-from .execution import Execution, Place
+from .execution import Execution, Place, carry
 from .failure_log import log_failure
 
 __all__ = ["Finisher"]
@@ -75,6 +75,7 @@ class Finisher:
         self._sender = sender
         self._options = options
         self._place = place
+        self._own = tuple(place().context)
         self._wake = wake
         self._on_written = written
         self._batcher: Batcher[Execution, Written] = Batcher(self._flush, limit=FINISH_LIMIT, size=_size)
@@ -148,6 +149,7 @@ class Finisher:
         self._written(execution)
 
     def _written(self, execution: Execution) -> None:
+        execution.leave_place()
         self.pending.discard(execution)
         self._on_written(execution.job)
         if not self.pending:
@@ -313,14 +315,20 @@ class Finisher:
         result = execution.result or result_of(execution.job, self._options.aliases)
         _complete(result, execution, finished_at)
         error = execution.outcome.exception if isinstance(execution.outcome, Failed) else None
+        place, execution.place = execution.place or self._place(), None
+        if execution.context is not None and execution.context is not place.context:
+            carry(execution.context, place.context, self._own)
+        if execution.thread_context is not None:
+            carry(execution.thread_context, place.context, self._own)
         if heard is not signals.Audience.RECEIVERS and logs.are_threaded():
-            signals.send_finished(self._sender, result, error)
+            place.context.run(signals.send_finished, self._sender, result, error)
+            place.release()
         else:
-            self.tell(signals.asend_finished(self._sender, result, error))
+            self.tell(signals.asend_finished(self._sender, result, error), place)
 
-    def tell(self, telling: Coroutine[Any, Any, None]) -> None:
-        """Run what calls receivers; ``all_announced`` alone waits for them."""
-        place = self._place()
+    def tell(self, telling: Coroutine[Any, Any, None], place: Place | None = None) -> None:
+        """Run what calls receivers, in ``place`` or a new one; ``all_announced`` alone waits for them."""
+        place = place or self._place()
         announcing = asyncio.get_running_loop().create_task(
             telling, context=place.context, name="aiotasks task_finished"
         )

@@ -7,11 +7,13 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from contextvars import Context
+from functools import partial
 from inspect import isawaitable
 from typing import Any, Protocol
 
+from asgiref.sync import SyncToAsync
 from django.tasks import TaskContext
-from django.tasks.signals import task_started
+from django.tasks.signals import task_finished, task_started
 
 from .. import forks, signals
 from ..codec import dump_error, dump_json
@@ -20,7 +22,7 @@ from ..exceptions import InvalidRow, TaskCancelled, UnknownTask
 from ..job import LANES, AnyTask, Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
 from ..tasks import arguments_of, known, resolve, result_of
 from .belonging import OwnTask, current
-from .execution import Execution, NotStarted, Place, Reason
+from .execution import Execution, NotStarted, Place, Reason, carry, carry_here
 from .exits import ExitRaised
 
 __all__ = ["Runner"]
@@ -70,6 +72,7 @@ class Runner:
         self._options = options
         self._threads = threads
         self._place = place
+        self._own = tuple(place().context)
         self._done = done
         self._closing = closing
         self._importer = importer
@@ -90,12 +93,13 @@ class Runner:
         self.running.add(execution)
         self._counts[execution.lane] += 1
         execution.place = self._place()
-        execution.place.context.run(current.set, execution)
+        execution.context = execution.place.context
+        execution.context.run(current.set, execution)
         # Not by loop.create_task(): _run lets nothing out that the loop must be guarded from.
         execution.task = OwnTask(
             self._run(execution),
             loop=self._loop,
-            context=execution.place.context,
+            context=execution.context,
             name=job.task_path,
             eager_start=True,
         )
@@ -138,8 +142,12 @@ class Runner:
             self._counts[execution.lane] -= 1
 
     def _finished(self, execution: Execution) -> None:
-        if execution.place is not None:
-            execution.place.release()
+        # Receivers of task_finished have the place still; where there are none it isn't kept for the write.
+        if (
+            execution.abandoned
+            or signals.audience(task_finished, self._sender) is not signals.Audience.RECEIVERS
+        ):
+            execution.leave_place()
         if execution.abandoned:
             return
         self._leave(execution)
@@ -173,14 +181,15 @@ class Runner:
             return self._unknown(job, error)
         self._move(execution, lane_of(task.func))
         args, kwargs = arguments_of(job)
-        if signals.audience(task_started, self._sender) is not signals.Audience.NOBODY:
+        told = signals.audience(task_started, self._sender) is not signals.Audience.NOBODY
+        if told:
             execution.result = result_of(job, self._options.aliases)
             await signals.asend_started(self._sender, execution.result)
         if task.takes_context:
             execution.result = execution.result or result_of(job, self._options.aliases)
             args.insert(0, TaskContext(task_result=execution.result))
         if execution.lane == "thread":
-            return await self._in_thread(execution, task, args, kwargs)
+            return await self._in_thread(execution, task, args, kwargs, told=told)
         return self._returned(await task.func(*args, **kwargs))
 
     async def _import(self, task_path: str) -> AnyTask:
@@ -231,8 +240,9 @@ class Runner:
         execution.lane = lane
 
     async def _in_thread(
-        self, execution: Execution, task: AnyTask, args: Any, kwargs: dict[str, Any]
+        self, execution: Execution, task: AnyTask, args: Any, kwargs: dict[str, Any], *, told: bool
     ) -> Outcome:
+        """``told``: receivers of task_started may have set context variables."""
         awaitables: list[Awaitable[Any]] = []
         since = forks.generation
 
@@ -254,8 +264,13 @@ class Runner:
                     forks.end(error)
                 execution.outcome = self._failed(error)
 
+        context = execution.thread_context = Context()
+        if told and execution.context is not None:
+            # What is async in there has the body's own thread, not the one of coroutine tasks.
+            context.run(SyncToAsync.thread_sensitive_context.set, None)  # type: ignore[arg-type]  # read by get()
+            carry(execution.context, context, self._own)
         try:
-            running = self._threads.run(call)
+            running = self._threads.run(partial(context.run, call))
         except NotStarted:  # said by the threads, once
             return Released(self._cancelled())
         execution.in_thread = True
@@ -267,6 +282,7 @@ class Runner:
                 self._release(execution, awaitables[0])
             raise
         if awaitables:
+            carry_here(context, self._own)
             return await self._on_loop(execution, awaitables[0])
         assert execution.outcome is not None
         return execution.outcome
