@@ -1,6 +1,8 @@
 """The project's chores: `nox -l` lists them, `nox -s NAME -- ARGUMENTS` runs one (for pytest, mostly)."""
 
 import os
+import tarfile
+import tempfile
 from pathlib import Path
 
 import nox
@@ -63,6 +65,23 @@ def clients(session: nox.Session) -> None:
         "-Wdefault",  # theirs to mend
         *session.posargs,
     )
+
+
+@nox.session(name="django", python=PYTHONS[0])
+@nox.parametrize("django", DJANGOS)
+def django_suite(session: nox.Session, django: str) -> None:
+    """Run Django's own tests of its Tasks against the backend; they come with Django's sdist."""
+    install(session)
+    wanted = f"Django~={django}.0"
+    session.install(wanted, "pip")
+    with tempfile.TemporaryDirectory() as directory:
+        download = ("pip", "download", "--quiet", "--no-deps", "--no-binary=django", f"--dest={directory}")
+        session.run("python", "-m", *download, wanted)
+        (sdist,) = Path(directory).glob("*.tar.gz")
+        with tarfile.open(sdist) as archive:
+            archive.extractall(directory, filter="data")
+        (tests,) = Path(directory).glob("*/tests")
+        session.run("python", "-m", "tests.django_suite", os.fspath(tests))
 
 
 @nox.session(python=PYTHONS[0])
