@@ -13,10 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from contextvars import Context, ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
@@ -36,11 +36,25 @@ RETRY_DELAY = 5.0
 CHECK_AFTER = 1.0
 
 
-class _Starts:
-    """Whether another thread may be started; keeps away from it for a while where the machine refuses."""
+# File descriptors that must be free for another thread with a connection: two that libpq opens for it, and
+# what the worker's own connections, files and sockets need meanwhile. Threads that were started within so
+# many seconds may not have opened theirs yet.
+CONNECTION_DESCRIPTORS = 2
+SPARE_DESCRIPTORS = 8
+CONNECT_TIME = 1.0
 
-    def __init__(self, what: str) -> None:
+
+class _Starts:
+    """Whether another thread may be started; keeps away from it for a while where the machine refuses.
+
+    ``connects``: its calls need a connection, for the most part, so descriptors must be there for it.
+    """
+
+    _latest: ClassVar[deque[float]] = deque(maxlen=100)  # when threads with connections were started
+
+    def __init__(self, what: str, *, connects: bool) -> None:
         self._what = what
+        self._connects = connects
         self._retry_at = 0.0
         self._refused = False
 
@@ -57,6 +71,11 @@ class _Starts:
         if not self.may_start():
             return None
         try:
+            if self._connects:
+                now = time.monotonic()
+                starting = sum(now - at < CONNECT_TIME for at in self._latest)
+                _demand_descriptors(SPARE_DESCRIPTORS + CONNECTION_DESCRIPTORS * (starting + 1))
+                self._latest.append(now)
             started = start()
         except (RuntimeError, MemoryError, OSError) as error:
             if not self._refused:
@@ -73,6 +92,13 @@ class _Starts:
             return None
         self._refused = False
         return started
+
+
+def _demand_descriptors(number: int) -> None:
+    """Raise OSError unless so many file descriptors are free."""
+    with ExitStack() as stack:
+        for _ in range(number):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
 
 # What a pool runs: it is given what has to be called once its work is done, before anybody hears of that.
@@ -92,6 +118,7 @@ class _Pool:
         limit: int,
         *,
         daemon: bool = True,
+        connects: bool = True,
         prepare: Callable[[], None] | None = None,
     ) -> None:
         self.threads: list[threading.Thread] = []
@@ -102,7 +129,7 @@ class _Pool:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._busy = 0  # calls that run or wait
         self._lock = threading.Lock()
-        self._starts = _Starts(what)
+        self._starts = _Starts(what, connects=connects)
 
     def capacity(self) -> int:
         """How many calls can run at a time: fewer than the limit while the machine refuses threads."""
@@ -249,7 +276,9 @@ class DefaultExecutor(ThreadPoolExecutor):
     def __init__(self, max_workers: int | None = None) -> None:
         super().__init__(max_workers, thread_name_prefix="aiotasks-default")
         limit = max_workers or min(32, (os.cpu_count() or 1) + 4)
-        self._calls = _Pool("aiotasks-default", "the loop's default executor", limit, daemon=False)
+        self._calls = _Pool(
+            "aiotasks-default", "the loop's default executor", limit, daemon=False, connects=False
+        )
         self._closed = False
         self._cancels = False
         self._calls.start()  # with one thread calls can wait, whatever the machine refuses later on
@@ -316,9 +345,10 @@ class OrmThreads:
             threading.Lock()
         )  # for all that is shared: jobs' threads, owners, whether a job has ended
         self._waiting: deque[tuple[OrmJob, _OrmCall]] = deque()
+        self._retries = False  # a look at those is due
         self._loop = asyncio.get_running_loop()
         self._blocks = BlockSlots(size)
-        self._starts = _Starts("the ORM calls of coroutine tasks")
+        self._starts = _Starts("the ORM calls of coroutine tasks", connects=True)
         # One for all jobs, entered in a context that each job gets a copy of: an ``async with`` in
         # every job took 8 % of a no-op's time.
         self._context = Context()
@@ -341,8 +371,11 @@ class OrmThreads:
                 job.thread.put(partial(self._run, job.thread, job, call))
                 return
             self._waiting.append((job, call))
+            if self._retries:
+                return
+            self._retries = True
         with suppress(RuntimeError):  # the loop has closed, and with it whoever waits for this
-            self._loop.call_soon_threadsafe(self._loop.call_later, RETRY_DELAY, self._put_waiting)
+            self._loop.call_soon_threadsafe(self._loop.call_later, RETRY_DELAY, self._retry)
 
     def leave(self, job: "OrmJob") -> None:
         """The job has ended: its thread may take another in its place."""
@@ -400,6 +433,10 @@ class OrmThreads:
         self._started += 1
         self._threads.append(thread)
         return thread
+
+    def _retry(self) -> None:
+        self._retries = False
+        self._put_waiting()
 
     def _put_waiting(self) -> None:
         for _ in range(len(self._waiting)):

@@ -15,7 +15,7 @@ import aiotasks
 from aiotasks.worker.threads import DefaultExecutor
 
 from . import connection_tasks as tasks
-from .harness import TIMEOUT, Configure, Ledger, until
+from .harness import TIMEOUT, Configure, Ledger, Start, until
 
 
 @pytest.fixture(autouse=True)
@@ -307,9 +307,21 @@ async def test_with_few_threads_the_lane_takes_fewer(
 
 async def test_orm_calls_wait_for_a_thread(configure: Configure, database: str, refuse: list[str]) -> None:
     refuse.append("aiotasks-orm")
-    result = await tasks.backend.aenqueue()
+    results = await default_task_backend.aenqueue_many(tasks.backend, [((), {})] * 20)
     async with aiotasks.Worker() as worker, asyncio.timeout(2 * TIMEOUT):
-        await until(lambda: worker.engine.orm_threads._waiting)
+        await until(lambda: len(worker.engine.orm_threads._waiting) == 20)
+        await asyncio.sleep(1)  # ten tries
         refuse.clear()
         await worker.wait_until_empty()
-    await outcomes([result])
+    await outcomes(results)
+
+
+async def test_few_file_descriptors_fail_no_task(configure: Configure, ledger: Ledger, start: Start) -> None:
+    await default_task_backend.aenqueue_many(tasks.count_sync, [((), {})] * 20)
+    await default_task_backend.aenqueue_many(tasks.backend, [((), {})] * 20)
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))"
+    code = f"{limited}; from aiotasks.worker.cli import main; raise SystemExit(main(['--until-empty']))"
+    process = start("-c", code, options={"POOL_MAX_SIZE": 2})
+    assert await asyncio.to_thread(process.wait, 2 * TIMEOUT) == 0
+    assert ledger.statuses() == {"SUCCESSFUL": 40}
+    assert "refuses another thread" in process.log
