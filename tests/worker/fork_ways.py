@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import BaseContext
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.db import connection
 
 # It says what it has inherited: how many descriptors, blocked signals, and signals that aren't ignored.
@@ -96,6 +97,14 @@ async def awaits() -> Any:
         await asyncio.sleep(0)
         os._exit(99)
     return await asyncio.to_thread(lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+async def returns_in_executor() -> Any:
+    return await asyncio.to_thread(returns)
+
+
+async def returns_in_orm_thread() -> Any:
+    return await sync_to_async(returns)()
 
 
 def orm() -> Any:
