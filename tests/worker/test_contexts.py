@@ -1,6 +1,7 @@
 """Receivers of task_started and task_finished and the body between them share one context per execution."""
 
 import asyncio
+import threading
 from contextvars import ContextVar
 from typing import Any
 
@@ -102,3 +103,29 @@ async def test_one_context_for_each_execution(database: str, number: int) -> Non
         else:
             assert result.return_value == found
     assert values() == ("", "", "", "")
+
+
+@task
+async def its_thread() -> int:
+    return await sync_to_async(threading.get_ident)()
+
+
+async def test_sync_receivers_have_the_thread_of_the_bodys_orm_calls(database: str) -> None:
+    """So what one sets for its database session is there in the others, too."""
+    told: dict[str, list[int]] = {}
+
+    def tell(task_result: Any, **kwargs: Any) -> None:
+        told.setdefault(task_result.id, []).append(threading.get_ident())
+
+    for signal in (task_started, task_finished):
+        signal.connect(tell)
+    try:
+        results = [await its_thread.aenqueue() for _ in range(12)]
+        await run_all(concurrency=12, threads=1)
+    finally:
+        for signal in (task_started, task_finished):
+            signal.disconnect(tell)
+    for result in results:
+        await result.arefresh()
+        assert told[result.id] == [result.return_value] * 2
+    assert len({result.return_value for result in results}) > 1
