@@ -26,6 +26,9 @@ from clients.site import tasks
 from clients.site.models import Item
 from tests.worker.harness import Ledger, Process, Start, wait_until
 
+# Seconds that a process may take for all these packages, which may have to be compiled first.
+LOADING = 120.0
+
 ENV = {"DJANGO_SETTINGS_MODULE": "clients.settings", "CLIENTS_FOLDER": settings.FOLDER}
 
 
@@ -38,7 +41,7 @@ def _empty(database: str) -> None:
 def work(start: Start, ledger: Ledger) -> Iterator[Process]:
     """A worker while the test lasts; at its end nothing is left to do, and it stops cleanly."""
     worker = start("-m", "aiotasks.worker", env=ENV)
-    worker.wait_for("connections: at most")
+    worker.wait_for("connections: at most", timeout=LOADING)
     yield worker
     wait_until(lambda: not ledger.statuses().keys() & {"READY", "RUNNING"})
     assert worker.stop() == 0
@@ -63,7 +66,7 @@ def test_maintenance_tasks(work: Process, ledger: Ledger) -> None:
 
 def test_crontask(work: Process, start: Start, ledger: Ledger) -> None:
     scheduler = start("-m", "django", "crontask", "--no-heartbeat", env=ENV)
-    wait_until(lambda: Item.objects.filter(name="crontask").count() >= 2)
+    wait_until(lambda: Item.objects.filter(name="crontask").count() >= 2, timeout=LOADING)
     assert scheduler.stop() == 0
 
 
