@@ -37,7 +37,8 @@ one, other = (new_result(task, str(uuid4()), None, [1, 2], {}, "default") for _ 
 assert (one.metadata, one.note, one.args) == ({}, "none", [1, 2]), one
 one.metadata["mine"] = 1
 assert other.metadata == {}
-assert pickle.loads(pickle.dumps(one)) == one
+if django.VERSION >= (6, 1):  # Django's own Task can't be pickled before
+    assert pickle.loads(pickle.dumps(one)) == one
 assert "metadata={'mine': 1}" in repr(one)
 now = timezone.now()
 names = ("default", "elsewhere", task.module_path, "thread", 5, "READY")
