@@ -142,10 +142,21 @@ class Store:
         return {row[0] for row in await self._fetch("select_cancelled_jobs", worker_id)}
 
     async def rescue_jobs(
-        self, backend: str, max_crashes: int, error: str, limit: int, cancelled: str, rescuer: UUID
+        self,
+        backend: str,
+        max_crashes: int,
+        error: str,
+        limit: int,
+        cancelled: str,
+        rescuer: UUID,
+        remaining: float = 0.0,
     ) -> list[Job]:
-        """``rescuer`` is the worker that rescues: none without a live lease, and nothing of its own."""
-        rows = await self._fetch("rescue_jobs", backend, max_crashes, error, limit, cancelled, rescuer)
+        """``rescuer`` is the worker that rescues: none without a live lease, and nothing of its own.
+        ``remaining``: seconds that its lease should have to run at the least.
+        """
+        rows = await self._fetch(
+            "rescue_jobs", backend, max_crashes, error, limit, cancelled, rescuer, remaining
+        )
         return [Job(*row) for row in rows]
 
     async def promote_due_jobs(self, backend: str, limit: int) -> list[tuple[str, float]]:
@@ -208,14 +219,15 @@ class Store:
         listening: bool | None = None,
         *,
         even_expired: bool = False,
+        remaining: float = 0.0,
         timeout: float | None = None,
     ) -> bool | None:
-        """Whether the lease was renewed: False where it has expired by the database's clock, unless
-        ``even_expired``; None where the worker's row has gone. ``listening``: whether NOTIFY wakes the
-        worker (None: not known).
+        """Whether the lease was renewed: False where it has expired by the database's clock, or would within
+        ``remaining`` seconds, unless ``even_expired``; None where the worker's row has gone. ``listening``:
+        whether NOTIFY wakes the worker (None: not known).
         """
         rows = await self._fetch(
-            "renew_lease", worker_id, lease_timeout, listening, even_expired, timeout=timeout
+            "renew_lease", worker_id, lease_timeout, listening, even_expired, remaining, timeout=timeout
         )
         return bool(rows[0][0]) if rows else None
 

@@ -162,6 +162,7 @@ class Engine:
             options=options,
             worker_id=lambda: self.lease.worker_id,
             may_rescue=self.lease.may_rescue,
+            remaining=self.lease.should_remain,
             held=self._held,
             wake=self._wake_rescued,
             announce=lambda job, error: self.finisher.tell(self._tell_of_lost(job, error)),

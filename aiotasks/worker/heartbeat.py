@@ -70,6 +70,11 @@ class Lease:
         """Seconds for which the worker may take its tasks for its own."""
         return self.deadline - _boottime()
 
+    def should_remain(self) -> float:
+        """Seconds that the lease has to run by the database's clock, unless that has stepped forward by more
+        than two intervals. (A smaller step ends no lease that is renewed in time.)"""
+        return max(0.0, self.remaining() - 2 * self.interval)
+
     def may_rescue(self) -> bool:
         """Whether others' silence can be trusted to be theirs.
 
@@ -223,11 +228,15 @@ class Heartbeat:
         worker_id = lease.worker_id
         if worker_id is not None:
             listening = self._listening()
-            renewed = await store.renew_lease(worker_id, lease.timeout, listening, timeout=timeout)
+            renewed = await store.renew_lease(
+                worker_id, lease.timeout, listening, remaining=lease.should_remain(), timeout=timeout
+            )
             if renewed is False:
                 # An outage, a pause of this process, or a step of the database's clock: others' leases
                 # may be as stale, so this worker must not rescue before they have been renewed.
-                logger.warning("The lease had expired by the database's clock worker_id=%s", worker_id)
+                logger.warning(
+                    "The lease had expired, or ends too soon, by the database's clock worker_id=%s", worker_id
+                )
                 lease.steady_since = None
                 renewed = await store.renew_lease(
                     worker_id, lease.timeout, listening, even_expired=True, timeout=timeout

@@ -41,6 +41,7 @@ class Rescuer:
         options: Options,
         worker_id: Callable[[], UUID | None],
         may_rescue: Callable[[], bool],
+        remaining: Callable[[], float],
         held: Callable[[], Iterable[UUID]],
         wake: Callable[[Sequence[Wakeup]], None],
         announce: Callable[[Job, Exception], None],
@@ -50,6 +51,7 @@ class Rescuer:
         self._options = options
         self._worker_id = worker_id
         self._may_rescue = may_rescue
+        self._remaining = remaining
         self._held = held
         self._wake = wake
         self._announce = announce
@@ -92,7 +94,13 @@ class Rescuer:
         ready = failed = 0
         while True:
             jobs = await self._store.rescue_jobs(
-                self._backend, self._options.max_crashes, lost_text, BATCH, cancelled_text, worker_id
+                self._backend,
+                self._options.max_crashes,
+                lost_text,
+                BATCH,
+                cancelled_text,
+                worker_id,
+                self._remaining(),
             )
             for job in jobs:
                 logger.warning(

@@ -68,6 +68,7 @@ def make_rescuer(options: Options, **changes: Any) -> Rescuer:
             "options": options,
             "worker_id": lambda: None,
             "may_rescue": lambda: True,
+            "remaining": lambda: 0.0,
             "held": list,
             "wake": told.extend,
             "announce": announce,
@@ -379,6 +380,16 @@ async def test_a_step_of_the_databases_clock_takes_no_task_away(
         for engine in engines:
             assert await engine.rescuer.run_once() == Rescued()
         await until(lambda: all(engine.lease.may_rescue() for engine in engines))
+        for engine in engines:
+            assert await engine.rescuer.run_once() == Rescued()
+        for engine in engines:  # a smaller step, which one of the leases has outlasted
+            await conn.execute(
+                "UPDATE aiotasks_worker SET lease_expires_at = now() + "
+                "CASE WHEN id = $1 THEN interval '1 s' ELSE interval '-1 s' END",
+                engine.lease.worker_id,
+            )
+            assert await engine.rescuer.run_once() == Rescued()
+        await until(lambda: any(not engine.lease.may_rescue() for engine in engines))
         for engine in engines:
             assert await engine.rescuer.run_once() == Rescued()
         for name in names:

@@ -120,14 +120,14 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "count_scheduled_jobs": lambda: ("default", 10),
         "count_running_jobs": lambda: ("default", 10),
         "select_workers": lambda: ("default",),
-        "rescue_jobs": lambda: ("default", 3, "{}", 50, "{}", alive),
+        "rescue_jobs": lambda: ("default", 3, "{}", 50, "{}", alive, 10.0),
         "cancel_jobs": lambda: (one, "default", "{}"),
         "select_cancelled_jobs": lambda: (alive,),
         "release_lost_claims": lambda: (alive, one, 10.0, "{}"),
         "prune_jobs": lambda: ("default", "SUCCESSFUL", 86_400.0, -math.inf, 50),
         "prune_kept_jobs": lambda: ("default", -math.inf, 50),
         "remove_dead_workers": lambda: ("default", alive),
-        "renew_lease": lambda: (alive, 30.0, True, False),
+        "renew_lease": lambda: (alive, 30.0, True, False, 10.0),
     }
     return {name: Prepared(conn, name, made) for name, made in arguments.items()}
 

@@ -3,9 +3,12 @@
 -- nothing, where the lease has expired by the database's clock, unless $4 says to renew it all the same:
 -- as long as the row stands nobody has missed the worker, so nothing of it was lost. (The worker learns of
 -- it before its lease is live again, because then others' leases may be as stale: see rescue_jobs.)
--- $1 worker id, $2 seconds, $3 whether it listens (NULL: not known), $4 whether to renew an expired lease
+-- So does a step that it has outlasted itself: the lease ends sooner than it should.
+-- $1 worker id, $2 seconds, $3 whether it listens (NULL: not known), $4 whether to renew an expired lease,
+-- $5 seconds that the lease should have to run at the least
 WITH mine AS MATERIALIZED (
-    SELECT worker.id, $4::boolean OR worker.lease_expires_at > clock_timestamp() AS goes
+    SELECT worker.id, $4::boolean OR worker.lease_expires_at
+            > clock_timestamp() + make_interval(secs => $5::double precision) AS goes
     FROM aiotasks_worker AS worker
     WHERE worker.id = $1::uuid
 ), renewed AS (

@@ -7,11 +7,13 @@
 -- mustn't hold up the others.
 -- $1 backend, $2 crashes after which a task fails, where it says nothing itself,
 -- $3 the error to store (JSON text), $4 how many at the most,
--- $5 the error of a cancelled task, $6 the id of the worker that rescues
+-- $5 the error of a cancelled task, $6 the id of the worker that rescues,
+-- $7 seconds that its lease should have to run at the least
 WITH rescuer AS MATERIALIZED (
     SELECT worker.id
     FROM aiotasks_worker AS worker
-    WHERE worker.id = $6::uuid AND worker.lease_expires_at > clock_timestamp()
+    WHERE worker.id = $6::uuid
+      AND worker.lease_expires_at > clock_timestamp() + make_interval(secs => $7::double precision)
 ), lost AS MATERIALIZED (
     SELECT task.ctid AS place, task.crashes + 1 AS crashes,
            task.cancel_requested_at IS NOT NULL AS cancelled,
