@@ -302,7 +302,7 @@ class Runner:
     def _release(self, execution: Execution, awaitable: Awaitable[Any]) -> None:
         """It was abandoned in its thread, so nobody is left to await what has come out of it."""
         _close(awaitable)
-        execution.outcome = Released()
+        execution.outcome = Released(self._cancelled())
 
     def _returned(self, value: Any) -> Succeeded:
         return Succeeded(*dump_json(value, where="the return value", limit=self._options.max_result_size))
