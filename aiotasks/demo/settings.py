@@ -35,7 +35,21 @@ TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "handlers": {"console": {"class": "rich.logging.RichHandler", "show_path": False, "show_time": False}},
+    "filters": {
+        # Tasks that fail are listed at the end.
+        "no_failures": {
+            "()": "django.utils.log.CallbackFilter",
+            "callback": lambda record: record.module != "failure_log",
+        }
+    },
+    "handlers": {
+        "console": {
+            "class": "rich.logging.RichHandler",
+            "show_path": False,
+            "show_time": False,
+            "filters": ["no_failures"],
+        }
+    },
     "root": {"handlers": ["console"], "level": "WARNING"},
     "loggers": {
         "django": {"level": "WARNING"},
