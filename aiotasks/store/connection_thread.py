@@ -2,7 +2,6 @@
 
 import logging
 import queue
-import select
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 from django.db import connections
 
 from .. import forks
-from .thread_sessions import ThreadSession, sessions_of_this_thread
+from .thread_sessions import ThreadSession, has_pool, has_something_to_say, sessions_of_this_thread
 
 __all__ = ["IDLE_TIMEOUT", "ConnectionThread", "ThreadConnections", "fulfil", "tidy"]
 
@@ -61,7 +60,7 @@ class ThreadConnections:
             if session.is_private():
                 tidy(session.discard)
             elif connection.connection is not None:
-                if _has_pool(connection):
+                if has_pool(connection):
                     tidy(connection.close)
                 elif session.used:
                     session.used, session.used_at = False, time.monotonic()
@@ -72,7 +71,7 @@ class ThreadConnections:
         is_private = self.are_private()
         if not is_private:
             for session in self._sessions.values():
-                if session.connection.connection is not None and _has_pool(session.connection):
+                if session.connection.connection is not None and has_pool(session.connection):
                     tidy(session.connection.close)
         return is_private
 
@@ -180,26 +179,12 @@ def _check(session: ThreadSession) -> None:
     unused = session.used_at and now - session.used_at > IDLE_TIMEOUT
     if expired or unused:
         connection.close()
-    elif connection.errors_occurred or _has_something_to_say(connection.connection):
+    elif connection.errors_occurred or has_something_to_say(connection.connection):
         if connection.is_usable():
             connection.errors_occurred = False
         else:
             connection.close()
     connection.health_check_done = False  # Django's own, before the next statement: CONN_HEALTH_CHECKS
-
-
-def _has_pool(connection: Any) -> bool:
-    return bool(connection.settings_dict["OPTIONS"].get("pool"))
-
-
-def _has_something_to_say(connection: Any) -> bool:
-    """Whether an idle connection can be read from: what a server says unasked is good-bye."""
-    try:
-        poll = select.poll()  # select() fails above 1,024 descriptors
-        poll.register(connection, select.POLLIN)
-        return bool(poll.poll(0))
-    except (OSError, ValueError, AttributeError, TypeError):
-        return True
 
 
 def tidy(close: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ temporary tables, open cursors and transactions. With row-level security such a 
 task may see, so a task must never get a session that another one has changed.
 """
 
+import select
 import threading
 from collections.abc import Callable
 from functools import cache, partial
@@ -17,7 +18,7 @@ from django.db.backends.utils import CursorWrapper
 
 from .statement_text import changes_session
 
-__all__ = ["ThreadSession", "sessions_of_this_thread"]
+__all__ = ["ThreadSession", "has_pool", "has_something_to_say", "sessions_of_this_thread"]
 
 # By connection: the sessions of this thread. Only threads of ours have the attribute.
 _thread = threading.local()
@@ -163,6 +164,20 @@ def _observed(kind: type[CursorWrapper]) -> type[CursorWrapper]:
     return Observed
 
 
+def has_pool(connection: Any) -> bool:
+    return bool(connection.settings_dict["OPTIONS"].get("pool"))
+
+
+def has_something_to_say(connection: Any) -> bool:
+    """Whether an idle connection can be read from: what a server says unasked is good-bye."""
+    try:
+        poll = select.poll()  # select() fails above 1,024 descriptors
+        poll.register(connection, select.POLLIN)
+        return bool(poll.poll(0))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return True
+
+
 def _transaction_status(raw: Any) -> int:
     """PostgreSQL's word on the transaction: also for one that Django knows nothing of."""
     try:
@@ -178,6 +193,21 @@ def _close_for_good(raw: Any) -> None:
         pgconn.finish()
 
 
+def _replace_dead(connection: Any) -> None:
+    """Where the pool has given a connection that was cut while it lay there, take the next one.
+
+    Django has a pool look only with CONN_HEALTH_CHECKS, by a query each time.
+    """
+    for _ in range(connection.pool.max_size):
+        raw = connection.connection
+        if not has_something_to_say(raw) or connection.is_usable():
+            return
+        _close_for_good(raw)  # the pool would keep it: it hasn't heard of that end either
+        connection.close()
+        connection.connection = connection.get_new_connection(connection.get_connection_params())
+        connection.set_autocommit(connection.settings_dict["AUTOCOMMIT"])
+
+
 def _connected(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
     """The receiver of ``connection_created``."""
     sessions: dict[BaseDatabaseWrapper, ThreadSession] | None = getattr(_thread, "sessions", None)
@@ -187,6 +217,8 @@ def _connected(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
         or connections[connection.alias] is not connection
     ):
         return  # not a thread of ours, or a copy that is its maker's
+    if has_pool(connection):
+        _replace_dead(connection)
     if (session := sessions.get(connection)) is None:
         session = sessions[connection] = ThreadSession(connection)
     session.connected()

@@ -5,6 +5,7 @@ for whoever reads stdout. A thread can't be stopped, so all of this is waited fo
 """
 
 import atexit
+import concurrent.futures.thread
 import logging
 import os
 import sys
@@ -80,5 +81,11 @@ def _within(seconds: float, call: Callable[[], object], *, told: Callable[[], No
 
 def _tell_of_threads() -> None:
     main = threading.main_thread()
-    names = [thread.name for thread in threading.enumerate() if not thread.daemon and thread is not main]
+    # An executor's threads are waited for even if they are daemons, as those made in a sync task are.
+    executors = set(concurrent.futures.thread._threads_queues)
+    names = [
+        thread.name
+        for thread in threading.enumerate()
+        if (not thread.daemon or thread in executors) and thread is not main
+    ]
     logger.warning("Threads that tasks have left behind hold up the exit names=%s", ", ".join(names))

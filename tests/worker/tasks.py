@@ -627,6 +627,10 @@ async def leave_behind(way: str, path: str) -> None:
             threading.Timer(3600, print).start()
         case "executors":
             ThreadPoolExecutor(thread_name_prefix="left-pool").submit(forever.wait)
+            daemons = ThreadPoolExecutor(thread_name_prefix="left-daemons")
+            thread = threading.Thread(target=daemons.submit, args=[forever.wait], daemon=True)
+            thread.start()
+            thread.join()
             asyncio.get_running_loop().run_in_executor(None, forever.wait)
         case "an asyncio task":
             _background.add(asyncio.get_running_loop().create_task(never_end.func(), name="left-task"))

@@ -119,6 +119,26 @@ async def test_more_tasks_than_the_pool_has_connections(pooled: None, database: 
     await outcomes([*waiting, *sync])
 
 
+async def test_a_pool_of_dead_connections(pooled: None, database: str) -> None:
+    """The server has ended them all while they lay in the pool: no task gets one."""
+    asyncio.get_running_loop().set_default_executor(DefaultExecutor())
+    admin = await asyncpg.connect(database)
+    async with aiotasks.Worker(threads=4) as worker, asyncio.timeout(2 * TIMEOUT):
+        for _ in range(2):  # threads that are new, and threads that have had a connection
+            connections["default"].pool.open()
+            connections["default"].pool.resize(4, 4)
+            await asyncio.to_thread(connections["default"].pool.wait)
+            lying = [one.info.backend_pid for one in connections["default"].pool._pool]
+            for pid in lying:
+                await admin.fetchval("SELECT pg_terminate_backend($1, 5000)", pid)
+            assert lying
+            kinds = (tasks.backend, tasks.backend_sync, tasks.backend_in_executor)
+            results = [await kind.aenqueue() for kind in kinds * 2]
+            await worker.wait_until_empty()
+            assert not set(lying) & set(await outcomes(results))
+    await admin.close()
+
+
 # --- DEBUG
 
 

@@ -194,7 +194,7 @@ async def _block_until(condition: Callable[[], object]) -> None:
 
 LEFT = {
     "a thread": r"left behind hold up the exit names=left-thread, Thread-\d+\n",
-    "executors": r"left behind hold up the exit names=aiotasks-default-1, left-pool_0\n",
+    "executors": r"left behind hold up the exit names=aiotasks-default-1, left-pool_0, left-daemons_0\n",
     "an asyncio task": r"left behind do not end names=left-task\n",
     "a child": r"The process ends before its atexit functions have",
     "atexit": r"The process ends before its atexit functions have",
