@@ -148,7 +148,7 @@ def database(
         yield dsn
     connections.close_all()
     # In async tests the ORM runs on asgiref's one thread for all.
-    SyncToAsync.single_thread_executor.submit(connections.close_all).result()
+    SyncToAsync.single_thread_executor.submit(connections.close_all).result(timeout=30)
 
 
 @pytest.fixture

@@ -70,7 +70,6 @@ def test_backends_without_a_worker(
     ("pool", "told"), [(True, "4"), ({"min_size": 1, "max_size": 12}, "12"), ({"max_size": 30}, None)]
 )
 def test_a_pool_smaller_than_the_threads(enter: Enter, pool: Any, told: str | None) -> None:
-    pytest.importorskip("psycopg_pool")
     enter(threads=10)
     connection.close()
     with params(OPTIONS={"pool": pool}):

@@ -26,7 +26,10 @@ def _terminated(context: BaseContext) -> int | None:
     child = context.Process(target=time.sleep, args=[600])
     child.start()
     child.terminate()
-    child.join(20)
+    end = time.monotonic() + 20
+    # join() may return without the code: another thread that starts a Process reaps this one, too.
+    while child.exitcode is None and time.monotonic() < end:
+        child.join(1)
     if child.exitcode is None:
         child.kill()
     return child.exitcode
