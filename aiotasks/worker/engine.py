@@ -26,6 +26,7 @@ from .belonging import current
 from .canceller import Canceller
 from .claimer import Claimer
 from .execution import Execution
+from .failure_log import log_failure
 from .finisher import Finisher
 from .guard import LoopGuard
 from .handover import hand_over
@@ -317,8 +318,8 @@ class Engine:
         return stuck or not heard
 
     async def _give_back(self, executions: Sequence[Execution], timeout: float) -> None:
-        for execution in executions:  # each anew: a thread may still set the outcome of its own
-            self._drop(execution.job)
+        for execution in executions:
+            self.finisher.finish(execution.given_back())
         if not await self.finisher.flush(timeout) and self.finisher.pending:
             logger.error("Could not release tasks; they stay RUNNING until the lease expires")
 
@@ -410,7 +411,7 @@ class Engine:
 
     def _done(self, execution: Execution) -> None:
         self.finisher.finish(execution)
-        if execution.in_thread:
+        if execution.in_thread and execution.began is not None:
             self.backlog.took(time.monotonic() - execution.began)
         self.claimer.slot_freed()
         self.changed.set()
@@ -483,8 +484,9 @@ class Engine:
             self.runner.cancel(execution, "lost lease")
 
     async def _tell_of_lost(self, job: Job, error: Exception) -> None:
-        """``task_finished`` for a task that its rescue has failed."""
+        """The log and ``task_finished`` for a task that its rescue has failed."""
         self.finisher.failed += 1
+        log_failure(job, job.errors[-1])
         try:
             result = await asyncio.get_running_loop().run_in_executor(  # as it may import the task
                 self.importer, result_of, job, self._options.aliases

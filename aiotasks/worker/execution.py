@@ -1,13 +1,14 @@
 """Execution: one claimed job on its way through the worker."""
 
 import asyncio
+import time
 from collections.abc import Iterable
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Literal, Protocol
 
 from asgiref.sync import _restore_context
 
-from ..job import AnyResult, Job, Lane, Outcome
+from ..job import AnyResult, Job, Lane, Outcome, Released
 
 __all__ = ["Execution", "NotStarted", "Place", "Reason", "carry", "carry_here"]
 
@@ -89,10 +90,23 @@ class Execution:
         self.cancelled_for: Reason | None = None
         self.asked_to_end: Reason | None = None
         self.in_thread = False  # its body has gone to a thread, which can't be cancelled
-        self.began = 0.0  # when it, or its body in its thread, has begun, by the monotonic clock
-        self.seconds = 0.0  # which a failed attempt has taken
+        self.began: float | None = None  # when it, or its body in its thread, has begun: monotonic clock
+        self.seconds: float | None = None  # which the attempt has taken; None if it hasn't ended, or begun
         self.abandoned = False
         self.complained_of = False  # it has been logged that its task reached for what isn't its own
+
+    def end(self, outcome: Outcome) -> None:
+        """Set ``seconds`` and then its outcome. Called in the thread in which the body has ended."""
+        if self.seconds is None and self.began is not None:
+            self.seconds = time.monotonic() - self.began
+        self.outcome = outcome
+
+    def given_back(self) -> "Execution":
+        """Another execution of its claim, with the outcome Released: its thread may still set this one's."""
+        other = Execution(self.job)
+        other.began = self.began
+        other.end(Released())
+        return other
 
     def leave_place(self) -> None:
         """Release what its ORM calls hold."""

@@ -8,8 +8,7 @@ from django.tasks import signals as django_signals
 
 from .. import logs
 from ..codec import decode
-from ..job import Failed
-from .execution import Execution
+from ..job import Job
 
 __all__ = ["log_failure"]
 
@@ -22,25 +21,28 @@ MESSAGE_LIMIT = 1000
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def log_failure(execution: Execution, failed: Failed) -> None:
-    """Log that an attempt has failed, with the stored text of its error, which REDACT has seen.
+def log_failure(job: Job, text: str, seconds: float | None = None) -> None:
+    """Log that an attempt has failed, with the stored ``text`` of its error, which REDACT has seen.
+
+    ``seconds``: how long the attempt has taken; None, which is left out, if its worker was killed or it
+    wasn't begun.
 
     At WARNING and without ``exc_info``: Django's own record of it, at ERROR, is what error trackers
     report and what is mailed to ADMINS, and once is enough. The traceback is left out where the same
     handler shows it with Django's record.
     """
-    job, stored = execution.job, decode(failed.text)
+    stored = decode(text)
     traceback: str = stored["traceback"].rstrip("\n")
     shown = ""
     if "\n" in traceback and not _is_shown_by_django():
         # Indented, so that no message can look like a line of its own.
         shown = "\n" + indent(_CONTROLS.sub(_escaped, traceback), "  ")
     logger.warning(
-        "task failed path=%r id=%s attempt=%d seconds=%.3f error=%r%s",
+        "task failed path=%r id=%s attempt=%d%s error=%r%s",
         job.task_path,
         job.id,
         len(job.worker_ids),
-        execution.seconds,
+        "" if seconds is None else f" seconds={seconds:.3f}",
         _last_words(stored["class"], traceback)[:MESSAGE_LIMIT],
         shown,
     )

@@ -137,7 +137,7 @@ class Finisher:
         if written is not None:
             if isinstance(outcome, Failed):
                 self.failed += 1
-                log_failure(execution, outcome)
+                log_failure(execution.job, outcome.text, execution.seconds)
             else:
                 self.succeeded += 1
             try:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from uuid import UUID
 
-from ..job import Job, Released
+from ..job import Job
 from ..store.store import Store
 from .execution import Execution
 from .finisher import Finisher
@@ -30,16 +30,9 @@ async def hand_over(
         if execution in blamed:
             continue
         if execution.outcome is None:
-            # Another object: the execution's thread may set its outcome meanwhile.
-            execution = _given_back(execution.job)
+            execution = execution.given_back()
         finisher.finish(execution)
     for job in unstarted:
-        finisher.finish(_given_back(job))
+        finisher.finish(Execution(job).given_back())
     await finisher.flush(timeout)
     await store.remove_worker(worker_id)
-
-
-def _given_back(job: Job) -> Execution:
-    execution = Execution(job)
-    execution.outcome = Released()
-    return execution

@@ -152,22 +152,20 @@ class Runner:
             return
         self._leave(execution)
         if execution.outcome is None:  # cancelled before its first step, or by itself at its last
-            execution.outcome = self._raised(execution, asyncio.CancelledError("the task cancelled itself"))
-        if isinstance(execution.outcome, Failed):
-            execution.seconds = time.monotonic() - execution.began
+            execution.end(self._raised(execution, asyncio.CancelledError("the task cancelled itself")))
         self._done(execution)
 
     async def _run(self, execution: Execution) -> None:
         since = forks.generation
         try:
-            execution.outcome = await self._outcome(execution)
+            execution.end(await self._outcome(execution))
             if forks.generation != since:
                 forks.end()
         except BaseException as error:  # all of it is the task's: SystemExit must not stop the loop
             if forks.generation != since:
                 forks.end(error)
             if not execution.abandoned:  # else the outcome is its thread's to set
-                execution.outcome = self._raised(execution, error)
+                execution.end(self._raised(execution, error))
 
     async def _outcome(self, execution: Execution) -> Outcome:
         job = execution.job
@@ -258,11 +256,11 @@ class Runner:
                     if execution.abandoned:
                         self._release(execution, value)
                 else:
-                    execution.outcome = self._returned(value)
+                    execution.end(self._returned(value))
             except BaseException as error:  # as on the loop
                 if forks.generation != since:
                     forks.end(error)
-                execution.outcome = self._failed(error)
+                execution.end(self._failed(error))
 
         context = execution.thread_context = Context()
         if told and execution.context is not None:
@@ -302,7 +300,7 @@ class Runner:
     def _release(self, execution: Execution, awaitable: Awaitable[Any]) -> None:
         """It was abandoned in its thread, so nobody is left to await what has come out of it."""
         _close(awaitable)
-        execution.outcome = Released(self._cancelled())
+        execution.end(Released(self._cancelled()))
 
     def _returned(self, value: Any) -> Succeeded:
         return Succeeded(*dump_json(value, where="the return value", limit=self._options.max_result_size))

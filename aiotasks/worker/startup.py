@@ -47,7 +47,8 @@ def backend_of(alias: str) -> PostgresBackend:
         )
     errors = [message for message in backend.check() if message.is_serious()]
     if errors:
-        raise ImproperlyConfigured(" ".join(str(message.msg) for message in errors))
+        sentences = [str(text) for message in errors for text in (message.msg, message.hint) if text]
+        raise ImproperlyConfigured(" ".join(sentences))
     return backend
 
 

@@ -1,7 +1,10 @@
 """``acancel()``: what waits ends at once, what runs is asked to, what is final stays."""
 
+import asyncio
 import json
 import pickle
+import re
+import time
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -86,16 +89,28 @@ async def test_the_rescue_of_a_cancelled_task_fails_it(database: str, conn: asyn
     assert result.errors[-1].exception_class_path == "cancelled"
 
 
-async def test_a_cancelled_task_is_not_given_back_at_a_shutdown(database: str) -> None:
+def logged_seconds(caplog: pytest.LogCaptureFixture) -> float:
+    """How long the one failed attempt has taken, by its line of the log."""
+    (seconds,) = re.findall(r"task failed .* seconds=(\d+\.\d{3}) error=", caplog.text)
+    return float(seconds)
+
+
+async def test_a_cancelled_task_is_not_given_back_at_a_shutdown(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
     result = await tasks.asleep.aenqueue(60.0)
     async with worker(grace=0.0):
         await begun(result)
+        begun_at = time.monotonic()
         # Behind the worker's back, so that the shutdown finds it before the worker has seen it.
         store = resources(backend().config).store
         with_no_wake_up = await store.cancel_jobs(
             [result_uuid(result)], "default", '{"class":"","traceback":""}'
         )
         assert [job.status for job in with_no_wake_up] == ["RUNNING"]
+        await asyncio.sleep(0.05)
+        at_least = time.monotonic() - begun_at
+    assert logged_seconds(caplog) >= round(at_least, 3)
     await result.arefresh()
     assert result.status == TaskResultStatus.FAILED
     assert result.errors[-1].exception_class_path == "aiotasks.exceptions.TaskCancelled"
@@ -103,7 +118,7 @@ async def test_a_cancelled_task_is_not_given_back_at_a_shutdown(database: str) -
 
 @pytest.mark.parametrize("task", [worker_tasks.wait_in_thread, worker_tasks.swallow_cancellation_again])
 async def test_a_cancelled_task_that_outlasts_a_shutdown_is_failed(
-    database: str, heard: list[Heard], task: Task
+    database: str, heard: list[Heard], task: Task, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It isn't left RUNNING, to be rescued as a crash and called killed or hung."""
     worker_tasks.seen.clear()
@@ -112,7 +127,11 @@ async def test_a_cancelled_task_that_outlasts_a_shutdown_is_failed(
     try:
         async with worker(grace=0.0, own_process=True):
             await until(lambda: worker_tasks.seen == ["outlasts"])
+            begun_at = time.monotonic()
             assert await result.acancel()
+            await asyncio.sleep(0.05)
+            at_least = time.monotonic() - begun_at
+        assert logged_seconds(caplog) >= round(at_least, 3)
         await result.arefresh()
     finally:
         worker_tasks.released.set()

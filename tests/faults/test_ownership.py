@@ -543,8 +543,10 @@ async def test_a_claim_never_exceeds_the_free_slots(
     assert max(tasks.seen) <= 10
 
 
-async def test_the_rescuer_sends_task_finished(configure: Configure, conn: asyncpg.Connection) -> None:
-    """7: for the task that it fails, with the stored result and the error."""
+async def test_the_rescuer_sends_task_finished(
+    configure: Configure, conn: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """7: for the task that it fails, with the stored result and the error. Nobody knows how long it ran."""
     configure(LEASE_TIMEOUT=1)
     options = task_backends["default"].config
     result = await tasks.kill_worker_fatally.aenqueue()
@@ -563,6 +565,7 @@ async def test_the_rescuer_sends_task_finished(configure: Configure, conn: async
         task_finished.disconnect(receiver)
     await result.arefresh()
     assert told == [(PostgresBackend, result.id, TaskResultStatus.FAILED, result.finished_at, WorkerLost)]
+    assert f"task failed path={result.task.module_path!r} id={result.id} attempt=1 error='" in caplog.text
 
 
 async def test_a_rescue_that_only_loggers_hear_is_logged(

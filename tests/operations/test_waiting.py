@@ -123,7 +123,7 @@ ROOT_URLCONF = "site_urls"
 
 
 def manage(
-    folder: Path, env: dict[str, str], apps: list[str], *arguments: str
+    folder: Path, env: dict[str, str], apps: list[str], *arguments: str, module: str = "django"
 ) -> subprocess.CompletedProcess[str]:
     (folder / "site_settings.py").write_text(
         SETTINGS.format(apps=apps, file=os.fspath(folder / "db.sqlite3"))
@@ -132,7 +132,7 @@ def manage(
         "from django.tasks import task\n@task\ndef one(): pass\nurlpatterns = []\n"
     )
     return subprocess.run(
-        [sys.executable, "-m", "django", *arguments],
+        [sys.executable, "-m", module, *arguments],
         env={
             **env,
             "DJANGO_SETTINGS_MODULE": "site_settings",
@@ -160,6 +160,10 @@ def test_an_app_that_is_not_installed(worker_env: dict[str, str], tmp_path: Path
     done = manage(tmp_path, worker_env, [], "check")
     assert done.returncode == 1
     assert "INSTALLED_APPS doesn't have it" in done.stderr
+    # Where nothing imports Django's tasks, `check` asks no backend: the worker says it all the same.
+    done = manage(tmp_path, worker_env, [], module="aiotasks.worker")
+    assert done.returncode == 1
+    assert 'INSTALLED_APPS doesn\'t have it. Add "aiotasks" to INSTALLED_APPS and run' in done.stderr
 
 
 def test_a_search_path_for_other_tables_is_fine(enter: Enter, sql: psycopg.Connection) -> None:
