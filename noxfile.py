@@ -60,8 +60,8 @@ def clients(session: nox.Session) -> None:
     session.install("-r", "requirements/clients.txt", "-e", ".")
     session.run(
         "pytest",
-        "clients",
-        "--ds=clients.settings",
+        "tests/clients",
+        "--ds=tests.clients.settings",
         "-Wdefault",  # theirs to mend
         *session.posargs,
     )

@@ -35,6 +35,10 @@ os.environ.update([RUN_MARK])
 
 LEFT_BEHIND = pytest.StashKey[list[str]]()
 
+# What needs another site's settings, and packages that only requirements/clients.txt has, is collected with
+# these settings alone: `nox -s clients`.
+CLIENTS, CLIENTS_SETTINGS = ROOT / "tests" / "clients", "tests.clients.settings"
+
 
 class RunningServer:
     """A server that isn't ours (AIOTASKS_TEST_DSN), with what it can have of PostgresServer's interface."""
@@ -48,6 +52,12 @@ class RunningServer:
 
     def dsn(self, database: str = "postgres") -> str:
         return self._url._replace(path=f"/{database}").geturl()
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    if collection_path == CLIENTS and os.environ["DJANGO_SETTINGS_MODULE"] != CLIENTS_SETTINGS:
+        return True
+    return None  # others may ignore it
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

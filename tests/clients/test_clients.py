@@ -22,15 +22,15 @@ from overseer.models import Job
 from wagtail.models import Page
 from wagtail.search.backends import get_search_backend
 
-from clients import reports
-from clients.site import tasks
-from clients.site.models import Item
+from tests.clients import reports
+from tests.clients.site import tasks
+from tests.clients.site.models import Item
 from tests.worker.harness import Ledger, Process, Start, wait_until
 
 # Seconds that a process may take for all these packages, which may have to be compiled first.
 LOADING = 120.0
 
-ENV = {"DJANGO_SETTINGS_MODULE": "clients.settings", "CLIENTS_FOLDER": settings.FOLDER}
+ENV = {"DJANGO_SETTINGS_MODULE": "tests.clients.settings", "CLIENTS_FOLDER": settings.FOLDER}
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_overseer(work: Process, ledger: Ledger) -> None:
 
 def test_maintenance_tasks(work: Process, ledger: Ledger) -> None:
     Item.objects.bulk_create([Item(name=str(n)) for n in range(10)])
-    run = runner.start("clients.site.maintenance_tasks.Backfill")
+    run = runner.start("tests.clients.site.maintenance_tasks.Backfill")
     wait_until(lambda: Run.objects.get(pk=run.pk).status == Run.Status.SUCCEEDED)
     assert Item.objects.filter(done=True).count() == 10
 

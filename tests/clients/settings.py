@@ -10,17 +10,17 @@ from opentelemetry.instrumentation.django import DjangoInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
-from clients import reports
+from tests.clients import reports
 from tests.settings import *  # noqa: F403
 
 FOLDER = os.environ.setdefault("CLIENTS_FOLDER", tempfile.mkdtemp(prefix="clients-"))
 
 STATIC_URL = "static/"
-ROOT_URLCONF = "clients.site.urls"
+ROOT_URLCONF = "tests.clients.site.urls"
 ALLOWED_HOSTS = ["*"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 INSTALLED_APPS = [
-    "clients.site",
+    "tests.clients.site",
     "aiotasks",
     "crontask",
     "django_periodic_tasks",
