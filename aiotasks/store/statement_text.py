@@ -1,10 +1,10 @@
-"""What a statement's text shows of the session that it is executed in: may it leave that changed?"""
+"""What a statement's text shows: may it leave its session changed, may it write?"""
 
 import re
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["changes_session"]
+__all__ = ["changes_session", "may_write"]
 
 # Characters from which on no statement's answer is remembered: a bulk insert is as long as its rows are many.
 LONG = 4000
@@ -53,7 +53,7 @@ _CHANGE = re.compile(
 
 # SELECT function(…), and SELECT … FROM function(…): what the function does isn't to be
 # seen, unless it is one of PostgreSQL's own that everybody uses.
-_SELECT = re.compile(_SKIPPED + r"(?:select|values|with|table|explain)\b", re.DOTALL)
+_SELECT = re.compile(_SKIPPED + r"(?:copy|select|values|with|table|explain)\b", re.DOTALL)
 _LITERAL = re.compile(r"'[^']*'")
 _FROM = re.compile(r"\bfrom\b")
 _CALL = re.compile(r'([\w$]+)"?\s*\(')
@@ -72,7 +72,7 @@ _HARMLESS_PREFIX = re.compile(
 _NAMES = """
     abs acos age all and any array as asc ascii asin atan atan2 avg bigint bit_length btrim by cardinality
     case cast cbrt ceil ceiling char char_length character character_length chr clock_timestamp coalesce
-    col_description concat convert_from convert_to corr cos count crypt cube cume_dist currval daterange
+    col_description concat convert_from convert_to copy corr cos count crypt cube cume_dist currval daterange
     date decimal decode degrees dense_rank desc distinct div else encode every except exists exp extract
     factorial filter first_value floor format format_type from gcd gen_random_uuid greatest group grouping
     hstore in initcap int4range int8range integer intersect interval isempty isfinite join lag last_value
@@ -86,6 +86,37 @@ _NAMES = """
     version websearch_to_tsquery when where within word_similarity
 """
 _HARMLESS_NAMES = frozenset(_NAMES.split())
+
+
+# Statements that write nothing, by their beginning, unless a word or a function in them does.
+_READING_STATEMENT = re.compile(
+    _SKIPPED
+    + r"(?:\Z|(?:select|values|table|show|explain|declare|fetch|close|savepoint|release|rollback|set|with)"
+    + r"\b)",
+    re.DOTALL,
+)
+_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+_QUOTED_NAME = re.compile(r'"[^"]*"')
+_ROW_LOCK = re.compile(r"\bfor\s+(?:no\s+key\s+)?update\b")
+_WRITING_WORD = re.compile(r"\b(?:insert|update|delete|merge|into)\b")
+_WRITING_CALL = re.compile(
+    r"\b(?:nextval|setval|pg_notify|dblink_exec|lowrite|lo_(?:creat|create|from_bytea|import|put|truncate|unlink))"
+    r'"?\s*\('
+)
+
+
+def may_write(statement: str) -> bool:
+    """Return whether ``statement`` may write to the database.
+
+    What a function of the site's does isn't in the text; of PostgreSQL's own, those that write are known.
+    """
+    text = _COMMENT.sub(" ", _LITERAL.sub("''", statement.lower()))
+    if _WRITING_CALL.search(text):
+        return True
+    text = _ROW_LOCK.sub(" ", _QUOTED_NAME.sub('""', text))
+    return _WRITING_WORD.search(text) is not None or any(
+        _READING_STATEMENT.match(part) is None for part in text.split(";")
+    )
 
 
 def changes_session(statement: Any, raw: Any = None) -> bool:

@@ -61,6 +61,7 @@ class ThreadSession:
         self.changed = False
         self._raw = self.connection.connection
         self._cursors.clear()
+        _observe_driver(self._raw, self)
         self._earlier_wrappers = list(self.connection.execute_wrappers)
         # What the site sets for every session, in a receiver after this one, is no task's. connect()
         # replaces this list as its last step, and so says when it is over.
@@ -108,6 +109,12 @@ class ThreadSession:
             return
         if self._is_observed() and changes_session(statement, self._raw):
             self.changed = True
+
+    def note_driver(self, cursor: Any, statement: Any) -> None:
+        """The same of psycopg's own ``cursor``, whoever has made it."""
+        if getattr(cursor, "name", None) and not any(one is cursor for one in self._cursors):
+            self._cursors.append(cursor)
+        self.note(statement)
 
     def _is_observed(self) -> bool:
         """Whether connect() is over."""
@@ -159,6 +166,50 @@ def _observed(kind: type[CursorWrapper]) -> type[CursorWrapper]:
         def callproc(self, procname: Any, *params: Any, **more: Any) -> Any:
             self.aiotasks_session.note(f"SELECT {procname}()" if isinstance(procname, str) else procname)
             return super().callproc(procname, *params, **more)
+
+        # psycopg2's, which Django's cursor hands through; psycopg 3's are observed themselves.
+        def copy_expert(self, sql: Any, *params: Any, **more: Any) -> Any:
+            self.aiotasks_session.note(sql)
+            return self.cursor.copy_expert(sql, *params, **more)
+
+    Observed.__name__, Observed.__qualname__ = kind.__name__, kind.__qualname__
+    return Observed
+
+
+def _observe_driver(raw: Any, session: ThreadSession) -> None:
+    """Have psycopg 3's connection make cursors that tell ``session`` of their statements: also those of
+    ``raw.execute()``, and ``copy()`` and ``stream()``, of which Django knows nothing."""
+    if getattr(raw, "pgconn", None) is None:
+        return
+    raw.aiotasks_session = session  # a pool's connection is another session's the next time
+    for factory in ("cursor_factory", "server_cursor_factory"):
+        kind = getattr(raw, factory)
+        if isinstance(kind, type) and not hasattr(kind, "aiotasks_observes"):
+            setattr(raw, factory, _observed_driver(kind))
+
+
+@cache
+def _observed_driver(kind: Any) -> Any:
+    """``kind`` of psycopg's cursor that has the session of its connection note each statement."""
+
+    class Observed(kind):  # type: ignore[misc]
+        aiotasks_observes = True
+
+        def execute(self, query: Any, *args: Any, **more: Any) -> Any:
+            self.connection.aiotasks_session.note_driver(self, query)
+            return super().execute(query, *args, **more)
+
+        def executemany(self, query: Any, *args: Any, **more: Any) -> Any:
+            self.connection.aiotasks_session.note_driver(self, query)
+            return super().executemany(query, *args, **more)
+
+        def stream(self, query: Any, *args: Any, **more: Any) -> Any:
+            self.connection.aiotasks_session.note_driver(self, query)
+            return super().stream(query, *args, **more)
+
+        def copy(self, statement: Any, *args: Any, **more: Any) -> Any:
+            self.connection.aiotasks_session.note_driver(self, statement)
+            return super().copy(statement, *args, **more)
 
     Observed.__name__, Observed.__qualname__ = kind.__name__, kind.__qualname__
     return Observed

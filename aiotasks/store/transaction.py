@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from .drivers import READ_ONLY, Connection, ConnectionDriver, as_django_error, d
 from .last_words import LastWords
 from .lending import Lending, is_dead
 from .pools import LoopResources, resources
+from .statement_text import may_write
 from .store import Store
 from .waiting import sync_code_waits
 from .wakeups import CHANNEL, NOT_SENT, QUEUE_IS_FULL, Wakeup
@@ -31,14 +31,6 @@ logger = logging.getLogger("aiotasks.store")
 
 # Seconds that a session may take to be as before; a new one takes a hundredth of that.
 RESET_TIMEOUT = 1.0
-
-# What reads, or opens and ends a transaction of its own; comments may stand before it.
-_HARMLESS = re.compile(
-    r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*"
-    r"(?:SELECT|VALUES|TABLE|SHOW|EXPLAIN|DECLARE|FETCH|CLOSE|SAVEPOINT|RELEASE|ROLLBACK|SET"
-    r"|WITH\b(?!.*\b(?:INSERT|UPDATE|DELETE|MERGE)\b))\b",
-    re.IGNORECASE | re.DOTALL,
-)
 
 
 class Transaction(Block):
@@ -70,7 +62,7 @@ def _refuse_writes(
     """An execute wrapper of Django's. A call may run code in a context without the block, as drain() does."""
     text = sql if isinstance(sql, str) else sql.as_string(context["connection"].connection)
     block = innermost(context["connection"].alias)
-    if isinstance(block, Transaction) and not _HARMLESS.match(text):
+    if isinstance(block, Transaction) and may_write(text):
         raise RuntimeError(
             "Inside aiotasks.transaction() Django's ORM and cursors would write outside of that transaction. "
             "Use `async with aiotasks.atomic():` for the ORM, or the asyncpg connection that the block "

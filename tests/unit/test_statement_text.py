@@ -9,7 +9,7 @@ from psycopg import sql
 
 from aiotasks.models import Task
 from aiotasks.store.statement import load
-from aiotasks.store.statement_text import changes_session
+from aiotasks.store.statement_text import changes_session, may_write
 
 CHANGES = [
     "SET ROLE tenant",
@@ -58,6 +58,8 @@ CHANGES = [
     "SELECT (SELECT set_tenant(1))",
     "VALUES (set_tenant(1))",
     "SOMETHING new",
+    "COPY (SELECT set_config('x', 'y', false)) TO STDOUT",
+    "COPY (SELECT set_tenant(1)) TO STDOUT",
 ]
 HARMLESS = [
     "",
@@ -124,3 +126,50 @@ def test_the_orm_and_this_package_change_nothing() -> None:
         file.name.removesuffix(".sql") for file in (resources.files("aiotasks.store") / "queries").iterdir()
     ]
     assert [name for name in names if changes_session(load(name).django_sql)] == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT * INTO kept FROM t",
+        "-- SELECT\n (SELECT 1 INTO kept)",
+        "SELECT 1 /* a */ INTO/**/kept",
+        "WITH x AS (INSERT INTO t VALUES (1) RETURNING id) SELECT * FROM x",
+        "WITH x AS (SELECT 1) DELETE FROM t",
+        "WITH x AS (SELECT 1) SELECT * INTO kept FROM x",
+        "SELECT nextval('s')",
+        "SELECT pg_catalog.\"setval\" ('s', 1)",
+        "SELECT lo_create(0)",
+        "SELECT pg_notify('a', 'b')",
+        "CALL p()",
+        "DO $$ BEGIN END $$",
+        "COPY t FROM STDIN",
+        "EXPLAIN ANALYZE INSERT INTO t VALUES (1)",
+        "SELECT 1; TRUNCATE t",
+        "/* SELECT */ UPDATE t SET a = 1",
+    ],
+)
+def test_what_writes(statement: str) -> None:
+    assert may_write(statement)
+    assert may_write(statement.lower())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "",
+        "SELECT 1;",
+        "(SELECT 1)",
+        "-- INSERT\nSELECT 1",
+        "SELECT 'insert; into'",
+        'SELECT "t"."update", "into" FROM "delete"',
+        "SELECT * FROM t FOR NO KEY UPDATE",
+        "WITH x AS (SELECT 1) SELECT * FROM x",
+        "SELECT updated_at, lower(inserted) FROM t",
+        "SAVEPOINT a",
+        "ROLLBACK TO SAVEPOINT a",
+        "EXPLAIN SELECT 1",
+    ],
+)
+def test_what_only_reads(statement: str) -> None:
+    assert not may_write(statement)

@@ -101,8 +101,28 @@ WAYS: dict[str, tuple[str, str]] = {
 }
 
 
+# Past Django's own cursor methods, whose session shows as that of "set_config" does.
+PAST_DJANGO = ("copy", "stream", "raw", "raw_copy")
+WAYS |= dict.fromkeys(PAST_DJANGO, WAYS["set_config"])
+
+
 def change(way: str, tenant: str) -> None:
-    value(WAYS[way][0], tenant)
+    if way not in PAST_DJANGO:
+        value(WAYS[way][0], tenant)
+        return
+    setting = f"SELECT set_config('test.tenant', '{tenant}', false)"
+    with connection.cursor() as cursor:
+        match way:
+            case "copy":
+                with cursor.copy(f"COPY ({setting}) TO STDOUT") as copy:
+                    list(copy)
+            case "stream":
+                list(cursor.stream(setting))
+            case "raw":
+                connection.connection.execute(setting)
+            case "raw_copy":
+                with connection.connection.cursor() as raw, raw.copy(f"COPY ({setting}) TO STDOUT") as copy:
+                    list(copy)
 
 
 def look(way: str, tenant: str) -> str:

@@ -159,16 +159,16 @@ async def test_logged_queries_are_the_tasks_own(
 
 @pytest.mark.parametrize("way", ["set_config", "mixed"])
 async def test_no_task_sees_a_strangers_session(configure: Configure, ledger: Ledger, way: str) -> None:
-    """30 at a time change theirs while others only look; two threads would do for all."""
+    """Many at a time change theirs while others only look; two threads would do for all."""
     configure(ASYNC_DB_THREADS=2)
-    ways = [way] * 30 if way in tasks.WAYS else [*(set(tasks.WAYS) - {"advisory"})] * 7 + ["advisory"]
+    ways = [way] * 30 if way in tasks.WAYS else [*(set(tasks.WAYS) - {"advisory"})] * 3 + ["advisory"]
     number = len(ways)
     looking = await default_task_backend.aenqueue_many(
         tasks.look_until_told, [((way, "stranger"), {}) for way in tasks.WAYS]
     )
     arguments = [((way, f"tenant {n}", number), {}) for n, way in enumerate(ways)]
     changing = await default_task_backend.aenqueue_many(tasks.change_and_look, arguments)
-    async with aiotasks.Worker(concurrency=40) as worker, asyncio.timeout(2 * TIMEOUT):
+    async with aiotasks.Worker(concurrency=50) as worker, asyncio.timeout(2 * TIMEOUT):
         await until(lambda: len(tasks.arrived) == number)
         later = await default_task_backend.aenqueue_many(
             tasks.look_until_told, [((way, "later"), {}) for way in tasks.WAYS]
@@ -190,7 +190,7 @@ async def test_a_sync_task_leaves_no_session_behind(configure: Configure, databa
 
 async def test_a_pool_gets_no_changed_session_back(pooled: None, database: str) -> None:
     async with aiotasks.Worker(threads=1) as worker, asyncio.timeout(2 * TIMEOUT):
-        for way in ("set_config", "temp"):
+        for way in ("set_config", "temp", "copy", "raw"):
             tasks.arrived.clear()
             changing = await default_task_backend.aenqueue_many(
                 tasks.change_and_look, [((way, str(n), 2), {}) for n in range(2)]
