@@ -140,6 +140,7 @@ class Claimer:
         self._start = start
         self._drop = drop
         self._claiming: set[UUID | None] = set()
+        self._unstarted: deque[Job] = deque()  # of the claim whose jobs are being started
         self._changed = asyncio.Event()
         self._hungry: set[Lane] = set(LANES)
         self._stopping = asyncio.Event()
@@ -170,6 +171,10 @@ class Claimer:
     def claiming(self) -> set[UUID | None]:
         """The ids of claims whose jobs haven't all been started yet."""
         return self._claiming | self._threads.claim_ids
+
+    def waiting(self) -> list[Job]:
+        """The jobs of the latest claim that haven't been started yet. May be asked from any thread."""
+        return list(self._unstarted)
 
     def slot_freed(self, job: Job | None = None) -> None:
         """A lane has room again, or ``job`` is written; it matters where there may be more to claim."""
@@ -379,7 +384,7 @@ class Claimer:
         clock = time.monotonic  # uvloop's stands still within a turn of the loop
         began = turn = clock()
         at_once = threads = 0
-        unstarted = deque(claim.jobs)
+        unstarted = self._unstarted = deque(claim.jobs)
         try:
             while unstarted:
                 if clock() - turn > TURN_TIME:

@@ -14,7 +14,8 @@ from django.conf import settings
 from django.db import utils
 
 from .. import __version__, logs, signals
-from ..exceptions import InvalidRow, UnknownTask
+from ..codec import dump_error
+from ..exceptions import InvalidRow, TaskCancelled, UnknownTask
 from ..job import Job, Lane, Released
 from ..store.pools import LoopResources, resources
 from ..store.repeat import repeat
@@ -351,7 +352,12 @@ class Engine:
         self, worker_id: UUID, timeout: float, blamed: Collection[Execution]
     ) -> Callable[[Store], Coroutine[Any, Any, None]]:
         executions = {*list(self.runner.running), *list(self.finisher.pending)}
-        unstarted = self.backlog.waiting()
+        unstarted = [*self.claimer.waiting(), *self.backlog.waiting()]
+        cancelled = dump_error(
+            TaskCancelled("The task was cancelled before it ran."),
+            limit=self._options.max_error_size,
+            redact=self._options.redact,
+        )
         return lambda store: hand_over(
             store,
             self._make_finisher(store),
@@ -359,6 +365,7 @@ class Engine:
             executions=executions,
             unstarted=unstarted,
             blamed=blamed,
+            cancelled=cancelled,
             timeout=timeout,
         )
 

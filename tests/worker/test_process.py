@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from django.db import transaction
 from django.tasks import TaskResult
 
 from aiotasks import Worker
@@ -169,6 +170,22 @@ def test_a_worker_whose_loop_hangs_ends_when_told_to(
     assert "The worker is ended by force: its event loop does not come to its end" in worker.log
     assert "in deadlock\n    lock.acquire()" in worker.log
     assert all(is_unspent(ledger, result) for result in results)
+    assert ledger.workers() == 0
+
+
+def test_what_was_claimed_with_a_task_that_hangs_the_loop_is_given_back(
+    start_worker: Start, ledger: Ledger
+) -> None:
+    """One claim brings them all, and the first to be started hangs in its first step."""
+    worker = start_worker(options={"LOOP_TIMEOUT": 1, "LEASE_TIMEOUT": 600})
+    tasks.block.enqueue(0.0)  # now it is known, so that the next begins at once
+    wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 1})
+    with transaction.atomic():
+        culprit = tasks.block.using(priority=1).enqueue(600.0)
+        neighbours = [task.enqueue(0.0) for task in (tasks.work_once, tasks.work_once, tasks.work_sync)]
+    assert worker.wait() == 1
+    assert ledger.task(culprit.id).status == "RUNNING"
+    assert all(is_unspent(ledger, result) for result in neighbours)
     assert ledger.workers() == 0
 
 
