@@ -50,7 +50,10 @@ def work(start: Start, ledger: Ledger) -> Iterator[Process]:
 
 def test_overseer(work: Process, ledger: Ledger) -> None:
     """It records tasks by their signals, and retries by enqueueing again in the worker."""
-    tasks.flaky.enqueue("overseer")
+    # In one transaction: django-overseer's receiver of task_enqueued records the job, and a worker
+    # that starts the task meanwhile would record another.
+    with transaction.atomic():
+        tasks.flaky.enqueue("overseer")
     wait_until(lambda: Job.objects.filter(status="SUCCEEDED").exists())
     job = Job.objects.get()
     assert job.args == ["overseer"]
