@@ -20,12 +20,15 @@ from django.db import connections, transaction
 from ..conf import Options
 from .block_threads import block_threads
 from .blocks import Block, closed, innermost, innermost_of
-from .connection_thread import fulfil
+from .connection_thread import fulfil, tidy
 from .transaction import Transaction, options_for
 
 __all__ = ["AtomicBlock", "atomic"]
 
 logger = logging.getLogger("aiotasks.store")
+
+# Seconds that the server has for cancelling a statement, over a connection of its own.
+CANCEL_TIMEOUT = 5.0
 
 type Put = Callable[[Callable[[], None]], object]
 
@@ -105,6 +108,7 @@ class AtomicBlock(Block):
         self._is_begun = False
         self._running: set[Future[Any]] = set()
         self._connection: Any = None
+        self._cancelling: threading.Thread | None = None
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
         if not self.open:
@@ -145,8 +149,17 @@ class AtomicBlock(Block):
         rolls the outer block back without a word.
         """
         if any(future.running() for future in list(self._running)) and self._connection is not None:
+            cancelling = threading.Thread(target=_cancel, args=[self._connection.connection], daemon=True)
             with suppress(RuntimeError):  # no thread can be started: the statement is waited for
-                threading.Thread(target=_cancel, args=[self._connection], daemon=True).start()
+                cancelling.start()
+                self._cancelling = cancelling
+
+    def await_cancel(self) -> None:
+        """In the thread, before anything else is sent: a cancel that comes late would hit that."""
+        if self._cancelling is not None:
+            self._cancelling.join(CANCEL_TIMEOUT)
+            if self._cancelling.is_alive():  # the session ends with its transaction, so it can hit nothing
+                tidy(self._connection.close)
 
     def end(self, error: BaseException | None) -> None:
         """In the thread; does nothing where the block hasn't begun, or has been ended by its outer one."""
@@ -201,9 +214,9 @@ async def _opened(block: AtomicBlock, then: Callable[[], None] | None = None) ->
         raise closed(block)
 
 
-def _cancel(connection: Any) -> None:
+def _cancel(session: Any) -> None:
     try:
-        connection.connection.cancel()  # psycopg's, 2 and 3
+        session.cancel()  # psycopg's, 2 and 3
     except Exception:  # whatever a driver raises: the statement is waited for then
         logger.info("a statement of an atomic() block could not be cancelled", exc_info=True)
 
@@ -224,6 +237,7 @@ def _close_nested(block: AtomicBlock) -> RuntimeError | None:
 
 def _end(block: AtomicBlock, error: BaseException | None) -> None:
     """In the thread: end the block, and first those inside that are open still."""
+    block.await_cancel()
     if block.inner is not None:
         _end(block.inner, error)
     block.end(error)

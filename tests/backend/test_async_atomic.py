@@ -18,7 +18,7 @@ from django.utils import translation
 
 import aiotasks
 from aiotasks.models import Task, Worker
-from aiotasks.store import block_threads
+from aiotasks.store import atomic, block_threads
 from aiotasks.testing import drain
 from tests import tasks
 from tests.worker.harness import until
@@ -435,6 +435,33 @@ async def test_a_statement_under_way_is_cancelled(database: str, conn: asyncpg.C
     assert await conn.fetchval(running) == 0
     await make_in_block("kept")
     assert await hosts(conn) == ["kept"]
+
+
+async def test_a_cancel_that_is_late_does_not_hit_the_next_block(
+    database: str, conn: asyncpg.Connection, configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(ASYNC_DB_THREADS=1)
+    cancel = atomic._cancel
+
+    def late(session: Any) -> None:
+        time.sleep(0.5)
+        cancel(session)
+
+    async def block(statement: str) -> None:
+        async with aiotasks.atomic():
+            await sync_to_async(execute)(statement)
+
+    monkeypatch.setattr(atomic, "_cancel", late)
+    for number, patience in enumerate((60.0, 0.01)):
+        monkeypatch.setattr(atomic, "CANCEL_TIMEOUT", patience)
+        statement = f"SELECT pg_sleep(0.3{number})"
+        task = asyncio.create_task(block(statement))
+        sent = f"SELECT count(*) FROM pg_stat_activity WHERE query = '{statement}'"
+        await until(lambda sent=sent: conn.fetchval(sent))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await block("SELECT pg_sleep(1.0)")
 
 
 async def test_waiting_for_a_thread_has_a_limit(database: str, configure: Any) -> None:
