@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from contextvars import Context, copy_context
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from django.conf import settings
@@ -34,6 +34,7 @@ __all__ = [
     "count_waiting",
     "flush",
     "flushed",
+    "flushed_at_stop",
     "lets_nothing_through",
     "shown_by",
     "start",
@@ -42,6 +43,9 @@ __all__ = [
 
 # Records that wait for one thread.
 MOST_WAITING = 10_000
+
+# Seconds that handlers have at a stop for records below ERROR.
+PATIENCE = 5.0
 
 # Seconds between two lines on stderr about the site's logging failing.
 REPORT_INTERVAL = 60.0
@@ -185,7 +189,7 @@ class _LogThread:
             SimpleQueue()
         )
         self._marks: set[Future[None]] = set()
-        self._busy = False
+        self._current: logging.LogRecord | None = None
         self._dropped = 0
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -212,7 +216,27 @@ class _LogThread:
 
     def count(self) -> int:
         """How many records aren't through."""
-        return self._items.qsize() - len(self._marks) + self._busy
+        return self._items.qsize() - len(self._marks) + (self._current is not None)
+
+    @property
+    def current(self) -> logging.LogRecord | None:
+        """The record that its handlers are busy with."""
+        return self._current
+
+    def drop_unimportant(self) -> tuple[int, int]:
+        """Drop what waits below ERROR; returns how many, and how many wait still."""
+        kept: list[tuple[Context, _Handle, logging.LogRecord] | Future[None] | None] = []
+        dropped = 0
+        with suppress(Empty):
+            while True:
+                item = self._items.get_nowait()
+                if isinstance(item, tuple) and item[2].levelno < logging.ERROR:
+                    dropped += 1
+                else:
+                    kept.append(item)
+        for item in kept:
+            self._items.put(item)
+        return dropped, sum(isinstance(item, tuple) for item in kept)
 
     def _work(self) -> None:
         while (item := self._items.get()) is not None:
@@ -221,15 +245,15 @@ class _LogThread:
                 with suppress(InvalidStateError):  # nobody waits for it any longer
                     item.set_result(None)
                 continue
-            self._busy = True
             context, handle, record = item
+            self._current = record
             try:
                 context.run(handle, record)
             except BaseException as error:  # a site's filters and handlers may raise anything
                 _failures.report(error)
             # So that this thread doesn't hold on to a traceback's frames until the next record.
             del item, context, handle, record
-            self._busy = False
+            self._current = None
             if self._dropped and self._items.qsize() < MOST_WAITING // 2:
                 dropped, self._dropped = self._dropped, 0
                 _package.warning("log records were dropped, the handlers are too slow count=%d", dropped)
@@ -295,6 +319,38 @@ async def flushed() -> None:
     """Wait on a loop until all that has been logged so far is handled."""
     for mark in [thread.mark() for thread in _threads or ()]:
         await asyncio.wrap_future(mark)
+
+
+async def flushed_at_stop() -> None:
+    """Wait like ``flushed``, but for records below ERROR only PATIENCE seconds: then they are dropped, and
+    stderr says how many.
+
+    Those from ERROR on, Django's mails to ADMINS among them, are waited for, unless their thread has been
+    busy with one and the same lesser record for all that time.
+    """
+    threads = _threads or ()
+    before = [thread.current for thread in threads]
+    marks = [asyncio.wrap_future(thread.mark()) for thread in threads]
+    try:
+        if not marks or not (await asyncio.wait(marks, timeout=PATIENCE))[1]:
+            return
+        total = 0
+        for thread, busy_with, mark in zip(threads, before, marks, strict=True):
+            dropped, waiting = thread.drop_unimportant()
+            total += dropped
+            current = thread.current
+            if (
+                current is not None
+                and current.levelno < logging.ERROR
+                and (current is busy_with or not waiting)
+            ):
+                mark.cancel()
+        if total:
+            _say(f"log records are dropped at the stop, their handlers are too slow count={total}")
+        await asyncio.wait(marks)
+    finally:
+        for mark in marks:
+            mark.cancel()
 
 
 def close(timeout: float) -> bool:

@@ -46,8 +46,11 @@ def leave(code: int, *, signals: ProcessSignals, until: float) -> NoReturn:
         leave_now(code)
 
     signals.call_later(max(LEAST_TIME, until - time.monotonic()), overdue)
+    atexit.unregister(logging.shutdown)  # it waits for a handler that is busy, without a limit
     with suppress(Exception):  # Python says what one of them raised
         atexit._run_exitfuncs()
+    if not logs.count_waiting():
+        _within(max(LEAST_TIME, min(logs.PATIENCE, until - time.monotonic())), logging.shutdown)
     leave_now(code)
 
 

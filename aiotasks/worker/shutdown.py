@@ -139,7 +139,7 @@ class Shutdown:
 
     async def _all_heard(self) -> None:
         await self._finisher.all_announced()
-        await logs.flushed()
+        await logs.flushed_at_stop()
 
     async def _wait_for_claims(self, stopping: "asyncio.Task[None]", timeout: float) -> None:
         """A claim is never cancelled while there is time: its reply says what is ours."""

@@ -13,6 +13,7 @@ import pytest
 
 import aiotasks
 from aiotasks import logs
+from tests.worker.harness import until
 
 logger = logging.getLogger("aiotasks.worker")
 others = logging.getLogger("django.tasks")
@@ -141,6 +142,39 @@ async def test_flushed_on_a_loop(handler: Listed, threaded: None) -> None:
     handler.open.set()
     await logs.flushed()
     assert handler.messages == ["one"]
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.ERROR], ids=["lesser", "error"])
+async def test_a_stop_waits_for_errors_alone(
+    handler: Listed,
+    threaded: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    level: int,
+) -> None:
+    """Slow handlers get a limit of their own for the rest, which is dropped and counted."""
+    monkeypatch.setattr(logs, "PATIENCE", 0.05)
+    handler.open.clear()
+    others.log(level, "handled")
+    await until(lambda: logs.count_waiting() == 1 and logs._threads[1].current is not None)  # type: ignore[index]
+    for number in range(10):
+        others.warning("waits %d", number)
+    others.error("an error")
+    logger.warning("ours")
+    stopping = asyncio.ensure_future(logs.flushed_at_stop())
+    said: list[str] = []
+    await until(lambda: said.append(capfd.readouterr().err) or "log records are dropped" in "".join(said))
+    assert "their handlers are too slow count=10\n" in "".join(said)
+    if level < logging.ERROR:
+        await stopping  # the thread is stuck in a record below ERROR
+        assert handler.messages == []
+    else:
+        await asyncio.sleep(0.1)
+        assert not stopping.done()
+    handler.open.set()
+    await stopping
+    await logs.flushed()
+    assert sorted(handler.messages) == ["an error", "handled", "ours"]
 
 
 def test_a_forked_child_has_no_thread_and_logs_all_the_same(handler: Listed, threaded: None) -> None:

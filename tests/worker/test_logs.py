@@ -67,10 +67,11 @@ def test_a_handler_that_hangs_holds_up_nothing(start_worker: Start, ledger: Ledg
     env = site({"h": {"class": f"{HANDLERS}.Hanging"}}, root={"handlers": ["h"], "level": "INFO"})
     results = [tasks.noop.enqueue() for _ in range(5)] + [tasks.add_sync.enqueue(1, 2)]
     bad = tasks.fail.enqueue("ValueError")
-    worker = start_worker("--grace", "1", env=env, ready=False)
+    worker = start_worker("--grace", "600", env=env, ready=False)
     wait_until(lambda: all(ledger.task(one.id).status == "SUCCESSFUL" for one in results))
     wait_until(lambda: ledger.task(bad.id).status == "FAILED")
     assert worker.stop(signal.SIGTERM) == 0
+    assert "log records are dropped at the stop, their handlers are too slow count=" in worker.log
     assert "log records are lost at the exit" in worker.log
 
 
