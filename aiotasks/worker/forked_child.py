@@ -68,6 +68,13 @@ def _unshare() -> None:
             if connection.in_atomic_block:
                 connection.closed_in_transaction = True
                 connection.needs_rollback = True
+    for connection in connections.all():
+        # Django's pools by alias (a private name, in 6.0 and 6.1). The threads that open their connections
+        # are the parent's, so the child would wait for one until the pool's timeout. The next query makes
+        # another pool.
+        pools = getattr(connection, "_connection_pools", {})
+        _kept.extend(pools.values())
+        pools.clear()
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # not libuv's, which Python doesn't see
     with suppress(RuntimeError):

@@ -308,6 +308,13 @@ FORKS = {
 ASYNC = ["awaits", "returns_in_executor", "returns_in_orm_thread"]
 
 
+def test_children_make_a_pool_of_their_own(start_worker: Start, ledger: Ledger) -> None:
+    """Django's (OPTIONS ``pool``): of the parent's they have neither the sessions nor the threads."""
+    result = tasks.fork_in_thread.enqueue("orm")
+    start_worker("--until-empty", ready=False, env={"TEST_DB_OPTIONS": '{"pool": {"timeout": 5}}'}).wait()
+    assert ledger.task(result.id).return_value == FORKS["orm"]
+
+
 def test_children_are_no_workers_and_share_nothing(
     start_worker: Start, ledger: Ledger, loop_env: dict[str, str]
 ) -> None:
