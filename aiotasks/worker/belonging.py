@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from .execution import Execution
 
-__all__ = ["OwnTask", "complain", "current"]
+__all__ = ["OwnTask", "complain", "current", "own_tasks_hidden"]
 
 logger = logging.getLogger("aiotasks.worker")
 
@@ -33,6 +35,32 @@ class OwnTask(asyncio.Task[Any]):
             complain(caller, f"cancel the asyncio task {self.get_name()!r}, which isn't its own")
             return False
         return super().cancel(msg)
+
+
+@contextmanager
+def own_tasks_hidden() -> Iterator[None]:
+    """While the block lasts, ``asyncio.all_tasks()`` shows tasks only what they can cancel.
+
+    A task that cancels all others and awaits them would wait for the worker's end.
+    """
+    all_tasks = asyncio.all_tasks
+
+    def shown(loop: asyncio.AbstractEventLoop | None = None) -> set[asyncio.Task[Any]]:
+        tasks = all_tasks(loop)
+        if (caller := current.get()) is None:
+            return tasks
+        return {
+            task
+            for task in tasks
+            if not isinstance(task, OwnTask)
+            or (task.get_context().get(current) is caller and not caller.in_thread)
+        }
+
+    asyncio.all_tasks = asyncio.tasks.all_tasks = shown
+    try:
+        yield
+    finally:
+        asyncio.all_tasks = asyncio.tasks.all_tasks = all_tasks
 
 
 def complain(execution: Execution, what: str) -> None:

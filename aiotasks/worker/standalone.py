@@ -14,6 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
 from ..store.pools import close_pools
+from .belonging import own_tasks_hidden
 from .forked_child import unshared
 from .kills import kills_refused
 from .process_exit import complain, leave, leave_now
@@ -77,7 +78,7 @@ class Standalone:
     def run(self) -> int:
         """Return the exit code, unless the process ends in here. Raises what the worker has failed with."""
         supervisor = None if self._line is None else os.getppid()
-        with self._signals.received(), kills_refused(supervisor=supervisor):
+        with self._signals.received(), kills_refused(supervisor=supervisor), own_tasks_hidden():
             executor = DefaultExecutor()
             runner = asyncio.Runner(loop_factory=worker_loop)
             runner.get_loop().set_default_executor(executor)

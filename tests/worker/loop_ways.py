@@ -66,12 +66,20 @@ async def cancel_others_and_wait(loop: Loop) -> None:
     others = asyncio.all_tasks(loop) - {asyncio.current_task()}
     for one in others:
         one.cancel()
-    await asyncio.wait(others, timeout=0.1)
+    if others:
+        await asyncio.wait(others, timeout=0.1)
+
+
+async def cancel_others_and_await_their_end(loop: Loop) -> None:
+    others = asyncio.all_tasks(loop) - {asyncio.current_task()}
+    for one in others:
+        one.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def gather_others(loop: Loop) -> None:
     """It waits for the worker's own asyncio tasks, so for good. (Not one of the WAYS.)"""
-    others = asyncio.all_tasks(loop) - {asyncio.current_task()}
+    others = contextvars.Context().run(asyncio.all_tasks, loop) - {asyncio.current_task()}
     await asyncio.gather(*others)
 
 
