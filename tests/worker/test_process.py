@@ -301,7 +301,7 @@ FORKS = {
     "raises": 1,
     "returns": 0,
     "orm": [0, True],
-    "awaits": 1,
+    "awaits": True,
     "returns_in_executor": 0,
     "returns_in_orm_thread": 0,
 }
