@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.utils import timezone
 
 from ..store.pools import close_pools
 from .belonging import own_tasks_hidden
@@ -234,7 +234,7 @@ class Standalone:
         return time.monotonic() + (0.0 if failed else self._worker.grace)
 
     def _report(self) -> str:
-        now = timezone.now()
+        now = datetime.now(UTC)
         lines = [
             f"{execution.lane} task {execution.job.id} {execution.job.task_path}, for "
             f"{(now - execution.job.last_attempted_at).total_seconds():.1f} s"

@@ -17,5 +17,6 @@ TASKS = {
 DATABASES["default"]["OPTIONS"] = json.loads(os.environ.get("TEST_DB_OPTIONS", "{}"))  # noqa: F405
 if port := os.environ.get("TEST_DIRECT_PORT"):
     DATABASES["direct"] = {**DATABASES["default"], "PORT": port}  # noqa: F405
+USE_TZ = os.environ.get("TEST_USE_TZ") != "0"
 ROOT_URLCONF = "tests.worker.site"
 ALLOWED_HOSTS = ["*"]

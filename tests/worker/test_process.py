@@ -54,7 +54,7 @@ NEVER_MEANT = [
 
 
 def test_signals_end_it_or_dont(start_worker: Start, ledger: Ledger, loop_env: dict[str, str]) -> None:
-    worker = start_worker("--grace", "60", env=loop_env)
+    worker = start_worker("--grace", "60", env={**loop_env, "TEST_USE_TZ": "0"})
     alarm = tasks.use_alarm.enqueue()
     taken = tasks.take_signals.enqueue()
     wait_until(lambda: ledger.task(taken.id).status == "SUCCESSFUL")
