@@ -90,6 +90,7 @@ class Runner:
         """Begin to run ``job``; returns at its first wait, or at its end. Whether that was its end."""
         execution = Execution(job)
         execution.began = time.monotonic()
+        since = forks.generation
         self.running.add(execution)
         self._counts[execution.lane] += 1
         execution.place = self._place()
@@ -103,6 +104,8 @@ class Runner:
             name=job.task_path,
             eager_start=True,
         )
+        if forks.generation != since:  # a child that waits for something must not go on to start other tasks
+            forks.end(SystemExit(1))
         if execution.task.done():
             self._finished(execution)
             return True

@@ -678,8 +678,8 @@ def fork_in_thread(way: str) -> Any:
 
 
 @task
-async def fork_on_loop(way: str) -> Any:
+async def fork_on_loop(way: str, *args: str) -> Any:
     from . import fork_ways
 
-    outcome = getattr(fork_ways, way)()
+    outcome = getattr(fork_ways, way)(*args)
     return await outcome if inspect.isawaitable(outcome) else outcome

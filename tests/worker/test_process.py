@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from django.db import transaction
-from django.tasks import TaskResult
+from django.tasks import TaskResult, default_task_backend
 
 from aiotasks import Worker
 from tests.conftest import ROOT
@@ -352,6 +352,20 @@ def test_children_are_no_workers_and_share_nothing(
         for child in children:
             if child.is_running():
                 child.kill()
+
+
+def test_a_child_starts_no_other_tasks(
+    start_worker: Start, ledger: Ledger, loop_env: dict[str, str], tmp_path: Path
+) -> None:
+    """Those that were claimed with the one that forks, whose child waits for something."""
+    path = tmp_path / "lines"
+    worker = start_worker(env=loop_env)
+    tasks.fork_on_loop.enqueue("writes", os.fspath(path))  # imports what the others need
+    wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 1})
+    calls = [(("awaits",), {}), *[(("writes", os.fspath(path)), {})] * 9]
+    default_task_backend.enqueue_many(tasks.fork_on_loop, calls)
+    wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 11})
+    assert path.read_text().split() == [str(worker.pid)] * 10
 
 
 def sessions(ledger: Ledger) -> set[int]:
