@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 from uuid import uuid4
 
@@ -451,3 +451,14 @@ async def sign_up(name: str, *, fail: bool) -> None:
         await asyncio.sleep(0.005)
         if fail:
             raise ValueError("after both")
+
+
+@task
+async def cancel_at_the_end(name: str, turns: int) -> None:
+    """Cancel the asyncio task of that name so many turns of the loop after this one's end."""
+    loop = asyncio.get_running_loop()
+    (found,) = [one for one in asyncio.all_tasks() if one.get_name() == name]
+    call: Callable[[], object] = found.cancel
+    for _ in range(turns):
+        call = partial(loop.call_soon, call)
+    call()

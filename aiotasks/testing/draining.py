@@ -187,11 +187,11 @@ class _Drain:
         self._runner.start(job)
         try:
             await self._ended.wait()
+            await self._thread.run(close)
         except asyncio.CancelledError:
             with anyio.CancelScope(shield=True):
                 await self._cancel_task(savepoints, close)
             raise
-        await self._thread.run(close)
         self.ran += 1
         self.waits_for = f"the outcome of {job.task_path} (id {job.id}) to be written, or for receivers of it"
         await self._finish()
@@ -204,15 +204,16 @@ class _Drain:
         await self._finisher.all_announced()
 
     async def _cancel_task(self, savepoints: "_Savepoints", close: Callable[[], None]) -> None:
-        """End the task that runs as far as it can be, and give it back."""
-        (execution,) = self._runner.running
-        if self._limit.expired():
-            self.waits_for += _stack_of(execution, savepoints.thread_id)
-            if execution.in_thread:
-                # Until it ends, the thread that could raise the error is busy with it.
-                logger.error("drain() waits for %s", self.waits_for)
-                savepoints.interrupt()
-        self._runner.cancel(execution, "shutdown")
+        """End the task that runs as far as it can be, and give it back; store the outcome of one that has
+        just ended."""
+        for execution in list(self._runner.running):
+            if self._limit.expired():
+                self.waits_for += _stack_of(execution, savepoints.thread_id)
+                if execution.in_thread:
+                    # Until it ends, the thread that could raise the error is busy with it.
+                    logger.error("drain() waits for %s", self.waits_for)
+                    savepoints.interrupt()
+            self._runner.cancel(execution, "shutdown")
         with anyio.move_on_after(CLEAN_UP_TIMEOUT):
             await self._ended.wait()
             await self._thread.run(close)

@@ -131,6 +131,22 @@ async def test_a_drain_that_is_cancelled_leaves_no_worker(database: str, conn: a
     assert result.id
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_drain_that_is_cancelled_when_a_task_has_just_ended(
+    database: str, conn: asyncpg.Connection, turns: int
+) -> None:
+    await tasks.cancel_at_the_end.aenqueue("draining", turns)
+    draining = asyncio.create_task(drain_all(), name="draining")
+    with pytest.raises(asyncio.CancelledError):
+        await draining
+    assert await conn.fetchval("SELECT status FROM aiotasks_task") == "SUCCESSFUL"
+    assert await conn.fetchval("SELECT count(*) FROM aiotasks_worker") == 0
+
+
+async def drain_all() -> int:
+    return int(await drain())
+
+
 def test_drain_in_plain_sync_code(database: str) -> None:
     results = [tasks.add.enqueue(1, 2), tasks.aadd.enqueue(3, 4), tasks.bridge.enqueue(1)]
     assert drain() == 5
