@@ -99,8 +99,9 @@ class Backlog:
         self._timer = None
         self.feed()
         loop = asyncio.get_running_loop()
-        while self._jobs and self._jobs[0][1] <= loop.time():
+        if self._jobs and self._jobs[0][1] <= loop.time():
             self._took = AHEAD_TIME * self._threads
-            self._drop(self._jobs.popleft()[0])
+            while self._jobs:  # those behind it, too: they must not start before it
+                self._drop(self._jobs.popleft()[0])
         if self._jobs:
             self._timer = loop.call_at(self._jobs[0][1], self._give_up)

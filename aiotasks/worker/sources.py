@@ -39,6 +39,7 @@ class Sources:
         self._heard = 0
         self._served: dict[Lane, str] = dict.fromkeys(LANES, "")  # the queue that has had its turn
         self._watermarks: dict[tuple[str, Lane], datetime] = {}
+        self._looked_back = False  # since the last claim was asked for: it doesn't know of that
 
     def hear(self, wakeup: Wakeup | None) -> bool:
         """Whether what a wake-up tells of (None: anything, anywhere) is served here."""
@@ -55,10 +56,12 @@ class Sources:
     def forget(self) -> None:
         """Have the next claims look at everything."""
         self._watermarks.clear()
+        self._looked_back = True
 
     def look_back(self, since: datetime) -> None:
         """Have the next claims look at everything from ``since`` on."""
         self._watermarks = {key: min(mark, since) for key, mark in self._watermarks.items()}
+        self._looked_back = True
 
     async def queues(self) -> list[str]:
         """The queues served, sorted; where any name is, those that there are."""
@@ -74,6 +77,7 @@ class Sources:
 
     def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> Source:
         """What to ask for in a lane."""
+        self._looked_back = False
         turn = bisect_right(queues, self._served[lane])
         order = [*queues[turn:], *queues[:turn]] if limit else []
         return Source(
@@ -85,6 +89,8 @@ class Sources:
         if not jobs:
             return
         if len(jobs) < source.limit:
+            if self._looked_back:
+                return  # what became READY during the claim may be older than all that it has brought
             since = max(job.ready_at for job in jobs if job.ready_at is not None) - WATERMARK_MARGIN
             self._watermarks |= {(name, lane): since for name in source.queues}
             return

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -638,16 +639,23 @@ async def test_of_two_sync_enqueues_one_tells_and_both_start(
     monkeypatch.setattr(wakeups, "INTERVAL", 1.5)
     monkeypatch.setattr(claimer_module, "LOOK_AGAIN", 1.6)
     configure(POLL_INTERVAL=HOUR)
-    tasks.seen.clear()
     told: list[str] = []
     await conn.add_listener(wakeups.CHANNEL, lambda *args: told.append(args[-1]))
-    task = tasks.note.using(queue_name=str(uuid4()))  # of which nothing was told yet
     async with aiotasks.Worker() as worker:
         claimer = worker.engine.claimer
-        for name in ("first", "second"):
-            await until(lambda: not claimer._hungry)
-            await sync_to_async(task.enqueue)(name)
-            await until(lambda name=name: name in tasks.seen)
+        for _ in range(20):
+            tasks.seen.clear()
+            told.clear()
+            task = tasks.note.using(queue_name=str(uuid4()))  # of which nothing was told yet
+            enqueued: list[float] = []
+            for name in ("first", "second"):
+                await until(lambda: not claimer._hungry)
+                enqueued.append(time.monotonic())
+                await sync_to_async(task.enqueue)(name)
+                enqueued.append(time.monotonic())
+                await until(lambda name=name: name in tasks.seen)
+            if enqueued[-1] - enqueued[0] < wakeups.INTERVAL:
+                break  # else two wake-ups are right: a busy machine was too slow
     assert tasks.seen == ["first", "second"]
     assert len(told) == 1
     await conn.reset()
