@@ -69,8 +69,8 @@ class LoopGuard:
             stalled = stalled + min(now - looked, BLOCKED_AFTER) if beat == last_beat else 0.0
             looked, last_beat = now, beat
             if self._timeout is not None and stalled > self._timeout and not self._is_hung:
-                self._is_hung = True
                 self._hung(stalled, task)
+                self._is_hung = True  # only now: the loop may go on meanwhile, and undo it too early
             if task is not seen:
                 seen, since = task, now
             blocked = now - beat

@@ -2,12 +2,16 @@
 
 import asyncio
 import logging
+import threading
 import time
+from typing import Any
 
 import pytest
 
 from aiotasks.worker import guard as guard_module
 from aiotasks.worker.guard import LoopGuard
+
+from .harness import until, wait_until
 
 
 async def test_each_stall_is_told_also_where_one_follows_on_another(
@@ -30,3 +34,27 @@ async def test_each_stall_is_told_also_where_one_follows_on_another(
         "first",
         "second",
     ]
+
+
+async def test_a_loop_that_goes_on_while_it_is_being_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done about it is undone afterwards, and not before."""
+    monkeypatch.setattr(guard_module, "BLOCKED_AFTER", 0.2)
+    begun, turned = threading.Event(), threading.Event()
+    said: list[str] = []
+
+    def hung(seconds: float, task: "asyncio.Task[Any] | None") -> None:
+        begun.set()
+        turned.wait(30)
+        said.append("hung")
+
+    guard = LoopGuard(timeout=0.2, hung=hung, back=lambda: said.append("back"))
+    guard.start()
+    await asyncio.sleep(0)
+    wait_until(begun.is_set)
+    for _ in range(2):
+        beat = guard._beat
+        await until(lambda beat=beat: guard._beat > beat)
+    turned.set()
+    await until(lambda: len(said) == 2)
+    guard.stop()
+    assert said == ["hung", "back"]
