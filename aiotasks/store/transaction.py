@@ -60,7 +60,10 @@ def _refuse_writes(
     execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: dict[str, Any]
 ) -> Any:
     """An execute wrapper of Django's. A call may run code in a context without the block, as drain() does."""
-    text = sql if isinstance(sql, str) else sql.as_string(context["connection"].connection)
+    if isinstance(sql, bytes):  # drivers take that, too
+        text = sql.decode(errors="replace")
+    else:
+        text = sql if isinstance(sql, str) else sql.as_string(context["connection"].connection)
     block = innermost(context["connection"].alias)
     if isinstance(block, Transaction) and may_write(text):
         raise RuntimeError(

@@ -44,7 +44,7 @@ def pid() -> int:
         return int(cursor.fetchone()[0])
 
 
-def execute(sql: str) -> None:
+def execute(sql: str | bytes) -> None:
     with connection.cursor() as cursor:
         cursor.execute(sql)
 
@@ -319,11 +319,13 @@ async def test_it_and_transaction_do_not_mix(database: str, conn: asyncpg.Connec
                 "/* x */ WITH a AS (DELETE FROM aiotasks_worker RETURNING 1) SELECT 1"
             ),
             lambda: sync_to_async(transaction.atomic()(execute))("TRUNCATE aiotasks_worker"),
+            lambda: sync_to_async(execute)(b"DELETE FROM aiotasks_worker"),
         ):
             with pytest.raises(RuntimeError, match=r"aiotasks\.atomic\(\)"):
                 await write()
         assert await Worker.objects.acount() == 0
         assert [row async for row in Worker.objects.all()] == []
+        await sync_to_async(execute)(b"SELECT 1")
         await mine.execute("SELECT 1")
         await tasks.echo.aenqueue(1)
         background = asyncio.create_task(until(lambda: not mine_is_open))
