@@ -35,10 +35,12 @@ class Lender(Protocol):
 
 
 class BlockSlots:
-    """Limits how many blocks are open at a time."""
+    """Limits how many blocks are open at a time. For errors: ``name`` is the block's, ``setting`` what the
+    limit follows from."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, *, name: str = "aiotasks.atomic()", setting: str | None = None) -> None:
+        self._name = name
+        self._setting = setting or f"ASYNC_DB_THREADS ({limit})"
         self._slots = asyncio.Semaphore(limit)
 
     async def take(self, within: float) -> None:
@@ -48,8 +50,8 @@ class BlockSlots:
                 await self._slots.acquire()
         except TimeoutError:
             raise utils.OperationalError(
-                f"No aiotasks.atomic() block has ended within COMMAND_TIMEOUT ({within:g} s), and as many "
-                f"are open as ASYNC_DB_THREADS ({self._limit}) allows: raise it, or let them end sooner."
+                f"No {self._name} block has ended within COMMAND_TIMEOUT ({within:g} s), and as many are "
+                f"open as {self._setting} allows: raise it, or let them end sooner."
             ) from None
 
     def release(self) -> None:

@@ -18,6 +18,7 @@ from django.db import utils
 from ..conf import Options
 from ..job import Job, NewJob
 from .batcher import Batcher
+from .block_threads import BlockSlots
 from .connect import connect
 from .drivers import AsyncpgDriver, constraint
 from .listener import Listener
@@ -55,7 +56,11 @@ class LoopResources:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.loop = asyncio.get_running_loop()
-        self.blocks = asyncio.Semaphore(max(1, options.pool_max_size - NOT_FOR_BLOCKS))
+        self.blocks = BlockSlots(
+            max(1, options.pool_max_size - NOT_FOR_BLOCKS),
+            name="aiotasks.transaction()",
+            setting=f"POOL_MAX_SIZE ({options.pool_max_size})",
+        )
         self.driver = AsyncpgDriver(self._new_pool, timeout=options.command_timeout)
         self.store = Store(self.driver)
         self.notifier = Notifier(self.store, options.database)

@@ -1,6 +1,5 @@
 """``aiotasks.transaction()``: an asyncpg transaction that enqueues and look-ups join."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
@@ -137,14 +136,7 @@ async def transaction(
 async def _pooled(held: LoopResources) -> AsyncIterator[Connection]:
     """A connection of the pool, for as long as a block lasts."""
     within = held.options.command_timeout
-    try:
-        async with asyncio.timeout(within):
-            await held.blocks.acquire()
-    except TimeoutError:
-        raise utils.OperationalError(
-            f"No transaction() block has ended within COMMAND_TIMEOUT ({within:g} s), and as many are open "
-            f"as POOL_MAX_SIZE ({held.options.pool_max_size}) allows: raise it, or let them end sooner."
-        ) from None
+    await held.blocks.take(within)
     try:
         with django_errors():
             await held.driver.open()
