@@ -88,7 +88,10 @@ class BlockThreads:
         return _Lent(self._free.pop(), self._take_back)
 
     def _take_back(self, thread: ConnectionThread) -> None:
-        self._free.append(thread)
+        if self.is_closed:
+            thread.stop()
+        else:
+            self._free.append(thread)
         self._slots.release()
 
     async def _close_with_loop(self) -> AsyncGenerator[None]:
@@ -99,7 +102,13 @@ class BlockThreads:
             self.close()
 
     def close(self) -> None:
-        """Let the threads end once their calls have; a transaction that is still open is rolled back."""
+        """Let each thread end with its block: the loop closes blocks that are open still at the same time."""
+        self.is_closed = True
+        for thread in self._free:
+            thread.stop()
+
+    def abandon(self) -> None:
+        """Let all threads end, as their loop is closed; a transaction that is still open is rolled back."""
         self.is_closed = True
         for thread in self._threads:
             thread.stop()
@@ -140,7 +149,7 @@ def block_threads(options: Options) -> Lender:
     if found is None or found.is_closed:
         with _lock:
             for other in [other for other in _by_loop if other.is_closed()]:
-                _by_loop.pop(other).close()
+                _by_loop.pop(other).abandon()
             found = _by_loop[loop] = BlockThreads(options.async_db_threads)
     return found
 

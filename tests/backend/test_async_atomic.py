@@ -524,6 +524,22 @@ def test_a_loop_takes_its_threads_with_it(database: str, observer: Any, monkeypa
     assert observer.execute(HOSTS).fetchall() == [("script",)]
 
 
+async def test_threads_that_are_closed_before_a_block_still_end_it(database: str) -> None:
+    """``loop.shutdown_asyncgens()`` closes both, in no order: the block waited forever for its rollback."""
+    threads = block_threads.BlockThreads(1)
+    lent = await threads.lend(10.0)
+    threads.close()
+    ended = threading.Event()
+    lent.put(ended.set)
+    await until(ended.is_set)
+    (thread,) = threads._threads
+    lent.release()
+    last = threading.Event()
+    thread.put(last.set)
+    await until(lambda: thread._calls.qsize() == 1)  # what comes after the stop stays there
+    assert not last.is_set()
+
+
 async def test_in_coroutine_tasks_of_a_worker(database: str, conn: asyncpg.Connection) -> None:
     async with worker():
         results = [await tasks.sign_up.aenqueue(f"user {n}", fail=n % 2 == 1) for n in range(20)]
