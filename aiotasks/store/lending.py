@@ -164,20 +164,26 @@ class Lending:
                 self._spawn(self._close_idle())
 
     async def _close_idle(self) -> None:
+        if not self._pool.get_idle_size():
+            return  # somebody has taken it, and the pool would open another one
         with suppress(TimeoutError, asyncpg.InterfaceError, utils.Error):
             self._give_back(await self._pool.acquire(timeout=CANCEL_TIMEOUT))
+
+    def _closes_next(self) -> bool:
+        """Whether the connection that comes back is to be closed."""
+        return self._to_close > 0 or (self.limit is not None and self._pool.get_size() > self.limit)
 
     async def release(self, connection: Pooled, *, keep: bool) -> None:
         """Take a connection back: to be kept at hand, if it has done its work and there is room, or
         by the pool. One that was cut off in the middle of a statement has to have it cancelled
         first, which a dead line holds up, but not the caller.
         """
-        if keep and self._hungry and not (self._closing or self._to_close or is_dead(connection)):
+        if keep and self._hungry and not (self._closing or self._closes_next() or is_dead(connection)):
             self._hungry.popleft().set_result(connection)
             return
         if (
-            self._to_close
-            or not keep
+            not keep
+            or self._closes_next()
             or self._closing
             or self._waiting
             or len(self._kept) >= KEPT
@@ -230,8 +236,8 @@ class Lending:
             asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, utils.Error
         ):
             try:
-                if self._to_close and not is_dead(connection):
-                    self._to_close -= 1
+                if self._closes_next() and not is_dead(connection):
+                    self._to_close = max(0, self._to_close - 1)
                     await connection.close(timeout=CANCEL_TIMEOUT)
                 await self._pool.release(connection, timeout=CANCEL_TIMEOUT)
             except TimeoutError:  # silence on this line, so most likely on all of them

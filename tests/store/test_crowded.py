@@ -90,3 +90,23 @@ async def _both_are_open(held: LoopResources) -> bool:
 async def _work(held: LoopResources) -> None:
     for _ in range(30):
         await asyncio.gather(*(fetch_one(held, n) for n in range(5)))
+
+
+async def test_no_more_than_the_limit_stay_open(database: str) -> None:
+    """Whether one is given up meanwhile, and whoever uses them at that moment."""
+    held = resources(Options(command_timeout=20.0))
+    lending = held.driver.lending
+    for turns in range(20):
+        await asyncio.gather(*(fetch_one(held, n) for n in range(4)))
+        lending.limit_to(1)
+        work = [asyncio.ensure_future(fetch_one(held, n)) for n in range(3)]
+        for _ in range(turns % 5):
+            await asyncio.sleep(0)
+        lending.shed()
+        lending._no_new_before = 0.0
+        await asyncio.gather(*work)
+        await until(lambda: held.pool.get_size() <= 1 and not lending._returning)
+        assert await fetch_one(held) == 1
+        assert held.pool.get_size() == 1
+        lending.limit = None
+    await close_pools()
