@@ -14,7 +14,7 @@ from django.db import connections
 from .. import forks
 from .thread_sessions import ThreadSession, has_pool, has_something_to_say, sessions_of_this_thread
 
-__all__ = ["IDLE_TIMEOUT", "ConnectionThread", "ThreadConnections", "fulfil", "tidy"]
+__all__ = ["IDLE_TIMEOUT", "ConnectionThread", "ThreadConnections", "fulfil", "share_connections", "tidy"]
 
 logger = logging.getLogger("aiotasks.store")
 
@@ -23,6 +23,23 @@ STUCK_AFTER = 1.0
 
 # Seconds without use after which a thread closes its connections.
 IDLE_TIMEOUT = 60.0
+
+# Seconds for which a thread waits for a connection where threads share a few, and its shortest and longest
+# pause between two tries. A server takes milliseconds to end a session that has been closed.
+SHARED_WITHIN = 30.0
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.01, 0.1
+
+# The databases whose connections the threads of this process share, by alias: each with the lock of the
+# thread whose turn it is to connect. PostgreSQL counts those that it is about to refuse, so connects that
+# overlap would have each other refused.
+_shared: dict[str, threading.Lock] = {}
+
+
+def share_connections(alias: str) -> None:
+    """From now on have no thread of ours keep a connection to the database ``alias`` between jobs, nor
+    between the calls of a job unless the session has been changed; and have it wait for one that others
+    have at the moment. For a server that allows fewer than there are threads."""
+    _shared.setdefault(alias, threading.Lock())
 
 
 class ThreadConnections:
@@ -33,7 +50,8 @@ class ThreadConnections:
     raises: a driver that fails to close must not end the thread. No connection is opened.
 
     CONN_MAX_AGE of 0 isn't obeyed, or each job would connect again; above 0 it limits a connection's
-    age. A connection of Django's pool (OPTIONS ``pool``) goes back to it after each job or call.
+    age. A connection of Django's pool (OPTIONS ``pool``) goes back to it after each job or call, and one
+    that threads share (``share_connections()``) is closed.
     """
 
     def __init__(self) -> None:
@@ -46,6 +64,8 @@ class ThreadConnections:
                 session.connection.queries_log.clear()
             if session.connection.connection is not None:
                 tidy(partial(_check, session))
+        if _shared:
+            tidy(_have_connects_wait)
 
     def clean(self) -> None:
         """After a job: leave no trace of it in any session, and no connection of a pool."""
@@ -60,18 +80,20 @@ class ThreadConnections:
             if session.is_private():
                 tidy(session.discard)
             elif connection.connection is not None:
-                if has_pool(connection):
+                if _is_for_one_job(connection):
                     tidy(connection.close)
                 elif session.used:
                     session.used, session.used_at = False, time.monotonic()
+        if _shared:
+            tidy(_have_connects_wait)  # also of what comes in place of one that was discarded
 
     def rest(self) -> bool:
         """Between two calls of a job: return whether a call has left something that other jobs mustn't
-        see. Where it hasn't, a connection of a pool goes back."""
+        see. Where it hasn't, a connection of a pool goes back, and a shared one is closed."""
         is_private = self.are_private()
         if not is_private:
             for session in self._sessions.values():
-                if session.connection.connection is not None and has_pool(session.connection):
+                if session.connection.connection is not None and _is_for_one_job(session.connection):
                     tidy(session.connection.close)
         return is_private
 
@@ -166,6 +188,44 @@ def fulfil(
     else:
         future.set_exception(failure)
         failure = None  # or its traceback and this frame would keep each other
+
+
+def _is_for_one_job(connection: Any) -> bool:
+    return has_pool(connection) or connection.alias in _shared
+
+
+def _have_connects_wait() -> None:
+    """Have this thread's connections to databases of ``_shared`` wait until others have left one."""
+    for alias, turn in _shared.items():
+        connection: Any = connections[alias]
+        if not has_pool(connection) and "get_new_connection" not in vars(connection):
+            connection.get_new_connection = partial(
+                _connect_in_turn, turn, connection.get_new_connection, connection.Database.OperationalError
+            )
+
+
+def _connect_in_turn(
+    turn: threading.Lock, connect: Callable[[Any], Any], refused: type[Exception], params: Any
+) -> Any:
+    """Call ``connect`` until it isn't refused, for ``SHARED_WITHIN``, while no other thread does.
+
+    Whatever the reason: psycopg tells no SQLSTATE of a failed connect, and the text may be in any language.
+    """
+    end = time.monotonic() + SHARED_WITHIN
+    pause = SHORTEST_PAUSE
+    is_mine = turn.acquire(timeout=SHARED_WITHIN)
+    try:
+        while True:
+            try:
+                return connect(params)
+            except refused:
+                if time.monotonic() + pause > end:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+    finally:
+        if is_mine:
+            turn.release()
 
 
 def _check(session: ThreadSession) -> None:

@@ -42,6 +42,7 @@ from .scheduler import LONGEST_WAIT, Scheduler
 from .shutdown import Shutdown
 from .sources import Sources
 from .stacks import stack_of_thread
+from .startup import Room
 from .surplus import Surplus
 from .threads import OrmThreads, SyncThreads
 
@@ -81,8 +82,7 @@ class Engine:
         sender: type,
         queues: Sequence[str],
         concurrency: int,
-        threads: int,
-        listens: bool,
+        room: Room,
         failed: Callable[[], None],
         own_process: bool,
     ) -> None:
@@ -91,10 +91,11 @@ class Engine:
         self.backend = backend
         self.queues = queues
         self.concurrency = concurrency
-        self.threads = threads
+        self.threads = room.threads
         self._options = options = held.options
         self._sender = sender
-        self._wants_notify = listens
+        self._wants_notify = options.notify and room.listens
+        self._room = room
         store = held.store
         main = asyncio.current_task()  # which a loop's runner cancels together with all others
         self.changed = asyncio.Event()  # an execution has ended
@@ -120,7 +121,9 @@ class Engine:
         self.sync_threads = SyncThreads(self.threads or 1)
         # Not the loop's default executor, whose threads tasks may occupy for as long as they like.
         self.importer = ThreadPoolExecutor(IMPORT_THREADS, thread_name_prefix="aiotasks-import")
-        self.orm_threads = OrmThreads(options.async_db_threads, limit=self.concurrency)
+        self.orm_threads = OrmThreads(
+            room.orm_threads, limit=room.orm_threads if room.shared else self.concurrency
+        )
         self.finisher = self._make_finisher(store)
         self.runner = Runner(
             sender=self._sender,
@@ -156,7 +159,7 @@ class Engine:
             wake=self._wake,
             look_back=self.claimer.look_back,
             # Without NOTIFY nobody tells of a task that is due earlier than the one waited for.
-            longest_wait=LONGEST_WAIT if listens else options.poll_interval,
+            longest_wait=LONGEST_WAIT if self._wants_notify else options.poll_interval,
         )
         self.rescuer = Rescuer(
             store,
@@ -279,13 +282,16 @@ class Engine:
             options.poll_interval,
         )
         logger.info("lease: %g s, renewed every %g s", options.lease_timeout, self.lease.interval)
+        room = self._room
         orm = options.orm_connections(self.concurrency)
         logger.info(
-            "connections: at most %d (pool %d, listener 1, heartbeat 1, ORM threads %d, sync threads %d)",
-            options.most_connections(self.concurrency, self.threads),
-            options.pool_max_size,
-            orm,
-            self.threads,
+            "connections: at most %d (pool %d, listener %d, heartbeat 1, %s)",
+            room.pool + room.listens + 1 + (room.shared or orm + self.threads),
+            room.pool,
+            room.listens,
+            f"all threads {room.shared}"
+            if room.shared
+            else f"ORM threads {orm}, sync threads {self.threads}",
         )
 
     async def _shut_down(self, hurried: asyncio.Event, grace: float, keep_threads: bool) -> bool:

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import resource
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 from django.core.exceptions import ImproperlyConfigured
@@ -14,17 +15,21 @@ from django.tasks import task_backends
 from ..backend import PostgresBackend
 from ..exceptions import DatabaseNotReady
 from ..job import Source
+from ..store.connection_thread import share_connections
 from ..store.drivers import about_tables, is_transient, sqlstate
 from ..store.pools import LoopResources
 from ..store.repeat import backoff
 from ..store.row_security import WORKER, told
 from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store
+from .free_descriptors import CONNECTION_DESCRIPTORS, SPARE_DESCRIPTORS, count_free_descriptors
 
 __all__ = [
+    "Room",
     "backend_of",
     "describe",
     "explain",
+    "find_descriptors",
     "find_room",
     "look_at_rights",
     "queues_of",
@@ -111,53 +116,101 @@ async def reach_database(
     return False
 
 
+# Descriptors that a worker opens at its start: two connections of its pool, the heartbeat's loop (3) and
+# connection, the listener's connection.
+FEWEST_IN_POOL = 2
+OWN_DESCRIPTORS = FEWEST_IN_POOL + 5
+
+
+def find_descriptors(held: LoopResources, *, lanes: int, must: bool) -> None:
+    """See how many file descriptors are free, and have the pool leave those of a thread with a connection in
+    each of so many ``lanes``. Without them tasks would be claimed and wait for ever.
+
+    Raises ImproperlyConfigured where there are too few (``must``: else that is logged).
+    """
+    fewest = OWN_DESCRIPTORS + SPARE_DESCRIPTORS + lanes * CONNECTION_DESCRIPTORS
+    pool = held.options.pool_max_size
+    free = count_free_descriptors(fewest + pool)
+    if free < fewest:
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        sentence = (
+            f"This process may open {allowed} file descriptors (`ulimit -n`), of which {free} are free; a "
+            f"worker needs {fewest}, so {allowed - free + fewest} in all. Raise the limit (systemd: "
+            "LimitNOFILE=; Docker: --ulimit nofile=)."
+        )
+        if must:
+            raise ImproperlyConfigured(sentence)
+        logger.error("%s", sentence)
+    if (room := max(1, FEWEST_IN_POOL + free - fewest)) < pool:
+        held.driver.lending.limit_to(room)
+
+
 # What a worker enters itself by.
 FOR_A_LEASE = "INSERT ON aiotasks_worker"
 
-# A lease and a statement need one connection each. With one more, tasks' own queries come before LISTEN.
-FEWEST_CONNECTIONS = 2
+# The lease, statements and the tasks' own need one connection each. With one more there is LISTEN.
+FEWEST_CONNECTIONS = 3
 ENOUGH_TO_LISTEN = 4
 
 
-async def find_room(held: LoopResources, *, concurrency: int, threads: int, must: bool) -> bool:
-    """See how many connections the server allows, and have the pool do with less where those are too few.
+class Room(NamedTuple):
+    """What the server's connections allow a worker, next to its lease and its pool."""
 
-    Returns whether one of them may be the listener's. Raises DatabaseNotReady where nothing could be
-    claimed (``must``: else that is logged).
+    pool: int
+    listens: bool  # one of them may be the listener's
+    threads: int  # at a time, for sync tasks
+    orm_threads: int  # for the ORM calls of coroutine tasks
+    shared: int = 0  # connections that all threads take turns with; 0: each may have its own
+
+
+async def find_room(held: LoopResources, *, concurrency: int, threads: int, must: bool) -> Room:
+    """See how many connections the server allows, and have pool and threads do with less where those are
+    too few.
+
+    Raises DatabaseNotReady where no task could make a query (``must``: else that is logged).
     """
     options = held.options
+    enough = Room(options.pool_max_size, True, threads, options.async_db_threads)
     if not options.statement_cache_size:
-        return True  # a pooler is in front, whose limits are others
+        return enough  # a pooler is in front, whose limits are others
     try:
         allowed = (await held.store.inspect_server())[3]
     except utils.Error:
-        return True  # the parts meet it, too, and wait
+        return enough  # the parts meet it, too, and wait
     wanted = options.most_connections(concurrency, threads)
     if allowed >= wanted:
-        return True
+        return enough
     told = (
         f"PostgreSQL allows this role {allowed} connections (max_connections, or the CONNECTION LIMIT of the "
         f"role or the database) of the {wanted} that the worker may want"
     )
     remedy = "Raise it, or lower POOL_MAX_SIZE, ASYNC_DB_THREADS or --threads."
     if allowed < FEWEST_CONNECTIONS:
-        sentence = f"{told}; it needs {FEWEST_CONNECTIONS}, for its lease and its statements. {remedy}"
+        sentence = (
+            f"{told}; it needs {FEWEST_CONNECTIONS}, for its lease, its statements and its tasks' queries. "
+            f"{remedy}"
+        )
         if must:
             raise DatabaseNotReady(sentence)
         logger.error("%s", sentence)
-        return False
     listens = allowed >= ENOUGH_TO_LISTEN
-    others = wanted - options.pool_max_size - (0 if listens else 1)  # the lease, the listener, tasks' own
-    pool = max(1, min(options.pool_max_size, allowed - others))
-    held.driver.lending.limit_to(pool)
-    logger.warning(
-        "%s: its pool takes %d%s; statements wait for each other, and tasks' queries may be refused. %s",
-        told,
-        pool,
-        "" if listens else ", and it polls without LISTEN",
-        remedy,
-    )
-    return listens
+    tasks = options.orm_connections(concurrency) + threads
+    others = 2 if listens else 1  # the lease, the listener
+    lending = held.driver.lending
+    pool = max(1, min(options.pool_max_size, lending.limit or allowed, allowed - others - tasks))
+    lending.limit_to(pool)
+    left = max(1, allowed - others - pool)
+    parts = [f"its pool takes {pool}"]
+    if not listens:
+        parts.append("it polls without LISTEN")
+    if shared := left if left < tasks else 0:
+        share_connections(options.database)
+        parts.append(
+            f"tasks' queries share the {left} left, so no thread keeps one after a task or a query, and as "
+            f"many sync tasks run at a time: {min(threads, left)}"
+        )
+    logger.warning("%s: %s. %s", told, "; ".join(parts), remedy)
+    return Room(pool, listens, min(threads, left), min(options.async_db_threads, left), shared)
 
 
 async def look_at_rights(store: Store, *, must: bool) -> None:

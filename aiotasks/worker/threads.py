@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import partial
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from ..store.block_threads import BlockSlots, lender_of_worker
 from ..store.connection_thread import IDLE_TIMEOUT, ConnectionThread, ThreadConnections, fulfil
 from ..sync import run_now
 from .execution import NotStarted
+from .free_descriptors import CONNECTION_DESCRIPTORS, SPARE_DESCRIPTORS, demand_descriptors
 
 __all__ = ["DefaultExecutor", "OrmJob", "OrmThreads", "SyncThreads"]
 
@@ -35,12 +36,7 @@ RETRY_DELAY = 5.0
 # Seconds since a job's last call after which its connections are checked again before the next.
 CHECK_AFTER = 1.0
 
-
-# File descriptors that must be free for another thread with a connection: two that libpq opens for it, and
-# what the worker's own connections, files and sockets need meanwhile. Threads that were started within so
-# many seconds may not have opened theirs yet.
-CONNECTION_DESCRIPTORS = 2
-SPARE_DESCRIPTORS = 8
+# Threads that were started within so many seconds may not have opened their connections yet.
 CONNECT_TIME = 1.0
 
 
@@ -74,7 +70,7 @@ class _Starts:
             if self._connects:
                 now = time.monotonic()
                 starting = sum(now - at < CONNECT_TIME for at in self._latest)
-                _demand_descriptors(SPARE_DESCRIPTORS + CONNECTION_DESCRIPTORS * (starting + 1))
+                demand_descriptors(SPARE_DESCRIPTORS + CONNECTION_DESCRIPTORS * (starting + 1))
                 self._latest.append(now)
             started = start()
         except (RuntimeError, MemoryError, OSError) as error:
@@ -92,13 +88,6 @@ class _Starts:
             return None
         self._refused = False
         return started
-
-
-def _demand_descriptors(number: int) -> None:
-    """Raise OSError unless so many file descriptors are free."""
-    with ExitStack() as stack:
-        for _ in range(number):
-            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
 
 # What a pool runs: it is given what has to be called once its work is done, before anybody hears of that.

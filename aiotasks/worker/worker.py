@@ -16,7 +16,7 @@ from ..store.pools import resources
 from ..store.repeat import backoff
 from .engine import Engine
 from .execution import Execution
-from .startup import backend_of, find_room, look_at_rights, queues_of, reach_database, slots
+from .startup import backend_of, find_descriptors, find_room, look_at_rights, queues_of, reach_database, slots
 
 __all__ = ["Worker"]
 
@@ -42,8 +42,9 @@ class Worker:
     own_process: the process is the worker's alone: sync tasks that outlast the grace are given
         back when it leaves. Else their lease is kept for as long as their threads run.
 
-    Raises ImproperlyConfigured for a mistake in the settings, before anything runs, and
-    DatabaseNotReady where ``database_timeout`` is given and the database can't be used.
+    Raises ImproperlyConfigured for a mistake in the settings, before anything runs; and where
+    ``database_timeout`` is given, for too few file descriptors, and DatabaseNotReady where the database
+    can't be used.
     """
 
     def __init__(
@@ -190,6 +191,8 @@ class Worker:
 
     async def _main(self) -> None:
         held = resources(self._options)
+        must = self._database_timeout is not None
+        find_descriptors(held, lanes=bool(self.concurrency) + bool(self.threads), must=must)
         there = await reach_database(
             held.store,
             self.backend,
@@ -200,7 +203,6 @@ class Worker:
         )
         if not there:
             return  # told to stop before there was a database
-        must = self._database_timeout is not None
         await look_at_rights(held.store, must=must)
         room = await find_room(held, concurrency=self.concurrency, threads=self.threads, must=must)
         self.engine = Engine(
@@ -209,8 +211,7 @@ class Worker:
             sender=self._sender,
             queues=self.queues,
             concurrency=self.concurrency,
-            threads=self.threads,
-            listens=self._options.notify and room,
+            room=room,
             failed=self._tried.set,  # embedded, the site starts anyway
             own_process=self.own_process,
         )

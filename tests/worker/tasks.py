@@ -461,6 +461,11 @@ def query_sync() -> int:
 
 
 @task
+async def query_in_executor() -> int:
+    return await asyncio.to_thread(_backend_pid)
+
+
+@task
 async def stick(name: str) -> str:
     """Hold up the thread of one's ORM calls."""
     seen.append(name)

@@ -20,7 +20,7 @@ from aiotasks.worker import cli
 from tests.conftest import ROOT
 
 from . import tasks
-from .harness import Configure, Ledger, Process, Start, wait_until
+from .harness import TIMEOUT, Configure, Ledger, Process, Start, wait_until
 
 COMMANDS = {"module": ["-m", "aiotasks.worker"], "manage": ["-m", "django", "aiotasks", "worker"]}
 
@@ -340,3 +340,27 @@ def test_a_password_that_is_wrong(start: Start) -> None:
         "aiotasks: PostgreSQL refuses the user or password of DATABASES['default']: "
         'password authentication failed for user "me".'
     )
+
+
+def test_too_few_file_descriptors(start: Start, ledger: Ledger) -> None:
+    """For a thread with a connection: refused before anything is claimed. With what it asks for, it runs
+    tasks of both lanes."""
+    runs = "from aiotasks.worker.cli import main; raise SystemExit(main(['--until-empty']))"
+
+    def limited(number: int) -> Process:
+        limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({number}, {number}))"
+        return start("-c", f"{limit}; {runs}")
+
+    for _ in range(5):
+        for task, *args in ((tasks.query_sync,), (tasks.query, 0.0), (tasks.add, 1, 1)):
+            task.enqueue(*args)
+    refused = [limited(number) for number in (16, 24)]
+    for process in refused:
+        assert process.wait() == 1
+        line, _ = process.log.splitlines()  # and what the run came to
+    found = re.search(r"may open 24 file descriptors \(`ulimit -n`\), .* needs \d+, so (\d+) in all\.", line)
+    assert found, line
+    assert ledger.statuses() == {"READY": 15}
+    assert ledger.workers() == 0
+    assert limited(int(found[1])).wait(2 * TIMEOUT) == 0
+    assert ledger.statuses() == {"SUCCESSFUL": 15}

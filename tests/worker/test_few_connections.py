@@ -26,23 +26,24 @@ def few(database: str, ledger: Ledger) -> Iterator[psycopg.Connection]:
 def test_three_connections(
     few: psycopg.Connection, ledger: Ledger, configure: Configure, start_worker: Start
 ) -> None:
-    """One for the lease, one for statements, one for the tasks' own."""
+    """One for the lease, one for statements, one that all tasks share, whichever lane they run in."""
     configure()
     few.execute("ALTER ROLE few CONNECTION LIMIT 3")
-    for n in range(10):
-        tasks.add.enqueue(n, 1)
+    for _ in range(10):
+        tasks.query.enqueue(0.01, 2)
         tasks.query_sync.enqueue()
-    worker = start_worker("--threads", "1", env={"AIOTASKS_DB_USER": "few"})
-    wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 20})
+        tasks.query_in_executor.enqueue()
+    worker = start_worker(env={"AIOTASKS_DB_USER": "few"})
+    wait_until(lambda: set(ledger.statuses()) <= {"SUCCESSFUL", "FAILED"})
+    assert ledger.statuses() == {"SUCCESSFUL": 30}, worker.log
     assert "allows this role 3 connections" in worker.log
-    assert "its pool takes 1, and it polls without LISTEN" in worker.log
-    assert "lease can't be renewed" not in worker.log
+    assert "its pool takes 1; it polls without LISTEN; tasks' queries share the 1 left" in worker.log
     assert ledger.value("SELECT count(*) FROM aiotasks_worker WHERE lease_expires_at > now()") == 1
     assert worker.stop() == 0
-    few.execute("ALTER ROLE few CONNECTION LIMIT 1")
+    few.execute("ALTER ROLE few CONNECTION LIMIT 2")
     worker = start_worker(env={"AIOTASKS_DB_USER": "few"}, ready=False)
     assert worker.wait() == 1
-    assert "it needs 2, for its lease and its statements" in worker.log
+    assert "it needs 3, for its lease, its statements and its tasks' queries" in worker.log
     assert "CONNECTION LIMIT" in worker.log
 
 
