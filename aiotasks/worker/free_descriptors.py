@@ -1,34 +1,25 @@
 """How many file descriptors this process may still open."""
 
+import errno
 import os
-from contextlib import ExitStack
+import resource
+import sys
 
-__all__ = [
-    "CONNECTION_DESCRIPTORS",
-    "SPARE_DESCRIPTORS",
-    "count_free_descriptors",
-    "demand_descriptors",
-]
+__all__ = ["CONNECTION_DESCRIPTORS", "SPARE_DESCRIPTORS", "count_free_descriptors"]
 
-# What must be free for another thread with a connection: two that libpq opens for it, and what the worker's
-# own connections, files and sockets need meanwhile.
+# What must be free for another thread with a connection: two that libpq and its wait open for it, and what
+# the worker's own connections, files and sockets need meanwhile.
 CONNECTION_DESCRIPTORS = 2
 SPARE_DESCRIPTORS = 8
 
 
-def demand_descriptors(number: int) -> None:
-    """Raise OSError unless so many are free."""
-    with ExitStack() as stack:
-        for _ in range(number):
-            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-
-
-def count_free_descriptors(most: int) -> int:
-    """Return how many are free, or ``most`` if there are more."""
-    with ExitStack() as stack:
-        for number in range(most):
-            try:
-                stack.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-            except OSError:
-                return number
-    return most
+def count_free_descriptors() -> int:
+    """Return how many are free. Opens one at the most for that: other threads may need the last ones."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return sys.maxsize
+    try:
+        used = len(os.listdir("/dev/fd")) - 1  # that of the listing itself
+    except OSError as error:
+        return 0 if error.errno in (errno.EMFILE, errno.ENFILE) else allowed  # where there is no /dev/fd
+    return max(0, allowed - used)

@@ -130,7 +130,7 @@ def find_descriptors(held: LoopResources, *, lanes: int, must: bool) -> None:
     """
     fewest = OWN_DESCRIPTORS + SPARE_DESCRIPTORS + lanes * CONNECTION_DESCRIPTORS
     pool = held.options.pool_max_size
-    free = count_free_descriptors(fewest + pool)
+    free = count_free_descriptors()
     if free < fewest:
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         sentence = (

@@ -5,6 +5,7 @@ All look after Django's connections in the same way: see ``ThreadConnections``.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import queue
@@ -24,7 +25,7 @@ from ..store.block_threads import BlockSlots, lender_of_worker
 from ..store.connection_thread import IDLE_TIMEOUT, ConnectionThread, ThreadConnections, fulfil
 from ..sync import run_now
 from .execution import NotStarted
-from .free_descriptors import CONNECTION_DESCRIPTORS, SPARE_DESCRIPTORS, demand_descriptors
+from .free_descriptors import CONNECTION_DESCRIPTORS, SPARE_DESCRIPTORS, count_free_descriptors
 
 __all__ = ["DefaultExecutor", "OrmJob", "OrmThreads", "SyncThreads"]
 
@@ -70,7 +71,8 @@ class _Starts:
             if self._connects:
                 now = time.monotonic()
                 starting = sum(now - at < CONNECT_TIME for at in self._latest)
-                demand_descriptors(SPARE_DESCRIPTORS + CONNECTION_DESCRIPTORS * (starting + 1))
+                if count_free_descriptors() < SPARE_DESCRIPTORS + CONNECTION_DESCRIPTORS * (starting + 1):
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 self._latest.append(now)
             started = start()
         except (RuntimeError, MemoryError, OSError) as error:
