@@ -161,16 +161,26 @@ class _Drain:
             while True:
                 await self._scheduler.run_once()
                 self._claimer.wake()
-                if not await self._claimer.run_once():
+                if not await self._claim():
                     break
                 while self._claimed:
-                    await self._run_one(self._claimed.popleft())
+                    await self._run_next()
                 self.waits_for = "the database"
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._give_all_back()
             raise
         await self._store.remove_worker(self._worker_id)
+
+    async def _claim(self) -> int:
+        """Where this is cancelled meanwhile, what is claimed is known nevertheless, and is given back."""
+        claiming = asyncio.ensure_future(self._claimer.run_once())
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            with anyio.move_on_after(CLEAN_UP_TIMEOUT, shield=True):
+                await claiming
+            raise
 
     async def _give_all_back(self) -> None:
         while self._claimed:
@@ -179,8 +189,10 @@ class _Drain:
         with anyio.move_on_after(CLEAN_UP_TIMEOUT), suppress(utils.Error):  # an error is on its way already
             await self._store.remove_worker(self._worker_id)
 
-    async def _run_one(self, job: Job) -> None:
-        savepoints = await self._thread.run(_Savepoints)
+    async def _run_next(self) -> None:
+        job = self._claimed[0]
+        savepoints = await self._thread.enter_savepoints()
+        self._claimed.popleft()
         close = partial(savepoints.close, f"The task {job.task_path}")
         self.waits_for = f"the task {job.task_path} (id {job.id})"
         self._ended.clear()
@@ -306,7 +318,7 @@ class _Finisher(Finisher):
         super().tell(self._in_savepoints(telling), place)
 
     async def _in_savepoints(self, telling: Coroutine[Any, Any, None]) -> None:
-        savepoints = await self._thread.run(_Savepoints)
+        savepoints = await self._thread.enter_savepoints()
         try:
             await telling
         finally:
@@ -323,6 +335,16 @@ class _TestThread:
     def run[Result](self, call: Callable[[], Result]) -> "asyncio.Future[Result]":
         coroutine = sync_to_async(Context().run, thread_sensitive=True)(call)
         return asyncio.get_running_loop().create_task(coroutine, context=self._context.copy())
+
+    async def enter_savepoints(self) -> "_Savepoints":
+        """Open them. Where this is cancelled meanwhile, none stays open."""
+        entering = self.run(_Savepoints)
+        try:
+            return await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True):
+                await self.run(partial((await entering).close, "The cancelled drain"))
+            raise
 
 
 class _TestPlace:

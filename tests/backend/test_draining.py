@@ -2,6 +2,7 @@
 
 # ruff: noqa: PT009, PT027 (the tests of sites are written so)
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -189,6 +190,59 @@ class EndlessTests(TestCase):
             TimeoutError, r"(?s)has run [1-9]\d* tasks in 1 s, and waits for .*`timeout`"
         ):
             drain(timeout=1)
+
+
+class CancelledTests(TestCase):
+    """A drain that is cancelled while its thread opens a savepoint, the first, the second, … one."""
+
+    async def cancel_at_savepoint(self, number: int) -> bool:
+        """Returns whether there was one."""
+        result = await tasks.echo.aenqueue(number)
+        draining = asyncio.create_task(self.drain())
+        loop = asyncio.get_running_loop()
+        cancelled = threading.Event()
+        savepoints = 0
+
+        def cancel() -> None:
+            draining.cancel()
+            loop.call_soon(cancelled.set)
+
+        def execute(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+            nonlocal savepoints
+            if str(sql).startswith("SAVEPOINT"):
+                savepoints += 1
+                if savepoints == number:
+                    loop.call_soon_threadsafe(cancel)
+                    cancelled.wait(20)
+            return execute(sql, params, many, context)
+
+        @sync_to_async
+        def blocks() -> list[Any]:
+            return [*connection.atomic_blocks]
+
+        before = await blocks()
+        await sync_to_async(lambda: connection.execute_wrappers.append(execute))()
+        try:
+            await draining
+        except asyncio.CancelledError:
+            pass
+        finally:
+            await sync_to_async(lambda: connection.execute_wrappers.remove(execute))()
+        assert await blocks() == before
+        await result.arefresh()
+        assert result.status in (READY, SUCCESSFUL)
+        assert await Worker.objects.acount() == 0
+        await Task.objects.all().adelete()
+        return savepoints >= number
+
+    async def drain(self) -> None:
+        await drain()
+
+    async def test_no_savepoint_stays_open(self) -> None:
+        number = 1
+        while await self.cancel_at_savepoint(number):
+            number += 1
+        assert number > 4
 
 
 class ClosedConnectionTests(TransactionTestCase):
