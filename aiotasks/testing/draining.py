@@ -186,6 +186,8 @@ class _Drain:
         while self._claimed:
             self._give_back(self._claimed.popleft())
         await self._finisher.flush(CLEAN_UP_TIMEOUT)
+        with anyio.move_on_after(CLEAN_UP_TIMEOUT):
+            await self._finisher.all_announced()  # its savepoints must not outlive the drain
         with anyio.move_on_after(CLEAN_UP_TIMEOUT), suppress(utils.Error):  # an error is on its way already
             await self._store.remove_worker(self._worker_id)
 

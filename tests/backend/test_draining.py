@@ -228,7 +228,7 @@ class CancelledTests(TestCase):
             pass
         finally:
             await sync_to_async(lambda: connection.execute_wrappers.remove(execute))()
-        assert await blocks() == before
+        assert await blocks() == before, number
         await result.arefresh()
         assert result.status in (READY, SUCCESSFUL)
         assert await Worker.objects.acount() == 0
