@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from django.db import connections, utils
@@ -19,6 +21,7 @@ from aiotasks.checks import check_backend
 from aiotasks.demo.postgres import unprivileged_user
 from aiotasks.store.connect import connect, connect_arguments
 from tests.tls import TlsServer
+from tests.worker.harness import until
 
 from .test_connect import another, no_environment
 
@@ -63,6 +66,10 @@ def tls(database: str, certificates: Path, monkeypatch: pytest.MonkeyPatch) -> I
         yield server
 
 
+def sockets() -> Any:
+    return psutil.Process().net_connections("tcp")
+
+
 async def both(alias: str, server: TlsServer) -> tuple[bool | None, bool | None, str]:
     """Of Django's connection, and of aiotasks': whether it is encrypted, and None if there is none."""
     wrapper = connections[alias]
@@ -75,6 +82,8 @@ async def both(alias: str, server: TlsServer) -> tuple[bool | None, bool | None,
     try:
         connection = await connect(alias, timeout=10, statement_cache_size=0)
     except utils.Error as error:
+        # A refused handshake's transport closes in later turns of the loop, which must not end before that.
+        await until(lambda: not any(at.raddr and at.raddr.port == server.port for at in sockets()))
         return theirs, None, f"{told}aiotasks: {error}"
     await connection.close()
     return theirs, server.sessions.pop(), told
