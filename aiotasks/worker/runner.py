@@ -151,6 +151,9 @@ class Runner:
             or signals.audience(task_finished, self._sender) is not signals.Audience.RECEIVERS
         ):
             execution.leave_place()
+            if not execution.abandoned and execution.context is not None:
+                # They refer to each other, and would both live until the next garbage collection.
+                execution.context.run(current.set, None)
         if execution.abandoned:
             return
         self._leave(execution)
