@@ -192,7 +192,7 @@ def _observe_driver(raw: Any, session: ThreadSession) -> None:
 def _observed_driver(kind: Any) -> Any:
     """``kind`` of psycopg's cursor that has the session of its connection note each statement."""
 
-    class Observed(kind):  # type: ignore[misc]
+    class Observed(kind):  # type: ignore[misc]  # the base is known at run time only
         aiotasks_observes = True
 
         def execute(self, query: Any, *args: Any, **more: Any) -> Any:
