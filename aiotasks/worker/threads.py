@@ -118,8 +118,9 @@ class _Pool:
         self._daemon = daemon
         self._prepare = prepare
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._busy = 0  # calls that run or wait
-        self._lock = threading.Lock()
+        self._put = 0  # how many calls have come
+        self._ended: list[int] = []  # how many each thread has run: written by that thread alone
+        self._lock = threading.Lock()  # among those who put: a thread's end of a call must not wait for it
         self._starts = _Starts(what, connects=connects)
 
     def capacity(self) -> int:
@@ -135,10 +136,10 @@ class _Pool:
         """
         with self._lock:
             running = len(self.threads)
-            started = running > self._busy or running >= self._limit or self._start()
+            started = running >= self._limit or running > self._put - sum(self._ended) or self._start()
             if not started and not (running and may_wait):
                 raise NotStarted("can't start new thread")
-            self._busy += 1
+            self._put += 1
         self._calls.put(call)
 
     def start(self) -> None:
@@ -166,7 +167,9 @@ class _Pool:
         name = f"{self._name}-{len(self.threads) + 1}"
 
         def start() -> threading.Thread:
-            thread = threading.Thread(target=self._work, name=name, daemon=self._daemon)
+            self._ended.append(0)
+            number = len(self._ended) - 1
+            thread = threading.Thread(target=self._work, args=(number,), name=name, daemon=self._daemon)
             thread.start()
             return thread
 
@@ -175,15 +178,14 @@ class _Pool:
             self.threads.append(thread)
         return thread is not None
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
         if self._prepare is not None:
             self._prepare()
         django = ThreadConnections()
 
         def after() -> None:
             django.clean()
-            with self._lock:
-                self._busy -= 1
+            self._ended[number] += 1
 
         while True:
             try:
