@@ -19,13 +19,13 @@ from django.tasks.signals import task_enqueued
 from django.utils import timezone
 
 from . import checks, signals
-from .call_check import check_call
 from .codec import dump_error, dump_json
 from .conf import Options
+from .db.drivers import about_tables
 from .exceptions import TaskCancelled, UnknownTask
-from .job import AnyResult, AnyTask, Kind, NewJob, lane_of, makes_generators
+from .rows import AnyResult, AnyTask, Kind, NewJob, lane_of, makes_generators
+from .signatures import check_call
 from .store.blocks import belongs_to_django
-from .store.drivers import about_tables
 from .store.routes import DjangoRoute, Route, route_on_loop
 from .sync import SyncMethod, run_now
 from .tasks import PostgresTask, new_result, parse_id, resolve, result_of

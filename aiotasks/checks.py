@@ -163,7 +163,7 @@ def _check_database(where: str, option: str, database: str) -> list[CheckMessage
                 id="aiotasks.E004",
             )
         ]
-    from .store.connect import connect_arguments
+    from .db.connect import connect_arguments
 
     try:
         unknown = connect_arguments(database).unknown

@@ -14,7 +14,7 @@ from django.dispatch import Signal
 from django.tasks import signals as django_signals
 
 from . import logs
-from .job import AnyResult
+from .rows import AnyResult
 
 __all__ = ["Audience", "asend", "asend_finished", "asend_started", "audience", "send_finished"]
 

@@ -25,7 +25,7 @@ from django.utils.module_loading import import_string
 from .codec import decode
 from .conf import keep_time
 from .exceptions import InvalidRow, UnknownTask
-from .job import AnyResult, AnyTask, Job
+from .rows import AnyResult, AnyTask, Job
 
 __all__ = [
     "PostgresTask",

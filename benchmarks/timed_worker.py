@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aiotasks.store.store import Store
-from aiotasks.worker import cli
+from aiotasks.worker.process import cli
 
 __all__: list[str] = []
 

@@ -7,8 +7,8 @@ from aiotasks.backend import PostgresBackend
 from aiotasks.conf import keep_time
 from aiotasks.operations.line import open_line
 from aiotasks.store.store import Store
-from aiotasks.worker.cli import add_backend
-from aiotasks.worker.pruner import Pruner
+from aiotasks.worker.maintenance.pruner import Pruner
+from aiotasks.worker.process.cli import add_backend
 
 __all__ = ["add_arguments", "run"]
 

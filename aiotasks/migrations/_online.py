@@ -19,7 +19,7 @@ from django.core.management.base import CommandError
 from django.db import migrations, transaction, utils
 from django.db.migrations.operations.base import Operation
 
-from aiotasks.store.drivers import sqlstate
+from aiotasks.db.drivers import sqlstate
 
 # Whoever comes while an ALTER waits for its lock waits behind it: for a second, then it steps aside.
 LOCK_TIMEOUT = "1s"

@@ -19,8 +19,8 @@ from .. import __version__
 from ..backend import PostgresBackend
 from ..checks import check_backend
 from ..conf import Options
-from ..store.connect import connect
-from ..store.drivers import sqlstate
+from ..db.connect import connect
+from ..db.drivers import sqlstate
 from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store
 from ..worker.startup import backend_of, describe

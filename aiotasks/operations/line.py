@@ -7,9 +7,9 @@ from typing import Any
 
 import asyncpg
 
-from ..store.connect import SESSION, connect
-from ..store.drivers import Connection, Row, django_errors
-from ..store.statement import Statement
+from ..db.connect import SESSION, connect
+from ..db.drivers import Connection, Row, django_errors
+from ..db.statement import Statement
 
 __all__ = ["Line", "open_line"]
 

@@ -18,9 +18,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, transaction
 
 from ..conf import Options
+from ..db.connection_thread import fulfil, tidy
 from .block_threads import block_threads
 from .blocks import Block, closed, innermost, innermost_of
-from .connection_thread import fulfil, tidy
 from .transaction import Transaction, options_for
 
 __all__ = ["AtomicBlock", "atomic"]

@@ -12,7 +12,7 @@ from typing import Protocol
 from django.db import close_old_connections, utils
 
 from ..conf import Options
-from .connection_thread import ConnectionThread, tidy
+from ..db.connection_thread import ConnectionThread, tidy
 
 __all__ = ["BlockSlots", "BlockThread", "Lender", "block_threads", "lender_of_worker"]
 

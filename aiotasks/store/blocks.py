@@ -16,9 +16,9 @@ from typing import Any
 
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 
+from ..compat import sync_code_waits
 from ..exceptions import TransactionClosed
 from ..sync import run_now
-from .waiting import sync_code_waits
 
 __all__ = ["Block", "belongs_to_django", "block_around", "closed", "innermost", "innermost_of"]
 

@@ -16,10 +16,10 @@ from django.dispatch import Signal
 
 from .. import signals
 from ..conf import Options
-from ..job import AnyResult, Job, NewJob
+from ..db.drivers import DjangoDriver
+from ..rows import AnyResult, Job, NewJob
 from ..sync import run_now
-from .drivers import DjangoDriver
-from .pools import LoopResources, resources
+from .loop import LoopResources, resources
 from .store import Store
 from .transaction import Transaction, current_transaction
 from .wakeups import CHANNEL, NOT_SENT, QUEUE_IS_FULL, Wakeup, cancel_wakeups, told, wakeups_of

@@ -6,9 +6,9 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import NamedTuple
 
+from ..db.connection_thread import ConnectionThread, fulfil
+from ..db.drivers import DjangoDriver, Driver
 from ..sync import run_now
-from .connection_thread import ConnectionThread, fulfil
-from .drivers import DjangoDriver, Driver
 from .store import Store
 
 __all__ = ["GETS_IN", "Session", "differences", "djangos_session", "our_session"]

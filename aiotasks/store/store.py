@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from ..job import Job, Kind, Lane, NewJob, Source
-from .drivers import Driver
+from ..db.drivers import Driver
+from ..db.statement import load
+from ..rows import Job, Kind, Lane, NewJob, Source
 from .row_security import Restriction
-from .statement import load
 
 __all__ = ["Store"]
 

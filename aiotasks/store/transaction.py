@@ -12,16 +12,16 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, utils
 from django.tasks import task_backends
 
+from ..compat import sync_code_waits
 from ..conf import Options
+from ..db.cache import Lending, is_dead
+from ..db.connect import PLAIN_SESSION, SESSION
+from ..db.drivers import READ_ONLY, Connection, ConnectionDriver, as_django_error, django_errors, sqlstate
+from ..db.last_words import LastWords
+from ..db.statement_text import may_write
 from .blocks import Block, block_around, innermost
-from .connect import PLAIN_SESSION, SESSION
-from .drivers import READ_ONLY, Connection, ConnectionDriver, as_django_error, django_errors, sqlstate
-from .last_words import LastWords
-from .lending import Lending, is_dead
-from .pools import LoopResources, resources
-from .statement_text import may_write
+from .loop import LoopResources, resources
 from .store import Store
-from .waiting import sync_code_waits
 from .wakeups import CHANNEL, NOT_SENT, QUEUE_IS_FULL, Wakeup
 
 __all__ = ["Transaction", "current_transaction", "transaction"]

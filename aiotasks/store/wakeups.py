@@ -16,8 +16,8 @@ from itertools import islice
 
 from django.db import utils
 
-from ..job import Job, NewJob
-from .repeat import repeat
+from ..db.retry import repeat
+from ..rows import Job, NewJob
 from .store import Store
 
 __all__ = [

@@ -7,7 +7,7 @@ from asgiref.sync import sync_to_async
 
 from .. import models
 from ..codec import normalize
-from ..job import AnyResult, AnyTask
+from ..rows import AnyResult, AnyTask
 from ..worker.startup import backend_of
 from .calls import AwaitableResult, here_or_awaited
 

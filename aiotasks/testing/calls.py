@@ -9,8 +9,8 @@ from typing import Any
 
 from django.core.exceptions import SynchronousOnlyOperation
 
-from ..job import AnyResult
-from ..store.waiting import sync_code_waits
+from ..compat import sync_code_waits
+from ..rows import AnyResult
 from ..sync import async_unsafe_allowed, running_loop_hidden
 from ..tasks import PostgresTaskResult
 

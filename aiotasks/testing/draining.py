@@ -20,24 +20,24 @@ from django.db import transaction as django_transaction
 
 from .. import __version__
 from ..conf import Options
-from ..job import Job, Lane, Released
+from ..db.drivers import DjangoDriver, Driver, Row
+from ..db.statement import Statement
+from ..rows import Job, Lane, Released
 from ..store.blocks import belongs_to_django
-from ..store.drivers import DjangoDriver, Driver, Row
-from ..store.pools import resources
-from ..store.statement import Statement
+from ..store.loop import resources
 from ..store.store import Store
 from ..store.transaction import current_transaction
 from ..sync import run_now
-from ..worker.backlog import Backlog
-from ..worker.claimer import Claimer
+from ..worker.claiming.loop import Claimer
+from ..worker.claiming.overclaim import Surplus
+from ..worker.claiming.prefetch import Backlog
+from ..worker.claiming.quarantine import Quarantine
+from ..worker.claiming.rotation import Sources
 from ..worker.execution import Execution, Place
-from ..worker.finisher import Finisher
-from ..worker.quarantine import Quarantine
-from ..worker.runner import Runner
-from ..worker.scheduler import Scheduler
-from ..worker.sources import Sources
+from ..worker.maintenance.promoter import Scheduler
+from ..worker.running.runner import Runner
 from ..worker.startup import backend_of
-from ..worker.surplus import Surplus
+from ..worker.writing.finisher import Finisher
 from .calls import Count, here_or_awaited
 
 __all__ = ["drain"]

@@ -15,36 +15,36 @@ from django.db import utils
 
 from .. import __version__, logs, signals
 from ..codec import dump_error
+from ..db.retry import repeat
 from ..exceptions import InvalidRow, TaskCancelled, UnknownTask
-from ..job import Job, Lane, Released
-from ..store.pools import LoopResources, resources
-from ..store.repeat import repeat
+from ..rows import Job, Lane, Released
+from ..store.loop import LoopResources, resources
 from ..store.store import Store
 from ..store.wakeups import Wakeup
 from ..tasks import result_of
-from .backlog import Backlog
 from .belonging import current
-from .canceller import Canceller
-from .claimer import Claimer
+from .claiming.loop import Claimer
+from .claiming.overclaim import Surplus
+from .claiming.prefetch import Backlog
+from .claiming.quarantine import Quarantine
+from .claiming.rotation import Sources
 from .execution import Execution
-from .failure_log import log_failure
-from .finisher import Finisher
-from .guard import LoopGuard
 from .handover import hand_over
-from .heartbeat import Heartbeat, Lease, Registration
-from .periodic import periodically
-from .process_exit import leave_now
-from .pruner import Pruner
-from .quarantine import Quarantine
-from .rescuer import Rescuer
-from .runner import Runner
-from .scheduler import LONGEST_WAIT, Scheduler
+from .lease.heartbeat import Heartbeat, Lease, Registration
+from .maintenance.canceller import Canceller
+from .maintenance.periodic import periodically
+from .maintenance.promoter import LONGEST_WAIT, Scheduler
+from .maintenance.pruner import Pruner
+from .maintenance.rescuer import Rescuer
+from .process.exits import leave_now
+from .process.stacks import stack_of_thread
+from .running.runner import Runner
+from .running.threads import OrmThreads, SyncThreads
+from .running.watchdog import LoopGuard
 from .shutdown import Shutdown
-from .sources import Sources
-from .stacks import stack_of_thread
 from .startup import Room
-from .surplus import Surplus
-from .threads import OrmThreads, SyncThreads
+from .writing.failure_log import log_failure
+from .writing.finisher import Finisher
 
 __all__ = ["Engine"]
 

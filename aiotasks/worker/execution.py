@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from asgiref.sync import _restore_context
 
-from ..job import AnyResult, Job, Lane, Outcome, Released
+from ..rows import AnyResult, Job, Lane, Outcome, Released
 
 __all__ = ["Execution", "NotStarted", "Place", "Reason", "carry", "carry_here"]
 

@@ -3,10 +3,10 @@
 from collections.abc import Collection, Iterable
 from uuid import UUID
 
-from ..job import Job
+from ..rows import Job
 from ..store.store import Store
 from .execution import Execution
-from .finisher import Finisher
+from .writing.finisher import Finisher
 
 __all__ = ["hand_over"]
 

@@ -13,12 +13,12 @@ from django.db import utils
 from django.tasks import task_backends
 
 from ..backend import PostgresBackend
+from ..db.connection_thread import share_connections
+from ..db.drivers import about_tables, is_transient, sqlstate
+from ..db.retry import backoff
 from ..exceptions import DatabaseNotReady
-from ..job import Source
-from ..store.connection_thread import share_connections
-from ..store.drivers import about_tables, is_transient, sqlstate
-from ..store.pools import LoopResources
-from ..store.repeat import backoff
+from ..rows import Source
+from ..store.loop import LoopResources
 from ..store.row_security import WORKER, told
 from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store

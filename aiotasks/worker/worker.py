@@ -11,9 +11,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import utils
 
 from .. import logs
-from ..store.drivers import is_transient
-from ..store.pools import resources
-from ..store.repeat import backoff
+from ..db.drivers import is_transient
+from ..db.retry import backoff
+from ..store.loop import resources
 from .engine import Engine
 from .execution import Execution
 from .startup import backend_of, find_descriptors, find_room, look_at_rights, queues_of, reach_database, slots

@@ -15,7 +15,7 @@ from django.dispatch import Signal
 from django.tasks import signals as task_signals
 from django.test import override_settings
 
-from aiotasks.store import drivers
+from aiotasks.db import drivers
 from tests.worker.harness import configure
 
 from .support import Api, Heard

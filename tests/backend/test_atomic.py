@@ -17,8 +17,8 @@ from django.tasks import TaskResultStatus, default_task_backend
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from aiotasks.store.drivers import DjangoDriver
-from aiotasks.store.statement import Statement
+from aiotasks.db.drivers import DjangoDriver
+from aiotasks.db.statement import Statement
 from aiotasks.store.store import Store
 from aiotasks.sync import run_now
 from tests import tasks

@@ -15,8 +15,8 @@ from django.utils import timezone
 
 import aiotasks
 from aiotasks.backend import PostgresBackend
-from aiotasks.job import Job, Source
-from aiotasks.store.pools import resources
+from aiotasks.rows import Job, Source
+from aiotasks.store.loop import resources
 from tests import tasks
 from tests.worker import tasks as worker_tasks
 from tests.worker.harness import until

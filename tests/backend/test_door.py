@@ -18,9 +18,9 @@ from django.tasks import default_task_backend
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 
+from aiotasks.db.drivers import sqlstate
 from aiotasks.models import Task as TaskRow
 from aiotasks.models import Worker
-from aiotasks.store.drivers import sqlstate
 from tests import tasks
 
 from .support import Api

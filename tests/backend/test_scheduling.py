@@ -31,7 +31,7 @@ async def test_higher_priorities_run_first_and_equal_ones_in_their_order(
     database: str, either: Api, note, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a busy machine nothing is given back to the queue, behind what is claimed meanwhile.
-    monkeypatch.setattr("aiotasks.worker.backlog.PATIENCE", 60.0)
+    monkeypatch.setattr("aiotasks.worker.claiming.prefetch.PATIENCE", 60.0)
     for priority in (-100, 0, 100, 5, 0, -1, 100):
         await either.enqueue(note.using(priority=priority), f"{priority}:{len(tasks.noted)}")
     for n in range(5):
@@ -57,8 +57,8 @@ async def test_what_became_due_while_no_worker_ran_starts_in_its_order(
     database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, note
 ) -> None:
     """Across the batches of a promotion, and those due 10 ms apart."""
-    monkeypatch.setattr("aiotasks.worker.backlog.PATIENCE", 60.0)  # as above
-    monkeypatch.setattr("aiotasks.worker.scheduler.BATCH", 7)
+    monkeypatch.setattr("aiotasks.worker.claiming.prefetch.PATIENCE", 60.0)  # as above
+    monkeypatch.setattr("aiotasks.worker.maintenance.promoter.BATCH", 7)
     first = timezone.now() + timedelta(hours=1)
     for n in reversed(range(20)):
         await note.using(run_after=first + timedelta(milliseconds=10 * n)).aenqueue(n)

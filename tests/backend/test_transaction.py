@@ -15,7 +15,7 @@ from django.tasks import TaskResultStatus, default_task_backend
 from django.tasks.exceptions import TaskResultDoesNotExist
 
 import aiotasks
-from aiotasks.store.pools import resources
+from aiotasks.store.loop import resources
 from tests import tasks
 from tests.worker.harness import until
 

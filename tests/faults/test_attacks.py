@@ -16,13 +16,13 @@ from django.tasks.signals import task_finished
 from django.utils import timezone
 
 import aiotasks
+from aiotasks.db import connect as connect_module
 from aiotasks.exceptions import UnknownTask
-from aiotasks.store import connect as connect_module
-from aiotasks.store.pools import resources
+from aiotasks.store.loop import resources
 from aiotasks.store.store import Store
 from aiotasks.tasks import resolve
-from aiotasks.worker.scheduler import Scheduler
-from aiotasks.worker.threads import SyncThreads
+from aiotasks.worker.maintenance.promoter import Scheduler
+from aiotasks.worker.running.threads import SyncThreads
 from tests.conftest import RunningServer
 from tests.proxy import Proxy
 from tests.worker import tasks
@@ -248,8 +248,8 @@ async def test_a_driver_that_can_not_close_does_not_end_a_thread(
     def broken() -> None:
         raise RuntimeError("close() failed")
 
-    monkeypatch.setattr("aiotasks.store.thread_sessions.ThreadSession.is_private", lambda session: True)
-    monkeypatch.setattr("aiotasks.store.thread_sessions.ThreadSession.discard", lambda session: broken())
+    monkeypatch.setattr("aiotasks.db.thread_sessions.ThreadSession.is_private", lambda session: True)
+    monkeypatch.setattr("aiotasks.db.thread_sessions.ThreadSession.discard", lambda session: broken())
     threads = SyncThreads(1)
     ran = []
 
@@ -350,7 +350,7 @@ def test_a_signal_at_the_start_does_not_wait_for_a_silent_line(
 FAILING = """
 import sys
 from aiotasks.store.store import Store
-from aiotasks.worker.cli import main
+from aiotasks.worker.process.cli import main
 from tests.worker import tasks
 
 async def renew(self, *args, **kwargs):

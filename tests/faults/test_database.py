@@ -9,8 +9,8 @@ import pytest
 from django.tasks import default_task_backend
 
 import aiotasks
+from aiotasks.db import listener as listener_module
 from aiotasks.demo.postgres import PostgresServer
-from aiotasks.store import listener as listener_module
 from tests.faults.away import LISTENERS, Away, environment
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until

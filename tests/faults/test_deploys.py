@@ -24,10 +24,10 @@ from uuid_utils import uuid7
 
 import aiotasks
 from aiotasks.conf import Aliases
+from aiotasks.db.connect import connect
+from aiotasks.db.statement import Statement, load
 from aiotasks.exceptions import UnknownTask
 from aiotasks.migrations import _online
-from aiotasks.store.connect import connect
-from aiotasks.store.statement import Statement, load
 from aiotasks.tasks import resolve
 from tests.store.rows import EVER
 from tests.worker import tasks

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 import aiotasks
 from aiotasks.conf import Options
 from aiotasks.exceptions import InvalidRow, UnknownTask
-from aiotasks.store.pools import close_pools
-from aiotasks.worker import cli
-from aiotasks.worker.standalone import Standalone
+from aiotasks.store.loop import close_pools
+from aiotasks.worker.process import cli
+from aiotasks.worker.process.main import Standalone
 from tests.worker.harness import Configure, Ledger, until
 
 

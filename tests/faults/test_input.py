@@ -10,7 +10,7 @@ import aiotasks
 from aiotasks.backend import MAX_QUEUE_NAME
 from aiotasks.conf import Options
 from aiotasks.models import MAX_NAMES
-from aiotasks.store.pools import resources
+from aiotasks.store.loop import resources
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, until
 

@@ -22,7 +22,7 @@ from aiotasks.demo.postgres import PostgresServer
 from aiotasks.store import batcher
 from aiotasks.store.batcher import FLUSH_SIZE
 from aiotasks.store.store import Store
-from aiotasks.worker import runner
+from aiotasks.worker.running import runner
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, until
 

@@ -18,14 +18,14 @@ import aiotasks
 from aiotasks.backend import PostgresBackend
 from aiotasks.conf import Options
 from aiotasks.exceptions import WorkerLost
-from aiotasks.job import Failed, Job, Source, Succeeded
-from aiotasks.store.pools import resources
+from aiotasks.rows import Failed, Job, Source, Succeeded
+from aiotasks.store.loop import resources
 from aiotasks.store.store import Store
-from aiotasks.worker import runner as runner_module
 from aiotasks.worker.execution import Execution
-from aiotasks.worker.finisher import Finisher
-from aiotasks.worker.rescuer import Rescued, Rescuer
-from aiotasks.worker.threads import OrmThreads
+from aiotasks.worker.maintenance.rescuer import Rescued, Rescuer
+from aiotasks.worker.running import runner as runner_module
+from aiotasks.worker.running.threads import OrmThreads
+from aiotasks.worker.writing.finisher import Finisher
 from tests.worker import tasks
 from tests.worker.harness import Configure, until
 

@@ -16,9 +16,9 @@ from django.utils import timezone
 
 import aiotasks
 from aiotasks.conf import Options
+from aiotasks.db import listener as listener_module
 from aiotasks.demo.postgres import PostgresServer
-from aiotasks.store import listener as listener_module
-from aiotasks.store.pools import close_pools, resources
+from aiotasks.store.loop import close_pools, resources
 from tests.faults.away import Away, environment
 from tests.pgbouncer import PgBouncer, program
 from tests.worker import tasks

@@ -14,7 +14,7 @@ from django.test import override_settings
 
 from aiotasks.conf import Options
 from aiotasks.exceptions import DatabaseNotReady
-from aiotasks.store.pools import close_pools, resources
+from aiotasks.store.loop import close_pools, resources
 from aiotasks.worker.startup import reach_database
 
 from .conftest import status

@@ -8,10 +8,10 @@ import asyncpg
 import pytest
 from django.db import connection
 
+from aiotasks.db.connect import connect
+from aiotasks.db.statement import Statement
 from aiotasks.operations.line import open_line
 from aiotasks.operations.probes import clock_difference, find_pooler, notify_arrives
-from aiotasks.store.connect import connect
-from aiotasks.store.statement import Statement
 from aiotasks.store.store import Store
 from tests.proxy import Proxy
 

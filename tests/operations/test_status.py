@@ -14,6 +14,7 @@ from django.core.management import CommandError
 from django.db import connection, utils
 
 import aiotasks
+from aiotasks.db.statement import Statement
 from aiotasks.operations import status as module
 from aiotasks.operations.line import open_line
 from aiotasks.operations.status import (
@@ -27,7 +28,6 @@ from aiotasks.operations.status import (
     read_status,
 )
 from aiotasks.operations.text import age, status_as_text
-from aiotasks.store.statement import Statement
 from aiotasks.store.store import Store
 from aiotasks.worker.startup import backend_of
 from tests.proxy import Proxy

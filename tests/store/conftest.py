@@ -8,9 +8,9 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 
 from aiotasks.conf import Options
-from aiotasks.store.drivers import DjangoDriver
-from aiotasks.store.pools import LoopResources, close_pools, resources
-from aiotasks.store.statement import Statement
+from aiotasks.db.drivers import DjangoDriver
+from aiotasks.db.statement import Statement
+from aiotasks.store.loop import LoopResources, close_pools, resources
 from aiotasks.store.store import Store
 from aiotasks.sync import run_now
 from tests.proxy import Proxy

@@ -23,9 +23,9 @@ from django.db import connection
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.test.utils import CaptureQueriesContext
 
-from aiotasks.job import Job, Source
+from aiotasks.db.drivers import DjangoDriver
 from aiotasks.models import Task
-from aiotasks.store.drivers import DjangoDriver
+from aiotasks.rows import Job, Source
 from aiotasks.store.store import Store
 from aiotasks.sync import run_now
 from tests.store.rows import EVER, new_job

@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 from uuid_utils import uuid7
 
-from aiotasks.job import Job, Kind, NewJob, Source
+from aiotasks.rows import Job, Kind, NewJob, Source
 from aiotasks.store.store import Store
 
 EVER = datetime(1970, 1, 1, tzinfo=UTC)

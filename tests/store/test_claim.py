@@ -7,8 +7,8 @@ from typing import Any
 
 import asyncpg
 
-from aiotasks.store.drivers import ConnectionDriver
-from aiotasks.store.pools import LoopResources
+from aiotasks.db.drivers import ConnectionDriver
+from aiotasks.store.loop import LoopResources
 from aiotasks.store.store import Store
 
 from .rows import EVER, claim, claimed, expire, insert, lane, rescue, row, worker

@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 from django.db import connections, utils
 
-from aiotasks.store import connect as connect_module
-from aiotasks.store.connect import connect, connect_arguments
-from aiotasks.store.drivers import is_away, is_transient, sqlstate
+from aiotasks.db import connect as connect_module
+from aiotasks.db.connect import connect, connect_arguments
+from aiotasks.db.drivers import is_away, is_transient, sqlstate
 from tests.proxy import Proxy
 from tests.worker.harness import until
 

@@ -8,8 +8,8 @@ import pytest
 from django.db import connection, utils
 
 from aiotasks.conf import Options
-from aiotasks.store.connect import connect
-from aiotasks.store.pools import LoopResources, close_pools, resources
+from aiotasks.db.connect import connect
+from aiotasks.store.loop import LoopResources, close_pools, resources
 from tests.worker.harness import until
 
 from .test_pools import fetch_one

@@ -18,8 +18,8 @@ from django.db import connection as django_connection
 from django.db import transaction, utils
 from django.test.utils import CaptureQueriesContext
 
-from aiotasks.store import lending
-from aiotasks.store.drivers import (
+from aiotasks.db import cache as lending
+from aiotasks.db.drivers import (
     MOST_TRIES,
     READ_ONLY,
     AsyncpgDriver,
@@ -30,8 +30,8 @@ from aiotasks.store.drivers import (
     is_transient,
     sqlstate,
 )
-from aiotasks.store.pools import LoopResources
-from aiotasks.store.statement import Statement, load
+from aiotasks.db.statement import Statement, load
+from aiotasks.store.loop import LoopResources
 from aiotasks.store.store import Store
 from aiotasks.sync import run_now
 from tests.proxy import Proxy

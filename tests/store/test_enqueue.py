@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 from django.db import utils
 
-from aiotasks.store.drivers import ConnectionDriver, constraint
-from aiotasks.store.statement import Statement
+from aiotasks.db.drivers import ConnectionDriver, constraint
+from aiotasks.db.statement import Statement
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import CHANNEL
 

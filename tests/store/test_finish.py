@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 from django.db import utils
 
-from aiotasks.job import Job
-from aiotasks.store.drivers import ConnectionDriver, is_transient, sqlstate
+from aiotasks.db.drivers import ConnectionDriver, is_transient, sqlstate
+from aiotasks.rows import Job
 from aiotasks.store.store import Store
 
 from . import rows

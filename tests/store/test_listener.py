@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import asyncpg
 import pytest
 
-from aiotasks.store import listener as listener_module
-from aiotasks.store.listener import Listener
-from aiotasks.store.wakeups import CHANNEL, Wakeup
+from aiotasks.db import listener as listener_module
+from aiotasks.db.listener import Listener
+from aiotasks.store.wakeups import CHANNEL, Wakeup, read_payload
 from tests.proxy import Proxy
 from tests.worker.harness import until
 
@@ -64,7 +64,7 @@ async def sessions(conn: asyncpg.Connection) -> list[int]:
 
 async def test_it_listens_first_and_then_has_everybody_look(conn: asyncpg.Connection, notify: Notify) -> None:
     """FAULTS 16: what was enqueued before is found by looking, what comes after is told."""
-    listener, heard, later = Listener("default", notify, timeout=5), Heard(), Heard()
+    listener, heard, later = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard(), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
         assert listener.listening.is_set()
@@ -80,7 +80,7 @@ async def test_it_listens_first_and_then_has_everybody_look(conn: asyncpg.Connec
 
 
 async def test_strangers_payloads_are_ignored(conn: asyncpg.Connection, notify: Notify) -> None:
-    listener, heard = Listener("default", notify, timeout=5), Heard()
+    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
         for payload in ("", "{", "[]", '["default"]', '["default", 1, null]', "[" * 3000, "null", PAYLOAD):
@@ -94,7 +94,7 @@ async def test_it_comes_back_after_its_session_was_ended(
 ) -> None:
     """FAULTS 15: at once, without a probe."""
     monkeypatch.setattr(listener_module, "PROBE_INTERVAL", 3600.0)
-    listener, heard = Listener("default", notify, timeout=5), Heard()
+    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard()
     with listener.subscribed(heard):
         for _ in range(3):
             assert await heard.next() is None
@@ -110,7 +110,7 @@ async def test_it_notices_a_line_that_swallows_everything(
     proxy: Proxy, conn: asyncpg.Connection, notify: Notify
 ) -> None:
     """FAULTS 15: half-open, nobody says a word."""
-    listener, heard = Listener("default", notify, timeout=0.5), Heard()
+    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=0.5), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
         proxy.mode = "blackhole"
@@ -127,7 +127,7 @@ async def test_it_goes_on_trying_while_nobody_answers(
     proxy: Proxy, caplog: pytest.LogCaptureFixture, notify: Notify
 ) -> None:
     proxy.mode = "refuse"
-    listener, heard = Listener("default", notify, timeout=0.5), Heard()
+    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=0.5), Heard()
     with listener.subscribed(heard):
         await until(lambda: "LISTEN is lost" in caplog.text)
         assert not listener.listening.is_set()
@@ -138,7 +138,7 @@ async def test_it_goes_on_trying_while_nobody_answers(
 
 async def test_it_stays_outside_any_transaction(conn: asyncpg.Connection, notify: Notify) -> None:
     """FAULTS 18: an open one would fill the server's notification queue."""
-    listener, heard = Listener("default", notify, timeout=5), Heard()
+    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
         (pid,) = await sessions(conn)
@@ -155,7 +155,7 @@ async def nobody_listens(conn: asyncpg.Connection) -> bool:
 
 
 async def test_without_subscribers_there_is_no_connection(conn: asyncpg.Connection, notify: Notify) -> None:
-    listener, heard = Listener("default", notify, timeout=5), Heard()
+    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard()
     for _ in range(2):
         with listener.subscribed(heard):
             assert await heard.next() is None
@@ -178,7 +178,7 @@ async def test_a_session_that_nothing_arrives_on_is_deaf(
         if arrives:
             await conn.execute("SELECT pg_notify($1, '')", channel)
 
-    listener, heard = Listener("default", notify, timeout=5), Heard()
+    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard()
     with listener.subscribed(heard):
         await until(lambda: probes >= 3)
         assert not listener.listening.is_set()

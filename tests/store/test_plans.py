@@ -13,9 +13,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from aiotasks.store.connect import connect
-from aiotasks.store.drivers import ConnectionDriver
-from aiotasks.store.statement import load
+from aiotasks.db.connect import connect
+from aiotasks.db.drivers import ConnectionDriver
+from aiotasks.db.statement import load
 from aiotasks.store.store import Store
 
 from .rows import EVER, worker

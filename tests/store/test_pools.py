@@ -17,10 +17,11 @@ from django.tasks import default_task_backend
 
 import aiotasks
 from aiotasks.conf import Options
-from aiotasks.store import lending, pools
+from aiotasks.db import cache as lending
+from aiotasks.db.statement import Statement
+from aiotasks.store import loop as pools
 from aiotasks.store import transaction as transaction_module
-from aiotasks.store.pools import LoopResources, close_pools, resources
-from aiotasks.store.statement import Statement
+from aiotasks.store.loop import LoopResources, close_pools, resources
 from tests.proxy import Proxy
 from tests.worker.harness import until
 
@@ -165,8 +166,8 @@ import asyncio, os, signal, sys, traceback, warnings
 import django
 django.setup()
 from aiotasks.conf import Options
-from aiotasks.store.pools import resources
-from aiotasks.store.statement import Statement
+from aiotasks.store.loop import resources
+from aiotasks.db.statement import Statement
 
 ONE = Statement("one", "SELECT pg_backend_pid()", "")
 

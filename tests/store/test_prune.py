@@ -7,7 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
-from aiotasks.store.pools import LoopResources
+from aiotasks.store.loop import LoopResources
 from aiotasks.store.store import Store
 
 from .rows import claim, insert, lane, new_job, worker

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from aiotasks.store.pools import LoopResources
+from aiotasks.store.loop import LoopResources
 from aiotasks.store.store import Store
 
 from .rows import CANCELLED, WORKER_LOST, claim, claimed, expire, insert, lane, rescue, row, worker

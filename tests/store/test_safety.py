@@ -18,8 +18,8 @@ import pytest
 from django.db import connections, utils
 
 from aiotasks.checks import check_backend
+from aiotasks.db.connect import connect, connect_arguments
 from aiotasks.demo.postgres import unprivileged_user
-from aiotasks.store.connect import connect, connect_arguments
 from tests.tls import TlsServer
 from tests.worker.harness import until
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import asyncpg
 
-from aiotasks.store.drivers import ConnectionDriver
+from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.store.store import Store
 
 from .rows import claim, claimed, expire, insert, worker

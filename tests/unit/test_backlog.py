@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from aiotasks.worker import backlog as backlog_module
-from aiotasks.worker.backlog import Backlog
+from aiotasks.worker.claiming import prefetch as backlog_module
+from aiotasks.worker.claiming.prefetch import Backlog
 
 from ..worker.harness import until
 

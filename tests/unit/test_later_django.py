@@ -28,7 +28,7 @@ django.conf.settings.configure(INSTALLED_APPS=["aiotasks"], TASKS={"default": {
 django.setup()
 from uuid import uuid4
 from django.utils import timezone
-from aiotasks.job import Job
+from aiotasks.rows import Job
 from aiotasks.tasks import new_result, result_of
 from tests import tasks
 

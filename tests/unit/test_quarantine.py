@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from aiotasks.worker.quarantine import APART_TIME, LOOK_INTERVAL, Quarantine
+from aiotasks.worker.claiming.quarantine import APART_TIME, LOOK_INTERVAL, Quarantine
 
 
 def job(lane: str = "loop") -> Any:

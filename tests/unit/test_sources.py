@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aiotasks.worker.sources import WATERMARK_MARGIN, Sources
+from aiotasks.worker.claiming.rotation import WATERMARK_MARGIN, Sources
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(hours=1)

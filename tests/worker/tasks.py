@@ -23,7 +23,7 @@ from django.db import connection
 from django.tasks import TaskContext, task_backends
 
 from aiotasks import task, transaction
-from aiotasks.store.pools import resources
+from aiotasks.store.loop import resources
 from aiotasks.worker.execution import Execution
 
 # --- The ledger: what a task says of itself, over a connection that has nothing to do with the worker's.

@@ -16,7 +16,7 @@ import pytest
 from django.tasks import default_task_backend
 from django.utils import timezone
 
-from aiotasks.worker import cli
+from aiotasks.worker.process import cli
 from tests.conftest import ROOT
 
 from . import tasks
@@ -345,7 +345,7 @@ def test_a_password_that_is_wrong(start: Start) -> None:
 def test_too_few_file_descriptors(start: Start, ledger: Ledger) -> None:
     """For a thread with a connection: refused before anything is claimed. With what it asks for, it runs
     tasks of both lanes."""
-    runs = "from aiotasks.worker.cli import main; raise SystemExit(main(['--until-empty']))"
+    runs = "from aiotasks.worker.process.cli import main; raise SystemExit(main(['--until-empty']))"
 
     def limited(number: int) -> Process:
         limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({number}, {number}))"

@@ -12,7 +12,7 @@ from django.db.backends.signals import connection_created
 from django.tasks import TaskResult, TaskResultStatus, default_task_backend
 
 import aiotasks
-from aiotasks.worker.threads import DefaultExecutor
+from aiotasks.worker.running.threads import DefaultExecutor
 
 from . import connection_tasks as tasks
 from .harness import TIMEOUT, Configure, Ledger, Start, until
@@ -226,7 +226,7 @@ async def test_a_check_takes_no_session_from_its_task(
     configure: Configure, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new connection wouldn't have the tenant that the task has set."""
-    monkeypatch.setattr("aiotasks.worker.threads.CHECK_AFTER", 0.0)
+    monkeypatch.setattr("aiotasks.worker.running.threads.CHECK_AFTER", 0.0)
     monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", 1e-6)
     async with aiotasks.Worker() as worker, asyncio.timeout(2 * TIMEOUT):
         for way in tasks.WAYS:
@@ -287,7 +287,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start_or_not)
-    monkeypatch.setattr("aiotasks.worker.threads.RETRY_DELAY", 0.1)
+    monkeypatch.setattr("aiotasks.worker.running.threads.RETRY_DELAY", 0.1)
     return refused
 
 
@@ -340,7 +340,9 @@ async def test_few_file_descriptors_fail_no_task(configure: Configure, ledger: L
     await default_task_backend.aenqueue_many(tasks.count_sync, [((), {})] * 20)
     await default_task_backend.aenqueue_many(tasks.backend, [((), {})] * 20)
     limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))"
-    code = f"{limited}; from aiotasks.worker.cli import main; raise SystemExit(main(['--until-empty']))"
+    code = (
+        f"{limited}; from aiotasks.worker.process.cli import main; raise SystemExit(main(['--until-empty']))"
+    )
     process = start("-c", code, options={"POOL_MAX_SIZE": 2})
     assert await asyncio.to_thread(process.wait, 2 * TIMEOUT) == 0
     assert ledger.statuses() == {"SUCCESSFUL": 40}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from aiotasks.worker import guard as guard_module
-from aiotasks.worker.guard import LoopGuard
+from aiotasks.worker.running import watchdog as guard_module
+from aiotasks.worker.running.watchdog import LoopGuard
 
 from .harness import until, wait_until
 

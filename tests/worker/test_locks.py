@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 import aiotasks
-from aiotasks.worker.rescuer import Rescuer
+from aiotasks.worker.maintenance.rescuer import Rescuer
 
 from . import tasks
 from .harness import Configure, until

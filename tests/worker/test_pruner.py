@@ -16,10 +16,11 @@ from django.tasks import TaskResultStatus, default_task_backend
 from django.tasks.exceptions import TaskResultDoesNotExist
 
 import aiotasks
-from aiotasks.store.pools import close_pools, resources
+from aiotasks.store.loop import close_pools, resources
 from aiotasks.store.store import Store
-from aiotasks.worker import engine, pruner
-from aiotasks.worker.pruner import Pruner
+from aiotasks.worker import engine
+from aiotasks.worker.maintenance import pruner
+from aiotasks.worker.maintenance.pruner import Pruner
 
 from . import tasks
 from .harness import Configure, Ledger, until

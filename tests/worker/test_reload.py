@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aiotasks.worker import reload
-from aiotasks.worker.reload import Code, code_folders
+from aiotasks.worker.process import reload
+from aiotasks.worker.process.reload import Code, code_folders
 from tests.conftest import ROOT
 
 from . import tasks

@@ -13,8 +13,8 @@ from django.tasks import TaskResult, TaskResultStatus, default_task_backend
 from django.tasks.signals import task_finished, task_started
 
 import aiotasks
-from aiotasks.store.pools import close_pools
-from aiotasks.worker import runner as runner_module
+from aiotasks.store.loop import close_pools
+from aiotasks.worker.running import runner as runner_module
 
 from . import tasks
 from .harness import TIMEOUT, Configure, Ledger, until, wait_until
@@ -66,8 +66,10 @@ async def test_slots_are_a_limit_after_no_ops_too(
     database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a large claim brings too much is given back, and keeps its place."""
-    monkeypatch.setattr("aiotasks.worker.surplus.AT_ONCE_TIME", 3600)  # the largest claim, on any machine
-    monkeypatch.setattr("aiotasks.worker.surplus.AT_ONCE_FACTOR", 1000)
+    monkeypatch.setattr(
+        "aiotasks.worker.claiming.overclaim.AT_ONCE_TIME", 3600
+    )  # the largest claim, on any machine
+    monkeypatch.setattr("aiotasks.worker.claiming.overclaim.AT_ONCE_FACTOR", 1000)
     names = [str(n) for n in range(60)]
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 600)
     await default_task_backend.aenqueue_many(tasks.wait_for_release, [((name,), {}) for name in names])
@@ -111,9 +113,11 @@ async def test_slots_are_a_limit_after_short_sync_tasks_too(
     database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """What was claimed ahead of the threads is given back, and keeps its place."""
-    monkeypatch.setattr("aiotasks.worker.backlog.AHEAD_TIME", 3600)  # as many as may be, on any machine
+    monkeypatch.setattr(
+        "aiotasks.worker.claiming.prefetch.AHEAD_TIME", 3600
+    )  # as many as may be, on any machine
     if end == "stop":
-        monkeypatch.setattr("aiotasks.worker.backlog.PATIENCE", 3600)
+        monkeypatch.setattr("aiotasks.worker.claiming.prefetch.PATIENCE", 3600)
     await default_task_backend.aenqueue_many(tasks.add_sync, [((1, 2), {})] * 200)
 
     async def is_given_back() -> bool:
@@ -151,8 +155,8 @@ async def test_what_waits_for_a_thread_is_not_started_under_a_lease_that_was_los
 ) -> None:
     """4: somebody else may have it by then."""
     configure(LEASE_TIMEOUT=3)
-    monkeypatch.setattr("aiotasks.worker.backlog.AHEAD_TIME", 3600)
-    monkeypatch.setattr("aiotasks.worker.backlog.PATIENCE", 3600)
+    monkeypatch.setattr("aiotasks.worker.claiming.prefetch.AHEAD_TIME", 3600)
+    monkeypatch.setattr("aiotasks.worker.claiming.prefetch.PATIENCE", 3600)
     await default_task_backend.aenqueue_many(tasks.add_sync, [((1, 2), {})] * 200)
     await default_task_backend.aenqueue_many(tasks.wait_in_thread, [((str(n),), {}) for n in range(30)])
     async with aiotasks.Worker(concurrency=1, threads=3) as worker, asyncio.timeout(TIMEOUT):
@@ -486,7 +490,7 @@ async def test_a_stuck_orm_thread_gets_no_new_jobs(
     configure: Configure, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(ASYNC_DB_THREADS=1)
-    monkeypatch.setattr("aiotasks.store.connection_thread.STUCK_AFTER", 0.1)
+    monkeypatch.setattr("aiotasks.db.connection_thread.STUCK_AFTER", 0.1)
     async with aiotasks.Worker(concurrency=4) as worker:
         stuck = await tasks.stick.aenqueue("stuck")
         await until(lambda: tasks.seen == ["stuck"])

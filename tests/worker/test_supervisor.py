@@ -17,8 +17,8 @@ import pytest
 from django.core.management import call_command
 from django.tasks import default_task_backend
 
-from aiotasks.worker import cli, supervisor
-from aiotasks.worker.supervisor import Supervisor
+from aiotasks.worker.process import cli, supervisor
+from aiotasks.worker.process.supervisor import Supervisor
 
 from . import tasks
 from .harness import Ledger, Process, Start, until, wait_until

@@ -17,18 +17,18 @@ from django.utils import timezone
 
 import aiotasks
 from aiotasks.store import wakeups
-from aiotasks.store.pools import resources
+from aiotasks.store.loop import resources
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import Wakeup
-from aiotasks.worker import backlog as backlog_module
-from aiotasks.worker import claimer as claimer_module
-from aiotasks.worker import surplus as surplus_module
-from aiotasks.worker.backlog import Backlog
-from aiotasks.worker.claimer import Claimer
-from aiotasks.worker.quarantine import Quarantine
-from aiotasks.worker.scheduler import Scheduler
-from aiotasks.worker.sources import Sources
-from aiotasks.worker.surplus import Surplus
+from aiotasks.worker.claiming import loop as claimer_module
+from aiotasks.worker.claiming import overclaim as surplus_module
+from aiotasks.worker.claiming import prefetch as backlog_module
+from aiotasks.worker.claiming.loop import Claimer
+from aiotasks.worker.claiming.overclaim import Surplus
+from aiotasks.worker.claiming.prefetch import Backlog
+from aiotasks.worker.claiming.quarantine import Quarantine
+from aiotasks.worker.claiming.rotation import Sources
+from aiotasks.worker.maintenance.promoter import Scheduler
 from tests.store.rows import insert
 
 from . import tasks
@@ -181,7 +181,7 @@ async def test_the_scheduler_promotes_and_says_when_to_look_again(
 async def test_promotion_goes_in_batches(
     database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiotasks.worker.scheduler.BATCH", 10)
+    monkeypatch.setattr("aiotasks.worker.maintenance.promoter.BATCH", 10)
     await default_task_backend.aenqueue_many(tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 35)
     await conn.execute("UPDATE aiotasks_task SET run_after = now()")
     scheduler = Scheduler(
@@ -367,7 +367,7 @@ async def test_what_is_promoted_late_is_not_hidden_by_the_watermark(
 ) -> None:
     """Its place in the queue is as of the time that it was due at."""
     configure(POLL_INTERVAL=3600)
-    monkeypatch.setattr("aiotasks.worker.claimer.FORGET_INTERVAL", 3600)
+    monkeypatch.setattr("aiotasks.worker.claiming.loop.FORGET_INTERVAL", 3600)
     tasks.seen.clear()
     async with aiotasks.Worker() as worker:
 
@@ -687,7 +687,7 @@ async def test_a_stop_does_not_wait_for_the_next_try(
     configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(POLL_INTERVAL=HOUR)
-    monkeypatch.setattr("aiotasks.worker.claimer.backoff", lambda failures: 60.0)
+    monkeypatch.setattr("aiotasks.worker.claiming.loop.backoff", lambda failures: 60.0)
     async with aiotasks.Worker(grace=0) as worker:
         failed = asyncio.Event()
 

@@ -17,7 +17,7 @@ from aiotasks.management import prune
 from aiotasks.operations.diagnosis import check_settings, diagnose
 from aiotasks.operations.status import read_status
 from aiotasks.operations.text import findings_as_text, status_as_text
-from aiotasks.worker import cli
+from aiotasks.worker.process import cli
 from aiotasks.worker.startup import backend_of, describe
 
 __all__ = ["Command"]

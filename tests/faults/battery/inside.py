@@ -11,7 +11,7 @@ import uvloop
 from django.tasks import default_task_backend, task_backends
 
 import aiotasks
-from aiotasks.store.pools import LoopResources, close_pools, resources
+from aiotasks.store.loop import LoopResources, close_pools, resources
 from tests import tasks as hostile_bodies
 from tests.worker import tasks as bodies
 from tests.worker.harness import until

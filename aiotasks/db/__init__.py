@@ -1,0 +1,1 @@
+"""PostgreSQL and Django's connections to it: nothing in here knows a task."""

@@ -1,0 +1,1 @@
+"""Claiming tasks: when, how many, and from which queues."""

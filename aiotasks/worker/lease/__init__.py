@@ -1,0 +1,1 @@
+"""The worker's lease in the database, and the thread that renews it."""

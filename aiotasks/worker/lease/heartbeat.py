@@ -1,0 +1,313 @@
+"""Heartbeat: renews the worker's lease from a thread of its own, so that a coroutine that blocks
+the loop doesn't cost the worker its tasks.
+
+The thread has an event loop and a connection to itself. (Code that holds the GIL stops any
+thread; such a worker isn't protected, but fenced.)
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from uuid import UUID, uuid4
+
+from django.db import utils
+
+from ...conf import Options
+from ...db.drivers import TOO_MANY_CONNECTIONS, is_away, is_transient, sqlstate
+from ...db.retry import backoff
+from ...store.loop import resources
+from ...store.store import Store
+
+__all__ = ["Heartbeat", "Lease", "Registration"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# Five more renewals may fail before the lease is lost.
+RENEWALS_PER_LEASE = 6
+
+# What a server says that has waited for a lock for as long as its settings allow (lock_timeout), or for
+# as long as a statement may take.
+_WAITED_TOO_LONG = ("55P03", "57014")
+
+
+def _boottime() -> float:
+    """Seconds by a clock that goes on while the machine is suspended, as leases do."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What a worker enters of itself in ``aiotasks_worker``."""
+
+    backend: str
+    queues: Sequence[str]
+    concurrency: int
+    threads: int
+    version: str
+
+
+class Lease:
+    """What the loop and the heartbeat's thread share: plain attributes, each written by one side.
+
+    ``deadline`` is counted from *before* a renewal was sent, so it ends before the database's own
+    does. ``steady_since`` is when renewals began to succeed without a failure in between.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self.interval = timeout / RENEWALS_PER_LEASE
+        self.worker_id: UUID | None = None  # None: no lease at the moment
+        self.deadline = 0.0
+        self.steady_since: float | None = None
+
+    def remaining(self) -> float:
+        """Seconds for which the worker may take its tasks for its own."""
+        return self.deadline - _boottime()
+
+    def should_remain(self) -> float:
+        """Seconds that the lease has to run by the database's clock, unless that has stepped forward by more
+        than two intervals. (A smaller step ends no lease that is renewed in time.)"""
+        return max(0.0, self.remaining() - 2 * self.interval)
+
+    def may_rescue(self) -> bool:
+        """Whether others' silence can be trusted to be theirs.
+
+        After an outage of the database every lease has expired, and whoever came back first
+        would "rescue" everybody's healthy tasks; two intervals give the others time to renew.
+        """
+        since = self.steady_since
+        return since is not None and _boottime() - since >= 2 * self.interval
+
+
+class Heartbeat:
+    """Registers the worker and renews its lease until stopped.
+
+    - ``changed`` is called on the worker's loop after every registration, and when renewals go
+      through again after some that didn't; ``lost`` when the worker's row has gone; ``failed``
+      after every try that failed; ``crowded`` when the server had no connection left for one.
+    - Every renewal also says whether the worker is woken by NOTIFY, by ``listening``.
+    - A lease whose row has gone is lost: the worker registers anew, under a new id.
+    - The worker's loop may give the lease up (``renounce``): it enforces the deadline too, as a
+      dead line can hang this thread.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        lease: Lease,
+        registration: Registration,
+        *,
+        listening: Callable[[], bool],
+        changed: Callable[[], None],
+        lost: Callable[[], None],
+        failed: Callable[[], None],
+        crowded: Callable[[], None],
+    ) -> None:
+        self._options = options
+        self._lease = lease
+        self._registration = registration
+        self._listening = listening
+        self._changed = changed
+        self._lost = lost
+        self._failed_once = failed
+        self._crowded = crowded
+        self._worker_loop = asyncio.get_running_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake: asyncio.Event | None = None
+        self._stopping = False
+        self._locked = False  # the table of workers, when a renewal has last failed
+        self._suspended = False
+        self._last_words: Callable[[Store], Awaitable[None]] | None = None
+        self._finished: asyncio.Future[None] = self._worker_loop.create_future()
+        self._death: BaseException | None = None
+        self._thread = threading.Thread(target=self._main, name="aiotasks-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def wait(self) -> None:
+        """Return when the thread has ended. Raises RuntimeError if that was by a failure of its own."""
+        await asyncio.shield(self._finished)
+        if self._death is not None:
+            raise RuntimeError("The heartbeat has died.") from self._death
+
+    def renounce(self) -> None:
+        """The lease is over for the loop: register under a new id as soon as it goes."""
+        self._lease.worker_id = None
+        self._poke()
+
+    def stop(self, last_words: Callable[[Store], Awaitable[None]] | None = None) -> "asyncio.Future[None]":
+        """Stop renewing; the future is done when the thread has ended.
+
+        ``last_words`` is awaited on the heartbeat's loop first, with the lease still renewed
+        meanwhile, even after the worker's own loop has gone.
+        """
+        self._last_words = last_words
+        self._stopping = True
+        self._poke()
+        return self._finished
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end of the thread after ``stop()``, from any other thread, for so many seconds."""
+        self._thread.join(timeout)
+
+    def suspend(self) -> None:
+        """Renew no more, so that the lease runs out, until ``resume()``. From any thread."""
+        self._suspended = True
+
+    def resume(self) -> None:
+        self._suspended = False
+        self._poke()
+
+    def _poke(self) -> None:
+        loop, wake = self._loop, self._wake
+        if loop is not None and wake is not None:
+            with suppress(RuntimeError):  # its loop has ended
+                loop.call_soon_threadsafe(wake.set)
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._beat())
+        except BaseException as error:  # whatever it was, the worker has to hear of it
+            logger.critical("the heartbeat has died, this worker ends", exc_info=True)
+            self._death = error
+        self._on_worker_loop(self._end)
+
+    def _end(self) -> None:
+        if not self._finished.done():
+            self._finished.set_result(None)
+
+    def _on_worker_loop(self, call: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the worker's loop has closed: nobody is left to be told
+            self._worker_loop.call_soon_threadsafe(call)
+
+    async def _beat(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        # One connection, and one more for whatever its time-out leaves behind.
+        store = resources(replace(self._options, pool_min_size=0, pool_max_size=2)).store
+        last_words: asyncio.Task[None] | None = None
+        failures = 0
+        while True:
+            self._wake.clear()  # whoever pokes from now on gets another round
+            if self._stopping and last_words is None:
+                if self._last_words is None:
+                    return
+                last_words = asyncio.ensure_future(self._last_words(store))
+                last_words.add_done_callback(lambda _: self._poke())
+            if last_words is not None and last_words.done():
+                if (error := last_words.exception()) is not None:
+                    logger.error("tasks in threads could not be settled", exc_info=error)
+                return
+            started = _boottime()
+            pause = self._lease.interval
+            try:
+                if not self._suspended:
+                    await self._renew(store, started, may_register=not self._stopping)
+                failures = 0
+                self._locked = False
+            except utils.Error as error:
+                failures += 1
+                self._failed(error, started, failures)
+                pause = backoff(failures, longest=max(0.1, self._lease.interval / 2))
+                if await self._is_locked_out(store, error):
+                    pause = 0.0  # the renewal may as well wait for the lock itself
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause)
+
+    async def _renew(self, store: Store, started: float, *, may_register: bool) -> None:
+        lease = self._lease
+        # A hung statement must not use up the lease: the next one may go over a better line.
+        timeout = max(0.25, lease.interval)
+        worker_id = lease.worker_id
+        if worker_id is not None:
+            listening = self._listening()
+            renewed = await store.renew_lease(
+                worker_id, lease.timeout, listening, remaining=lease.should_remain(), timeout=timeout
+            )
+            if renewed is False:
+                # An outage, a pause of this process, or a step of the database's clock: others' leases
+                # may be as stale, so this worker must not rescue before they have been renewed.
+                logger.warning(
+                    "The lease had expired, or ends too soon, by the database's clock worker_id=%s", worker_id
+                )
+                lease.steady_since = None
+                renewed = await store.renew_lease(
+                    worker_id, lease.timeout, listening, even_expired=True, timeout=timeout
+                )
+            if renewed:
+                if lease.worker_id == worker_id:
+                    lease.deadline = started + lease.timeout
+                    if lease.steady_since is None:
+                        lease.steady_since = _boottime()
+                        self._on_worker_loop(self._changed)
+                return
+            logger.warning("the lease was lost, registering again worker_id=%s", worker_id)
+            lease.worker_id = None
+            self._on_worker_loop(self._lost)
+        if may_register:
+            await self._register(store, started, timeout)
+
+    async def _register(self, store: Store, started: float, timeout: float) -> None:
+        lease, mine = self._lease, self._registration
+        worker_id = uuid4()
+        await store.register_worker(
+            worker_id,
+            mine.backend,
+            socket.gethostname(),
+            os.getpid(),
+            mine.queues,
+            mine.concurrency,
+            mine.threads,
+            mine.version,
+            lease.timeout,
+            timeout=timeout,
+        )
+        lease.deadline = started + lease.timeout
+        lease.worker_id = worker_id
+        lease.steady_since = _boottime()
+        self._on_worker_loop(self._changed)
+
+    async def _is_locked_out(self, store: Store, error: utils.Error) -> bool:
+        """Whether the renewal has failed because of a lock on the whole table, which moves the deadline on.
+
+        Nobody else can renew a lease, and so rescue, until two intervals after the lock has gone.
+        """
+        if not isinstance(error.__cause__, TimeoutError) and sqlstate(error) not in _WAITED_TOO_LONG:
+            return False
+        asked = _boottime()
+        try:
+            locked = await store.are_leases_locked(timeout=max(0.25, self._lease.interval / 2))
+        except utils.Error:
+            return False
+        if locked:
+            if not self._locked:
+                logger.warning(
+                    "Somebody has locked the table of workers: no lease can be renewed until that is over"
+                )
+            self._lease.deadline = max(self._lease.deadline, asked + 2 * self._lease.interval)
+        self._locked = locked
+        return locked
+
+    def _failed(self, error: utils.Error, started: float, failures: int) -> None:
+        lease = self._lease
+        lease.steady_since = None
+        self._on_worker_loop(self._failed_once)
+        if sqlstate(error) == TOO_MANY_CONNECTIONS:
+            self._on_worker_loop(self._crowded)
+        if failures == 1:
+            if is_transient(error):
+                logger.warning("the lease can't be renewed at the moment error=%r", str(error))
+            else:
+                logger.error("the lease can't be renewed, and waiting may not help error=%r", str(error))
+        if is_away(error):
+            # Nobody can take our tasks while nobody can write, and nobody will until two
+            # intervals after it is back (may_rescue). Silence is another matter: behind a dead
+            # line the server may be well, and our lease running out.
+            lease.deadline = max(lease.deadline, started + 2 * lease.interval)

@@ -1,0 +1,1 @@
+"""What a worker does periodically for its whole backend."""

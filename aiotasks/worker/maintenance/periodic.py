@@ -1,0 +1,42 @@
+"""The loop that the maintenance parts share."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from django.db import utils
+
+from ...db.drivers import is_transient
+
+__all__ = ["periodically"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+
+async def periodically(run_once: Callable[[], Awaitable[object]], interval: float, *, name: str) -> None:
+    """Await ``run_once`` about every ``interval`` seconds, forever, whatever it raises.
+
+    What waiting doesn't help against (tables are missing) is logged once, until it is over.
+    """
+    logged: type[Exception] | None = None
+    while True:
+        await asyncio.sleep(interval * random.uniform(0.8, 1.0))
+        try:
+            await run_once()
+        except Exception as error:
+            if isinstance(error, utils.Error) and is_transient(error):
+                continue
+            if type(error) is not logged:
+                logged = type(error)
+                logger.error(
+                    "Maintenance fails until this is fixed part=%s error=%r",
+                    name,
+                    str(error),
+                    # The database's words say it all.
+                    exc_info=None if isinstance(error, utils.Error) else error,
+                )
+        else:
+            if logged is not None:
+                logger.info("Maintenance goes on part=%s", name)
+            logged = None

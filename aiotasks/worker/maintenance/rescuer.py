@@ -1,0 +1,120 @@
+"""Rescuer: gives the tasks of dead workers back, and clears up after them and after itself."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from ...codec import dump_error
+from ...conf import Options
+from ...exceptions import TaskCancelled, WorkerLost
+from ...rows import Job
+from ...store.store import Store
+from ...store.wakeups import Wakeup
+
+__all__ = ["Rescued", "Rescuer"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# Rows in one UPDATE: some ten milliseconds' worth of locks.
+BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """What a sweep has done: numbers of tasks, and of workers' rows."""
+
+    ready: int = 0
+    failed: int = 0
+    released: int = 0
+    workers: int = 0
+
+
+class Rescuer:
+    """Every worker has one; SKIP LOCKED lets them work side by side, without a leader."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        backend: str,
+        options: Options,
+        worker_id: Callable[[], UUID | None],
+        may_rescue: Callable[[], bool],
+        remaining: Callable[[], float],
+        held: Callable[[], Iterable[UUID]],
+        wake: Callable[[Sequence[Wakeup]], None],
+        announce: Callable[[Job, Exception], None],
+    ) -> None:
+        self._store = store
+        self._backend = backend
+        self._options = options
+        self._worker_id = worker_id
+        self._may_rescue = may_rescue
+        self._remaining = remaining
+        self._held = held
+        self._wake = wake
+        self._announce = announce
+
+    async def run_once(self) -> Rescued:
+        """One sweep."""
+        worker_id = self._worker_id()
+        if worker_id is None:
+            return Rescued()
+        released = await self._release_lost_claims(worker_id)
+        if not self._may_rescue():
+            return Rescued(released=released)
+        ready, failed = await self._rescue(worker_id)
+        workers = await self._store.remove_dead_workers(self._backend, worker_id)
+        return Rescued(ready, failed, released, len(workers))
+
+    async def _release_lost_claims(self, worker_id: UUID) -> int:
+        """Give back what a claim took for us whose reply we never got."""
+        cancelled = TaskCancelled("The task was cancelled before it ran.")
+        text = dump_error(cancelled, limit=self._options.max_error_size, redact=self._options.redact)
+        released = await self._store.release_lost_claims(
+            worker_id, list(set(self._held())), self._options.command_timeout, text
+        )
+        if released:
+            logger.warning("tasks of a claim without a reply were given back count=%d", len(released))
+            queues = {job.queue_name for job in released if job.status == "READY"}
+            self._wake([Wakeup(self._backend, queue_name) for queue_name in queues])
+        for job in released:
+            if job.status == "FAILED":
+                self._announce(job, cancelled)
+        return len(released)
+
+    async def _rescue(self, worker_id: UUID) -> tuple[int, int]:
+        lost = WorkerLost("The worker that ran this task was killed or hung: its lease ran out.")
+        cancelled = TaskCancelled("The task was cancelled, and its worker was killed or hung.")
+        limit, redact = self._options.max_error_size, self._options.redact
+        lost_text, cancelled_text = (
+            dump_error(error, limit=limit, redact=redact) for error in (lost, cancelled)
+        )
+        ready = failed = 0
+        while True:
+            jobs = await self._store.rescue_jobs(
+                self._backend,
+                self._options.max_crashes,
+                lost_text,
+                BATCH,
+                cancelled_text,
+                worker_id,
+                self._remaining(),
+            )
+            for job in jobs:
+                logger.warning(
+                    "a task of a lost worker was rescued id=%s path=%r status=%s",
+                    job.id,
+                    job.task_path,
+                    job.status,
+                )
+            self._wake([Wakeup(job.backend, job.queue_name) for job in jobs if job.status == "READY"])
+            for job in jobs:
+                if job.status == "FAILED":
+                    failed += 1
+                    self._announce(job, cancelled if job.errors[-1] == cancelled_text else lost)
+                else:
+                    ready += 1
+            if len(jobs) < BATCH:
+                return ready, failed

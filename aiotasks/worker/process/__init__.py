@@ -1,0 +1,1 @@
+"""The process that a worker has to itself: command line, signals, supervisor, exit."""

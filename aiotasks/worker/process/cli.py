@@ -1,0 +1,214 @@
+"""``python -m aiotasks.worker`` and ``manage.py aiotasks worker``: a worker, or a supervisor of several."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import inf
+
+from django.core.exceptions import ImproperlyConfigured
+
+from ... import logs
+from ..worker import Worker
+from .descriptors import open_standard_descriptors
+from .exits import complain, leave, leave_now
+from .main import Standalone
+from .reload import Code, code_folders
+from .signals import ProcessSignals
+from .supervisor import Line, Supervisor
+
+__all__ = ["add_arguments", "main", "run"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# Seconds for which the start waits for a database that can't be reached yet.
+DATABASE_TIMEOUT = 30.0
+
+# More is a slip: each process has some thirty connections.
+MAX_PROCESSES = 256
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """The option that says whose tasks are meant."""
+    parser.add_argument("--backend", default="default", metavar="ALIAS", help="an alias of TASKS (default)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that both commands have."""
+    whole = _number(int, 0, inf, "a whole number of 0 or more")
+    add_backend(parser)
+    parser.add_argument(
+        "--queue",
+        action="append",
+        dest="queues",
+        metavar="NAME",
+        help="serve this queue; may be repeated (all of the backend's)",
+    )
+    parser.add_argument(
+        "--concurrency", type=whole, default=100, metavar="N", help="coroutine tasks at a time (100)"
+    )
+    parser.add_argument("--threads", type=whole, default=10, metavar="N", help="sync tasks at a time (10)")
+    parser.add_argument(
+        "--processes",
+        type=_number(int, 1, MAX_PROCESSES, f"a whole number from 1 to {MAX_PROCESSES}"),
+        default=1,
+        metavar="N",
+        help="worker processes, each with its own tasks at a time (1)",
+    )
+    ends = parser.add_mutually_exclusive_group()
+    ends.add_argument(
+        "--until-empty",
+        action="store_true",
+        help="exit as soon as nothing is ready, running or due: with 3 if tasks have failed",
+    )
+    ends.add_argument(
+        "--reload", action="store_true", help="start anew when the code changes (for development)"
+    )
+    parser.add_argument(
+        "--grace",
+        type=_number(float, 0, 86_400, "a number of seconds from 0 to 86400"),
+        default=25.0,
+        metavar="SECONDS",
+        help="how long a stop waits for running tasks (25: below the 30 s of Kubernetes; Docker and "
+        "supervisord kill after 10 s unless told otherwise)",
+    )
+    # Given by a supervisor to its workers: the file descriptor of the line between them.
+    parser.add_argument("--supervised", type=whole, metavar="FD", help=argparse.SUPPRESS)
+
+
+def _number[Number: (int, float)](
+    kind: type[Number], lowest: float, highest: float, what: str
+) -> Callable[[str], Number]:
+    """What argparse takes an option's text to: ``kind``, within bounds."""
+
+    def read(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(-1)
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} isn't {what}")
+        return value
+
+    return read
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Set Django up and run what the options ask for; returns the exit code."""
+    open_standard_descriptors()
+    if os.getpid() == 1:
+        # The kernel has no default action for process 1: without a handler it couldn't be stopped while it
+        # imports the site.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    parser = argparse.ArgumentParser(
+        prog="python -m aiotasks.worker", description="Run the tasks of an aiotasks backend."
+    )
+    parser.add_argument(
+        "--settings", metavar="MODULE", help="the settings module (DJANGO_SETTINGS_MODULE if not given)"
+    )
+    add_arguments(parser)
+    options = parser.parse_args(argv)
+    if options.settings:
+        os.environ["DJANGO_SETTINGS_MODULE"] = options.settings
+    if not os.environ.get("DJANGO_SETTINGS_MODULE"):
+        return complain("no settings: give --settings or set DJANGO_SETTINGS_MODULE.")
+    if os.environ["DJANGO_SETTINGS_MODULE"].startswith("."):
+        return complain(f"the settings {os.environ['DJANGO_SETTINGS_MODULE']!r} aren't a module's full name.")
+    with suppress(FileNotFoundError):  # the directory has been removed: the site may be installed
+        sys.path.insert(0, os.getcwd())  # as manage.py has it
+    import django
+    from django.conf import settings
+    from django.utils.log import configure_logging
+
+    try:
+        if _needs_supervisor(options):
+            # The site's code is for its workers; a supervisor logs where the site wants it to.
+            configure_logging(settings.LOGGING_CONFIG, settings.LOGGING)
+        else:
+            django.setup()
+    except ImproperlyConfigured as error:
+        return complain(str(error))
+    except ImportError as error:
+        where = "" if _has_directory() else " The working directory, where they may be, has been removed."
+        return complain(
+            f"the settings {os.environ['DJANGO_SETTINGS_MODULE']!r} can't be loaded: {error}.{where}"
+        )
+    return run(options, from_command_line=argv is None)
+
+
+def run(options: argparse.Namespace, *, from_command_line: bool) -> int:
+    """Run a worker, or a supervisor, with parsed options until told to stop; returns the exit code.
+
+    ``from_command_line``: the options are those that this process was started with.
+    """
+    open_standard_descriptors()
+    logs.start()
+    try:
+        return _run(options, from_command_line=from_command_line)
+    finally:
+        logs.stop()
+
+
+def _run(options: argparse.Namespace, *, from_command_line: bool) -> int:
+    _warn_of_process_1()
+    if not _needs_supervisor(options):
+        return _work(options, leaves=from_command_line)
+    if not from_command_line:
+        return complain("--processes and --reload need a command line that they can start again.")
+    supervisor = Supervisor(
+        [sys.executable, *sys.orig_argv[1:]],
+        processes=options.processes,
+        grace=options.grace,
+        until_empty=options.until_empty,
+        change=Code(code_folders()).change if options.reload else None,
+    )
+    code = asyncio.run(supervisor.run())
+    signals = ProcessSignals(lambda number: leave_now(code))
+    with signals.received():
+        leave(code, signals=signals, until=0.0)
+
+
+def _has_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _needs_supervisor(options: argparse.Namespace) -> bool:
+    return options.supervised is None and (options.processes > 1 or options.reload)
+
+
+def _work(options: argparse.Namespace, *, leaves: bool) -> int:
+    """Run one worker in this process, which ends with it where it ``leaves``."""
+    try:
+        line = None if options.supervised is None else Line(options.supervised)
+    except (OSError, OverflowError):
+        return complain("--supervised is for a supervisor's workers only.")
+    try:
+        worker = Worker(
+            backend=options.backend,
+            queues=options.queues,
+            concurrency=options.concurrency,
+            threads=options.threads,
+            grace=options.grace,
+            database_timeout=DATABASE_TIMEOUT,
+            own_process=True,
+        )
+    except ImproperlyConfigured as error:
+        return complain(str(error))
+    return Standalone(worker, line, until_empty=options.until_empty, leaves=leaves).run()
+
+
+def _warn_of_process_1() -> None:
+    """Say what a container lacks whose first process this is."""
+    if os.getpid() == 1:
+        logger.warning(
+            "This is process 1 of its container, where nothing reaps the processes that tasks leave behind: "
+            "run it below an init (docker run --init; Compose: init: true; Kubernetes: tini in the image)"
+        )

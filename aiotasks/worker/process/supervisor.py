@@ -1,0 +1,340 @@
+"""Supervisor: keeps worker processes running, each a new interpreter with this process's command line.
+
+Not forked: a fork after Django's setup would share its connections, threads and locks. Not
+multiprocessing either: starting the same command again keeps whatever manage.py or a wrapper does
+before the worker, shows as itself in ``ps``, and puts each child out of Ctrl-C's reach from its
+first instruction.
+
+Between a supervisor and each worker there is a line, a socket pair:
+
+- the worker sends a byte when it has reached its database: only then are the others started, so
+  that a mistake in the settings is said once;
+- the supervisor sends a byte when there is to be no more grace. A second SIGTERM wouldn't do:
+  systemd, by default, sends its own SIGTERM to every process of a service;
+- its end tells the worker that the supervisor has gone, however it went.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from subprocess import DEVNULL
+from typing import Literal
+
+import anyio
+
+from .exits import leave_now
+from .signals import QUIT, REPORT, STOP, ProcessSignals
+
+__all__ = ["TASKS_FAILED", "Line", "Supervisor"]
+
+logger = logging.getLogger("aiotasks.supervisor")
+
+# The exit code of a worker that was to end with an empty table, and some of whose tasks have failed.
+TASKS_FAILED = 3
+
+# Seconds until a worker that died is started again: doubled for each one that dies young.
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+
+# Seconds of life after which a death counts as the first again.
+STEADY = 60.0
+
+# Seconds that running tasks get when the code has changed; then they are given back, unspent.
+RELOAD_GRACE = 2.0
+
+
+# Seconds after the grace when a worker that is still there is killed: it ends by force itself before that.
+KILL_AFTER = 4.0
+
+# Seconds after which the supervisor itself, should it hang, leaves the killed ones.
+LEAVE_AFTER = 2.0
+
+
+class Line:
+    """A worker's end of the line; ``fileno`` is what ``--supervised`` says. Raises OSError for no socket."""
+
+    def __init__(self, fileno: int) -> None:
+        line = socket.socket(fileno=fileno)
+        line.setblocking(False)
+        line.set_inheritable(False)  # by what tasks start
+        self.fileno = line.detach()  # open for as long as the process lives
+
+    def read(self) -> Literal["hurry", "gone", ""]:
+        """Return what the supervisor says now: that there is no more grace, or nothing ever again."""
+        try:
+            said = os.read(self.fileno, 1)
+        except BlockingIOError:
+            return ""
+        except OSError:
+            return "gone"
+        return "hurry" if said else "gone"
+
+    def tell_ready(self) -> None:
+        """Tell the supervisor that this worker has started."""
+        with suppress(OSError):  # it has gone, which is heard too
+            os.write(self.fileno, b"\n")
+
+
+class Supervisor:
+    """Keeps ``processes`` workers running until a signal that asks for an end, which it passes on.
+
+    command: starts one worker, given ``--supervised FD`` at its end.
+    grace: seconds for which a worker's stop waits for running tasks; what outlasts it by far is killed.
+    until_empty: a worker that exits with 0 or TASKS_FAILED is through, and isn't started again.
+    change: returns a description once the code has changed; awaited again and again.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        processes: int,
+        grace: float = 25.0,
+        until_empty: bool = False,
+        change: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
+        self._command = command
+        self._processes = processes
+        self._grace = grace
+        self._until_empty = until_empty
+        self._change = change
+        self._edition = _Edition()
+        self._children: set[_Child] = set()
+        self._has_served = False
+        self._stopping = False
+        self._exit_code = 0
+
+    async def run(self) -> int:
+        """Return when the last worker has ended: the exit code is that of a worker that failed, or 0."""
+        loop = asyncio.get_running_loop()
+
+        def received(number: int) -> None:
+            loop.call_soon_threadsafe(self._told, number)
+
+        self._signals = ProcessSignals(received)
+        with self._signals.received():
+            async with anyio.create_task_group() as group:
+                if self._change is not None:
+                    group.start_soon(self._reload, self._change)
+                async with anyio.create_task_group() as keepers:
+                    for index in range(self._processes):
+                        keepers.start_soon(self._keep_one, index == 0)
+                group.cancel_scope.cancel()
+            logger.info("stopped exit=%d", self._exit_code)
+        return self._exit_code
+
+    # --- What it is told --------------------------------------------------------------------
+
+    def _told(self, number: int) -> None:
+        """The first signal ends the workers with grace, the second and SIGQUIT without."""
+        if number == REPORT:
+            logger.warning("SIGUSR1: processes=%s", ", ".join(str(child.pid) for child in self._children))
+            for child in self._children:
+                if child.ready:  # else it would end
+                    child.send(REPORT)
+        if number not in STOP and number != QUIT:
+            return
+        if number == QUIT or self._stopping:
+            logger.info("stopping without grace, processes=%d", len(self._children))
+            self._signals.call_later(KILL_AFTER, self._kill)
+            if not self._stopping:
+                self._stop()
+            for child in self._children:
+                child.hurry()
+            return
+        logger.info("stopping, processes=%d", len(self._children))
+        self._signals.call_later(self._grace + KILL_AFTER, self._kill)
+        self._stop()
+
+    def _kill(self) -> None:
+        """In the thread that receives signals: workers end in time by themselves, unless they can't."""
+        for child in list(self._children):
+            child.send(signal.SIGKILL)
+        self._signals.call_later(LEAVE_AFTER, lambda: leave_now(1))
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._edition.end()
+        for child in self._children:
+            child.stop()
+
+    async def _reload(self, change: Callable[[], Awaitable[str]]) -> None:
+        while True:
+            what = await change()
+            if self._stopping:
+                return
+            logger.info("the code has changed, restarting processes=%d %s", len(self._children), what)
+            edition, self._edition = self._edition, _Edition()
+            edition.end()
+            for child in self._children:
+                child.stop()
+                # Never killed: that would count as a crash of what it runs.
+                asyncio.get_running_loop().call_later(RELOAD_GRACE, child.hurry)
+
+    # --- One worker -------------------------------------------------------------------------
+
+    async def _keep_one(self, is_first: bool) -> None:
+        """Keep one worker process running; the others wait until the first has shown that it works."""
+        failures = 0
+        while not self._stopping:
+            edition = self._edition
+            if not is_first:
+                await edition.proven.wait()
+            if edition.over.is_set():
+                continue
+            began = time.monotonic()
+            try:
+                child = await self._start(edition)
+            except OSError as error:
+                failures += 1
+                logger.error("no process for a worker error=%r, again in %g s", str(error), _pause(failures))
+                await edition.rest(_pause(failures))
+                continue
+            code = await child.wait()
+            self._children.discard(child)
+            if self._stopping:
+                self._leave(code)
+            elif edition.over.is_set():
+                failures = 0
+            elif code in (0, TASKS_FAILED) and self._until_empty:
+                self._exit_code = self._exit_code or code
+                edition.proven.set()
+                return
+            elif code > 0 and not child.ready and not any(other.ready for other in self._children):
+                await self._give_up(child, code, edition)
+            else:
+                failures = 1 if time.monotonic() - began >= STEADY else failures + 1
+                logger.warning(
+                    "a worker has ended pid=%d %s, starting another in %g s",
+                    child.pid,
+                    _describe(code),
+                    _pause(failures),
+                )
+                await edition.rest(_pause(failures))
+
+    async def _start(self, edition: "_Edition") -> "_Child":
+        def ready() -> None:
+            self._has_served = True
+            edition.proven.set()
+
+        child = await _Child.start(self._command, ready)
+        logger.info("started a worker pid=%d", child.pid)
+        self._children.add(child)
+        if edition.over.is_set():
+            child.stop()
+        return child
+
+    async def _give_up(self, child: "_Child", code: int, edition: "_Edition") -> None:
+        """None is ready and this one could not start, so neither would another; it has said why."""
+        if self._change is None or not self._has_served:
+            logger.error("a worker could not start, stopping pid=%d %s", child.pid, _describe(code))
+            self._exit_code = code
+            self._stop()
+        else:
+            logger.error(
+                "a worker could not start, waiting for the next change of the code pid=%d %s",
+                child.pid,
+                _describe(code),
+            )
+            await edition.over.wait()
+
+    def _leave(self, code: int) -> None:
+        # A signal ends one that is still importing.
+        if code != 0 and -code not in {*STOP, QUIT} and not self._exit_code:
+            self._exit_code = code if code > 0 else 128 - code  # as a shell says it
+
+
+class _Edition:
+    """The code between two changes."""
+
+    def __init__(self) -> None:
+        self.proven = asyncio.Event()  # a worker has started with it, or it is over
+        self.over = asyncio.Event()  # it has changed, or all is to stop
+
+    def end(self) -> None:
+        self.over.set()
+        self.proven.set()
+
+    async def rest(self, seconds: float) -> None:
+        """Wait so long, or until it is over."""
+        with anyio.move_on_after(seconds):
+            await self.over.wait()
+
+
+class _Child:
+    """A worker process, and the supervisor's end of the line to it."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, line: socket.socket, on_ready: Callable[[], None]
+    ) -> None:
+        self.pid = process.pid
+        self.ready = False
+        self._process = process
+        self._line = line
+        self._on_ready = on_ready
+        line.setblocking(False)
+        asyncio.get_running_loop().add_reader(line, self._hear)
+
+    @classmethod
+    async def start(cls, command: Sequence[str], on_ready: Callable[[], None]) -> "_Child":
+        """Raises OSError where there can't be another process."""
+        line, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                *("--supervised", str(theirs.fileno())),
+                stdin=DEVNULL,  # a session of its own has no terminal to read from
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C in the terminal is for us; we pass it on once
+            )
+        except BaseException:
+            line.close()
+            raise
+        finally:
+            theirs.close()
+        return cls(process, line, on_ready)
+
+    def stop(self) -> None:
+        self.send(signal.SIGTERM)
+
+    def send(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def hurry(self) -> None:
+        with suppress(OSError):  # it has ended
+            self._line.send(b"\n")
+
+    async def wait(self) -> int:
+        """Wait for its end; returns the exit code, or minus the number of the signal that killed it."""
+        code = await self._process.wait()
+        self._hear()  # it may have been ready for a moment only
+        asyncio.get_running_loop().remove_reader(self._line)
+        self._line.close()
+        return code
+
+    def _hear(self) -> None:
+        try:
+            said = self._line.recv(1)
+        except BlockingIOError:
+            return
+        except OSError:
+            said = b""
+        asyncio.get_running_loop().remove_reader(self._line)
+        if said:
+            self.ready = True
+            self._on_ready()
+
+
+def _pause(failures: int) -> float:
+    """Seconds to wait after so many short lives in a row."""
+    return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 10))
+
+
+def _describe(code: int) -> str:
+    return f"exit={code}" if code >= 0 else f"signal={-code} ({signal.strsignal(-code)})"

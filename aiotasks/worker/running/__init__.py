@@ -1,0 +1,1 @@
+"""Running claimed tasks: coroutines on the loop, functions in threads."""

@@ -1,0 +1,354 @@
+"""Runner: one job in, one outcome out, whatever the task does."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
+from contextvars import Context
+from functools import partial
+from inspect import isawaitable
+from typing import Any, Protocol
+
+from asgiref.sync import SyncToAsync
+from django.tasks import TaskContext
+from django.tasks.signals import task_finished, task_started
+
+from ... import forks, signals
+from ...codec import dump_error, dump_json
+from ...conf import Options
+from ...exceptions import InvalidRow, TaskCancelled, UnknownTask
+from ...rows import LANES, AnyTask, Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
+from ...tasks import arguments_of, known, resolve, result_of
+from ..belonging import OwnTask, current
+from ..execution import Execution, NotStarted, Place, Reason, carry, carry_here
+from ..task_factory import ExitRaised
+
+__all__ = ["Runner"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# A task that no worker has could be one that a rolling deploy is about to bring: it is looked at
+# again every 10 s for an hour, which outlasts the deploys that we know of, and fails then.
+UNKNOWN_DELAY = 10.0
+UNKNOWN_WINDOW = 3600.0
+
+# Unknown paths that are remembered; a table that anybody can write to may hold any number of them.
+MOST_UNKNOWNS = 1000
+
+
+class Threads(Protocol):
+    """Where sync tasks run."""
+
+    def run(self, call: Callable[[], None]) -> "asyncio.Future[None]": ...
+
+
+class Runner:
+    """Runs jobs, each in an asyncio task and a fresh context of its own: a new ``place``.
+
+    - A task's first step is taken within ``start``: one that doesn't wait for anything is over when
+      that returns, and costs the loop nothing.
+    - ``done`` is called on the loop with every execution exactly once, its outcome set, whether
+      the task returned, raised any BaseException, was cancelled, or can't even be imported.
+    - Between ``start`` and ``done`` the execution is in ``running`` and takes up its lane's slot.
+    - Tasks are strongly referenced (a loop itself refers to them weakly, cpython#88831).
+    - Modules of tasks are imported in threads of ``importer`` (None: the loop's default executor).
+    """
+
+    def __init__(
+        self,
+        *,
+        sender: type,
+        options: Options,
+        threads: Threads,
+        place: Callable[[], Place],
+        done: Callable[[Execution], None],
+        closing: Callable[[], bool],
+        importer: Executor | None = None,
+    ) -> None:
+        self.running: set[Execution] = set()
+        self._sender = sender
+        self._options = options
+        self._threads = threads
+        self._place = place
+        self._own = tuple(place().context)
+        self._done = done
+        self._closing = closing
+        self._importer = importer
+        self._unknowns: dict[str, tuple[Deferred, float]] = {}  # by path; for how long that holds
+        self._loop = asyncio.get_running_loop()
+        self._importing: dict[str, asyncio.Future[AnyTask]] = {}
+        self._imported_here: set[str] = set()  # paths that were tried on the loop's thread
+        self._counts: dict[Lane, int] = dict.fromkeys(LANES, 0)
+
+    def count(self, lane: Lane) -> int:
+        """How many slots of the lane are taken."""
+        return self._counts[lane]
+
+    def start(self, job: Job) -> bool:
+        """Begin to run ``job``; returns at its first wait, or at its end. Whether that was its end."""
+        execution = Execution(job)
+        execution.began = time.monotonic()
+        since = forks.generation
+        self.running.add(execution)
+        self._counts[execution.lane] += 1
+        execution.place = self._place()
+        execution.context = execution.place.context
+        execution.context.run(current.set, execution)
+        # Not by loop.create_task(): _run lets nothing out that the loop must be guarded from.
+        execution.task = OwnTask(
+            self._run(execution),
+            loop=self._loop,
+            context=execution.context,
+            name=job.task_path,
+            eager_start=True,
+        )
+        if forks.generation != since:  # a child that waits for something must not go on to start other tasks
+            forks.end(SystemExit(1))
+        if execution.task.done():
+            self._finished(execution)
+            return True
+        execution.task.add_done_callback(lambda _: self._finished(execution))
+        return False
+
+    def cancel(self, execution: Execution, reason: Reason) -> bool:
+        """Ask the body to stop; False where it can't be asked, as it runs in a thread."""
+        if execution.in_thread or execution.task is None:
+            execution.asked_to_end = reason
+            return False
+        execution.cancelled_for = reason
+        return self._cancel_task(execution)
+
+    def abandon(self, execution: Execution) -> None:
+        """Wait for it no longer: its slot is free and ``done`` won't be called."""
+        execution.abandoned = True
+        self._leave(execution)
+        self._cancel_task(execution)
+
+    def _cancel_task(self, execution: Execution) -> bool:
+        """Cancel its asyncio task as if by itself: it may await tasks of the worker's, which go on then."""
+        task = execution.task
+        if task is None:
+            return False
+
+        def cancel() -> bool:
+            current.set(None if execution.in_thread else execution)
+            return task.cancel()
+
+        # In a context of its own: the caller's would belong to the execution meanwhile, and its task with it.
+        return Context().run(cancel)
+
+    def _leave(self, execution: Execution) -> None:
+        if execution in self.running:
+            self.running.discard(execution)
+            self._counts[execution.lane] -= 1
+
+    def _finished(self, execution: Execution) -> None:
+        # Receivers of task_finished have the place still; where there are none it isn't kept for the write.
+        if (
+            execution.abandoned
+            or signals.audience(task_finished, self._sender) is not signals.Audience.RECEIVERS
+        ):
+            execution.leave_place()
+            if not execution.abandoned and execution.context is not None:
+                # They refer to each other, and would both live until the next garbage collection.
+                execution.context.run(current.set, None)
+        if execution.abandoned:
+            return
+        self._leave(execution)
+        if execution.outcome is None:  # cancelled before its first step, or by itself at its last
+            execution.end(self._raised(execution, asyncio.CancelledError("the task cancelled itself")))
+        self._done(execution)
+
+    async def _run(self, execution: Execution) -> None:
+        since = forks.generation
+        try:
+            execution.end(await self._outcome(execution))
+            if forks.generation != since:
+                forks.end()
+        except BaseException as error:  # all of it is the task's: SystemExit must not stop the loop
+            if forks.generation != since:
+                forks.end(error)
+            if not execution.abandoned:  # else the outcome is its thread's to set
+                execution.end(self._raised(execution, error))
+
+    async def _outcome(self, execution: Execution) -> Outcome:
+        job = execution.job
+        try:
+            task = known(job.task_path, self._options.aliases)
+            if task is None:
+                if (deferred := self._put_off_lately(job.task_path)) is not None:
+                    return deferred
+                task = await self._import(job.task_path)
+        except UnknownTask as error:
+            return self._unknown(job, error)
+        self._move(execution, lane_of(task.func))
+        args, kwargs = arguments_of(job)
+        told = signals.audience(task_started, self._sender) is not signals.Audience.NOBODY
+        if told:
+            execution.result = result_of(job, self._options.aliases)
+            await signals.asend_started(self._sender, execution.result)
+        if task.takes_context:
+            execution.result = execution.result or result_of(job, self._options.aliases)
+            args.insert(0, TaskContext(task_result=execution.result))
+        if execution.lane == "thread":
+            return await self._in_thread(execution, task, args, kwargs, told=told)
+        return self._returned(await task.func(*args, **kwargs))
+
+    async def _import(self, task_path: str) -> AnyTask:
+        """In a thread: it may take long, and is user code. Once, for all that wait for it."""
+        importing = self._importing.get(task_path)
+        if importing is None:
+            try:
+                importing = self._loop.run_in_executor(
+                    self._importer, resolve, task_path, self._options.aliases
+                )
+            except RuntimeError:  # no more threads; it blocks the loop, but the task is run
+                return Context().run(resolve, task_path, self._options.aliases)
+            self._importing[task_path] = importing
+            importing.add_done_callback(lambda _: self._importing.pop(task_path))
+        try:
+            return await asyncio.shield(importing)
+        except UnknownTask as error:
+            if (task := known(task_path, self._options.aliases)) is not None:
+                return task  # imported on this thread meanwhile, for another job
+            if not self._may_import_here(task_path, error):
+                raise
+        return Context().run(resolve, task_path, self._options.aliases)
+
+    def _may_import_here(self, task_path: str, error: UnknownTask) -> bool:
+        """Whether to import on the loop's thread, once for each path.
+
+        Where that is the main thread, the module may be one that works there alone, as it calls
+        ``signal.signal()``. A module that isn't there, or isn't Python, fails everywhere.
+        """
+        cause = error.__cause__
+        if (
+            cause is None
+            or isinstance(cause, ImportError | SyntaxError)
+            or threading.current_thread() is not threading.main_thread()
+            or task_path in self._imported_here
+        ):
+            return False
+        if len(self._imported_here) >= MOST_UNKNOWNS:
+            self._imported_here.clear()
+        self._imported_here.add(task_path)
+        return True
+
+    def _move(self, execution: Execution, lane: Lane) -> None:
+        """Have it take up a slot of the lane that its function belongs to."""
+        if lane != execution.lane and execution in self.running:
+            self._counts[execution.lane] -= 1
+            self._counts[lane] += 1
+        execution.lane = lane
+
+    async def _in_thread(
+        self, execution: Execution, task: AnyTask, args: Any, kwargs: dict[str, Any], *, told: bool
+    ) -> Outcome:
+        """``told``: receivers of task_started may have set context variables."""
+        awaitables: list[Awaitable[Any]] = []
+        since = forks.generation
+
+        def call() -> None:
+            # The outcome is made in the thread: it is there even if the loop has gone meanwhile.
+            current.set(execution)
+            try:
+                value = task.func(*args, **kwargs)
+                if forks.generation != since:
+                    forks.end()
+                if value is not None and isawaitable(value):
+                    awaitables.append(value)
+                    if execution.abandoned:
+                        self._release(execution, value)
+                else:
+                    execution.end(self._returned(value))
+            except BaseException as error:  # as on the loop
+                if forks.generation != since:
+                    forks.end(error)
+                execution.end(self._failed(error))
+
+        context = execution.thread_context = Context()
+        if told and execution.context is not None:
+            # What is async in there has the body's own thread, not the one of coroutine tasks.
+            context.run(SyncToAsync.thread_sensitive_context.set, None)  # type: ignore[arg-type]  # read by get()
+            carry(execution.context, context, self._own)
+        try:
+            running = self._threads.run(partial(context.run, call))
+        except NotStarted:  # said by the threads, once
+            return Released(self._cancelled())
+        execution.in_thread = True
+        execution.began = time.monotonic()
+        try:
+            await running
+        except asyncio.CancelledError:
+            if execution.abandoned and awaitables:  # nobody else may have seen both
+                self._release(execution, awaitables[0])
+            raise
+        if awaitables:
+            carry_here(context, self._own)
+            return await self._on_loop(execution, awaitables[0])
+        assert execution.outcome is not None
+        return execution.outcome
+
+    async def _on_loop(self, execution: Execution, awaitable: Awaitable[Any]) -> Outcome:
+        """The rest of a sync function that has returned an awaitable, as a sync wrapper around an async
+        function does: from here on it is a coroutine task.
+        """
+        execution.in_thread = False
+        self._move(execution, "loop")
+        if (reason := execution.asked_to_end) is not None:
+            execution.cancelled_for = reason
+            _close(awaitable)
+            raise asyncio.CancelledError
+        return self._returned(await awaitable)
+
+    def _release(self, execution: Execution, awaitable: Awaitable[Any]) -> None:
+        """It was abandoned in its thread, so nobody is left to await what has come out of it."""
+        _close(awaitable)
+        execution.end(Released(self._cancelled()))
+
+    def _returned(self, value: Any) -> Succeeded:
+        return Succeeded(*dump_json(value, where="the return value", limit=self._options.max_result_size))
+
+    def _raised(self, execution: Execution, error: BaseException) -> Outcome:
+        if isinstance(error, asyncio.CancelledError) and execution.cancelled_for is None and self._closing():
+            execution.cancelled_for = "shutdown"  # by the loop's runner, with everything else on it
+        if isinstance(error, InvalidRow):
+            logger.error(
+                "a row holds what aiotasks never writes id=%s error=%r", execution.job.id, str(error)
+            )
+        if execution.cancelled_for == "cancelled":
+            return self._cancelled()
+        return Released(self._cancelled()) if execution.cancelled_for is not None else self._failed(error)
+
+    def _cancelled(self) -> Failed:
+        return self._failed(TaskCancelled("The task was cancelled while it ran."))
+
+    def _failed(self, error: BaseException) -> Failed:
+        if isinstance(error, ExitRaised):
+            error = error.original
+        options = self._options
+        return Failed(error, dump_error(error, limit=options.max_error_size, redact=options.redact))
+
+    def _unknown(self, job: Job, error: UnknownTask) -> Deferred:
+        """Put the job off. A flood of its kind is looked at and told of once, not job by job."""
+        if (deferred := self._put_off_lately(job.task_path)) is not None:
+            return deferred
+        if job.task_path not in self._unknowns:
+            logger.warning("a task is unknown here and put off id=%s error=%r", job.id, str(error))
+            if len(self._unknowns) >= MOST_UNKNOWNS:
+                self._unknowns.clear()
+        deferred = Deferred(UNKNOWN_DELAY, UNKNOWN_WINDOW, self._failed(error))
+        self._unknowns[job.task_path] = deferred, self._loop.time() + UNKNOWN_DELAY / 2
+        return deferred
+
+    def _put_off_lately(self, task_path: str) -> Deferred | None:
+        deferred, until = self._unknowns.get(task_path, (None, 0.0))
+        return deferred if self._loop.time() < until else None
+
+
+def _close(awaitable: Awaitable[Any]) -> None:
+    """Python warns of a coroutine that was never awaited, unless it is closed."""
+    if isinstance(awaitable, Coroutine):
+        awaitable.close()

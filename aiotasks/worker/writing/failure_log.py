@@ -1,0 +1,72 @@
+"""One line of the log for each failed attempt, and its traceback."""
+
+import logging
+import re
+from textwrap import indent
+
+from django.tasks import signals as django_signals
+
+from ... import logs
+from ...codec import decode
+from ...rows import Job
+
+__all__ = ["log_failure"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# Characters of an error's message that its line has.
+MESSAGE_LIMIT = 1000
+
+# What could write lines of its own into a terminal or a log: all controls but line ends and tabs.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def log_failure(job: Job, text: str, seconds: float | None = None) -> None:
+    """Log that an attempt has failed, with the stored ``text`` of its error, which REDACT has seen.
+
+    ``seconds``: how long the attempt has taken; None, which is left out, if its worker was killed or it
+    wasn't begun.
+
+    At WARNING and without ``exc_info``: Django's own record of it, at ERROR, is what error trackers
+    report and what is mailed to ADMINS, and once is enough. The traceback is left out where the same
+    handler shows it with Django's record.
+    """
+    stored = decode(text)
+    traceback: str = stored["traceback"].rstrip("\n")
+    shown = ""
+    if "\n" in traceback and not _is_shown_by_django():
+        # Indented, so that no message can look like a line of its own.
+        shown = "\n" + indent(_CONTROLS.sub(_escaped, traceback), "  ")
+    logger.warning(
+        "task failed path=%r id=%s attempt=%d%s error=%r%s",
+        job.task_path,
+        job.id,
+        len(job.worker_ids),
+        "" if seconds is None else f" seconds={seconds:.3f}",
+        _last_words(stored["class"], traceback)[:MESSAGE_LIMIT],
+        shown,
+    )
+
+
+def _is_shown_by_django() -> bool:
+    theirs = django_signals.logger
+    if not theirs.isEnabledFor(logging.ERROR):
+        return False
+    handlers = set(logs.shown_by(logger, logging.WARNING))
+    if not handlers and not theirs.hasHandlers():
+        return logging.lastResort is not None  # stderr for both
+    return any(handler in handlers for handler in logs.shown_by(theirs, logging.ERROR))
+
+
+def _last_words(kind: str, traceback: str) -> str:
+    """The end of a traceback, from the class of its error on."""
+    name = kind.removeprefix("builtins.").removeprefix("__main__.")
+    for before, end in (("\n", None), ("\n  | ", "\n")):  # the second is a group's, whose others follow
+        if (start := traceback.rfind(before + name)) >= 0:
+            start += len(before)
+            return traceback[start : None if end is None else traceback.find(end, start)]
+    return traceback[traceback.rfind("\n") + 1 :]
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return repr(found[0])[1:-1]

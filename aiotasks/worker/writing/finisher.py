@@ -1,0 +1,403 @@
+"""Finisher: writes outcomes, many in one statement, each fenced by its claim."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import datetime
+from typing import Any, Literal, assert_never
+from uuid import UUID
+
+from django.db import utils
+from django.tasks import TaskResultStatus
+from django.tasks.base import TaskError
+from django.tasks.signals import task_finished
+from django.utils import timezone
+
+from ... import logs, signals
+from ...codec import decode, dump_error
+from ...conf import Options
+from ...db.drivers import sqlstate
+from ...db.retry import backoff
+from ...exceptions import TaskCancelled
+from ...redact import redacted
+from ...rows import AnyResult, Deferred, Failed, Job, Released, Succeeded
+from ...store.batcher import Batcher
+from ...store.store import Store
+from ...store.wakeups import Wakeup
+from ...tasks import known, result_of
+from ..execution import Execution, Place, carry
+from .failure_log import log_failure
+
+__all__ = ["Finisher"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# Rows in one UPDATE; past some hundreds a commit is no longer what costs.
+FINISH_LIMIT = 500
+
+# Seconds until a row that somebody else had locked is tried again.
+LOCKED_DELAY = 0.2
+
+# When a row was finished; "locked" where it couldn't be yet; None where it wasn't ours to finish.
+type Written = datetime | Literal["locked"] | None
+
+
+class Finisher:
+    """Takes executions that are done and brings their outcomes into the table.
+
+    - An outcome is written only while its row is RUNNING under the execution's claim id. A row
+      that isn't (the worker was thought dead, the task was cancelled) is left as it is; the late
+      outcome is counted in ``fenced`` and logged.
+    - Repeating a write whose reply was lost changes nothing and counts as success.
+    - A database that is away is waited for: nothing is lost but time.
+    - A value that the database refuses fails its own task; its neighbours in the batch finish.
+    - ``task_finished`` is sent after the result is stored, and only for those accepted.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        backend: str,
+        sender: type,
+        options: Options,
+        place: Callable[[], Place],
+        wake: Callable[[Sequence[Wakeup]], None],
+        written: Callable[[Job | None], None],
+    ) -> None:
+        self.fenced = 0
+        self.succeeded = 0
+        self.failed = 0
+        self.given_back = 0
+        self._store = store
+        self._backend = backend
+        self._sender = sender
+        self._options = options
+        self._place = place
+        self._own = tuple(place().context)
+        self._wake = wake
+        self._on_written = written
+        self._batcher: Batcher[Execution, Written] = Batcher(self._flush, limit=FINISH_LIMIT, size=_size)
+        self.pending: set[Execution] = set()
+        self.announcing: set[asyncio.Task[None]] = set()
+        self._all_written = asyncio.Event()
+        self._all_written.set()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much waits to be written that nothing more should be run for now."""
+        return self._batcher.crowded
+
+    def finish(self, execution: Execution) -> None:
+        """Write the execution's outcome soon; returns at once."""
+        self.pending.add(execution)
+        self._all_written.clear()
+        self._submit(execution)
+
+    async def flush(self, timeout: float) -> bool:
+        """Wait until everything is written; whether that was within ``timeout`` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._all_written.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def all_announced(self) -> None:
+        """Wait until the receivers of ``task_finished`` are through, who may take as long as they like."""
+        while self.announcing:
+            await asyncio.wait(self.announcing)
+
+    def _submit(self, execution: Execution) -> None:
+        self._batcher.add(execution, _Writing(self, execution))
+
+    def refused(self, execution: Execution, error: BaseException) -> None:
+        """It can't be written."""
+        if isinstance(execution.outcome, Succeeded) and not _may_pass(error):
+            # The database refused this very value; what it refused can at least be said.
+            reason = redacted(str(error), by=self._options.redact)  # it may quote the value
+            logger.error("a return value was refused id=%s error=%r", execution.job.id, reason)
+            text = dump_error(error, limit=self._options.max_error_size, redact=self._options.redact)
+            execution.outcome = Failed(error, text)
+            self._submit(execution)
+            return
+        # Its own sweep gives the row back once the execution isn't held any more.
+        reason = redacted(str(error), by=self._options.redact)
+        logger.error("an outcome can't be written id=%s error=%r", execution.job.id, reason)
+        self._written(execution)
+
+    def answered(self, execution: Execution, written: Written) -> None:
+        """The database has answered: now, or to be tried again."""
+        if written == "locked":
+            # Not in the flush: one lock (a cancel() inside a long atomic()) would stall all.
+            asyncio.get_running_loop().call_later(LOCKED_DELAY, self._submit, execution)
+            return
+        outcome = execution.outcome
+        if written is not None:
+            if isinstance(outcome, Failed):
+                self.failed += 1
+                log_failure(execution.job, outcome.text, execution.seconds)
+            else:
+                self.succeeded += 1
+            try:
+                self._announce(execution, written)
+            except Exception:  # the others of its batch have nothing to do with it
+                logger.exception("task_finished can't be sent id=%s", execution.job.id)
+        elif isinstance(outcome, Released | Deferred):
+            self.given_back += 1
+        self._written(execution)
+
+    def _written(self, execution: Execution) -> None:
+        execution.leave_place()
+        self.pending.discard(execution)
+        self._on_written(execution.job)
+        if not self.pending:
+            self._all_written.set()
+
+    async def _flush(self, executions: list[Execution]) -> Sequence[Written]:
+        latest = {execution.job.id: execution for execution in executions}
+        if len(latest) == len(executions):
+            return await self._write(executions)
+        # A task was claimed again here before the outcome of its earlier claim could be written. Rows
+        # are told by their ids, so each of its claims goes by itself.
+        earlier = [execution for execution in executions if latest[execution.job.id] is not execution]
+        written = dict(zip(earlier, await self._flush(earlier), strict=True))
+        written |= zip(latest.values(), await self._write(list(latest.values())), strict=True)
+        return [written[execution] for execution in executions]
+
+    async def _write(self, executions: Sequence[Execution]) -> Sequence[Written]:
+        finishes: list[tuple[UUID, UUID, str, str | None, str | None]] = []
+        releases: list[tuple[UUID, UUID, float, float | None]] = []
+        unreleased: dict[UUID, Failed | None] = {}
+        for execution in executions:
+            id, claim_id = execution.job.id, execution.job.claim_id
+            assert claim_id is not None
+            match execution.outcome:
+                case Succeeded(text=text):
+                    finishes.append((id, claim_id, "SUCCESSFUL", text, None))
+                case Failed(text=text):
+                    finishes.append((id, claim_id, "FAILED", None, text))
+                case Released(failure):
+                    releases.append((id, claim_id, 0.0, None))
+                    unreleased[id] = failure
+                case Deferred(delay, window, failure):
+                    releases.append((id, claim_id, delay, window))
+                    unreleased[id] = failure
+                case None:
+                    raise AssertionError("an execution without an outcome")
+                case _ as never:
+                    assert_never(never)
+        refused, locked = await self._release(releases) if releases else (set(), set())
+        for execution in executions:
+            # Unknown for longer than its window, or to be cancelled.
+            id, claim_id = execution.job.id, execution.job.claim_id
+            if id in refused and claim_id is not None:
+                execution.outcome = failure = unreleased[id] or self._cancelled()
+                finishes.append((id, claim_id, "FAILED", None, failure.text))
+        finished: dict[UUID, datetime | None] = {}
+        if finishes:
+            repeated = any(execution.perhaps_written for execution in executions)
+            try:
+                finished = await self._finish(finishes, repeated=repeated)
+            except utils.Error:
+                # All are tried again: of a batch that was halved, the first half is written by now.
+                for execution in executions:
+                    execution.perhaps_written = True
+                raise
+        # What was taken from us while we were about to give it back isn't late.
+        in_time = {*finished, *unreleased}
+        for execution in executions:
+            if execution.job.id not in in_time:
+                self._log_fenced(execution)
+        locked |= {id for id, finished_at in finished.items() if finished_at is None}
+        return [
+            "locked" if execution.job.id in locked else finished.get(execution.job.id)
+            for execution in executions
+        ]
+
+    def _cancelled(self) -> Failed:
+        """The outcome of a task that was to be cancelled, and hasn't run to an end here."""
+        error = TaskCancelled("The task was cancelled.")
+        return Failed(
+            error, dump_error(error, limit=self._options.max_error_size, redact=self._options.redact)
+        )
+
+    async def _finish(
+        self, finishes: list[tuple[UUID, UUID, str, str | None, str | None]], *, repeated: bool = False
+    ) -> dict[UUID, datetime | None]:
+        """Returns when each was finished, by this try or by one whose reply was lost; None where
+        somebody holds a lock on the row, so that it is to be tried again.
+
+        What takes longer than a statement may is halved: as a whole it might never go through.
+        """
+        try:
+            accepted, again = await self._persist(
+                lambda: self._store.finish_jobs(finishes), patient=len(finishes) == 1
+            )
+        except _TookTooLong:
+            middle = len(finishes) // 2
+            first = await self._finish(finishes[:middle], repeated=True)
+            return first | await self._finish(finishes[middle:], repeated=True)
+        repeated = repeated or again
+        finished: dict[UUID, datetime | None] = {**accepted}
+        found = await self._look_up([row[:2] for row in finishes if row[0] not in finished])
+        return finished | {id: at for id, at in found.items() if at is None or repeated}
+
+    async def _look_up(self, missing: Sequence[tuple[UUID, UUID]]) -> dict[UUID, datetime | None]:
+        """When those were finished that still carry their claim's id; None: RUNNING, so it was locked."""
+        if not missing:
+            return {}
+        ids, claim_ids = zip(*missing, strict=True)
+        found, _ = await self._persist(lambda: self._store.select_finished_jobs(ids, claim_ids))
+        return found
+
+    async def _release(
+        self, releases: list[tuple[UUID, UUID, float, float | None]]
+    ) -> tuple[set[UUID], set[UUID]]:
+        """Returns what is to be failed instead, and what somebody holds a lock on: to be tried again."""
+        released, _ = await self._persist(lambda: self._store.release_jobs(releases))
+        delays = {row[0]: row[2] for row in releases}
+        self._wake(
+            [
+                Wakeup(self._backend, queue_name, time.time() + delays[id] if delays[id] else None)
+                for id, queue_name in released.items()
+                if queue_name is not None
+            ]
+        )
+        found = await self._look_up([row[:2] for row in releases if row[0] not in released])
+        locked = {id for id, finished_at in found.items() if finished_at is None}
+        return {id for id, queue_name in released.items() if queue_name is None}, locked
+
+    async def _persist[Result](
+        self, write: Callable[[], Awaitable[Result]], *, patient: bool = True
+    ) -> tuple[Result, bool]:
+        """Run ``write`` until it goes through; its result, and whether it took more than one try.
+
+        Raises _TookTooLong after a time-out unless ``patient``.
+        """
+        failures = 0
+        while True:
+            try:
+                return await write(), failures > 0
+            except utils.Error as error:
+                if not _may_pass(error):
+                    raise
+                failures += 1
+                await self._back_off(failures, error)
+                if not patient and isinstance(error.__cause__, TimeoutError):
+                    raise _TookTooLong from error
+
+    async def _back_off(self, failures: int, error: utils.Error) -> None:
+        if failures == 1:
+            logger.warning(
+                "outcomes wait for the database pending=%d error=%r", len(self.pending), str(error)
+            )
+        await asyncio.sleep(backoff(failures, longest=1.0))
+
+    def _log_fenced(self, execution: Execution) -> None:
+        self.fenced += 1
+        logger.warning(
+            "a late outcome was fenced off, the task isn't ours any more id=%s path=%r outcome=%s",
+            execution.job.id,
+            execution.job.task_path,
+            type(execution.outcome).__name__,
+        )
+
+    def _announce(self, execution: Execution, finished_at: datetime) -> None:
+        """Send ``task_finished``, on the loop's own time where that costs nothing."""
+        failed = isinstance(execution.outcome, Failed)
+        heard = signals.audience(task_finished, self._sender)
+        if not failed and heard is signals.Audience.NOBODY:
+            return
+        if execution.result is None and known(execution.job.task_path, self._options.aliases) is None:
+            return  # the task isn't known here, so there is no Task to show receivers
+        result = execution.result or result_of(execution.job, self._options.aliases)
+        _complete(result, execution, finished_at)
+        error = execution.outcome.exception if isinstance(execution.outcome, Failed) else None
+        place, execution.place = execution.place or self._place(), None
+        if execution.context is not None and execution.context is not place.context:
+            carry(execution.context, place.context, self._own)
+        if execution.thread_context is not None:
+            carry(execution.thread_context, place.context, self._own)
+        if heard is not signals.Audience.RECEIVERS and logs.are_threaded():
+            place.context.run(signals.send_finished, self._sender, result, error)
+            place.release()
+        else:
+            self.tell(signals.asend_finished(self._sender, result, error), place)
+
+    def tell(self, telling: Coroutine[Any, Any, None], place: Place | None = None) -> None:
+        """Run what calls receivers, in ``place`` or a new one; ``all_announced`` alone waits for them."""
+        place = place or self._place()
+        announcing = asyncio.get_running_loop().create_task(
+            telling, context=place.context, name="aiotasks task_finished"
+        )
+        self.announcing.add(announcing)
+        announcing.add_done_callback(self._announced)
+        announcing.add_done_callback(lambda _: place.release())
+
+    def _announced(self, task: "asyncio.Task[None]") -> None:
+        self.announcing.discard(task)
+        self._on_written(None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a receiver of task_finished failed", exc_info=error)
+
+
+class _TookTooLong(Exception):
+    """The server didn't answer in time: what it was asked to do may be too much at once."""
+
+
+class _Writing:
+    """Where the Batcher brings the answer for one execution."""
+
+    __slots__ = ("_execution", "_finisher")
+
+    def __init__(self, finisher: Finisher, execution: Execution) -> None:
+        self._finisher = finisher
+        self._execution = execution
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, written: Written) -> None:
+        self._finisher.answered(self._execution, written)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._finisher.refused(self._execution, error)
+
+
+def _size(execution: Execution) -> int:
+    """The bytes that an outcome takes in a statement."""
+    outcome = execution.outcome
+    return len(outcome.text) if isinstance(outcome, Succeeded | Failed) else 0
+
+
+# What is the fault of the very row: data exceptions, constraints (a site's own), program limits,
+# a trigger's RAISE. Anything else (a password that is being rotated, a missing column) hits all.
+_OF_THE_ROW = ("22", "23", "54", "P0")
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same write may go through later: nothing is wrong with what is written."""
+    if not isinstance(error, utils.Error):
+        return False
+    code = sqlstate(error)
+    if code is None:
+        return not isinstance(error, utils.DataError)  # asyncpg couldn't encode it
+    return not code.startswith(_OF_THE_ROW)
+
+
+def _complete(result: AnyResult, execution: Execution, finished_at: datetime) -> None:
+    """Bring the TaskResult that receivers get up to what has been stored."""
+    if not timezone.is_naive(finished_at) and result.enqueued_at and timezone.is_naive(result.enqueued_at):
+        finished_at = timezone.make_naive(finished_at)
+    changes: dict[str, Any] = {"finished_at": finished_at}
+    match execution.outcome:
+        case Succeeded(return_value):
+            changes |= {"status": TaskResultStatus.SUCCESSFUL, "_return_value": return_value}
+        case Failed(text=text):
+            stored = decode(text)
+            error = TaskError(exception_class_path=stored["class"], traceback=stored["traceback"])
+            changes |= {"status": TaskResultStatus.FAILED, "errors": [*result.errors, error]}
+    for name, value in changes.items():
+        object.__setattr__(result, name, value)
