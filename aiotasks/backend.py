@@ -23,11 +23,11 @@ from .codec import dump_error, dump_json
 from .conf import Options
 from .db.drivers import about_tables
 from .exceptions import TaskCancelled, UnknownTask
-from .rows import AnyResult, AnyTask, Kind, NewJob, lane_of, makes_generators
+from .rows import AnyResult, AnyTask, JobTemplate, NewJob, lane_of, makes_generators
 from .signatures import check_call
 from .store.blocks import belongs_to_django
 from .store.routes import DjangoRoute, Route, route_on_loop
-from .sync import SyncMethod, run_now
+from .sync import SyncMethod, drive
 from .tasks import PostgresTask, new_result, parse_id, resolve, result_of
 
 if sys.version_info >= (3, 14):
@@ -111,7 +111,7 @@ class PostgresBackend(BaseTaskBackend):
         that JSON can't hold, InvalidTask for a task that no worker could run, ``django.db`` errors where
         the database fails.
         """
-        return await self._either(PostgresBackend._enqueue, task, args, kwargs)
+        return await self._dispatch(PostgresBackend._enqueue, task, args, kwargs)
 
     async def aenqueue_many(
         self, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
@@ -121,31 +121,33 @@ class PostgresBackend(BaseTaskBackend):
         Raises ValueError for more than 256 MiB of arguments, TypeError for a call that isn't such a pair,
         else what ``aenqueue`` does; an error names the call by its number (``calls[3]``).
         """
-        return await self._either(PostgresBackend._enqueue_many, task, calls)
+        return await self._dispatch(PostgresBackend._enqueue_many, task, calls)
 
     async def aget_result(self, result_id: str) -> AnyResult:
         """Look a task up. Raises TaskResultDoesNotExist, also for an id that can't be one."""
-        return await self._either(PostgresBackend._get_result, result_id)
+        return await self._dispatch(PostgresBackend._get_result, result_id)
 
     async def acancel(self, result: AnyResult) -> bool:
         """Cancel a task; whether it still could be. See ``PostgresTaskResult.acancel``."""
-        return await self._either(PostgresBackend._cancel, result)
+        return await self._dispatch(PostgresBackend._cancel, result)
 
-    async def _either[Result](self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any) -> Result:
+    async def _dispatch[Result](
+        self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any
+    ) -> Result:
         """Run ``logic`` where it belongs: on the thread of whoever waits, or on this loop."""
         if belongs_to_django(self.config.database):
-            return await sync_to_async(self.over_django, thread_sensitive=True)(logic, *args)
+            return await sync_to_async(self.run_over_django, thread_sensitive=True)(logic, *args)
         try:
             return await logic(self, route_on_loop(self.config), *args)
         except ProgrammingError as error:
             raise self._explained(error) from error.__cause__
 
-    def over_django[Result](
+    def run_over_django[Result](
         self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any, **kwargs: Any
     ) -> Result:
         """Run ``logic`` over the calling thread's Django connection."""
         try:
-            return run_now(logic(self, DjangoRoute(self.config), *args, **kwargs))
+            return drive(logic(self, DjangoRoute(self.config), *args, **kwargs))
         except ProgrammingError as error:
             raise self._explained(error) from error.__cause__
 
@@ -190,7 +192,7 @@ class PostgresBackend(BaseTaskBackend):
         job = None if id is None else await route.select(self.alias, id)
         if job is None:
             raise TaskResultDoesNotExist(result_id)
-        return result_of(job, self.config.aliases)
+        return result_of(job, self.config.moved_tasks)
 
     async def _cancel(self, route: Route, result: AnyResult) -> bool:
         id = parse_id(result.id)
@@ -198,7 +200,7 @@ class PostgresBackend(BaseTaskBackend):
         text = dump_error(error, limit=self.config.max_error_size, redact=self.config.redact)
         job = None if id is None else await route.cancel(self.alias, id, text)
         if job is not None and job.status == "FAILED":
-            result = result_of(job, self.config.aliases)
+            result = result_of(job, self.config.moved_tasks)
             await route.send_finished(type(self), result, error)
         return job is not None
 
@@ -236,7 +238,7 @@ class PostgresBackend(BaseTaskBackend):
         run_after = task.run_after
         if run_after is not None and timezone.is_naive(run_after):
             run_after = timezone.make_aware(run_after)
-        kind = Kind(
+        template = JobTemplate(
             backend=self.alias,
             queue_name=task.queue_name,
             task_path=task.module_path,
@@ -252,7 +254,7 @@ class PostgresBackend(BaseTaskBackend):
         for call in calls:
             try:
                 args, kwargs = _pair(call)
-                check_call(task.func, kind.task_path, args, kwargs, takes_context=task.takes_context)
+                check_call(task.func, template.task_path, args, kwargs, takes_context=task.takes_context)
                 plain_args, args_text = dump_json(args, where="args", limit=limit)
                 plain_kwargs, kwargs_text = dump_json(kwargs, where="kwargs", limit=limit)
             except (TypeError, ValueError) as error:
@@ -267,7 +269,7 @@ class PostgresBackend(BaseTaskBackend):
                     "them in several parts, inside a transaction where it must be all or none."
                 )
             id = str(uuid7())
-            jobs.append(NewJob(id, kind, args_text, kwargs_text, enqueued_at))
+            jobs.append(NewJob(id, template, args_text, kwargs_text, enqueued_at))
             results.append(new_result(task, id, now, plain_args, plain_kwargs, self.alias))
         return jobs, results
 

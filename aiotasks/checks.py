@@ -24,7 +24,7 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
 
     E001 the app isn't installed, E002 a bad option, E003 DATABASE or LISTEN_DATABASE isn't an alias
     of DATABASES, E004 it isn't PostgreSQL, E005 QUEUES isn't a list of names, E006 its settings can't
-    be used, E007 one of ALIASES leads to no task, E008 REDACT leads to no function, E009 a
+    be used, E007 one of MOVED_TASKS leads to no task, E008 REDACT leads to no function, E009 a
     connection parameter asks for safety that asyncpg can't give, E010 each tenant of django-tenants has
     tables of its own, W001 a connection parameter that asyncpg has nothing for, W003 a router keeps the
     tables out of DATABASE, W004 connections that are kept under ASGI.
@@ -62,7 +62,7 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
         messages += [*_check_router(where, options.database), *_check_age(where, options.database)]
     if options.listen_database not in (None, options.database):
         messages += _check_database(where, "LISTEN_DATABASE", options.listen_database)
-    return [*messages, *_check_aliases(where, options.aliases), *_check_redact(where, options.redact)]
+    return [*messages, *_check_aliases(where, options.moved_tasks), *_check_redact(where, options.redact)]
 
 
 def _check_tenants(where: str) -> list[CheckMessage]:
@@ -137,7 +137,7 @@ def _check_aliases(where: str, aliases: Mapping[str, str]) -> list[CheckMessage]
         except UnknownTask as error:
             messages.append(
                 Error(
-                    f"{where}['OPTIONS']['ALIASES'][{alias!r}]: {error}",
+                    f"{where}['OPTIONS']['MOVED_TASKS'][{alias!r}]: {error}",
                     hint="Name the task by the module that defines it: its `module_path`.",
                     id="aiotasks.E007",
                 )

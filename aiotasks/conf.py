@@ -150,7 +150,7 @@ class Options:
     max_result_size: int = 1024 * 1024
     max_error_size: int = 64 * 1024
     # Where tasks are that have moved, by the paths of rows enqueued before.
-    aliases: Aliases = field(default_factory=Aliases)
+    moved_tasks: Aliases = field(default_factory=Aliases)
     # The dotted path of a function (str) -> str: what it makes of an error's text is stored.
     redact: str | None = None
 
@@ -225,7 +225,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "ASYNC_DB_THREADS": _whole(1, 1000),
     "KEEP_SUCCESSFUL": _keep_time,
     "KEEP_FAILED": _keep_time,
-    "ALIASES": _aliases,
+    "MOVED_TASKS": _aliases,
     "MAX_ARGUMENT_SIZE": _whole(2, 256 * 1024 * 1024),
     "MAX_RESULT_SIZE": _whole(4, 256 * 1024 * 1024),
     "MAX_ERROR_SIZE": _whole(1024, 16 * 1024 * 1024),

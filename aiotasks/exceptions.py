@@ -51,7 +51,7 @@ class TransactionClosed(AiotasksError):
 class UnknownTask(AiotasksError, ImportError):
     """A stored task path leads to no ``Task`` in this process.
 
-    ``task_path`` is the path as it is stored, or where ALIASES has sent it.
+    ``task_path`` is the path as it is stored, or where MOVED_TASKS has sent it.
     """
 
     def __init__(self, task_path: str, reason: str) -> None:

@@ -14,15 +14,15 @@ __all__ = [
     "LANES",
     "AnyResult",
     "AnyTask",
-    "Deferred",
     "Failed",
     "Job",
-    "Kind",
+    "JobTemplate",
     "Lane",
+    "LaneRequest",
     "NewJob",
     "Outcome",
     "Released",
-    "Source",
+    "Snoozed",
     "Succeeded",
     "lane_of",
     "makes_generators",
@@ -50,7 +50,7 @@ def makes_generators(function: Callable[..., Any]) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class JobTemplate:
     """What new rows have in common that were enqueued by one Task object."""
 
     backend: str
@@ -68,7 +68,7 @@ class NewJob:
     """A row to insert. ``args`` and ``kwargs`` are JSON text."""
 
     id: str
-    kind: Kind
+    template: JobTemplate
     args: str
     kwargs: str
     enqueued_at: datetime
@@ -105,7 +105,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class LaneRequest:
     """What one claim asks for in a lane: at most ``limit`` jobs, from these queues in this order.
 
     ``robust_only`` leaves out what a crash of the worker before its start would harm.
@@ -144,7 +144,7 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True)
-class Deferred:
+class Snoozed:
     """The task is unknown here: put off for ``delay`` seconds, no attempt spent.
 
     Where it has been unknown to every worker for a whole ``window`` (seconds), it is FAILED
@@ -156,4 +156,4 @@ class Deferred:
     failure: Failed
 
 
-Outcome = Succeeded | Failed | Released | Deferred
+Outcome = Succeeded | Failed | Released | Snoozed

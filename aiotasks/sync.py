@@ -11,10 +11,10 @@ from asgiref.sync import AsyncToSync
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections
 
-__all__ = ["SyncMethod", "async_unsafe_allowed", "run_now", "running_loop_hidden"]
+__all__ = ["SyncMethod", "async_unsafe_allowed", "drive", "running_loop_hidden"]
 
 
-def run_now[Result](coroutine: Coroutine[Any, Any, Result]) -> Result:
+def drive[Result](coroutine: Coroutine[Any, Any, Result]) -> Result:
     """Run a coroutine that never suspends, and return its result.
 
     Measured: 1 µs, where ``async_to_sync`` takes 580–850 µs for a thread and a loop of their
@@ -65,7 +65,7 @@ def running_loop_hidden() -> Iterator[None]:
 class OverDjango(Protocol):
     """What has methods of both kinds: it can run their logic over Django's connection."""
 
-    def over_django(
+    def run_over_django(
         self, logic: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any
     ) -> Any: ...
 
@@ -98,7 +98,7 @@ class SyncMethod[Result](AsyncToSync[..., Result]):
         return self._run(owner, args, kwargs)
 
     def _run(self, owner: OverDjango, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Result:
-        return owner.over_django(self.awaitable, *args, **kwargs)  # type: ignore[arg-type,no-any-return]  # asgiref says Awaitable
+        return owner.run_over_django(self.awaitable, *args, **kwargs)  # type: ignore[arg-type,no-any-return]  # asgiref says Awaitable
 
     def __get__(self, parent: Any, objtype: Any = None) -> Any:
         return self if parent is None else partial(self.__call__, parent)

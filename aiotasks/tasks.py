@@ -221,7 +221,7 @@ def known(task_path: str, aliases: Mapping[str, str]) -> AnyTask | None:
 
 
 def resolve(task_path: str, aliases: Mapping[str, str] = _NO_ALIASES) -> AnyTask:
-    """The Task of a stored path: at that path, or where the backend's ALIASES say that it has gone.
+    """The Task of a stored path: at that path, or where the backend's MOVED_TASKS say that it has gone.
 
     Nothing but a Task is ever returned, and only one that calls that very path its own: a row
     in the table can't make a worker run ``subprocess.call``. Raises UnknownTask.

@@ -1,4 +1,4 @@
-"""Lending: a few connections of the pool kept at hand between statements.
+"""ConnectionCache: a few connections of the pool kept at hand between statements.
 
 asyncpg's ``Pool.acquire()`` and ``release()`` start a timer and an asyncio task each time, which is
 half of what a single statement costs its caller. A batch that follows on another takes its
@@ -16,7 +16,7 @@ from typing import Any
 import asyncpg
 from django.db import utils
 
-__all__ = ["Lending", "is_dead"]
+__all__ = ["ConnectionCache", "is_dead"]
 
 logger = logging.getLogger("aiotasks.store")
 
@@ -46,7 +46,7 @@ CROWDED_TIME = 60.0
 SHED_TIME = 2.0
 
 
-class Lending:
+class ConnectionCache:
     """Lends the pool's connections. Used from the pool's loop alone.
 
     What is kept is never held back: whoever waits for the pool gets the next one that comes back.
@@ -61,7 +61,7 @@ class Lending:
         self._loop = asyncio.get_running_loop()
         self._kept: deque[tuple[Pooled, float]] = deque()  # with when it came back; the latest is last
         self._waiting = 0
-        self._hungry: deque[asyncio.Future[Pooled | None]] = deque()  # wait for one that is out
+        self._waiters: deque[asyncio.Future[Pooled | None]] = deque()  # wait for one that is out
         self._no_new_before = 0.0  # by the loop's clock
         self._to_close = 0  # connections, as they come back
         self._one_by_one_until = 0.0
@@ -120,7 +120,7 @@ class Lending:
     async def _next_back(self, timeout: float) -> Pooled | None:
         """The next connection that comes back; None after ``timeout`` seconds, or where the pool has it."""
         future: asyncio.Future[Pooled | None] = self._loop.create_future()
-        self._hungry.append(future)
+        self._waiters.append(future)
         try:
             await asyncio.wait([future], timeout=timeout)
         except asyncio.CancelledError:
@@ -129,7 +129,7 @@ class Lending:
             raise
         finally:
             if not future.done():
-                self._hungry.remove(future)
+                self._waiters.remove(future)
         return future.result() if future.done() else None
 
     def _note_crowded(self, error: Exception) -> None:
@@ -178,8 +178,8 @@ class Lending:
         by the pool. One that was cut off in the middle of a statement has to have it cancelled
         first, which a dead line holds up, but not the caller.
         """
-        if keep and self._hungry and not (self._closing or self._closes_next() or is_dead(connection)):
-            self._hungry.popleft().set_result(connection)
+        if keep and self._waiters and not (self._closing or self._closes_next() or is_dead(connection)):
+            self._waiters.popleft().set_result(connection)
             return
         if (
             not keep
@@ -242,8 +242,8 @@ class Lending:
                 await self._pool.release(connection, timeout=CANCEL_TIMEOUT)
             except TimeoutError:  # silence on this line, so most likely on all of them
                 await self.drop_all()
-        if self._hungry:  # the pool may have one for it
-            self._hungry.popleft().set_result(None)
+        if self._waiters:  # the pool may have one for it
+            self._waiters.popleft().set_result(None)
 
 
 def is_dead(connection: Pooled) -> bool:

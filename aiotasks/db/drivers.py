@@ -15,7 +15,7 @@ import asyncpg
 from django.db import connections, utils
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .cache import Lending
+from .cache import ConnectionCache
 from .last_words import LastWords
 from .statement import Statement
 
@@ -58,7 +58,7 @@ class AsyncpgDriver:
     def __init__(self, new_pool: "Callable[[], asyncpg.Pool[asyncpg.Record]]", *, timeout: float) -> None:
         self._new_pool = new_pool
         self.pool = new_pool()
-        self.lending = Lending(self.pool)
+        self.lending = ConnectionCache(self.pool)
         self._timeout = timeout
         self._opening: asyncio.Lock | None = asyncio.Lock()
 
@@ -71,7 +71,7 @@ class AsyncpgDriver:
                 except BaseException:  # asyncpg closes one that couldn't be opened, or wasn't waited for
                     self.pool.terminate()
                     self.pool = self._new_pool()
-                    self.lending = Lending(self.pool, limit=self.lending.limit)
+                    self.lending = ConnectionCache(self.pool, limit=self.lending.limit)
                     raise
             self._opening = None
 

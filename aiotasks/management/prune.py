@@ -5,7 +5,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 
 from aiotasks.backend import PostgresBackend
 from aiotasks.conf import keep_time
-from aiotasks.operations.line import open_line
+from aiotasks.operations.connection import operator_connection
 from aiotasks.store.store import Store
 from aiotasks.worker.maintenance.pruner import Pruner
 from aiotasks.worker.process.cli import add_backend
@@ -40,7 +40,7 @@ async def run(backend: PostgresBackend, older_than: float | None) -> str:
     """Prune; returns the sentence that says what was done. Raises a ``django.db`` error where the database
     fails, or doesn't answer within COMMAND_TIMEOUT."""
     options = backend.config
-    async with open_line(options.database, timeout=options.command_timeout) as line:
+    async with operator_connection(options.database, timeout=options.command_timeout) as line:
         store = Store(line)
         pruner = Pruner(
             store,

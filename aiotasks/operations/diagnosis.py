@@ -25,8 +25,8 @@ from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store
 from ..worker.startup import backend_of, describe
 from . import indexes, storage, waiting
+from .connection import OperatorConnection, operator_connection
 from .findings import Finding, Result
-from .line import Line, open_line
 from .probes import Pooler, clock_difference, find_pooler, notify_arrives
 from .rights import judge, judge_rows
 from .status import WorkerRow, select_workers
@@ -125,7 +125,7 @@ class _Examination:
         self._options = backend.config
         self._database = self._options.database
         self._timeout = self._options.command_timeout
-        self._line: Line
+        self._line: OperatorConnection
         self._store: Store
         self._vacuums = False
         self._allowed = self._slots = self._open = 0
@@ -149,7 +149,7 @@ class _Examination:
         names = CHECKS[1:]
         findings: list[Finding] = []
         try:
-            async with open_line(self._database, timeout=self._timeout) as self._line:
+            async with operator_connection(self._database, timeout=self._timeout) as self._line:
                 self._store = Store(self._line)
                 for name, check in zip(names, checks, strict=True):
                     try:
@@ -284,7 +284,7 @@ class _Examination:
         return result
 
     async def _check_pooler(self) -> Result:
-        async with open_line(self._database, timeout=self._timeout) as other:
+        async with operator_connection(self._database, timeout=self._timeout) as other:
             self._pooler = await find_pooler(self._line, other)
         size = self._options.statement_cache_size
         match self._pooler:
@@ -469,7 +469,7 @@ class _Examination:
             config = getattr(task_backends[alias], "config", None)
             if not isinstance(config, Options) or config.database == self._database:
                 return []
-            async with open_line(config.database, timeout=self._timeout) as line:
+            async with operator_connection(config.database, timeout=self._timeout) as line:
                 store = Store(line)
                 alive = [one for one in await select_workers(store, alias) if one.alive]
                 found = await store.list_waiting(waiting.LIMIT)

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from ..backend import PostgresBackend
 from ..store.store import Store
-from .line import open_line
+from .connection import operator_connection
 
 __all__ = [
     "Count",
@@ -126,7 +126,7 @@ class Status:
 async def read_status(backend: PostgresBackend) -> Status:
     """Look, without writing anything. Raises a ``django.db`` error where the database doesn't answer."""
     options, alias = backend.config, backend.alias
-    async with open_line(options.database, timeout=options.command_timeout) as line:
+    async with operator_connection(options.database, timeout=options.command_timeout) as line:
         store = Store(line)
         found = await store.list_queues(alias)
         names = found[:QUEUE_LIMIT]

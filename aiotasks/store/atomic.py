@@ -96,7 +96,7 @@ class AtomicBlock(Block):
     """
 
     name = "aiotasks.atomic()"
-    over_django = True
+    is_django = True
 
     def __init__(self, using: str, savepoint: bool, durable: bool, put: Put) -> None:
         super().__init__(using)

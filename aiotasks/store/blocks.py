@@ -18,7 +18,7 @@ from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 
 from ..compat import sync_code_waits
 from ..exceptions import TransactionClosed
-from ..sync import run_now
+from ..sync import drive
 
 __all__ = ["Block", "belongs_to_django", "block_around", "closed", "innermost", "innermost_of"]
 
@@ -29,7 +29,7 @@ class Block(ABC):
     # The name for people, as in "aiotasks.transaction()".
     name: str
     # Whether enqueues inside go over Django's connection, in the thread that thread-sensitive calls run in.
-    over_django: bool
+    is_django: bool
 
     def __init__(self, using: str) -> None:
         self.using = using
@@ -99,7 +99,7 @@ _current: ContextVar[Block | None] = ContextVar("aiotasks_block", default=None)
 # One for all blocks. Entered in a context of its own, and never left: asgiref keeps its executor, and would
 # otherwise answer an asyncio task that outlives a block itself.
 _context = ThreadSensitiveContext(executor=_ToBlock())
-Context().run(run_now, _context.__aenter__())  # type: ignore[no-untyped-call]
+Context().run(drive, _context.__aenter__())  # type: ignore[no-untyped-call]
 
 
 def innermost(using: str) -> Block | None:
@@ -137,7 +137,7 @@ def belongs_to_django(using: str) -> bool:
     if sync_code_waits():
         return True
     block = block_around(using)
-    return block is not None and block.over_django
+    return block is not None and block.is_django
 
 
 def closed(block: Block) -> TransactionClosed:

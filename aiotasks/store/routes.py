@@ -18,11 +18,11 @@ from .. import signals
 from ..conf import Options
 from ..db.drivers import DjangoDriver
 from ..rows import AnyResult, Job, NewJob
-from ..sync import run_now
+from ..sync import drive
 from .loop import LoopResources, resources
 from .store import Store
 from .transaction import Transaction, current_transaction
-from .wakeups import CHANNEL, NOT_SENT, QUEUE_IS_FULL, Wakeup, cancel_wakeups, told, wakeups_of
+from .wakeups import CHANNEL, NOT_SENT, QUEUE_IS_FULL, Wakeup, cancel_wakeups, throttle, wakeups_of
 
 __all__ = ["DjangoRoute", "Route", "route_on_loop"]
 
@@ -129,16 +129,16 @@ def _notify(alias: str, wakeups: Iterable[Wakeup]) -> None:
     connection = connections[alias]
     # A site that ends its transactions by itself has the next one open already, and may roll it back.
     alone = connection.get_autocommit() and not connection.in_atomic_block
-    untold = [wakeup for wakeup in wakeups if not (alone and told.lately(alias, wakeup))]
+    untold = [wakeup for wakeup in wakeups if not alone or throttle.should_notify_now(alias, wakeup)]
     if not untold:
         return
     try:
         _send(alias, untold, alone=alone)
     except utils.Error as error:
-        told.forget(alias, untold)
+        throttle.forget(alias, untold)
         logger.warning(NOT_SENT, str(error))
     except Exception:  # what a patched driver may raise is no error of the enqueue either
-        told.forget(alias, untold)
+        throttle.forget(alias, untold)
         logger.exception("a NOTIFY was not sent, workers find the task at their next poll")
 
 
@@ -147,7 +147,7 @@ def _send(alias: str, wakeups: Iterable[Wakeup], *, alone: bool) -> None:
     # Whether one is sent depends on the time, so Django's query log doesn't show it: assertNumQueries counts
     # one query for each enqueue.
     store = Store(DjangoDriver(alias, logged=False))
-    if not run_now(store.notify(CHANNEL, payloads, alone=alone)):
+    if not drive(store.notify(CHANNEL, payloads, alone=alone)):
         logger.warning(QUEUE_IS_FULL)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..db.connection_thread import ConnectionThread, fulfil
 from ..db.drivers import DjangoDriver, Driver
-from ..sync import run_now
+from ..sync import drive
 from .store import Store
 
 __all__ = ["GETS_IN", "Session", "differences", "djangos_session", "our_session"]
@@ -49,7 +49,7 @@ async def djangos_session(alias: str, *, timeout: float) -> Session:
     """
     thread = ConnectionThread("aiotasks-session")
     future: Future[Session] = Future()
-    thread.put(lambda: fulfil(future, lambda: run_now(our_session(DjangoDriver(alias))), (), {}))
+    thread.put(lambda: fulfil(future, lambda: drive(our_session(DjangoDriver(alias))), (), {}))
     thread.stop()  # after that
     async with asyncio.timeout(timeout):
         return await asyncio.wrap_future(future)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from ..db.drivers import Driver
 from ..db.statement import load
-from ..rows import Job, Kind, Lane, NewJob, Source
+from ..rows import Job, JobTemplate, Lane, LaneRequest, NewJob
 from .row_security import Restriction
 
 __all__ = ["Store"]
@@ -24,21 +24,21 @@ class Store:
         return await self.driver.fetch(load(name), *args, timeout=timeout)
 
     async def insert_job(self, job: NewJob, *, timeout: float | None = None) -> None:
-        kind = job.kind
+        template = job.template
         await self._fetch(
             "insert_job",
             job.id,
-            kind.backend,
-            kind.queue_name,
-            kind.task_path,
-            kind.lane,
-            kind.priority,
+            template.backend,
+            template.queue_name,
+            template.task_path,
+            template.lane,
+            template.priority,
             job.args,
             job.kwargs,
             job.enqueued_at,
-            kind.run_after,
-            kind.max_crashes,
-            kind.keep_result,
+            template.run_after,
+            template.max_crashes,
+            template.keep_result,
             timeout=timeout,
         )
 
@@ -47,26 +47,26 @@ class Store:
             await self.insert_job(jobs[0], timeout=timeout)
             return
         # By identity first: most jobs of a batch share a few objects, and comparing those takes time.
-        kinds: dict[Kind, int] = {}
+        templates: dict[JobTemplate, int] = {}
         numbers = {
-            same: kinds.setdefault(kind, len(kinds) + 1)
-            for same, kind in {id(job.kind): job.kind for job in jobs}.items()
+            same: templates.setdefault(template, len(templates) + 1)
+            for same, template in {id(job.template): job.template for job in jobs}.items()
         }
         await self._fetch(
             "insert_jobs",
             [job.id for job in jobs],
             [job.args for job in jobs],
             [job.kwargs for job in jobs],
-            _first_if_all_alike([numbers[id(job.kind)] for job in jobs]),
+            _first_if_all_alike([numbers[id(job.template)] for job in jobs]),
             _first_if_all_alike([job.enqueued_at for job in jobs]),
-            [kind.backend for kind in kinds],
-            [kind.queue_name for kind in kinds],
-            [kind.task_path for kind in kinds],
-            [kind.lane for kind in kinds],
-            [kind.priority for kind in kinds],
-            [kind.run_after for kind in kinds],
-            [kind.max_crashes for kind in kinds],
-            [kind.keep_result for kind in kinds],
+            [template.backend for template in templates],
+            [template.queue_name for template in templates],
+            [template.task_path for template in templates],
+            [template.lane for template in templates],
+            [template.priority for template in templates],
+            [template.run_after for template in templates],
+            [template.max_crashes for template in templates],
+            [template.keep_result for template in templates],
             timeout=timeout,
         )
 
@@ -79,8 +79,8 @@ class Store:
         claim_id: UUID,
         backend: str,
         *,
-        loop: Source,
-        thread: Source,
+        loop: LaneRequest,
+        thread: LaneRequest,
     ) -> list[Job]:
         rows = await self._fetch(
             "claim_jobs",
@@ -296,7 +296,7 @@ class Store:
         return [tuple(row) for row in await self._fetch("select_workers", backend)]
 
     async def oldest_snapshot(self) -> tuple[bool, tuple[str, str, int, float | None] | None]:
-        """Whether all were seen; the holder's kind and name, and its age in transactions and, where
+        """Whether all were seen; the holder's template and name, and its age in transactions and, where
         known, in seconds."""
         (row,) = await self._fetch("oldest_snapshot")
         return row[0], None if row[1] is None else (row[1], row[2], row[3], row[4])

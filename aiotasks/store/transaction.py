@@ -14,7 +14,7 @@ from django.tasks import task_backends
 
 from ..compat import sync_code_waits
 from ..conf import Options
-from ..db.cache import Lending, is_dead
+from ..db.cache import ConnectionCache, is_dead
 from ..db.connect import PLAIN_SESSION, SESSION
 from ..db.drivers import READ_ONLY, Connection, ConnectionDriver, as_django_error, django_errors, sqlstate
 from ..db.last_words import LastWords
@@ -36,7 +36,7 @@ class Transaction(Block):
     """One open block."""
 
     name = "aiotasks.transaction()"
-    over_django = False
+    is_django = False
 
     def __init__(self, using: str, connection: Connection, store: Store, words: LastWords) -> None:
         super().__init__(using)
@@ -107,7 +107,7 @@ async def transaction(
             "Open django.db.transaction.atomic() in the sync code: enqueues inside join it."
         )
     outer = innermost(using)
-    if outer is not None and outer.open and outer.over_django:
+    if outer is not None and outer.open and outer.is_django:
         raise RuntimeError(
             f"aiotasks.transaction() can't be opened inside {outer.name} on the same database: it is another "
             "connection. Enqueues join the block around; for SQL use connection.cursor() in sync_to_async."
@@ -213,7 +213,7 @@ async def _roll_back(block: Transaction, transaction: Any, error: BaseException)
             error.add_note(f"ROLLBACK failed, so the connection was closed: {failure}")
 
 
-async def _reset(connection: Connection, lending: Lending, *, is_ours: bool) -> None:
+async def _reset(connection: Connection, lending: ConnectionCache, *, is_ours: bool) -> None:
     """Undo what the caller may have SET, which our pool doesn't; a connection that can't be is cut.
 
     Never raises an error of its own: the block has ended, one way or the other. Behind a pooler in

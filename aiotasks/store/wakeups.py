@@ -29,7 +29,7 @@ __all__ = [
     "Wakeup",
     "cancel_wakeups",
     "read_payload",
-    "told",
+    "throttle",
     "wakeups_of",
 ]
 
@@ -94,7 +94,7 @@ def wakeups_of(jobs: Iterable[NewJob]) -> list[Wakeup]:
     """One wake-up a queue, with the earliest due time of its scheduled tasks."""
     ready: set[tuple[str, str]] = set()
     due: dict[tuple[str, str], float] = {}
-    for kind in {id(job.kind): job.kind for job in jobs}.values():
+    for kind in {id(job.template): job.template for job in jobs}.values():
         key = (kind.backend, kind.queue_name)
         if kind.run_after is None:
             ready.add(key)
@@ -109,28 +109,28 @@ def cancel_wakeups(jobs: Iterable[Job]) -> list[Wakeup]:
     return [Wakeup(job.backend, job.queue_name, cancel=True) for job in jobs if job.status == "RUNNING"]
 
 
-class Told:
-    """What this process has told the workers of a database lately, and needn't tell them again.
+class NotifyThrottle:
+    """Leaves out wake-ups that this process has sent to the workers of a database a moment ago.
 
-    A task is committed before it asks, so less than INTERVAL after the wake-up was begun; a worker
-    looks again INTERVAL after it has come.
+    A task is committed before the throttle is asked, so less than INTERVAL after that wake-up was begun; a
+    worker claims once more INTERVAL after a wake-up.
     """
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, Wakeup], float] = {}
 
-    def lately(self, database: str, wakeup: Wakeup) -> bool:
-        """Whether the workers know; if they don't, whoever asks must tell them."""
-        if wakeup.cancel or wakeup.due is not None:  # these are looked for once
-            return False
+    def should_notify_now(self, database: str, wakeup: Wakeup) -> bool:
+        """Whether to send ``wakeup``. The caller must, or say so by ``forget()``."""
+        if wakeup.cancel or wakeup.due is not None:  # workers look for these once
+            return True
         now = time.monotonic()
         key = (database, wakeup)
         if now - self._since.get(key, -INTERVAL) < INTERVAL:
-            return True
+            return False
         if len(self._since) > MOST_TOLD:
             self._since.clear()
         self._since[key] = now
-        return False
+        return True
 
     def forget(self, database: str, wakeups: Iterable[Wakeup]) -> None:
         """They couldn't be sent."""
@@ -138,7 +138,7 @@ class Told:
             self._since.pop((database, wakeup), None)
 
 
-told = Told()
+throttle = NotifyThrottle()
 
 
 class Notifier:
@@ -157,7 +157,9 @@ class Notifier:
 
     def notify(self, wakeups: Iterable[Wakeup]) -> None:
         if len(self._waiting) < MOST_WAITING:
-            self._waiting.update(wakeup for wakeup in wakeups if not told.lately(self._database, wakeup))
+            self._waiting.update(
+                wakeup for wakeup in wakeups if throttle.should_notify_now(self._database, wakeup)
+            )
         if self._waiting and self._sender is None:
             # An empty context: the wake-up is nobody's, least of all the first caller's.
             self._sender = asyncio.get_running_loop().create_task(
@@ -204,5 +206,5 @@ class Notifier:
             sent = True
         finally:
             if not sent:
-                told.forget(self._database, wakeups)
+                throttle.forget(self._database, wakeups)
         self._failed -= wakeups

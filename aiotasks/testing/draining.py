@@ -27,14 +27,14 @@ from ..store.blocks import belongs_to_django
 from ..store.loop import resources
 from ..store.store import Store
 from ..store.transaction import current_transaction
-from ..sync import run_now
+from ..sync import drive
 from ..worker.claiming.loop import Claimer
-from ..worker.claiming.overclaim import Surplus
-from ..worker.claiming.prefetch import Backlog
+from ..worker.claiming.overclaim import OverclaimPolicy
+from ..worker.claiming.prefetch import PrefetchBuffer
 from ..worker.claiming.quarantine import Quarantine
-from ..worker.claiming.rotation import Sources
-from ..worker.execution import Execution, Place
-from ..worker.maintenance.promoter import Scheduler
+from ..worker.claiming.rotation import QueueRotation
+from ..worker.execution import Execution, RunContext
+from ..worker.maintenance.promoter import Promoter
 from ..worker.running.runner import Runner
 from ..worker.startup import backend_of
 from ..worker.writing.finisher import Finisher
@@ -97,7 +97,7 @@ class _Drain:
             sender=type(backend),
             options=backend.config,
             threads=self._thread,
-            place=_TestPlace,
+            make_context=_TestContext,
             done=self._done,
             closing=lambda: False,
         )
@@ -106,28 +106,28 @@ class _Drain:
             backend=alias,
             sender=type(backend),
             options=backend.config,
-            place=_TestPlace,
+            make_context=_TestContext,
             wake=lambda wakeups: None,
             written=lambda job: None,
             thread=self._thread,
         )
         self._claimer = Claimer(
             store,
-            Sources(store, backend=alias, queues=[]),
+            QueueRotation(store, backend=alias, queues=[]),
             backend=alias,
             poll_interval=backend.config.poll_interval,
             worker_id=lambda: self._worker_id,
             free=lambda: self._free("loop"),
-            threads=Backlog(
+            threads=PrefetchBuffer(
                 1, free=lambda: self._free("thread"), start=self._start_later, drop=self._give_back
             ),
-            surplus=Surplus(free=lambda: 0, ahead=lambda: 0, allowed=False),
+            overclaim=OverclaimPolicy(free=lambda: 0, ahead=lambda: 0, allowed=False),
             quarantine=Quarantine(busy=lambda: False),
             may_claim=lambda: True,
             start=self._start_later,
             drop=self._give_back,
         )
-        self._scheduler = Scheduler(
+        self._scheduler = Promoter(
             store,
             backend=alias,
             wake=lambda wakeups: self._claimer.wake(),
@@ -316,7 +316,7 @@ class _Finisher(Finisher):
         super().__init__(store, **options)
         self._thread = thread
 
-    def tell(self, telling: Coroutine[Any, Any, None], place: Place | None = None) -> None:
+    def tell(self, telling: Coroutine[Any, Any, None], place: RunContext | None = None) -> None:
         super().tell(self._in_savepoints(telling), place)
 
     async def _in_savepoints(self, telling: Coroutine[Any, Any, None]) -> None:
@@ -349,7 +349,7 @@ class _TestThread:
             raise
 
 
-class _TestPlace:
+class _TestContext:
     """A fresh context for a task; its ORM calls go wherever asgiref sends the test's own."""
 
     def __init__(self) -> None:
@@ -375,7 +375,7 @@ class _WaitingDriver:
         def fetch() -> Sequence[Row]:
             is_open = connections[self._alias].in_atomic_block
             with django_transaction.atomic(using=self._alias) if is_open else nullcontext():
-                return run_now(self._driver.fetch(statement, *args))
+                return drive(self._driver.fetch(statement, *args))
 
         return await self._thread.run(fetch)
 

@@ -24,23 +24,23 @@ from ..store.wakeups import Wakeup
 from ..tasks import result_of
 from .belonging import current
 from .claiming.loop import Claimer
-from .claiming.overclaim import Surplus
-from .claiming.prefetch import Backlog
+from .claiming.overclaim import OverclaimPolicy
+from .claiming.prefetch import PrefetchBuffer
 from .claiming.quarantine import Quarantine
-from .claiming.rotation import Sources
+from .claiming.rotation import QueueRotation
 from .execution import Execution
 from .handover import hand_over
 from .lease.heartbeat import Heartbeat, Lease, Registration
 from .maintenance.canceller import Canceller
 from .maintenance.periodic import periodically
-from .maintenance.promoter import LONGEST_WAIT, Scheduler
+from .maintenance.promoter import LONGEST_WAIT, Promoter
 from .maintenance.pruner import Pruner
 from .maintenance.rescuer import Rescuer
 from .process.exits import leave_now
 from .process.stacks import stack_of_thread
 from .running.runner import Runner
 from .running.threads import OrmThreads, SyncThreads
-from .running.watchdog import LoopGuard
+from .running.watchdog import LoopWatchdog
 from .shutdown import Shutdown
 from .startup import Room
 from .writing.failure_log import log_failure
@@ -129,23 +129,23 @@ class Engine:
             sender=self._sender,
             options=options,
             threads=self.sync_threads,
-            place=self.orm_threads.job,
+            make_context=self.orm_threads.session,
             done=self._done,
             closing=lambda: main is not None and main.cancelling() > 0,
             importer=self.importer,
         )
-        self.backlog = Backlog(
+        self.prefetch = PrefetchBuffer(
             self.threads, free=lambda: self._free("thread"), start=self._start_waiting, drop=self._drop
         )
         self.claimer = Claimer(
             store,
-            Sources(store, backend=self.backend, queues=self.queues),
+            QueueRotation(store, backend=self.backend, queues=self.queues),
             backend=self.backend,
             poll_interval=options.poll_interval,
             worker_id=self._worker_id,
             free=lambda: self._free("loop"),
-            threads=self.backlog,
-            surplus=Surplus(
+            threads=self.prefetch,
+            overclaim=OverclaimPolicy(
                 free=lambda: self._free("loop"), ahead=self._ahead, allowed=options.max_crashes > 1
             ),
             quarantine=Quarantine(busy=lambda: bool(self.runner.running)),
@@ -153,7 +153,7 @@ class Engine:
             start=self.runner.start,
             drop=self._drop,
         )
-        self.scheduler = Scheduler(
+        self.promoter = Promoter(
             store,
             backend=self.backend,
             wake=self._wake,
@@ -186,7 +186,7 @@ class Engine:
             poll_interval=options.poll_interval,
         )
         self._loop = asyncio.get_running_loop()
-        self.guard = LoopGuard(timeout=options.loop_timeout, hung=self._hung, back=self.heartbeat.resume)
+        self.guard = LoopWatchdog(timeout=options.loop_timeout, hung=self._hung, back=self.heartbeat.resume)
 
     async def run(
         self,
@@ -226,7 +226,7 @@ class Engine:
             backend=self.backend,
             sender=self._sender,
             options=self._options,
-            place=self.orm_threads.job,
+            make_context=self.orm_threads.session,
             wake=self._wake,
             written=lambda job: self.claimer.slot_freed(job),
         )
@@ -247,7 +247,7 @@ class Engine:
 
         return [
             self.claimer.run,
-            self.scheduler.run,
+            self.promoter.run,
             self.canceller.run,
             sweep,
             prune,
@@ -358,7 +358,7 @@ class Engine:
         self, worker_id: UUID, timeout: float, blamed: Collection[Execution]
     ) -> Callable[[Store], Coroutine[Any, Any, None]]:
         executions = {*list(self.runner.running), *list(self.finisher.pending)}
-        unstarted = [*self.claimer.waiting(), *self.backlog.waiting()]
+        unstarted = [*self.claimer.waiting(), *self.prefetch.waiting()]
         cancelled = dump_error(
             TaskCancelled("The task was cancelled before it ran."),
             limit=self._options.max_error_size,
@@ -405,7 +405,7 @@ class Engine:
         return limit - self.runner.count(lane)
 
     def _ahead(self) -> int:
-        return self.backlog.ahead() if self.sync_threads.capacity() >= self.threads else 0
+        return self.prefetch.ahead() if self.sync_threads.capacity() >= self.threads else 0
 
     def _worker_id(self) -> UUID | None:
         """The id under which tasks may be claimed and started."""
@@ -425,7 +425,7 @@ class Engine:
     def _done(self, execution: Execution) -> None:
         self.finisher.finish(execution)
         if execution.in_thread and execution.began is not None:
-            self.backlog.took(time.monotonic() - execution.began)
+            self.prefetch.took(time.monotonic() - execution.began)
         self.claimer.slot_freed()
         self.changed.set()
 
@@ -444,14 +444,14 @@ class Engine:
         """The listener's callback: None where it may have missed something."""
         if wakeup is None:
             self.claimer.wake()
-            self.scheduler.look()
+            self.promoter.look()
             self.canceller.look()
         elif wakeup.backend == self.backend:
             if wakeup.cancel:
                 self.canceller.look()
                 return
             if wakeup.due is not None:
-                self.scheduler.look(wakeup.due)
+                self.promoter.look(wakeup.due)
             if wakeup.due is None or wakeup.due <= time.time() + CLOCK_SKEW:
                 self.claimer.wake(wakeup)
 
@@ -502,7 +502,7 @@ class Engine:
         log_failure(job, job.errors[-1])
         try:
             result = await asyncio.get_running_loop().run_in_executor(  # as it may import the task
-                self.importer, result_of, job, self._options.aliases
+                self.importer, result_of, job, self._options.moved_tasks
             )
         except UnknownTask:
             return  # not a task of this process: there is no Task to show receivers

@@ -10,7 +10,7 @@ from asgiref.sync import _restore_context
 
 from ..rows import AnyResult, Job, Lane, Outcome, Released
 
-__all__ = ["Execution", "NotStarted", "Place", "Reason", "carry", "carry_here"]
+__all__ = ["Execution", "NotStarted", "Reason", "RunContext", "carry", "carry_here"]
 
 # Why we cancel a task that runs.
 type Reason = Literal["shutdown", "lost lease", "cancelled"]
@@ -20,7 +20,7 @@ class NotStarted(RuntimeError):
     """The machine refuses a thread: the call hasn't begun, and never will."""
 
 
-class Place(Protocol):
+class RunContext(Protocol):
     """Where user code runs: a context, and what its ORM calls in there hold until the release."""
 
     @property
@@ -70,8 +70,8 @@ class Execution:
         "lane",
         "outcome",
         "perhaps_written",
-        "place",
         "result",
+        "run_context",
         "seconds",
         "task",
         "thread_context",
@@ -80,7 +80,7 @@ class Execution:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.lane: Lane = job.lane  # a hint until the task is imported
-        self.place: Place | None = None
+        self.run_context: RunContext | None = None
         self.context: Context | None = None
         self.thread_context: Context | None = None
         self.task: asyncio.Task[None] | None = None
@@ -108,8 +108,8 @@ class Execution:
         other.end(Released())
         return other
 
-    def leave_place(self) -> None:
+    def release_context(self) -> None:
         """Release what its ORM calls hold."""
-        if self.place is not None:
-            self.place.release()
-            self.place = None
+        if self.run_context is not None:
+            self.run_context.release()
+            self.run_context = None

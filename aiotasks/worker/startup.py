@@ -17,7 +17,7 @@ from ..db.connection_thread import share_connections
 from ..db.drivers import about_tables, is_transient, sqlstate
 from ..db.retry import backoff
 from ..exceptions import DatabaseNotReady
-from ..rows import Source
+from ..rows import LaneRequest
 from ..store.loop import LoopResources
 from ..store.row_security import WORKER, told
 from ..store.session import GETS_IN, differences, djangos_session, our_session
@@ -258,7 +258,7 @@ async def _claim_and_finish_nothing(store: Store, backend: str) -> None:
     where the tables can be read and not written, or are older than this code: what a worker can claim
     and then not keep would be run by others, too.
     """
-    none = Source([], [], 0)
+    none = LaneRequest([], [], 0)
     claims = (store.claim_jobs(uuid.uuid4(), uuid.uuid4(), backend, loop=none, thread=none) for _ in range(2))
     await asyncio.gather(*claims)
     finishes = (store.finish_jobs([(uuid.uuid4(), uuid.uuid4(), "FAILED", None, None)]) for _ in range(2))

@@ -20,7 +20,7 @@ from django.utils import timezone
 from aiotasks.db.drivers import DjangoDriver
 from aiotasks.db.statement import Statement
 from aiotasks.store.store import Store
-from aiotasks.sync import run_now
+from aiotasks.sync import drive
 from tests import tasks
 from tests.worker.harness import until
 
@@ -320,10 +320,10 @@ def test_a_notify_that_fails_is_no_failed_enqueue(
 def test_a_refused_notify_is_wrapped_like_djangos_errors(database: str) -> None:
     driver = DjangoDriver("default", logged=False)
     with pytest.raises(utils.DataError):
-        run_now(
+        drive(
             driver.fetch(Statement("test", "", "SELECT pg_notify('x', repeat('y', %(p1)s::integer))"), 8000)
         )
-    assert run_now(driver.fetch(Statement("test", "", "SELECT 1"))) == [(1,)]
+    assert drive(driver.fetch(Statement("test", "", "SELECT 1"))) == [(1,)]
 
 
 # --- Where coroutines and threads meet ---------------------------------------------------------------

@@ -15,7 +15,7 @@ from django.utils import timezone
 
 import aiotasks
 from aiotasks.backend import PostgresBackend
-from aiotasks.rows import Job, Source
+from aiotasks.rows import Job, LaneRequest
 from aiotasks.store.loop import resources
 from tests import tasks
 from tests.worker import tasks as worker_tasks
@@ -150,8 +150,8 @@ async def test_what_is_given_back_unrun_is_failed_where_it_was_cancelled(databas
             running.engine.lease.worker_id,
             uuid4(),
             "default",
-            loop=Source(["default"], [datetime(1970, 1, 1, tzinfo=UTC)], 1),
-            thread=Source([], [], 0),
+            loop=LaneRequest(["default"], [datetime(1970, 1, 1, tzinfo=UTC)], 1),
+            thread=LaneRequest([], [], 0),
         )
         assert await result.acancel()
         running.engine._drop(job)

@@ -21,7 +21,7 @@ from aiotasks.exceptions import UnknownTask
 from aiotasks.store.loop import resources
 from aiotasks.store.store import Store
 from aiotasks.tasks import resolve
-from aiotasks.worker.maintenance.promoter import Scheduler
+from aiotasks.worker.maintenance.promoter import Promoter
 from aiotasks.worker.running.threads import SyncThreads
 from tests.conftest import RunningServer
 from tests.proxy import Proxy
@@ -213,8 +213,8 @@ async def test_a_part_that_fails_cancels_no_claim(
             return jobs
 
         monkeypatch.setattr(store, "claim_jobs", answer_late)
-        monkeypatch.setattr(worker.engine.scheduler, "run_once", fail)
-        worker.engine.scheduler.look()
+        monkeypatch.setattr(worker.engine.promoter, "run_once", fail)
+        worker.engine.promoter.look()
         await tasks.wait_for_release.aenqueue("never")
         with pytest.raises(ExceptionGroup, match="unhandled errors"):
             await worker.wait()
@@ -224,7 +224,7 @@ async def test_a_part_that_fails_cancels_no_claim(
 
 async def test_a_wake_up_during_a_look_at_the_schedule_counts(database: str) -> None:
     store = resources(task_backends["default"].config).store
-    scheduler = Scheduler(store, backend="default", wake=lambda wakeups: None, look_back=lambda since: None)
+    scheduler = Promoter(store, backend="default", wake=lambda wakeups: None, look_back=lambda since: None)
     scheduler._waiting_for = time.time() + 10
     looking = asyncio.ensure_future(scheduler.run_once())
     await asyncio.sleep(0)
@@ -306,7 +306,7 @@ async def test_a_due_task_that_is_locked_is_no_reason_to_spin(configure: Configu
     result = await tasks.add.using(run_after=timezone.now() + timedelta(days=1)).aenqueue(1, 2)
     ledger.rows("UPDATE aiotasks_task SET run_after = now() - interval '1 s' RETURNING id")
     store = resources(task_backends["default"].config).store
-    scheduler = Scheduler(store, backend="default", wake=lambda wakeups: None, look_back=lambda since: None)
+    scheduler = Promoter(store, backend="default", wake=lambda wakeups: None, look_back=lambda since: None)
     with ledger.connection.transaction():
         ledger.connection.execute("SELECT FROM aiotasks_task FOR UPDATE")
         assert await scheduler.run_once() == 0.2

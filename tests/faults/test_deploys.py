@@ -253,7 +253,7 @@ async def test_a_task_that_has_moved_runs_and_is_found(configure: Configure, led
     ledger.connection.execute("UPDATE aiotasks_task SET task_path = 'gone.module.plus'")
     with pytest.raises(UnknownTask):
         await tasks.add.aget_result(results[0].id)
-    configure(ALIASES={"gone.module.plus": ADD})
+    configure(MOVED_TASKS={"gone.module.plus": ADD})
     waiting = await tasks.add.aget_result(results[0].id)
     assert waiting.task.module_path == ADD
     async with aiotasks.Worker():
@@ -265,7 +265,7 @@ async def test_a_task_that_has_moved_runs_and_is_found(configure: Configure, led
 
 async def test_an_alias_comes_before_what_the_path_leads_to(configure: Configure, ledger: Ledger) -> None:
     """The old function may be there still, for callers."""
-    configure(ALIASES={"tests.worker.tasks.fail": ADD})
+    configure(MOVED_TASKS={"tests.worker.tasks.fail": ADD})
     result = await tasks.add.aenqueue(1, 2)
     ledger.connection.execute("UPDATE aiotasks_task SET task_path = 'tests.worker.tasks.fail'")
     async with aiotasks.Worker():
@@ -281,17 +281,19 @@ def test_an_alias_leads_to_tasks_only(settings: Any, target: str) -> None:
     aliases = Aliases({"old.path": target})
     with pytest.raises(UnknownTask, match=f"'{target}' is not a task"):
         resolve("old.path", aliases)
-    settings.TASKS = {"default": {"BACKEND": BACKEND, "OPTIONS": {"ALIASES": dict(aliases)}}}
+    settings.TASKS = {"default": {"BACKEND": BACKEND, "OPTIONS": {"MOVED_TASKS": dict(aliases)}}}
     (message,) = [one for one in run_checks() if one.id == "aiotasks.E007"]
-    assert f"TASKS['default']['OPTIONS']['ALIASES']['old.path']: '{target}' is not a task" in message.msg
-    settings.TASKS["default"]["OPTIONS"]["ALIASES"] = {"old.path": ADD}
+    assert f"TASKS['default']['OPTIONS']['MOVED_TASKS']['old.path']: '{target}' is not a task" in message.msg
+    settings.TASKS["default"]["OPTIONS"]["MOVED_TASKS"] = {"old.path": ADD}
     assert not [one for one in run_checks() if one.id.startswith("aiotasks.E")]
 
 
 def test_a_worker_does_not_start_with_an_alias_to_nowhere(start: Start, ledger: Ledger) -> None:
-    worker = start("-m", "aiotasks.worker", options={"ALIASES": {"old.path": "tests.worker.tasks.nowhere"}})
+    worker = start(
+        "-m", "aiotasks.worker", options={"MOVED_TASKS": {"old.path": "tests.worker.tasks.nowhere"}}
+    )
     assert worker.wait() == 1
-    assert "['ALIASES']['old.path']: 'tests.worker.tasks.nowhere' is not a task" in worker.log
+    assert "['MOVED_TASKS']['old.path']: 'tests.worker.tasks.nowhere' is not a task" in worker.log
     assert "Traceback" not in worker.log
 
 

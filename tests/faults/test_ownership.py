@@ -18,7 +18,7 @@ import aiotasks
 from aiotasks.backend import PostgresBackend
 from aiotasks.conf import Options
 from aiotasks.exceptions import WorkerLost
-from aiotasks.rows import Failed, Job, Source, Succeeded
+from aiotasks.rows import Failed, Job, LaneRequest, Succeeded
 from aiotasks.store.loop import resources
 from aiotasks.store.store import Store
 from aiotasks.worker.execution import Execution
@@ -50,8 +50,8 @@ async def claim(options: Options, worker_id: UUID, limit: int = 100) -> list[Job
         worker_id,
         uuid4(),
         "default",
-        loop=Source(["default"], [EVER], limit),
-        thread=Source(["default"], [EVER], limit),
+        loop=LaneRequest(["default"], [EVER], limit),
+        thread=LaneRequest(["default"], [EVER], limit),
     )
 
 
@@ -91,7 +91,7 @@ def make_finisher(options: Options) -> Finisher:
         backend="default",
         sender=PostgresBackend,
         options=options,
-        place=OrmThreads(1, limit=1).job,
+        make_context=OrmThreads(1, limit=1).session,
         wake=lambda wakeups: None,
         written=lambda job: None,
     )

@@ -10,7 +10,7 @@ from django.db import connection
 
 from aiotasks.db.connect import connect
 from aiotasks.db.statement import Statement
-from aiotasks.operations.line import open_line
+from aiotasks.operations.connection import operator_connection
 from aiotasks.operations.probes import clock_difference, find_pooler, notify_arrives
 from aiotasks.store.store import Store
 from tests.proxy import Proxy
@@ -87,12 +87,18 @@ async def test_no_pooler(database: str) -> None:
     """Nor is something that hands everything on, such as a load balancer, taken for one."""
     params = connection.settings_dict
     here = {key: params[key] for key in ("HOST", "PORT")}
-    async with open_line("default", timeout=5.0) as one, open_line("default", timeout=5.0) as other:
+    async with (
+        operator_connection("default", timeout=5.0) as one,
+        operator_connection("default", timeout=5.0) as other,
+    ):
         assert await find_pooler(one, other) == "none"
     with Proxy(params["HOST"], int(params["PORT"])) as proxy:
         params.update(HOST="127.0.0.1", PORT=str(proxy.port))
         try:
-            async with open_line("default", timeout=5.0) as one, open_line("default", timeout=5.0) as other:
+            async with (
+                operator_connection("default", timeout=5.0) as one,
+                operator_connection("default", timeout=5.0) as other,
+            ):
                 assert await find_pooler(one, other) == "none"
         finally:
             params.update(here)
@@ -102,7 +108,7 @@ async def test_notify(database: str, pg: Any) -> None:
     listening = await connect("default", timeout=5.0, statement_cache_size=0)
     deaf = await asyncpg.connect(pg.dsn())  # to another database
     try:
-        async with open_line("default", timeout=5.0) as line:
+        async with operator_connection("default", timeout=5.0) as line:
             store = Store(line)
             assert await notify_arrives(listening, store, within=5.0) is True
             assert await notify_arrives(deaf, store, within=0.05) is False
@@ -114,6 +120,6 @@ async def test_notify(database: str, pg: Any) -> None:
 
 
 async def test_clocks(database: str) -> None:
-    async with open_line("default", timeout=5.0) as line:
+    async with operator_connection("default", timeout=5.0) as line:
         difference, doubt = await clock_difference(Store(line))
     assert abs(difference) <= doubt + 0.1  # one machine's clock, read twice

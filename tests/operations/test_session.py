@@ -14,7 +14,7 @@ from django.db.backends.signals import connection_created
 
 import aiotasks
 from aiotasks.exceptions import DatabaseNotReady
-from aiotasks.operations.line import open_line
+from aiotasks.operations.connection import operator_connection
 from aiotasks.store.session import Session, our_session
 from tests.worker.harness import Configure
 
@@ -87,7 +87,7 @@ def test_a_search_path_by_a_receiver(elsewhere: None, configure: Configure) -> N
 
 
 async def of_ours() -> Session:
-    async with open_line("default", timeout=5) as line:
+    async with operator_connection("default", timeout=5) as line:
         return await our_session(line)
 
 

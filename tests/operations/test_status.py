@@ -16,7 +16,7 @@ from django.db import connection, utils
 import aiotasks
 from aiotasks.db.statement import Statement
 from aiotasks.operations import status as module
-from aiotasks.operations.line import open_line
+from aiotasks.operations.connection import operator_connection
 from aiotasks.operations.status import (
     Count,
     LaneUse,
@@ -403,7 +403,7 @@ async def test_a_line_that_dies_is_given_up(database: str) -> None:
     with Proxy(params["HOST"], int(params["PORT"])) as proxy:
         params.update(HOST="127.0.0.1", PORT=str(proxy.port))
         try:
-            async with open_line("default", timeout=0.3) as line:
+            async with operator_connection("default", timeout=0.3) as line:
                 store = Store(line)
                 assert await store.backend_pid() == line.announced_pid
                 proxy.mode = "blackhole"
@@ -418,7 +418,7 @@ async def test_a_line_that_dies_is_given_up(database: str) -> None:
 
 async def test_a_line_leaves_nothing_in_the_session(database: str) -> None:
     """Behind a pooler it is another one's next."""
-    async with open_line("default", timeout=5.0) as line:
+    async with operator_connection("default", timeout=5.0) as line:
         store = Store(line)
         assert await store.list_queues("default") == []
         assert await line.connection.fetchval("SHOW enable_seqscan") == "on"

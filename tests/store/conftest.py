@@ -12,7 +12,7 @@ from aiotasks.db.drivers import DjangoDriver
 from aiotasks.db.statement import Statement
 from aiotasks.store.loop import LoopResources, close_pools, resources
 from aiotasks.store.store import Store
-from aiotasks.sync import run_now
+from aiotasks.sync import drive
 from tests.proxy import Proxy
 
 
@@ -26,7 +26,7 @@ class DjangoInThread:
         self, statement: Statement, *args: Any, timeout: float | None = None
     ) -> Sequence[Sequence[Any]]:
         def run() -> Sequence[Sequence[Any]]:
-            return run_now(self._driver.fetch(statement, *args, timeout=timeout))
+            return drive(self._driver.fetch(statement, *args, timeout=timeout))
 
         return await sync_to_async(run)()
 

@@ -25,9 +25,9 @@ from django.test.utils import CaptureQueriesContext
 
 from aiotasks.db.drivers import DjangoDriver
 from aiotasks.models import Task
-from aiotasks.rows import Job, Source
+from aiotasks.rows import Job, LaneRequest
 from aiotasks.store.store import Store
-from aiotasks.sync import run_now
+from aiotasks.sync import drive
 from tests.store.rows import EVER, new_job
 
 store = Store(DjangoDriver("default"))
@@ -36,7 +36,7 @@ called = set()
 
 def call(name: str, *args: Any, **kwargs: Any) -> Any:
     called.add(name)
-    return run_now(getattr(store, name)(*args, **kwargs))
+    return drive(getattr(store, name)(*args, **kwargs))
 
 
 def shown(job: Job) -> list[Any]:
@@ -61,7 +61,7 @@ def main() -> list[Any]:
         call("has_unfinished_jobs", "default", ["x"], ["loop"]),
         call("next_due", "default")[1] > 0,
     ]
-    lanes = {"loop": Source([queue], [EVER], 5), "thread": Source([], [], 0)}
+    lanes = {"loop": LaneRequest([queue], [EVER], 5), "thread": LaneRequest([], [], 0)}
     claimed = call("claim_jobs", me, claim_id, "default", **lanes)
     claimed.sort(key=lambda job: -job.priority)
     seen.append([shown(job) for job in claimed])
@@ -110,7 +110,7 @@ def main() -> list[Any]:
     seen.append(call("notify", "aiotasks", ["a", "b"], alone=True))
     with CaptureQueriesContext(connection) as queries:
         unseen = Store(DjangoDriver("default", logged=False))
-        seen.append(run_now(unseen.notify("aiotasks", ["a", "%"], alone=True)))
+        seen.append(drive(unseen.notify("aiotasks", ["a", "%"], alone=True)))
     seen.append(len(queries))
     seen.append(models())
     return seen

@@ -9,17 +9,17 @@ from uuid import UUID
 import asyncpg
 from uuid_utils import uuid7
 
-from aiotasks.rows import Job, Kind, NewJob, Source
+from aiotasks.rows import Job, JobTemplate, LaneRequest, NewJob
 from aiotasks.store.store import Store
 
 EVER = datetime(1970, 1, 1, tzinfo=UTC)
 WORKER_LOST = '{"class": "aiotasks.exceptions.WorkerLost", "traceback": "lost"}'
 CANCELLED = '{"class": "aiotasks.exceptions.TaskCancelled", "traceback": "cancelled"}'
-NO_LANE = Source([], [], 0)
+NO_LANE = LaneRequest([], [], 0)
 
 
 def new_job(**values: Any) -> NewJob:
-    kind = Kind(
+    template = JobTemplate(
         **{
             "backend": "default",
             "queue_name": "default",
@@ -30,11 +30,11 @@ def new_job(**values: Any) -> NewJob:
             "max_crashes": None,
             "keep_result": None,
         }
-        | {name: value for name, value in values.items() if name in Kind.__dataclass_fields__}
+        | {name: value for name, value in values.items() if name in JobTemplate.__dataclass_fields__}
     )
     own = {"id": str(uuid7()), "args": "[]", "kwargs": "{}", "enqueued_at": datetime.now(UTC)}
-    own |= {name: value for name, value in values.items() if name not in Kind.__dataclass_fields__}
-    return NewJob(kind=kind, **own)
+    own |= {name: value for name, value in values.items() if name not in JobTemplate.__dataclass_fields__}
+    return NewJob(template=template, **own)
 
 
 async def insert(store: Store, number: int = 1, **values: Any) -> list[UUID]:
@@ -50,8 +50,8 @@ async def worker(store: Store, lease: float = 60.0, backend: str = "default") ->
     return id
 
 
-def lane(queues: Sequence[str] = ("default",), slots: int = 10, since: datetime = EVER) -> Source:
-    return Source(list(queues), [since] * len(queues), slots)
+def lane(queues: Sequence[str] = ("default",), slots: int = 10, since: datetime = EVER) -> LaneRequest:
+    return LaneRequest(list(queues), [since] * len(queues), slots)
 
 
 async def claim(

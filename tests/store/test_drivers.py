@@ -33,7 +33,7 @@ from aiotasks.db.drivers import (
 from aiotasks.db.statement import Statement, load
 from aiotasks.store.loop import LoopResources
 from aiotasks.store.store import Store
-from aiotasks.sync import run_now
+from aiotasks.sync import drive
 from tests.proxy import Proxy
 from tests.worker.harness import until
 
@@ -243,8 +243,8 @@ async def test_concurrent_statements_on_one_connection_queue_up(conn: asyncpg.Co
 def test_djangos_driver_never_suspends_and_goes_by_its_cursor(database: str) -> None:
     driver = DjangoDriver("default")
     with CaptureQueriesContext(django_connection) as queries:
-        assert run_now(driver.fetch(statement("SELECT $1::integer + 1"), 1))[0][0] == 2
-        assert run_now(driver.fetch(statement("SELECT pg_notify('x', 'y') WHERE false"))) == []
+        assert drive(driver.fetch(statement("SELECT $1::integer + 1"), 1))[0][0] == 2
+        assert drive(driver.fetch(statement("SELECT pg_notify('x', 'y') WHERE false"))) == []
     assert len(queries) == 2
 
 
@@ -288,11 +288,11 @@ async def test_what_the_server_has_rolled_back_is_sent_again(
 
     def in_a_transaction() -> None:
         with pytest.raises(utils.OperationalError), transaction.atomic():
-            run_now(DjangoDriver("default").fetch(again, code, 10_000))
+            drive(DjangoDriver("default").fetch(again, code, 10_000))
         transaction.set_autocommit(False)
         try:
             with pytest.raises(utils.OperationalError):
-                run_now(DjangoDriver("default").fetch(again, code, 10_000))
+                drive(DjangoDriver("default").fetch(again, code, 10_000))
         finally:
             transaction.rollback()
             transaction.set_autocommit(True)
@@ -328,7 +328,7 @@ UTC_TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 def test_lists_come_back_as_they_were(database: str, kind: str, values: list[Any]) -> None:
     """Over Django's connection, where they go as text."""
     driver = DjangoDriver("default")
-    ((found,),) = run_now(driver.fetch(statement(f"SELECT $1::{kind}[]"), values))
+    ((found,),) = drive(driver.fetch(statement(f"SELECT $1::{kind}[]"), values))
     assert found == values
     assert [type(value) for value in found] == [type(value) for value in values]
 
@@ -336,14 +336,14 @@ def test_lists_come_back_as_they_were(database: str, kind: str, values: list[Any
 def test_djangos_driver_is_inside_atomic(database: str) -> None:
     driver = DjangoDriver("default")
     with pytest.raises(utils.DataError), transaction.atomic():
-        run_now(driver.fetch(statement("SELECT 1/0")))
+        drive(driver.fetch(statement("SELECT 1/0")))
     with transaction.atomic():
         with pytest.raises(utils.DataError):
-            run_now(driver.fetch(statement("SELECT 1/0")))
+            drive(driver.fetch(statement("SELECT 1/0")))
         with pytest.raises(utils.InternalError):  # the transaction is broken, as it is for Django's own
-            run_now(driver.fetch(statement("SELECT 1")))
+            drive(driver.fetch(statement("SELECT 1")))
         transaction.set_rollback(True)
-    assert run_now(driver.fetch(statement("SELECT 1")))[0][0] == 1
+    assert drive(driver.fetch(statement("SELECT 1")))[0][0] == 1
 
 
 def test_djangos_driver_leaves_a_server_that_became_read_only(database: str) -> None:
@@ -351,19 +351,19 @@ def test_djangos_driver_leaves_a_server_that_became_read_only(database: str) -> 
 
     def write() -> None:
         with pytest.raises(utils.InternalError) as caught:
-            run_now(driver.fetch(statement("DELETE FROM aiotasks_task")))
+            drive(driver.fetch(statement("DELETE FROM aiotasks_task")))
         assert sqlstate(caught.value) == READ_ONLY
 
     driver = DjangoDriver("default")
     with transaction.atomic():
-        run_now(driver.fetch(statement("SELECT set_config('transaction_read_only', 'on', true)")))
+        drive(driver.fetch(statement("SELECT set_config('transaction_read_only', 'on', true)")))
         write()
         assert django_connection.connection is not None
         transaction.set_rollback(True)
-    run_now(driver.fetch(statement("SELECT set_config('default_transaction_read_only', 'on', false)")))
+    drive(driver.fetch(statement("SELECT set_config('default_transaction_read_only', 'on', false)")))
     write()
     assert django_connection.connection is None
-    assert run_now(driver.fetch(statement("DELETE FROM aiotasks_task"))) == []
+    assert drive(driver.fetch(statement("DELETE FROM aiotasks_task"))) == []
 
 
 def test_every_method_by_psycopg_and_by_psycopg2(worker_env: dict[str, str]) -> None:
@@ -398,8 +398,8 @@ def test_arrays_with_nulls_do_not_depend_on_array_nulls(database: str) -> None:
     later = datetime.now(UTC) + timedelta(days=1)
     store = Store(DjangoDriver("default"))
     jobs = [new_job(run_after=when, keep_result=keep) for when, keep in [(None, 5.0), (later, None)]]
-    run_now(store.insert_jobs(jobs))
-    found = run_now(store.select_jobs([uuid.UUID(job.id) for job in jobs], "default"))
+    drive(store.insert_jobs(jobs))
+    found = drive(store.select_jobs([uuid.UUID(job.id) for job in jobs], "default"))
     kept = {str(job.id): (job.status, job.run_after, job.keep_result, job.max_crashes) for job in found}
     assert kept == {
         jobs[0].id: ("READY", None, 5.0, None),

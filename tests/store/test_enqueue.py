@@ -30,8 +30,8 @@ async def test_what_is_inserted_is_read_back(store: Store) -> None:
     assert str(found.id) == job.id
     for name in ("args", "kwargs", "enqueued_at"):
         assert getattr(found, name) == getattr(job, name), name
-    for name in type(job.kind).__slots__:
-        assert getattr(found, name) == getattr(job.kind, name), name
+    for name in type(job.template).__slots__:
+        assert getattr(found, name) == getattr(job.template, name), name
     assert (found.status, found.claim_id, found.ready_at) == ("SCHEDULED", None, None)
     assert (found.return_value, found.errors, found.worker_ids) == (None, [], [])
     assert (found.started_at, found.last_attempted_at, found.finished_at) == (None, None, None)

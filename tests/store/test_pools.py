@@ -319,7 +319,7 @@ async def test_lookups_are_coalesced_by_backend(held: LoopResources) -> None:
     assert [job and job.id for job in found] == [mine, theirs, None, None] * 5
 
 
-# --- Lending ---------------------------------------------------------------------------------------
+# --- ConnectionCache ---------------------------------------------------------------------------------------
 
 PID = Statement("pid", "SELECT pg_backend_pid()", "")
 

@@ -27,7 +27,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "ASYNC_DB_THREADS": ([1, 1000], [0, 1001, "8", True]),
     "KEEP_SUCCESSFUL": ([0, 100, timedelta(days=1), None], [-1, 4e9, NAN, float("inf"), "1d", True]),
     "KEEP_FAILED": ([0.5, timedelta(0), None], [timedelta(-1), timedelta.max, NAN, float("inf"), "1d", True]),
-    "ALIASES": (
+    "MOVED_TASKS": (
         [{}, {"old.module.task": "new.task", "other.task": "new.task"}],
         [
             None,
@@ -102,8 +102,8 @@ def test_equal_options_are_one_object_and_cannot_be_changed() -> None:
     assert read(POOL_MAX_SIZE=7) != read(POOL_MAX_SIZE=8)
     assert hash(read(POOL_MAX_SIZE=7)) == hash(Options(pool_max_size=7))
     moved = {"old.module.task": "new.module.task"}
-    assert read(ALIASES=moved) is read(ALIASES=dict(moved))
-    assert hash(read(ALIASES=moved)) == hash(Options(aliases=Aliases(moved)))
-    assert read(ALIASES=moved) != read()
+    assert read(MOVED_TASKS=moved) is read(MOVED_TASKS=dict(moved))
+    assert hash(read(MOVED_TASKS=moved)) == hash(Options(moved_tasks=Aliases(moved)))
+    assert read(MOVED_TASKS=moved) != read()
     with pytest.raises(FrozenInstanceError):
         read().notify = False  # type: ignore[misc]

@@ -64,10 +64,10 @@ def test_the_one_that_was_given_back_is_awaited_in_its_lane() -> None:
 
 def test_the_others_have_their_turn_after_each() -> None:
     quarantine = Quarantine(busy=lambda: False)
-    assert quarantine.has_turn()
+    assert quarantine.take_turn()
     assert quarantine.admit(job(), 100.0)
-    assert not quarantine.has_turn()
-    assert quarantine.has_turn()
+    assert not quarantine.take_turn()
+    assert quarantine.take_turn()
 
 
 def test_a_look_at_times_finds_what_nobody_told_of() -> None:

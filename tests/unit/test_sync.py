@@ -1,4 +1,4 @@
-"""run_now and SyncMethod: the sync side without twins."""
+"""drive and SyncMethod: the sync side without twins."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
 
-from aiotasks.sync import SyncMethod, run_now
+from aiotasks.sync import SyncMethod, drive
 
 
 class Owner:
-    def over_django(self, logic: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any:
-        return run_now(logic(self, "route", *args, **kwargs))
+    def run_over_django(
+        self, logic: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any
+    ) -> Any:
+        return drive(logic(self, "route", *args, **kwargs))
 
     async def _logic(self, route: str, *args: Any, **kwargs: Any) -> list[Any]:
         return [self, route, args, kwargs]
@@ -54,6 +56,6 @@ def test_run_now_returns_and_raises() -> None:
     async def stop() -> None:
         raise KeyboardInterrupt
 
-    assert run_now(value()) == 5
+    assert drive(value()) == 5
     with pytest.raises(KeyboardInterrupt):
-        run_now(stop())
+        drive(stop())

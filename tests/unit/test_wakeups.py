@@ -111,7 +111,7 @@ class Sent:
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wakeups, "told", wakeups.Told())
+    monkeypatch.setattr(wakeups, "throttle", wakeups.NotifyThrottle())
     monkeypatch.setattr(wakeups, "SEND_TIMEOUT", 0.0)
 
 

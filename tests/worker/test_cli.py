@@ -22,6 +22,9 @@ from tests.conftest import ROOT
 from . import tasks
 from .harness import TIMEOUT, Configure, Ledger, Process, Start, wait_until
 
+OF_LITTLE_PATIENCE = (
+    "from aiotasks.worker.process import cli; cli.DATABASE_TIMEOUT = 0.5; raise SystemExit(cli.main())"
+)
 COMMANDS = {"module": ["-m", "aiotasks.worker"], "manage": ["-m", "django", "aiotasks", "worker"]}
 
 
@@ -267,7 +270,7 @@ def test_a_database_that_can_only_be_read(
     try:
         if role_is:
             ledger.connection.execute(role_is)
-        code = "import sys; from aiotasks.worker import cli; cli.DATABASE_TIMEOUT = 0.5; sys.exit(cli.main())"
+        code = OF_LITTLE_PATIENCE
         process = start("-c", code, env={"AIOTASKS_DB_USER": "reader"})
         said = complaint(process)
     finally:
@@ -276,7 +279,7 @@ def test_a_database_that_can_only_be_read(
 
 
 def test_a_database_out_of_reach_is_waited_for_and_then_said(start: Start) -> None:
-    code = "import sys; from aiotasks.worker import cli; cli.DATABASE_TIMEOUT = 0.5; sys.exit(cli.main())"
+    code = OF_LITTLE_PATIENCE
     process = start("-c", code, env={"AIOTASKS_DB_PORT": "1"})
     said = complaint(process)
     assert said.startswith("aiotasks: PostgreSQL at DATABASES['default'] can't be reached: ")

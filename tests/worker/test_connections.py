@@ -89,7 +89,7 @@ async def test_an_age_is_a_limit(
 async def test_a_minute_without_use_closes(
     configure: Configure, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("worker.threads", "store.connection_thread"):
+    for module in ("worker.running.threads", "db.connection_thread"):
         monkeypatch.setattr(f"aiotasks.{module}.IDLE_TIMEOUT", 0.1)
     asyncio.get_running_loop().set_default_executor(DefaultExecutor())
     admin = await asyncpg.connect(database)

@@ -87,7 +87,7 @@ def test_the_folders_of_the_sites_code(tmp_path: Path, monkeypatch: pytest.Monke
 
 CODE = """
 import sys
-from aiotasks.worker import cli, reload, supervisor
+from aiotasks.worker.process import cli, reload, supervisor
 reload.INTERVAL, supervisor.RELOAD_GRACE = 0.1, 0.2
 sys.exit(cli.main())
 """

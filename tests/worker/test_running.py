@@ -126,7 +126,7 @@ async def test_slots_are_a_limit_after_short_sync_tasks_too(
 
     async with aiotasks.Worker(concurrency=1, threads=3) as worker, asyncio.timeout(TIMEOUT):
         await worker.wait_until_empty()
-        backlog = worker.engine.backlog
+        backlog = worker.engine.prefetch
         for _ in range(200):
             backlog.took(0.001)  # on a busy machine some weren't short
         await default_task_backend.aenqueue_many(tasks.wait_in_thread, [((str(n),), {}) for n in range(30)])
@@ -162,7 +162,7 @@ async def test_what_waits_for_a_thread_is_not_started_under_a_lease_that_was_los
     async with aiotasks.Worker(concurrency=1, threads=3) as worker, asyncio.timeout(TIMEOUT):
         engine = worker.engine
         await until(lambda: len(tasks.seen) == 3)
-        assert engine.backlog.claim_ids
+        assert engine.prefetch.claim_ids
         lost = engine.lease.worker_id
         engine.heartbeat.renounce()
         await until(lambda: engine.lease.worker_id not in (None, lost))

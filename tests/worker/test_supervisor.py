@@ -144,7 +144,7 @@ MISTAKES: dict[str, tuple[list[str], dict[str, str], str]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_said_once(start: Start, ledger: Ledger, mistake: str) -> None:
     arguments, env, sentence = MISTAKES[mistake]
-    code = "import sys; from aiotasks.worker import cli; cli.DATABASE_TIMEOUT = 0.5; sys.exit(cli.main())"
+    code = "from aiotasks.worker.process import cli; cli.DATABASE_TIMEOUT = 0.5; raise SystemExit(cli.main())"
     process = start("-c", code, "--processes", "3", *arguments, env=env)
     assert process.wait() == 1
     assert process.log.count(f"aiotasks: {sentence}") == 1

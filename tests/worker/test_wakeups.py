@@ -22,13 +22,13 @@ from aiotasks.store.store import Store
 from aiotasks.store.wakeups import Wakeup
 from aiotasks.worker.claiming import loop as claimer_module
 from aiotasks.worker.claiming import overclaim as surplus_module
-from aiotasks.worker.claiming import prefetch as backlog_module
+from aiotasks.worker.claiming import prefetch as prefetch_module
 from aiotasks.worker.claiming.loop import Claimer
-from aiotasks.worker.claiming.overclaim import Surplus
-from aiotasks.worker.claiming.prefetch import Backlog
+from aiotasks.worker.claiming.overclaim import OverclaimPolicy
+from aiotasks.worker.claiming.prefetch import PrefetchBuffer
 from aiotasks.worker.claiming.quarantine import Quarantine
-from aiotasks.worker.claiming.rotation import Sources
-from aiotasks.worker.maintenance.promoter import Scheduler
+from aiotasks.worker.claiming.rotation import QueueRotation
+from aiotasks.worker.maintenance.promoter import Promoter
 from tests.store.rows import insert
 
 from . import tasks
@@ -85,7 +85,7 @@ async def test_far_future_rows_cost_nothing(
         tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 1000
     )
     async with aiotasks.Worker() as worker:
-        await until(lambda: worker.engine.scheduler._waiting_for is not None)
+        await until(lambda: worker.engine.promoter._waiting_for is not None)
         asked: list[str] = []
         fetch = worker.engine.resources.driver.fetch
 
@@ -131,7 +131,7 @@ async def test_a_wake_up_of_an_earlier_task_shortens_the_wait(configure: Configu
     tasks.seen.clear()
     async with aiotasks.Worker() as worker:
         await tasks.note.using(run_after=in_future(HOUR)).aenqueue("late")
-        await until(lambda: worker.engine.scheduler._waiting_for is not None)
+        await until(lambda: worker.engine.promoter._waiting_for is not None)
         await tasks.note.using(run_after=in_future(0.3)).aenqueue("early")
         await until(lambda: tasks.seen == ["early"])
     assert ledger.statuses() == {"SUCCESSFUL": 1, "SCHEDULED": 1}
@@ -152,7 +152,7 @@ async def test_the_scheduler_promotes_and_says_when_to_look_again(
     woken: list[Any] = []
     places: list[float] = []
     store = resources(task_backends["default"].config).store
-    scheduler = Scheduler(store, backend="default", wake=woken.extend, look_back=places.append)
+    scheduler = Promoter(store, backend="default", wake=woken.extend, look_back=places.append)
     assert await scheduler.run_once() == 60.0
     await default_task_backend.aenqueue_many(tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 3)
     assert await scheduler.run_once() == 60.0  # at most
@@ -184,7 +184,7 @@ async def test_promotion_goes_in_batches(
     monkeypatch.setattr("aiotasks.worker.maintenance.promoter.BATCH", 10)
     await default_task_backend.aenqueue_many(tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 35)
     await conn.execute("UPDATE aiotasks_task SET run_after = now()")
-    scheduler = Scheduler(
+    scheduler = Promoter(
         resources(task_backends["default"].config).store,
         backend="default",
         wake=lambda wakeups: None,
@@ -217,16 +217,16 @@ def make_claimer(
         return slots[lane] - sum(job.lane == lane and job in started for job in running)
 
     store = resources(task_backends["default"].config).store
-    backlog = Backlog(slots["thread"], free=lambda: free("thread"), start=start, drop=drop)
+    backlog = PrefetchBuffer(slots["thread"], free=lambda: free("thread"), start=start, drop=drop)
     return Claimer(
         store,
-        Sources(store, backend="default", queues=queues),
+        QueueRotation(store, backend="default", queues=queues),
         backend="default",
         poll_interval=HOUR,
         worker_id=lambda: worker_id,
         free=lambda: free("loop"),
         threads=backlog,
-        surplus=Surplus(free=lambda: free("loop"), ahead=backlog.ahead, allowed=True),
+        overclaim=OverclaimPolicy(free=lambda: free("loop"), ahead=backlog.ahead, allowed=True),
         quarantine=Quarantine(busy=lambda: False),
         may_claim=lambda: True,
         start=start,
@@ -343,7 +343,7 @@ async def test_what_becomes_visible_below_the_watermark_is_found_by_a_poll(
     tasks.seen.clear()
     marks: list[Any] = []
     async with aiotasks.Worker() as worker:
-        sources = worker.engine.claimer._sources
+        sources = worker.engine.claimer._rotation
         learn = sources.learn
 
         def watched(*args: Any) -> None:
@@ -374,7 +374,7 @@ async def test_what_is_promoted_late_is_not_hidden_by_the_watermark(
         async def emptied() -> bool:
             """The first look after a wake-up forgets what claims have found before it."""
             await tasks.note.aenqueue("new")
-            return worker.engine.claimer._forgot_at > 0 and bool(worker.engine.claimer._sources._watermarks)
+            return worker.engine.claimer._forgot_at > 0 and bool(worker.engine.claimer._rotation._watermarks)
 
         await until(emptied)
         await tasks.note.using(run_after=in_future(HOUR)).aenqueue("late")
@@ -489,7 +489,7 @@ async def test_what_a_crash_would_harm_is_claimed_within_the_slots(
     await insert(claimer._store, 10)
     fragile = await insert(claimer._store, 25, max_crashes=0)
     await insert(claimer._store, 200)
-    while await claimer.run_once() or claimer._hungry >= {"loop"}:
+    while await claimer.run_once() or claimer._lanes_to_claim >= {"loop"}:
         pass
     assert limits[:6] == [10, 20, 20, 20, 20, 10]
     assert {job.id for job in started[90:100]} == set(fragile[:10])
@@ -500,7 +500,7 @@ async def test_what_a_crash_would_harm_is_claimed_within_the_slots(
 async def test_short_sync_tasks_are_claimed_ahead_but_what_a_crash_would_harm(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backlog_module, "PATIENCE", HOUR)
+    monkeypatch.setattr(prefetch_module, "PATIENCE", HOUR)
     started: list[Any] = []
     limits: list[int] = []
     claimer = make_claimer(started, {"loop": 0, "thread": 4}, ["default"], await register())
@@ -561,7 +561,7 @@ async def test_what_comes_soon_after_a_wake_up_needs_none(
 
     monkeypatch.setattr(claimer._store, "claim_jobs", enqueue_behind)
     running = asyncio.ensure_future(claimer.run())
-    await until(lambda: claims == 1 and not claimer._hungry)
+    await until(lambda: claims == 1 and not claimer._lanes_to_claim)
     claimer.wake(Wakeup("default", "default"))
     await until(lambda: started)
     await claimer.stop()
@@ -649,7 +649,7 @@ async def test_of_two_sync_enqueues_one_tells_and_both_start(
             task = tasks.note.using(queue_name=str(uuid4()))  # of which nothing was told yet
             enqueued: list[float] = []
             for name in ("first", "second"):
-                await until(lambda: not claimer._hungry)
+                await until(lambda: not claimer._lanes_to_claim)
                 enqueued.append(time.monotonic())
                 await sync_to_async(task.enqueue)(name)
                 enqueued.append(time.monotonic())

@@ -19,7 +19,7 @@ import anyio
 from django.db import utils
 
 from ...db.retry import backoff
-from ...rows import LANES, Job, Lane, Source
+from ...rows import LANES, Job, Lane, LaneRequest
 from ...store.store import Store
 from ...store.wakeups import INTERVAL, Wakeup
 
@@ -52,7 +52,7 @@ class Threads(Protocol):
     def close(self) -> None: ...
 
 
-class Surplus(Protocol):
+class OverclaimPolicy(Protocol):
     """What says how many may be claimed beyond the free slots."""
 
     @property
@@ -70,22 +70,22 @@ class Quarantine(Protocol):
     def look(self, now: float) -> None: ...
     def lanes(self) -> list[Lane]: ...
     def quiet_until(self, now: float) -> float | None: ...
-    def has_turn(self) -> bool: ...
+    def take_turn(self) -> bool: ...
     def asks(self, lane: Lane) -> None: ...
     def none_in(self, lane: Lane) -> None: ...
     def admit(self, job: Job, now: float) -> bool: ...
     def ended(self, job: Job) -> None: ...
 
 
-class Sources(Protocol):
+class QueueRotation(Protocol):
     """Where claims take from."""
 
-    def hear(self, wakeup: Wakeup | None) -> bool: ...
+    def note_wakeup(self, wakeup: Wakeup | None) -> bool: ...
     def forget(self) -> None: ...
     def look_back(self, since: datetime) -> None: ...
     async def queues(self) -> list[str]: ...
-    def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> Source: ...
-    def learn(self, lane: Lane, source: Source, jobs: Sequence[Job]) -> None: ...
+    def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> LaneRequest: ...
+    def learn(self, lane: Lane, source: LaneRequest, jobs: Sequence[Job]) -> None: ...
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Claimer:
     """Claims for one worker.
 
     - It claims no more jobs than there are free slots, so that nothing waits inside a worker; more
-      only where tasks are short (``Surplus``). What then finds no slot after all is given back, and
+      only where tasks are short (``OverclaimPolicy``). What then finds no slot after all is given back, and
       keeps its place in the queue.
     - The next claim is under way while the jobs of one are started, where that leaves slots.
     - A claim is never cancelled by us: its reply says what we own. ``stop()`` waits for it.
@@ -114,27 +114,27 @@ class Claimer:
     def __init__(
         self,
         store: Store,
-        sources: Sources,
+        rotation: QueueRotation,
         *,
         backend: str,
         poll_interval: float,
         worker_id: Callable[[], UUID | None],
         free: Callable[[], int],
         threads: Threads,
-        surplus: Surplus,
+        overclaim: OverclaimPolicy,
         quarantine: Quarantine,
         may_claim: Callable[[], bool],
         start: Callable[[Job], bool],
         drop: Callable[[Job], None],
     ) -> None:
         self._store = store
-        self._sources = sources
+        self._rotation = rotation
         self._backend = backend
         self._poll_interval = poll_interval
         self._worker_id = worker_id
         self._free = free
         self._threads = threads
-        self._surplus = surplus
+        self._overclaim = overclaim
         self._quarantine = quarantine
         self._may_claim = may_claim
         self._start = start
@@ -142,7 +142,7 @@ class Claimer:
         self._claiming: set[UUID | None] = set()
         self._unstarted: deque[Job] = deque()  # of the claim whose jobs are being started
         self._changed = asyncio.Event()
-        self._hungry: set[Lane] = set(LANES)
+        self._lanes_to_claim: set[Lane] = set(LANES)
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self._scope = anyio.CancelScope(shield=True)
@@ -152,15 +152,15 @@ class Claimer:
 
     def wake(self, wakeup: Wakeup | None = None) -> None:
         """There may be work (None: anywhere)."""
-        if not self._sources.hear(wakeup):
+        if not self._rotation.note_wakeup(wakeup):
             return
-        self._hungry.update(LANES)
+        self._lanes_to_claim.update(LANES)
         self._look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN
         self._changed.set()
 
     def look_back(self, since: float) -> None:
         """Tasks have become READY whose place in their queue is as of ``since`` (epoch seconds)."""
-        self._sources.look_back(datetime.fromtimestamp(since, UTC))
+        self._rotation.look_back(datetime.fromtimestamp(since, UTC))
 
     def suspect(self) -> None:
         """There may be tasks that have been in two crashes."""
@@ -181,7 +181,7 @@ class Claimer:
         self._threads.feed()
         if job is not None:
             self._quarantine.ended(job)
-        if self._hungry or self._quarantine.lanes():
+        if self._lanes_to_claim or self._quarantine.lanes():
             self._changed.set()
 
     async def stop(self) -> None:
@@ -214,7 +214,7 @@ class Claimer:
                     self._look_again(now)
                 quiet_until = self._quarantine.quiet_until(now)
                 may_claim = quiet_until is None and self._may_claim()
-                if not may_claim or not (self._is_hungry() or self._suspect_lanes()):
+                if not may_claim or not (self._has_room_and_work() or self._suspect_lanes()):
                     wake_at = min(self._poll_at, self._look_again_at, quiet_until or inf)
                     with suppress(TimeoutError):
                         async with asyncio.timeout_at(wake_at):
@@ -222,14 +222,14 @@ class Claimer:
                     self._changed.clear()
                     continue
                 try:
-                    if not await self._claim_apart() and self._is_hungry():
+                    if not await self._claim_apart() and self._has_room_and_work():
                         await self.run_once()
                     failures = 0
                 except utils.Error as error:
                     failures += 1
                     if failures == 1:
                         logger.warning("claims wait for the database error=%r", str(error))
-                    self._hungry.update(LANES)
+                    self._lanes_to_claim.update(LANES)
                     self._quarantine.suspect(loop.time())  # it may have been that look
                     with suppress(TimeoutError):
                         async with asyncio.timeout(backoff(failures)):
@@ -237,15 +237,15 @@ class Claimer:
         finally:
             self._stopped.set()
 
-    def _is_hungry(self) -> bool:
+    def _has_room_and_work(self) -> bool:
         """Whether there may be work that there is room for."""
-        return any(self._free_in(lane) > 0 or self._surplus.of(lane) > 0 for lane in self._hungry)
+        return any(self._free_in(lane) > 0 or self._overclaim.of(lane) > 0 for lane in self._lanes_to_claim)
 
     def _look_at_everything(self, now: float) -> None:
         self._forgot_at = now
         self._quarantine.look(now)
-        self._sources.forget()
-        self._hungry.update(LANES)
+        self._rotation.forget()
+        self._lanes_to_claim.update(LANES)
 
     def _look_again(self, now: float) -> None:
         """Some time after a wake-up: at what has come since, and once a second at everything."""
@@ -254,7 +254,7 @@ class Claimer:
             self._look_at_everything(now)
         else:
             self._look_again_at = self._forgot_at + FORGET_INTERVAL
-            self._hungry.update(LANES)
+            self._lanes_to_claim.update(LANES)
 
     def _next_poll(self) -> float:
         return self._poll_interval * random.uniform(0.2, 1.0)  # jitter keeps a herd apart
@@ -298,10 +298,10 @@ class Claimer:
 
     async def _claim_apart(self) -> bool:
         """Claim one task that has been in two crashes; False if there is none, or it is the others' turn."""
-        if not self._quarantine.has_turn():
+        if not self._quarantine.take_turn():
             return False
         for lane in self._suspect_lanes():
-            queues = await self._sources.queues()
+            queues = await self._rotation.queues()
             worker_id = self._worker_id()
             if worker_id is None:
                 break
@@ -328,21 +328,23 @@ class Claimer:
         free = {lane: self._free_in(lane) - taken[lane] for lane in LANES}
         # What is over at once takes no slot: those that are to be started don't count against it.
         most: dict[Lane, int] = {
-            "loop": self._surplus.of("loop"),
-            "thread": self._surplus.of("thread") - taken["thread"],
+            "loop": self._overclaim.of("loop"),
+            "thread": self._overclaim.of("thread") - taken["thread"],
         }
         limits = {lane: min(max(0, free[lane], most[lane]), CLAIM_LIMIT) for lane in LANES}
         if not any(limits.values()):
             return _Claim()
         beyond = {lane for lane in LANES if limits[lane] > max(0, free[lane])}
-        self._surplus.used(beyond)
-        self._hungry -= {lane for lane in LANES if limits[lane]}  # a wake-up meanwhile adds them again
+        self._overclaim.used(beyond)
+        self._lanes_to_claim -= {
+            lane for lane in LANES if limits[lane]
+        }  # a wake-up meanwhile adds them again
         worker_id = self._worker_id()
-        queues = await self._sources.queues()
+        queues = await self._rotation.queues()
         if worker_id is None or not queues:
             return _Claim()  # without a lease nothing is to be had; a registration wakes us
         sources = {
-            lane: self._sources.of(lane, queues, limits[lane], robust_only=lane in beyond) for lane in LANES
+            lane: self._rotation.of(lane, queues, limits[lane], robust_only=lane in beyond) for lane in LANES
         }
         jobs = await self._fetch(
             partial(
@@ -351,17 +353,17 @@ class Claimer:
             worker_id,
         )
         for lane, source in sources.items():
-            self._sources.learn(lane, source, [job for job in jobs if job.lane == lane])
+            self._rotation.learn(lane, source, [job for job in jobs if job.lane == lane])
         turn = {(lane, name): n for lane in LANES for n, name in enumerate(sources[lane].queues)}
         jobs.sort(key=lambda job: (-job.priority, turn[job.lane, job.queue_name], job.ready_at, job.id))
         # Full: there is more. Short: the head may just have been touched, so once more; or tasks have
         # been left out.
-        self._hungry.update(job.lane for job in jobs)
-        self._hungry.update(beyond)
+        self._lanes_to_claim.update(job.lane for job in jobs)
+        self._lanes_to_claim.update(beyond)
         if not jobs:
-            self._surplus.forget()
+            self._overclaim.forget()
         full = sum(job.lane == "loop" for job in jobs) >= limits["loop"] > 0
-        more = full and (self._surplus.expected or free["loop"] > limits["loop"])
+        more = full and (self._overclaim.expected or free["loop"] > limits["loop"])
         return _Claim(worker_id, jobs, full, more)
 
     async def _fetch(
@@ -405,6 +407,6 @@ class Claimer:
         finally:
             self._drop_all(unstarted)  # cancelled meanwhile
             self._claiming.discard(claim.jobs[0].claim_id)
-        self._surplus.forget()
+        self._overclaim.forget()
         if claim.full and at_once == len(claim.jobs) - threads:
-            self._surplus.learn(claim.jobs, clock() - began)
+            self._overclaim.learn(claim.jobs, clock() - began)

@@ -1,10 +1,10 @@
-"""Surplus: how many tasks may be claimed beyond the free slots."""
+"""OverclaimPolicy: how many tasks may be claimed beyond the free slots."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 from ...rows import LANES, Job, Lane
 
-__all__ = ["Surplus"]
+__all__ = ["OverclaimPolicy"]
 
 # Tasks that don't wait for anything take no slot for longer than they run. Where a claim's were all of
 # that kind the next takes what this many seconds are enough for, at most so many: a claim of 250 and
@@ -19,7 +19,7 @@ AT_ONCE_FACTOR = 5
 ROW = 4
 
 
-class Surplus:
+class OverclaimPolicy:
     """What the claims of one worker have shown of its tasks, and so let the next one take.
 
     Tasks of the loop lane that were over at once, all of a claim, let the next be larger; of the thread

@@ -1,4 +1,4 @@
-"""Backlog: short sync tasks that are claimed before a thread is free for them."""
+"""PrefetchBuffer: short sync tasks that are claimed before a thread is free for them."""
 
 import asyncio
 from collections import deque
@@ -8,7 +8,7 @@ from uuid import UUID
 
 from ...rows import Job
 
-__all__ = ["Backlog"]
+__all__ = ["PrefetchBuffer"]
 
 # Seconds that what waits here may take all threads together; and so many times the threads at most.
 # No-ops in 10 threads: 4,000/s with claims of at most 10 (5 on average, as threads come free one by
@@ -24,7 +24,7 @@ PATIENCE = 0.05
 WEIGHT = 1 / 16
 
 
-class Backlog:
+class PrefetchBuffer:
     """Where jobs of the thread lane wait for at most ``PATIENCE``, as long as sync tasks are short.
 
     ``start`` gets each job once a thread is ``free`` for it, ``drop`` each one that isn't to wait.

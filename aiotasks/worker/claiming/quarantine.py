@@ -51,7 +51,7 @@ class Quarantine:
         waits = self._alone is not None or (self._awaited is not None and self._busy())
         return self._quiet_until if waits and now < self._quiet_until else None
 
-    def has_turn(self) -> bool:
+    def take_turn(self) -> bool:
         """Whether one may be claimed now. After one, it is the others' turn."""
         has_turn, self._others_turn = not self._others_turn, False
         return has_turn

@@ -1,15 +1,15 @@
-"""Sources: from which queues the next claim takes, in what order, and from when on."""
+"""QueueRotation: from which queues the next claim takes, in what order, and from when on."""
 
 import asyncio
 from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from ...rows import LANES, Job, Lane, Source
+from ...rows import LANES, Job, Lane, LaneRequest
 from ...store.store import Store
 from ...store.wakeups import Wakeup
 
-__all__ = ["Sources"]
+__all__ = ["QueueRotation"]
 
 # For how long the queues that there are, where any name is served, are taken as known.
 QUEUES_TTL = 2.0
@@ -22,7 +22,7 @@ WATERMARK_MARGIN = timedelta(seconds=10)
 _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Sources:
+class QueueRotation:
     """What is known of the queues that a worker serves.
 
     - The queue that has filled a claim comes last in the next one, so a flood in one holds another
@@ -41,7 +41,7 @@ class Sources:
         self._watermarks: dict[tuple[str, Lane], datetime] = {}
         self._looked_back = False  # since the last claim was asked for: it doesn't know of that
 
-    def hear(self, wakeup: Wakeup | None) -> bool:
+    def note_wakeup(self, wakeup: Wakeup | None) -> bool:
         """Whether what a wake-up tells of (None: anything, anywhere) is served here."""
         if wakeup is not None and wakeup.backend != self._backend:
             return False
@@ -75,16 +75,16 @@ class Sources:
                 self._known_until = now + QUEUES_TTL
         return self._known_queues
 
-    def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> Source:
+    def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> LaneRequest:
         """What to ask for in a lane."""
         self._looked_back = False
         turn = bisect_right(queues, self._served[lane])
         order = [*queues[turn:], *queues[:turn]] if limit else []
-        return Source(
+        return LaneRequest(
             order, [self._watermarks.get((name, lane), _EVER) for name in order], limit, robust_only
         )
 
-    def learn(self, lane: Lane, source: Source, jobs: Sequence[Job]) -> None:
+    def learn(self, lane: Lane, source: LaneRequest, jobs: Sequence[Job]) -> None:
         """See from what a claim has brought which queue is next, or up to when all are empty."""
         if not jobs:
             return

@@ -1,4 +1,4 @@
-"""Scheduler: makes scheduled tasks READY when they are due, by a timer on the next one."""
+"""Promoter: makes scheduled tasks READY when they are due, by a timer on the next one."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from ...db.retry import backoff
 from ...store.store import Store
 from ...store.wakeups import Wakeup
 
-__all__ = ["LONGEST_WAIT", "Scheduler"]
+__all__ = ["LONGEST_WAIT", "Promoter"]
 
 logger = logging.getLogger("aiotasks.worker")
 
@@ -26,7 +26,7 @@ SHORTEST_WAIT = 0.001
 LOCKED_WAIT = 0.2
 
 
-class Scheduler:
+class Promoter:
     """Sleeps until the next task is due, so that far-future rows cost nothing.
 
     A wake-up of a task that is due earlier than what it waits for makes it look again. ``look_back`` is

@@ -19,7 +19,7 @@ from .exits import complain, leave, leave_now
 from .main import Standalone
 from .reload import Code, code_folders
 from .signals import ProcessSignals
-from .supervisor import Line, Supervisor
+from .supervisor import Supervisor, SupervisorPipe
 
 __all__ = ["add_arguments", "main", "run"]
 
@@ -187,7 +187,7 @@ def _needs_supervisor(options: argparse.Namespace) -> bool:
 def _work(options: argparse.Namespace, *, leaves: bool) -> int:
     """Run one worker in this process, which ends with it where it ``leaves``."""
     try:
-        line = None if options.supervised is None else Line(options.supervised)
+        line = None if options.supervised is None else SupervisorPipe(options.supervised)
     except (OSError, OverflowError):
         return complain("--supervised is for a supervisor's workers only.")
     try:

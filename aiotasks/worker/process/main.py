@@ -23,7 +23,7 @@ from .forked_child import unshared
 from .kills import kills_refused
 from .signals import IGNORED, QUIT, REPORT, STOP, ProcessSignals, signal_name
 from .stacks import stack_of_thread, stacks_of_tasks, stacks_of_threads
-from .supervisor import TASKS_FAILED, Line
+from .supervisor import TASKS_FAILED, SupervisorPipe
 
 __all__ = ["Standalone"]
 
@@ -59,7 +59,9 @@ class Standalone:
     leaves: the process ends with the worker, whatever tasks have left in it.
     """
 
-    def __init__(self, worker: Worker, line: Line | None, *, until_empty: bool, leaves: bool) -> None:
+    def __init__(
+        self, worker: Worker, line: SupervisorPipe | None, *, until_empty: bool, leaves: bool
+    ) -> None:
         self._worker = worker
         self._line = line
         self._until_empty = until_empty
@@ -132,7 +134,7 @@ class Standalone:
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
 
-        async def tell_ready(line: Line) -> None:
+        async def tell_ready(line: SupervisorPipe) -> None:
             with suppress(Exception):  # what the worker has ended with is raised by its block
                 await worker.wait_for_database()
                 line.tell_ready()

@@ -30,7 +30,7 @@ import anyio
 from .exits import leave_now
 from .signals import QUIT, REPORT, STOP, ProcessSignals
 
-__all__ = ["TASKS_FAILED", "Line", "Supervisor"]
+__all__ = ["TASKS_FAILED", "Supervisor", "SupervisorPipe"]
 
 logger = logging.getLogger("aiotasks.supervisor")
 
@@ -55,7 +55,7 @@ KILL_AFTER = 4.0
 LEAVE_AFTER = 2.0
 
 
-class Line:
+class SupervisorPipe:
     """A worker's end of the line; ``fileno`` is what ``--supervised`` says. Raises OSError for no socket."""
 
     def __init__(self, fileno: int) -> None:

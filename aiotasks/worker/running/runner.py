@@ -19,10 +19,10 @@ from ... import forks, signals
 from ...codec import dump_error, dump_json
 from ...conf import Options
 from ...exceptions import InvalidRow, TaskCancelled, UnknownTask
-from ...rows import LANES, AnyTask, Deferred, Failed, Job, Lane, Outcome, Released, Succeeded, lane_of
+from ...rows import LANES, AnyTask, Failed, Job, Lane, Outcome, Released, Snoozed, Succeeded, lane_of
 from ...tasks import arguments_of, known, resolve, result_of
 from ..belonging import OwnTask, current
-from ..execution import Execution, NotStarted, Place, Reason, carry, carry_here
+from ..execution import Execution, NotStarted, Reason, RunContext, carry, carry_here
 from ..task_factory import ExitRaised
 
 __all__ = ["Runner"]
@@ -62,7 +62,7 @@ class Runner:
         sender: type,
         options: Options,
         threads: Threads,
-        place: Callable[[], Place],
+        make_context: Callable[[], RunContext],
         done: Callable[[Execution], None],
         closing: Callable[[], bool],
         importer: Executor | None = None,
@@ -71,12 +71,12 @@ class Runner:
         self._sender = sender
         self._options = options
         self._threads = threads
-        self._place = place
-        self._own = tuple(place().context)
+        self._make_context = make_context
+        self._own = tuple(make_context().context)
         self._done = done
         self._closing = closing
         self._importer = importer
-        self._unknowns: dict[str, tuple[Deferred, float]] = {}  # by path; for how long that holds
+        self._unknowns: dict[str, tuple[Snoozed, float]] = {}  # by path; for how long that holds
         self._loop = asyncio.get_running_loop()
         self._importing: dict[str, asyncio.Future[AnyTask]] = {}
         self._imported_here: set[str] = set()  # paths that were tried on the loop's thread
@@ -93,8 +93,8 @@ class Runner:
         since = forks.generation
         self.running.add(execution)
         self._counts[execution.lane] += 1
-        execution.place = self._place()
-        execution.context = execution.place.context
+        execution.run_context = self._make_context()
+        execution.context = execution.run_context.context
         execution.context.run(current.set, execution)
         # Not by loop.create_task(): _run lets nothing out that the loop must be guarded from.
         execution.task = OwnTask(
@@ -150,7 +150,7 @@ class Runner:
             execution.abandoned
             or signals.audience(task_finished, self._sender) is not signals.Audience.RECEIVERS
         ):
-            execution.leave_place()
+            execution.release_context()
             if not execution.abandoned and execution.context is not None:
                 # They refer to each other, and would both live until the next garbage collection.
                 execution.context.run(current.set, None)
@@ -176,7 +176,7 @@ class Runner:
     async def _outcome(self, execution: Execution) -> Outcome:
         job = execution.job
         try:
-            task = known(job.task_path, self._options.aliases)
+            task = known(job.task_path, self._options.moved_tasks)
             if task is None:
                 if (deferred := self._put_off_lately(job.task_path)) is not None:
                     return deferred
@@ -187,10 +187,10 @@ class Runner:
         args, kwargs = arguments_of(job)
         told = signals.audience(task_started, self._sender) is not signals.Audience.NOBODY
         if told:
-            execution.result = result_of(job, self._options.aliases)
+            execution.result = result_of(job, self._options.moved_tasks)
             await signals.asend_started(self._sender, execution.result)
         if task.takes_context:
-            execution.result = execution.result or result_of(job, self._options.aliases)
+            execution.result = execution.result or result_of(job, self._options.moved_tasks)
             args.insert(0, TaskContext(task_result=execution.result))
         if execution.lane == "thread":
             return await self._in_thread(execution, task, args, kwargs, told=told)
@@ -202,20 +202,20 @@ class Runner:
         if importing is None:
             try:
                 importing = self._loop.run_in_executor(
-                    self._importer, resolve, task_path, self._options.aliases
+                    self._importer, resolve, task_path, self._options.moved_tasks
                 )
             except RuntimeError:  # no more threads; it blocks the loop, but the task is run
-                return Context().run(resolve, task_path, self._options.aliases)
+                return Context().run(resolve, task_path, self._options.moved_tasks)
             self._importing[task_path] = importing
             importing.add_done_callback(lambda _: self._importing.pop(task_path))
         try:
             return await asyncio.shield(importing)
         except UnknownTask as error:
-            if (task := known(task_path, self._options.aliases)) is not None:
+            if (task := known(task_path, self._options.moved_tasks)) is not None:
                 return task  # imported on this thread meanwhile, for another job
             if not self._may_import_here(task_path, error):
                 raise
-        return Context().run(resolve, task_path, self._options.aliases)
+        return Context().run(resolve, task_path, self._options.moved_tasks)
 
     def _may_import_here(self, task_path: str, error: UnknownTask) -> bool:
         """Whether to import on the loop's thread, once for each path.
@@ -331,7 +331,7 @@ class Runner:
         options = self._options
         return Failed(error, dump_error(error, limit=options.max_error_size, redact=options.redact))
 
-    def _unknown(self, job: Job, error: UnknownTask) -> Deferred:
+    def _unknown(self, job: Job, error: UnknownTask) -> Snoozed:
         """Put the job off. A flood of its kind is looked at and told of once, not job by job."""
         if (deferred := self._put_off_lately(job.task_path)) is not None:
             return deferred
@@ -339,11 +339,11 @@ class Runner:
             logger.warning("a task is unknown here and put off id=%s error=%r", job.id, str(error))
             if len(self._unknowns) >= MOST_UNKNOWNS:
                 self._unknowns.clear()
-        deferred = Deferred(UNKNOWN_DELAY, UNKNOWN_WINDOW, self._failed(error))
+        deferred = Snoozed(UNKNOWN_DELAY, UNKNOWN_WINDOW, self._failed(error))
         self._unknowns[job.task_path] = deferred, self._loop.time() + UNKNOWN_DELAY / 2
         return deferred
 
-    def _put_off_lately(self, task_path: str) -> Deferred | None:
+    def _put_off_lately(self, task_path: str) -> Snoozed | None:
         deferred, until = self._unknowns.get(task_path, (None, 0.0))
         return deferred if self._loop.time() < until else None
 

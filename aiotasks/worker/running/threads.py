@@ -23,11 +23,11 @@ from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
 from ...db.connection_thread import IDLE_TIMEOUT, ConnectionThread, ThreadConnections, fulfil
 from ...store.block_threads import BlockSlots, lender_of_worker
-from ...sync import run_now
+from ...sync import drive
 from ..execution import NotStarted
 from ..free_descriptors import CONNECTION_DESCRIPTORS, SPARE_DESCRIPTORS, count_free_descriptors
 
-__all__ = ["DefaultExecutor", "OrmJob", "OrmThreads", "SyncThreads"]
+__all__ = ["DefaultExecutor", "OrmSession", "OrmThreads", "SyncThreads"]
 
 logger = logging.getLogger("aiotasks.worker")
 
@@ -337,7 +337,7 @@ class OrmThreads:
         self._lock = (
             threading.Lock()
         )  # for all that is shared: jobs' threads, owners, whether a job has ended
-        self._waiting: deque[tuple[OrmJob, _OrmCall]] = deque()
+        self._waiting: deque[tuple[OrmSession, _OrmCall]] = deque()
         self._retries = False  # a look at those is due
         self._loop = asyncio.get_running_loop()
         self._blocks = BlockSlots(size)
@@ -345,14 +345,14 @@ class OrmThreads:
         # One for all jobs, entered in a context that each job gets a copy of: an ``async with`` in
         # every job took 8 % of a no-op's time.
         self._context = Context()
-        self._context.run(run_now, ThreadSensitiveContext(executor=_ByContext()).__aenter__())  # type: ignore[no-untyped-call]
+        self._context.run(drive, ThreadSensitiveContext(executor=_ByContext()).__aenter__())  # type: ignore[no-untyped-call]
         self._context.run(lender_of_worker.set, self)
 
-    def job(self) -> "OrmJob":
+    def session(self) -> "OrmSession":
         """What one job needs to make its calls here. Costs nothing until used."""
-        return OrmJob(self, self._context.copy())
+        return OrmSession(self, self._context.copy())
 
-    def put(self, job: "OrmJob", call: "_OrmCall") -> None:
+    def put(self, job: "OrmSession", call: "_OrmCall") -> None:
         """Have the job's thread run ``call``."""
         with self._lock:
             if job.ended:
@@ -370,7 +370,7 @@ class OrmThreads:
         with suppress(RuntimeError):  # the loop has closed, and with it whoever waits for this
             self._loop.call_soon_threadsafe(self._loop.call_later, RETRY_DELAY, self._retry)
 
-    def leave(self, job: "OrmJob") -> None:
+    def leave(self, job: "OrmSession") -> None:
         """The job has ended: its thread may take another in its place."""
         with self._lock:
             job.ended = True
@@ -389,7 +389,7 @@ class OrmThreads:
         """Return what an ``aiotasks.atomic()`` block makes its calls by. At most ``size`` are open at a time;
         raises OperationalError where none ends within so many seconds."""
         await self._blocks.take(within)
-        return _LentJob(OrmJob(self, self._context.copy()), self._blocks.release)
+        return _LentJob(OrmSession(self, self._context.copy()), self._blocks.release)
 
     def close(self) -> None:
         """Let the threads end once their calls have."""
@@ -437,7 +437,7 @@ class OrmThreads:
 
     # --- In a thread
 
-    def _run(self, thread: ConnectionThread, job: "OrmJob", call: "_OrmCall") -> None:
+    def _run(self, thread: ConnectionThread, job: "OrmSession", call: "_OrmCall") -> None:
         with self._lock:
             owner = thread.owner
             is_anothers = owner is not None and owner is not job and not owner.ended
@@ -454,7 +454,7 @@ class OrmThreads:
             thread.connections.check()
         fulfil(call.future, *call.call, then=partial(self._settle, thread, job))
 
-    def _settle(self, thread: ConnectionThread, job: "OrmJob") -> None:
+    def _settle(self, thread: ConnectionThread, job: "OrmSession") -> None:
         """After a call, before anybody hears of its end: whose is the thread now?"""
         job.called_at = time.monotonic()
         is_private = thread.connections.rest()
@@ -477,7 +477,7 @@ class OrmThreads:
             thread.owner = None
 
 
-class OrmJob:
+class OrmSession:
     """One job's place among the threads: its thread-sensitive calls run one at a time, on one thread.
 
     ``context`` is a fresh one for the job to run in. The rest is for ``OrmThreads``.
@@ -510,7 +510,7 @@ class OrmJob:
 class _LentJob:
     """A block as a job of its own, which owns its thread while the transaction is open."""
 
-    def __init__(self, job: OrmJob, then: Callable[[], None]) -> None:
+    def __init__(self, job: OrmSession, then: Callable[[], None]) -> None:
         self._job = job
         self._then = then
 
@@ -522,7 +522,7 @@ class _LentJob:
         self._then()
 
 
-_job: ContextVar[OrmJob] = ContextVar("aiotasks_orm_job")
+_job: ContextVar[OrmSession] = ContextVar("aiotasks_orm_job")
 
 
 class _OrmCall:

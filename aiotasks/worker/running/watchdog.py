@@ -1,4 +1,4 @@
-"""LoopGuard: names the task that blocks the event loop, and shows where."""
+"""LoopWatchdog: names the task that blocks the event loop, and shows where."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["LoopGuard"]
+__all__ = ["LoopWatchdog"]
 
 logger = logging.getLogger("aiotasks.worker")
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("aiotasks.worker")
 BLOCKED_AFTER = 1.0
 
 
-class LoopGuard:
+class LoopWatchdog:
     """A thread that watches the loop it was made on, and logs each stall once, with its stack.
 
     timeout: seconds after which a loop that is blocked hangs for good; None: never.

@@ -21,12 +21,12 @@ from ...db.drivers import sqlstate
 from ...db.retry import backoff
 from ...exceptions import TaskCancelled
 from ...redact import redacted
-from ...rows import AnyResult, Deferred, Failed, Job, Released, Succeeded
+from ...rows import AnyResult, Failed, Job, Released, Snoozed, Succeeded
 from ...store.batcher import Batcher
 from ...store.store import Store
 from ...store.wakeups import Wakeup
 from ...tasks import known, result_of
-from ..execution import Execution, Place, carry
+from ..execution import Execution, RunContext, carry
 from .failure_log import log_failure
 
 __all__ = ["Finisher"]
@@ -62,7 +62,7 @@ class Finisher:
         backend: str,
         sender: type,
         options: Options,
-        place: Callable[[], Place],
+        make_context: Callable[[], RunContext],
         wake: Callable[[Sequence[Wakeup]], None],
         written: Callable[[Job | None], None],
     ) -> None:
@@ -74,8 +74,8 @@ class Finisher:
         self._backend = backend
         self._sender = sender
         self._options = options
-        self._place = place
-        self._own = tuple(place().context)
+        self._make_context = make_context
+        self._own = tuple(make_context().context)
         self._wake = wake
         self._on_written = written
         self._batcher: Batcher[Execution, Written] = Batcher(self._flush, limit=FINISH_LIMIT, size=_size)
@@ -144,12 +144,12 @@ class Finisher:
                 self._announce(execution, written)
             except Exception:  # the others of its batch have nothing to do with it
                 logger.exception("task_finished can't be sent id=%s", execution.job.id)
-        elif isinstance(outcome, Released | Deferred):
+        elif isinstance(outcome, Released | Snoozed):
             self.given_back += 1
         self._written(execution)
 
     def _written(self, execution: Execution) -> None:
-        execution.leave_place()
+        execution.release_context()
         self.pending.discard(execution)
         self._on_written(execution.job)
         if not self.pending:
@@ -181,7 +181,7 @@ class Finisher:
                 case Released(failure):
                     releases.append((id, claim_id, 0.0, None))
                     unreleased[id] = failure
-                case Deferred(delay, window, failure):
+                case Snoozed(delay, window, failure):
                     releases.append((id, claim_id, delay, window))
                     unreleased[id] = failure
                 case None:
@@ -310,12 +310,12 @@ class Finisher:
         heard = signals.audience(task_finished, self._sender)
         if not failed and heard is signals.Audience.NOBODY:
             return
-        if execution.result is None and known(execution.job.task_path, self._options.aliases) is None:
+        if execution.result is None and known(execution.job.task_path, self._options.moved_tasks) is None:
             return  # the task isn't known here, so there is no Task to show receivers
-        result = execution.result or result_of(execution.job, self._options.aliases)
+        result = execution.result or result_of(execution.job, self._options.moved_tasks)
         _complete(result, execution, finished_at)
         error = execution.outcome.exception if isinstance(execution.outcome, Failed) else None
-        place, execution.place = execution.place or self._place(), None
+        place, execution.run_context = execution.run_context or self._make_context(), None
         if execution.context is not None and execution.context is not place.context:
             carry(execution.context, place.context, self._own)
         if execution.thread_context is not None:
@@ -326,9 +326,9 @@ class Finisher:
         else:
             self.tell(signals.asend_finished(self._sender, result, error), place)
 
-    def tell(self, telling: Coroutine[Any, Any, None], place: Place | None = None) -> None:
+    def tell(self, telling: Coroutine[Any, Any, None], place: RunContext | None = None) -> None:
         """Run what calls receivers, in ``place`` or a new one; ``all_announced`` alone waits for them."""
-        place = place or self._place()
+        place = place or self._make_context()
         announcing = asyncio.get_running_loop().create_task(
             telling, context=place.context, name="aiotasks task_finished"
         )

@@ -11,14 +11,14 @@ from ..db.connect import SESSION, connect
 from ..db.drivers import Connection, Row, django_errors
 from ..db.statement import Statement
 
-__all__ = ["Line", "open_line"]
+__all__ = ["OperatorConnection", "operator_connection"]
 
 # A statement is planned as a worker plans it (by its indexes, whatever the statistics say), and leaves
 # nothing behind in a session that a pooler may give to others.
 _BEGIN = "BEGIN;" + SESSION.replace("SET ", "SET LOCAL ")
 
 
-class Line:
+class OperatorConnection:
     """A driver over one connection, each of whose statements is a transaction of its own.
 
     So it works through a pooler in transaction mode too, whatever STATEMENT_CACHE_SIZE says.
@@ -78,14 +78,14 @@ class Line:
 
 
 @asynccontextmanager
-async def open_line(alias: str, *, timeout: float) -> AsyncIterator[Line]:
+async def operator_connection(alias: str, *, timeout: float) -> AsyncIterator[OperatorConnection]:
     """Connect to ``DATABASES[alias]``; ``timeout`` is in seconds, for that and for each statement.
 
     Raises a ``django.db`` error where that fails.
     """
     connection = await connect(alias, timeout=timeout, statement_cache_size=0)
     try:
-        yield Line(connection, timeout=timeout)
+        yield OperatorConnection(connection, timeout=timeout)
     finally:
         with suppress(Exception):  # then it is cut
             await connection.close(timeout=1.0)

@@ -1,4 +1,4 @@
-"""LoopGuard: who blocks the loop is named, each once."""
+"""LoopWatchdog: who blocks the loop is named, each once."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aiotasks.worker.running import watchdog as guard_module
-from aiotasks.worker.running.watchdog import LoopGuard
+from aiotasks.worker.running.watchdog import LoopWatchdog
 
 from .harness import until, wait_until
 
@@ -20,7 +20,7 @@ async def test_each_stall_is_told_also_where_one_follows_on_another(
     """Two tasks of one claim block the loop without a turn of it in between."""
     monkeypatch.setattr(guard_module, "BLOCKED_AFTER", 0.2)
     loop = asyncio.get_running_loop()
-    guard = LoopGuard(timeout=None, hung=lambda seconds, task: None, back=lambda: None)
+    guard = LoopWatchdog(timeout=None, hung=lambda seconds, task: None, back=lambda: None)
     guard.start()
 
     async def block() -> None:
@@ -47,7 +47,7 @@ async def test_a_loop_that_goes_on_while_it_is_being_given_up(monkeypatch: pytes
         turned.wait(30)
         said.append("hung")
 
-    guard = LoopGuard(timeout=0.2, hung=hung, back=lambda: said.append("back"))
+    guard = LoopWatchdog(timeout=0.2, hung=hung, back=lambda: said.append("back"))
     guard.start()
     await asyncio.sleep(0)
     wait_until(begun.is_set)

@@ -1,4 +1,4 @@
-"""Sources: from which time on the next claim looks."""
+"""QueueRotation: from which time on the next claim looks."""
 
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aiotasks.worker.claiming.rotation import WATERMARK_MARGIN, Sources
+from aiotasks.worker.claiming.rotation import WATERMARK_MARGIN, QueueRotation
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(hours=1)
@@ -16,7 +16,7 @@ LONG_AGO = NOW - timedelta(hours=1)
 @pytest.mark.parametrize("how", ["look_back", "forget"])
 def test_what_was_promoted_during_a_claim_is_looked_for(how: str, during_a_claim: bool) -> None:
     """The claim may have been sent before the promotion was committed, so it leaves no watermark."""
-    sources = Sources(None, backend="default", queues=["q"])  # type: ignore[arg-type]
+    sources = QueueRotation(None, backend="default", queues=["q"])  # type: ignore[arg-type]
     jobs: Any = [SimpleNamespace(ready_at=NOW, queue_name="q")]
 
     def since() -> datetime:
