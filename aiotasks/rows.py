@@ -1,4 +1,4 @@
-"""A row of the table, before and after it is claimed, and what can come of running it. No I/O."""
+"""A row of the table, before and after it is claimed. No I/O."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,16 +14,11 @@ __all__ = [
     "LANES",
     "AnyResult",
     "AnyTask",
-    "Failed",
     "Job",
     "JobTemplate",
     "Lane",
     "LaneRequest",
     "NewJob",
-    "Outcome",
-    "Released",
-    "Snoozed",
-    "Succeeded",
     "lane_of",
     "makes_generators",
 ]
@@ -115,45 +110,3 @@ class LaneRequest:
     since: list[datetime]  # the oldest ready_at to look at, per queue
     limit: int
     robust_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Succeeded:
-    """The task returned. ``return_value`` is what it returned, ``text`` the same as JSON."""
-
-    return_value: Any
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The task raised. ``text`` is the stored error as JSON."""
-
-    exception: BaseException
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """We cancelled the task (shutdown, lost lease): READY again, no attempt spent.
-
-    Where it was to be cancelled for good meanwhile, it is FAILED with ``failure`` instead.
-    """
-
-    failure: Failed | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Snoozed:
-    """The task is unknown here: put off for ``delay`` seconds, no attempt spent.
-
-    Where it has been unknown to every worker for a whole ``window`` (seconds), it is FAILED
-    with ``failure`` instead.
-    """
-
-    delay: float
-    window: float
-    failure: Failed
-
-
-Outcome = Succeeded | Failed | Released | Snoozed

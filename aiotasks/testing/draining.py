@@ -22,7 +22,7 @@ from .. import __version__
 from ..conf import Options
 from ..db.drivers import DjangoDriver, Driver, Row
 from ..db.statement import Statement
-from ..rows import Job, Lane, Released
+from ..rows import Job, Lane
 from ..store.blocks import belongs_to_django
 from ..store.loop import resources
 from ..store.store import Store
@@ -35,6 +35,7 @@ from ..worker.claiming.quarantine import Quarantine
 from ..worker.claiming.rotation import QueueRotation
 from ..worker.execution import Execution, RunContext
 from ..worker.maintenance.promoter import Promoter
+from ..worker.outcomes import Released
 from ..worker.running.runner import Runner
 from ..worker.startup import backend_of
 from ..worker.writing.finisher import Finisher

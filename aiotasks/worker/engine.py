@@ -17,7 +17,7 @@ from .. import __version__, logs, signals
 from ..codec import dump_error
 from ..db.retry import repeat
 from ..exceptions import InvalidRow, TaskCancelled, UnknownTask
-from ..rows import Job, Lane, Released
+from ..rows import Job, Lane
 from ..store.loop import LoopResources, resources
 from ..store.store import Store
 from ..store.wakeups import Wakeup
@@ -36,6 +36,7 @@ from .maintenance.periodic import periodically
 from .maintenance.promoter import LONGEST_WAIT, Promoter
 from .maintenance.pruner import Pruner
 from .maintenance.rescuer import Rescuer
+from .outcomes import Released
 from .process.exits import leave_now
 from .process.stacks import stack_of_thread
 from .running.runner import Runner

@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 
 from asgiref.sync import _restore_context
 
-from ..rows import AnyResult, Job, Lane, Outcome, Released
+from ..rows import AnyResult, Job, Lane
+from .outcomes import Outcome, Released
 
 __all__ = ["Execution", "NotStarted", "Reason", "RunContext", "carry", "carry_here"]
 

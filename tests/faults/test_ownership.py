@@ -18,11 +18,12 @@ import aiotasks
 from aiotasks.backend import PostgresBackend
 from aiotasks.conf import Options
 from aiotasks.exceptions import WorkerLost
-from aiotasks.rows import Failed, Job, LaneRequest, Succeeded
+from aiotasks.rows import Job, LaneRequest
 from aiotasks.store.loop import resources
 from aiotasks.store.store import Store
 from aiotasks.worker.execution import Execution
 from aiotasks.worker.maintenance.rescuer import Rescued, Rescuer
+from aiotasks.worker.outcomes import Failed, Succeeded
 from aiotasks.worker.running import runner as runner_module
 from aiotasks.worker.running.threads import OrmThreads
 from aiotasks.worker.writing.finisher import Finisher
