@@ -15,9 +15,10 @@ if TYPE_CHECKING:
         UnknownTask,
         WorkerLost,
     )
+    from .results import PostgresTaskResult
     from .store.atomic import atomic
     from .store.transaction import transaction
-    from .tasks import PostgresTask, PostgresTaskResult, task
+    from .tasks import PostgresTask, task
     from .worker import Worker
 
 __all__ = [
@@ -45,7 +46,7 @@ _HOMES = {
     "DatabaseNotReady": "exceptions",
     "InvalidRow": "exceptions",
     "PostgresTask": "tasks",
-    "PostgresTaskResult": "tasks",
+    "PostgresTaskResult": "results",
     "TaskCancelled": "exceptions",
     "TransactionClosed": "exceptions",
     "UnknownTask": "exceptions",

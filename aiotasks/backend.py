@@ -23,12 +23,14 @@ from .codec import dump_error, dump_json
 from .conf import Options
 from .db.drivers import about_tables
 from .exceptions import TaskCancelled, UnknownTask
+from .registry import resolve
+from .results import new_result, parse_id, result_of
 from .rows import AnyResult, AnyTask, JobTemplate, NewJob, lane_of, makes_generators
 from .signatures import check_call
 from .store.blocks import belongs_to_django
 from .store.routes import DjangoRoute, Route, route_on_loop
 from .sync import SyncMethod, drive
-from .tasks import PostgresTask, new_result, parse_id, resolve, result_of
+from .tasks import PostgresTask
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7

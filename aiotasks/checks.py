@@ -14,7 +14,7 @@ from django.tasks.exceptions import InvalidTaskBackend
 from .conf import Options, shown
 from .exceptions import UnknownTask
 from .redact import load_redactor
-from .tasks import resolve
+from .registry import resolve
 
 __all__ = ["check_backend", "check_tables"]
 

@@ -10,9 +10,9 @@ from typing import Any
 from django.core.exceptions import SynchronousOnlyOperation
 
 from ..compat import sync_code_waits
+from ..results import PostgresTaskResult
 from ..rows import AnyResult
 from ..sync import async_unsafe_allowed, running_loop_hidden
-from ..tasks import PostgresTaskResult
 
 __all__ = ["AwaitableResult", "Count", "here_or_awaited"]
 

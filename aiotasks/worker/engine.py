@@ -17,11 +17,11 @@ from .. import __version__, logs, signals
 from ..codec import dump_error
 from ..db.retry import repeat
 from ..exceptions import InvalidRow, TaskCancelled, UnknownTask
+from ..results import result_of
 from ..rows import Job, Lane
 from ..store.loop import LoopResources, resources
 from ..store.store import Store
 from ..store.wakeups import Wakeup
-from ..tasks import result_of
 from .belonging import current
 from .claiming.loop import Claimer
 from .claiming.overclaim import OverclaimPolicy

@@ -18,9 +18,9 @@ from django.utils import timezone
 import aiotasks
 from aiotasks.db import connect as connect_module
 from aiotasks.exceptions import UnknownTask
+from aiotasks.registry import resolve
 from aiotasks.store.loop import resources
 from aiotasks.store.store import Store
-from aiotasks.tasks import resolve
 from aiotasks.worker.maintenance.promoter import Promoter
 from aiotasks.worker.running.threads import SyncThreads
 from tests.conftest import RunningServer

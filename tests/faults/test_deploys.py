@@ -28,7 +28,7 @@ from aiotasks.db.connect import connect
 from aiotasks.db.statement import Statement, load
 from aiotasks.exceptions import UnknownTask
 from aiotasks.migrations import _online
-from aiotasks.tasks import resolve
+from aiotasks.registry import resolve
 from tests.store.rows import EVER
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until

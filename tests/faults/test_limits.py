@@ -16,8 +16,7 @@ from django.db import utils
 from django.tasks import default_task_backend
 
 import aiotasks
-from aiotasks import backend, codec
-from aiotasks import tasks as tasks_module
+from aiotasks import backend, codec, registry
 from aiotasks.demo.postgres import PostgresServer
 from aiotasks.store import batcher
 from aiotasks.store.batcher import FLUSH_SIZE
@@ -193,7 +192,7 @@ async def test_a_flood_of_one_unknown_task_is_looked_at_once(
 
     def resolve(task_path: str, *aliases: Any) -> Any:
         looked.append(task_path)
-        return tasks_module.resolve(task_path, *aliases)
+        return registry.resolve(task_path, *aliases)
 
     def dump_error(error: BaseException, **keywords: Any) -> str:
         written.append(error)

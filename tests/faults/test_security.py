@@ -21,7 +21,7 @@ from django.core.exceptions import ImproperlyConfigured
 import aiotasks
 from aiotasks.codec import dump_error
 from aiotasks.exceptions import UnknownTask
-from aiotasks.tasks import resolve
+from aiotasks.registry import resolve
 from tests.conftest import ROOT
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until

@@ -29,7 +29,7 @@ django.setup()
 from uuid import uuid4
 from django.utils import timezone
 from aiotasks.rows import Job
-from aiotasks.tasks import new_result, result_of
+from aiotasks.results import new_result, result_of
 from tests import tasks
 
 task = tasks.add

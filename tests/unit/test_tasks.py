@@ -13,7 +13,8 @@ from django.tasks import Task, default_task_backend
 from django.tasks.exceptions import InvalidTask
 
 from aiotasks import PostgresTask, UnknownTask, task
-from aiotasks.tasks import known, parse_id, resolve
+from aiotasks.registry import known, resolve
+from aiotasks.results import parse_id
 
 from . import tasks
 

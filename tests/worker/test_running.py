@@ -184,7 +184,7 @@ async def test_one_import_for_all_that_wait_for_it(database: str, monkeypatch: p
         return resolve(task_path, aliases)
 
     await default_task_backend.aenqueue_many(tasks.note, [((str(n),), {}) for n in range(20)])
-    monkeypatch.setattr("aiotasks.tasks._resolved", {})
+    monkeypatch.setattr("aiotasks.registry._resolved", {})
     monkeypatch.setattr(runner_module, "resolve", slow)
     async with aiotasks.Worker(concurrency=10, threads=1) as worker:
         await until(lambda: worker.engine.runner.count("loop") == 10)
@@ -206,7 +206,7 @@ async def test_who_is_cancelled_during_an_import_takes_nobody_with_it(
         return resolve(task_path, aliases)
 
     results = await default_task_backend.aenqueue_many(tasks.note, [((str(n),), {}) for n in range(3)])
-    monkeypatch.setattr("aiotasks.tasks._resolved", {})
+    monkeypatch.setattr("aiotasks.registry._resolved", {})
     monkeypatch.setattr(runner_module, "resolve", slow)
     async with aiotasks.Worker() as worker:
         runner = worker.engine.runner

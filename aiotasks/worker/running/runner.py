@@ -19,8 +19,9 @@ from ... import forks, signals
 from ...codec import dump_error, dump_json
 from ...conf import Options
 from ...exceptions import InvalidRow, TaskCancelled, UnknownTask
+from ...registry import known, resolve
+from ...results import arguments_of, result_of
 from ...rows import LANES, AnyTask, Job, Lane, lane_of
-from ...tasks import arguments_of, known, resolve, result_of
 from ..belonging import OwnTask, current
 from ..execution import Execution, NotStarted, Reason, RunContext, carry, carry_here
 from ..outcomes import Failed, Outcome, Released, Snoozed, Succeeded

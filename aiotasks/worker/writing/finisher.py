@@ -21,11 +21,12 @@ from ...db.drivers import sqlstate
 from ...db.retry import backoff
 from ...exceptions import TaskCancelled
 from ...redact import redacted
+from ...registry import known
+from ...results import result_of
 from ...rows import AnyResult, Job
 from ...store.batcher import Batcher
 from ...store.store import Store
 from ...store.wakeups import Wakeup
-from ...tasks import known, result_of
 from ..execution import Execution, RunContext, carry
 from ..outcomes import Failed, Released, Snoozed, Succeeded
 from .failure_log import log_failure

@@ -1,0 +1,57 @@
+"""From the path that a row stores to the Task there, or where MOVED_TASKS say that it has gone."""
+
+import sys
+from collections.abc import Mapping
+
+from django.tasks import Task
+from django.utils.module_loading import import_string
+
+from .exceptions import UnknownTask
+from .rows import AnyTask
+
+__all__ = ["known", "resolve"]
+
+# The module of the script that a process runs, and the name that multiprocessing gives it in children.
+SCRIPTS = ("__main__.", "__mp_main__.")
+
+_resolved: dict[str, AnyTask] = {}
+_NO_ALIASES: Mapping[str, str] = {}
+
+
+def known(task_path: str, aliases: Mapping[str, str]) -> AnyTask | None:
+    """The Task of a stored path, if it has been resolved before: importing may take long."""
+    return _resolved.get(aliases.get(task_path, task_path))
+
+
+def resolve(task_path: str, aliases: Mapping[str, str] = _NO_ALIASES) -> AnyTask:
+    """The Task of a stored path: at that path, or where the backend's MOVED_TASKS say that it has gone.
+
+    Nothing but a Task is ever returned, and only one that calls that very path its own: a row
+    in the table can't make a worker run ``subprocess.call``. Raises UnknownTask.
+    """
+    task_path = aliases.get(task_path, task_path)
+    try:
+        return _resolved[task_path]
+    except KeyError:
+        pass
+    if task_path.startswith(SCRIPTS):
+        raise UnknownTask(task_path, _of_a_script())
+    try:
+        found = import_string(task_path)
+    except (Exception, SystemExit) as error:  # importing runs user code, which may raise anything
+        raise UnknownTask(task_path, f"{type(error).__name__}: {error}") from error
+    if not isinstance(found, Task):
+        raise UnknownTask(task_path, f"it is a {type(found).__name__}, not a Task")
+    if found.module_path != task_path:
+        raise UnknownTask(task_path, f"the Task there calls itself {found.module_path!r}")
+    _resolved[task_path] = found
+    return found
+
+
+def _of_a_script() -> str:
+    """Why a task of the script that a process runs is found by no other process."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)  # there is one after `python -m`
+    return (
+        "its function is defined in the script that was started, which a worker can't import. Move it into a "
+        "module of the site" + ("" if spec is None else f", or import it from {spec.name!r}") + "."
+    )
