@@ -19,7 +19,7 @@ from django.db import utils
 
 from .connect import connect
 from .drivers import django_errors
-from .retry import backoff
+from .outage import Outage
 
 __all__ = ["Listener"]
 
@@ -71,6 +71,7 @@ class Listener[Message]:
         self._notify = notify
         self._timeout = timeout
         self._deaf = False
+        self._outage = Outage(logger, f"listener of {alias}", "NOTIFY is not received; polling instead")
         self._subscribers: set[Callback[Message]] = set()
         self._task: asyncio.Task[None] | None = None
         self._probe = f"{channel}_probe_{uuid.uuid4().hex}"
@@ -102,19 +103,16 @@ class Listener[Message]:
             self._task = None
 
     async def _run(self) -> None:
-        failures = 0
         while True:
             try:
                 connection = await connect(self._alias, timeout=self._timeout, statement_cache_size=0)
                 try:
                     await self._listen(connection)
                 finally:
-                    if self.listening.is_set():
-                        self.listening.clear()
-                        failures = 0
+                    self.listening.clear()
                     connection.terminate()  # nothing on it is worth a farewell that may hang
             except _Deaf:
-                failures += 1
+                self._outage.ended()
                 pause = DEAF_PAUSE * random.uniform(0.5, 1.0)
                 if not self._deaf:
                     self._deaf = True
@@ -124,14 +122,7 @@ class Listener[Message]:
                         self._alias,
                     )
             except utils.Error as error:
-                failures += 1
-                pause = backoff(failures)
-                if failures == 1:
-                    logger.warning(
-                        "LISTEN is lost, polling until it is back database=%r error=%r",
-                        self._alias,
-                        str(error),
-                    )
+                pause = self._outage.failed(error)
             await asyncio.sleep(pause)
 
     async def _listen(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
@@ -161,6 +152,7 @@ class Listener[Message]:
                     await connection.add_listener(self._channel, self._heard)
                     self.listening.set()
                     self._deaf = False
+                    self._outage.ended()
                     logger.debug("listening database=%r", self._alias)
                     self._tell(None)
                 with suppress(TimeoutError):

@@ -171,7 +171,7 @@ def test_the_listener_comes_back(start_worker: Start, ledger: Ledger) -> None:
         wait_until(lambda listener=listener: (now := listeners(ledger)) and listener not in now)
         after = tasks.work.enqueue()
         wait_until(lambda after=after: ledger.task(after.id).status == "SUCCESSFUL")
-    assert "LISTEN is lost" in worker.log
+    assert "Outage began: NOTIFY is not received" in worker.log
     assert worker.stop() == 0
 
 

@@ -129,7 +129,7 @@ async def test_it_goes_on_trying_while_nobody_answers(
     proxy.mode = "refuse"
     listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=0.5), Heard()
     with listener.subscribed(heard):
-        await until(lambda: "LISTEN is lost" in caplog.text)
+        await until(lambda: "NOTIFY is not received" in caplog.text)
         assert not listener.listening.is_set()
         proxy.mode = "pass"
         assert await heard.next() is None

@@ -1,0 +1,44 @@
+"""Outage: two lines in the log for an outage, however many tries it takes."""
+
+import logging
+
+import pytest
+from django.db import utils
+
+from aiotasks.db.outage import Outage
+
+logger = logging.getLogger("aiotasks.tests")
+
+
+def test_its_begin_and_its_end_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger.name)
+    outage = Outage(logger, "claims", "claims wait for the database", longest=0.2)
+    outage.ended()
+    pauses = [outage.failed(utils.OperationalError(f"gone {n}")) for n in range(9)]
+    outage.ended()
+    outage.ended()
+    began, ended = caplog.records
+    assert began.getMessage() == "Outage began: claims wait for the database part='claims' error='gone 0'"
+    assert began.levelno == logging.WARNING
+    assert ended.getMessage() == "Outage ended part='claims' seconds=0.0 failures=9"
+    assert ended.levelno == logging.INFO
+    assert 0.025 <= pauses[0] <= 0.05
+    assert 0.1 <= pauses[-1] <= 0.2
+
+
+def test_the_next_outage_is_another(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger.name)
+    outage = Outage(logger, "claims", "claims wait for the database")
+    for _ in range(2):
+        assert outage.failed(utils.OperationalError("gone")) <= 0.05
+        outage.ended()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.INFO] * 2
+
+
+def test_what_waiting_may_not_help_against_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage(logger, "claims", "claims wait for the database")
+    outage.failed(utils.ProgrammingError("no such column"), "Run migrate.")
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert caplog.messages == [
+        "Outage began: claims wait for the database part='claims' error='Run migrate.'"
+    ]
