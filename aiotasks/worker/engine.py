@@ -39,8 +39,9 @@ from .maintenance.rescuer import Rescuer
 from .outcomes import Released
 from .process.exits import leave_now
 from .process.stacks import stack_of_thread
+from .running.orm_threads import OrmThreads
 from .running.runner import Runner
-from .running.threads import OrmThreads, SyncThreads
+from .running.sync_threads import SyncThreads
 from .running.watchdog import LoopWatchdog
 from .shutdown import Shutdown
 from .startup import Room

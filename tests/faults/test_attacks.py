@@ -22,7 +22,7 @@ from aiotasks.registry import resolve
 from aiotasks.store.loop import resources
 from aiotasks.store.store import Store
 from aiotasks.worker.maintenance.promoter import Promoter
-from aiotasks.worker.running.threads import SyncThreads
+from aiotasks.worker.running.sync_threads import SyncThreads
 from tests.conftest import RunningServer
 from tests.proxy import Proxy
 from tests.worker import tasks

@@ -25,7 +25,7 @@ from aiotasks.worker.execution import Execution
 from aiotasks.worker.maintenance.rescuer import Rescued, Rescuer
 from aiotasks.worker.outcomes import Failed, Succeeded
 from aiotasks.worker.running import runner as runner_module
-from aiotasks.worker.running.threads import OrmThreads
+from aiotasks.worker.running.orm_threads import OrmThreads
 from aiotasks.worker.writing.finisher import Finisher
 from tests.worker import tasks
 from tests.worker.harness import Configure, until

@@ -12,7 +12,7 @@ from django.db.backends.signals import connection_created
 from django.tasks import TaskResult, TaskResultStatus, default_task_backend
 
 import aiotasks
-from aiotasks.worker.running.threads import DefaultExecutor
+from aiotasks.worker.process.default_executor import DefaultExecutor
 
 from . import connection_tasks as tasks
 from .harness import TIMEOUT, Configure, Ledger, Start, until
@@ -89,7 +89,7 @@ async def test_an_age_is_a_limit(
 async def test_a_minute_without_use_closes(
     configure: Configure, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("worker.running.threads", "db.connection_thread"):
+    for module in ("worker.thread_pool", "db.connection_thread"):
         monkeypatch.setattr(f"aiotasks.{module}.IDLE_TIMEOUT", 0.1)
     asyncio.get_running_loop().set_default_executor(DefaultExecutor())
     admin = await asyncpg.connect(database)
@@ -226,7 +226,7 @@ async def test_a_check_takes_no_session_from_its_task(
     configure: Configure, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new connection wouldn't have the tenant that the task has set."""
-    monkeypatch.setattr("aiotasks.worker.running.threads.CHECK_AFTER", 0.0)
+    monkeypatch.setattr("aiotasks.worker.running.orm_threads.CHECK_AFTER", 0.0)
     monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", 1e-6)
     async with aiotasks.Worker() as worker, asyncio.timeout(2 * TIMEOUT):
         for way in tasks.WAYS:
@@ -287,7 +287,8 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start_or_not)
-    monkeypatch.setattr("aiotasks.worker.running.threads.RETRY_DELAY", 0.1)
+    for module in ("thread_pool", "running.orm_threads"):
+        monkeypatch.setattr(f"aiotasks.worker.{module}.RETRY_DELAY", 0.1)
     return refused
 
 

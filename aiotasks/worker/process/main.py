@@ -15,8 +15,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ...store.loop import close_pools
 from ..belonging import own_tasks_hidden
-from ..running.threads import DefaultExecutor
 from ..worker import Worker
+from .default_executor import DefaultExecutor
 from .event_loop import drive, worker_loop
 from .exits import complain, leave, leave_now
 from .forked_child import unshared

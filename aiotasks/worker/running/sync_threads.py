@@ -1,0 +1,71 @@
+"""SyncThreads: the threads that sync tasks run in. Daemons, so none holds up the exit of a process."""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
+
+from asgiref.sync import SyncToAsync
+
+from ..thread_pool import ThreadPool
+
+__all__ = ["SyncThreads"]
+
+
+class SyncThreads:
+    """Runs sync tasks, at most ``limit`` at a time, each in a fresh context.
+
+    ``async_to_sync`` inside a task lands on the worker's loop.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pool = ThreadPool("aiotasks-sync", "sync tasks", limit, prepare=self._prepare)
+        self._done: deque[asyncio.Future[None]] = deque()
+        self._wake_scheduled = False
+
+    def capacity(self) -> int:
+        """How many tasks may be given to ``run`` at a time, at the moment."""
+        return self._pool.capacity()
+
+    def run(self, call: Callable[[], None]) -> "asyncio.Future[None]":
+        """Run ``call``, which must not raise, in a thread; the future is done when it is.
+
+        Raises NotStarted where the machine refuses a thread for it.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def run(after: Callable[[], None]) -> None:
+            Context().run(call)
+            after()
+            self._tell(future)
+
+        self._pool.put(run, may_wait=False)
+        return future
+
+    def close(self) -> None:
+        """Let idle threads end."""
+        self._pool.close()
+
+    def _prepare(self) -> None:
+        # What SyncToAsync sets in a thread that it runs code in: it is how AsyncToSync finds its
+        # way back to the loop (there is no public name for it).
+        SyncToAsync.threadlocal.main_event_loop = self._loop
+        SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
+
+    def _tell(self, future: "asyncio.Future[None]") -> None:
+        self._done.append(future)
+        if not self._wake_scheduled:  # one wake-up of the loop for all that finish meanwhile
+            self._wake_scheduled = True
+            with suppress(RuntimeError):  # an embedded worker's loop has closed; its heartbeat does the rest
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        # The flag goes down first: a thread that finishes now schedules another delivery.
+        self._wake_scheduled = False
+        while self._done:
+            future = self._done.popleft()
+            if not future.done():
+                future.set_result(None)

@@ -1,0 +1,188 @@
+"""Threads of the worker's own, started as needed, and what is done where the machine refuses one.
+
+All look after Django's connections in the same way: see ``ThreadConnections``.
+"""
+
+import errno
+import logging
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import ClassVar
+
+from ..db.connection_thread import IDLE_TIMEOUT, ThreadConnections
+from .execution import NotStarted
+from .free_descriptors import CONNECTION_DESCRIPTORS, SPARE_DESCRIPTORS, count_free_descriptors
+
+__all__ = ["RETRY_DELAY", "ThreadPool", "ThreadStarts"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# Seconds after the machine has refused a thread until one more is tried.
+RETRY_DELAY = 5.0
+
+# Threads that were started within so many seconds may not have opened their connections yet.
+CONNECT_TIME = 1.0
+
+
+class ThreadStarts:
+    """Whether another thread may be started; keeps away from it for a while where the machine refuses.
+
+    ``connects``: its calls need a connection, for the most part, so descriptors must be there for it.
+    """
+
+    _latest: ClassVar[deque[float]] = deque(maxlen=100)  # when threads with connections were started
+
+    def __init__(self, what: str, *, connects: bool) -> None:
+        self._what = what
+        self._connects = connects
+        self._retry_at = 0.0
+        self._refused = False
+
+    def may_start(self) -> bool:
+        return not self._refused or time.monotonic() >= self._retry_at
+
+    @property
+    def refused(self) -> bool:
+        """Whether the last start was refused."""
+        return self._refused
+
+    def start[Started](self, start: Callable[[], Started], running: int) -> Started | None:
+        """Call ``start``; None where it raises what ``Thread.start()`` raises if there is no thread."""
+        if not self.may_start():
+            return None
+        try:
+            if self._connects:
+                now = time.monotonic()
+                starting = sum(now - at < CONNECT_TIME for at in self._latest)
+                if count_free_descriptors() < SPARE_DESCRIPTORS + CONNECTION_DESCRIPTORS * (starting + 1):
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                self._latest.append(now)
+            started = start()
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not self._refused:
+                logger.warning(
+                    "The machine refuses another thread for %s: going on with %d, trying again every %g s "
+                    "error=%r",
+                    self._what,
+                    running,
+                    RETRY_DELAY,
+                    str(error),
+                )
+            self._refused = True
+            self._retry_at = time.monotonic() + RETRY_DELAY
+            return None
+        self._refused = False
+        return started
+
+
+# What a pool runs: it is given what has to be called once its work is done, before anybody hears of that.
+type _Call = Callable[[Callable[[], None]], None]
+
+
+class ThreadPool:
+    """At most ``limit`` threads, started as needed, that run calls, each as a job by itself.
+
+    ``prepare`` is called in each thread at its start.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        what: str,
+        limit: int,
+        *,
+        daemon: bool = True,
+        connects: bool = True,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        self.threads: list[threading.Thread] = []
+        self._name = name
+        self._limit = limit
+        self._daemon = daemon
+        self._prepare = prepare
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._put = 0  # how many calls have come
+        self._ended: list[int] = []  # how many each thread has run: written by that thread alone
+        self._lock = threading.Lock()  # among those who put: a thread's end of a call must not wait for it
+        self._starts = ThreadStarts(what, connects=connects)
+
+    def capacity(self) -> int:
+        """How many calls can run at a time: fewer than the limit while the machine refuses threads."""
+        if not self._starts.refused:
+            return self._limit
+        return min(self._limit, len(self.threads) + self._starts.may_start())
+
+    def put(self, call: _Call, *, may_wait: bool) -> None:
+        """Have a thread run ``call``, which must not raise.
+
+        Raises NotStarted where there is no thread for it; with ``may_wait`` only if there is none at all.
+        """
+        with self._lock:
+            running = len(self.threads)
+            started = running >= self._limit or running > self._put - sum(self._ended) or self._start()
+            if not started and not (running and may_wait):
+                raise NotStarted("can't start new thread")
+            self._put += 1
+        self._calls.put(call)
+
+    def start(self) -> None:
+        """Start the first thread now."""
+        with self._lock:
+            self._start()
+
+    def close(self) -> None:
+        """Let the threads end once their calls have."""
+        for _ in self.threads:
+            self._calls.put(None)
+
+    def take_waiting(self) -> list[_Call]:
+        """Take out the calls that no thread has begun."""
+        taken: list[_Call] = []
+        while True:
+            try:
+                call = self._calls.get_nowait()
+            except queue.Empty:
+                return taken
+            if call is not None:
+                taken.append(call)
+
+    def _start(self) -> bool:
+        name = f"{self._name}-{len(self.threads) + 1}"
+
+        def start() -> threading.Thread:
+            self._ended.append(0)
+            number = len(self._ended) - 1
+            thread = threading.Thread(target=self._work, args=(number,), name=name, daemon=self._daemon)
+            thread.start()
+            return thread
+
+        thread = self._starts.start(start, len(self.threads))
+        if thread is not None:
+            self.threads.append(thread)
+        return thread is not None
+
+    def _work(self, number: int) -> None:
+        if self._prepare is not None:
+            self._prepare()
+        django = ThreadConnections()
+
+        def after() -> None:
+            django.clean()
+            self._ended[number] += 1
+
+        while True:
+            try:
+                call = self._calls.get(timeout=IDLE_TIMEOUT)
+            except queue.Empty:
+                django.close_idle()
+                continue
+            if call is None:
+                break
+            django.check()
+            call(after)
+            del call  # what it refers to must not live until the next one
+        django.close()
