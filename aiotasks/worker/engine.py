@@ -28,6 +28,7 @@ from .claiming.overclaim import OverclaimPolicy
 from .claiming.prefetch import PrefetchBuffer
 from .claiming.quarantine import Quarantine
 from .claiming.rotation import QueueRotation
+from .events import Events, LeaseLoss
 from .execution import Execution
 from .handover import hand_over
 from .lease.heartbeat import Heartbeat, Lease, Registration
@@ -87,8 +88,10 @@ class Engine:
         room: Room,
         failed: Callable[[], None],
         own_process: bool,
+        events: Events,
     ) -> None:
         self._own_process = own_process
+        self.events = events
         self.resources = held
         self.backend = backend
         self.queues = queues
@@ -154,6 +157,7 @@ class Engine:
             may_claim=self._may_claim,
             start=self.runner.start,
             drop=self._drop,
+            observer=events,
         )
         self.promoter = Promoter(
             store,
@@ -173,6 +177,7 @@ class Engine:
             held=self._held,
             wake=self._wake_rescued,
             announce=lambda job, error: self.finisher.tell(self._tell_of_lost(job, error)),
+            observer=events,
         )
         self.pruner = Pruner(
             store,
@@ -188,7 +193,9 @@ class Engine:
             poll_interval=options.poll_interval,
         )
         self._loop = asyncio.get_running_loop()
-        self.guard = LoopWatchdog(timeout=options.loop_timeout, hung=self._hung, back=self.heartbeat.resume)
+        self.guard = LoopWatchdog(
+            timeout=options.loop_timeout, hung=self._hung, back=self.heartbeat.resume, observer=events
+        )
 
     async def run(
         self,
@@ -380,13 +387,11 @@ class Engine:
     def _hung(self, seconds: float, task: "asyncio.Task[Any] | None") -> None:
         """The loop has been blocked for LOOP_TIMEOUT."""
         execution = None if task is None else task.get_context().get(current)
-        logger.critical(
-            "The event loop hangs, %s seconds=%.0f id=%s path=%r\n%s",
-            "the process ends" if self._own_process else "its tasks are left to other workers",
+        self.events.stalled(
             seconds,
-            None if execution is None else execution.job.id,
-            None if execution is None else execution.job.task_path,
+            None if execution is None else execution.job,
             stack_of_thread(self.guard.loop_thread),
+            process_ends=self._own_process,
         )
         if not self._own_process:
             self.heartbeat.suspend()  # the process, and what else runs in it, is the site's
@@ -483,18 +488,14 @@ class Engine:
         """Enforce the deadline from the loop too: a dead line may hang the heartbeat's thread."""
         await self.registered_once.wait()
         while True:
-            remaining = self.lease.remaining()
-            if remaining <= 0 and self.lease.worker_id is not None:
-                logger.error(
-                    "the lease has run out, its tasks are cancelled worker_id=%s running=%d",
-                    self.lease.worker_id,
-                    len(self.runner.running),
-                )
+            remaining, worker_id = self.lease.remaining(), self.lease.worker_id
+            if remaining <= 0 and worker_id is not None:
                 self.heartbeat.renounce()
-                self._lost_lease()
+                self._lost_lease(worker_id, "expired")
             await asyncio.sleep(remaining if remaining > 0 else self.lease.interval)
 
-    def _lost_lease(self) -> None:
+    def _lost_lease(self, worker_id: UUID, reason: LeaseLoss = "removed") -> None:
+        self.events.lease_lost(worker_id, len(self.runner.running), reason)
         for execution in list(self.runner.running):
             self.runner.cancel(execution, "lost lease")
 

@@ -15,6 +15,7 @@ from ..db.drivers import is_transient
 from ..db.retry import backoff
 from ..store.loop import resources
 from .engine import Engine
+from .events import EventLog, Events
 from .execution import Execution
 from .startup import backend_of, find_descriptors, find_room, look_at_rights, queues_of, reach_database, slots
 
@@ -72,6 +73,7 @@ class Worker:
         self._database_timeout = database_timeout
         self._options = found.config
         self._sender = type(found)
+        self.events = Events(EventLog())  # what happens here; subscribe an Observer to it
         self.stuck = False  # after the end: a task, an unwritten outcome or a receiver has outlasted it
         self._main_task: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()  # the start has succeeded, or failed once
@@ -214,6 +216,7 @@ class Worker:
             room=room,
             failed=self._tried.set,  # embedded, the site starts anyway
             own_process=self.own_process,
+            events=self.events,
         )
         self._built.set()
         try:

@@ -431,7 +431,7 @@ async def test_a_worker_whose_row_is_gone_registers_again(
         await until(is_done)
         assert result.status == TaskResultStatus.SUCCESSFUL
         assert result.worker_ids[-1] == str(worker.engine.lease.worker_id)
-    assert "the lease was lost, registering again" in caplog.text
+    assert "reason=removed" in caplog.text
 
 
 async def test_a_lease_that_can_not_be_renewed_is_given_up(
@@ -457,7 +457,7 @@ async def test_a_lease_that_can_not_be_renewed_is_given_up(
         hang = True
         await until(lambda: worker.engine.lease.worker_id is None)
         await until(lambda: not worker.engine.runner.running)
-        assert "the lease has run out" in caplog.text
+        assert "reason=expired" in caplog.text
         await tasks.note.aenqueue("without a lease")
         for _ in range(5):
             assert await worker.engine.claimer.run_once() == 0

@@ -103,7 +103,7 @@ def test_a_blocked_loop_keeps_its_tasks(start_worker: Start, ledger: Ledger) -> 
     wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 2})
     assert ledger.events("start") == 2
     assert [len(ledger.task(one.id).worker_ids) for one in (beside, result)] == [1, 1]
-    assert blocked.log.count("the event loop is blocked") == 1
+    assert blocked.log.count("The event loop is blocked") == 1
     assert "task='tests.worker.tasks.block'" in blocked.log
     assert "time.sleep(seconds)" in blocked.log  # where it was seen
     assert "fenced" not in blocked.log

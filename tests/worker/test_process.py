@@ -145,7 +145,7 @@ def test_a_worker_whose_loop_hangs_is_replaced(
     ]
     wait_until(lambda: ledger.statuses() == {"RUNNING": 8})
     culprit = tasks.hang.enqueue(way)
-    log = process.wait_for("The event loop hangs, the process ends")
+    log = process.wait_for("The event loop hangs; the process ends")
     assert f"id={culprit.id} path='tests.worker.tasks.hang'" in log
     assert "in deadlock\n    lock.acquire()" in log or "in hang\n    while True" in log
     wait_until(lambda: ledger.task(culprit.id).status == "SUCCESSFUL")
@@ -194,7 +194,7 @@ async def test_an_embedded_worker_whose_loop_hangs_gives_up_its_lease(
 ) -> None:
     configure(LOOP_TIMEOUT=1, LEASE_TIMEOUT=0.6, POLL_INTERVAL=1)
     async with Worker():
-        await asyncio.create_task(_block_until(lambda: "its tasks are left to other workers" in caplog.text))
+        await asyncio.create_task(_block_until(lambda: "other workers take over its tasks" in caplog.text))
         await asyncio.create_task(_block_until(lambda: ledger.rows(EXPIRED)))
         result = await tasks.add.aenqueue(1, 2)
         await until(lambda: ledger.task(result.id).status == "SUCCESSFUL")

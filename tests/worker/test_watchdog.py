@@ -1,39 +1,45 @@
-"""LoopWatchdog: who blocks the loop is named, each once."""
+"""LoopWatchdog: each task that blocks the loop is named once."""
 
 import asyncio
-import logging
 import threading
 import time
 from typing import Any
 
 import pytest
 
+from aiotasks.worker.events import Observer
 from aiotasks.worker.running import watchdog as guard_module
 from aiotasks.worker.running.watchdog import LoopWatchdog
 
 from .harness import until, wait_until
 
 
-async def test_each_stall_is_told_also_where_one_follows_on_another(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+class Blocked(Observer):
+    def __init__(self) -> None:
+        self.names: list[str | None] = []
+        self.stacks = ""
+
+    def loop_blocked(self, seconds: float, task_name: str | None, stack: str) -> None:
+        self.names.append(task_name)
+        self.stacks += stack
+
+
+async def test_each_stall_is_reported_also_where_one_follows_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tasks of one claim block the loop without a turn of it in between."""
     monkeypatch.setattr(guard_module, "BLOCKED_AFTER", 0.2)
     loop = asyncio.get_running_loop()
-    guard = LoopWatchdog(timeout=None, hung=lambda seconds, task: None, back=lambda: None)
+    blocked = Blocked()
+    guard = LoopWatchdog(timeout=None, hung=lambda seconds, task: None, back=lambda: None, observer=blocked)
     guard.start()
 
     async def block() -> None:
         time.sleep(0.8)  # noqa: ASYNC251  # what is to be noticed
 
-    with caplog.at_level(logging.WARNING, "aiotasks.worker"):
-        for name in ("first", "second"):
-            await asyncio.Task(block(), loop=loop, eager_start=True, name=name)
+    for name in ("first", "second"):
+        await asyncio.Task(block(), loop=loop, eager_start=True, name=name)
     guard.stop()
-    assert [name for name in ("first", "second") for said in caplog.messages if f"task={name!r}" in said] == [
-        "first",
-        "second",
-    ]
+    assert blocked.names == ["first", "second"]
+    assert blocked.stacks.count("in block") == 2
 
 
 async def test_a_loop_that_goes_on_while_it_is_being_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from ...db.retry import backoff
 from ...rows import LANES, Job, Lane, LaneRequest
 from ...store.store import Store
 from ...store.wakeups import INTERVAL, Wakeup
+from ..events import NULL, Observer
 
 __all__ = ["Claimer"]
 
@@ -126,6 +127,7 @@ class Claimer:
         may_claim: Callable[[], bool],
         start: Callable[[Job], bool],
         drop: Callable[[Job], None],
+        observer: Observer = NULL,
     ) -> None:
         self._store = store
         self._rotation = rotation
@@ -139,6 +141,7 @@ class Claimer:
         self._may_claim = may_claim
         self._start = start
         self._drop = drop
+        self._observer = observer
         self._claiming: set[UUID | None] = set()
         self._unstarted: deque[Job] = deque()  # of the claim whose jobs are being started
         self._changed = asyncio.Event()
@@ -374,8 +377,11 @@ class Claimer:
         claim_id = uuid.uuid4()
         self._claiming.add(claim_id)
         jobs: list[Job] = []
+        began = time.monotonic()
         try:
             jobs = await statement(worker_id, claim_id)
+            if self._observer.watches_tasks:
+                self._observer.claimed(len(jobs), time.monotonic() - began)
         finally:
             if not jobs:
                 self._claiming.discard(claim_id)

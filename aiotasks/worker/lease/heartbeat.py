@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from uuid import UUID, uuid4
 
 from django.db import utils
@@ -89,7 +90,7 @@ class Heartbeat:
     """Registers the worker and renews its lease until stopped.
 
     - ``changed`` is called on the worker's loop after every registration, and when renewals go
-      through again after some that didn't; ``lost`` when the worker's row has gone; ``failed``
+      through again after some that didn't; ``lost``, with its id, when the worker's row has gone; ``failed``
       after every try that failed; ``crowded`` when the server had no connection left for one.
     - Every renewal also says whether the worker is woken by NOTIFY, by ``listening``.
     - A lease whose row has gone is lost: the worker registers anew, under a new id.
@@ -105,7 +106,7 @@ class Heartbeat:
         *,
         listening: Callable[[], bool],
         changed: Callable[[], None],
-        lost: Callable[[], None],
+        lost: Callable[[UUID], None],
         failed: Callable[[], None],
         crowded: Callable[[], None],
     ) -> None:
@@ -248,9 +249,8 @@ class Heartbeat:
                         lease.steady_since = _boottime()
                         self._on_worker_loop(self._changed)
                 return
-            logger.warning("the lease was lost, registering again worker_id=%s", worker_id)
             lease.worker_id = None
-            self._on_worker_loop(self._lost)
+            self._on_worker_loop(partial(self._lost, worker_id))
         if may_register:
             await self._register(store, started, timeout)
 

@@ -1,6 +1,5 @@
 """Rescuer: gives the tasks of dead workers back, and clears up after them and after itself."""
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -11,10 +10,9 @@ from ...exceptions import TaskCancelled, WorkerLost
 from ...rows import Job
 from ...store.store import Store
 from ...store.wakeups import Wakeup
+from ..events import NULL, Observer
 
 __all__ = ["Rescued", "Rescuer"]
-
-logger = logging.getLogger("aiotasks.worker")
 
 # Rows in one UPDATE: some ten milliseconds' worth of locks.
 BATCH = 500
@@ -45,6 +43,7 @@ class Rescuer:
         held: Callable[[], Iterable[UUID]],
         wake: Callable[[Sequence[Wakeup]], None],
         announce: Callable[[Job, Exception], None],
+        observer: Observer = NULL,
     ) -> None:
         self._store = store
         self._backend = backend
@@ -55,6 +54,7 @@ class Rescuer:
         self._held = held
         self._wake = wake
         self._announce = announce
+        self._observer = observer
 
     async def run_once(self) -> Rescued:
         """One sweep."""
@@ -76,7 +76,7 @@ class Rescuer:
             worker_id, list(set(self._held())), self._options.command_timeout, text
         )
         if released:
-            logger.warning("tasks of a claim without a reply were given back count=%d", len(released))
+            self._observer.released(len(released), "claim without a reply")
             queues = {job.queue_name for job in released if job.status == "READY"}
             self._wake([Wakeup(self._backend, queue_name) for queue_name in queues])
         for job in released:
@@ -103,12 +103,7 @@ class Rescuer:
                 self._remaining(),
             )
             for job in jobs:
-                logger.warning(
-                    "a task of a lost worker was rescued id=%s path=%r status=%s",
-                    job.id,
-                    job.task_path,
-                    job.status,
-                )
+                self._observer.rescued(job)
             self._wake([Wakeup(job.backend, job.queue_name) for job in jobs if job.status == "READY"])
             for job in jobs:
                 if job.status == "FAILED":

@@ -1,7 +1,6 @@
 """LoopWatchdog: names the task that blocks the event loop, and shows where."""
 
 import asyncio
-import logging
 import sys
 import threading
 import time
@@ -9,9 +8,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["LoopWatchdog"]
+from ..events import NULL, Observer
 
-logger = logging.getLogger("aiotasks.worker")
+__all__ = ["LoopWatchdog"]
 
 # Blocked for a second, a loop that should answer in milliseconds is noticed by people.
 BLOCKED_AFTER = 1.0
@@ -31,10 +30,12 @@ class LoopWatchdog:
         timeout: float | None,
         hung: Callable[[float, "asyncio.Task[Any] | None"], None],
         back: Callable[[], None],
+        observer: Observer = NULL,
     ) -> None:
         self._timeout = timeout
         self._hung = hung
         self._back = back
+        self._observer = observer
         self._is_hung = False
         self._loop = asyncio.get_running_loop()
         self.loop_thread = threading.get_ident()
@@ -83,8 +84,7 @@ class LoopWatchdog:
 
     def _report(self, blocked: float, task: "asyncio.Task[Any] | None") -> None:
         frame = sys._current_frames().get(self.loop_thread)
-        logger.warning(
-            "the event loop is blocked seconds=%.1f task=%r\n%s",
+        self._observer.loop_blocked(
             blocked,
             task.get_name() if task is not None else None,
             "".join(traceback.format_stack(frame)) if frame is not None else "",

@@ -54,7 +54,7 @@ def blocked(arena: Arena, rng: Random, report: Report, *, blocks: int) -> None:
     codes = arena.stop(workers)
     done = "SELECT count(*) FROM aiotasks_task WHERE id = ANY(%s::uuid[]) AND status = 'SUCCESSFUL'"
     succeeded = int(arena.database.value(done, blocking))
-    stalls = arena.said("the event loop is blocked")
+    stalls = arena.said("The event loop is blocked")
     stacks = arena.said("time.sleep(seconds)")
     report.figure(
         blocks_succeeded=succeeded,

@@ -1,0 +1,195 @@
+"""Events: what happens in a worker, for its log, metrics, traces and tests. The only bus there is.
+
+Control flow doesn't pass through here: the parts call each other, in an order that matters.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Literal
+from uuid import UUID
+
+from ..rows import Job, Outcome
+
+__all__ = ["NULL", "EventLog", "Events", "LeaseLoss", "Observer", "ReleaseReason"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# Why tasks went back: their execution was given back or put off; or the reply to their claim was lost.
+type ReleaseReason = Literal["given back", "claim without a reply"]
+
+# Why a lease was lost: it ran out before it could be renewed; or another worker has removed its row.
+type LeaseLoss = Literal["expired", "removed"]
+
+# The events of which every task has some: their callers ask ``watches_tasks`` first.
+_PER_TASK = ("claimed", "started", "finished")
+
+
+class Observer:
+    """Subclass this and override the events of interest; as it is, it ignores them all.
+
+    The worker calls the methods on its event loop, or where the docstring says so from another thread. They
+    must return at once.
+    """
+
+    # Whether `claimed`, `started` or `finished` do anything. The worker doesn't call them otherwise.
+    watches_tasks: bool = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.watches_tasks = any(getattr(cls, name) is not getattr(Observer, name) for name in _PER_TASK)
+
+    def claimed(self, number: int, seconds: float) -> None:
+        """A claim has returned ``number`` tasks, perhaps none, after so many seconds."""
+
+    def started(self, job: Job) -> None:
+        """The worker begins to run the task."""
+
+    def finished(self, job: Job, outcome: Outcome, seconds: float | None, wait: float | None) -> None:
+        """The outcome is stored.
+
+        The attempt has taken ``seconds`` (None if it never began). Before its claim the task has been READY
+        for ``wait`` seconds by the database's clock (None if that isn't known).
+        """
+
+    def fenced(self, job: Job, outcome: Outcome) -> None:
+        """The outcome was rejected, because the claim isn't this worker's any more."""
+
+    def released(self, number: int, reason: ReleaseReason) -> None:
+        """So many tasks are READY again, or FAILED if they were to be cancelled, without a result."""
+
+    def rescued(self, job: Job) -> None:
+        """A task of a dead worker was rescued: ``job.status`` is READY or FAILED."""
+
+    def lease_lost(self, worker_id: UUID, running: int, reason: LeaseLoss) -> None:
+        """The lease is over; the worker cancels its ``running`` tasks and registers under another id."""
+
+    def outage_began(self, part: str, error: Exception) -> None:
+        """The database refuses what ``part`` of the worker asks for, or can't be reached. From any thread."""
+
+    def outage_ended(self, part: str, seconds: float) -> None:
+        """The database works again for ``part``, after so many seconds. From any thread."""
+
+    def loop_blocked(self, seconds: float, task_name: str | None, stack: str) -> None:
+        """The event loop has been blocked for so many seconds, by the asyncio task of that name if by one.
+
+        Called once for each time, from the watchdog's thread.
+        """
+
+    def stalled(self, seconds: float, job: Job | None, stack: str, *, process_ends: bool) -> None:
+        """The event loop has been blocked for LOOP_TIMEOUT, by the task ``job`` if it is known.
+
+        The process ends, or other workers take over the tasks. From the watchdog's thread.
+        """
+
+
+# Observes nothing: for parts that stand alone.
+NULL = Observer()
+
+
+class Events(Observer):
+    """Passes every event on to its subscribers, in their order. One that raises is logged, and the others
+    are called all the same.
+
+    ``watches_tasks`` is whether a subscriber does: without one, an event of a task costs a look at it.
+    """
+
+    def __init__(self, *subscribers: Observer) -> None:
+        self._subscribers: tuple[Observer, ...] = ()
+        self.watches_tasks = False
+        for subscriber in subscribers:
+            self.subscribe(subscriber)
+
+    def subscribe(self, observer: Observer) -> None:
+        """Pass events on to ``observer``, too."""
+        self._set((*self._subscribers, observer))
+
+    def unsubscribe(self, observer: Observer) -> None:
+        """Pass no more events on to ``observer``."""
+        self._set(tuple(one for one in self._subscribers if one is not observer))
+
+    def _set(self, subscribers: tuple[Observer, ...]) -> None:
+        self._subscribers = subscribers
+        self.watches_tasks = any(one.watches_tasks for one in subscribers)
+
+    def _each(self, event: Callable[[Observer], None]) -> None:
+        for subscriber in self._subscribers:
+            try:
+                event(subscriber)
+            except Exception:
+                logger.exception("An observer failed observer=%r", type(subscriber).__qualname__)
+
+    def claimed(self, number: int, seconds: float) -> None:
+        self._each(lambda one: one.claimed(number, seconds))
+
+    def started(self, job: Job) -> None:
+        self._each(lambda one: one.started(job))
+
+    def finished(self, job: Job, outcome: Outcome, seconds: float | None, wait: float | None) -> None:
+        self._each(lambda one: one.finished(job, outcome, seconds, wait))
+
+    def fenced(self, job: Job, outcome: Outcome) -> None:
+        self._each(lambda one: one.fenced(job, outcome))
+
+    def released(self, number: int, reason: ReleaseReason) -> None:
+        self._each(lambda one: one.released(number, reason))
+
+    def rescued(self, job: Job) -> None:
+        self._each(lambda one: one.rescued(job))
+
+    def lease_lost(self, worker_id: UUID, running: int, reason: LeaseLoss) -> None:
+        self._each(lambda one: one.lease_lost(worker_id, running, reason))
+
+    def outage_began(self, part: str, error: Exception) -> None:
+        self._each(lambda one: one.outage_began(part, error))
+
+    def outage_ended(self, part: str, seconds: float) -> None:
+        self._each(lambda one: one.outage_ended(part, seconds))
+
+    def loop_blocked(self, seconds: float, task_name: str | None, stack: str) -> None:
+        self._each(lambda one: one.loop_blocked(seconds, task_name, stack))
+
+    def stalled(self, seconds: float, job: Job | None, stack: str, *, process_ends: bool) -> None:
+        self._each(lambda one: one.stalled(seconds, job, stack, process_ends=process_ends))
+
+
+class EventLog(Observer):
+    """Writes events into the worker's log."""
+
+    def fenced(self, job: Job, outcome: Outcome) -> None:
+        logger.warning(
+            "Result rejected (fenced): this worker no longer owns the task id=%s path=%r outcome=%s",
+            job.id,
+            job.task_path,
+            type(outcome).__name__,
+        )
+
+    def released(self, number: int, reason: ReleaseReason) -> None:
+        if reason == "claim without a reply":
+            logger.warning("Released tasks whose claim had no reply count=%d", number)
+
+    def rescued(self, job: Job) -> None:
+        logger.warning(
+            "Rescued a task of a lost worker id=%s path=%r status=%s", job.id, job.task_path, job.status
+        )
+
+    def lease_lost(self, worker_id: UUID, running: int, reason: LeaseLoss) -> None:
+        logger.error(
+            "The worker lost its lease: it cancels its tasks and registers again "
+            "worker_id=%s reason=%s running=%d",
+            worker_id,
+            reason,
+            running,
+        )
+
+    def loop_blocked(self, seconds: float, task_name: str | None, stack: str) -> None:
+        logger.warning("The event loop is blocked seconds=%.1f task=%r\n%s", seconds, task_name, stack)
+
+    def stalled(self, seconds: float, job: Job | None, stack: str, *, process_ends: bool) -> None:
+        logger.critical(
+            "The event loop hangs; %s seconds=%.0f id=%s path=%r\n%s",
+            "the process ends" if process_ends else "other workers take over its tasks",
+            seconds,
+            None if job is None else job.id,
+            None if job is None else job.task_path,
+            stack,
+        )
