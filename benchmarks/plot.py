@@ -1,4 +1,4 @@
-"""The README's plot: three kinds of tasks side by side, as far as there are results.
+"""The plot of README.md: three kinds of tasks side by side, as far as there are results.
 
 Written by hand, as it is a few bars: the text stays text, the colours follow the reader's light or dark
 mode, the same results give the same file, and nothing but the standard library is needed.

@@ -1,4 +1,4 @@
-"""Whether a role has been granted what it needs: README.md, Permissions."""
+"""Whether a role has been granted what it needs: docs/reference/permissions.md."""
 
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet

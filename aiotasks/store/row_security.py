@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 __all__ = ["WORKER", "Restriction", "told"]
 
-# What a worker needs, each as in a GRANT: README.md, Permissions.
+# What a worker needs, each as in a GRANT: docs/reference/permissions.md.
 WORKER = (
     *("SELECT ON aiotasks_task", "UPDATE ON aiotasks_task", "DELETE ON aiotasks_task"),
     *(f"{kind} ON aiotasks_worker" for kind in ("SELECT", "INSERT", "UPDATE", "DELETE")),

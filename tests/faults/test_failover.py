@@ -24,7 +24,8 @@ from tests.standby import Pair
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 
-# What the README says. Without a time-out psycopg waits two minutes for a server that dies just then.
+# The options of docs/howto/standby.md.
+# Without a time-out psycopg waits two minutes for a server that dies just then.
 READ_WRITE = {"target_session_attrs": "read-write", "connect_timeout": 2}
 OPTIONS = {"LEASE_TIMEOUT": 3, "POLL_INTERVAL": 0.5, "COMMAND_TIMEOUT": 2}
 

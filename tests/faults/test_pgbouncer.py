@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
     program() is None and not os.environ.get("CI"), reason="pgbouncer isn't installed"
 )
 
-# What the README says for a pooler.
+# The options of docs/howto/pgbouncer.md.
 POOLED = {"STATEMENT_CACHE_SIZE": 0}
 DEAF = "NOTIFY doesn't arrive, polling"
 

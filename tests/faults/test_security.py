@@ -136,7 +136,8 @@ async def test_a_redact_that_leads_nowhere_is_told_at_the_start(configure: Confi
 
 # --- Least privilege
 
-GRANTS = re.findall(r"^GRANT [^;]+;", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+PERMISSIONS = (ROOT / "docs/reference/permissions.md").read_text("utf-8")
+GRANTS = re.findall(r"^GRANT [^;]+;", PERMISSIONS, re.MULTILINE)
 ROLES = ("site", "site_worker")
 
 ENQUEUER = """
@@ -180,7 +181,7 @@ print(json.dumps(sync() + asyncio.run(main())))
 
 @pytest.fixture
 def roles(pg: Any, database: str) -> Iterator[None]:
-    """The README's two roles, with what the README grants them and nothing else."""
+    """The two roles of docs/reference/permissions.md, with the privileges that it grants and no others."""
     password = getattr(pg, "password", "")
     with psycopg.connect(database, autocommit=True) as owner:
         for role in ROLES:
@@ -194,7 +195,7 @@ def roles(pg: Any, database: str) -> Iterator[None]:
                 owner.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-def test_the_readmes_grants_are_enough(
+def test_the_documented_grants_are_enough(
     start: Start, start_worker: Start, ledger: Ledger, roles: None, worker_env: dict[str, str]
 ) -> None:
     dead, lost, unknown = (f"00000000-0000-0000-0000-00000000000{n}" for n in (1, 2, 3))
@@ -238,7 +239,7 @@ def test_the_readmes_grants_are_enough(
     assert "Traceback" not in worker.log
 
 
-def test_the_readmes_enqueuer_can_do_no_workers_work(database: str, roles: None) -> None:
+def test_the_documented_enqueuer_can_do_no_workers_work(database: str, roles: None) -> None:
     for statement in (
         "UPDATE aiotasks_task SET args = '[]'",
         "UPDATE aiotasks_task SET task_path = 'x'",

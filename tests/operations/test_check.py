@@ -285,7 +285,7 @@ SITE = (
 
 
 @pytest.mark.parametrize(("grants", "told"), [(WORKER, "may run a worker"), (SITE, "may enqueue")])
-def test_the_readmes_roles_lack_nothing(
+def test_the_documented_roles_lack_nothing(
     sql: psycopg.Connection, enter: Enter, role: str, grants: Any, told: str
 ) -> None:
     """Though they may not read which migrations are applied, and a site not who works."""

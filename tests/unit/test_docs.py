@@ -1,0 +1,67 @@
+"""The pages of docs/ and the other Markdown files: links, file names and statements that they name exist."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+HOME = "https://github.com/aiotasks/django-aiotasks/blob/main/"
+RAW = "https://raw.githubusercontent.com/aiotasks/django-aiotasks/main/"
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+QUERIES = ROOT / "aiotasks/store/queries"
+
+# In their order, so that a code span with a bracket isn't read as a link.
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_PATH = re.compile(r"`((?:aiotasks|tests|benchmarks|docs|requirements)/[\w./*-]*)(?:::\w+)?`")
+_STATEMENT = re.compile(r"\b([a-z_]+)\.sql\b")
+
+
+def prose(page: Path) -> str:
+    return _FENCE.sub("", page.read_text("utf-8"))
+
+
+def anchors(page: Path) -> Iterator[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    for heading in re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
+        yield re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in _LINK.findall(prose(page)):
+        path, _, anchor = link.removeprefix(HOME).removeprefix(RAW).partition("#")
+        if "://" in path:
+            continue
+        start = ROOT if link.startswith((HOME, RAW)) else page.parent
+        target = (start / path).resolve() if path else page
+        assert target.exists(), f"{link} leads nowhere"
+        assert not anchor or anchor in set(anchors(target)), f"{link}: the page has no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for path in _PATH.findall(text):
+        found = list(ROOT.glob(path)) if "*" in path else [ROOT / path] if (ROOT / path).exists() else []
+        assert found, f"{path} isn't there"
+    for name in _STATEMENT.findall(text):
+        assert (QUERIES / f"{name}.sql").exists(), f"{name}.sql isn't there"
+
+
+def test_readme_is_a_landing_page_whose_links_work_on_pypi() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 150
+    assert [link for link in _LINK.findall(text) if "://" not in link] == []
+
+
+def test_every_page_is_linked() -> None:
+    links = [(page, link) for page in PAGES for link in _LINK.findall(prose(page))]
+    linked = {(page.parent / link.partition("#")[0]).resolve() for page, link in links}
+    assert {ROOT / "docs/index.md", *linked} >= set((ROOT / "docs").rglob("*.md"))
