@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Literal
 from uuid import UUID
 
-from ..rows import Job, Outcome
+from ..rows import Job
+from .outcomes import Outcome
 
 __all__ = ["NULL", "EventLog", "Events", "LeaseLoss", "Observer", "ReleaseReason"]
 
