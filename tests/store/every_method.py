@@ -28,7 +28,7 @@ from aiotasks.models import Task
 from aiotasks.rows import Job, LaneRequest
 from aiotasks.store.store import Store
 from aiotasks.sync import drive
-from tests.store.rows import EVER, new_job
+from tests.store.rows import EVER, methods_of_the_store, new_job
 
 store = Store(DjangoDriver("default"))
 called = set()
@@ -145,5 +145,5 @@ def models() -> list[Any]:
 assert is_psycopg3 is (sys.argv[1] != "psycopg2")
 json.dump(main(), sys.stdout)
 connection.close()
-missing = {name for name in vars(Store) if not name.startswith("_")} - called
+missing = methods_of_the_store() - called
 assert not missing, missing

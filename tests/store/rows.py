@@ -1,5 +1,6 @@
 """Rows for the tests of the Store."""
 
+import inspect
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -104,3 +105,8 @@ async def row(conn: asyncpg.Connection, id: UUID) -> asyncpg.Record:
     found = await conn.fetchrow("SELECT * FROM aiotasks_task WHERE id = $1", id)
     assert found is not None
     return found
+
+
+def methods_of_the_store() -> set[str]:
+    """The names of the Store's statements."""
+    return {name for name, _ in inspect.getmembers(Store, inspect.iscoroutinefunction) if name[0] != "_"}

@@ -38,7 +38,7 @@ from tests.proxy import Proxy
 from tests.worker.harness import until
 
 from .conftest import DjangoInThread
-from .rows import new_job
+from .rows import methods_of_the_store, new_job
 
 STATEMENTS = sorted(
     path.name.removesuffix(".sql") for path in (files("aiotasks.store") / "queries").iterdir()
@@ -70,7 +70,7 @@ def test_every_statement_is_a_method_of_the_store(name: str) -> None:
 
 
 def test_every_method_of_the_store_is_a_statement() -> None:
-    methods = {name for name in vars(Store) if not name.startswith("_")}
+    methods = methods_of_the_store()
     assert methods == set(STATEMENTS)
 
 

@@ -1,0 +1,19 @@
+"""The base of the classes that hold statements: one thin method a statement, over one driver."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..db.drivers import Driver
+from ..db.statement import load
+
+__all__ = ["StatementGroup"]
+
+
+class StatementGroup:
+    """Statements of ``queries/`` about one subject. Times are in seconds."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+
+    async def _fetch(self, name: str, *args: Any, timeout: float | None = None) -> Sequence[Sequence[Any]]:
+        return await self.driver.fetch(load(name), *args, timeout=timeout)

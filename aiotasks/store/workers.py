@@ -1,0 +1,71 @@
+"""Statements about workers' rows and leases."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from .statement_group import StatementGroup
+
+__all__ = ["WorkerStatements"]
+
+
+class WorkerStatements(StatementGroup):
+    """Register workers, renew their leases, remove them."""
+
+    async def register_worker(
+        self,
+        worker_id: UUID,
+        backend: str,
+        host: str,
+        pid: int,
+        queues: Sequence[str],
+        concurrency: int,
+        threads: int,
+        version: str,
+        lease_timeout: float,
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        await self._fetch(
+            "register_worker",
+            worker_id,
+            backend,
+            host,
+            pid,
+            list(queues),
+            concurrency,
+            threads,
+            version,
+            lease_timeout,
+            timeout=timeout,
+        )
+
+    async def renew_lease(
+        self,
+        worker_id: UUID,
+        lease_timeout: float,
+        listening: bool | None = None,
+        *,
+        even_expired: bool = False,
+        remaining: float = 0.0,
+        timeout: float | None = None,
+    ) -> bool | None:
+        """Whether the lease was renewed: False where it has expired by the database's clock, or would within
+        ``remaining`` seconds, unless ``even_expired``; None where the worker's row has gone. ``listening``:
+        whether NOTIFY wakes the worker (None: not known).
+        """
+        rows = await self._fetch(
+            "renew_lease", worker_id, lease_timeout, listening, even_expired, remaining, timeout=timeout
+        )
+        return bool(rows[0][0]) if rows else None
+
+    async def are_leases_locked(self, *, timeout: float | None = None) -> bool:
+        """Whether a lock on the table keeps every worker from renewing its lease."""
+        ((locked,),) = await self._fetch("are_leases_locked", timeout=timeout)
+        return bool(locked)
+
+    async def remove_dead_workers(self, backend: str, worker_id: UUID | None = None) -> list[UUID]:
+        """``worker_id`` is the worker that asks, whose own lease must be live; None for an operator."""
+        return [row[0] for row in await self._fetch("remove_dead_workers", backend, worker_id)]
+
+    async def remove_worker(self, worker_id: UUID) -> None:
+        await self._fetch("remove_worker", worker_id)
