@@ -75,7 +75,7 @@ def test_an_outage_longer_than_a_lease_is_nobodys_crash(start_worker: Start, awa
     wait_until(lambda: away.value("SELECT count(*) FROM ledger WHERE event = 'start'") == 16)
     away.server.stop("fast")
     for worker in workers:
-        worker.wait_for("can't be renewed")
+        worker.wait_for("cannot be renewed")
     time.sleep(2.0)  # load: an outage of two leases
     away.server.start()
     wait_until(lambda: away.statuses() == {"SUCCESSFUL": 16})
@@ -97,7 +97,7 @@ def test_sigterm_while_the_database_is_away(start_worker: Start, away: Away) -> 
     wait_until(lambda: away.statuses() == {"RUNNING": 1})
     away.server.stop("fast")
     try:
-        worker.wait_for("can't be renewed")
+        worker.wait_for("cannot be renewed")
         began = time.monotonic()
         assert worker.stop() == 0
         assert time.monotonic() - began < 12
@@ -122,6 +122,25 @@ def test_a_worker_waits_for_a_server_that_starts(start_worker: Start, away: Away
     assert worker.wait() == 0
     assert away.statuses() == {"SUCCESSFUL": 1}
     assert "Traceback" not in worker.log
+
+
+def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
+    start_worker: Start, away: Away
+) -> None:
+    """For each loop of the worker, however many tries it takes."""
+    worker = start_worker(options={**QUICK, "POLL_INTERVAL": 0.2}, env=environment(away.server))
+    parts = ["claims", "lease", "listener of default"]
+    away.server.stop("fast")
+    for part in parts:
+        worker.wait_for(f"part={part!r} error=")
+    time.sleep(1.0)  # load: several tries of each
+    away.server.start()
+    for part in parts:
+        worker.wait_for(f"Outage ended part={part!r}")
+    for part in parts:
+        assert worker.log.count(f"part={part!r} error=") == 1
+        assert worker.log.count(f"Outage ended part={part!r} seconds=") == 1
+    assert worker.stop() == 0
 
 
 def test_cut_connections_lose_nothing(start_worker: Start, ledger: Ledger) -> None:

@@ -115,7 +115,7 @@ def test_a_server_that_cant_be_written_to_is_waited_out(
     wait_until(lambda: ledger.events("start") == 25)
     for statement in begin:
         away.rows(statement)
-    worker.wait_for("can't be renewed")
+    worker.wait_for("cannot be renewed")
     worker.wait_for("outcomes wait for the database")
     tries = "SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()"
     before, began = away.value(tries), time.monotonic()
@@ -131,7 +131,7 @@ def test_a_server_that_cant_be_written_to_is_waited_out(
     assert ledger.events("start") == 30
     assert 0 < rate < MOST_TRIES
     assert worker.stop() == 0
-    for said in ("claims wait", "outcomes wait", "can't be renewed at the moment"):
+    for said in ("claims wait", "outcomes wait", "cannot be renewed"):
         assert worker.log.count(said) <= 1
     assert "fenced" not in worker.log
     assert "Traceback" not in worker.log

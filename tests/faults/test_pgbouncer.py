@@ -198,7 +198,7 @@ def test_an_outage_behind_it_is_nobodys_crash(start_worker: Start, own_server: P
         wait_until(lambda: away.value("SELECT count(*) FROM ledger WHERE event = 'start'") == 16)
         own_server.stop("fast")
         for worker in workers:
-            worker.wait_for("can't be renewed")
+            worker.wait_for("cannot be renewed")
         time.sleep(4.0)  # load: an outage of two leases
         own_server.start()
         wait_until(lambda: away.statuses() == {"SUCCESSFUL": 16})

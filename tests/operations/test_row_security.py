@@ -116,7 +116,7 @@ def test_without_a_lease_nothing_is_empty(
     async def embedded() -> None:
         async with aiotasks.Worker() as worker:
             waiting = asyncio.ensure_future(worker.wait_until_empty())
-            await until(lambda: "the lease can't be renewed" in caplog.text)
+            await until(lambda: "the lease cannot be renewed" in caplog.text)
             for _ in range(20):
                 await asyncio.sleep(0.05)  # each of which was enough for it
                 assert not waiting.done()

@@ -687,7 +687,7 @@ async def test_a_stop_does_not_wait_for_the_next_try(
     configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(POLL_INTERVAL=HOUR)
-    monkeypatch.setattr("aiotasks.worker.claiming.loop.backoff", lambda failures: 60.0)
+    monkeypatch.setattr("aiotasks.db.outage.backoff", lambda failures, **_: 60.0)
     async with aiotasks.Worker(grace=0) as worker:
         failed = asyncio.Event()
 

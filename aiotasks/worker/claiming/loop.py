@@ -18,7 +18,7 @@ from uuid import UUID
 import anyio
 from django.db import utils
 
-from ...db.retry import backoff
+from ...db.outage import Outage
 from ...rows import LANES, Job, Lane, LaneRequest
 from ...store.store import Store
 from ...store.wakeups import INTERVAL, Wakeup
@@ -152,6 +152,7 @@ class Claimer:
         self._poll_at = inf
         self._look_again_at = inf
         self._forgot_at = -inf
+        self._outage = Outage(logger, "claims", "claims wait for the database")
 
     def wake(self, wakeup: Wakeup | None = None) -> None:
         """There may be work (None: anywhere)."""
@@ -205,7 +206,6 @@ class Claimer:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        failures = 0
         self._poll_at = loop.time() + self._next_poll()
         try:
             while not self._stopping.is_set():
@@ -227,15 +227,12 @@ class Claimer:
                 try:
                     if not await self._claim_apart() and self._has_room_and_work():
                         await self.run_once()
-                    failures = 0
                 except utils.Error as error:
-                    failures += 1
-                    if failures == 1:
-                        logger.warning("claims wait for the database error=%r", str(error))
+                    pause = self._outage.failed(error)
                     self._lanes_to_claim.update(LANES)
                     self._quarantine.suspect(loop.time())  # it may have been that look
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(backoff(failures)):
+                        async with asyncio.timeout(pause):
                             await self._stopping.wait()
         finally:
             self._stopped.set()
@@ -355,6 +352,7 @@ class Claimer:
             ),
             worker_id,
         )
+        self._outage.ended()
         for lane, source in sources.items():
             self._rotation.learn(lane, source, [job for job in jobs if job.lane == lane])
         turn = {(lane, name): n for lane in LANES for n, name in enumerate(sources[lane].queues)}

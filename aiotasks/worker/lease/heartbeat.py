@@ -20,8 +20,8 @@ from uuid import UUID, uuid4
 from django.db import utils
 
 from ...conf import Options
-from ...db.drivers import TOO_MANY_CONNECTIONS, is_away, is_transient, sqlstate
-from ...db.retry import backoff
+from ...db.drivers import TOO_MANY_CONNECTIONS, is_away, sqlstate
+from ...db.outage import Outage
 from ...store.loop import resources
 from ...store.store import Store
 
@@ -122,6 +122,9 @@ class Heartbeat:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
         self._stopping = False
+        self._outage = Outage(
+            logger, "lease", "the lease cannot be renewed", longest=max(0.1, lease.interval / 2)
+        )
         self._locked = False  # the table of workers, when a renewal has last failed
         self._suspended = False
         self._last_words: Callable[[Store], Awaitable[None]] | None = None
@@ -194,7 +197,6 @@ class Heartbeat:
         # One connection, and one more for whatever its time-out leaves behind.
         store = resources(replace(self._options, pool_min_size=0, pool_max_size=2)).store
         last_words: asyncio.Task[None] | None = None
-        failures = 0
         while True:
             self._wake.clear()  # whoever pokes from now on gets another round
             if self._stopping and last_words is None:
@@ -211,12 +213,10 @@ class Heartbeat:
             try:
                 if not self._suspended:
                     await self._renew(store, started, may_register=not self._stopping)
-                failures = 0
                 self._locked = False
             except utils.Error as error:
-                failures += 1
-                self._failed(error, started, failures)
-                pause = backoff(failures, longest=max(0.1, self._lease.interval / 2))
+                pause = self._outage.failed(error)
+                self._failed(error, started)
                 if await self._is_locked_out(store, error):
                     pause = 0.0  # the renewal may as well wait for the lock itself
             with suppress(TimeoutError):
@@ -232,6 +232,7 @@ class Heartbeat:
             renewed = await store.renew_lease(
                 worker_id, lease.timeout, listening, remaining=lease.should_remain(), timeout=timeout
             )
+            self._outage.ended()
             if renewed is False:
                 # An outage, a pause of this process, or a step of the database's clock: others' leases
                 # may be as stale, so this worker must not rescue before they have been renewed.
@@ -269,6 +270,7 @@ class Heartbeat:
             lease.timeout,
             timeout=timeout,
         )
+        self._outage.ended()
         lease.deadline = started + lease.timeout
         lease.worker_id = worker_id
         lease.steady_since = _boottime()
@@ -295,17 +297,12 @@ class Heartbeat:
         self._locked = locked
         return locked
 
-    def _failed(self, error: utils.Error, started: float, failures: int) -> None:
+    def _failed(self, error: utils.Error, started: float) -> None:
         lease = self._lease
         lease.steady_since = None
         self._on_worker_loop(self._failed_once)
         if sqlstate(error) == TOO_MANY_CONNECTIONS:
             self._on_worker_loop(self._crowded)
-        if failures == 1:
-            if is_transient(error):
-                logger.warning("the lease can't be renewed at the moment error=%r", str(error))
-            else:
-                logger.error("the lease can't be renewed, and waiting may not help error=%r", str(error))
         if is_away(error):
             # Nobody can take our tasks while nobody can write, and nobody will until two
             # intervals after it is back (may_rescue). Silence is another matter: behind a dead
