@@ -28,17 +28,16 @@ from ..store.loop import resources
 from ..store.store import Store
 from ..store.transaction import current_transaction
 from ..sync import drive
+from ..worker.build import Builder
 from ..worker.claiming.loop import Claimer
 from ..worker.claiming.overclaim import OverclaimPolicy
 from ..worker.claiming.prefetch import PrefetchBuffer
 from ..worker.claiming.quarantine import Quarantine
 from ..worker.claiming.rotation import QueueRotation
-from ..worker.execution import Execution, RunContext
+from ..worker.execution import Execution
 from ..worker.maintenance.promoter import Promoter
 from ..worker.outcomes import Released
-from ..worker.running.runner import Runner
 from ..worker.startup import backend_of
-from ..worker.writing.finisher import Finisher
 from .calls import Count, here_or_awaited
 
 __all__ = ["drain"]
@@ -94,23 +93,13 @@ class _Drain:
         self._execution: Execution | None = None  # the task's that has just ended
         self._ended = asyncio.Event()
         self._worker_id = uuid4()
-        self._runner = Runner(
-            sender=type(backend),
-            options=backend.config,
-            threads=self._thread,
-            make_context=_TestContext,
-            done=self._done,
-            closing=lambda: False,
-        )
-        self._finisher = _Finisher(
+        builder = Builder(backend=alias, sender=type(backend), options=backend.config)
+        self._runner = builder.runner(threads=thread, make_context=_TestContext, done=self._done)
+        # Receivers of task_finished have savepoints, as tasks do.
+        self._finisher = builder.finisher(
             store,
-            backend=alias,
-            sender=type(backend),
-            options=backend.config,
             make_context=_TestContext,
-            wake=lambda wakeups: None,
-            written=lambda job: None,
-            thread=self._thread,
+            wrap=lambda sending: _in_savepoints(thread, sending),
         )
         self._claimer = Claimer(
             store,
@@ -186,9 +175,9 @@ class _Drain:
     async def _give_all_back(self) -> None:
         while self._claimed:
             self._give_back(self._claimed.popleft())
-        await self._finisher.flush(CLEAN_UP_TIMEOUT)
+        await self._finisher.wait_idle(CLEAN_UP_TIMEOUT)
         with anyio.move_on_after(CLEAN_UP_TIMEOUT):
-            await self._finisher.all_announced()  # its savepoints must not outlive the drain
+            await self._finisher.announcer.all_announced()  # its savepoints must not outlive the drain
         with anyio.move_on_after(CLEAN_UP_TIMEOUT), suppress(utils.Error):  # an error is on its way already
             await self._store.remove_worker(self._worker_id)
 
@@ -214,9 +203,9 @@ class _Drain:
     async def _finish(self) -> None:
         assert self._execution is not None
         self._finisher.finish(self._execution)
-        while not await self._finisher.flush(self._options.command_timeout):
+        while not await self._finisher.wait_idle(self._options.command_timeout):
             pass
-        await self._finisher.all_announced()
+        await self._finisher.announcer.all_announced()
 
     async def _cancel_task(self, savepoints: "_Savepoints", close: Callable[[], None]) -> None:
         """End the task that runs as far as it can be, and give it back; store the outcome of one that has
@@ -310,22 +299,12 @@ class _Savepoints:
                 connection.connection.cancel()
 
 
-class _Finisher(Finisher):
-    """A Finisher whose receivers of ``task_finished`` have savepoints, as tasks do."""
-
-    def __init__(self, store: Store, *, thread: "_TestThread", **options: Any) -> None:
-        super().__init__(store, **options)
-        self._thread = thread
-
-    def tell(self, telling: Coroutine[Any, Any, None], place: RunContext | None = None) -> None:
-        super().tell(self._in_savepoints(telling), place)
-
-    async def _in_savepoints(self, telling: Coroutine[Any, Any, None]) -> None:
-        savepoints = await self._thread.enter_savepoints()
-        try:
-            await telling
-        finally:
-            await self._thread.run(partial(savepoints.close, "A receiver of task_finished"))
+async def _in_savepoints(thread: "_TestThread", sending: Coroutine[Any, Any, None]) -> None:
+    savepoints = await thread.enter_savepoints()
+    try:
+        await sending
+    finally:
+        await thread.run(partial(savepoints.close, "A receiver of task_finished"))
 
 
 class _TestThread:

@@ -23,6 +23,7 @@ from ..store.loop import LoopResources, resources
 from ..store.store import Store
 from ..store.wakeups import Wakeup
 from .belonging import current
+from .build import Builder
 from .claiming.loop import Claimer
 from .claiming.overclaim import OverclaimPolicy
 from .claiming.prefetch import PrefetchBuffer
@@ -41,7 +42,6 @@ from .outcomes import Released
 from .process.exits import leave_now
 from .process.stacks import stack_of_thread
 from .running.orm_threads import OrmThreads
-from .running.runner import Runner
 from .running.sync_threads import SyncThreads
 from .running.watchdog import LoopWatchdog
 from .shutdown import Shutdown
@@ -129,10 +129,9 @@ class Engine:
         self.orm_threads = OrmThreads(
             room.orm_threads, limit=room.orm_threads if room.shared else self.concurrency
         )
+        self._builder = Builder(backend=self.backend, sender=self._sender, options=options)
         self.finisher = self._make_finisher(store)
-        self.runner = Runner(
-            sender=self._sender,
-            options=options,
+        self.runner = self._builder.runner(
             threads=self.sync_threads,
             make_context=self.orm_threads.session,
             done=self._done,
@@ -176,7 +175,7 @@ class Engine:
             remaining=self.lease.should_remain,
             held=self._held,
             wake=self._wake_rescued,
-            announce=lambda job, error: self.finisher.tell(self._tell_of_lost(job, error)),
+            announce=lambda job, error: self.finisher.announcer.start(self._tell_of_lost(job, error)),
             observer=events,
         )
         self.pruner = Pruner(
@@ -230,14 +229,11 @@ class Engine:
         return not self.runner.running and not self.finisher.pending
 
     def _make_finisher(self, store: Store) -> Finisher:
-        return Finisher(
+        return self._builder.finisher(
             store,
-            backend=self.backend,
-            sender=self._sender,
-            options=self._options,
             make_context=self.orm_threads.session,
             wake=self._wake,
-            written=lambda job: self.claimer.slot_freed(job),
+            settled=lambda job: self.claimer.slot_freed(job),
         )
 
     def _parts(self, hurried: asyncio.Event) -> list[Callable[[], Coroutine[Any, Any, None]]]:
@@ -336,7 +332,7 @@ class Engine:
     async def _give_back(self, executions: Sequence[Execution], timeout: float) -> None:
         for execution in executions:
             self.finisher.finish(execution.given_back())
-        if not await self.finisher.flush(timeout) and self.finisher.pending:
+        if not await self.finisher.wait_idle(timeout) and self.finisher.pending:
             logger.error("Could not release tasks; they stay RUNNING until the lease expires")
 
     async def _settle_late(self, store: Store, executions: Sequence[Execution]) -> None:
@@ -347,9 +343,9 @@ class Engine:
         finisher = self._make_finisher(store)
         for execution in executions:
             finisher.finish(execution)
-        await finisher.flush(self._options.command_timeout)
+        await finisher.wait_idle(self._options.command_timeout)
         with anyio.move_on_after(self._options.command_timeout):
-            await finisher.all_announced()
+            await finisher.announcer.all_announced()
         if self.lease.worker_id is not None:
             await store.remove_worker(self.lease.worker_id)
 
@@ -426,7 +422,7 @@ class Engine:
             self._drop(job)
 
     def _may_claim(self) -> bool:
-        unwritten = len(self.finisher.pending) + len(self.finisher.announcing)
+        unwritten = len(self.finisher.pending) + len(self.finisher.announcer.pending)
         return unwritten < UNWRITTEN * (self.concurrency + self.threads) and not self.finisher.crowded
 
     def _done(self, execution: Execution) -> None:

@@ -37,7 +37,7 @@ async def hand_over(
         finisher.finish(execution)
     for job in unstarted:
         finisher.finish(Execution(job).given_back())
-    await finisher.flush(timeout)
+    await finisher.wait_idle(timeout)
     held = {execution.job.claim_id for execution in (*blamed, *finisher.pending)}
     await store.release_lost_claims(worker_id, [id for id in held if id is not None], 0.0, cancelled)
     await store.remove_worker(worker_id)

@@ -37,12 +37,17 @@ class Runs(Protocol):
     def abandon(self, execution: Execution) -> None: ...
 
 
-class Finishes(Protocol):
-    announcing: set[asyncio.Task[None]]
-
-    async def flush(self, timeout: float) -> bool: ...
+class Announces(Protocol):
+    pending: set[asyncio.Task[None]]
 
     async def all_announced(self) -> None: ...
+
+
+class Finishes(Protocol):
+    @property
+    def announcer(self) -> Announces: ...
+
+    async def wait_idle(self, timeout: float) -> bool: ...
 
 
 class Beats(Protocol):
@@ -100,7 +105,7 @@ class Shutdown:
         stuck = await self._cancel(stopping)
         self.goodbye_by = clock() + FLUSH_TIMEOUT + GOODBYE_TIMEOUT
         self._receivers_by = max(end, self.goodbye_by)
-        written = await self._finisher.flush(FLUSH_TIMEOUT)
+        written = await self._finisher.wait_idle(FLUSH_TIMEOUT)
         kept = await self._part_from(stuck, keep_threads)
         self.keeps_lease = kept or not written
         return bool(stuck) or not written
@@ -125,10 +130,10 @@ class Shutdown:
             hurry.cancel()
         if heard.done():
             return True
-        if self._finisher.announcing:
+        if self._finisher.announcer.pending:
             logger.warning(
                 "receivers of task_finished outlasted the grace and are cut off count=%d",
-                len(self._finisher.announcing),
+                len(self._finisher.announcer.pending),
             )
         if waiting := logs.count_waiting():
             logger.warning(
@@ -138,7 +143,7 @@ class Shutdown:
         return False
 
     async def _all_heard(self) -> None:
-        await self._finisher.all_announced()
+        await self._finisher.announcer.all_announced()
         await logs.flushed_at_stop()
 
     async def _wait_for_claims(self, stopping: "asyncio.Task[None]", timeout: float) -> None:

@@ -21,6 +21,7 @@ from aiotasks.exceptions import WorkerLost
 from aiotasks.rows import Job, LaneRequest
 from aiotasks.store.loop import resources
 from aiotasks.store.store import Store
+from aiotasks.worker.build import Builder
 from aiotasks.worker.execution import Execution
 from aiotasks.worker.maintenance.rescuer import Rescued, Rescuer
 from aiotasks.worker.outcomes import Failed, Succeeded
@@ -87,22 +88,15 @@ async def sweep(options: Options, **changes: Any) -> Rescued:
 
 
 def make_finisher(options: Options) -> Finisher:
-    return Finisher(
-        resources(options).store,
-        backend="default",
-        sender=PostgresBackend,
-        options=options,
-        make_context=OrmThreads(1, limit=1).session,
-        wake=lambda wakeups: None,
-        written=lambda job: None,
-    )
+    builder = Builder(backend="default", sender=PostgresBackend, options=options)
+    return builder.finisher(resources(options).store, make_context=OrmThreads(1, limit=1).session)
 
 
 async def finish(finisher: Finisher, job: Job, value: Any = "mine") -> None:
     execution = Execution(job)
     execution.outcome = Succeeded(value, f'"{value}"')
     finisher.finish(execution)
-    assert await finisher.flush(10)
+    assert await finisher.wait_idle(10)
 
 
 async def test_a_claim_demands_a_live_lease(backend: PostgresBackend) -> None:
@@ -145,7 +139,7 @@ async def test_rescue_touches_only_what_a_dead_worker_runs(
     execution = Execution(failed)
     execution.outcome = Failed(ValueError(), '{"class": "builtins.ValueError", "traceback": ""}')
     finisher.finish(execution)
-    assert await finisher.flush(10)
+    assert await finisher.wait_idle(10)
     await conn.execute(
         "UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s' WHERE id = $1", dead
     )
@@ -249,7 +243,7 @@ async def test_two_claims_of_one_task_are_told_apart_in_a_batch(
     for execution, value in zip(executions, ("late", "in time"), strict=True):
         execution.outcome = Succeeded(value, f'"{value}"')
     batch = executions if late_first else executions[::-1]
-    written = dict(zip(batch, await finisher._flush(batch), strict=True))
+    written = dict(zip(batch, await finisher.write_batch(batch), strict=True))
     await result.arefresh()
     assert result.return_value == "in time"
     assert [written[execution] for execution in executions] == [None, result.finished_at]
@@ -686,7 +680,7 @@ async def test_a_batch_that_takes_too_long_is_halved(configure: Configure, conn:
             execution = Execution(job)
             execution.outcome = Succeeded("mine", '"mine"')
             finisher.finish(execution)
-        assert await finisher.flush(20)
+        assert await finisher.wait_idle(20)
     finally:
         await conn.execute("DROP FUNCTION slow CASCADE")
     assert await conn.fetch("SELECT status, count(*) FROM aiotasks_task GROUP BY 1") == [("SUCCESSFUL", 8)]
@@ -712,10 +706,10 @@ async def test_the_half_that_was_written_is_ones_own_when_the_other_is_refused(
     executions[0].outcome = Succeeded("mine", '"mine"')
     executions[1].outcome = Succeeded("\0", '"\\u0000 isn\'t text", nor is this JSON')
     told = []
-    monkeypatch.setattr(finisher, "_announce", lambda execution, _: told.append(execution))
+    monkeypatch.setattr(finisher.announcer, "announce", lambda execution, _: told.append(execution))
     for execution in executions:
         finisher.finish(execution)
-    assert await finisher.flush(20)
+    assert await finisher.wait_idle(20)
     assert finisher.fenced == 0
     assert set(told) == set(executions)
     statuses = await conn.fetch("SELECT id, status FROM aiotasks_task")

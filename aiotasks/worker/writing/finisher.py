@@ -3,33 +3,28 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Any, Literal, assert_never
+from typing import Literal
 from uuid import UUID
 
 from django.db import utils
-from django.tasks import TaskResultStatus
-from django.tasks.base import TaskError
-from django.tasks.signals import task_finished
-from django.utils import timezone
 
-from ... import logs, signals
-from ...codec import decode, dump_error
+from ...codec import dump_error
 from ...conf import Options
 from ...db.drivers import sqlstate
 from ...db.retry import backoff
 from ...exceptions import TaskCancelled
 from ...redact import redacted
-from ...registry import known
-from ...results import result_of
-from ...rows import AnyResult, Job
+from ...rows import Job
 from ...store.batcher import Batcher
 from ...store.store import Store
 from ...store.wakeups import Wakeup
-from ..execution import Execution, RunContext, carry
+from ..execution import Execution
 from ..outcomes import Failed, Released, Snoozed, Succeeded
+from .announcer import Announcer
 from .failure_log import log_failure
+from .writers import Statements
 
 __all__ = ["Finisher"]
 
@@ -60,29 +55,25 @@ class Finisher:
     def __init__(
         self,
         store: Store,
+        announcer: Announcer,
         *,
         backend: str,
-        sender: type,
         options: Options,
-        make_context: Callable[[], RunContext],
         wake: Callable[[Sequence[Wakeup]], None],
-        written: Callable[[Job | None], None],
+        settled: Callable[[Job], None],
     ) -> None:
         self.fenced = 0
         self.succeeded = 0
         self.failed = 0
         self.given_back = 0
         self._store = store
+        self.announcer = announcer
         self._backend = backend
-        self._sender = sender
         self._options = options
-        self._make_context = make_context
-        self._own = tuple(make_context().context)
         self._wake = wake
-        self._on_written = written
-        self._batcher: Batcher[Execution, Written] = Batcher(self._flush, limit=FINISH_LIMIT, size=_size)
+        self._on_settled = settled
+        self._batcher: Batcher[Execution, Written] = Batcher(self.write_batch, limit=FINISH_LIMIT, size=_size)
         self.pending: set[Execution] = set()
-        self.announcing: set[asyncio.Task[None]] = set()
         self._all_written = asyncio.Event()
         self._all_written.set()
 
@@ -97,7 +88,7 @@ class Finisher:
         self._all_written.clear()
         self._submit(execution)
 
-    async def flush(self, timeout: float) -> bool:
+    async def wait_idle(self, timeout: float) -> bool:
         """Wait until everything is written; whether that was within ``timeout`` seconds."""
         try:
             async with asyncio.timeout(timeout):
@@ -106,13 +97,8 @@ class Finisher:
             return False
         return True
 
-    async def all_announced(self) -> None:
-        """Wait until the receivers of ``task_finished`` are through, who may take as long as they like."""
-        while self.announcing:
-            await asyncio.wait(self.announcing)
-
     def _submit(self, execution: Execution) -> None:
-        self._batcher.add(execution, _Writing(self, execution))
+        self._batcher.add(execution, PendingWrite(self, execution))
 
     def refused(self, execution: Execution, error: BaseException) -> None:
         """It can't be written."""
@@ -127,7 +113,7 @@ class Finisher:
         # Its own sweep gives the row back once the execution isn't held any more.
         reason = redacted(str(error), by=self._options.redact)
         logger.error("an outcome can't be written id=%s error=%r", execution.job.id, reason)
-        self._written(execution)
+        self._settle(execution)
 
     def answered(self, execution: Execution, written: Written) -> None:
         """The database has answered: now, or to be tried again."""
@@ -143,60 +129,42 @@ class Finisher:
             else:
                 self.succeeded += 1
             try:
-                self._announce(execution, written)
+                self.announcer.announce(execution, written)
             except Exception:  # the others of its batch have nothing to do with it
                 logger.exception("task_finished can't be sent id=%s", execution.job.id)
         elif isinstance(outcome, Released | Snoozed):
             self.given_back += 1
-        self._written(execution)
+        self._settle(execution)
 
-    def _written(self, execution: Execution) -> None:
+    def _settle(self, execution: Execution) -> None:
         execution.release_context()
         self.pending.discard(execution)
-        self._on_written(execution.job)
+        self._on_settled(execution.job)
         if not self.pending:
             self._all_written.set()
 
-    async def _flush(self, executions: list[Execution]) -> Sequence[Written]:
+    async def write_batch(self, executions: list[Execution]) -> Sequence[Written]:
         latest = {execution.job.id: execution for execution in executions}
         if len(latest) == len(executions):
             return await self._write(executions)
         # A task was claimed again here before the outcome of its earlier claim could be written. Rows
         # are told by their ids, so each of its claims goes by itself.
         earlier = [execution for execution in executions if latest[execution.job.id] is not execution]
-        written = dict(zip(earlier, await self._flush(earlier), strict=True))
+        written = dict(zip(earlier, await self.write_batch(earlier), strict=True))
         written |= zip(latest.values(), await self._write(list(latest.values())), strict=True)
         return [written[execution] for execution in executions]
 
     async def _write(self, executions: Sequence[Execution]) -> Sequence[Written]:
-        finishes: list[tuple[UUID, UUID, str, str | None, str | None]] = []
-        releases: list[tuple[UUID, UUID, float, float | None]] = []
-        unreleased: dict[UUID, Failed | None] = {}
+        statements = Statements()
         for execution in executions:
-            id, claim_id = execution.job.id, execution.job.claim_id
-            assert claim_id is not None
-            match execution.outcome:
-                case Succeeded(text=text):
-                    finishes.append((id, claim_id, "SUCCESSFUL", text, None))
-                case Failed(text=text):
-                    finishes.append((id, claim_id, "FAILED", None, text))
-                case Released(failure):
-                    releases.append((id, claim_id, 0.0, None))
-                    unreleased[id] = failure
-                case Snoozed(delay, window, failure):
-                    releases.append((id, claim_id, delay, window))
-                    unreleased[id] = failure
-                case None:
-                    raise AssertionError("an execution without an outcome")
-                case _ as never:
-                    assert_never(never)
-        refused, locked = await self._release(releases) if releases else (set(), set())
-        for execution in executions:
-            # Unknown for longer than its window, or to be cancelled.
-            id, claim_id = execution.job.id, execution.job.claim_id
-            if id in refused and claim_id is not None:
-                execution.outcome = failure = unreleased[id] or self._cancelled()
-                finishes.append((id, claim_id, "FAILED", None, failure.text))
+            statements.add(execution.job, execution.outcome)
+        finishes = statements.finishes
+        refused, locked = await self._release(statements.releases) if statements.releases else (set(), set())
+        if refused:  # they were unknown for longer than their window, or are to be cancelled
+            for execution in executions:
+                if execution.job.id in refused:
+                    execution.outcome = statements.failures[execution.job.id] or self._cancelled()
+                    statements.add(execution.job, execution.outcome)
         finished: dict[UUID, datetime | None] = {}
         if finishes:
             repeated = any(execution.perhaps_written for execution in executions)
@@ -208,7 +176,7 @@ class Finisher:
                     execution.perhaps_written = True
                 raise
         # What was taken from us while we were about to give it back isn't late.
-        in_time = {*finished, *unreleased}
+        in_time = {*finished, *statements.failures}
         for execution in executions:
             if execution.job.id not in in_time:
                 self._log_fenced(execution)
@@ -306,50 +274,12 @@ class Finisher:
             type(execution.outcome).__name__,
         )
 
-    def _announce(self, execution: Execution, finished_at: datetime) -> None:
-        """Send ``task_finished``, on the loop's own time where that costs nothing."""
-        failed = isinstance(execution.outcome, Failed)
-        heard = signals.audience(task_finished, self._sender)
-        if not failed and heard is signals.Audience.NOBODY:
-            return
-        if execution.result is None and known(execution.job.task_path, self._options.moved_tasks) is None:
-            return  # the task isn't known here, so there is no Task to show receivers
-        result = execution.result or result_of(execution.job, self._options.moved_tasks)
-        _complete(result, execution, finished_at)
-        error = execution.outcome.exception if isinstance(execution.outcome, Failed) else None
-        place, execution.run_context = execution.run_context or self._make_context(), None
-        if execution.context is not None and execution.context is not place.context:
-            carry(execution.context, place.context, self._own)
-        if execution.thread_context is not None:
-            carry(execution.thread_context, place.context, self._own)
-        if heard is not signals.Audience.RECEIVERS and logs.are_threaded():
-            place.context.run(signals.send_finished, self._sender, result, error)
-            place.release()
-        else:
-            self.tell(signals.asend_finished(self._sender, result, error), place)
-
-    def tell(self, telling: Coroutine[Any, Any, None], place: RunContext | None = None) -> None:
-        """Run what calls receivers, in ``place`` or a new one; ``all_announced`` alone waits for them."""
-        place = place or self._make_context()
-        announcing = asyncio.get_running_loop().create_task(
-            telling, context=place.context, name="aiotasks task_finished"
-        )
-        self.announcing.add(announcing)
-        announcing.add_done_callback(self._announced)
-        announcing.add_done_callback(lambda _: place.release())
-
-    def _announced(self, task: "asyncio.Task[None]") -> None:
-        self.announcing.discard(task)
-        self._on_written(None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a receiver of task_finished failed", exc_info=error)
-
 
 class _TookTooLong(Exception):
     """The server didn't answer in time: what it was asked to do may be too much at once."""
 
 
-class _Writing:
+class PendingWrite:
     """Where the Batcher brings the answer for one execution."""
 
     __slots__ = ("_execution", "_finisher")
@@ -387,19 +317,3 @@ def _may_pass(error: BaseException) -> bool:
     if code is None:
         return not isinstance(error, utils.DataError)  # asyncpg couldn't encode it
     return not code.startswith(_OF_THE_ROW)
-
-
-def _complete(result: AnyResult, execution: Execution, finished_at: datetime) -> None:
-    """Bring the TaskResult that receivers get up to what has been stored."""
-    if not timezone.is_naive(finished_at) and result.enqueued_at and timezone.is_naive(result.enqueued_at):
-        finished_at = timezone.make_naive(finished_at)
-    changes: dict[str, Any] = {"finished_at": finished_at}
-    match execution.outcome:
-        case Succeeded(return_value):
-            changes |= {"status": TaskResultStatus.SUCCESSFUL, "_return_value": return_value}
-        case Failed(text=text):
-            stored = decode(text)
-            error = TaskError(exception_class_path=stored["class"], traceback=stored["traceback"])
-            changes |= {"status": TaskResultStatus.FAILED, "errors": [*result.errors, error]}
-    for name, value in changes.items():
-        object.__setattr__(result, name, value)

@@ -1,0 +1,65 @@
+"""One writer per outcome: it adds the row that brings the outcome into the table.
+
+A new kind of outcome is a function here and an entry of WRITERS.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from ...rows import Job
+from ..outcomes import Failed, Outcome, Released, Snoozed, Succeeded
+
+__all__ = ["WRITERS", "Finish", "Release", "Statements"]
+
+# Rows of ``Store.finish_jobs``: id, claim id, status, return value, error.
+type Finish = tuple[UUID, UUID, str, str | None, str | None]
+
+# Rows of ``Store.release_jobs``: id, claim id, delay and window in seconds.
+type Release = tuple[UUID, UUID, float, float | None]
+
+
+class Statements:
+    """The rows of the two statements that write a batch of outcomes.
+
+    ``failures``: for each row to release, the outcome that it gets if it must not become READY again (it
+    was to be cancelled, or its window is over); None for a plain TaskCancelled.
+    """
+
+    __slots__ = ("failures", "finishes", "releases")
+
+    def __init__(self) -> None:
+        self.finishes: list[Finish] = []
+        self.releases: list[Release] = []
+        self.failures: dict[UUID, Failed | None] = {}
+
+    def add(self, job: Job, outcome: Outcome | None) -> None:
+        """Add the row that brings ``outcome`` into the table."""
+        assert job.claim_id is not None
+        WRITERS[type(outcome)](self, job.id, job.claim_id, outcome)
+
+
+def _succeeded(statements: Statements, id: UUID, claim_id: UUID, outcome: Succeeded) -> None:
+    statements.finishes.append((id, claim_id, "SUCCESSFUL", outcome.text, None))
+
+
+def _failed(statements: Statements, id: UUID, claim_id: UUID, outcome: Failed) -> None:
+    statements.finishes.append((id, claim_id, "FAILED", None, outcome.text))
+
+
+def _released(statements: Statements, id: UUID, claim_id: UUID, outcome: Released) -> None:
+    statements.releases.append((id, claim_id, 0.0, None))
+    statements.failures[id] = outcome.failure
+
+
+def _snoozed(statements: Statements, id: UUID, claim_id: UUID, outcome: Snoozed) -> None:
+    statements.releases.append((id, claim_id, outcome.delay, outcome.window))
+    statements.failures[id] = outcome.failure
+
+
+WRITERS: dict[type, Callable[[Statements, UUID, UUID, Any], None]] = {
+    Succeeded: _succeeded,
+    Failed: _failed,
+    Released: _released,
+    Snoozed: _snoozed,
+}
