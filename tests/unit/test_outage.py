@@ -7,7 +7,7 @@ from django.db import utils
 
 from aiotasks.db.outage import Outage
 
-logger = logging.getLogger("aiotasks.tests")
+logger = logging.getLogger("tests.outage")
 
 
 def test_its_begin_and_its_end_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
