@@ -16,7 +16,15 @@ from django.tasks import signals as django_signals
 from . import logs
 from .rows import AnyResult
 
-__all__ = ["Audience", "asend", "asend_finished", "asend_started", "audience", "send_finished"]
+__all__ = [
+    "Audience",
+    "asend",
+    "asend_finished",
+    "asend_started",
+    "audience",
+    "has_receivers",
+    "send_finished",
+]
 
 # What Django's receivers log each signal at; a failure's goes by task_finished at ERROR.
 _LEVELS = {
@@ -48,15 +56,23 @@ def audience(signal: Signal, sender: type) -> Audience:
     Measured: ``asend`` costs 176 µs with one sync receiver (a thread hop), ``send`` 11 µs, most of
     it a log record, which under Django's default LOGGING is thrown away.
     """
+    if _has_one(signal):
+        return Audience.LOGS if _is_kept(_LEVELS[signal]) else Audience.NOBODY
+    sync_receivers, async_receivers, *_ = signal._live_receivers(sender)
+    if async_receivers or any(receiver is not _LOGGERS[signal] for receiver in sync_receivers):
+        return Audience.RECEIVERS
+    return Audience.LOGS if sync_receivers and _is_kept(_LEVELS[signal]) else Audience.NOBODY
+
+
+def has_receivers(signal: Signal, sender: type) -> bool:
+    """Return whether there is a receiver beside Django's own, which logs."""
+    return not _has_one(signal) and audience(signal, sender) is Audience.RECEIVERS
+
+
+def _has_one(signal: Signal) -> bool:
+    """Return whether Django's own receiver is the only one, as mostly: a key holds its receiver's id."""
     receivers = signal.receivers
-    # A receiver's key is its id and its sender's: mostly there is but Django's own.
-    if len(receivers) != 1 or receivers[0][0][0] != id(_LOGGERS[signal]):
-        sync_receivers, async_receivers, *_ = signal._live_receivers(sender)
-        if async_receivers or any(receiver is not _LOGGERS[signal] for receiver in sync_receivers):
-            return Audience.RECEIVERS
-        if not sync_receivers:
-            return Audience.NOBODY
-    return Audience.LOGS if _is_kept(_LEVELS[signal]) else Audience.NOBODY
+    return len(receivers) == 1 and receivers[0][0][0] == id(_LOGGERS[signal])
 
 
 def _is_kept(level: int) -> bool:

@@ -404,7 +404,9 @@ class Engine:
         return self._wants_notify and self.resources.listener.listening.is_set()
 
     def _free(self, lane: Lane) -> int:
-        limit = self.concurrency if lane == "loop" else min(self.threads, self.sync_threads.capacity())
+        limit = self.concurrency if lane == "loop" else self.threads
+        if lane == "thread" and self.sync_threads.is_short:
+            limit = min(limit, self.sync_threads.capacity())
         return limit - self.runner.count(lane)
 
     def _ahead(self) -> int:

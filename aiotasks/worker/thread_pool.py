@@ -40,15 +40,10 @@ class ThreadStarts:
         self._what = what
         self._connects = connects
         self._retry_at = 0.0
-        self._refused = False
+        self.refused = False  # whether the last start was
 
     def may_start(self) -> bool:
-        return not self._refused or time.monotonic() >= self._retry_at
-
-    @property
-    def refused(self) -> bool:
-        """Whether the last start was refused."""
-        return self._refused
+        return not self.refused or time.monotonic() >= self._retry_at
 
     def start[Started](self, start: Callable[[], Started], running: int) -> Started | None:
         """Call ``start``; None where it raises what ``Thread.start()`` raises if there is no thread."""
@@ -63,7 +58,7 @@ class ThreadStarts:
                 self._latest.append(now)
             started = start()
         except (RuntimeError, MemoryError, OSError) as error:
-            if not self._refused:
+            if not self.refused:
                 logger.warning(
                     "The machine refuses another thread for %s: going on with %d, trying again every %g s "
                     "error=%r",
@@ -72,10 +67,10 @@ class ThreadStarts:
                     RETRY_DELAY,
                     str(error),
                 )
-            self._refused = True
+            self.refused = True
             self._retry_at = time.monotonic() + RETRY_DELAY
             return None
-        self._refused = False
+        self.refused = False
         return started
 
 
@@ -108,13 +103,13 @@ class ThreadPool:
         self._put = 0  # how many calls have come
         self._ended: list[int] = []  # how many each thread has run: written by that thread alone
         self._lock = threading.Lock()  # among those who put: a thread's end of a call must not wait for it
-        self._starts = ThreadStarts(what, connects=connects)
+        self.starts = ThreadStarts(what, connects=connects)
 
     def capacity(self) -> int:
         """How many calls can run at a time: fewer than the limit while the machine refuses threads."""
-        if not self._starts.refused:
+        if not self.starts.refused:
             return self._limit
-        return min(self._limit, len(self.threads) + self._starts.may_start())
+        return min(self._limit, len(self.threads) + self.starts.may_start())
 
     def put(self, call: _Call, *, may_wait: bool) -> None:
         """Have a thread run ``call``, which must not raise.
@@ -160,7 +155,7 @@ class ThreadPool:
             thread.start()
             return thread
 
-        thread = self._starts.start(start, len(self.threads))
+        thread = self.starts.start(start, len(self.threads))
         if thread is not None:
             self.threads.append(thread)
         return thread is not None

@@ -148,10 +148,7 @@ class Runner:
 
     def _finished(self, execution: Execution) -> None:
         # Receivers of task_finished have the place still; where there are none it isn't kept for the write.
-        if (
-            execution.abandoned
-            or signals.audience(task_finished, self._sender) is not signals.Audience.RECEIVERS
-        ):
+        if execution.abandoned or not signals.has_receivers(task_finished, self._sender):
             execution.release_context()
             if not execution.abandoned and execution.context is not None:
                 # They refer to each other, and would both live until the next garbage collection.

@@ -5,7 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import Context
+from functools import partial
 
 from asgiref.sync import SyncToAsync
 
@@ -15,7 +15,7 @@ __all__ = ["SyncThreads"]
 
 
 class SyncThreads:
-    """Runs sync tasks, at most ``limit`` at a time, each in a fresh context.
+    """Runs sync tasks, at most ``limit`` at a time.
 
     ``async_to_sync`` inside a task lands on the worker's loop.
     """
@@ -26,24 +26,33 @@ class SyncThreads:
         self._done: deque[asyncio.Future[None]] = deque()
         self._wake_scheduled = False
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the machine has refused a thread, so that ``capacity()`` may be below the limit."""
+        return self._pool.starts.refused
+
     def capacity(self) -> int:
         """How many tasks may be given to ``run`` at a time, at the moment."""
         return self._pool.capacity()
 
     def run(self, call: Callable[[], None]) -> "asyncio.Future[None]":
-        """Run ``call``, which must not raise, in a thread; the future is done when it is.
+        """Run ``call``, which must not raise and brings its own context, in a thread; the future is done
+        when it is.
 
         Raises NotStarted where the machine refuses a thread for it.
         """
         future: asyncio.Future[None] = self._loop.create_future()
 
-        def run(after: Callable[[], None]) -> None:
-            Context().run(call)
-            after()
-            self._tell(future)
-
-        self._pool.put(run, may_wait=False)
+        # partial(), because a nested function would evaluate its annotations (a generic alias) for each task.
+        self._pool.put(partial(self._run, call, future), may_wait=False)
         return future
+
+    def _run(
+        self, call: Callable[[], None], future: "asyncio.Future[None]", after: Callable[[], None]
+    ) -> None:
+        call()
+        after()
+        self._tell(future)
 
     def close(self) -> None:
         """Let idle threads end."""
