@@ -34,6 +34,7 @@ from ..worker.claiming.overclaim import OverclaimPolicy
 from ..worker.claiming.prefetch import PrefetchBuffer
 from ..worker.claiming.quarantine import Quarantine
 from ..worker.claiming.rotation import QueueRotation
+from ..worker.events import EventLog
 from ..worker.execution import Execution
 from ..worker.maintenance.promoter import Promoter
 from ..worker.outcomes import Released
@@ -93,7 +94,7 @@ class _Drain:
         self._execution: Execution | None = None  # the task's that has just ended
         self._ended = asyncio.Event()
         self._worker_id = uuid4()
-        builder = Builder(backend=alias, sender=type(backend), options=backend.config)
+        builder = Builder(backend=alias, sender=type(backend), options=backend.config, observer=EventLog())
         self._runner = builder.runner(threads=thread, make_context=_TestContext, done=self._done)
         # Receivers of task_finished have savepoints, as tasks do.
         self._finisher = builder.finisher(

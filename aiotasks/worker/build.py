@@ -9,6 +9,7 @@ from ..conf import Options
 from ..rows import Job
 from ..store.store import Store
 from ..store.wakeups import Wakeup
+from .events import NULL, Observer
 from .execution import Execution, RunContext
 from .running.runner import Runner, Threads
 from .writing.announcer import Announcer
@@ -21,12 +22,14 @@ __all__ = ["Builder"]
 class Builder:
     """Makes the parts that run the tasks of one backend and write their outcomes.
 
-    backend: the backend's alias. sender: its class, the sender of signals.
+    backend: the backend's alias. sender: its class, the sender of signals. observer: gets the events
+    of both parts.
     """
 
     backend: str
     sender: type
     options: Options
+    observer: Observer = NULL
 
     def runner(
         self,
@@ -45,6 +48,7 @@ class Builder:
             done=done,
             closing=closing,
             importer=importer,
+            observer=self.observer,
         )
 
     def finisher(
@@ -70,5 +74,11 @@ class Builder:
             wrap=wrap,
         )
         return Finisher(
-            store, announcer, backend=self.backend, options=self.options, wake=wake, settled=settled
+            store,
+            announcer,
+            backend=self.backend,
+            options=self.options,
+            wake=wake,
+            settled=settled,
+            observer=self.observer,
         )

@@ -129,7 +129,7 @@ class Engine:
         self.orm_threads = OrmThreads(
             room.orm_threads, limit=room.orm_threads if room.shared else self.concurrency
         )
-        self._builder = Builder(backend=self.backend, sender=self._sender, options=options)
+        self._builder = Builder(backend=self.backend, sender=self._sender, options=options, observer=events)
         self.finisher = self._make_finisher(store)
         self.runner = self._builder.runner(
             threads=self.sync_threads,

@@ -22,6 +22,7 @@ from aiotasks.rows import Job, LaneRequest
 from aiotasks.store.loop import resources
 from aiotasks.store.store import Store
 from aiotasks.worker.build import Builder
+from aiotasks.worker.events import EventLog
 from aiotasks.worker.execution import Execution
 from aiotasks.worker.maintenance.rescuer import Rescued, Rescuer
 from aiotasks.worker.outcomes import Failed, Succeeded
@@ -88,7 +89,7 @@ async def sweep(options: Options, **changes: Any) -> Rescued:
 
 
 def make_finisher(options: Options) -> Finisher:
-    builder = Builder(backend="default", sender=PostgresBackend, options=options)
+    builder = Builder(backend="default", sender=PostgresBackend, options=options, observer=EventLog())
     return builder.finisher(resources(options).store, make_context=OrmThreads(1, limit=1).session)
 
 
@@ -175,7 +176,7 @@ async def test_a_late_finish_of_a_rescued_task_is_fenced(
         assert await conn.fetch("SELECT * FROM aiotasks_task") == before
         assert finisher.fenced == crash
     assert before[0]["status"] == "FAILED"
-    assert caplog.text.count("a late outcome was fenced off") == 3
+    assert caplog.text.count("Result rejected (fenced)") == 3
 
 
 async def test_a_finish_whose_reply_was_lost_is_a_success(

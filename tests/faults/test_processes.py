@@ -42,7 +42,7 @@ def test_kill_9_loses_nothing(start_worker: Start, ledger: Ledger) -> None:
 
 
 def test_sigstop_past_the_lease_overwrites_nothing(start_worker: Start, ledger: Ledger) -> None:
-    """1: the paused worker's outcome is fenced off while another runs the task; it goes on under a new id."""
+    """1: the paused worker's result is rejected while another runs the task; it goes on under a new id."""
     zombie = start_worker("--concurrency", "1", options=SHORT_LEASE)
     result = tasks.work_longer_again.enqueue(1.0, 4.0)
     wait_until(lambda: ledger.events("start") == 1)
@@ -53,7 +53,7 @@ def test_sigstop_past_the_lease_overwrites_nothing(start_worker: Start, ledger: 
     second = ledger.task(result.id)
     assert second.claim_id != first.claim_id
     zombie.send(signal.SIGCONT)
-    zombie.wait_for("a late outcome was fenced off")
+    zombie.wait_for("Result rejected (fenced)")
     wait_until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
     assert ledger.task(result.id).claim_id == second.claim_id
     result.refresh()
@@ -122,7 +122,7 @@ def test_a_worker_whose_gil_is_held_is_fenced(start_worker: Start, ledger: Ledge
     wait_until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
     finished = ledger.task(result.id)
     assert finished.crashes == 1
-    held.wait_for("fenced off")
+    held.wait_for("Result rejected (fenced)")
     assert ledger.task(result.id) == finished
     assert [other.stop(), held.stop()] == [0, 0]
 

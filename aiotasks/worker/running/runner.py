@@ -23,6 +23,7 @@ from ...registry import known, resolve
 from ...results import arguments_of, result_of
 from ...rows import LANES, AnyTask, Job, Lane, lane_of
 from ..belonging import OwnTask, current
+from ..events import NULL, Observer
 from ..execution import Execution, NotStarted, Reason, RunContext, carry, carry_here
 from ..outcomes import Failed, Outcome, Released, Snoozed, Succeeded
 from ..task_factory import ExitRaised
@@ -68,6 +69,7 @@ class Runner:
         done: Callable[[Execution], None],
         closing: Callable[[], bool],
         importer: Executor | None = None,
+        observer: Observer = NULL,
     ) -> None:
         self.running: set[Execution] = set()
         self._sender = sender
@@ -78,6 +80,7 @@ class Runner:
         self._done = done
         self._closing = closing
         self._importer = importer
+        self._observer = observer
         self._unknowns: dict[str, tuple[Snoozed, float]] = {}  # by path; for how long that holds
         self._loop = asyncio.get_running_loop()
         self._importing: dict[str, asyncio.Future[AnyTask]] = {}
@@ -90,6 +93,8 @@ class Runner:
 
     def start(self, job: Job) -> bool:
         """Begin to run ``job``; returns at its first wait, or at its end. Whether that was its end."""
+        if self._observer.watches_tasks:
+            self._observer.started(job)
         execution = Execution(job)
         execution.began = time.monotonic()
         since = forks.generation

@@ -20,6 +20,7 @@ from ...rows import Job
 from ...store.batcher import Batcher
 from ...store.store import Store
 from ...store.wakeups import Wakeup
+from ..events import NULL, Observer
 from ..execution import Execution
 from ..outcomes import Failed, Released, Snoozed, Succeeded
 from .announcer import Announcer
@@ -61,6 +62,7 @@ class Finisher:
         options: Options,
         wake: Callable[[Sequence[Wakeup]], None],
         settled: Callable[[Job], None],
+        observer: Observer = NULL,
     ) -> None:
         self.fenced = 0
         self.succeeded = 0
@@ -72,6 +74,7 @@ class Finisher:
         self._options = options
         self._wake = wake
         self._on_settled = settled
+        self._observer = observer
         self._batcher: Batcher[Execution, Written] = Batcher(self.write_batch, limit=FINISH_LIMIT, size=_size)
         self.pending: set[Execution] = set()
         self._all_written = asyncio.Event()
@@ -128,6 +131,8 @@ class Finisher:
                 log_failure(execution.job, outcome.text, execution.seconds)
             else:
                 self.succeeded += 1
+            if self._observer.watches_tasks and outcome is not None:
+                self._observer.finished(execution.job, outcome, execution.seconds, _wait(execution.job))
             try:
                 self.announcer.announce(execution, written)
             except Exception:  # the others of its batch have nothing to do with it
@@ -179,7 +184,9 @@ class Finisher:
         in_time = {*finished, *statements.failures}
         for execution in executions:
             if execution.job.id not in in_time:
-                self._log_fenced(execution)
+                self.fenced += 1
+                if execution.outcome is not None:
+                    self._observer.fenced(execution.job, execution.outcome)
         locked |= {id for id, finished_at in finished.items() if finished_at is None}
         return [
             "locked" if execution.job.id in locked else finished.get(execution.job.id)
@@ -228,13 +235,14 @@ class Finisher:
         """Returns what is to be failed instead, and what somebody holds a lock on: to be tried again."""
         released, _ = await self._persist(lambda: self._store.release_jobs(releases))
         delays = {row[0]: row[2] for row in releases}
-        self._wake(
-            [
-                Wakeup(self._backend, queue_name, time.time() + delays[id] if delays[id] else None)
-                for id, queue_name in released.items()
-                if queue_name is not None
-            ]
-        )
+        wakeups = [
+            Wakeup(self._backend, queue_name, time.time() + delays[id] if delays[id] else None)
+            for id, queue_name in released.items()
+            if queue_name is not None
+        ]
+        self._wake(wakeups)
+        if wakeups:
+            self._observer.released(len(wakeups), "given back")
         found = await self._look_up([row[:2] for row in releases if row[0] not in released])
         locked = {id for id, finished_at in found.items() if finished_at is None}
         return {id for id, queue_name in released.items() if queue_name is None}, locked
@@ -265,15 +273,6 @@ class Finisher:
             )
         await asyncio.sleep(backoff(failures, longest=1.0))
 
-    def _log_fenced(self, execution: Execution) -> None:
-        self.fenced += 1
-        logger.warning(
-            "a late outcome was fenced off, the task isn't ours any more id=%s path=%r outcome=%s",
-            execution.job.id,
-            execution.job.task_path,
-            type(execution.outcome).__name__,
-        )
-
 
 class _TookTooLong(Exception):
     """The server didn't answer in time: what it was asked to do may be too much at once."""
@@ -296,6 +295,13 @@ class PendingWrite:
 
     def set_exception(self, error: BaseException) -> None:
         self._finisher.refused(self._execution, error)
+
+
+def _wait(job: Job) -> float | None:
+    """Seconds from READY to the claim, by the database's clock."""
+    if job.ready_at is None or job.last_attempted_at is None:
+        return None
+    return (job.last_attempted_at - job.ready_at).total_seconds()
 
 
 def _size(execution: Execution) -> int:

@@ -137,7 +137,7 @@ def unflushed(arena: Arena, rng: Random, report: Report, *, crashes: int) -> Non
     report.figure(
         claims_lost=claims_lost,
         late_ends=judged.late,
-        fenced=arena.said("a late outcome was fenced off"),
+        fenced=arena.said("Result rejected (fenced)"),
         overwrites=judged.overwrites,
         lost=judged.lost,
     )

@@ -95,7 +95,7 @@ def pause(arena: Arena, rng: Random, report: Report, *, pauses: int) -> None:
         tasks=len(ids),
         taken_over=taken,
         late_ends=judged.late,
-        fenced=arena.said("a late outcome was fenced off"),
+        fenced=arena.said("Result rejected (fenced)"),
         repeats=judged.repeats,
         overwrites=judged.overwrites,
         lost=judged.lost,
