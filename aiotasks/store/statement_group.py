@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..db.drivers import Driver
-from ..db.statement import load
+from .statements import load
 
 __all__ = ["StatementGroup"]
 

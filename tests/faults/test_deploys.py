@@ -25,10 +25,11 @@ from uuid_utils import uuid7
 import aiotasks
 from aiotasks.conf import Aliases
 from aiotasks.db.connect import connect
-from aiotasks.db.statement import Statement, load
+from aiotasks.db.statement import Statement
 from aiotasks.exceptions import UnknownTask
 from aiotasks.migrations import _online
 from aiotasks.registry import resolve
+from aiotasks.store.statements import load
 from tests.store.rows import EVER
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until

@@ -30,8 +30,9 @@ from aiotasks.db.drivers import (
     is_transient,
     sqlstate,
 )
-from aiotasks.db.statement import Statement, load
+from aiotasks.db.statement import Statement
 from aiotasks.store.loop import LoopResources
+from aiotasks.store.statements import load
 from aiotasks.store.store import Store
 from aiotasks.sync import drive
 from tests.proxy import Proxy

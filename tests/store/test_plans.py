@@ -15,7 +15,7 @@ import pytest
 
 from aiotasks.db.connect import connect
 from aiotasks.db.drivers import ConnectionDriver
-from aiotasks.db.statement import load
+from aiotasks.store.statements import load
 from aiotasks.store.store import Store
 
 from .rows import EVER, worker

@@ -7,9 +7,9 @@ from django.db.models import Count, Max
 from django.db.models.functions import Lower, Now
 from psycopg import sql
 
-from aiotasks.db.statement import load
 from aiotasks.db.statement_text import changes_session, may_write
 from aiotasks.models import Task
+from aiotasks.store.statements import load
 
 CHANGES = [
     "SET ROLE tenant",

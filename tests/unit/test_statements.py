@@ -3,7 +3,7 @@
 import re
 from importlib.resources import files
 
-from aiotasks.db.statement import load
+from aiotasks.store.statements import load
 
 
 def test_no_time_is_that_of_the_transactions_start() -> None:
