@@ -341,8 +341,11 @@ class Claimer:
         }  # a wake-up meanwhile adds them again
         worker_id = self._worker_id()
         queues = await self._rotation.queues()
-        if worker_id is None or not queues:
+        if worker_id is None:
             return _Claim()  # without a lease nothing is to be had; a registration wakes us
+        if not queues:
+            self._outage.ended()  # the list of queues has been read
+            return _Claim()
         sources = {
             lane: self._rotation.of(lane, queues, limits[lane], robust_only=lane in beyond) for lane in LANES
         }
