@@ -2,11 +2,19 @@
 
 import logging
 import time
+from typing import Protocol
 
 from .drivers import is_transient
 from .retry import backoff
 
-__all__ = ["Outage"]
+__all__ = ["Observer", "Outage"]
+
+
+class Observer(Protocol):
+    """Is told of the begin and the end of each outage, on the loop's thread."""
+
+    def outage_began(self, part: str, error: Exception) -> None: ...
+    def outage_ended(self, part: str, seconds: float) -> None: ...
 
 
 class Outage:
@@ -20,15 +28,24 @@ class Outage:
     longest: the longest pause between two tries, in seconds.
     """
 
-    def __init__(self, logger: logging.Logger, part: str, effect: str, *, longest: float = 5.0) -> None:
+    def __init__(
+        self,
+        logger: logging.Logger,
+        part: str,
+        effect: str,
+        *,
+        longest: float = 5.0,
+        observer: Observer | None = None,
+    ) -> None:
         self.failures = 0
         self._logger = logger
         self._part = part
         self._effect = effect
         self._longest = longest
+        self._observer = observer
         self._began = 0.0  # by time.monotonic()
 
-    def failed(self, error: BaseException, reason: str | None = None) -> float:
+    def failed(self, error: Exception, reason: str | None = None) -> float:
         """Note a failed try; returns the seconds to wait before the next one.
 
         ``reason`` is logged in place of the error's own text.
@@ -43,6 +60,8 @@ class Outage:
                 self._part,
                 reason or str(error),
             )
+            if self._observer is not None:
+                self._observer.outage_began(self._part, error)
         return backoff(self.failures, longest=self._longest)
 
     def ended(self) -> None:
@@ -53,3 +72,5 @@ class Outage:
                 "Outage ended part=%r seconds=%.1f failures=%d", self._part, seconds, self.failures
             )
             self.failures = 0
+            if self._observer is not None:
+                self._observer.outage_ended(self._part, seconds)

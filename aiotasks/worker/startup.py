@@ -15,7 +15,7 @@ from django.tasks import task_backends
 from ..backend import PostgresBackend
 from ..db.connection_thread import share_connections
 from ..db.drivers import about_tables, is_transient, sqlstate
-from ..db.retry import backoff
+from ..db.outage import Outage
 from ..exceptions import DatabaseNotReady
 from ..rows import LaneRequest
 from ..store.loop import LoopResources
@@ -97,19 +97,22 @@ async def reach_database(
     """
     loop = asyncio.get_running_loop()
     end = None if within is None else loop.time() + within
-    failures = 0
+    outage = Outage(logger, "start", "the worker waits for its database")
     while not stopping.is_set():
         try:
-            return await _unless(stopping, _claim_and_finish_nothing(store, backend))
+            reached = await _unless(stopping, _claim_and_finish_nothing(store, backend))
         except utils.Error as error:
-            failures += 1
-            pause = backoff(failures)
-            give_up = end is not None and (not is_transient(error) or loop.time() + pause > end)
-            if give_up or failures == 1:
-                reason = await explain(error, database, store)
-                if give_up:
-                    raise DatabaseNotReady(reason) from error
-                logger.error("the worker waits for its database: %s", reason)
+            gives_up = end is not None and (not is_transient(error) or loop.time() >= end)
+            reason = await explain(error, database, store) if gives_up or not outage.failures else None
+            if gives_up:
+                raise DatabaseNotReady(reason) from error
+            pause = outage.failed(error, reason)
+            if end is not None:
+                pause = min(pause, max(0.0, end - loop.time()))
+        else:
+            if reached:
+                outage.ended()
+            return reached
         failed()
         with anyio.move_on_after(pause):
             await stopping.wait()

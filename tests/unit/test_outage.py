@@ -42,3 +42,21 @@ def test_what_waiting_may_not_help_against_is_an_error(caplog: pytest.LogCapture
     assert caplog.messages == [
         "Outage began: claims wait for the database part='claims' error='Run migrate.'"
     ]
+
+
+def test_an_observer_gets_both() -> None:
+    seen: list[tuple[str, str, type]] = []
+
+    class Seen:
+        def outage_began(self, part: str, error: Exception) -> None:
+            seen.append(("began", part, type(error)))
+
+        def outage_ended(self, part: str, seconds: float) -> None:
+            seen.append(("ended", part, type(seconds)))
+
+    outage = Outage(logger, "claims", "claims wait for the database", observer=Seen())
+    for _ in range(3):
+        outage.failed(utils.OperationalError("gone"))
+    outage.ended()
+    outage.ended()
+    assert seen == [("began", "claims", utils.OperationalError), ("ended", "claims", float)]

@@ -108,7 +108,8 @@ def test_the_site_starts_without_its_database(serve: Serve, ledger: Ledger) -> N
     ledger.connection.execute("ALTER TABLE aiotasks_task RENAME TO aiotasks_away")
     try:
         process, client = serve("application")
-        process.wait_for("the worker waits for its database: The tables of aiotasks are missing")
+        process.wait_for("the worker waits for its database part='start'")
+        process.wait_for("The tables of aiotasks are missing")
         assert client.get("/handlers/").status_code == 200
         assert ledger.workers() == 0
     finally:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django.db import utils
 
+from ...db.outage import Outage
 from ...store.store import Store
 from ..execution import Execution, Reason
 
@@ -37,6 +38,7 @@ class Canceller:
         self._cancel = cancel
         self._poll_interval = poll_interval
         self._asked = asyncio.Event()
+        self._outage = Outage(logger, "canceller", "requests to cancel wait for the database")
 
     def look(self) -> None:
         """A request was made."""
@@ -44,7 +46,6 @@ class Canceller:
 
     async def run(self) -> None:
         """Look, for ever."""
-        failures = 0
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_interval):
@@ -52,11 +53,8 @@ class Canceller:
             self._asked.clear()
             try:
                 await self.run_once()
-                failures = 0
             except utils.Error as error:
-                failures += 1
-                if failures == 1:
-                    logger.info("requests to cancel wait for the database error=%r", str(error))
+                self._outage.failed(error)  # the next look is the next try
 
     async def run_once(self) -> int:
         """Cancel what is to be cancelled; returns how many could be."""
@@ -65,6 +63,7 @@ class Canceller:
         if not running or worker_id is None:
             return 0
         wanted = await self._store.select_cancelled_jobs(worker_id)
+        self._outage.ended()
         return sum(
             self._cancel(execution, "cancelled")
             for execution in running

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from django.db import utils
 
-from ...db.retry import backoff
+from ...db.outage import Outage
 from ...store.store import Store
 from ...store.wakeups import Wakeup
 
@@ -58,17 +58,14 @@ class Promoter:
 
     async def run(self) -> None:
         """Promote, wait for the next, for ever."""
-        failures = 0
+        outage = Outage(logger, "promoter", "due tasks wait for the database")
         while True:
             self._look.clear()
             try:
                 wait = await self.run_once()
-                failures = 0
+                outage.ended()
             except utils.Error as error:
-                failures += 1
-                if failures == 1:
-                    logger.warning("the scheduler waits for the database error=%r", str(error))
-                wait = backoff(failures)
+                wait = outage.failed(error)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._look.wait()

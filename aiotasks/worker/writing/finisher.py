@@ -13,7 +13,7 @@ from django.db import utils
 from ...codec import dump_error
 from ...conf import Options
 from ...db.drivers import sqlstate
-from ...db.retry import backoff
+from ...db.outage import Outage
 from ...exceptions import TaskCancelled
 from ...redact import redacted
 from ...rows import Job
@@ -77,6 +77,7 @@ class Finisher:
         self._observer = observer
         self._batcher: Batcher[Execution, Written] = Batcher(self.write_batch, limit=FINISH_LIMIT, size=_size)
         self.pending: set[Execution] = set()
+        self._outage = Outage(logger, "outcomes", "outcomes wait for the database", longest=1.0)
         self._all_written = asyncio.Event()
         self._all_written.set()
 
@@ -254,24 +255,20 @@ class Finisher:
 
         Raises _TookTooLong after a time-out unless ``patient``.
         """
-        failures = 0
+        again = False
         while True:
             try:
-                return await write(), failures > 0
+                result = await write()
             except utils.Error as error:
                 if not _may_pass(error):
                     raise
-                failures += 1
-                await self._back_off(failures, error)
+                again = True
+                await asyncio.sleep(self._outage.failed(error))
                 if not patient and isinstance(error.__cause__, TimeoutError):
                     raise _TookTooLong from error
-
-    async def _back_off(self, failures: int, error: utils.Error) -> None:
-        if failures == 1:
-            logger.warning(
-                "outcomes wait for the database pending=%d error=%r", len(self.pending), str(error)
-            )
-        await asyncio.sleep(backoff(failures, longest=1.0))
+            else:
+                self._outage.ended()
+                return result, again
 
 
 class _TookTooLong(Exception):
