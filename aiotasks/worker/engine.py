@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 from uuid import UUID
 
@@ -130,7 +130,12 @@ class Engine:
             room.orm_threads, limit=room.orm_threads if room.shared else self.concurrency
         )
         self._builder = Builder(backend=self.backend, sender=self._sender, options=options, observer=events)
-        self.finisher = self._make_finisher(store)
+        self.finisher = self._builder.finisher(
+            store,
+            make_context=self.orm_threads.session,
+            wake=self._wake,
+            settled=lambda job: self.claimer.slot_freed(job),
+        )
         self.runner = self._builder.runner(
             threads=self.sync_threads,
             make_context=self.orm_threads.session,
@@ -228,13 +233,15 @@ class Engine:
         """Whether nothing is running here, or waiting to be written."""
         return not self.runner.running and not self.finisher.pending
 
-    def _make_finisher(self, store: Store) -> Finisher:
-        return self._builder.finisher(
-            store,
-            make_context=self.orm_threads.session,
-            wake=self._wake,
-            settled=lambda job: self.claimer.slot_freed(job),
-        )
+    @contextmanager
+    def _finisher_elsewhere(self, store: Store) -> Iterator[Finisher]:
+        """A Finisher for the heartbeat's loop, which has an ORM thread of its own for receivers: the worker's
+        belong to the worker's loop."""
+        orm_threads = OrmThreads(1, limit=1)
+        try:
+            yield self._builder.finisher(store, make_context=orm_threads.session, wake=self._notify)
+        finally:
+            orm_threads.close()
 
     def _parts(self, hurried: asyncio.Event) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         async def sweep() -> None:
@@ -340,12 +347,12 @@ class Engine:
         # No event: the threads would have to know of this loop, which is theirs only by accident.
         while any(execution.outcome is None for execution in executions):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-        finisher = self._make_finisher(store)
-        for execution in executions:
-            finisher.finish(execution)
-        await finisher.wait_idle(self._options.command_timeout)
-        with anyio.move_on_after(self._options.command_timeout):
-            await finisher.announcer.all_announced()
+        with self._finisher_elsewhere(store) as finisher:
+            for execution in executions:
+                finisher.finish(execution)
+            await finisher.wait_idle(self._options.command_timeout)
+            with anyio.move_on_after(self._options.command_timeout):
+                await finisher.announcer.all_announced()
         if self.lease.worker_id is not None:
             await store.remove_worker(self.lease.worker_id)
 
@@ -369,16 +376,21 @@ class Engine:
             limit=self._options.max_error_size,
             redact=self._options.redact,
         )
-        return lambda store: hand_over(
-            store,
-            self._make_finisher(store),
-            worker_id,
-            executions=executions,
-            unstarted=unstarted,
-            blamed=blamed,
-            cancelled=cancelled,
-            timeout=timeout,
-        )
+
+        async def hand_all_over(store: Store) -> None:
+            with self._finisher_elsewhere(store) as finisher:
+                await hand_over(
+                    store,
+                    finisher,
+                    worker_id,
+                    executions=executions,
+                    unstarted=unstarted,
+                    blamed=blamed,
+                    cancelled=cancelled,
+                    timeout=timeout,
+                )
+
+        return hand_all_over
 
     def _hung(self, seconds: float, task: "asyncio.Task[Any] | None") -> None:
         """The loop has been blocked for LOOP_TIMEOUT."""
@@ -464,7 +476,11 @@ class Engine:
         """Tell ourselves, and the other workers."""
         for wakeup in wakeups:
             self._heard(wakeup)
-        if self._options.notify and wakeups:  # by the running loop: _settle_late() is on the heartbeat's
+        self._notify(wakeups)
+
+    def _notify(self, wakeups: Sequence[Wakeup]) -> None:
+        """Notify the other workers, by a connection of the running loop."""
+        if self._options.notify and wakeups:
             resources(self._options).notifier.notify(wakeups)
 
     def _wake_rescued(self, wakeups: Sequence[Wakeup]) -> None:

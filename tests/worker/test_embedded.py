@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,10 @@ import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.tasks import TaskResultStatus, task_backends
+from django.tasks.signals import task_finished
 
 import aiotasks
+from aiotasks import models
 from aiotasks.asgi import with_worker
 
 from . import tasks
@@ -203,6 +206,70 @@ async def test_threads_that_outlast_the_shutdown_keep_their_lease(
     await until(lambda: ledger.workers() == 0)
     await result.arefresh()
     assert (result.return_value, result.attempts) == ("outlasts", 1)
+
+
+@pytest.mark.parametrize("way", ["nobody", "sync", "async", "atomic"])
+async def test_no_thread_is_left_once_a_late_sync_task_has_ended(
+    configure: Configure, ledger: Ledger, way: str
+) -> None:
+    """30: it is settled by the heartbeat's thread, where receivers of task_finished have ORM calls, too."""
+    configure(LEASE_TIMEOUT=1, POLL_INTERVAL=0.2)
+    tasks.seen.clear()
+    tasks.released.clear()
+    received: list[int] = []
+
+    def receive(task_result: Any, **others: Any) -> None:
+        received.append(models.Task.objects.count())
+
+    async def areceive(task_result: Any, **others: Any) -> None:
+        received.append(await models.Task.objects.acount())
+
+    async def areceive_in_block(task_result: Any, **others: Any) -> None:
+        async with aiotasks.atomic():
+            received.append(await models.Task.objects.acount())
+
+    receiver: Any = {"sync": receive, "async": areceive, "atomic": areceive_in_block}.get(way)
+    before = set(threading.enumerate())
+    if receiver is not None:
+        task_finished.connect(receiver)
+    try:
+        async with aiotasks.Worker(grace=0):
+            result = await tasks.wait_in_thread.aenqueue("late")
+            await until(lambda: tasks.seen == ["late"])
+        tasks.released.set()
+        await until(lambda: ledger.workers() == 0)
+    finally:
+        tasks.released.set()
+        task_finished.disconnect(receiver)
+    assert ledger.task(result.id).status == "SUCCESSFUL"
+    assert received == ([] if receiver is None else [1])
+    await until(lambda: set(threading.enumerate()) <= before)
+
+
+async def test_a_receiver_that_outlasts_the_worker_has_its_orm_thread(
+    configure: Configure, database: str
+) -> None:
+    """Embedded, it goes on on the site's loop; its thread ends with it."""
+    go, entered, received = asyncio.Event(), asyncio.Event(), []
+
+    async def receive(task_result: Any, **others: Any) -> None:
+        received.append(await models.Task.objects.acount())
+        entered.set()
+        await go.wait()
+        received.append(await models.Task.objects.acount())
+
+    before = set(threading.enumerate())
+    task_finished.connect(receive)
+    try:
+        async with aiotasks.Worker(grace=0) as worker:
+            await tasks.add.aenqueue(1, 2)
+            await entered.wait()
+        assert worker.stuck
+        go.set()
+        await until(lambda: received == [1, 1])
+    finally:
+        task_finished.disconnect(receive)
+    await until(lambda: set(threading.enumerate()) <= before)
 
 
 async def test_an_embedded_worker_goes_on_trying(

@@ -105,10 +105,10 @@ class OrmThreads:
         return _LentJob(OrmSession(self, self._context.copy()), self._blocks.release)
 
     def close(self) -> None:
-        """Let the threads end once their calls have."""
+        """Let each thread end once its jobs have."""
         with self._lock:
             self._closed = True
-            for thread in list(self._threads):
+            for thread in [thread for thread in self._threads if not thread.jobs]:
                 self._stop(thread)
 
     def _stop(self, thread: ConnectionThread) -> None:
