@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from functools import lru_cache
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import Any, Literal
@@ -19,6 +20,7 @@ __all__ = [
     "Lane",
     "LaneRequest",
     "NewJob",
+    "Status",
     "lane_of",
     "makes_generators",
 ]
@@ -27,6 +29,17 @@ __all__ = [
 # django.tasks' types take parameters only in their stubs.
 type AnyTask = Task[..., Any]
 type AnyResult = TaskResult[..., Any]
+
+
+class Status(StrEnum):
+    """A row's status: Django's four, and SCHEDULED, which a TaskResult shows as READY."""
+
+    SCHEDULED = "SCHEDULED"
+    READY = "READY"
+    RUNNING = "RUNNING"
+    SUCCESSFUL = "SUCCESSFUL"
+    FAILED = "FAILED"
+
 
 Lane = Literal["loop", "thread"]
 LANES: tuple[Lane, Lane] = ("loop", "thread")
@@ -71,22 +84,19 @@ class NewJob:
 
 @dataclass(slots=True)
 class Job:
-    """A row as claims and look-ups return it: the columns in the order of the SQL files.
+    """A row as claims and look-ups return it. The columns of the statements follow these fields: see
+    ``store/columns.py``.
 
     A worker may finish it only under the ``claim_id`` that it claimed it with.
     """
 
     id: UUID
-    claim_id: UUID | None
-    backend: str
     queue_name: str
     task_path: str
     lane: Lane
     priority: int
-    status: str
     args: str
     kwargs: str
-    return_value: str | None
     errors: list[str]
     worker_ids: list[str]
     enqueued_at: datetime
@@ -94,9 +104,14 @@ class Job:
     ready_at: datetime | None
     started_at: datetime | None
     last_attempted_at: datetime | None
-    finished_at: datetime | None
     max_crashes: int | None
     keep_result: float | None
+    # The worker that claims knows these already.
+    claim_id: UUID | None
+    backend: str
+    status: str
+    return_value: str | None
+    finished_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

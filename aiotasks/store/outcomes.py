@@ -5,6 +5,7 @@ from datetime import datetime
 from uuid import UUID
 
 from ..rows import Job
+from .columns import job
 from .statement_group import StatementGroup
 
 __all__ = ["OutcomeStatements"]
@@ -14,7 +15,7 @@ class OutcomeStatements(StatementGroup):
     """Finish, release and cancel tasks; look results up, and prune them."""
 
     async def select_jobs(self, ids: Sequence[UUID], backend: str) -> list[Job]:
-        return [Job(*row) for row in await self._fetch("select_jobs", list(ids), backend)]
+        return [job(row) for row in await self._fetch("select_jobs", list(ids), backend)]
 
     async def finish_jobs(
         self, finishes: Iterable[tuple[UUID, UUID, str, str | None, str | None]]
@@ -41,7 +42,7 @@ class OutcomeStatements(StatementGroup):
 
     async def cancel_jobs(self, ids: Sequence[UUID], backend: str, error: str) -> list[Job]:
         """Returns those that could still be cancelled: FAILED now, or RUNNING and asked to end."""
-        return [Job(*row) for row in await self._fetch("cancel_jobs", sorted(ids), backend, error)]
+        return [job(row) for row in await self._fetch("cancel_jobs", sorted(ids), backend, error)]
 
     async def select_cancelled_jobs(self, worker_id: UUID) -> set[UUID]:
         return {row[0] for row in await self._fetch("select_cancelled_jobs", worker_id)}

@@ -26,6 +26,7 @@ django.conf.settings.configure(INSTALLED_APPS=["aiotasks"], TASKS={"default": {
     "BACKEND": "aiotasks.backend.PostgresBackend", "QUEUES": []}}, USE_TZ=True,
     DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "none"}})
 django.setup()
+from dataclasses import fields
 from uuid import uuid4
 from django.utils import timezone
 from aiotasks.rows import Job
@@ -41,8 +42,10 @@ if django.VERSION >= (6, 1):  # Django's own Task can't be pickled before
     assert pickle.loads(pickle.dumps(one)) == one
 assert "metadata={'mine': 1}" in repr(one)
 now = timezone.now()
-names = ("default", "elsewhere", task.module_path, "thread", 5, "READY")
-job = Job(uuid4(), None, *names, "[1]", "{}", None, [], [], now, None, now, None, None, None, None, None)
+values = {field.name: None for field in fields(Job)}
+values |= {"id": uuid4(), "backend": "default", "queue_name": "elsewhere", "task_path": task.module_path}
+values |= {"lane": "thread", "priority": 5, "status": "READY", "args": "[1]", "kwargs": "{}", "errors": []}
+job = Job(**values | {"worker_ids": [], "enqueued_at": now, "ready_at": now})
 read = result_of(job, {})
 assert (read.metadata, read.note, read.args) == ({}, "none", [1])
 assert result_of(job, {}).metadata is not read.metadata

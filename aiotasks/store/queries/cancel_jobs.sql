@@ -1,6 +1,5 @@
 -- Cancel tasks: those that wait are FAILED at once; of one that runs it is only asked, and its owner
 -- writes what came of it (or rescue, if the owner is dead). What is final stays as it is.
--- (run_after: as in select_jobs.)
 -- $1 ids (sorted), $2 backend, $3 the error to store (JSON text)
 UPDATE aiotasks_task AS task
 SET status = CASE WHEN task.status = 'RUNNING' THEN 'RUNNING' ELSE 'FAILED' END,
@@ -10,9 +9,4 @@ SET status = CASE WHEN task.status = 'RUNNING' THEN 'RUNNING' ELSE 'FAILED' END,
 WHERE task.id = ANY($1::uuid[]) AND task.backend = $2::text
   AND task.status IN ('SCHEDULED', 'READY', 'RUNNING')
 RETURNING
-    task.id, task.claim_id, task.backend, task.queue_name, task.task_path, task.lane, task.priority, task.status,
-    task.args::text, task.kwargs::text, task.return_value::text, task.errors::text[], task.worker_ids::text[],
-    task.enqueued_at,
-    CASE WHEN task.run_after BETWEEN '0001-01-02 00:00+00' AND '9999-12-31 00:00+00' THEN task.run_after END,
-    task.ready_at, task.started_at, task.last_attempted_at, task.finished_at,
-    task.max_crashes, task.keep_result
+    {job_columns}

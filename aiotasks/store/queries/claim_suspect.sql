@@ -27,10 +27,4 @@ WHERE task.ctid = ANY(ARRAY(
     ) AS head
 ))
 RETURNING
-    task.id, task.queue_name, task.task_path, task.lane, task.priority, task.args::text, task.kwargs::text,
-    task.errors::text[], task.worker_ids::text[],
-    CASE WHEN task.enqueued_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.enqueued_at END,
-    CASE WHEN task.run_after BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.run_after END,
-    least(task.ready_at, statement_timestamp()),
-    CASE WHEN task.started_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.started_at END,
-    task.last_attempted_at, task.max_crashes, task.keep_result
+    {claimed_columns}

@@ -26,12 +26,4 @@ WHERE task.ctid = ANY(ARRAY(
     FOR UPDATE SKIP LOCKED
 ))
 RETURNING
-    task.id, task.claim_id, task.backend, task.queue_name, task.task_path, task.lane, task.priority, task.status,
-    task.args::text, task.kwargs::text, task.return_value::text, task.errors::text[], task.worker_ids::text[],
-    CASE WHEN task.enqueued_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.enqueued_at END,
-    CASE WHEN task.run_after BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.run_after END,
-    CASE WHEN task.ready_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.ready_at END,
-    CASE WHEN task.started_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.started_at END,
-    CASE WHEN task.last_attempted_at BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.last_attempted_at END,
-    task.finished_at,
-    task.max_crashes, task.keep_result
+    {job_columns}
