@@ -18,7 +18,7 @@ QUERIES = ROOT / "aiotasks/store/queries"
 # In their order, so that a code span with a bracket isn't read as a link.
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_PATH = re.compile(r"`((?:aiotasks|tests|benchmarks|docs|requirements)/[\w./*-]*)(?:::\w+)?`")
+_PATH = re.compile(r"`((?:aiotasks|tests|benchmarks|docs|requirements)/[\w./*-]*)(?:::(\w+))?`")
 _STATEMENT = re.compile(r"\b([a-z_]+)\.sql\b")
 
 
@@ -48,11 +48,21 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text("utf-8")
-    for path in _PATH.findall(text):
-        found = list(ROOT.glob(path)) if "*" in path else [ROOT / path] if (ROOT / path).exists() else []
-        assert found, f"{path} isn't there"
+    for path, function in _PATH.findall(text):
+        assert list(ROOT.glob(path)), f"{path} isn't there"
+        assert not function or f"def {function}(" in (ROOT / path).read_text("utf-8"), (
+            f"{path} has no {function}"
+        )
     for name in _STATEMENT.findall(text):
         assert (QUERIES / f"{name}.sql").exists(), f"{name}.sql isn't there"
+
+
+def test_the_state_machine_has_every_statement_that_changes_a_status() -> None:
+    page = (ROOT / "docs/internals/overview.md").read_text("utf-8")
+    (diagram,) = re.findall(r"^stateDiagram-v2\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    changing = re.compile(r"INSERT INTO aiotasks_task\b|DELETE FROM aiotasks_task\b|SET status\b")
+    found = {path.stem for path in QUERIES.glob("*.sql") if changing.search(path.read_text("utf-8"))}
+    assert set(_STATEMENT.findall(diagram)) == found
 
 
 def test_readme_is_a_landing_page_whose_links_work_on_pypi() -> None:
