@@ -1,4 +1,4 @@
-"""Inside ``transaction.atomic()``: the row is part of it, however it is enqueued (FAULTS 42)."""
+"""Inside ``transaction.atomic()``: the row is part of it, however it is enqueued (docs/faults.md, 42)."""
 
 import asyncio
 import json

@@ -162,7 +162,7 @@ async def test_what_is_given_back_unrun_is_failed_where_it_was_cancelled(databas
 async def test_a_late_finish_does_not_bring_a_cancelled_task_back(
     database: str, conn: asyncpg.Connection
 ) -> None:
-    """FAULTS 54."""
+    """Fault 54 of docs/faults.md: a late finish turns FAILED into SUCCESSFUL."""
     result = await orphaned(conn)
     claim_id = await conn.fetchval("SELECT claim_id FROM aiotasks_task")
     await result.acancel()

@@ -1,4 +1,4 @@
-"""Django's contract for a backend, clause by clause (shared/DJANGO.md): enqueueing and results."""
+"""Django's contract for a backend, clause by clause: enqueueing and results."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Values and exceptions that spite a queue (FAULTS 40, 41): kept exactly, or refused by name."""
+"""Values and exceptions that spite a queue (docs/faults.md, 40, 41): kept exactly, or refused by name."""
 
 import asyncio
 import json

@@ -221,7 +221,7 @@ async def test_task_enqueued_is_sent_inside(block: Any, heard: list[Heard]) -> N
 async def test_a_background_task_that_outlives_the_block_gets_an_error(
     block: Any, conn: asyncpg.Connection
 ) -> None:
-    """Never a stranger's transaction (FAULTS 56)."""
+    """Never a stranger's transaction (docs/faults.md, 56)."""
     go = asyncio.Event()
 
     async def straggler() -> None:

@@ -208,7 +208,7 @@ async def task_of_the_next_release():
 def test_a_task_that_the_old_worker_does_not_know_is_left_to_the_new_one(
     start_worker: Start, ledger: Ledger, tmp_path: Path, worker_env: dict[str, str]
 ) -> None:
-    """FAULTS 43, with real processes: it is given back, unspent, and runs where its module is."""
+    """Fault 43 of docs/faults.md: real processes release it, unspent, to where its module is."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "brand_new.py").write_text(BRAND_NEW)
     id = str(uuid7())
@@ -278,7 +278,7 @@ async def test_an_alias_comes_before_what_the_path_leads_to(configure: Configure
     "target", ["subprocess.call", "tests.faults.test_deploys.elsewhere", "tests.worker.tasks.nothing_there"]
 )
 def test_an_alias_leads_to_tasks_only(settings: Any, target: str) -> None:
-    """FAULTS 44."""
+    """Fault 44 of docs/faults.md: a stored path runs any callable."""
     aliases = Aliases({"old.path": target})
     with pytest.raises(UnknownTask, match=f"'{target}' is not a task"):
         resolve("old.path", aliases)

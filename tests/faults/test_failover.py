@@ -1,4 +1,6 @@
-"""24, 53: the primary is killed and a standby promoted; a server that can't be written to, or is full."""
+"""Faults 24 and 53 of docs/faults.md: the primary is killed and a standby promoted; a server can't be written
+to, or is full.
+"""
 
 import asyncio
 import json

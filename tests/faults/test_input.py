@@ -27,7 +27,7 @@ HOSTILE_NAMES = [
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 async def test_a_queue_name_is_a_value(configure: Configure, ledger: Ledger, name: str) -> None:
-    """FAULTS 48: bound in every statement and payload, over both drivers."""
+    """Fault 48 of docs/faults.md: bound in every statement and payload, over both drivers."""
     configure(POLL_INTERVAL=60.0)  # so that only a NOTIFY that arrives as it was sent can wake
     async with aiotasks.Worker():
         result = await tasks.add.using(queue_name=name).aenqueue(1, 2)
@@ -38,7 +38,7 @@ async def test_a_queue_name_is_a_value(configure: Configure, ledger: Ledger, nam
 async def test_a_stored_name_writes_no_line_of_the_log(
     configure: Configure, ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """FAULTS 50."""
+    """Fault 50 of docs/faults.md: log injection."""
     result = await tasks.add.aenqueue(1, 2)
     ledger.connection.execute("UPDATE aiotasks_task SET task_path = E'no.such\nCRITICAL forged'")
     with caplog.at_level(logging.INFO, "aiotasks"):
@@ -52,7 +52,7 @@ async def test_a_stored_name_writes_no_line_of_the_log(
 async def test_a_changed_table_breaks_no_open_session(
     configure: Configure, conn: asyncpg.Connection, ledger: Ledger
 ) -> None:
-    """FAULTS 23: prepared statements outlive a migration that adds a column or changes a type."""
+    """Fault 23 of docs/faults.md: prepared statements outlive a migration of their table."""
     store = resources(Options()).store
     result = await tasks.add.aenqueue(1, 2)
     async with aiotasks.Worker():

@@ -1,4 +1,4 @@
-"""Limits: what waits is bounded, and a database that is slow or stopped makes callers wait (FAULTS 38)."""
+"""Limits (docs/faults.md, 38): buffers are bounded; callers wait for a database that is slow or stopped."""
 
 import asyncio
 import json

@@ -1,4 +1,6 @@
-"""19: everything works through PgBouncer in transaction mode, and nothing is lost when it goes away."""
+"""Fault 19 of docs/faults.md: everything works through PgBouncer in transaction mode, and nothing is lost
+when it goes away.
+"""
 
 import asyncio
 import os

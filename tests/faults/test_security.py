@@ -1,7 +1,6 @@
-"""What somebody may try who can enqueue, read the table, or write to it (FAULTS 44, 47 to 50).
+"""What somebody may try who can enqueue, read the table, or write to it (docs/faults.md, 44, 47 to 50).
 
-45 and 46 are the admin's and the dashboard's, which don't exist yet; names in SQL and in the log are also
-in test_input.py.
+Names in SQL and in the log are also in test_input.py.
 """
 
 import ast
@@ -50,13 +49,13 @@ CARD = "sk-4000123412341234"
     ],
 )
 def test_nothing_but_a_task_at_its_own_path_is_ever_run(path: str) -> None:
-    """FAULTS 44."""
+    """Fault 44 of docs/faults.md: a stored path runs any callable."""
     with pytest.raises(UnknownTask):
         resolve(path)
 
 
 async def test_a_stored_path_runs_no_function(configure: Configure, ledger: Ledger, tmp_path: Path) -> None:
-    """FAULTS 44, in the worker."""
+    """Fault 44 of docs/faults.md: a stored path runs any callable, in the worker."""
     made = tmp_path / "made by a row"
     result = await tasks.add.aenqueue(1, 2)
     ledger.connection.execute(
@@ -68,7 +67,7 @@ async def test_a_stored_path_runs_no_function(configure: Configure, ledger: Ledg
 
 
 def test_nothing_is_unpickled_or_evaluated() -> None:
-    """FAULTS 49."""
+    """Fault 49 of docs/faults.md: pickle."""
     for path in Path(aiotasks.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))
         used = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -77,7 +76,7 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
         assert not used & {"pickle", "marshal", "shelve", "eval", "exec", "compile", "__import__"}, path
 
 
-# --- FAULTS 47: secrets
+# --- Secrets (docs/faults.md, 47)
 
 
 async def run_one(ledger: Ledger, task: Any) -> dict[str, str]:

@@ -202,7 +202,7 @@ def test_a_queue_beyond_the_limit_is_not_said_to_have_nothing_ready(
 
 
 def test_the_oldest_snapshot(sql: psycopg.Connection, database: str) -> None:
-    """FAULTS 20: as long as somebody looks at an old state, vacuum removes nothing that is newer."""
+    """Fault 20 of docs/faults.md: while a session holds an old snapshot, vacuum removes nothing newer."""
     assert status()["oldest_snapshot"] is None
     with psycopg.connect(database, application_name="report") as holder:
         holder.execute("SET default_transaction_isolation = 'repeatable read'")

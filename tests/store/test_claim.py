@@ -48,7 +48,7 @@ async def _rescue_all(store: Store, worker_id: str) -> list[Any]:
 
 
 async def test_only_a_live_lease_claims(store: Store, conn: asyncpg.Connection) -> None:
-    """FAULTS 5: neither a worker thought dead nor one that never registered."""
+    """Fault 5 of docs/faults.md: neither a worker thought dead nor one that never registered."""
     await insert(store)
     worker_id = await worker(store)
     await expire(conn, worker_id)

@@ -51,7 +51,7 @@ async def test_what_is_inserted_is_read_back(store: Store) -> None:
     ids=lambda value: repr(value)[:20],
 )
 async def test_json_comes_back_as_it_went_in(store: Store, value: object) -> None:
-    """FAULTS 40: jsonb would lose or refuse most of these."""
+    """Fault 40 of docs/faults.md: jsonb would lose or refuse most of these."""
     text = json.dumps([value], separators=(",", ":"))
     job = new_job(args=text, kwargs=json.dumps({"k": value}))
     await store.insert_jobs([job])

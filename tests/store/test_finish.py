@@ -59,7 +59,7 @@ async def test_many_finish_at_once_each_with_its_own(store: Store) -> None:
 
 
 async def test_a_zombie_cannot_finish_what_was_claimed_again(store: Store, conn: asyncpg.Connection) -> None:
-    """FAULTS 1 and 8: the claim id is the fence, not the worker and not the attempt."""
+    """Faults 1 and 8 of docs/faults.md: the claim id is the fence, not the worker and not the attempt."""
     worker_id, (old,) = await claimed(store)
     await rescue(store, conn, worker_id)
     await store.renew_lease(worker_id, 60.0, even_expired=True)
@@ -74,7 +74,7 @@ async def test_a_zombie_cannot_finish_what_was_claimed_again(store: Store, conn:
 async def test_a_late_finish_changes_nothing_of_a_rescued_task(
     store: Store, conn: asyncpg.Connection
 ) -> None:
-    """FAULTS 54: neither READY again nor FAILED becomes SUCCESSFUL."""
+    """Fault 54 of docs/faults.md: neither READY again nor FAILED becomes SUCCESSFUL."""
     worker_id, jobs = await claimed(store, 2)
     await conn.execute("UPDATE aiotasks_task SET max_crashes = 0 WHERE id = $1", jobs[1].id)
     await rescue(store, conn, worker_id)
@@ -86,7 +86,7 @@ async def test_a_late_finish_changes_nothing_of_a_rescued_task(
 
 
 async def test_the_first_of_two_finishes_stands(store: Store, conn: asyncpg.Connection) -> None:
-    """FAULTS 54: the status fences, though the claim id is still the row's."""
+    """Fault 54 of docs/faults.md: the status fences, though the claim id is still the row's."""
     _, (job,) = await claimed(store)
     await store.finish_jobs([(*claim_of(job), "FAILED", None, ERROR)])
     before = await row(conn, job.id)
@@ -105,7 +105,7 @@ async def test_nobody_finishes_with_a_foreign_claim_id(store: Store, conn: async
 
 
 async def test_a_repeated_finish_is_recognised_as_ones_own(store: Store, conn: asyncpg.Connection) -> None:
-    """FAULTS 9: the finish committed, its reply was lost."""
+    """Fault 9 of docs/faults.md: the finish committed, its reply was lost."""
     worker_id, (mine, failed, running) = await claimed(store, 3)
     outcomes = [(*claim_of(mine), "SUCCESSFUL", "1", None), (*claim_of(failed), "FAILED", None, ERROR)]
     finished = await store.finish_jobs(outcomes)
@@ -119,7 +119,7 @@ async def test_a_repeated_finish_is_recognised_as_ones_own(store: Store, conn: a
 
 
 async def test_one_refused_value_finishes_none(store: Store, conn: asyncpg.Connection) -> None:
-    """FAULTS 13 starts from this: the Batcher halves the batch then."""
+    """Fault 13 of docs/faults.md starts from this: the Batcher halves the batch then."""
     _, (good, bad) = await claimed(store, 2)
     with pytest.raises(utils.DataError):
         await store.finish_jobs(
@@ -129,7 +129,7 @@ async def test_one_refused_value_finishes_none(store: Store, conn: asyncpg.Conne
 
 
 async def test_a_deadlock_is_told_as_transient(database: str, conn: asyncpg.Connection, store: Store) -> None:
-    """FAULTS 22: two transactions that lock in opposite orders; the one that loses may be repeated."""
+    """Fault 22 of docs/faults.md: two transactions lock in opposite orders; the loser may be repeated."""
     _, jobs = await claimed(store, 2)
     first, second = sorted(claim_of(job) for job in jobs)
     other = await asyncpg.connect(database)
@@ -221,7 +221,7 @@ async def test_a_release_is_fenced(store: Store, conn: asyncpg.Connection) -> No
 
 
 async def test_a_release_with_a_delay_waits(store: Store, conn: asyncpg.Connection) -> None:
-    """FAULTS 43: a task that is unknown here is put off, and how long it has been is kept."""
+    """Fault 43 of docs/faults.md: an unknown task is snoozed; how long it has been unknown is kept."""
     _, (job,) = await claimed(store)
     assert await store.release_jobs([(*claim_of(job), 60.0, 3600.0)]) == {job.id: "default"}
     found = await row(conn, job.id)
@@ -254,7 +254,7 @@ async def _reclaim(store: Store, conn: asyncpg.Connection) -> list[Job]:
 
 
 async def test_lost_claims_go_back_and_those_held_stay(store: Store, conn: asyncpg.Connection) -> None:
-    """FAULTS 51: the claim committed, its reply was lost."""
+    """Fault 51 of docs/faults.md: the claim committed, its reply was lost."""
     worker_id, (held,) = await claimed(store)
     lost_ids = await insert(store, 2)
     await claim(store, worker_id)

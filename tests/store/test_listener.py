@@ -63,7 +63,7 @@ async def sessions(conn: asyncpg.Connection) -> list[int]:
 
 
 async def test_it_listens_first_and_then_has_everybody_look(conn: asyncpg.Connection, notify: Notify) -> None:
-    """FAULTS 16: what was enqueued before is found by looking, what comes after is told."""
+    """Fault 16 of docs/faults.md: what was enqueued before is found by looking, what comes after is told."""
     listener, heard, later = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard(), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
@@ -92,7 +92,7 @@ async def test_strangers_payloads_are_ignored(conn: asyncpg.Connection, notify: 
 async def test_it_comes_back_after_its_session_was_ended(
     conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, notify: Notify
 ) -> None:
-    """FAULTS 15: at once, without a probe."""
+    """Fault 15 of docs/faults.md: at once, without a probe."""
     monkeypatch.setattr(listener_module, "PROBE_INTERVAL", 3600.0)
     listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard()
     with listener.subscribed(heard):
@@ -109,7 +109,7 @@ async def test_it_comes_back_after_its_session_was_ended(
 async def test_it_notices_a_line_that_swallows_everything(
     proxy: Proxy, conn: asyncpg.Connection, notify: Notify
 ) -> None:
-    """FAULTS 15: half-open, nobody says a word."""
+    """Fault 15 of docs/faults.md: half-open, nobody says a word."""
     listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=0.5), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
@@ -137,7 +137,7 @@ async def test_it_goes_on_trying_while_nobody_answers(
 
 
 async def test_it_stays_outside_any_transaction(conn: asyncpg.Connection, notify: Notify) -> None:
-    """FAULTS 18: an open one would fill the server's notification queue."""
+    """Fault 18 of docs/faults.md: an open one would fill the server's notification queue."""
     listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
@@ -166,7 +166,7 @@ async def test_without_subscribers_there_is_no_connection(conn: asyncpg.Connecti
 async def test_a_session_that_nothing_arrives_on_is_deaf(
     conn: asyncpg.Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FAULTS 19: as through a pooler. Said once, not taken for listening, and tried again."""
+    """Fault 19 of docs/faults.md: as through a pooler. Logged once, not taken for listening, tried again."""
     monkeypatch.setattr(listener_module, "PROBE_TIMEOUT", 0.05)
     monkeypatch.setattr(listener_module, "DEAF_PAUSE", 0.05)
     probes = 0

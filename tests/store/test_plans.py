@@ -191,7 +191,7 @@ def check_claim(plan: Plan, claimed: int) -> None:
 async def test_a_claims_cost_does_not_grow_with_the_backlog(
     conn: asyncpg.Connection, warm: dict[str, Prepared]
 ) -> None:
-    """FAULTS 21: 100,000 READY rows, then scheduled and finished ones beside them."""
+    """Fault 21 of docs/faults.md: 100,000 READY rows, then scheduled and finished ones beside them."""
     claim = warm["claim_jobs"]
     await fill(conn, "READY", 100_000)
     check_claim(await claim.explain(), 2 * SLOTS)

@@ -151,7 +151,7 @@ def test_a_connection_that_is_out_does_not_hang_the_end(
 
 
 async def test_closing_behind_a_dead_line_ends(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FAULTS 14."""
+    """Fault 14 of docs/faults.md: closing a connection hangs in a partition."""
     monkeypatch.setattr(pools, "CLOSE_TIMEOUT", 0.05)
     held = resources(Options())
     await fetch_one(held)
@@ -218,7 +218,7 @@ print("both are well")
 
 
 def test_a_forked_child_makes_its_own_and_leaves_the_parents(worker_env: dict[str, str]) -> None:
-    """FAULTS 33."""
+    """Fault 33 of docs/faults.md: a pool crosses loops or a fork."""
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", FORK],
         env=worker_env,
@@ -235,7 +235,7 @@ CANCELS = 5000  # twice: once a loop
 async def test_thousands_of_random_cancels_leave_the_pool_whole(
     held: LoopResources, conn: asyncpg.Connection
 ) -> None:
-    """FAULTS 34: in acquire, query or release; nobody gets another's answer, and nothing leaks."""
+    """Fault 34 of docs/faults.md: in acquire, query or release. No caller gets another's answer."""
     rng = random.Random(0)
     loop = asyncio.get_running_loop()
     slow = Statement("slow", "SELECT $1::integer FROM pg_sleep(0.001)", "")
@@ -272,7 +272,7 @@ async def test_thousands_of_random_cancels_leave_the_pool_whole(
 async def test_cancelled_callers_of_the_batcher_harm_nobody(
     held: LoopResources, conn: asyncpg.Connection
 ) -> None:
-    """FAULTS 55, with the real INSERT: every caller that wasn't cancelled has its row."""
+    """Fault 55 of docs/faults.md, with the real INSERT: every caller that wasn't cancelled has its row."""
     rng = random.Random(1)
     loop = asyncio.get_running_loop()
     jobs = [new_job() for _ in range(1000)]

@@ -18,7 +18,7 @@ async def test_tasks_of_a_live_worker_are_left_alone(store: Store) -> None:
 
 
 async def test_a_dead_workers_task_is_ready_again(store: Store, conn: asyncpg.Connection) -> None:
-    """FAULTS 6."""
+    """Fault 6 of docs/faults.md: RUNNING forever after a crash."""
     worker_id, (job,) = await claimed(store)
     await expire(conn, worker_id)
     before = (await row(conn, job.id))["ready_at"]
@@ -33,14 +33,14 @@ async def test_a_dead_workers_task_is_ready_again(store: Store, conn: asyncpg.Co
 
 
 async def test_a_task_whose_workers_row_has_gone_is_rescued_too(store: Store) -> None:
-    """FAULTS 52: it was claimed while the row was being removed."""
+    """Fault 52 of docs/faults.md: it was claimed while the row was being removed."""
     worker_id, (job,) = await claimed(store)
     await store.remove_worker(worker_id)
     assert [job.id for job in await rescue(store, 3, 10)] == [job.id]
 
 
 async def test_a_task_fails_after_so_many_crashes(store: Store, conn: asyncpg.Connection) -> None:
-    """FAULTS 7."""
+    """Fault 7 of docs/faults.md: a task that kills its process does so forever, or takes others with it."""
     await insert(store)
     statuses = []
     for crash in range(3):
@@ -132,7 +132,7 @@ async def test_times_that_python_has_not_hold_up_nobody(store: Store, conn: asyn
 
 
 async def test_rescue_leaves_finished_tasks_alone(store: Store, conn: asyncpg.Connection) -> None:
-    """FAULTS 2."""
+    """Fault 2 of docs/faults.md: a rescue overwrites a finished task."""
     worker_id, (job,) = await claimed(store)
     assert job.claim_id is not None
     await store.finish_jobs([(job.id, job.claim_id, "SUCCESSFUL", "1", None)])
@@ -145,7 +145,7 @@ async def test_rescue_leaves_finished_tasks_alone(store: Store, conn: asyncpg.Co
 async def test_rescue_passes_over_a_task_that_is_being_finished(
     store: Store, conn: asyncpg.Connection
 ) -> None:
-    """FAULTS 2: it neither waits for the finish nor overwrites it."""
+    """Fault 2 of docs/faults.md: it neither waits for the finish nor overwrites it."""
     worker_id, (job, other) = await claimed(store, 2)
     await expire(conn, worker_id)
     async with conn.transaction():

@@ -24,7 +24,7 @@ async def test_a_worker_is_entered_with_what_it_says_of_itself(
 
 
 async def test_a_lease_is_renewed_while_its_row_stands(store: Store, conn: asyncpg.Connection) -> None:
-    """FAULTS 53: also one that has expired, as nobody has missed the worker yet."""
+    """Fault 53 of docs/faults.md: also one that has expired, as nobody has missed the worker yet."""
     worker_id = await worker(store)
     await expire(conn, worker_id)
     await insert(store)

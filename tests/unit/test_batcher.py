@@ -1,4 +1,4 @@
-"""The Batcher: every caller resumes exactly once with its own outcome, whatever happens (FAULTS 55).
+"""The Batcher: every caller resumes exactly once with its own outcome, whatever happens (docs/faults.md, 55).
 
 The schedules are hypothesis': submits, cancellations, flushes that fail, and turns of the loop between them.
 Nothing waits for a clock, so a caller that is never resumed shows as one that isn't within so many turns.
@@ -386,7 +386,7 @@ async def test_an_exception_that_cannot_be_copied_is_told_in_its_words() -> None
 
 
 async def test_a_flush_has_nobodys_context() -> None:
-    """FAULTS 36, 56: least of all the first caller's, with its open transaction."""
+    """Faults 36 and 56 of docs/faults.md: least of all the first caller's, with its open transaction."""
     from contextvars import ContextVar
 
     mine: ContextVar[str] = ContextVar("mine", default="nobody's")

@@ -1,4 +1,4 @@
-"""The JSON rules (FAULTS 40) and stored errors (FAULTS 41)."""
+"""The JSON rules (docs/faults.md, 40) and stored errors (docs/faults.md, 41)."""
 
 import enum
 import json
@@ -350,7 +350,7 @@ def test_a_long_error_keeps_its_beginning_and_its_end() -> None:
 
 
 def test_no_local_values_are_stored() -> None:
-    """FAULTS 47."""
+    """Fault 47 of docs/faults.md: secrets in arguments and tracebacks."""
     secret = "".join(["hun", "ter2"])
     error = raised(ValueError(len(secret)))
     assert secret not in dump_error(error, limit=64 * 1024, redact=None)

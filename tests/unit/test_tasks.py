@@ -1,4 +1,4 @@
-"""task(), PostgresTask, and what a stored path may lead to (FAULTS 44)."""
+"""task(), PostgresTask, and what a stored path may lead to (docs/faults.md, 44)."""
 
 import math
 import pickle
