@@ -3,14 +3,15 @@
 ::
 
     Exception
-    ├── AiotasksError
-    │   ├── InvalidRow          a row of the table holds what aiotasks never writes (a ValueError too)
-    │   ├── TaskCancelled       stored: the task was cancelled by acancel()
-    │   ├── TransactionClosed   code that outlived its atomic() or transaction() block
-    │   ├── UnknownTask         a stored task path that leads to no Task here (an ImportError too)
-    │   └── WorkerLost          stored: the worker died while it ran the task
-    └── django.core.exceptions.ImproperlyConfigured
-        └── DatabaseNotReady    the tables are missing, or the server refuses this client for good
+    └── AiotasksError
+        ├── DatabaseNotReady    no tables, no such database or no access (an ImproperlyConfigured too)
+        ├── InvalidRow          a row of the table holds what aiotasks never writes (a ValueError too)
+        ├── TaskCancelled       stored: the task was cancelled by acancel() or cancel()
+        ├── TransactionClosed   code that outlived its atomic() or transaction() block
+        ├── UnknownTask         a stored task path that leads to no Task here (an ImportError too)
+        └── WorkerLost          stored: the worker died while it ran the task
+
+Wrong arguments raise TypeError or ValueError, and wrong settings Django's ImproperlyConfigured.
 
 What PostgreSQL refuses reaches callers as Django's own ``django.db`` errors, whichever driver
 the statement went over, with the driver's error as ``__cause__``.
@@ -30,7 +31,11 @@ __all__ = [
 
 
 class AiotasksError(Exception):
-    """Base of the errors of this package."""
+    """Base of the errors that this package defines."""
+
+
+class DatabaseNotReady(AiotasksError, ImproperlyConfigured):
+    """The database can't be used, and waiting won't help: no tables, no such database, no access."""
 
 
 class InvalidRow(AiotasksError, ValueError):
@@ -61,7 +66,3 @@ class UnknownTask(AiotasksError, ImportError):
 
 class WorkerLost(AiotasksError):
     """The worker that ran the task stopped renewing its lease: it was killed, or hung."""
-
-
-class DatabaseNotReady(ImproperlyConfigured):
-    """The database answers, but waiting won't help: no tables, no such database, no access."""

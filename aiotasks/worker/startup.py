@@ -32,9 +32,10 @@ __all__ = [
     "find_descriptors",
     "find_room",
     "look_at_rights",
+    "number_of_slots",
     "queues_of",
     "reach_database",
-    "slots",
+    "seconds_of_grace",
 ]
 
 logger = logging.getLogger("aiotasks.worker")
@@ -58,25 +59,40 @@ def backend_of(alias: str) -> PostgresBackend:
 
 
 def queues_of(backend: PostgresBackend, wanted: Sequence[str] | None) -> list[str]:
-    """The queues to serve, sorted; empty for any name."""
+    """The queues to serve, sorted; empty for any name. Raises TypeError and ValueError."""
     known = backend.queues
     if wanted is None:
         return sorted(known)
-    if isinstance(wanted, str) or not wanted:
-        raise ImproperlyConfigured(f"queues must be a list of queue names, not {wanted!r}.")
+    if isinstance(wanted, str):
+        raise TypeError(f"queues must be a list of queue names, not {wanted!r}.")
+    if not wanted:
+        raise ValueError(f"queues must name a queue, and is {wanted!r}; None serves all of the backend's.")
     for name in wanted:
-        if not isinstance(name, str) or not name or (known and name not in known):
-            raise ImproperlyConfigured(
+        if not isinstance(name, str):
+            raise TypeError(f"queues must be a list of queue names, and has {name!r}.")
+        if not name or (known and name not in known):
+            raise ValueError(
                 f"Queue {name!r} isn't in TASKS[{backend.alias!r}]['QUEUES'] "
                 f"({', '.join(sorted(known)) or 'any name'})."
             )
     return sorted(set(wanted))
 
 
-def slots(name: str, value: int) -> int:
-    """A number of slots."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 100_000:
-        raise ImproperlyConfigured(f"{name} must be a whole number from 0 to 100000, not {value!r}.")
+def number_of_slots(name: str, value: int) -> int:
+    """``value``, the worker's argument ``name``. Raises TypeError and ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number from 0 to 100000, not {value!r}.")
+    if not 0 <= value <= 100_000:
+        raise ValueError(f"{name} must be a whole number from 0 to 100000, not {value!r}.")
+    return value
+
+
+def seconds_of_grace(value: float) -> float:
+    """``value``, the worker's argument ``grace``. Raises TypeError and ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"grace must be 0 to 86400 seconds, not {value!r}.")
+    if not 0 <= value <= 86_400:
+        raise ValueError(f"grace must be 0 to 86400 seconds, not {value!r}.")
     return value
 
 

@@ -7,7 +7,6 @@ from contextvars import Context
 from types import TracebackType
 from typing import Self
 
-from django.core.exceptions import ImproperlyConfigured
 from django.db import utils
 
 from .. import logs
@@ -17,7 +16,16 @@ from ..store.loop import resources
 from .engine import Engine
 from .events import EventLog, Events
 from .execution import Execution
-from .startup import backend_of, find_descriptors, find_room, look_at_rights, queues_of, reach_database, slots
+from .startup import (
+    backend_of,
+    find_descriptors,
+    find_room,
+    look_at_rights,
+    number_of_slots,
+    queues_of,
+    reach_database,
+    seconds_of_grace,
+)
 
 __all__ = ["Worker"]
 
@@ -43,9 +51,9 @@ class Worker:
     own_process: the process is the worker's alone: sync tasks that outlast the grace are given
         back when it leaves. Else their lease is kept for as long as their threads run.
 
-    Raises ImproperlyConfigured for a mistake in the settings, before anything runs; and where
-    ``database_timeout`` is given, for too few file descriptors, and DatabaseNotReady where the database
-    can't be used.
+    Raises TypeError or ValueError for wrong arguments, and ImproperlyConfigured for a mistake in the
+    settings, before anything runs. Where ``database_timeout`` is given, the start raises
+    ImproperlyConfigured for too few file descriptors, and DatabaseNotReady where the database can't be used.
     """
 
     def __init__(
@@ -62,13 +70,11 @@ class Worker:
         found = backend_of(backend)
         self.backend = backend
         self.queues = queues_of(found, queues)
-        self.concurrency = slots("concurrency", concurrency)
-        self.threads = slots("threads", threads)
+        self.concurrency = number_of_slots("concurrency", concurrency)
+        self.threads = number_of_slots("threads", threads)
         if not self.concurrency and not self.threads:
-            raise ImproperlyConfigured("A worker with concurrency 0 and threads 0 would run nothing.")
-        if isinstance(grace, bool) or not isinstance(grace, int | float) or not 0 <= grace <= 86_400:
-            raise ImproperlyConfigured(f"grace must be 0 to 86400 seconds, not {grace!r}.")
-        self.grace = grace
+            raise ValueError("A worker with concurrency 0 and threads 0 would run nothing.")
+        self.grace = seconds_of_grace(grace)
         self.own_process = own_process
         self._database_timeout = database_timeout
         self._options = found.config

@@ -154,25 +154,29 @@ async def test_an_error_in_the_block_stops_it(configure: Configure, ledger: Ledg
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "error"),
     [
-        {"backend": "nowhere"},
-        {"queues": "default"},
-        {"queues": []},
-        {"queues": [1]},
-        {"concurrency": -1},
-        {"concurrency": 1.5},
-        {"concurrency": True},
-        {"threads": None},
-        {"grace": -1},
-        {"grace": float("nan")},
-        {"grace": "soon"},
-        {"concurrency": 0, "threads": 0},
+        ({"backend": "nowhere"}, ImproperlyConfigured),
+        ({"queues": "default"}, TypeError),
+        ({"queues": []}, ValueError),
+        ({"queues": [1]}, TypeError),
+        ({"queues": ["elsewhere"]}, ValueError),
+        ({"concurrency": -1}, ValueError),
+        ({"concurrency": 1.5}, TypeError),
+        ({"concurrency": True}, TypeError),
+        ({"threads": None}, TypeError),
+        ({"grace": -1}, ValueError),
+        ({"grace": float("nan")}, ValueError),
+        ({"grace": "soon"}, TypeError),
+        ({"concurrency": 0, "threads": 0}, ValueError),
     ],
     ids=str,
 )
-async def test_wrong_parameters_are_refused(configure: Configure, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ImproperlyConfigured):
+async def test_wrong_arguments_are_refused(
+    configure: Configure, wrong: dict[str, Any], error: type[Exception]
+) -> None:
+    configure(queues=["default"])
+    with pytest.raises(error):
         aiotasks.Worker(**wrong)
 
 

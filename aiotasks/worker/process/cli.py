@@ -200,7 +200,7 @@ def _work(options: argparse.Namespace, *, leaves: bool) -> int:
             database_timeout=DATABASE_TIMEOUT,
             own_process=True,
         )
-    except ImproperlyConfigured as error:
+    except (ImproperlyConfigured, ValueError) as error:
         return complain(str(error))
     return Standalone(worker, line, until_empty=options.until_empty, leaves=leaves).run()
 
