@@ -21,7 +21,7 @@ from django.utils import timezone
 from . import checks, signals
 from .codec import dump_error, dump_json
 from .conf import Options
-from .db.drivers import about_tables
+from .db.errors import about_tables
 from .exceptions import TaskCancelled, UnknownTask
 from .registry import resolve
 from .results import new_result, parse_id, result_of

@@ -16,6 +16,8 @@ from typing import Any
 import asyncpg
 from django.db import utils
 
+from .errors import Code, sqlstate
+
 __all__ = ["ConnectionCache", "is_dead"]
 
 logger = logging.getLogger("aiotasks.store")
@@ -97,7 +99,7 @@ class ConnectionCache:
                 try:
                     return await self._pool.acquire(timeout=left)
                 except utils.OperationalError as error:
-                    if not isinstance(error.__cause__, asyncpg.TooManyConnectionsError):
+                    if not sqlstate(error) == Code.TOO_MANY_CONNECTIONS:
                         raise
                     if alone and mine == self._attempts and not self._pool.get_size():
                         raise  # none of ours could come back

@@ -14,7 +14,8 @@ import asyncpg
 from django.db import connections, utils
 
 from . import libpq
-from .drivers import Connection, django_errors, is_away
+from .drivers import Connection
+from .errors import Code, django_errors, is_away, sqlstate
 
 __all__ = ["PLAIN_SESSION", "SESSION", "Arguments", "connect", "connect_arguments"]
 
@@ -163,7 +164,7 @@ def _is_about_ssl(error: Exception) -> bool:
         return True
     if isinstance(error, ConnectionError):  # it has no SSL, or ended the handshake
         return not isinstance(error, ConnectionRefusedError)
-    return getattr(error, "sqlstate", None) == "28000"  # no line of pg_hba.conf is for it
+    return sqlstate(error) == Code.LOGIN_REFUSED  # no line of pg_hba.conf is for it
 
 
 async def _first(

@@ -16,25 +16,11 @@ from django.db import connections, utils
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .cache import ConnectionCache
+from .errors import UNREADABLE, Code, django_errors, sqlstate, was_rolled_back
 from .last_words import LastWords
 from .statement import Statement
 
-__all__ = [
-    "READ_ONLY",
-    "TOO_MANY_CONNECTIONS",
-    "AsyncpgDriver",
-    "ConnectionDriver",
-    "DjangoDriver",
-    "Driver",
-    "about_tables",
-    "as_django_error",
-    "constraint",
-    "django_errors",
-    "is_away",
-    "is_transient",
-    "sqlstate",
-    "was_rolled_back",
-]
+__all__ = ["AsyncpgDriver", "Connection", "ConnectionDriver", "DjangoDriver", "Driver", "Row"]
 
 # How often a statement is sent that PostgreSQL rolls back each time (a serialization failure, a deadlock),
 # and the longest pause between two tries in seconds.
@@ -157,12 +143,12 @@ class DjangoDriver:
                     cursor.execute(sql, params)
                     try:
                         return cursor.fetchall() if cursor.description else []
-                    except (ValueError, *_UNREADABLE) as error:  # psycopg2's; psycopg has a DataError
+                    except (ValueError, *UNREADABLE) as error:  # psycopg2's; psycopg has a DataError
                         raise utils.DataError(f"a value of the database can't be read: {error}") from error
             except utils.Error as error:
                 if connection.in_atomic_block:
                     raise
-                if sqlstate(error) == READ_ONLY:
+                if sqlstate(error) == Code.READ_ONLY:
                     connection.close()  # its server isn't the primary any more; the next one may be
                 if tries >= MOST_TRIES or not was_rolled_back(error) or not connection.get_autocommit():
                     raise
@@ -219,147 +205,3 @@ def _element(value: Any) -> str:
     if "\\" in text or '"' in text:
         text = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'
-
-
-# asyncpg's errors by SQLSTATE class, as psycopg's by PEP 249, which is what Django wraps.
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_BY_CLASS: dict[str, type[utils.DatabaseError]] = {
-    "0A": utils.NotSupportedError,
-    "22": utils.DataError,
-    "23": utils.IntegrityError,
-    "24": utils.InternalError,
-    "25": utils.InternalError,
-    "2D": utils.InternalError,
-    "40": utils.OperationalError,
-    "42": utils.ProgrammingError,
-    "53": utils.OperationalError,
-    "54": utils.OperationalError,
-    "55": utils.OperationalError,
-    "57": utils.OperationalError,
-    "58": utils.OperationalError,
-    "08": utils.OperationalError,
-    "28": utils.OperationalError,
-    "3D": utils.OperationalError,
-    "3F": utils.ProgrammingError,
-    "P0": utils.ProgrammingError,
-    "XX": utils.InternalError,
-}
-
-
-# What drivers raise for values that Python hasn't: a time after 9999, text that isn't UTF-8.
-_UNREADABLE = (OverflowError, UnicodeDecodeError)
-
-
-def as_django_error(error: BaseException) -> utils.Error:
-    """The ``django.db`` error that Django would raise over psycopg for this asyncpg error."""
-    if isinstance(error, asyncpg.PostgresError):
-        kind: type[utils.Error] = _BY_CLASS.get((error.sqlstate or "")[:2], utils.DatabaseError)
-    elif isinstance(error, _UNREADABLE):
-        return utils.DataError(f"a value of the database can't be read: {error}")
-    elif isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
-        kind = utils.DataError  # asyncpg couldn't encode an argument
-    elif isinstance(error, asyncpg.InterfaceError):
-        kind = utils.InterfaceError
-    else:
-        kind = utils.OperationalError
-    return kind(str(error) or type(error).__name__)
-
-
-@contextmanager
-def django_errors() -> Iterator[None]:
-    """Raise what asyncpg raises inside as Django's errors. Not for blocks that run user code."""
-    try:
-        yield
-    except (
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,  # seen where the server had just closed an idle connection
-        OSError,
-        TimeoutError,
-        *_UNREADABLE,
-    ) as error:
-        raise as_django_error(error) from error
-
-
-def sqlstate(error: BaseException) -> str | None:
-    """The SQLSTATE that PostgreSQL gave with a ``django.db`` error; None if it gave no answer."""
-    cause = error.__cause__
-    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-    return code if isinstance(code, str) else None
-
-
-def constraint(error: BaseException) -> str | None:
-    """The name of the constraint that a ``django.db`` error is about; None if it isn't about one."""
-    cause = error.__cause__  # psycopg has it in `diag`
-    name = getattr(cause, "constraint_name", None) or getattr(
-        getattr(cause, "diag", None), "constraint_name", None
-    )
-    return name if isinstance(name, str) else None
-
-
-def about_tables(error: BaseException, database: str) -> str | None:
-    """A sentence for a ``django.db`` error that means: tables are missing, lack columns, or refuse a row."""
-    reason = next(iter(str(error).strip().splitlines()), "")
-    match sqlstate(error):
-        case "42P01" if "aiotasks_" in reason:
-            return (
-                f"The tables of aiotasks are missing in DATABASES[{database!r}]: "
-                f"run `manage.py migrate --database {database}`."
-            )
-        case "42501" if "row-level security" in reason and "aiotasks_" in reason:
-            return (
-                f"DATABASES[{database!r}] refuses the row ({reason}): the role needs BYPASSRLS, or a policy "
-                "that has WITH CHECK (true); `manage.py aiotasks check` says which."
-            )
-        case "42703":
-            return (
-                f"The tables of aiotasks in DATABASES[{database!r}] are of another version ({reason}): "
-                f"run `manage.py migrate --database {database}`."
-            )
-    return None
-
-
-# What the server of a standby says to a write.
-READ_ONLY = "25006"
-
-# What a server says where max_connections, or a limit of the role or the database, is reached.
-TOO_MANY_CONNECTIONS = "53300"
-
-# Serialization failures and deadlocks (40), resources such as connections and disk (53), lock
-# timeouts (55P03), shutdowns and cancelled statements (57), I/O (58), connections (08), and a
-# server that a failover has made read-only (25006).
-_TRANSIENT = ("08", "40", "53", "55P03", "57", "58", READ_ONLY)
-
-
-def was_rolled_back(error: BaseException) -> bool:
-    """Whether PostgreSQL has rolled a statement back for the sake of others that ran beside it: a
-    serialization failure or a deadlock. Nothing of it was stored, so any statement may be sent again.
-    """
-    return sqlstate(error) in ("40001", "40P01")
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same statement may go through later: the server or the line was at fault."""
-    if not isinstance(error, utils.OperationalError | utils.InterfaceError | utils.InternalError):
-        return False
-    code = sqlstate(error)
-    return code is None or code.startswith(_TRANSIENT)
-
-
-# Starting up, shutting down or not yet recovered; read-only; a full disk.
-_AWAY = ("57P03", READ_ONLY, "53100")
-
-# PgBouncer, for a server that it can't log in to; asyncpg gives it with one code or another.
-_POOLER_SAYS = ("server login", "connect to server")
-
-
-def is_away(error: BaseException) -> bool:
-    """Whether somebody *answered* that nobody can write to the database: its host, that there is no
-    server (connection refused); the server, that it starts up, is read-only or has a full disk; a
-    pooler in front of it. Silence says nothing of the kind. Takes errors of ``django.db`` or asyncpg.
-    """
-    cause = error.__cause__ if isinstance(error, utils.Error) else error
-    if isinstance(cause, ConnectionRefusedError | asyncpg.TargetServerAttributeNotMatched):
-        return True
-    code = getattr(cause, "sqlstate", None) or ""
-    return code in _AWAY or (code.startswith("08") and any(text in str(cause) for text in _POOLER_SAYS))

@@ -18,7 +18,7 @@ import asyncpg
 from django.db import utils
 
 from .connect import connect
-from .drivers import django_errors
+from .errors import django_errors
 from .outage import Outage
 
 __all__ = ["Listener"]

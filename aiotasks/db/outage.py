@@ -4,7 +4,7 @@ import logging
 import time
 from typing import Protocol
 
-from .drivers import is_transient
+from .errors import is_transient
 from .retry import backoff
 
 __all__ = ["Observer", "Outage"]

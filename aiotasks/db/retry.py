@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from django.db import utils
 
-from .drivers import is_transient
+from .errors import is_transient
 
 __all__ = ["backoff", "repeat"]
 

@@ -19,7 +19,7 @@ from django.core.management.base import CommandError
 from django.db import migrations, transaction, utils
 from django.db.migrations.operations.base import Operation
 
-from aiotasks.db.drivers import sqlstate
+from aiotasks.db.errors import Code, sqlstate
 
 # Whoever comes while an ALTER waits for its lock waits behind it: for a second, then it steps aside.
 LOCK_TIMEOUT = "1s"
@@ -140,7 +140,7 @@ def _alter(schema_editor: Any, table: str, alter: Callable[[], None]) -> None:
                 schema_editor.execute("SET LOCAL statement_timeout = 0")
                 return alter()
         except utils.OperationalError as error:
-            if sqlstate(error) != "55P03":  # lock_not_available
+            if sqlstate(error) != Code.LOCK_TIMEOUT:
                 raise
             if attempt == TRIES:
                 raise CommandError(

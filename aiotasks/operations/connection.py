@@ -8,7 +8,8 @@ from typing import Any
 import asyncpg
 
 from ..db.connect import SESSION, connect
-from ..db.drivers import Connection, Row, django_errors
+from ..db.drivers import Connection, Row
+from ..db.errors import django_errors
 from ..db.statement import Statement
 
 __all__ = ["OperatorConnection", "operator_connection"]

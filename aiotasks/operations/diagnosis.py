@@ -20,10 +20,10 @@ from ..backend import PostgresBackend
 from ..checks import check_backend
 from ..conf import Options
 from ..db.connect import connect
-from ..db.drivers import sqlstate
+from ..db.errors import Code, describe, refuses_login, sqlstate
 from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store
-from ..worker.startup import backend_of, describe
+from ..worker.startup import backend_of
 from . import indexes, storage, waiting
 from .connection import OperatorConnection, operator_connection
 from .findings import Finding, Result
@@ -67,12 +67,6 @@ CLOCK_DIFFERENCE = 1.0
 
 # Connections of psycopg_pool.ConnectionPool, unless it is told otherwise.
 PSYCOPGS_POOL = 4
-
-# What PostgreSQL says: without a GRANT; where a table isn't there; where max_connections, or a limit of the
-# role or the database, is reached.
-FORBIDDEN = "42501"
-NO_TABLE = "42P01"
-TOO_MANY = "53300"
 
 
 async def diagnose(alias: str) -> list[Finding]:
@@ -168,9 +162,9 @@ class _Examination:
                 f"See that the server runs and takes connections from here, and that HOST, PORT, NAME, USER, "
                 f"PASSWORD and OPTIONS of DATABASES[{self._database!r}] are right."
             )
-            if sqlstate(error) == TOO_MANY:
+            if sqlstate(error) == Code.TOO_MANY_CONNECTIONS:
                 remedy = _remedy(error)
-            elif (sqlstate(error) or "").startswith("28") and await self._django_gets_in():
+            elif refuses_login(error) and await self._django_gets_in():
                 remedy = GETS_IN
             name = names[len(findings)]
             findings.append(Finding(name, "error", describe(error, self._database), remedy))
@@ -237,10 +231,10 @@ class _Examination:
         try:
             applied = await self._store.select_migrations()
         except utils.ProgrammingError as error:
-            if sqlstate(error) not in (FORBIDDEN, NO_TABLE):
+            if sqlstate(error) not in (Code.NO_PRIVILEGE, Code.NO_TABLE):
                 raise
             # Neither a site nor a worker needs a right to Django's table.
-            applied = None if sqlstate(error) == FORBIDDEN else set()
+            applied = None if sqlstate(error) == Code.NO_PRIVILEGE else set()
         if applied is not None and (pending := [name for name in names if name not in applied]):
             role, rights, schemas = await self._store.select_rights()
             if rights is None and schemas:  # to migrate would make others
@@ -257,7 +251,7 @@ class _Examination:
         try:
             self._workers = await select_workers(self._store, self._backend.alias)
         except utils.ProgrammingError as error:
-            if sqlstate(error) != FORBIDDEN:  # of what it may not do, the next check tells
+            if sqlstate(error) != Code.NO_PRIVILEGE:  # of what it may not do, the next check tells
                 raise
         serving = await self._store.select_indexes()
         if serving and (lost := indexes.missing(serving)):
@@ -450,7 +444,7 @@ class _Examination:
         try:
             found = await self._store.list_waiting(waiting.LIMIT)
         except utils.ProgrammingError as error:
-            if sqlstate(error) != FORBIDDEN:
+            if sqlstate(error) != Code.NO_PRIVILEGE:
                 raise
             return "not checked", "This role may not read the tasks.", ""
         workers = {
@@ -482,7 +476,7 @@ class _Examination:
 
 
 def _remedy(error: utils.Error) -> str:
-    if sqlstate(error) == TOO_MANY:
+    if sqlstate(error) == Code.TOO_MANY_CONNECTIONS:
         return "Raise max_connections, or see in pg_stat_activity who has them all."
     return "The server's log may say more."
 

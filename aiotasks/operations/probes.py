@@ -6,7 +6,8 @@ import uuid
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Literal, Protocol
 
-from ..db.drivers import Connection, Driver, django_errors
+from ..db.drivers import Connection, Driver
+from ..db.errors import django_errors
 from ..store.store import Store
 from ..store.wakeups import CHANNEL
 

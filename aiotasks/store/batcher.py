@@ -16,7 +16,7 @@ from typing import Protocol
 
 from django.db import utils
 
-from ..db.drivers import is_transient
+from ..db.errors import is_transient
 
 __all__ = ["Batcher", "Caller"]
 

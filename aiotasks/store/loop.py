@@ -17,7 +17,8 @@ from django.db import utils
 
 from ..conf import Options
 from ..db.connect import connect
-from ..db.drivers import AsyncpgDriver, constraint
+from ..db.drivers import AsyncpgDriver
+from ..db.errors import constraint
 from ..db.listener import Listener
 from ..db.retry import repeat
 from ..rows import Job, NewJob

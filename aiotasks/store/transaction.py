@@ -16,7 +16,8 @@ from ..compat import sync_code_waits
 from ..conf import Options
 from ..db.cache import ConnectionCache, is_dead
 from ..db.connect import PLAIN_SESSION, SESSION
-from ..db.drivers import READ_ONLY, Connection, ConnectionDriver, as_django_error, django_errors, sqlstate
+from ..db.drivers import Connection, ConnectionDriver
+from ..db.errors import Code, as_django_error, django_errors, sqlstate
 from ..db.last_words import LastWords
 from ..db.statement_text import may_write
 from .blocks import Block, block_around, innermost
@@ -147,7 +148,7 @@ async def _pooled(held: LoopResources) -> AsyncIterator[Connection]:
                     await pooled.execute(PLAIN_SESSION)  # the caller's own SQL is to be planned as ever
             yield pooled
         except (asyncpg.ReadOnlySQLTransactionError, utils.InternalError) as error:
-            if READ_ONLY in (getattr(error, "sqlstate", None), sqlstate(error)):
+            if sqlstate(error) == Code.READ_ONLY:
                 await held.driver.lending.drop_all()
             raise
         finally:

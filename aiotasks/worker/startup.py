@@ -14,7 +14,7 @@ from django.tasks import task_backends
 
 from ..backend import PostgresBackend
 from ..db.connection_thread import share_connections
-from ..db.drivers import about_tables, is_transient, sqlstate
+from ..db.errors import describe, is_about_the_session, is_transient
 from ..db.outage import Outage
 from ..exceptions import DatabaseNotReady
 from ..rows import LaneRequest
@@ -27,7 +27,6 @@ from .free_descriptors import CONNECTION_DESCRIPTORS, SPARE_DESCRIPTORS, count_f
 __all__ = [
     "Room",
     "backend_of",
-    "describe",
     "explain",
     "find_descriptors",
     "find_room",
@@ -284,10 +283,6 @@ async def _claim_and_finish_nothing(store: Store, backend: str) -> None:
     await asyncio.gather(*finishes, store.renew_lease(uuid.uuid4(), 0.0))
 
 
-# What PostgreSQL says to a session that isn't as Django's: of the user, the password or the database; of
-# schemas and tables that it doesn't find or may not use.
-_OTHERWISE_FOR_DJANGO = ("28", "3D000", "3F000", "42P01", "42501", "42704")
-
 # Seconds that Django's connection has for telling how it differs.
 COMPARE_TIMEOUT = 5.0
 
@@ -295,7 +290,7 @@ COMPARE_TIMEOUT = 5.0
 async def explain(error: utils.Error, database: str, store: Store) -> str:
     """``describe()``, unless Django's own connection fares better: then how the two differ."""
     reason = describe(error, database)
-    if not (sqlstate(error) or "").startswith(_OTHERWISE_FOR_DJANGO):
+    if not is_about_the_session(error):
         return reason
     try:
         theirs = await djangos_session(database, timeout=COMPARE_TIMEOUT)
@@ -313,34 +308,3 @@ async def explain(error: utils.Error, database: str, store: Store) -> str:
         f"own ({next(iter(str(error).splitlines()), '')}). "
         + " ".join(f"{what}. {remedy}" for what, remedy in differing)
     )
-
-
-def describe(error: utils.Error, database: str) -> str:
-    """One sentence for people: what is wrong, and what to do."""
-    where = f"DATABASES[{database!r}]"
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    if (missing := about_tables(error, database)) is not None:
-        return missing
-    match sqlstate(error):
-        case "28P01" | "28000":
-            return f"PostgreSQL refuses the user or password of {where}: {reason}."
-        case "3D000":
-            return f"The database of {where} doesn't exist: {reason}."
-        case "25006":
-            return (
-                f"{where} is read-only, perhaps a standby ({reason}): name the primary, or several hosts "
-                "with target_session_attrs=read-write."
-            )
-        case "42501":
-            return (
-                f"The user of {where} may not use the tables of aiotasks ({reason}): "
-                "`manage.py aiotasks check` names the GRANT."
-            )
-        case "53300":
-            return (
-                f"PostgreSQL at {where} has no connection left ({reason}): raise max_connections, or the "
-                "CONNECTION LIMIT of the role or the database."
-            )
-    if is_transient(error):
-        return f"PostgreSQL at {where} can't be reached: {reason}."
-    return f"{where} can't be used: {reason}."

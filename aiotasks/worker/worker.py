@@ -10,7 +10,7 @@ from typing import Self
 from django.db import utils
 
 from .. import logs
-from ..db.drivers import is_transient
+from ..db.errors import is_transient
 from ..db.retry import backoff
 from ..store.loop import resources
 from .engine import Engine

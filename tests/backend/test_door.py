@@ -18,7 +18,7 @@ from django.tasks import default_task_backend
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 
-from aiotasks.db.drivers import sqlstate
+from aiotasks.db.errors import sqlstate
 from aiotasks.models import Task as TaskRow
 from aiotasks.models import Worker
 from tests import tasks

@@ -13,7 +13,7 @@ from django.db import connections, utils
 
 from aiotasks.db import connect as connect_module
 from aiotasks.db.connect import connect, connect_arguments
-from aiotasks.db.drivers import is_away, is_transient, sqlstate
+from aiotasks.db.errors import is_away, is_transient, sqlstate
 from tests.proxy import Proxy
 from tests.worker.harness import until
 

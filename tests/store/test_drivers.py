@@ -21,15 +21,11 @@ from django.test.utils import CaptureQueriesContext
 from aiotasks.db import cache as lending
 from aiotasks.db.drivers import (
     MOST_TRIES,
-    READ_ONLY,
     AsyncpgDriver,
     ConnectionDriver,
     DjangoDriver,
-    as_django_error,
-    django_errors,
-    is_transient,
-    sqlstate,
 )
+from aiotasks.db.errors import Code, as_django_error, django_errors, is_transient, sqlstate
 from aiotasks.db.statement import Statement
 from aiotasks.store.loop import LoopResources
 from aiotasks.store.statements import load
@@ -353,7 +349,7 @@ def test_djangos_driver_leaves_a_server_that_became_read_only(database: str) -> 
     def write() -> None:
         with pytest.raises(utils.InternalError) as caught:
             drive(driver.fetch(statement("DELETE FROM aiotasks_task")))
-        assert sqlstate(caught.value) == READ_ONLY
+        assert sqlstate(caught.value) == Code.READ_ONLY
 
     driver = DjangoDriver("default")
     with transaction.atomic():

@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 from django.db import utils
 
-from aiotasks.db.drivers import ConnectionDriver, constraint
+from aiotasks.db.drivers import ConnectionDriver
+from aiotasks.db.errors import constraint
 from aiotasks.db.statement import Statement
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import CHANNEL

@@ -10,7 +10,8 @@ import asyncpg
 import pytest
 from django.db import utils
 
-from aiotasks.db.drivers import ConnectionDriver, is_transient, sqlstate
+from aiotasks.db.drivers import ConnectionDriver
+from aiotasks.db.errors import is_transient, sqlstate
 from aiotasks.rows import Job
 from aiotasks.store.store import Store
 

@@ -13,12 +13,13 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db import utils
 
 from aiotasks.backend import PostgresBackend
+from aiotasks.db.errors import describe
 from aiotasks.management import prune
 from aiotasks.operations.diagnosis import check_settings, diagnose
 from aiotasks.operations.status import read_status
 from aiotasks.operations.text import findings_as_text, status_as_text
 from aiotasks.worker.process import cli
-from aiotasks.worker.startup import backend_of, describe
+from aiotasks.worker.startup import backend_of
 
 __all__ = ["Command"]
 

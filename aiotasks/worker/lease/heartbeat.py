@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 from django.db import utils
 
 from ...conf import Options
-from ...db.drivers import TOO_MANY_CONNECTIONS, is_away, sqlstate
+from ...db.errors import Code, is_away, sqlstate, waited_too_long
 from ...db.outage import Outage
 from ...store.loop import resources
 from ...store.store import Store
@@ -31,10 +31,6 @@ logger = logging.getLogger("aiotasks.worker")
 
 # Five more renewals may fail before the lease is lost.
 RENEWALS_PER_LEASE = 6
-
-# What a server says that has waited for a lock for as long as its settings allow (lock_timeout), or for
-# as long as a statement may take.
-_WAITED_TOO_LONG = ("55P03", "57014")
 
 
 def _boottime() -> float:
@@ -281,7 +277,7 @@ class Heartbeat:
 
         Nobody else can renew a lease, and so rescue, until two intervals after the lock has gone.
         """
-        if not isinstance(error.__cause__, TimeoutError) and sqlstate(error) not in _WAITED_TOO_LONG:
+        if not waited_too_long(error):
             return False
         asked = _boottime()
         try:
@@ -301,7 +297,7 @@ class Heartbeat:
         lease = self._lease
         lease.steady_since = None
         self._on_worker_loop(self._failed_once)
-        if sqlstate(error) == TOO_MANY_CONNECTIONS:
+        if sqlstate(error) == Code.TOO_MANY_CONNECTIONS:
             self._on_worker_loop(self._crowded)
         if is_away(error):
             # Nobody can take our tasks while nobody can write, and nobody will until two

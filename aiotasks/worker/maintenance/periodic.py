@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from django.db import utils
 
-from ...db.drivers import is_transient
+from ...db.errors import is_transient
 
 __all__ = ["periodically"]
 

@@ -12,7 +12,7 @@ from django.db import utils
 
 from ...codec import dump_error
 from ...conf import Options
-from ...db.drivers import sqlstate
+from ...db.errors import is_row_fault, timed_out
 from ...db.outage import Outage
 from ...exceptions import TaskCancelled
 from ...redact import redacted
@@ -106,7 +106,7 @@ class Finisher:
 
     def refused(self, execution: Execution, error: BaseException) -> None:
         """It can't be written."""
-        if isinstance(execution.outcome, Succeeded) and not _may_pass(error):
+        if isinstance(execution.outcome, Succeeded) and is_row_fault(error):
             # The database refused this very value; what it refused can at least be said.
             reason = redacted(str(error), by=self._options.redact)  # it may quote the value
             logger.error("a return value was refused id=%s error=%r", execution.job.id, reason)
@@ -260,11 +260,11 @@ class Finisher:
             try:
                 result = await write()
             except utils.Error as error:
-                if not _may_pass(error):
+                if is_row_fault(error):
                     raise
                 again = True
                 await asyncio.sleep(self._outage.failed(error))
-                if not patient and isinstance(error.__cause__, TimeoutError):
+                if not patient and timed_out(error):
                     raise _TookTooLong from error
             else:
                 self._outage.ended()
@@ -305,18 +305,3 @@ def _size(execution: Execution) -> int:
     """The bytes that an outcome takes in a statement."""
     outcome = execution.outcome
     return len(outcome.text) if isinstance(outcome, Succeeded | Failed) else 0
-
-
-# What is the fault of the very row: data exceptions, constraints (a site's own), program limits,
-# a trigger's RAISE. Anything else (a password that is being rotated, a missing column) hits all.
-_OF_THE_ROW = ("22", "23", "54", "P0")
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether the same write may go through later: nothing is wrong with what is written."""
-    if not isinstance(error, utils.Error):
-        return False
-    code = sqlstate(error)
-    if code is None:
-        return not isinstance(error, utils.DataError)  # asyncpg couldn't encode it
-    return not code.startswith(_OF_THE_ROW)
