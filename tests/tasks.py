@@ -11,11 +11,12 @@ from uuid import uuid4
 
 from asgiref.sync import async_to_sync
 from django.db import connection, transaction
-from django.tasks import TaskContext, task
+from django.tasks import task
 from django.utils import timezone
 
 import aiotasks
 from aiotasks.models import Worker
+from tests.site import Context
 
 
 @task
@@ -82,7 +83,7 @@ def positional_only(a: int, /, b: int = 0) -> int:
 
 
 @task(takes_context=True)
-def greet(context: TaskContext, name: str = "you") -> str:
+def greet(context: Context, name: str = "you") -> str:
     return name
 
 
@@ -149,7 +150,7 @@ async def async_generator() -> Any:
 # --- The task context ------------------------------------------------------------------------
 
 
-def _described(context: TaskContext, values: tuple[Any, ...]) -> dict[str, Any]:
+def _described(context: Context, values: tuple[Any, ...]) -> dict[str, Any]:
     result = context.task_result
     return {
         "attempt": context.attempt,
@@ -163,12 +164,12 @@ def _described(context: TaskContext, values: tuple[Any, ...]) -> dict[str, Any]:
 
 
 @task(takes_context=True)
-def describe(context: TaskContext, *values: Any) -> dict[str, Any]:
+def describe(context: Context, *values: Any) -> dict[str, Any]:
     return _described(context, values)
 
 
 @task(takes_context=True)
-async def adescribe(context: TaskContext, *values: Any) -> dict[str, Any]:
+async def adescribe(context: Context, *values: Any) -> dict[str, Any]:
     return _described(context, values)
 
 

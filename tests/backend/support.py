@@ -10,11 +10,11 @@ from typing import Any
 from uuid import uuid4
 
 from asgiref.sync import async_to_sync, sync_to_async
-from django.tasks import TaskResult
 from django.utils import timezone
 
 import aiotasks
 from aiotasks.models import Worker
+from aiotasks.rows import AnyResult
 from tests.worker.harness import until
 
 # Nothing here takes seconds; a busy machine may.
@@ -43,7 +43,7 @@ class Api:
             return getattr(owner, name)(*args, **kwargs)
         return async_to_sync(getattr(owner, f"a{name}"))(*args, **kwargs)
 
-    async def enqueue(self, task: Any, /, *args: Any, **kwargs: Any) -> TaskResult:
+    async def enqueue(self, task: Any, /, *args: Any, **kwargs: Any) -> AnyResult:
         return await self.call(task, "enqueue", *args, **kwargs)
 
 
@@ -70,7 +70,7 @@ async def make_host(name: str) -> None:
     )
 
 
-async def finished(result: TaskResult) -> TaskResult:
+async def finished(result: AnyResult) -> AnyResult:
     """Refresh ``result`` until it is final."""
 
     async def is_finished() -> bool:
@@ -81,7 +81,7 @@ async def finished(result: TaskResult) -> TaskResult:
     return result
 
 
-def fields_of(result: TaskResult) -> dict[str, Any]:
+def fields_of(result: AnyResult) -> dict[str, Any]:
     """All that a TaskResult holds."""
     return {field.name: getattr(result, field.name) for field in fields(result)}
 
@@ -96,7 +96,7 @@ class Heard:
     error: BaseException | None
 
     @classmethod
-    def of(cls, signal: str, sender: Any, task_result: TaskResult) -> "Heard":
+    def of(cls, signal: str, sender: Any, task_result: AnyResult) -> "Heard":
         values = {name: list(v) if isinstance(v, list) else v for name, v in fields_of(task_result).items()}
         return cls(signal, sender, values, sys.exc_info()[1])
 

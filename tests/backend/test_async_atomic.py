@@ -12,7 +12,6 @@ import pytest
 from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.db import connection, connections, transaction, utils
 from django.db.transaction import TransactionManagementError
-from django.tasks import default_task_backend
 from django.test import TestCase
 from django.utils import translation
 
@@ -21,6 +20,7 @@ from aiotasks.models import Task, Worker
 from aiotasks.store import atomic, block_threads
 from aiotasks.testing import drain
 from tests import tasks
+from tests.site import default_task_backend
 from tests.worker.harness import until
 
 from .support import connections_left, finished, worker
@@ -484,7 +484,7 @@ async def make_in_block(host: str) -> None:
 
 
 async def test_threads_are_used_again_and_conn_max_age_is_obeyed(
-    database: str, conn: asyncpg.Connection, monkeypatch
+    database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def block() -> tuple[str, int]:
         async with aiotasks.atomic():
@@ -502,7 +502,9 @@ async def test_threads_are_used_again_and_conn_max_age_is_obeyed(
     assert len(threads) == 1
 
 
-def test_a_loop_takes_its_threads_with_it(database: str, observer: Any, monkeypatch) -> None:
+def test_a_loop_takes_its_threads_with_it(
+    database: str, observer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where a block is open at its end."""
     monkeypatch.setitem(connections.databases["default"], "CONN_MAX_AGE", None)
 

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, transaction
-from django.tasks import TaskResult, TaskResultStatus, default_task_backend
+from django.tasks import TaskResult, TaskResultStatus
 from django.tasks.signals import task_enqueued
 from django.test import TestCase
 
 from aiotasks.models import Task, Worker
+from aiotasks.rows import AnyResult
 from aiotasks.testing import assert_enqueued, drain
 from tests import tasks
+from tests.site import default_task_backend
 
 from .test_testcase import make_host
 
@@ -89,7 +91,7 @@ async def test_results_may_be_awaited_too(database: str) -> None:
 async def test_receivers_may_be_coroutines(database: str) -> None:
     heard = []
 
-    async def receive(task_result: TaskResult, **kwargs: Any) -> None:
+    async def receive(task_result: AnyResult, **kwargs: Any) -> None:
         await asyncio.sleep(0)
         heard.append(task_result.id)
 

@@ -13,7 +13,7 @@ import pytest
 from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.db import connection, connections, transaction, utils
 from django.db.transaction import TransactionManagementError
-from django.tasks import TaskResultStatus, default_task_backend
+from django.tasks import TaskResultStatus
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -22,7 +22,8 @@ from aiotasks.db.statement import Statement
 from aiotasks.store.store import Store
 from aiotasks.sync import drive
 from tests import tasks
-from tests.worker.harness import until
+from tests.site import default_task_backend
+from tests.worker.harness import Configure, until
 
 from .support import Api, run_all
 
@@ -133,7 +134,7 @@ async def test_workers_are_told_after_the_commit_and_not_before(
 
 
 async def test_one_statement_tells_of_all_that_was_enqueued_in_a_block(
-    database: str, sync_api: Api, notified: list[str], monkeypatch
+    database: str, sync_api: Api, notified: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a hundred times, and in savepoints, of which one was rolled back."""
 
@@ -170,7 +171,7 @@ async def test_one_statement_tells_of_all_that_was_enqueued_in_a_block(
 
 @pytest.mark.parametrize("notify", [True, False])
 async def test_every_way_tells_the_workers_unless_told_not_to(
-    database: str, api: Api, conn: asyncpg.Connection, notified: list[str], configure, notify
+    database: str, api: Api, conn: asyncpg.Connection, notified: list[str], configure: Configure, notify: bool
 ) -> None:
     configure(NOTIFY=notify)
     await api.enqueue(tasks.add, 1, 2)
@@ -300,10 +301,10 @@ def test_a_notify_that_fails_is_no_failed_enqueue(
     database: str,
     sync_api: Api,
     observer: psycopg.Connection,
-    monkeypatch,
+    monkeypatch: pytest.MonkeyPatch,
     inside: str,
     error: Exception,
-    caplog,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The row is committed: whoever caught an error would enqueue it again. The poll finds it."""
 
@@ -348,7 +349,9 @@ async def test_coroutines_below_async_to_sync_join_the_transaction(
     assert await conn.fetchval(COUNT) == 9
 
 
-def test_the_same_without_a_loop_around_it(database: str, observer: psycopg.Connection, opened) -> None:
+def test_the_same_without_a_loop_around_it(
+    database: str, observer: psycopg.Connection, opened: list[str]
+) -> None:
     """asgiref then makes a short-lived loop, which must not get a pool."""
     connection.ensure_connection()
     opened.clear()

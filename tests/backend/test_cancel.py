@@ -10,14 +10,15 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from django.tasks import Task, TaskResult, TaskResultStatus, default_task_backend
+from django.tasks import Task, TaskResultStatus
 from django.utils import timezone
 
 import aiotasks
 from aiotasks.backend import PostgresBackend
-from aiotasks.rows import Job, LaneRequest
+from aiotasks.rows import AnyResult, Job, LaneRequest
 from aiotasks.store.loop import resources
 from tests import tasks
+from tests.site import default_task_backend
 from tests.worker import tasks as worker_tasks
 from tests.worker.harness import until
 
@@ -186,12 +187,12 @@ def backend() -> PostgresBackend:
     return default_task_backend
 
 
-def result_uuid(result: TaskResult) -> UUID:
+def result_uuid(result: AnyResult) -> UUID:
 
     return UUID(result.id)
 
 
-async def orphaned(conn: asyncpg.Connection) -> TaskResult:
+async def orphaned(conn: asyncpg.Connection) -> AnyResult:
     """A task that is RUNNING under a worker that isn't there."""
     result = await tasks.anoop.aenqueue()
     await conn.execute(
@@ -214,7 +215,7 @@ def stored_error(name: str) -> str:
     return json.dumps({"class": name, "traceback": ""})
 
 
-async def begun(result: TaskResult) -> None:
+async def begun(result: AnyResult) -> None:
     """Refresh ``result`` until it is RUNNING."""
 
     async def is_running() -> bool:

@@ -8,10 +8,10 @@ import asyncpg
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, connections
-from django.tasks import default_task_backend
 
 from tests import tasks
-from tests.worker.harness import until
+from tests.site import default_task_backend
+from tests.worker.harness import Configure, until
 
 from .support import Api, worker
 
@@ -45,7 +45,9 @@ async def test_500_refreshes_at_once_get_their_own_rows(
     assert Counter(statements)["select_jobs"] <= 7
 
 
-async def test_one_after_the_other_none_waits(database: str, statements: list[str], configure) -> None:
+async def test_one_after_the_other_none_waits(
+    database: str, statements: list[str], configure: Configure
+) -> None:
     configure(NOTIFY=False)
     for n in range(5):
         result = await tasks.echo.aenqueue(n)
@@ -138,7 +140,7 @@ async def test_many(database: str, api: Api, conn: asyncpg.Connection) -> None:
     assert [row[0] for row in rows] == [result.id for result in results]
 
 
-async def test_many_are_one_statement(database: str, statements: list[str], configure) -> None:
+async def test_many_are_one_statement(database: str, statements: list[str], configure: Configure) -> None:
     configure(NOTIFY=False)
     await default_task_backend.aenqueue_many(tasks.echo, [((n,), {}) for n in range(500)])
     assert statements == ["insert_jobs"]

@@ -3,22 +3,26 @@
 import subprocess
 import sys
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
-from django.tasks import Task, TaskResult, TaskResultStatus, default_task_backend, task, task_backends
+from django.tasks import Task, TaskResult, TaskResultStatus, task, task_backends
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.base import TASK_REFRESH_ATTRS
 from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist, TaskResultMismatch
 from django.utils import timezone
+from pytest_django import Settings
 
 from aiotasks import UnknownTask
 from aiotasks.backend import PostgresBackend
+from aiotasks.rows import AnyResult, AnyTask
 from tests import tasks
-from tests.worker.harness import until
+from tests.site import default_task_backend
+from tests.worker.harness import Configure, until
 
 from .support import DEADLINE, Api, fields_of, finished, run_all, worker
 
@@ -82,13 +86,13 @@ def test_importing_the_package_needs_no_settings() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_bad_option_is_told_when_it_is_needed_and_by_name(configure) -> None:
+def test_a_bad_option_is_told_when_it_is_needed_and_by_name(configure: Configure) -> None:
     configure(POOL_SIZE=3)
     with pytest.raises(ImproperlyConfigured, match="'POOL_SIZE'"):
-        _ = task_backends["default"].config
+        _ = default_task_backend.config
 
 
-def test_omitted_queues_mean_the_default_one(settings) -> None:
+def test_omitted_queues_mean_the_default_one(settings: Settings) -> None:
     settings.TASKS = {"default": {"BACKEND": "aiotasks.backend.PostgresBackend"}}
     assert task_backends["default"].queues == {"default"}
     with pytest.raises(InvalidTask, match="'other'"):
@@ -101,19 +105,19 @@ def test_empty_queues_mean_any_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a\x00b", "a\nb", "x" * 201, 5, None])
-def test_a_name_that_postgresql_or_notify_could_not_carry_is_no_queue(name) -> None:
+def test_a_name_that_postgresql_or_notify_could_not_carry_is_no_queue(name: str) -> None:
     with pytest.raises(InvalidTask, match="queue_name"):
         task(queue_name=name)(tasks.plain_function)
 
 
 @pytest.mark.parametrize("bad", [timedelta(seconds=5), "2030-01-01", 5])
-def test_run_after_must_be_a_time(bad) -> None:
+def test_run_after_must_be_a_time(bad: Any) -> None:
     with pytest.raises(InvalidTask, match="run_after"):
         tasks.add.using(run_after=bad)
 
 
 @pytest.mark.parametrize("bad", [-1, 1.5, True, "3", 32_001])
-def test_max_crashes_must_be_a_number_of_crashes(bad) -> None:
+def test_max_crashes_must_be_a_number_of_crashes(bad: Any) -> None:
     with pytest.raises(InvalidTask, match="max_crashes"):
         tasks.fragile.using(max_crashes=bad)
 
@@ -203,18 +207,18 @@ async def test_a_policy_of_using_is_stored(database: str, api: Api, conn: asyncp
 
 
 @pytest.mark.parametrize("priority", [-100, 0, 100, 5.0])
-async def test_all_priorities_are_kept(database: str, api: Api, priority) -> None:
+async def test_all_priorities_are_kept(database: str, api: Api, priority: Any) -> None:
     result = await api.enqueue(tasks.add.using(priority=priority), 1, 2)
     assert (await api.call(default_task_backend, "get_result", result.id)).task.priority == priority
 
 
 @pytest.mark.parametrize("priority", [-101, 101, 1.5])
-def test_djangos_limits_of_priority_hold(priority) -> None:
+def test_djangos_limits_of_priority_hold(priority: Any) -> None:
     with pytest.raises(InvalidTask, match="priority"):
         tasks.add.using(priority=priority)
 
 
-async def test_the_task_is_validated_again(database: str, api: Api, settings) -> None:
+async def test_the_task_is_validated_again(database: str, api: Api, settings: Settings) -> None:
     """QUEUES may have changed since the Task was made."""
     there = tasks.add.using(queue_name="going")
     settings.TASKS = {"default": {"BACKEND": "aiotasks.backend.PostgresBackend", "QUEUES": ["left"]}}
@@ -242,20 +246,22 @@ async def test_a_tasks_own_args_and_kwargs_parameters_are_no_others(database: st
     ],
 )
 async def test_a_task_that_no_worker_could_find_is_refused(
-    database: str, api: Api, conn: asyncpg.Connection, unreachable, reason
+    database: str, api: Api, conn: asyncpg.Connection, unreachable: AnyTask, reason: str
 ) -> None:
     with pytest.raises(InvalidTask, match=reason):
         await api.enqueue(unreachable)
     assert await conn.fetchval("SELECT count(*) FROM aiotasks_task") == 0
 
 
-async def test_a_task_whose_module_is_gone_is_refused(database: str, api: Api, monkeypatch) -> None:
+async def test_a_task_whose_module_is_gone_is_refused(
+    database: str, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tasks.noop.func, "__module__", "no.such.module")
     with pytest.raises(InvalidTask, match="No module named"):
         await api.enqueue(tasks.noop)
 
 
-async def test_override_settings_works(database: str, api: Api, configure) -> None:
+async def test_override_settings_works(database: str, api: Api, configure: Configure) -> None:
     configure(MAX_ARGUMENT_SIZE=20)
     with pytest.raises(ValueError, match="limit is 20"):
         await api.enqueue(tasks.echo, "x" * 30)
@@ -280,7 +286,7 @@ async def test_override_settings_works(database: str, api: Api, configure) -> No
         (None, None),
     ],
 )
-async def test_arguments_are_normalised(database: str, api: Api, given, kept) -> None:
+async def test_arguments_are_normalised(database: str, api: Api, given: Any, kept: Any) -> None:
     result = await api.enqueue(tasks.echo, given, key=given)
     assert repr((result.args, result.kwargs)) == repr(([kept], {"key": kept}))
     found = await api.call(default_task_backend, "get_result", result.id)
@@ -320,7 +326,7 @@ async def test_get_result_finds_it(database: str, api: Api) -> None:
         b"x",
     ],
 )
-async def test_a_missing_or_malformed_id_does_not_exist(database: str, api: Api, id) -> None:
+async def test_a_missing_or_malformed_id_does_not_exist(database: str, api: Api, id: Any) -> None:
     for owner in (default_task_backend, tasks.add):
         with pytest.raises(TaskResultDoesNotExist):
             await api.call(owner, "get_result", id)
@@ -343,14 +349,16 @@ async def test_a_result_whose_task_is_gone_says_so(database: str, api: Api, conn
         await api.call(default_task_backend, "get_result", result.id)
 
 
-async def test_a_queue_that_has_left_queues_is_no_obstacle(database: str, api: Api, settings) -> None:
+async def test_a_queue_that_has_left_queues_is_no_obstacle(
+    database: str, api: Api, settings: Settings
+) -> None:
     result = await api.enqueue(tasks.add.using(queue_name="going"), 1, 2)
     settings.TASKS = {"default": {"BACKEND": "aiotasks.backend.PostgresBackend", "QUEUES": ["left"]}}
     assert (await api.call(default_task_backend, "get_result", result.id)).task.queue_name == "going"
 
 
 async def test_two_aliases_on_one_database_do_not_see_each_other(
-    database: str, either: Api, settings
+    database: str, either: Api, settings: Settings
 ) -> None:
     one = {"BACKEND": "aiotasks.backend.PostgresBackend", "QUEUES": []}
     settings.TASKS = {"default": one, "other": one}
@@ -374,7 +382,7 @@ async def test_two_aliases_on_one_database_do_not_see_each_other(
 
 
 @pytest.mark.parametrize("add", [tasks.add, tasks.aadd], ids=["sync task", "coroutine task"])
-async def test_a_success(database: str, either: Api, add) -> None:
+async def test_a_success(database: str, either: Api, add: AnyTask) -> None:
     result = await either.enqueue(add, 1, b=2)
     await run_all()
     assert result.status is READY  # refreshed only when told to
@@ -394,7 +402,7 @@ async def test_a_success(database: str, either: Api, add) -> None:
 
 
 @pytest.mark.parametrize("fail", [tasks.fail, tasks.afail], ids=["sync task", "coroutine task"])
-async def test_a_failure(database: str, either: Api, fail) -> None:
+async def test_a_failure(database: str, either: Api, fail: AnyTask) -> None:
     result = await either.enqueue(fail, "out of paper")
     await run_all()
     await either.call(result, "refresh")
@@ -454,7 +462,7 @@ async def test_a_second_attempt_keeps_the_first_start(
     ("raising", "name"), [(tasks.raise_bad, "sync task"), (tasks.araise_bad, "coroutine task")]
 )
 async def test_an_error_is_stored_whether_or_not_its_class_can_be_imported(
-    database: str, either: Api, raising, name
+    database: str, either: Api, raising: AnyTask, name: str
 ) -> None:
     result = await either.enqueue(raising, "local class")
     await run_all()
@@ -467,7 +475,7 @@ async def test_an_error_is_stored_whether_or_not_its_class_can_be_imported(
 
 
 @pytest.mark.parametrize("exits", [tasks.exit_now, tasks.aexit_now], ids=["sync task", "coroutine task"])
-async def test_system_exit_fails_the_task_alone(database: str, either: Api, exits) -> None:
+async def test_system_exit_fails_the_task_alone(database: str, either: Api, exits: AnyTask) -> None:
     exiting = await either.enqueue(exits)
     async with worker():
         await finished(exiting)
@@ -527,7 +535,7 @@ async def test_two_look_ups_share_nothing(database: str, either: Api) -> None:
 
 @pytest.mark.parametrize("describe", [tasks.describe, tasks.adescribe], ids=["sync task", "coroutine task"])
 async def test_the_context_is_handed_to_a_task_that_takes_it(
-    database: str, either: Api, conn: asyncpg.Connection, describe
+    database: str, either: Api, conn: asyncpg.Connection, describe: AnyTask
 ) -> None:
     result = await either.enqueue(describe, 1, 2)
     assert result.args == [1, 2]
@@ -606,7 +614,7 @@ async def test_results_pickle(database: str, either: Api) -> None:
 
 
 @pickles
-def test_unpickling_validates(settings) -> None:
+def test_unpickling_validates(settings: Settings) -> None:
     import pickle
 
     data = pickle.dumps(tasks.add.using(queue_name="going"))
@@ -631,7 +639,7 @@ async def test_sync_methods_work_in_any_thread(database: str) -> None:
 
     from django.db import connections
 
-    def in_thread() -> TaskResult:
+    def in_thread() -> AnyResult:
         try:
             result = tasks.add.enqueue(1, 2)
             result.refresh()

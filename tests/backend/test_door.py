@@ -14,7 +14,6 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.db import ProgrammingError, transaction
 from django.http import QueryDict
-from django.tasks import default_task_backend
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 
@@ -22,6 +21,7 @@ from aiotasks.db.errors import sqlstate
 from aiotasks.models import Task as TaskRow
 from aiotasks.models import Worker
 from tests import tasks
+from tests.site import default_task_backend
 
 from .support import Api
 

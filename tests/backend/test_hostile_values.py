@@ -12,10 +12,12 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from django.tasks import TaskResultStatus, default_task_backend
+from django.tasks import TaskResultStatus
 
 from aiotasks.codec import dump_error
 from tests import tasks
+from tests.site import default_task_backend
+from tests.worker.harness import Configure
 
 from .support import Api, run_all, worker
 
@@ -175,7 +177,9 @@ async def test_what_json_cannot_keep_is_refused_with_its_place(
     assert await conn.fetchval("SELECT count(*) FROM aiotasks_task") == 0
 
 
-async def test_what_is_too_big_is_refused_with_its_size(database: str, api: Api, configure) -> None:
+async def test_what_is_too_big_is_refused_with_its_size(
+    database: str, api: Api, configure: Configure
+) -> None:
     configure(MAX_ARGUMENT_SIZE=100)
     await api.enqueue(tasks.echo, "x" * 96)
     with pytest.raises(ValueError, match=r"^args takes 101 bytes as JSON; the limit is 100\.$"):

@@ -5,12 +5,14 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
-from django.tasks import TaskResultStatus, default_task_backend
+from django.tasks import TaskResultStatus
 from django.tasks.exceptions import InvalidTask
 from django.utils import timezone
 from django.utils.timezone import get_fixed_timezone as fixed_timezone
 
+from aiotasks.rows import AnyTask
 from tests import tasks
+from tests.site import default_task_backend
 from tests.worker.harness import until
 
 from .support import Api, Heard, finished, run_all, worker
@@ -28,7 +30,7 @@ def _nothing_noted() -> None:
 
 @NOTES
 async def test_higher_priorities_run_first_and_equal_ones_in_their_order(
-    database: str, either: Api, note, monkeypatch: pytest.MonkeyPatch
+    database: str, either: Api, note: AnyTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a busy machine nothing is given back to the queue, behind what is claimed meanwhile.
     monkeypatch.setattr("aiotasks.worker.claiming.prefetch.PATIENCE", 60.0)
@@ -54,7 +56,7 @@ async def test_those_that_are_claimed_together_start_in_that_order_too(database:
 
 @NOTES
 async def test_what_became_due_while_no_worker_ran_starts_in_its_order(
-    database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, note
+    database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, note: AnyTask
 ) -> None:
     """Across the batches of a promotion, and those due 10 ms apart."""
     monkeypatch.setattr("aiotasks.worker.claiming.prefetch.PATIENCE", 60.0)  # as above
@@ -70,7 +72,7 @@ async def test_what_became_due_while_no_worker_ran_starts_in_its_order(
 
 @NOTES
 async def test_a_task_for_later_shows_as_ready_and_waits(
-    database: str, either: Api, conn: asyncpg.Connection, note
+    database: str, either: Api, conn: asyncpg.Connection, note: AnyTask
 ) -> None:
     at = timezone.now() + timedelta(hours=1)
     result = await either.enqueue(note.using(run_after=at), "later")
@@ -90,7 +92,7 @@ async def test_a_task_for_later_shows_as_ready_and_waits(
 
 
 @NOTES
-async def test_a_task_runs_once_it_is_due_and_not_before(database: str, either: Api, note) -> None:
+async def test_a_task_runs_once_it_is_due_and_not_before(database: str, either: Api, note: AnyTask) -> None:
     at = timezone.now() + timedelta(seconds=0.5)
     async with worker():
         result = await either.enqueue(note.using(run_after=at), "then")
@@ -190,7 +192,7 @@ async def test_a_row_that_never_is_due_can_be_looked_up_and_cancelled(
 
 @pytest.mark.parametrize("add", [tasks.describe, tasks.adescribe], ids=["sync task", "coroutine task"])
 async def test_without_use_tz_all_times_are_naive_and_local(
-    naive_time: str, either: Api, heard: list[Heard], add
+    naive_time: str, either: Api, heard: list[Heard], add: AnyTask
 ) -> None:
     zone = zoneinfo.ZoneInfo(naive_time)
     before = datetime.now(zone).replace(tzinfo=None)

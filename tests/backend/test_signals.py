@@ -3,18 +3,22 @@
 import asyncio
 import logging
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import asyncpg
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection
-from django.tasks import TaskResultStatus, default_task_backend
+from django.dispatch import Signal
+from django.tasks import TaskResultStatus
 from django.tasks.signals import task_enqueued, task_finished, task_started
 
 from aiotasks import UnknownTask
 from aiotasks.backend import PostgresBackend
+from aiotasks.rows import AnyTask
 from tests import tasks
+from tests.site import default_task_backend
 from tests.worker.harness import until
 
 from .support import Api, Heard, finished, run_all, worker
@@ -36,12 +40,15 @@ def log(request: pytest.FixtureRequest) -> list[Heard]:
     return request.getfixturevalue(name)
 
 
-@pytest.fixture
-def connected() -> Any:
-    """Returns a function that connects a receiver for the rest of the test."""
-    made: list[Any] = []
+type Connect = Callable[[Signal, Callable[..., Any]], None]
 
-    def connect(signal: Any, receiver: Any) -> None:
+
+@pytest.fixture
+def connected() -> Iterator[Connect]:
+    """Returns a function that connects a receiver for the rest of the test."""
+    made: list[tuple[Signal, Callable[..., Any]]] = []
+
+    def connect(signal: Signal, receiver: Callable[..., Any]) -> None:
         signal.connect(receiver)
         made.append((signal, receiver))
 
@@ -51,7 +58,7 @@ def connected() -> Any:
 
 
 @ADDS
-async def test_the_three_of_a_success(database: str, either: Api, log: list[Heard], add) -> None:
+async def test_the_three_of_a_success(database: str, either: Api, log: list[Heard], add: AnyTask) -> None:
     result = await either.enqueue(add, 1, 2)
     assert [one.signal for one in log] == ["task_enqueued"]
     await run_all()
@@ -82,7 +89,7 @@ async def test_the_three_of_a_success(database: str, either: Api, log: list[Hear
 # Django runs async receivers in asyncio tasks of their own, where there is no exc_info, whoever sends.
 @FAILS
 async def test_a_failure_is_told_with_its_exception(
-    database: str, either: Api, heard: list[Heard], fail
+    database: str, either: Api, heard: list[Heard], fail: AnyTask
 ) -> None:
     result = await either.enqueue(fail, "out of paper")
     await run_all()
@@ -97,7 +104,7 @@ async def test_a_failure_is_told_with_its_exception(
 
 
 @pytest.mark.parametrize("exits", [tasks.exit_now, tasks.aexit_now], ids=["sync task", "coroutine task"])
-async def test_system_exit_is_told_like_any_other(database: str, heard: list[Heard], exits) -> None:
+async def test_system_exit_is_told_like_any_other(database: str, heard: list[Heard], exits: AnyTask) -> None:
     await exits.aenqueue()
     await run_all()
     assert heard[-1].fields["status"] is FAILED
@@ -105,14 +112,16 @@ async def test_system_exit_is_told_like_any_other(database: str, heard: list[Hea
 
 
 @pytest.mark.parametrize("bad", [tasks.return_bad, tasks.areturn_bad], ids=["sync task", "coroutine task"])
-async def test_a_bad_return_value_is_told_with_its_error(database: str, heard: list[Heard], bad) -> None:
+async def test_a_bad_return_value_is_told_with_its_error(
+    database: str, heard: list[Heard], bad: AnyTask
+) -> None:
     await bad.aenqueue("set")
     await run_all()
     assert heard[-1].fields["status"] is FAILED
     assert isinstance(heard[-1].error, TypeError)
 
 
-async def test_the_result_is_stored_when_it_is_told(database: str, connected) -> None:
+async def test_the_result_is_stored_when_it_is_told(database: str, connected: Connect) -> None:
     """A receiver that looks the task up finds it final; and the row is there at task_enqueued."""
     seen: list[Any] = []
 
@@ -126,7 +135,7 @@ async def test_the_result_is_stored_when_it_is_told(database: str, connected) ->
     assert seen == [READY, RUNNING, SUCCESSFUL]
 
 
-async def test_sync_receivers_may_use_the_orm(database: str, either: Api, connected) -> None:
+async def test_sync_receivers_may_use_the_orm(database: str, either: Api, connected: Connect) -> None:
     """On threads where Django's connections are allowed: never on the loop."""
     seen: list[Any] = []
 
@@ -147,7 +156,7 @@ async def test_sync_receivers_may_use_the_orm(database: str, either: Api, connec
 
 
 async def test_task_enqueued_within_a_transaction_sees_its_row(
-    database: str, sync_api: Api, connected
+    database: str, sync_api: Api, connected: Connect
 ) -> None:
     from django.db import transaction
 
@@ -184,7 +193,7 @@ COMPLAINERS = pytest.mark.parametrize("complain", [_complain, _acomplain], ids=[
 
 @COMPLAINERS
 async def test_a_receiver_of_task_enqueued_that_raises_is_the_callers(
-    database: str, api: Api, conn: asyncpg.Connection, connected, complain
+    database: str, api: Api, conn: asyncpg.Connection, connected: Connect, complain: Callable[..., Any]
 ) -> None:
     """As in Django's own backends. The row stays: the error says nothing of it."""
     connected(task_enqueued, complain)
@@ -196,7 +205,12 @@ async def test_a_receiver_of_task_enqueued_that_raises_is_the_callers(
 @COMPLAINERS
 @ADDS
 async def test_receivers_that_raise_do_the_task_no_harm(
-    database: str, heard: list[Heard], connected, caplog: pytest.LogCaptureFixture, complain, add
+    database: str,
+    heard: list[Heard],
+    connected: Connect,
+    caplog: pytest.LogCaptureFixture,
+    complain: Callable[..., Any],
+    add: AnyTask,
 ) -> None:
     connected(task_started, complain)
     connected(task_finished, complain)
@@ -217,7 +231,7 @@ async def test_receivers_that_raise_do_the_task_no_harm(
     assert len(complaints) == 4  # told, not swallowed
 
 
-async def test_receivers_connected_to_the_class_hear_it(database: str, connected) -> None:
+async def test_receivers_connected_to_the_class_hear_it(database: str, connected: Connect) -> None:
     mine: list[Any] = []
     others: list[Any] = []
 
@@ -254,7 +268,9 @@ async def test_each_of_many_is_told(database: str, either: Api, log: list[Heard]
 
 
 @FAILS
-async def test_djangos_log_has_all_three(database: str, caplog: pytest.LogCaptureFixture, fail) -> None:
+async def test_djangos_log_has_all_three(
+    database: str, caplog: pytest.LogCaptureFixture, fail: AnyTask
+) -> None:
     with caplog.at_level(logging.DEBUG, "django.tasks"):
         result = await tasks.aadd.aenqueue(1, 2)
         failing = await fail.aenqueue("out of paper")
@@ -289,7 +305,7 @@ class _NotOnTheLoop(logging.Handler):
 
 
 @FAILS
-async def test_a_failures_log_record_is_never_handled_on_the_loop(database: str, fail) -> None:
+async def test_a_failures_log_record_is_never_handled_on_the_loop(database: str, fail: AnyTask) -> None:
     handler = _NotOnTheLoop()
     logger = logging.getLogger("django")
     logger.addHandler(handler)
@@ -302,7 +318,7 @@ async def test_a_failures_log_record_is_never_handled_on_the_loop(database: str,
     assert handler.on_loop == [False]
 
 
-async def test_a_slow_receiver_delays_nobody_elses_task(database: str, connected) -> None:
+async def test_a_slow_receiver_delays_nobody_elses_task(database: str, connected: Connect) -> None:
     """An async receiver that waits holds up its own task's signals, not the loop."""
     go = asyncio.Event()
     told: list[str] = []

@@ -13,13 +13,14 @@ import psycopg
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection, transaction
-from django.tasks import TaskResultStatus, default_task_backend
+from django.tasks import TaskResultStatus
 from django.test import SimpleTestCase, TestCase, TransactionTestCase
 from django.utils import timezone
 
 from aiotasks.models import Task, Worker
 from aiotasks.testing import assert_enqueued, drain
 from tests import tasks
+from tests.site import default_task_backend
 
 from .support import connections_left
 

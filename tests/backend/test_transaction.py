@@ -11,13 +11,14 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, utils
-from django.tasks import TaskResultStatus, default_task_backend
+from django.tasks import TaskResultStatus
 from django.tasks.exceptions import TaskResultDoesNotExist
 
 import aiotasks
 from aiotasks.store.loop import resources
 from tests import tasks
-from tests.worker.harness import until
+from tests.site import default_task_backend
+from tests.worker.harness import Configure, until
 
 from .support import Heard, finished, run_all, worker
 
@@ -187,7 +188,7 @@ async def test_a_rollback_tells_nobody(block: Any, notified: list[str]) -> None:
 
 
 async def test_notify_false_tells_nobody(
-    block: Any, conn: asyncpg.Connection, notified: list[str], configure
+    block: Any, conn: asyncpg.Connection, notified: list[str], configure: Configure
 ) -> None:
     configure(NOTIFY=False)
     async with block() as mine:
@@ -198,7 +199,7 @@ async def test_notify_false_tells_nobody(
     assert notified == []
 
 
-async def test_a_worker_runs_it_after_the_commit(block: Any, configure) -> None:
+async def test_a_worker_runs_it_after_the_commit(block: Any, configure: Configure) -> None:
     configure(POLL_INTERVAL=3600)  # so it is the wake-up that brings it
     tasks.noted.clear()
     async with worker():

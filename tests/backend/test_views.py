@@ -60,7 +60,12 @@ async def get(path: str, query: str = "") -> bytes:
 @MIDDLEWARE
 @pytest.mark.parametrize("view", VIEWS)
 def test_under_wsgi_all_goes_over_djangos_connection(
-    database: str, observer: psycopg.Connection, opened: list[str], settings: Any, view: str, middleware
+    database: str,
+    observer: psycopg.Connection,
+    opened: list[str],
+    settings: Any,
+    view: str,
+    middleware: list[str],
 ) -> None:
     """An async view there runs on a loop of its own for each request: a pool would die with it."""
     settings.MIDDLEWARE = middleware
@@ -108,7 +113,9 @@ def test_a_view_that_rolls_back_enqueues_nothing(
 
 
 @MIDDLEWARE
-def test_atomic_requests(database: str, observer: psycopg.Connection, settings: Any, middleware) -> None:
+def test_atomic_requests(
+    database: str, observer: psycopg.Connection, settings: Any, middleware: list[str]
+) -> None:
     settings.MIDDLEWARE = middleware
     connection.settings_dict["ATOMIC_REQUESTS"] = True
     try:
@@ -123,7 +130,7 @@ def test_atomic_requests(database: str, observer: psycopg.Connection, settings: 
 
 @MIDDLEWARE
 def test_an_async_atomic_block_under_wsgi_is_on_the_views_connection(
-    database: str, observer: psycopg.Connection, opened: list[str], settings: Any, middleware
+    database: str, observer: psycopg.Connection, opened: list[str], settings: Any, middleware: list[str]
 ) -> None:
     settings.MIDDLEWARE = middleware
     connection.ensure_connection()
@@ -141,7 +148,7 @@ def test_an_async_atomic_block_under_wsgi_is_on_the_views_connection(
 @MIDDLEWARE
 @pytest.mark.parametrize("view", VIEWS)
 async def test_under_asgi_every_view_enqueues(
-    database: str, conn: asyncpg.Connection, settings: Any, view: str, middleware
+    database: str, conn: asyncpg.Connection, settings: Any, view: str, middleware: list[str]
 ) -> None:
     settings.MIDDLEWARE = middleware
     client = AsyncClient()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -50,7 +51,7 @@ class Away:
         self.server = server
         self._connection: psycopg.Connection | None = None
 
-    def rows(self, query: str, *args: object) -> list[object]:
+    def rows(self, query: str, *args: object) -> list[Any]:
         deadline = time.monotonic() + 20
         while True:
             try:
@@ -59,7 +60,7 @@ class Away:
                         self.server.dsn(), autocommit=True, row_factory=namedtuple_row
                     )
                 cursor = self._connection.execute(query, args)
-                return cursor.fetchall() if cursor.description else []
+                return list(cursor) if cursor.description else []
             except psycopg.OperationalError:
                 self.close()
                 if time.monotonic() > deadline:
@@ -71,7 +72,7 @@ class Away:
             self._connection.close()
             self._connection = None
 
-    def value(self, query: str, *args: object) -> object:
+    def value(self, query: str, *args: object) -> Any:
         return self.rows(query, *args)[0][0]
 
     def statuses(self) -> dict[str, int]:

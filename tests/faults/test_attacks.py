@@ -11,7 +11,6 @@ from typing import Any
 import asyncpg
 import pytest
 from django.db import connection, utils
-from django.tasks import default_task_backend, task_backends
 from django.tasks.signals import task_finished
 from django.utils import timezone
 
@@ -25,6 +24,7 @@ from aiotasks.worker.maintenance.promoter import Promoter
 from aiotasks.worker.running.sync_threads import SyncThreads
 from tests.conftest import RunningServer
 from tests.proxy import Proxy
+from tests.site import default_task_backend
 from tests.worker import tasks
 from tests.worker.harness import TIMEOUT, Configure, Ledger, Start, until, wait_until
 
@@ -223,7 +223,7 @@ async def test_a_part_that_fails_cancels_no_claim(
 
 
 async def test_a_wake_up_during_a_look_at_the_schedule_counts(database: str) -> None:
-    store = resources(task_backends["default"].config).store
+    store = resources(default_task_backend.config).store
     scheduler = Promoter(store, backend="default", wake=lambda wakeups: None, look_back=lambda since: None)
     scheduler._waiting_for = time.time() + 10
     looking = asyncio.ensure_future(scheduler.run_once())
@@ -305,7 +305,7 @@ async def test_a_due_task_that_is_locked_is_no_reason_to_spin(configure: Configu
     """Else every worker would ask a thousand times a second for as long as somebody's transaction is open."""
     result = await tasks.add.using(run_after=timezone.now() + timedelta(days=1)).aenqueue(1, 2)
     ledger.rows("UPDATE aiotasks_task SET run_after = now() - interval '1 s' RETURNING id")
-    store = resources(task_backends["default"].config).store
+    store = resources(default_task_backend.config).store
     scheduler = Promoter(store, backend="default", wake=lambda wakeups: None, look_back=lambda since: None)
     with ledger.connection.transaction():
         ledger.connection.execute("SELECT FROM aiotasks_task FOR UPDATE")

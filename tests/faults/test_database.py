@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from django.tasks import default_task_backend
 
 import aiotasks
 from aiotasks.db import listener as listener_module
 from aiotasks.demo.postgres import PostgresServer
 from tests.faults.away import LISTENERS, Away, environment
+from tests.site import default_task_backend
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 

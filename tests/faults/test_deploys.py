@@ -17,7 +17,6 @@ from asgiref.sync import sync_to_async
 from django.core.checks import run_checks
 from django.core.management import CommandError, call_command
 from django.db import connections
-from django.tasks import default_task_backend
 from django.test.utils import CaptureQueriesContext
 from pytest_django import DjangoDbBlocker
 from uuid_utils import uuid7
@@ -30,6 +29,7 @@ from aiotasks.exceptions import UnknownTask
 from aiotasks.migrations import _online
 from aiotasks.registry import resolve
 from aiotasks.store.statements import load
+from tests.site import default_task_backend
 from tests.store.rows import EVER
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until

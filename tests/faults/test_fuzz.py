@@ -11,7 +11,6 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import utils
-from django.tasks import default_task_backend
 from django.tasks.exceptions import TaskResultDoesNotExist
 from hypothesis import HealthCheck, Phase, example, given
 from hypothesis import settings as hypothesis_settings
@@ -23,6 +22,7 @@ from aiotasks.exceptions import InvalidRow, UnknownTask
 from aiotasks.store.loop import close_pools
 from aiotasks.worker.process import cli
 from aiotasks.worker.process.main import Standalone
+from tests.site import default_task_backend
 from tests.worker.harness import Configure, Ledger, until
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 import pytest
 from django.db import utils
-from django.tasks import default_task_backend
 
 import aiotasks
 from aiotasks import backend, codec, registry
@@ -22,6 +21,7 @@ from aiotasks.store import batcher
 from aiotasks.store.batcher import FLUSH_SIZE
 from aiotasks.store.store import Store
 from aiotasks.worker.running import runner
+from tests.site import default_task_backend
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, until
 

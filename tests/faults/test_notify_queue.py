@@ -8,12 +8,12 @@ import psycopg
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connections, transaction
-from django.tasks import default_task_backend
 
 import aiotasks
 from aiotasks.demo.postgres import PostgresServer
 from tests import tasks
 from tests.conftest import BIN_DIR
+from tests.site import default_task_backend
 
 from .away import migrate
 from .test_failover import connected

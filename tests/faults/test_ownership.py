@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from django.db import utils
-from django.tasks import TaskResultStatus, default_task_backend, task_backends
+from django.tasks import TaskResultStatus, task_backends
 from django.tasks.signals import task_finished
 
 import aiotasks
@@ -29,6 +29,7 @@ from aiotasks.worker.outcomes import Failed, Succeeded
 from aiotasks.worker.running import runner as runner_module
 from aiotasks.worker.running.orm_threads import OrmThreads
 from aiotasks.worker.writing.finisher import Finisher
+from tests.site import default_task_backend
 from tests.worker import tasks
 from tests.worker.harness import Configure, until
 
@@ -553,7 +554,7 @@ async def test_the_rescuer_sends_task_finished(
 ) -> None:
     """7: for the task that it fails, with the stored result and the error. Nobody knows how long it ran."""
     configure(LEASE_TIMEOUT=1)
-    options = task_backends["default"].config
+    options = default_task_backend.config
     result = await tasks.kill_worker_fatally.aenqueue()
     await claim(options, await register(options))
     await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s'")
@@ -577,7 +578,7 @@ async def test_a_rescue_that_only_loggers_hear_is_logged(
     configure: Configure, conn: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     configure(LEASE_TIMEOUT=1)
-    options = task_backends["default"].config
+    options = default_task_backend.config
     result = await tasks.kill_worker_fatally.aenqueue()
     await claim(options, await register(options))
     await conn.execute("DELETE FROM aiotasks_worker")

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connections, transaction
-from django.tasks import default_task_backend
 from django.utils import timezone
 
 import aiotasks
@@ -23,6 +22,7 @@ from aiotasks.demo.postgres import PostgresServer
 from aiotasks.store.loop import close_pools, resources
 from tests.faults.away import Away, environment
 from tests.pgbouncer import PgBouncer, program
+from tests.site import default_task_backend
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 

@@ -4,8 +4,9 @@ import signal
 import time
 
 import pytest
-from django.tasks import TaskResultStatus, default_task_backend
+from django.tasks import TaskResultStatus
 
+from tests.site import default_task_backend
 from tests.worker import tasks
 from tests.worker.harness import Ledger, Start, wait_until
 

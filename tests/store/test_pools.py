@@ -13,7 +13,6 @@ import asyncpg
 import pytest
 import uvloop
 from django.db import utils
-from django.tasks import default_task_backend
 
 import aiotasks
 from aiotasks.conf import Options
@@ -23,6 +22,7 @@ from aiotasks.store import loop as pools
 from aiotasks.store import transaction as transaction_module
 from aiotasks.store.loop import LoopResources, close_pools, resources
 from tests.proxy import Proxy
+from tests.site import default_task_backend
 from tests.worker.harness import until
 
 from .rows import insert, new_job

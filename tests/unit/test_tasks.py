@@ -9,12 +9,13 @@ from uuid import UUID, uuid4
 
 import django
 import pytest
-from django.tasks import Task, default_task_backend
+from django.tasks import Task
 from django.tasks.exceptions import InvalidTask
 
 from aiotasks import PostgresTask, UnknownTask, task
 from aiotasks.registry import known, resolve
 from aiotasks.results import parse_id
+from tests.site import default_task_backend
 
 from . import tasks
 

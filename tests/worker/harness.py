@@ -28,7 +28,11 @@ LEDGER = """
 """
 
 
-def wait_until[Value](condition: Callable[[], Value], timeout: float = TIMEOUT) -> Value:
+# Called without arguments; a lambda in a loop binds what it uses by defaults.
+type Condition[Value] = Callable[..., Value]
+
+
+def wait_until[Value](condition: Condition[Value], timeout: float = TIMEOUT) -> Value:
     """Poll ``condition`` until it is true; returns its value."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
@@ -37,7 +41,7 @@ def wait_until[Value](condition: Callable[[], Value], timeout: float = TIMEOUT) 
     return value
 
 
-async def until(condition: Callable[[], Any], timeout: float = TIMEOUT) -> Any:
+async def until(condition: Condition[Any], timeout: float = TIMEOUT) -> Any:
     """The same on a loop; ``condition`` may be a coroutine function."""
     deadline = time.monotonic() + timeout
     while True:
@@ -126,7 +130,7 @@ def start(worker_env: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     yield start
     for process in started:
         process.kill()
-        print(f"--- {process.popen.args} pid {process.pid} exit {process.popen.returncode}\n{process.log}")  # noqa: T201
+        print(f"--- {process.popen.args!r} pid {process.pid} exit {process.popen.returncode}\n{process.log}")  # noqa: T201
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from uuid import UUID
 import psycopg
 from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from django.db import connection
-from django.tasks import TaskContext, task_backends
 
 from aiotasks import task, transaction
 from aiotasks.store.loop import resources
 from aiotasks.worker.execution import Execution
+from tests.site import Context, default_task_backend
 
 # --- The ledger: what a task says of itself, over a connection that has nothing to do with the worker's.
 
@@ -85,7 +85,7 @@ def close_ledger() -> None:
         _connection = None
 
 
-async def arecord(event: str, context: TaskContext) -> None:
+async def arecord(event: str, context: Context) -> None:
     await asyncio.to_thread(record, event, context.task_result.id, held_claim())
 
 
@@ -115,7 +115,7 @@ def add_sync(a: int, b: int) -> int:
 
 
 @task(takes_context=True)
-async def work(context: TaskContext, seconds: float = 0.0) -> int:
+async def work(context: Context, seconds: float = 0.0) -> int:
     """Write start and end, with a sleep in between."""
     await arecord("start", context)
     await asyncio.sleep(seconds)
@@ -124,7 +124,7 @@ async def work(context: TaskContext, seconds: float = 0.0) -> int:
 
 
 @task(takes_context=True)
-def work_sync(context: TaskContext, seconds: float = 0.0) -> int:
+def work_sync(context: Context, seconds: float = 0.0) -> int:
     record("start", context.task_result.id)
     time.sleep(seconds)
     record("end", context.task_result.id)
@@ -132,14 +132,14 @@ def work_sync(context: TaskContext, seconds: float = 0.0) -> int:
 
 
 @task(takes_context=True)
-def work_longer_again(context: TaskContext, first: float, later: float) -> int:
+def work_longer_again(context: Context, first: float, later: float) -> int:
     record("start", context.task_result.id)
     time.sleep(first if len(context.task_result.worker_ids) == 1 else later)
     return os.getpid()
 
 
 @task(takes_context=True)
-async def block(context: TaskContext, seconds: float) -> str:
+async def block(context: Context, seconds: float) -> str:
     """Block the event loop."""
     record("start", context.task_result.id)
     time.sleep(seconds)  # noqa: ASYNC251
@@ -148,7 +148,7 @@ async def block(context: TaskContext, seconds: float) -> str:
 
 
 @task(takes_context=True)
-async def hold_gil(context: TaskContext, seconds: float) -> str:
+async def hold_gil(context: Context, seconds: float) -> str:
     """Stop every thread but this one, at the first run: nobody is asked to give way for so long."""
     record("start", context.task_result.id)
     if len(context.task_result.worker_ids) > 1:
@@ -162,13 +162,13 @@ async def hold_gil(context: TaskContext, seconds: float) -> str:
 
 
 @task(takes_context=True)
-async def kill_worker(context: TaskContext) -> None:
+async def kill_worker(context: Context) -> None:
     record("start", context.task_result.id)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @task(takes_context=True)
-async def kill_worker_once(context: TaskContext) -> str:
+async def kill_worker_once(context: Context) -> str:
     record("start", context.task_result.id)
     if len(context.task_result.worker_ids) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -176,7 +176,7 @@ async def kill_worker_once(context: TaskContext) -> str:
 
 
 @task(takes_context=True, max_crashes=0)
-async def kill_worker_fatally(context: TaskContext) -> None:
+async def kill_worker_fatally(context: Context) -> None:
     record("start", context.task_result.id)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -275,7 +275,7 @@ async def cancel_itself_last() -> str:
 
 
 @task(takes_context=True)
-async def swallow_cancellation(context: TaskContext) -> None:
+async def swallow_cancellation(context: Context) -> None:
     await arecord("start", context)
     seen.append("begun")
     while not released.is_set():
@@ -286,7 +286,7 @@ async def swallow_cancellation(context: TaskContext) -> None:
 
 
 @task(takes_context=True)
-async def clean_up_when_cancelled(context: TaskContext) -> None:
+async def clean_up_when_cancelled(context: Context) -> None:
     await arecord("start", context)
     try:
         await asyncio.sleep(3600)
@@ -511,7 +511,7 @@ async def sleep_in_executor() -> None:
 @task
 async def hold_connection(seconds: float) -> None:
     """Keep one connection of the worker's pool for so long; transaction() blocks can't have them all."""
-    lending = resources(task_backends["default"].config).driver.lending
+    lending = resources(default_task_backend.config).driver.lending
     connection = await lending.acquire(timeout=60)
     try:
         async with connection.transaction():
@@ -548,7 +548,7 @@ def wait_for_file_sync(path: str) -> int:
 
 
 @task(takes_context=True)
-async def reach_for_loop(context: TaskContext, way: str) -> Any:
+async def reach_for_loop(context: Context, way: str) -> Any:
     """Do one of the functions of ``loop_ways``; a way that kills the worker does so at the first run only."""
     from . import loop_ways
 
@@ -561,7 +561,7 @@ async def reach_for_loop(context: TaskContext, way: str) -> Any:
 
 
 @task(takes_context=True)
-def reach_for_loop_sync(context: TaskContext, way: str) -> int:
+def reach_for_loop_sync(context: Context, way: str) -> int:
     """The same from a thread."""
     from . import loop_ways
 
@@ -577,7 +577,7 @@ def reach_for_loop_sync(context: TaskContext, way: str) -> int:
 
 
 @task(takes_context=True, max_crashes=0)
-async def work_once(context: TaskContext, seconds: float) -> None:
+async def work_once(context: Context, seconds: float) -> None:
     """What may not be run again after a crash."""
     await arecord("start", context)
     await asyncio.sleep(seconds)
@@ -604,7 +604,7 @@ async def take_signals() -> None:
 
 
 @task(takes_context=True)
-async def hang(context: TaskContext, way: str = "lock") -> str:
+async def hang(context: Context, way: str = "lock") -> str:
     """Block the event loop for good, at the first run."""
     record("start", context.task_result.id)
     if len(context.task_result.worker_ids) > 1:
@@ -650,7 +650,7 @@ async def leave_behind(way: str, path: str) -> None:
 
 
 @task(takes_context=True)
-async def print_much(context: TaskContext) -> None:
+async def print_much(context: Context) -> None:
     """Until nobody reads it any more."""
     record("start", context.task_result.id)
     while True:

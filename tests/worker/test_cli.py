@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.tasks import default_task_backend
 from django.utils import timezone
 
 from aiotasks.worker.process import cli
 from tests.conftest import ROOT
+from tests.site import default_task_backend
 
 from . import tasks
 from .harness import TIMEOUT, Configure, Ledger, Process, Start, wait_until

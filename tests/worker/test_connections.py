@@ -9,10 +9,12 @@ import asyncpg
 import pytest
 from django.db import connections
 from django.db.backends.signals import connection_created
-from django.tasks import TaskResult, TaskResultStatus, default_task_backend
+from django.tasks import TaskResultStatus
 
 import aiotasks
+from aiotasks.rows import AnyResult
 from aiotasks.worker.process.default_executor import DefaultExecutor
+from tests.site import default_task_backend
 
 from . import connection_tasks as tasks
 from .harness import TIMEOUT, Configure, Ledger, Start, until
@@ -39,7 +41,7 @@ def pooled(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     connections["default"].close_pool()
 
 
-async def outcomes(results: list[TaskResult]) -> list[Any]:
+async def outcomes(results: list[AnyResult]) -> list[Any]:
     found = []
     for result in results:
         await result.arefresh()

@@ -12,12 +12,13 @@ import httpx
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.tasks import TaskResultStatus, task_backends
+from django.tasks import TaskResultStatus
 from django.tasks.signals import task_finished
 
 import aiotasks
 from aiotasks import models
 from aiotasks.asgi import with_worker
+from tests.site import default_task_backend
 
 from . import tasks
 from .harness import Configure, Ledger, Process, Start, until, wait_until
@@ -433,5 +434,5 @@ async def test_connections_end_with_the_loop(configure: Configure, ledger: Ledge
     before = count()
     await asyncio.to_thread(asyncio.run, serve())
     await until(lambda: count() <= before)
-    assert task_backends["default"].config.notify
+    assert default_task_backend.config.notify
     assert psycopg.__version__

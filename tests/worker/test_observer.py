@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from django.tasks import TaskResult, default_task_backend
+from django.tasks import TaskResult
 
 import aiotasks
 from aiotasks.rows import Job
 from aiotasks.worker.events import Observer
 from aiotasks.worker.outcomes import Outcome
+from tests.site import default_task_backend
 
 from . import tasks
 from .harness import Configure, until

@@ -13,10 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 from django.db import transaction
-from django.tasks import TaskResult, default_task_backend
 
 from aiotasks import Worker
+from aiotasks.rows import AnyResult
 from tests.conftest import ROOT
+from tests.site import default_task_backend
 
 from . import tasks
 from .harness import Configure, Ledger, Start, until, wait_until
@@ -40,7 +41,7 @@ def default_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def is_unspent(ledger: Ledger, result: TaskResult) -> bool:
+def is_unspent(ledger: Ledger, result: AnyResult) -> bool:
     row = ledger.task(result.id)
     return (row.status, row.worker_ids, row.crashes) == ("READY", [], 0)
 

@@ -12,7 +12,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.core.management import CommandError, call_command
 from django.db import utils
-from django.tasks import TaskResultStatus, default_task_backend
+from django.tasks import TaskResultStatus
 from django.tasks.exceptions import TaskResultDoesNotExist
 
 import aiotasks
@@ -21,6 +21,7 @@ from aiotasks.store.store import Store
 from aiotasks.worker import engine
 from aiotasks.worker.maintenance import pruner
 from aiotasks.worker.maintenance.pruner import Pruner
+from tests.site import default_task_backend
 
 from . import tasks
 from .harness import Configure, Ledger, until

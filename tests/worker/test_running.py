@@ -9,12 +9,14 @@ from typing import Any
 
 import asyncpg
 import pytest
-from django.tasks import TaskResult, TaskResultStatus, default_task_backend
+from django.tasks import TaskResultStatus
 from django.tasks.signals import task_finished, task_started
 
 import aiotasks
+from aiotasks.rows import AnyResult
 from aiotasks.store.loop import close_pools
 from aiotasks.worker.running import runner as runner_module
+from tests.site import default_task_backend
 
 from . import tasks
 from .harness import TIMEOUT, Configure, Ledger, until, wait_until
@@ -33,7 +35,7 @@ async def drain(**parameters: Any) -> None:
         await worker.wait_until_empty()
 
 
-async def outcome(result: TaskResult) -> Any:
+async def outcome(result: AnyResult) -> Any:
     await result.arefresh()
     if result.status == TaskResultStatus.SUCCESSFUL:
         return result.return_value
@@ -426,10 +428,10 @@ async def test_signals_of_success_and_failure(database: str) -> None:
     """Sent with the backend's class as sender; task_finished after the result is stored."""
     heard: list[Any] = []
 
-    async def started(sender: type, task_result: TaskResult, **kwargs: Any) -> None:
+    async def started(sender: type, task_result: AnyResult, **kwargs: Any) -> None:
         heard.append(("started", task_result.id, sender.__name__, task_result.status))
 
-    def finished(sender: type, task_result: TaskResult, **kwargs: Any) -> None:
+    def finished(sender: type, task_result: AnyResult, **kwargs: Any) -> None:
         stored = default_task_backend.get_result(task_result.id)
         assert stored.status == task_result.status
         assert stored.finished_at == task_result.finished_at

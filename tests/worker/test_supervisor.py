@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import pytest
 from django.core.management import call_command
-from django.tasks import default_task_backend
 
 from aiotasks.worker.process import cli, supervisor
 from aiotasks.worker.process.supervisor import Supervisor
+from tests.site import default_task_backend
 
 from . import tasks
 from .harness import Ledger, Process, Start, until, wait_until

@@ -12,7 +12,6 @@ import asyncpg
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import utils
-from django.tasks import default_task_backend, task_backends
 from django.utils import timezone
 
 import aiotasks
@@ -29,6 +28,7 @@ from aiotasks.worker.claiming.prefetch import PrefetchBuffer
 from aiotasks.worker.claiming.quarantine import Quarantine
 from aiotasks.worker.claiming.rotation import QueueRotation
 from aiotasks.worker.maintenance.promoter import Promoter
+from tests.site import default_task_backend
 from tests.store.rows import insert
 
 from . import tasks
@@ -151,7 +151,7 @@ async def test_the_scheduler_promotes_and_says_when_to_look_again(
 ) -> None:
     woken: list[Any] = []
     places: list[float] = []
-    store = resources(task_backends["default"].config).store
+    store = resources(default_task_backend.config).store
     scheduler = Promoter(store, backend="default", wake=woken.extend, look_back=places.append)
     assert await scheduler.run_once() == 60.0
     await default_task_backend.aenqueue_many(tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 3)
@@ -185,7 +185,7 @@ async def test_promotion_goes_in_batches(
     await default_task_backend.aenqueue_many(tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 35)
     await conn.execute("UPDATE aiotasks_task SET run_after = now()")
     scheduler = Promoter(
-        resources(task_backends["default"].config).store,
+        resources(default_task_backend.config).store,
         backend="default",
         wake=lambda wakeups: None,
         look_back=lambda since: None,
@@ -216,7 +216,7 @@ def make_claimer(
     def free(lane: str) -> int:
         return slots[lane] - sum(job.lane == lane and job in started for job in running)
 
-    store = resources(task_backends["default"].config).store
+    store = resources(default_task_backend.config).store
     backlog = PrefetchBuffer(slots["thread"], free=lambda: free("thread"), start=start, drop=drop)
     return Claimer(
         store,
@@ -236,7 +236,7 @@ def make_claimer(
 
 async def register() -> Any:
     worker_id = uuid4()
-    store = resources(task_backends["default"].config).store
+    store = resources(default_task_backend.config).store
     await store.register_worker(worker_id, "default", "host", 1, [], 9, 9, "test", 60.0)
     return worker_id
 

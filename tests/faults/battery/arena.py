@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,13 @@ from uuid import UUID
 
 import psutil
 from django.db import connection, connections
-from django.tasks import default_task_backend
 
 from aiotasks.demo.postgres import PostgresServer
 from tests.conftest import BIN_DIR
 from tests.faults.away import Away, environment, migrate
+from tests.site import default_task_backend
 from tests.worker import tasks
-from tests.worker.harness import Ledger, Process, wait_until
+from tests.worker.harness import Condition, Ledger, Process, wait_until
 
 __all__ = ["Arena", "Judged", "Recoveries"]
 
@@ -281,7 +281,7 @@ class Recoveries:
         for id in set(self._waiting) - left:
             self.seconds.append(time.monotonic() - self._waiting.pop(id))
 
-    def watch(self, condition: Callable[[], bool], timeout: float = TIMEOUT) -> bool:
+    def watch(self, condition: Condition[bool], timeout: float = TIMEOUT) -> bool:
         """Look until ``condition`` is true; False if that takes too long."""
         end = time.monotonic() + timeout
         while not condition():

@@ -8,11 +8,11 @@ from typing import Any
 
 import psutil
 import uvloop
-from django.tasks import default_task_backend, task_backends
 
 import aiotasks
 from aiotasks.store.loop import LoopResources, close_pools, resources
 from tests import tasks as hostile_bodies
+from tests.site import default_task_backend
 from tests.worker import tasks as bodies
 from tests.worker.harness import until
 
@@ -182,7 +182,7 @@ async def _fuzz(rng: Random, cancels: int, told: list[str]) -> tuple[int, int, i
             timer.cancel()
 
     await asyncio.gather(*(caller() for _ in range(25)))
-    held = resources(task_backends["default"].config)
+    held = resources(default_task_backend.config)
     with suppress(AssertionError):  # the figures say it
         await until(lambda: held.driver.lending.lent == 0)
     size = held.pool.get_size()
