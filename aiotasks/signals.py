@@ -90,7 +90,7 @@ def _is_kept(level: int) -> bool:
     while logger is not None:
         for handler in logger.handlers:
             found = True
-            if level >= handler.level and not any(map(logs.lets_nothing_through, handler.filters)):
+            if level >= handler.level and not any(map(logs.passes_nothing, handler.filters)):
                 return True
         logger = logger.parent if logger.propagate else None
     return not found and logging.lastResort is not None and level >= logging.lastResort.level

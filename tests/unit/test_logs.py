@@ -13,6 +13,7 @@ import pytest
 
 import aiotasks
 from aiotasks import logs
+from aiotasks.logs import last_resort, lifecycle, loggers, threads
 from tests.worker.harness import until
 
 logger = logging.getLogger("aiotasks.worker")
@@ -60,7 +61,7 @@ def test_every_logger_of_the_package_is_guarded() -> None:
             import_module(module.name)
     names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "aiotasks"]
     assert "aiotasks.worker" in names
-    assert [name for name in names if not isinstance(logging.getLogger(name), logs._Own)] == []
+    assert [name for name in names if not isinstance(logging.getLogger(name), loggers.OwnLogger)] == []
 
 
 def test_without_a_worker_records_are_handled_where_they_are_logged(handler: Listed) -> None:
@@ -102,7 +103,9 @@ def test_what_logging_raises_is_nobodys(
     def fails(*args: object, **kwargs: object) -> bool:
         raise LookupError("a site's")
 
-    monkeypatch.setattr(logs, "_failures", logs._Failures())
+    failures = last_resort.LoggingFailures()
+    for module in (loggers, threads):
+        monkeypatch.setattr(module, "failures", failures)
     factory = logging.getLogRecordFactory()
     logged_by.addFilter(fails)
     try:
@@ -118,7 +121,7 @@ def test_what_logging_raises_is_nobodys(
 def test_a_full_queue_drops_and_counts(
     handler: Listed, threaded: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "MOST_WAITING", 10)
+    monkeypatch.setattr(threads, "MOST_WAITING", 10)
     handler.open.clear()
     for number in range(100):
         logger.warning("%d", number)
@@ -153,10 +156,10 @@ async def test_a_stop_waits_for_errors_alone(
     level: int,
 ) -> None:
     """Slow handlers get a limit of their own for the rest, which is dropped and counted."""
-    monkeypatch.setattr(logs, "PATIENCE", 0.05)
+    monkeypatch.setattr(lifecycle, "PATIENCE", 0.05)
     handler.open.clear()
     others.log(level, "handled")
-    await until(lambda: logs.count_waiting() == 1 and logs._threads[1].current is not None)  # type: ignore[index]
+    await until(lambda: logs.count_waiting() == 1 and loggers.threads[1].current is not None)
     for number in range(10):
         others.warning("waits %d", number)
     others.error("an error")
@@ -164,7 +167,7 @@ async def test_a_stop_waits_for_errors_alone(
     stopping = asyncio.ensure_future(logs.flushed_at_stop())
     said: list[str] = []
     await until(lambda: said.append(capfd.readouterr().err) or "log records are dropped" in "".join(said))
-    assert "their handlers are too slow count=10\n" in "".join(said)
+    assert "because their handlers are too slow count=10\n" in "".join(said)
     if level < logging.ERROR:
         await stopping  # the thread is stuck in a record below ERROR
         assert handler.messages == []

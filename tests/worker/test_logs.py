@@ -71,7 +71,7 @@ def test_a_handler_that_hangs_holds_up_nothing(start_worker: Start, ledger: Ledg
     wait_until(lambda: all(ledger.task(one.id).status == "SUCCESSFUL" for one in results))
     wait_until(lambda: ledger.task(bad.id).status == "FAILED")
     assert worker.stop(signal.SIGTERM) == 0
-    assert "log records are dropped at the stop, their handlers are too slow count=" in worker.log
+    assert "log records are dropped at the stop, because their handlers are too slow count=" in worker.log
     assert "log records are lost at the exit" in worker.log
 
 
