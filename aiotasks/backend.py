@@ -25,7 +25,7 @@ from .db.errors import about_tables
 from .exceptions import TaskCancelled, UnknownTask
 from .registry import resolve
 from .results import new_result, parse_id, result_of
-from .rows import AnyResult, AnyTask, JobTemplate, NewJob, lane_of, makes_generators
+from .rows import AnyResult, AnyTask, JobTemplate, NewJob, Status, lane_of, makes_generators
 from .signatures import check_call
 from .store.blocks import belongs_to_django
 from .store.routes import DjangoRoute, Route, route_on_loop
@@ -201,7 +201,7 @@ class PostgresBackend(BaseTaskBackend):
         error = TaskCancelled("The task was cancelled before it ran.")
         text = dump_error(error, limit=self.config.max_error_size, redact=self.config.redact)
         job = None if id is None else await route.cancel(self.alias, id, text)
-        if job is not None and job.status == "FAILED":
+        if job is not None and job.status == Status.FAILED:
             result = result_of(job, self.config.moved_tasks)
             await route.send_finished(type(self), result, error)
         return job is not None

@@ -15,7 +15,7 @@ from django.utils import timezone
 from .codec import decode
 from .exceptions import InvalidRow
 from .registry import resolve
-from .rows import AnyResult, AnyTask, Job
+from .rows import AnyResult, AnyTask, Job, Status
 from .tasks import PostgresTask
 
 __all__ = ["PostgresTaskResult", "arguments_of", "new_result", "parse_id", "result_of"]
@@ -161,7 +161,7 @@ def result_of(job: Job, aliases: Mapping[str, str]) -> AnyResult:
             PostgresTaskResult,
             task=_task_of(job, aliases),
             id=str(job.id),
-            status=TaskResultStatus.READY if job.status == "SCHEDULED" else TaskResultStatus(job.status),
+            status=TaskResultStatus.READY if job.status == Status.SCHEDULED else TaskResultStatus(job.status),
             enqueued_at=_local(job.enqueued_at),
             started_at=_local(job.started_at),
             finished_at=_local(job.finished_at),

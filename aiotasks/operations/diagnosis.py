@@ -21,6 +21,7 @@ from ..checks import check_backend
 from ..conf import Options
 from ..db.connect import connect
 from ..db.errors import Code, describe, refuses_login, sqlstate
+from ..store.inspection import Server, WaitingLane
 from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store
 from ..worker.startup import backend_of
@@ -121,8 +122,7 @@ class _Examination:
         self._timeout = self._options.command_timeout
         self._line: OperatorConnection
         self._store: Store
-        self._vacuums = False
-        self._allowed = self._slots = self._open = 0
+        self._server: Server
         self._pooler: Pooler = "none"
         self._workers: list[WorkerRow] | None = None  # None: can't be looked up
 
@@ -171,23 +171,17 @@ class _Examination:
         return findings + _not_checked(names[len(findings) :], "The database can't be reached.")
 
     async def _check_database(self) -> Result:
-        (
-            number,
-            read_only,
-            self._vacuums,
-            self._allowed,
-            self._slots,
-            self._open,
-        ) = await self._store.inspect_server()
-        version = f"PostgreSQL {number // 10_000}.{number % 10_000}"
-        if read_only:
+        self._server = server = await self._store.inspect_server()
+        major, minor = divmod(server.version, 10_000)
+        version = f"PostgreSQL {major}.{minor}"
+        if server.read_only:
             return (
                 "error",
                 f"{version} at DATABASES[{self._database!r}] is read-only, perhaps a standby.",
                 "Give it the primary's address, or several hosts with target_session_attrs=read-write.",
             )
         needed = connections[self._database].features.minimum_database_version
-        if needed and number // 10_000 < needed[0]:
+        if needed and major < needed[0]:
             return "error", f"{version} is older than Django supports.", f"Upgrade to {needed[0]} or newer."
         return "ok", f"{version} answers at DATABASES[{self._database!r}].", ""
 
@@ -360,7 +354,7 @@ class _Examination:
             listening.terminate()
 
     async def _check_autovacuum(self) -> Result:
-        if not self._vacuums:
+        if not self._server.vacuums:
             return (
                 "error",
                 "autovacuum or track_counts is off: dead rows pile up, and claims get slower and slower.",
@@ -375,15 +369,16 @@ class _Examination:
         slots = [(worker.loop.slots, worker.thread.slots) for worker in alive] or [DEFAULT_SLOTS]
         each = [self._options.most_connections(*numbers) for numbers in slots]
         who = f"{len(alive)} running" if alive else "one by default"
+        server = self._server
         message = (
-            f"Workers ({who}) open at most {sum(each)} connections of the {self._allowed} that there may be; "
-            f"open now, by everybody: {self._open} of {self._slots}."
+            f"Workers ({who}) open at most {sum(each)} connections of the {server.allowed} that there may "
+            f"be; open now, by everybody: {server.open} of {server.slots}."
         )
         remedy = (
             "Raise max_connections (or the role's or database's CONNECTION LIMIT), or lower POOL_MAX_SIZE, "
             "ASYNC_DB_THREADS or the workers' --threads."
         )
-        if max(each) > self._allowed:
+        if max(each) > server.allowed:
             return "error", message, remedy
         if (pool := self._djangos_pool()) is not None:
             threads = max(self._options.orm_connections(loop) + thread for loop, thread in slots)
@@ -394,7 +389,7 @@ class _Examination:
                     f"worker's threads may want {threads} at a time: they wait for each other.",
                     f"Set the pool's max_size to {threads}, or lower ASYNC_DB_THREADS or --threads.",
                 )
-        if sum(each) > self._allowed or self._open > NEARLY_ALL * self._slots:
+        if sum(each) > server.allowed or server.open > NEARLY_ALL * server.slots:
             return "warning", message, remedy
         return "ok", message, ""
 
@@ -449,7 +444,7 @@ class _Examination:
             return "not checked", "This role may not read the tasks.", ""
         workers = {
             backend: [one for one in await select_workers(self._store, backend) if one.alive]
-            for backend in {backend for backend, _, _ in found}
+            for backend in {one.backend for one in found}
         }
         for alias in settings.TASKS:
             for one, alive in await self._waiting_elsewhere(alias):
@@ -457,7 +452,7 @@ class _Examination:
                 workers[alias] = alive
         return waiting.judge(found, workers, list(settings.TASKS))
 
-    async def _waiting_elsewhere(self, alias: str) -> list[tuple[tuple[str, str, str], list[WorkerRow]]]:
+    async def _waiting_elsewhere(self, alias: str) -> list[tuple[WaitingLane, list[WorkerRow]]]:
         """What waits of a backend that has another database, and its live workers."""
         try:
             config = getattr(task_backends[alias], "config", None)
@@ -469,7 +464,7 @@ class _Examination:
                 found = await store.list_waiting(waiting.LIMIT)
         except (ImproperlyConfigured, InvalidTaskBackend, utils.Error):
             return []  # a check of that backend says what is wrong with it
-        return [(one, alive) for one in found if one[0] == alias]
+        return [(one, alive) for one in found if one.backend == alias]
 
     def _alive(self) -> list[WorkerRow]:
         return [worker for worker in self._workers or () if worker.alive]

@@ -1,11 +1,13 @@
 """How a backend is doing: its queues, its workers, and what holds vacuum up."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from ..backend import PostgresBackend
+from ..store.inspection import OldestRunning, ReadyCount, RunningCount
 from ..store.store import Store
 from .connection import operator_connection
 
@@ -135,19 +137,19 @@ async def read_status(backend: PostgresBackend) -> Status:
         scheduled = await store.count_scheduled_jobs(alias, COUNT_LIMIT)
         running = await store.count_running_jobs(alias, COUNT_LIMIT)
         workers = await select_workers(store, alias, running)
-        in_hour, in_day, complete = await store.count_failed_jobs(alias, COUNT_LIMIT)
+        failed = await store.count_failed_jobs(alias, COUNT_LIMIT)
         oldest = await store.oldest_running_job(alias, COUNT_LIMIT)
-        all_seen, snapshot = await store.oldest_snapshot()
+        snapshot = await store.oldest_snapshot()
 
     running_in: Counter[str] = Counter()
-    for (name, _, _), number in running.items():
-        running_in[name] += number
+    for count in running:
+        running_in[count.queue_name] += count.number
     all_scheduled = scheduled.total() >= COUNT_LIMIT
     all_running = running_in.total() >= COUNT_LIMIT
     queues = []
     # Of those beyond the limit nobody has counted what is READY.
     for name in sorted({*backend.queues, *ready, *scheduled, *running_in}.difference(found[QUEUE_LIMIT:])):
-        number, waited = ready.get(name, (0, None))
+        number, waited = ready.get(name, ReadyCount(0, None))
         queues.append(
             Queue(
                 name=name,
@@ -163,41 +165,38 @@ async def read_status(backend: PostgresBackend) -> Status:
         database=options.database,
         queues=queues,
         queues_capped=len(found) > len(names),
-        failed_in_hour=Count(in_hour, in_hour >= COUNT_LIMIT or not complete),
-        failed_in_day=Count(in_day, in_day >= COUNT_LIMIT or not complete),
-        oldest_running=None if oldest is None else _running(*oldest, workers),
+        failed_in_hour=Count(failed.in_hour, failed.in_hour >= COUNT_LIMIT or not failed.complete),
+        failed_in_day=Count(failed.in_day, failed.in_day >= COUNT_LIMIT or not failed.complete),
+        oldest_running=None if oldest is None else _running(oldest, workers),
         workers=workers,
-        oldest_snapshot=Snapshot(*snapshot) if snapshot else None,
-        all_snapshots_seen=all_seen,
+        oldest_snapshot=None if snapshot.holder is None else Snapshot(*snapshot.holder),
+        all_snapshots_seen=snapshot.all_seen,
     )
 
 
-def _running(
-    id: UUID, task_path: str, worker_id: UUID | None, seconds: float, workers: list[WorkerRow]
-) -> Running:
+def _running(task: OldestRunning, workers: list[WorkerRow]) -> Running:
     names = {worker.id: f"{worker.host}:{worker.pid}" for worker in workers}
-    return Running(id, task_path, max(0.0, seconds), None if worker_id is None else names.get(worker_id))
+    worker = None if task.worker_id is None else names.get(task.worker_id)
+    return Running(task.id, task.task_path, max(0.0, task.seconds), worker)
 
 
-async def select_workers(
-    store: Store, backend: str, running: dict[tuple[str, UUID | None, str], int] | None = None
-) -> list[WorkerRow]:
-    """The workers of a backend; without ``running`` (by queue, worker and lane) their lanes look idle."""
-    held: Counter[tuple[UUID | None, str]] = Counter()
-    for (_, worker_id, lane), number in (running or {}).items():
-        held[worker_id, lane] += number
+async def select_workers(store: Store, backend: str, running: Iterable[RunningCount] = ()) -> list[WorkerRow]:
+    """The workers of a backend; without ``running`` their lanes look idle."""
+    running_on: Counter[tuple[UUID | None, str]] = Counter()
+    for count in running:
+        running_on[count.worker_id, count.lane] += count.number
     return [
         WorkerRow(
-            id=row[0],
-            host=row[1],
-            pid=row[2],
-            queues=list(row[3]),
-            loop=LaneUse(held[row[0], "loop"], row[4]),
-            thread=LaneUse(held[row[0], "thread"], row[5]),
-            listening=row[6],
-            version=row[7],
-            started_at=row[8],
-            lease=row[9],
+            id=row.id,
+            host=row.host,
+            pid=row.pid,
+            queues=list(row.queues),
+            loop=LaneUse(running_on[row.id, "loop"], row.concurrency),
+            thread=LaneUse(running_on[row.id, "thread"], row.threads),
+            listening=row.listening,
+            version=row.version,
+            started_at=row.started_at,
+            lease=row.lease,
         )
         for row in await store.select_workers(backend)
     ]

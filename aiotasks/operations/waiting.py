@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from ..store.inspection import WaitingLane
 from .findings import Result
 from .status import WorkerRow
 
@@ -15,7 +16,7 @@ SHOWN = 5
 
 
 def judge(
-    waiting: Sequence[tuple[str, str, str]], workers: Mapping[str, Sequence[WorkerRow]], known: Sequence[str]
+    waiting: Sequence[WaitingLane], workers: Mapping[str, Sequence[WorkerRow]], known: Sequence[str]
 ) -> Result:
     """The verdict for what is READY, as (backend, queue, lane).
 

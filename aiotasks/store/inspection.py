@@ -3,90 +3,212 @@
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
+from ..rows import Lane
 from .row_security import Restriction
 from .statement_group import StatementGroup
 
-__all__ = ["InspectionStatements"]
+__all__ = [
+    "FailedCounts",
+    "InspectionStatements",
+    "NotifyQueue",
+    "OldestRunning",
+    "OldestSnapshot",
+    "ReadyCount",
+    "Rights",
+    "RunningCount",
+    "Server",
+    "Session",
+    "SnapshotHolder",
+    "StoredWorker",
+    "WaitingLane",
+]
+
+
+class WaitingLane(NamedTuple):
+    """A lane of a queue that has READY tasks."""
+
+    backend: str
+    queue_name: str
+    lane: Lane
+
+
+class ReadyCount(NamedTuple):
+    """The READY tasks of a queue: their number, and the age of the oldest in seconds (None: no task)."""
+
+    number: int
+    oldest: float | None
+
+
+class RunningCount(NamedTuple):
+    """How many tasks of a queue and lane a worker has RUNNING."""
+
+    queue_name: str
+    worker_id: UUID | None
+    lane: Lane
+    number: int
+
+
+class FailedCounts(NamedTuple):
+    """How many tasks FAILED in the last hour and the last day. ``complete``: all tasks with a ``keep_result``
+    were counted."""
+
+    in_hour: int
+    in_day: int
+    complete: bool
+
+
+class OldestRunning(NamedTuple):
+    """The task that has been RUNNING for the longest time, in seconds."""
+
+    id: UUID
+    task_path: str
+    worker_id: UUID | None
+    seconds: float
+
+
+class NotifyQueue(NamedTuple):
+    """How full NOTIFY's queue is, from 0 to 1; and the session with the oldest transaction: its process, its
+    name, and the transaction's age in seconds (None: there is none)."""
+
+    usage: float
+    pid: int | None
+    name: str | None
+    seconds: float | None
+
+
+class StoredWorker(NamedTuple):
+    """A worker's row. ``lease``: the seconds left, negative once it has expired."""
+
+    id: UUID
+    host: str
+    pid: int
+    queues: Sequence[str]
+    concurrency: int
+    threads: int
+    listening: bool | None
+    version: str
+    started_at: datetime
+    lease: float
+
+
+class SnapshotHolder(NamedTuple):
+    """Who holds a snapshot, and its age in transactions and, where that is known, in seconds."""
+
+    kind: str
+    name: str
+    transactions: int
+    seconds: float | None
+
+
+class OldestSnapshot(NamedTuple):
+    """``all_seen``: this role may see every session. ``holder``: None where nobody holds a snapshot."""
+
+    all_seen: bool
+    holder: SnapshotHolder | None
+
+
+class Server(NamedTuple):
+    """What the server is and allows. ``allowed``: connections that this role may have to this database;
+    ``slots``: that all roles may have; ``open``: that there are."""
+
+    version: int
+    read_only: bool
+    vacuums: bool
+    allowed: int
+    slots: int
+    open: int
+
+
+class Session(NamedTuple):
+    """What a session says of itself. ``server_since`` distinguishes servers, whatever their address."""
+
+    session_user: str
+    current_user: str
+    search_path: str
+    database: str
+    server_since: datetime
+    address: str
+    ssl: bool
+    task_table: int | None
+    worker_table: int | None
+
+    @property
+    def finds_tables(self) -> bool:
+        return self.task_table is not None and self.worker_table is not None
+
+
+class Rights(NamedTuple):
+    """A role, as an SQL identifier; its privileges, each as ``SELECT ON aiotasks_task`` (None: it finds no
+    tables); and the schemas that have the tables, whether the role finds them there or not."""
+
+    role: str
+    granted: set[str] | None
+    schemas: list[str]
 
 
 class InspectionStatements(StatementGroup):
     """Read only: counts, ages, settings and privileges."""
 
-    async def list_waiting(self, limit: int) -> list[tuple[str, str, str]]:
-        """The backends, queues and lanes that have READY tasks."""
-        return [(row[0], row[1], row[2]) for row in await self._fetch("list_waiting", limit)]
+    async def list_waiting(self, limit: int) -> list[WaitingLane]:
+        return [WaitingLane(*row) for row in await self._fetch("list_waiting", limit)]
 
     async def count_ready_jobs(
         self, backend: str, queues: Sequence[str], limit: int
-    ) -> dict[str, tuple[int, float | None]]:
-        """By queue: how many, counted up to ``limit``, and the age of the oldest (None: there is none)."""
+    ) -> dict[str, ReadyCount]:
+        """By queue name. Each is counted up to ``limit``."""
         rows = await self._fetch("count_ready_jobs", backend, list(queues), limit)
-        return {row[0]: (row[1], row[2]) for row in rows}
+        return {name: ReadyCount(number, oldest) for name, number, oldest in rows}
 
     async def count_scheduled_jobs(self, backend: str, limit: int) -> Counter[str]:
         rows = await self._fetch("count_scheduled_jobs", backend, limit)
         return Counter({row[0]: row[1] for row in rows})
 
-    async def count_running_jobs(self, backend: str, limit: int) -> dict[tuple[str, UUID | None, str], int]:
-        """By queue name, worker id and lane."""
-        rows = await self._fetch("count_running_jobs", backend, limit)
-        return {(row[0], row[1], row[2]): row[3] for row in rows}
+    async def count_running_jobs(self, backend: str, limit: int) -> list[RunningCount]:
+        return [RunningCount(*row) for row in await self._fetch("count_running_jobs", backend, limit)]
 
-    async def count_failed_jobs(self, backend: str, limit: int) -> tuple[int, int, bool]:
-        """How many FAILED in the last hour and in the last day, counted up to ``limit``; whether that is
-        all of those with a ``keep_result``."""
-        ((hour, day, complete),) = await self._fetch("count_failed_jobs", backend, limit)
-        return hour, day, complete
+    async def count_failed_jobs(self, backend: str, limit: int) -> FailedCounts:
+        """Counted up to ``limit``."""
+        (row,) = await self._fetch("count_failed_jobs", backend, limit)
+        return FailedCounts(*row)
 
-    async def oldest_running_job(
-        self, backend: str, limit: int
-    ) -> tuple[UUID, str, UUID | None, float] | None:
-        """Its id, path and worker, and for how many seconds it has run."""
+    async def oldest_running_job(self, backend: str, limit: int) -> OldestRunning | None:
+        """Of the first ``limit`` tasks that are RUNNING."""
         rows = await self._fetch("oldest_running_job", backend, limit)
-        return (rows[0][0], rows[0][1], rows[0][2], rows[0][3]) if rows else None
+        return OldestRunning(*rows[0]) if rows else None
 
-    async def notify_queue(self) -> tuple[float, int | None, str | None, float | None]:
-        """How full NOTIFY's queue is, from 0 to 1; the session with the oldest transaction, what it is, and
-        the transaction's age in seconds."""
+    async def notify_queue(self) -> NotifyQueue:
         (row,) = await self._fetch("notify_queue")
-        return row[0], row[1], row[2], row[3]
+        return NotifyQueue(*row)
 
-    async def select_workers(self, backend: str) -> list[tuple[Any, ...]]:
-        return [tuple(row) for row in await self._fetch("select_workers", backend)]
+    async def select_workers(self, backend: str) -> list[StoredWorker]:
+        return [StoredWorker(*row) for row in await self._fetch("select_workers", backend)]
 
-    async def oldest_snapshot(self) -> tuple[bool, tuple[str, str, int, float | None] | None]:
-        """Whether all were seen; the holder's template and name, and its age in transactions and, where
-        known, in seconds."""
-        (row,) = await self._fetch("oldest_snapshot")
-        return row[0], None if row[1] is None else (row[1], row[2], row[3], row[4])
+    async def oldest_snapshot(self) -> OldestSnapshot:
+        ((all_seen, kind, *holder),) = await self._fetch("oldest_snapshot")
+        return OldestSnapshot(all_seen, None if kind is None else SnapshotHolder(kind, *holder))
 
-    async def inspect_server(self) -> tuple[int, bool, bool, int, int, int]:
-        """Version number, whether it is read-only, whether autovacuum runs; connections allowed to us, to
-        everybody, and open."""
+    async def inspect_server(self) -> Server:
         (row,) = await self._fetch("inspect_server")
-        return row[0], row[1], row[2], row[3], row[4], row[5]
+        return Server(*row)
 
-    async def describe_session(self) -> tuple[Any, ...]:
-        """What session.Session has."""
+    async def describe_session(self) -> Session:
         (row,) = await self._fetch("describe_session")
-        return tuple(row)
+        return Session(*row)
 
     async def select_migrations(self) -> set[str]:
-        """The names of those that have been applied."""
+        """The names of aiotasks' migrations that have been applied."""
         return {row[0] for row in await self._fetch("select_migrations")}
 
     async def select_indexes(self) -> set[str]:
-        """The names of those of the tasks' table that serve."""
+        """The names of the valid indexes of the tasks' table."""
         return {row[0] for row in await self._fetch("select_indexes")}
 
-    async def select_rights(self) -> tuple[str, set[str] | None, list[str]]:
-        """The role, as an identifier; its rights, each as ``SELECT ON aiotasks_task`` (None: it finds no
-        tables); the schemas that have tables, whether it finds them there or not."""
-        (row,) = await self._fetch("select_rights")
-        return row[0], None if row[1] is None else set(row[1]), list(row[2])
+    async def select_rights(self) -> Rights:
+        ((role, granted, schemas),) = await self._fetch("select_rights")
+        return Rights(role, None if granted is None else set(granted), list(schemas))
 
     async def select_row_security(self) -> list[Restriction]:
         """What row-level security doesn't let this role do with every row."""

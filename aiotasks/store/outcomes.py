@@ -2,13 +2,41 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
-from ..rows import Job
+from ..rows import Job, Status
 from .columns import job
 from .statement_group import StatementGroup
 
-__all__ = ["OutcomeStatements"]
+__all__ = ["Finish", "OutcomeStatements", "Pruned", "Release"]
+
+
+class Finish(NamedTuple):
+    """The final state of a task. ``return_value`` and ``error`` are JSON text."""
+
+    id: UUID
+    claim_id: UUID
+    status: Status
+    return_value: str | None
+    error: str | None
+
+
+class Release(NamedTuple):
+    """A task to be READY again in ``delay`` seconds. ``window``: for how many seconds no worker may know the
+    task; None: it is known."""
+
+    id: UUID
+    claim_id: UUID
+    delay: float
+    window: float | None
+
+
+class Pruned(NamedTuple):
+    """How many tasks a DELETE took, and the time of the last one in epoch seconds: where the next begins."""
+
+    number: int
+    last: float
 
 
 class OutcomeStatements(StatementGroup):
@@ -17,10 +45,8 @@ class OutcomeStatements(StatementGroup):
     async def select_jobs(self, ids: Sequence[UUID], backend: str) -> list[Job]:
         return [job(row) for row in await self._fetch("select_jobs", list(ids), backend)]
 
-    async def finish_jobs(
-        self, finishes: Iterable[tuple[UUID, UUID, str, str | None, str | None]]
-    ) -> dict[UUID, datetime]:
-        """Rows of (id, claim id, status, return value, error); returns finished_at of those accepted."""
+    async def finish_jobs(self, finishes: Iterable[Finish]) -> dict[UUID, datetime]:
+        """Returns finished_at by the id of each task that was finished."""
         columns = [list(column) for column in zip(*finishes, strict=True)]
         return {row[0]: row[1] for row in await self._fetch("finish_jobs", *columns)}
 
@@ -31,11 +57,9 @@ class OutcomeStatements(StatementGroup):
         rows = await self._fetch("select_finished_jobs", list(ids), list(claim_ids))
         return {row[0]: row[1] for row in rows}
 
-    async def release_jobs(
-        self, releases: Iterable[tuple[UUID, UUID, float, float | None]]
-    ) -> dict[UUID, str | None]:
-        """Rows of (id, claim id, delay, window); returns the queue names of those released, and None for
-        those that are ours and must be failed instead.
+    async def release_jobs(self, releases: Iterable[Release]) -> dict[UUID, str | None]:
+        """Returns by task id the queue name of each task that was released, and None for each task that is
+        still ours and must be failed instead.
         """
         columns = [list(column) for column in zip(*releases, strict=True)]
         return {row[0]: row[1] for row in await self._fetch("release_jobs", *columns)}
@@ -48,15 +72,13 @@ class OutcomeStatements(StatementGroup):
         return {row[0] for row in await self._fetch("select_cancelled_jobs", worker_id)}
 
     async def prune_jobs(
-        self, backend: str, status: str, keep: float | None, since: float, limit: int
-    ) -> tuple[int, float]:
-        """Of the tasks without a policy of their own. Returns how many, and when the last of them was
-        finished (in epoch seconds, as ``since``).
-        """
-        ((number, last),) = await self._fetch("prune_jobs", backend, status, keep, since, limit)
-        return number, last
+        self, backend: str, status: Status, keep: float | None, since: float, limit: int
+    ) -> Pruned:
+        """Delete tasks without a ``keep_result``, by when they were finished."""
+        (row,) = await self._fetch("prune_jobs", backend, status, keep, since, limit)
+        return Pruned(*row)
 
-    async def prune_kept_jobs(self, backend: str, since: float, limit: int) -> tuple[int, float]:
-        """Of the tasks with a ``keep_result``. Returns how many, and when the last one's time was over."""
-        ((number, last),) = await self._fetch("prune_kept_jobs", backend, since, limit)
-        return number, last
+    async def prune_kept_jobs(self, backend: str, since: float, limit: int) -> Pruned:
+        """Delete tasks with a ``keep_result``, by when that time ends."""
+        (row,) = await self._fetch("prune_kept_jobs", backend, since, limit)
+        return Pruned(*row)

@@ -2,10 +2,25 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from .statement_group import StatementGroup
 
-__all__ = ["QueueStatements"]
+__all__ = ["Due", "Promoted", "QueueStatements"]
+
+
+class Promoted(NamedTuple):
+    """The queue of a task that was made READY, and its place there: when it was due, in epoch seconds."""
+
+    queue_name: str
+    ready_at: float
+
+
+class Due(NamedTuple):
+    """When the earliest scheduled task is due, and in how many seconds by the database's clock."""
+
+    run_after: datetime
+    seconds: float
 
 
 class QueueStatements(StatementGroup):
@@ -22,15 +37,14 @@ class QueueStatements(StatementGroup):
         )
         return bool(rows[0][0])
 
-    async def promote_due_jobs(self, backend: str, limit: int) -> list[tuple[str, float]]:
-        """Returns the queue name of every task promoted, and its place there: when it was due, in epoch
-        seconds."""
-        return [(row[0], row[1]) for row in await self._fetch("promote_due_jobs", backend, limit)]
+    async def promote_due_jobs(self, backend: str, limit: int) -> list[Promoted]:
+        """Make tasks READY that are due, the earliest first."""
+        return [Promoted(*row) for row in await self._fetch("promote_due_jobs", backend, limit)]
 
-    async def next_due(self, backend: str) -> tuple[datetime, float] | None:
-        """When the earliest scheduled task is due, and in how many seconds."""
+    async def next_due(self, backend: str) -> Due | None:
+        """The earliest scheduled task; None where there is none."""
         rows = await self._fetch("next_due", backend)
-        return (rows[0][0], rows[0][1]) if rows else None
+        return Due(*rows[0]) if rows else None
 
     async def notify(self, channel: str, payloads: Sequence[str], *, alone: bool) -> bool:
         """``alone``: this statement is a transaction of its own. Returns whether it was sent: inside

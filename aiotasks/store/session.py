@@ -3,15 +3,13 @@
 import asyncio
 import re
 from concurrent.futures import Future
-from datetime import datetime
-from typing import NamedTuple
 
 from ..db.connection_thread import ConnectionThread, fulfil
 from ..db.drivers import DjangoDriver, Driver
 from ..sync import drive
-from .store import Store
+from .inspection import InspectionStatements, Session
 
-__all__ = ["GETS_IN", "Session", "differences", "djangos_session", "our_session"]
+__all__ = ["GETS_IN", "differences", "djangos_session", "our_session"]
 
 # What is to be said where Django's connection is let in and aiotasks' isn't.
 GETS_IN = (
@@ -20,26 +18,8 @@ GETS_IN = (
 )
 
 
-class Session(NamedTuple):
-    """What a session says of itself. ``server_since`` tells servers apart, whatever address led there."""
-
-    session_user: str
-    current_user: str
-    search_path: str
-    database: str
-    server_since: datetime
-    address: str
-    ssl: bool
-    task_table: int | None
-    worker_table: int | None
-
-    @property
-    def finds_tables(self) -> bool:
-        return self.task_table is not None and self.worker_table is not None
-
-
 async def our_session(driver: Driver) -> Session:
-    return Session(*await Store(driver).describe_session())
+    return await InspectionStatements(driver).describe_session()
 
 
 async def djangos_session(alias: str, *, timeout: float) -> Session:

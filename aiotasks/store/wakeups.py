@@ -17,7 +17,7 @@ from itertools import islice
 from django.db import utils
 
 from ..db.retry import repeat
-from ..rows import Job, NewJob
+from ..rows import Job, NewJob, Status
 from .store import Store
 
 __all__ = [
@@ -106,7 +106,7 @@ def wakeups_of(jobs: Iterable[NewJob]) -> list[Wakeup]:
 
 def cancel_wakeups(jobs: Iterable[Job]) -> list[Wakeup]:
     """For the owners of those that run."""
-    return [Wakeup(job.backend, job.queue_name, cancel=True) for job in jobs if job.status == "RUNNING"]
+    return [Wakeup(job.backend, job.queue_name, cancel=True) for job in jobs if job.status == Status.RUNNING]
 
 
 class NotifyThrottle:

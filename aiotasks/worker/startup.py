@@ -17,8 +17,9 @@ from ..db.connection_thread import share_connections
 from ..db.errors import describe, is_about_the_session, is_transient
 from ..db.outage import Outage
 from ..exceptions import DatabaseNotReady
-from ..rows import LaneRequest
+from ..rows import LaneRequest, Status
 from ..store.loop import LoopResources
+from ..store.outcomes import Finish
 from ..store.row_security import WORKER, told
 from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store
@@ -192,7 +193,7 @@ async def find_room(held: LoopResources, *, concurrency: int, threads: int, must
     if not options.statement_cache_size:
         return enough  # a pooler is in front, whose limits are others
     try:
-        allowed = (await held.store.inspect_server())[3]
+        allowed = (await held.store.inspect_server()).allowed
     except utils.Error:
         return enough  # the parts meet it, too, and wait
     wanted = options.most_connections(concurrency, threads)
@@ -279,7 +280,9 @@ async def _claim_and_finish_nothing(store: Store, backend: str) -> None:
     none = LaneRequest([], [], 0)
     claims = (store.claim_jobs(uuid.uuid4(), uuid.uuid4(), backend, loop=none, thread=none) for _ in range(2))
     await asyncio.gather(*claims)
-    finishes = (store.finish_jobs([(uuid.uuid4(), uuid.uuid4(), "FAILED", None, None)]) for _ in range(2))
+    finishes = (
+        store.finish_jobs([Finish(uuid.uuid4(), uuid.uuid4(), Status.FAILED, None, None)]) for _ in range(2)
+    )
     await asyncio.gather(*finishes, store.renew_lease(uuid.uuid4(), 0.0))
 
 

@@ -15,8 +15,9 @@ from django.utils import timezone
 
 import aiotasks
 from aiotasks.backend import PostgresBackend
-from aiotasks.rows import AnyResult, Job, LaneRequest
+from aiotasks.rows import AnyResult, Job, LaneRequest, Status
 from aiotasks.store.loop import resources
+from aiotasks.store.outcomes import Finish
 from tests import tasks
 from tests.site import default_task_backend
 from tests.worker import tasks as worker_tasks
@@ -169,7 +170,7 @@ async def test_a_late_finish_does_not_bring_a_cancelled_task_back(
     await result.acancel()
     await rescue()
     store = resources(backend().config).store
-    late = await store.finish_jobs([(result_uuid(result), claim_id, "SUCCESSFUL", "1", None)])
+    late = await store.finish_jobs([Finish(result_uuid(result), claim_id, Status.SUCCESSFUL, "1", None)])
     assert late == {}
     await result.arefresh()
     assert result.status == TaskResultStatus.FAILED

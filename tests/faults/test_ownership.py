@@ -20,6 +20,7 @@ from aiotasks.conf import Options
 from aiotasks.exceptions import WorkerLost
 from aiotasks.rows import Job, LaneRequest
 from aiotasks.store.loop import resources
+from aiotasks.store.outcomes import Release
 from aiotasks.store.store import Store
 from aiotasks.worker.build import Builder
 from aiotasks.worker.events import EventLog
@@ -120,7 +121,7 @@ async def test_every_claim_has_a_claim_id_of_its_own(
     (second,) = await claim(backend.config, worker, limit=1)
     assert first.claim_id != second.claim_id
     store = resources(backend.config).store
-    await store.release_jobs([(first.id, first.claim_id, 0.0, None)])
+    await store.release_jobs([Release(first.id, first.claim_id, 0.0, None)])
     assert await conn.fetchval("SELECT claim_id FROM aiotasks_task WHERE id = $1", first.id) is None
     (again,) = await claim(backend.config, worker)
     assert again.id == first.id

@@ -15,7 +15,8 @@ from django.db.backends.signals import connection_created
 import aiotasks
 from aiotasks.exceptions import DatabaseNotReady
 from aiotasks.operations.connection import operator_connection
-from aiotasks.store.session import Session, our_session
+from aiotasks.store.inspection import Session
+from aiotasks.store.session import our_session
 from tests.worker.harness import Configure
 
 from .conftest import check

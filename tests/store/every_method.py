@@ -25,7 +25,8 @@ from django.test.utils import CaptureQueriesContext
 
 from aiotasks.db.drivers import DjangoDriver
 from aiotasks.models import Task
-from aiotasks.rows import Job, LaneRequest
+from aiotasks.rows import Job, LaneRequest, Status
+from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
 from aiotasks.sync import drive
 from tests.store.rows import EVER, methods_of_the_store, new_job
@@ -59,24 +60,27 @@ def main() -> list[Any]:
         call("list_queues", "default"),
         call("has_unfinished_jobs", "default", None, ["loop"]),
         call("has_unfinished_jobs", "default", ["x"], ["loop"]),
-        call("next_due", "default")[1] > 0,
+        call("next_due", "default").seconds > 0,
     ]
     lanes = {"loop": LaneRequest([queue], [EVER], 5), "thread": LaneRequest([], [], 0)}
     claimed = call("claim_jobs", me, claim_id, "default", **lanes)
     claimed.sort(key=lambda job: -job.priority)
     seen.append([shown(job) for job in claimed])
     ready = call("count_ready_jobs", "default", [queue, "none"], 2)
-    seen.append([ready[queue][0], ready[queue][1] >= 0, ready["none"]])
+    seen.append([ready[queue].number, ready[queue].oldest >= 0, ready["none"]])
     seen.append(call("count_scheduled_jobs", "default", 10))
     running = call("count_running_jobs", "default", 4)
-    seen.append([[name, id == me, lane, number] for (name, id, lane), number in running.items()])
+    seen.append([[one.queue_name, one.worker_id == me, one.lane, one.number] for one in running])
     done, failed, given_back, deferred, asked = (job.id for job in claimed)
     error = json.dumps({"class": "x", "traceback": 'é, } {" %'})
-    outcomes = [(done, claim_id, "SUCCESSFUL", '"%"', None), (failed, claim_id, "FAILED", None, error)]
+    outcomes = [
+        Finish(done, claim_id, Status.SUCCESSFUL, '"%"', None),
+        Finish(failed, claim_id, Status.FAILED, None, error),
+    ]
     seen.append(sorted(id.int for id in call("finish_jobs", outcomes)))
     mine = call("select_finished_jobs", [job.id for job in claimed], [claim_id] * 5)
     seen.append(sorted(id.int for id in mine))
-    releases = [(given_back, claim_id, 0.0, None), (deferred, claim_id, 5.0, 60.0)]
+    releases = [Release(given_back, claim_id, 0.0, None), Release(deferred, claim_id, 5.0, 60.0)]
     seen.append({id.int: name for id, name in call("release_jobs", releases).items()})
     cancelled = call("cancel_jobs", [asked, uuid.UUID(int=1)], "default", error)
     seen.append(sorted(shown(job) for job in cancelled))
@@ -87,20 +91,20 @@ def main() -> list[Any]:
     seen.append(call("renew_lease", me, 60.0, True))
     seen.append(call("are_leases_locked"))
     workers = call("select_workers", "default")
-    seen.append(sorted([row[0] == me, *row[1:6], row[7], row[9] > 0] for row in workers))
-    seen.append([row[6] for row in workers if row[0] == me])
+    seen.append(sorted([row.id == me, *row[1:6], row.version, row.lease > 0] for row in workers))
+    seen.append([row.listening for row in workers if row.id == me])
     call("oldest_snapshot")
     seen.append([call("inspect_server")[:5], call("select_storage")])
-    role, rights, schemas = call("select_rights")
-    seen.append([role, sorted(rights), schemas])
-    seen.append([call("select_row_security"), call("list_waiting", 10), call("notify_queue")[0]])
+    rights = call("select_rights")
+    seen.append([rights.role, sorted(rights.granted), rights.schemas])
+    seen.append([call("select_row_security"), call("list_waiting", 10), call("notify_queue").usage])
     seen.append([str(value) for value in call("describe_session")])
     seen.append([call("count_failed_jobs", "default", 10), call("oldest_running_job", "default", 10) is None])
     seen.append([sorted(call("select_migrations")), sorted(call("select_indexes"))])
     seen.append([call("read_clock").tzinfo is not None, call("backend_pid") > 0])
     ever, month = float("-inf"), 30 * 86_400.0
-    seen.append(call("prune_jobs", "default", "FAILED", month, ever, 10)[0])
-    seen.append(call("prune_kept_jobs", "default", ever, 10)[0])
+    seen.append(call("prune_jobs", "default", "FAILED", month, ever, 10).number)
+    seen.append(call("prune_kept_jobs", "default", ever, 10).number)
     seen.append([id == dead for id in call("remove_dead_workers", "default", me)])
     call("remove_worker", me)
     seen.append([shown(job) for job in call("rescue_jobs", "default", 3, error, 10, '{"c": 1}', other)])

@@ -12,6 +12,8 @@ from django.db import utils
 from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.db.errors import constraint
 from aiotasks.db.statement import Statement
+from aiotasks.rows import Status
+from aiotasks.store.outcomes import Finish
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import CHANNEL
 
@@ -126,11 +128,11 @@ async def test_next_due_is_the_earliest(store: Store, conn: asyncpg.Connection) 
     await insert(store)  # READY rows are nobody's timer
     due = await store.next_due("default")
     assert due is not None
-    assert due[0] == first
+    assert due.run_after == first
     now = await conn.fetchval("SELECT clock_timestamp()")
-    assert isinstance(due[1], float)
-    assert due[1] >= (first - now).total_seconds()
-    assert due[1] <= HOUR.total_seconds() + 60
+    assert isinstance(due.seconds, float)
+    assert due.seconds >= (first - now).total_seconds()
+    assert due.seconds <= HOUR.total_seconds() + 60
 
 
 async def test_next_due_tells_what_is_overdue_by_a_negative_number(
@@ -140,7 +142,7 @@ async def test_next_due_tells_what_is_overdue_by_a_negative_number(
     await conn.execute("UPDATE aiotasks_task SET run_after = now() - interval '5 s' WHERE id = $1", id)
     due = await store.next_due("default")
     assert due is not None
-    assert due[1] <= -5
+    assert due.seconds <= -5
 
 
 async def test_promote_makes_due_tasks_ready_and_leaves_the_others(
@@ -217,7 +219,7 @@ async def test_has_unfinished_jobs(store: Store, conn: asyncpg.Connection) -> No
     assert await unfinished([]) is False
     assert await unfinished(["default"], ("thread",)) is False
     assert job.claim_id is not None
-    await store.finish_jobs([(job.id, job.claim_id, "SUCCESSFUL", "1", None)])
+    await store.finish_jobs([Finish(job.id, job.claim_id, Status.SUCCESSFUL, "1", None)])
     assert await unfinished() is False
     await insert(store, lane="thread")
     assert await unfinished(["default"], ("thread",)) is True  # READY

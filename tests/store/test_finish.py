@@ -12,7 +12,8 @@ from django.db import utils
 
 from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.db.errors import is_transient, sqlstate
-from aiotasks.rows import Job
+from aiotasks.rows import Job, Status
+from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
 
 from . import rows
@@ -33,7 +34,9 @@ async def rescue(store: Store, conn: asyncpg.Connection, worker_id: UUID, max_cr
 
 async def test_a_success_is_stored(store: Store, conn: asyncpg.Connection) -> None:
     _, (job,) = await claimed(store)
-    finished = await store.finish_jobs([(*claim_of(job), "SUCCESSFUL", '{"b":-0.0,"a":"\\u0000"}', None)])
+    finished = await store.finish_jobs(
+        [Finish(*claim_of(job), Status.SUCCESSFUL, '{"b":-0.0,"a":"\\u0000"}', None)]
+    )
     (found,) = await store.select_jobs([job.id], "default")
     assert finished == {job.id: found.finished_at}
     assert (found.status, found.return_value, found.errors) == ("SUCCESSFUL", '{"b":-0.0,"a":"\\u0000"}', [])
@@ -46,14 +49,14 @@ async def test_a_failure_adds_its_error_to_the_earlier_ones(store: Store, conn: 
     await rescue(store, conn, worker_id)
     (job,) = await claim(store, await worker(store))
     last = json.dumps({"class": "last", "traceback": 'quote " and \\ { , }'})
-    await store.finish_jobs([(*claim_of(job), "FAILED", None, last)])
+    await store.finish_jobs([Finish(*claim_of(job), Status.FAILED, None, last)])
     (found,) = await store.select_jobs([job.id], "default")
     assert (found.status, found.return_value, found.errors) == ("FAILED", None, [ERROR, last])
 
 
 async def test_many_finish_at_once_each_with_its_own(store: Store) -> None:
     _, jobs = await claimed(store, 50)
-    outcomes = [(*claim_of(job), "SUCCESSFUL", str(n), None) for n, job in enumerate(jobs)]
+    outcomes = [Finish(*claim_of(job), Status.SUCCESSFUL, str(n), None) for n, job in enumerate(jobs)]
     assert (await store.finish_jobs(outcomes)).keys() == {job.id for job in jobs}
     found = {job.id: job for job in await store.select_jobs([job.id for job in jobs], "default")}
     assert [found[job.id].return_value for job in jobs] == [str(n) for n in range(50)]
@@ -65,9 +68,11 @@ async def test_a_zombie_cannot_finish_what_was_claimed_again(store: Store, conn:
     await rescue(store, conn, worker_id)
     await store.renew_lease(worker_id, 60.0, even_expired=True)
     (new,) = await claim(store, worker_id)  # even by the very same worker
-    assert await store.finish_jobs([(*claim_of(old), "SUCCESSFUL", '"late"', None)]) == {}
+    assert await store.finish_jobs([Finish(*claim_of(old), Status.SUCCESSFUL, '"late"', None)]) == {}
     assert (await row(conn, old.id))["status"] == "RUNNING"
-    assert (await store.finish_jobs([(*claim_of(new), "SUCCESSFUL", '"mine"', None)])).keys() == {new.id}
+    assert (await store.finish_jobs([Finish(*claim_of(new), Status.SUCCESSFUL, '"mine"', None)])).keys() == {
+        new.id
+    }
     (found,) = await store.select_jobs([old.id], "default")
     assert found.return_value == '"mine"'
 
@@ -81,7 +86,7 @@ async def test_a_late_finish_changes_nothing_of_a_rescued_task(
     await rescue(store, conn, worker_id)
     before = [await row(conn, job.id) for job in jobs]
     assert [stored["status"] for stored in before] == ["READY", "FAILED"]
-    late = [(*claim_of(job), "SUCCESSFUL", "1", None) for job in jobs]
+    late = [Finish(*claim_of(job), Status.SUCCESSFUL, "1", None) for job in jobs]
     assert await store.finish_jobs(late) == {}
     assert [await row(conn, job.id) for job in jobs] == before
 
@@ -89,18 +94,21 @@ async def test_a_late_finish_changes_nothing_of_a_rescued_task(
 async def test_the_first_of_two_finishes_stands(store: Store, conn: asyncpg.Connection) -> None:
     """Fault 54 of docs/faults.md: the status fences, though the claim id is still the row's."""
     _, (job,) = await claimed(store)
-    await store.finish_jobs([(*claim_of(job), "FAILED", None, ERROR)])
+    await store.finish_jobs([Finish(*claim_of(job), Status.FAILED, None, ERROR)])
     before = await row(conn, job.id)
     assert before["claim_id"] == job.claim_id
-    assert await store.finish_jobs([(*claim_of(job), "SUCCESSFUL", "1", None)]) == {}
-    assert await store.release_jobs([(*claim_of(job), 0.0, None)]) == {}
+    assert await store.finish_jobs([Finish(*claim_of(job), Status.SUCCESSFUL, "1", None)]) == {}
+    assert await store.release_jobs([Release(*claim_of(job), 0.0, None)]) == {}
     assert await row(conn, job.id) == before
 
 
 async def test_nobody_finishes_with_a_foreign_claim_id(store: Store, conn: asyncpg.Connection) -> None:
     _, (first, second) = await claimed(store, 2)
     await conn.execute("UPDATE aiotasks_task SET claim_id = $1 WHERE id = $2", uuid.uuid4(), second.id)
-    wrong = [(*claim_of(first), "SUCCESSFUL", "1", None), (*claim_of(second), "SUCCESSFUL", "2", None)]
+    wrong = [
+        Finish(*claim_of(first), Status.SUCCESSFUL, "1", None),
+        Finish(*claim_of(second), Status.SUCCESSFUL, "2", None),
+    ]
     assert (await store.finish_jobs(wrong)).keys() == {first.id}
     assert (await row(conn, second.id))["status"] == "RUNNING"
 
@@ -108,7 +116,10 @@ async def test_nobody_finishes_with_a_foreign_claim_id(store: Store, conn: async
 async def test_a_repeated_finish_is_recognised_as_ones_own(store: Store, conn: asyncpg.Connection) -> None:
     """Fault 9 of docs/faults.md: the finish committed, its reply was lost."""
     worker_id, (mine, failed, running) = await claimed(store, 3)
-    outcomes = [(*claim_of(mine), "SUCCESSFUL", "1", None), (*claim_of(failed), "FAILED", None, ERROR)]
+    outcomes = [
+        Finish(*claim_of(mine), Status.SUCCESSFUL, "1", None),
+        Finish(*claim_of(failed), Status.FAILED, None, ERROR),
+    ]
     finished = await store.finish_jobs(outcomes)
     asked = [claim_of(job) for job in (mine, failed, running)]
     found = await store.select_finished_jobs(*zip(*asked, strict=True))
@@ -124,7 +135,10 @@ async def test_one_refused_value_finishes_none(store: Store, conn: asyncpg.Conne
     _, (good, bad) = await claimed(store, 2)
     with pytest.raises(utils.DataError):
         await store.finish_jobs(
-            [(*claim_of(good), "SUCCESSFUL", "1", None), (*claim_of(bad), "SUCCESSFUL", "{", None)]
+            [
+                Finish(*claim_of(good), Status.SUCCESSFUL, "1", None),
+                Finish(*claim_of(bad), Status.SUCCESSFUL, "{", None),
+            ]
         )
     assert {(await row(conn, job.id))["status"] for job in (good, bad)} == {"RUNNING"}
 
@@ -162,7 +176,7 @@ async def test_a_locked_row_holds_no_other_up(store: Store, conn: asyncpg.Connec
     _, (locked, free) = await claimed(store, 2)
     async with conn.transaction():
         await conn.execute("SELECT FROM aiotasks_task WHERE id = $1 FOR UPDATE", locked.id)
-        finishes = [(*claim_of(job), "SUCCESSFUL", "1", None) for job in (locked, free)]
+        finishes = [Finish(*claim_of(job), Status.SUCCESSFUL, "1", None) for job in (locked, free)]
         assert (await store.finish_jobs(finishes)).keys() == {free.id}
         claims = zip(*(claim_of(job) for job in (locked, free)), strict=True)
         assert (await store.select_finished_jobs(*claims))[locked.id] is None
@@ -174,7 +188,7 @@ async def test_a_locked_row_holds_no_other_release_up(store: Store, conn: asyncp
     await conn.execute("UPDATE aiotasks_task SET last_attempted_at = now() - interval '1 min'")
     async with conn.transaction():
         await conn.execute("SELECT FROM aiotasks_task WHERE id = $1 FOR UPDATE", locked.id)
-        releases = [(*claim_of(job), 0.0, None) for job in (locked, free)]
+        releases = [Release(*claim_of(job), 0.0, None) for job in (locked, free)]
         assert await store.release_jobs(releases) == {free.id: "default"}
         claims = zip(*(claim_of(job) for job in (locked, free)), strict=True)
         assert await store.select_finished_jobs(*claims) == {locked.id: None}
@@ -186,7 +200,7 @@ async def test_a_locked_row_holds_no_other_release_up(store: Store, conn: asyncp
 async def test_a_release_spends_no_attempt(store: Store, conn: asyncpg.Connection) -> None:
     worker_id, (job,) = await claimed(store, queue_name="default")
     before = (await row(conn, job.id))["ready_at"]
-    assert await store.release_jobs([(*claim_of(job), 0.0, None)]) == {job.id: "default"}
+    assert await store.release_jobs([Release(*claim_of(job), 0.0, None)]) == {job.id: "default"}
     found = await row(conn, job.id)
     assert (found["status"], found["worker_ids"], found["crashes"], found["errors"]) == ("READY", [], 0, [])
     assert (found["claim_id"], found["worker_id"]) == (None, None)
@@ -200,7 +214,7 @@ async def test_a_release_keeps_what_earlier_attempts_left(store: Store, conn: as
     await rescue(store, conn, dead)
     worker_id = await worker(store)
     (second,) = await claim(store, worker_id)
-    await store.release_jobs([(*claim_of(second), 0.0, None)])
+    await store.release_jobs([Release(*claim_of(second), 0.0, None)])
     found = await row(conn, first.id)
     assert found["worker_ids"] == [dead]
     assert found["started_at"] == first.started_at
@@ -213,25 +227,25 @@ async def test_a_release_is_fenced(store: Store, conn: asyncpg.Connection) -> No
     await rescue(store, conn, worker_id)
     await store.renew_lease(worker_id, 60.0, even_expired=True)
     before = await row(conn, old.id)
-    assert await store.release_jobs([(*claim_of(old), 0.0, None)]) == {}
+    assert await store.release_jobs([Release(*claim_of(old), 0.0, None)]) == {}
     assert await row(conn, old.id) == before
     await claim(store, worker_id)
     before = await row(conn, old.id)
-    assert await store.release_jobs([(*claim_of(old), 0.0, None)]) == {}
+    assert await store.release_jobs([Release(*claim_of(old), 0.0, None)]) == {}
     assert await row(conn, old.id) == before
 
 
 async def test_a_release_with_a_delay_waits(store: Store, conn: asyncpg.Connection) -> None:
     """Fault 43 of docs/faults.md: an unknown task is snoozed; how long it has been unknown is kept."""
     _, (job,) = await claimed(store)
-    assert await store.release_jobs([(*claim_of(job), 60.0, 3600.0)]) == {job.id: "default"}
+    assert await store.release_jobs([Release(*claim_of(job), 60.0, 3600.0)]) == {job.id: "default"}
     found = await row(conn, job.id)
     assert (found["status"], found["ready_at"], found["worker_ids"]) == ("SCHEDULED", None, [])
     assert found["run_after"] > datetime.now(UTC) + timedelta(seconds=30)
     since = found["unknown_since"]
     assert since is not None
     (again,) = await _reclaim(store, conn)
-    assert await store.release_jobs([(*claim_of(again), 60.0, 3600.0)]) == {job.id: "default"}
+    assert await store.release_jobs([Release(*claim_of(again), 60.0, 3600.0)]) == {job.id: "default"}
     assert (await row(conn, job.id))["unknown_since"] == since
 
 
@@ -241,10 +255,10 @@ async def test_a_task_unknown_for_its_window_is_not_released(store: Store, conn:
         "UPDATE aiotasks_task SET unknown_since = now() - interval '1 h' WHERE id = $1", job.id
     )
     before = await row(conn, job.id)
-    releases = [(*claim_of(job), 60.0, 1800.0), (*claim_of(other), 60.0, 1800.0)]
+    releases = [Release(*claim_of(job), 60.0, 1800.0), Release(*claim_of(other), 60.0, 1800.0)]
     assert await store.release_jobs(releases) == {other.id: "default", job.id: None}
     assert await row(conn, job.id) == before
-    assert await store.release_jobs([(*claim_of(job), 0.0, None)]) == {job.id: "default"}  # a shutdown
+    assert await store.release_jobs([Release(*claim_of(job), 0.0, None)]) == {job.id: "default"}  # a shutdown
     assert (await row(conn, job.id))["unknown_since"] is None
 
 

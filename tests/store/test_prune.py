@@ -50,7 +50,7 @@ async def test_what_is_older_than_its_status_is_kept_goes(store: Store, conn: as
     assert timedelta(seconds=last).total_seconds() < await conn.fetchval(
         "SELECT date_part('epoch', now() - interval '1 hour')"
     )
-    assert (await store.prune_jobs("default", "FAILED", 2 * HOUR, EVER, 10))[0] == 1
+    assert (await store.prune_jobs("default", "FAILED", 2 * HOUR, EVER, 10)).number == 1
     assert await left(conn) == sorted([new, failed[1], elsewhere])
     assert await store.prune_jobs("default", "FAILED", 2 * HOUR, EVER, 10) == (0, EVER)
 
@@ -59,19 +59,19 @@ async def test_a_tasks_own_time_comes_first(store: Store, conn: asyncpg.Connecti
     (short,) = await finished(store, conn, 600, keep_result=500)
     (long,) = await finished(store, conn, 10 * HOUR, keep_result=11 * HOUR, status="FAILED")
     (ever,) = await finished(store, conn, 10 * HOUR, keep_result=math.inf)
-    assert (await store.prune_jobs("default", "SUCCESSFUL", 60.0, EVER, 10))[0] == 0
-    assert (await store.prune_kept_jobs("default", EVER, 10))[0] == 1
+    assert (await store.prune_jobs("default", "SUCCESSFUL", 60.0, EVER, 10)).number == 0
+    assert (await store.prune_kept_jobs("default", EVER, 10)).number == 1
     assert await left(conn) == sorted([long, ever])
     assert short not in await left(conn)
-    assert (await store.prune_kept_jobs("other", EVER, 10))[0] == 0
+    assert (await store.prune_kept_jobs("other", EVER, 10)).number == 0
     await conn.execute("UPDATE aiotasks_task SET finished_at = now() - interval '12 hours'")
-    assert (await store.prune_kept_jobs("default", EVER, 10))[0] == 1
+    assert (await store.prune_kept_jobs("default", EVER, 10)).number == 1
     assert await left(conn) == [ever]
 
 
 async def test_for_ever(store: Store, conn: asyncpg.Connection) -> None:
     ids = await finished(store, conn, 10_000 * 86_400)
-    assert (await store.prune_jobs("default", "SUCCESSFUL", None, EVER, 10))[0] == 0
+    assert (await store.prune_jobs("default", "SUCCESSFUL", None, EVER, 10)).number == 0
     assert await left(conn) == ids
 
 
@@ -79,8 +79,8 @@ async def test_what_has_just_been_finished_stays_for_a_minute(store: Store, conn
     """Its worker may not have had the reply, and looks whether the row has its result."""
     new, _ = await finished(store, conn, 50, 70)
     kept, _ = await finished(store, conn, 50, 70, keep_result=0)
-    assert (await store.prune_jobs("default", "SUCCESSFUL", 0.0, EVER, 10))[0] == 1
-    assert (await store.prune_kept_jobs("default", EVER, 10))[0] == 1
+    assert (await store.prune_jobs("default", "SUCCESSFUL", 0.0, EVER, 10)).number == 1
+    assert (await store.prune_kept_jobs("default", EVER, 10)).number == 1
     assert await left(conn) == sorted([new, kept])
 
 
@@ -91,8 +91,8 @@ async def test_only_finished_tasks_go(store: Store, conn: asyncpg.Connection) ->
     for status in ("READY", "SCHEDULED", "RUNNING"):
         await conn.execute("UPDATE aiotasks_task SET status = $1", status)
         for prunable in ("SUCCESSFUL", "FAILED"):
-            assert (await store.prune_jobs("default", prunable, 0.0, EVER, 10))[0] == 0
-        assert (await store.prune_kept_jobs("default", EVER, 10))[0] == 0
+            assert (await store.prune_jobs("default", prunable, 0.0, EVER, 10)).number == 0
+        assert (await store.prune_kept_jobs("default", EVER, 10)).number == 0
     assert await left(conn) == sorted(waiting)
 
 
@@ -129,8 +129,8 @@ async def test_pruning_waits_for_nobody(store: Store, conn: asyncpg.Connection) 
     kept, _ = await finished(store, conn, 7 * HOUR, 5 * HOUR, keep_result=1.0)
     async with conn.transaction():
         await conn.execute("SELECT FROM aiotasks_task WHERE id = ANY($1) FOR UPDATE", [locked, kept])
-        assert (await store.prune_jobs("default", "SUCCESSFUL", HOUR, EVER, 10))[0] == 1
-        assert (await store.prune_kept_jobs("default", EVER, 10))[0] == 1
+        assert (await store.prune_jobs("default", "SUCCESSFUL", HOUR, EVER, 10)).number == 1
+        assert (await store.prune_kept_jobs("default", EVER, 10)).number == 1
         assert await left(conn) == sorted([locked, kept])
     assert free not in await left(conn)
 

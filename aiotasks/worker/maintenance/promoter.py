@@ -76,14 +76,14 @@ class Promoter:
         while True:
             promoted = await self._store.promote_due_jobs(self._backend, BATCH)
             if promoted:
-                self._look_back(min(due for _, due in promoted))
-            self._wake([Wakeup(self._backend, queue_name) for queue_name in {name for name, _ in promoted}])
+                self._look_back(min(task.ready_at for task in promoted))
+            self._wake([Wakeup(self._backend, name) for name in {task.queue_name for task in promoted}])
             if len(promoted) < BATCH:
                 break
         following = await self._store.next_due(self._backend)
         if following is None:
             self._waiting_for = None
             return self._longest_wait
-        self._waiting_for = following[0].timestamp()
-        shortest = LOCKED_WAIT if following[1] < -LOCKED_WAIT else SHORTEST_WAIT
-        return min(max(following[1], shortest), self._longest_wait)
+        self._waiting_for = following.run_after.timestamp()
+        shortest = LOCKED_WAIT if following.seconds < -LOCKED_WAIT else SHORTEST_WAIT
+        return min(max(following.seconds, shortest), self._longest_wait)

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
 
+from ...rows import Status
+from ...store.outcomes import Pruned
 from ...store.store import Store
 
 __all__ = ["Pruner"]
@@ -34,7 +36,7 @@ class Pruner:
     ) -> None:
         self._store = store
         self._backend = backend
-        self._keep = {"SUCCESSFUL": keep_successful, "FAILED": keep_failed}
+        self._keep = {Status.SUCCESSFUL: keep_successful, Status.FAILED: keep_failed}
         self._limit = BATCH
 
     async def run_once(self) -> int:
@@ -48,7 +50,7 @@ class Pruner:
             logger.debug("finished tasks were pruned backend=%r count=%d", self._backend, deleted)
         return deleted
 
-    async def _delete(self, batch: Callable[[float, int], Awaitable[tuple[int, float]]]) -> int:
+    async def _delete(self, batch: Callable[[float, int], Awaitable[Pruned]]) -> int:
         """Batch by batch, each from where the last has ended."""
         deleted = 0
         since = -inf

@@ -7,7 +7,7 @@ from uuid import UUID
 from ...codec import dump_error
 from ...conf import Options
 from ...exceptions import TaskCancelled, WorkerLost
-from ...rows import Job
+from ...rows import Job, Status
 from ...store.store import Store
 from ...store.wakeups import Wakeup
 from ..events import NULL, Observer
@@ -77,10 +77,10 @@ class Rescuer:
         )
         if released:
             self._observer.released(len(released), "claim without a reply")
-            queues = {job.queue_name for job in released if job.status == "READY"}
+            queues = {job.queue_name for job in released if job.status == Status.READY}
             self._wake([Wakeup(self._backend, queue_name) for queue_name in queues])
         for job in released:
-            if job.status == "FAILED":
+            if job.status == Status.FAILED:
                 self._announce(job, cancelled)
         return len(released)
 
@@ -104,9 +104,9 @@ class Rescuer:
             )
             for job in jobs:
                 self._observer.rescued(job)
-            self._wake([Wakeup(job.backend, job.queue_name) for job in jobs if job.status == "READY"])
+            self._wake([Wakeup(job.backend, job.queue_name) for job in jobs if job.status == Status.READY])
             for job in jobs:
-                if job.status == "FAILED":
+                if job.status == Status.FAILED:
                     failed += 1
                     self._announce(job, cancelled if job.errors[-1] == cancelled_text else lost)
                 else:

@@ -18,6 +18,7 @@ from ...exceptions import TaskCancelled
 from ...redact import redacted
 from ...rows import Job
 from ...store.batcher import Batcher
+from ...store.outcomes import Finish, Release
 from ...store.store import Store
 from ...store.wakeups import Wakeup
 from ..events import NULL, Observer
@@ -201,9 +202,7 @@ class Finisher:
             error, dump_error(error, limit=self._options.max_error_size, redact=self._options.redact)
         )
 
-    async def _finish(
-        self, finishes: list[tuple[UUID, UUID, str, str | None, str | None]], *, repeated: bool = False
-    ) -> dict[UUID, datetime | None]:
+    async def _finish(self, finishes: list[Finish], *, repeated: bool = False) -> dict[UUID, datetime | None]:
         """Returns when each was finished, by this try or by one whose reply was lost; None where
         somebody holds a lock on the row, so that it is to be tried again.
 
@@ -219,7 +218,7 @@ class Finisher:
             return first | await self._finish(finishes[middle:], repeated=True)
         repeated = repeated or again
         finished: dict[UUID, datetime | None] = {**accepted}
-        found = await self._look_up([row[:2] for row in finishes if row[0] not in finished])
+        found = await self._look_up([(row.id, row.claim_id) for row in finishes if row.id not in finished])
         return finished | {id: at for id, at in found.items() if at is None or repeated}
 
     async def _look_up(self, missing: Sequence[tuple[UUID, UUID]]) -> dict[UUID, datetime | None]:
@@ -230,12 +229,10 @@ class Finisher:
         found, _ = await self._persist(lambda: self._store.select_finished_jobs(ids, claim_ids))
         return found
 
-    async def _release(
-        self, releases: list[tuple[UUID, UUID, float, float | None]]
-    ) -> tuple[set[UUID], set[UUID]]:
+    async def _release(self, releases: list[Release]) -> tuple[set[UUID], set[UUID]]:
         """Returns what is to be failed instead, and what somebody holds a lock on: to be tried again."""
         released, _ = await self._persist(lambda: self._store.release_jobs(releases))
-        delays = {row[0]: row[2] for row in releases}
+        delays = {row.id: row.delay for row in releases}
         wakeups = [
             Wakeup(self._backend, queue_name, time.time() + delays[id] if delays[id] else None)
             for id, queue_name in released.items()
@@ -244,7 +241,7 @@ class Finisher:
         self._wake(wakeups)
         if wakeups:
             self._observer.released(len(wakeups), "given back")
-        found = await self._look_up([row[:2] for row in releases if row[0] not in released])
+        found = await self._look_up([(row.id, row.claim_id) for row in releases if row.id not in released])
         locked = {id for id, finished_at in found.items() if finished_at is None}
         return {id for id, queue_name in released.items() if queue_name is None}, locked
 

@@ -7,16 +7,11 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from ...rows import Job
+from ...rows import Job, Status
+from ...store.outcomes import Finish, Release
 from ..outcomes import Failed, Outcome, Released, Snoozed, Succeeded
 
-__all__ = ["WRITERS", "Finish", "Release", "Statements"]
-
-# Rows of ``Store.finish_jobs``: id, claim id, status, return value, error.
-type Finish = tuple[UUID, UUID, str, str | None, str | None]
-
-# Rows of ``Store.release_jobs``: id, claim id, delay and window in seconds.
-type Release = tuple[UUID, UUID, float, float | None]
+__all__ = ["WRITERS", "Statements"]
 
 
 class Statements:
@@ -40,20 +35,20 @@ class Statements:
 
 
 def _succeeded(statements: Statements, id: UUID, claim_id: UUID, outcome: Succeeded) -> None:
-    statements.finishes.append((id, claim_id, "SUCCESSFUL", outcome.text, None))
+    statements.finishes.append(Finish(id, claim_id, Status.SUCCESSFUL, outcome.text, None))
 
 
 def _failed(statements: Statements, id: UUID, claim_id: UUID, outcome: Failed) -> None:
-    statements.finishes.append((id, claim_id, "FAILED", None, outcome.text))
+    statements.finishes.append(Finish(id, claim_id, Status.FAILED, None, outcome.text))
 
 
 def _released(statements: Statements, id: UUID, claim_id: UUID, outcome: Released) -> None:
-    statements.releases.append((id, claim_id, 0.0, None))
+    statements.releases.append(Release(id, claim_id, 0.0, None))
     statements.failures[id] = outcome.failure
 
 
 def _snoozed(statements: Statements, id: UUID, claim_id: UUID, outcome: Snoozed) -> None:
-    statements.releases.append((id, claim_id, outcome.delay, outcome.window))
+    statements.releases.append(Release(id, claim_id, outcome.delay, outcome.window))
     statements.failures[id] = outcome.failure
 
 
