@@ -13,6 +13,7 @@ from django.tasks.base import TaskError
 from django.utils import timezone
 
 from .codec import decode
+from .compat import RETURN_VALUE, set_frozen, slot_setters
 from .exceptions import InvalidRow
 from .registry import resolve
 from .rows import AnyResult, AnyTask, Job, Status
@@ -58,9 +59,9 @@ _RESULT_FIELDS = (
     "backend",
     "errors",
     "worker_ids",
-    "_return_value",
+    RETURN_VALUE,
 )
-_RESULT_SETTERS = [getattr(PostgresTaskResult, name).__set__ for name in _RESULT_FIELDS]
+_RESULT_SETTERS = slot_setters(PostgresTaskResult, _RESULT_FIELDS)
 
 
 def _same(value: Any) -> Any:
@@ -207,7 +208,7 @@ def _make[Kind](kind: type[Kind], **values: Any) -> Kind:
     """An instance of a frozen dataclass with these fields, without running its ``__init__``."""
     instance = object.__new__(kind)
     for name, value in values.items():
-        object.__setattr__(instance, name, value)
+        set_frozen(instance, name, value)
     return instance
 
 

@@ -9,11 +9,12 @@ from functools import partial
 from types import FunctionType
 from typing import Any
 
-from asgiref.sync import _restore_context, sync_to_async
+from asgiref.sync import sync_to_async
 from django.dispatch import Signal
 from django.tasks import signals as django_signals
 
 from . import logs
+from .compat import has_only, live_receivers, log_robust_failure, restore_context
 from .rows import AnyResult
 
 __all__ = [
@@ -56,9 +57,9 @@ def audience(signal: Signal, sender: type) -> Audience:
     Measured: ``asend`` costs 176 µs with one sync receiver (a thread hop), ``send`` 11 µs, most of
     it a log record, which under Django's default LOGGING is thrown away.
     """
-    if _has_one(signal):
+    if has_only(signal, _LOGGERS[signal]):
         return Audience.LOGS if _is_kept(_LEVELS[signal]) else Audience.NOBODY
-    sync_receivers, async_receivers, *_ = signal._live_receivers(sender)
+    sync_receivers, async_receivers = live_receivers(signal, sender)
     if async_receivers or any(receiver is not _LOGGERS[signal] for receiver in sync_receivers):
         return Audience.RECEIVERS
     return Audience.LOGS if sync_receivers and _is_kept(_LEVELS[signal]) else Audience.NOBODY
@@ -66,13 +67,7 @@ def audience(signal: Signal, sender: type) -> Audience:
 
 def has_receivers(signal: Signal, sender: type) -> bool:
     """Return whether there is a receiver beside Django's own, which logs."""
-    return not _has_one(signal) and audience(signal, sender) is Audience.RECEIVERS
-
-
-def _has_one(signal: Signal) -> bool:
-    """Return whether Django's own receiver is the only one, as mostly: a key holds its receiver's id."""
-    receivers = signal.receivers
-    return len(receivers) == 1 and receivers[0][0][0] == id(_LOGGERS[signal])
+    return not has_only(signal, _LOGGERS[signal]) and audience(signal, sender) is Audience.RECEIVERS
 
 
 def _is_kept(level: int) -> bool:
@@ -149,7 +144,7 @@ async def _asend_robust(
 
     Django runs async receivers, and on 6.0 sync ones too, in asyncio tasks with contexts of their own.
     """
-    sync_receivers, async_receivers, *_ = signal._live_receivers(sender)
+    sync_receivers, async_receivers = live_receivers(signal, sender)
     call = partial(_call_robust, signal, sender, result)
     if sync_receivers:
         await sync_to_async(_call_all, thread_sensitive=True)(call, sync_receivers, exception)
@@ -165,7 +160,7 @@ async def _asend_robust(
         )
     )
     for context in contexts:
-        _restore_context(context)
+        restore_context(context)
 
 
 def _call_all(call: Callable[[Any], None], receivers: list[Any], exception: BaseException | None) -> None:
@@ -184,7 +179,7 @@ def _call_robust(signal: Signal, sender: type, result: AnyResult, receiver: Any)
     try:
         receiver(signal=signal, sender=sender, task_result=result)
     except Exception as error:  # as Django's: logged, and no matter of the task's
-        signal._log_robust_failure(receiver, error)  # type: ignore[attr-defined]  # not in the stubs
+        log_robust_failure(signal, receiver, error)
 
 
 async def _await_robust(
@@ -199,4 +194,4 @@ async def _await_robust(
         except BaseException:  # for sys.exc_info()
             await receiver(signal=signal, sender=sender, task_result=result)
     except Exception as error:  # as above
-        signal._log_robust_failure(receiver, error)  # type: ignore[attr-defined]  # not in the stubs
+        log_robust_failure(signal, receiver, error)

@@ -6,6 +6,7 @@ from typing import Any
 import asyncpg
 from django.db import utils
 
+from ..compat import transport_and_protocol
 from .cache import is_dead
 
 __all__ = ["LastWords"]
@@ -28,10 +29,8 @@ class LastWords(asyncio.Protocol):
         self._connection = connection
         self._said: str | None = None
         self._is_lost = False
-        raw = getattr(connection, "_con", connection)  # what a pool gives out is a proxy
-        # asyncpg has no public names for them; without them there are no last words.
-        self._transport: Any = getattr(raw, "_transport", None)
-        self._inner: Any = getattr(raw, "_protocol", None)
+        # Where asyncpg has none, there are no last words.
+        self._transport, self._inner = transport_and_protocol(connection)
         if self._transport is not None and self._inner is not None:
             self._transport.set_protocol(self)
 

@@ -16,6 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
 
+from ..compat import connect_first, on_commit_hooks
 from .statement_text import changes_session
 
 __all__ = ["ThreadSession", "has_pool", "has_something_to_say", "sessions_of_this_thread"]
@@ -119,11 +120,11 @@ class ThreadSession:
     def _is_observed(self) -> bool:
         """Whether connect() is over."""
         connection = self.connection
-        return connection.connection is self._raw and connection.run_on_commit is not self._connecting
+        return connection.connection is self._raw and on_commit_hooks(connection) is not self._connecting
 
     def _site_wrappers(self) -> list[Any]:
         """The execute wrappers that receivers of ``connection_created`` have installed."""
-        if self._connecting is not None and self.connection.run_on_commit is not self._connecting:
+        if self._connecting is not None and on_commit_hooks(self.connection) is not self._connecting:
             self._connecting = None
             known = self._earlier_wrappers + self._wrappers
             self._wrappers += [one for one in self.connection.execute_wrappers if one not in known]
@@ -275,6 +276,5 @@ def _connected(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
     session.connected()
 
 
-connection_created.connect(_connected, dispatch_uid="aiotasks.db.thread_sessions")
-with connection_created.lock:  # before the site's own, to tell what those do from what a task does
-    connection_created.receivers.insert(0, connection_created.receivers.pop())
+# Before the site's own receivers, so that what those do isn't taken for a call's doing.
+connect_first(connection_created, _connected, dispatch_uid="aiotasks.db.thread_sessions")

@@ -2,21 +2,19 @@
 
 import asyncio
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from asgiref import sync as asgiref_sync
-from asgiref.sync import AsyncToSync, SyncToAsync
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, transaction
 
+from ..compat import call_coroutines_on, executor_of_loop, restore_context, waiting_executor
 from ..conf import Options
 from ..db.connection_thread import fulfil, tidy
 from .block_threads import block_threads
@@ -59,7 +57,7 @@ async def atomic(
             "another connection. Use aiotasks.atomic() for both, or end the transaction() block first."
         )
     outer = innermost_of(AtomicBlock)
-    waiting: Executor | None = getattr(AsyncToSync.executors, "current", None)
+    waiting = waiting_executor()
     if waiting is None and outer is not None and outer.open:
         async with outer.inner_lock:
             if not outer.open:
@@ -70,7 +68,7 @@ async def atomic(
                     yield
             finally:
                 outer.inner_has_ended()
-    elif waiting := waiting or AsyncToSync.loop_thread_executors.get(asyncio.get_running_loop()):
+    elif waiting := waiting or executor_of_loop():
         async with _opened(AtomicBlock(using, savepoint, durable, waiting.submit)):
             yield
     else:
@@ -251,12 +249,11 @@ def _in_thread(block: AtomicBlock, call: Callable[[], None]) -> "asyncio.Future[
     context = copy_context()
 
     def in_context() -> None:
-        asgiref_sync._restore_context(context)  # what is in asgiref's Local: a language, a time zone
+        restore_context(context)  # a language, a time zone
         call()
 
     def run() -> None:
-        SyncToAsync.threadlocal.main_event_loop = loop  # where async_to_sync in a hook goes
-        SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
+        call_coroutines_on(loop)  # those of async_to_sync in a hook
         context.run(in_context)
 
     future: Future[None] = Future()

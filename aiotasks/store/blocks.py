@@ -5,20 +5,25 @@ knows whether it has ended. Inside a block asgiref sends thread-sensitive calls 
 ``sync_to_async``'s) to the block, which decides where they run.
 """
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from contextvars import Context, ContextVar, Token
 from functools import partial
 from typing import Any
 
-from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
+from asgiref.sync import ThreadSensitiveContext
 
-from ..compat import sync_code_waits
+from ..compat import (
+    enter_thread_sensitive,
+    executor_in_context,
+    set_waiting_executor,
+    sync_code_waits,
+    thread_sensitive_context,
+    waiting_executor,
+)
 from ..exceptions import TransactionClosed
-from ..sync import drive
 
 __all__ = ["Block", "belongs_to_django", "block_around", "closed", "innermost", "innermost_of"]
 
@@ -35,14 +40,14 @@ class Block(ABC):
         self.using = using
         self.around = _current.get()
         self.open = True
-        self._waiting: Executor | None = getattr(AsyncToSync.executors, "current", None)
-        self._outside: ThreadSensitiveContext | None = SyncToAsync.thread_sensitive_context.get(None)
-        self._tokens: tuple[Token[Block | None], Token[ThreadSensitiveContext]] | None = None
+        self._waiting = waiting_executor()
+        self._outside = thread_sensitive_context.get(None)
+        self._tokens: tuple[Token[Block | None], Token[ThreadSensitiveContext | None]] | None = None
 
     def enter(self) -> None:
         """Make this the block around the caller."""
-        self._tokens = (_current.set(self), SyncToAsync.thread_sensitive_context.set(_context))
-        AsyncToSync.executors.current = None  # or asgiref would prefer the thread that waits
+        self._tokens = (_current.set(self), thread_sensitive_context.set(_context))
+        set_waiting_executor(None)  # or asgiref would prefer the thread that waits
 
     def leave(self) -> None:
         """Undo ``enter()``, where the context is still the same; a test's fixture may be left in another."""
@@ -52,9 +57,9 @@ class Block(ABC):
         block, context = self._tokens
         self._tokens = None
         with suppress(ValueError):
-            SyncToAsync.thread_sensitive_context.reset(context)
+            thread_sensitive_context.reset(context)
             _current.reset(block)
-            AsyncToSync.executors.current = self._waiting
+            set_waiting_executor(self._waiting)
 
     @abstractmethod
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
@@ -65,20 +70,11 @@ class Block(ABC):
         return self._executor_outside().submit(call)
 
     def _executor_outside(self) -> Executor:
-        # As SyncToAsync.__call__ of asgiref 3.13 chooses it.
         if self._waiting is not None:
             return self._waiting
-        if (context := self._outside) is None:
-            on_loop = AsyncToSync.loop_thread_executors.get(asyncio.get_running_loop())
-            return on_loop or SyncToAsync.single_thread_executor
-        if context is _context:
+        if self._outside is _context:
             return _ToBlock(self.around)
-        if context._exited:
-            raise RuntimeError("The ThreadSensitiveContext around this code has exited.")
-        executors = SyncToAsync.context_to_thread_executor
-        if context not in executors:
-            executors[context] = ThreadPoolExecutor(max_workers=1)
-        return executors[context]
+        return executor_in_context(self._outside)
 
 
 class _ToBlock(Executor):
@@ -98,8 +94,7 @@ _current: ContextVar[Block | None] = ContextVar("aiotasks_block", default=None)
 
 # One for all blocks. Entered in a context of its own, and never left: asgiref keeps its executor, and would
 # otherwise answer an asyncio task that outlives a block itself.
-_context = ThreadSensitiveContext(executor=_ToBlock())
-Context().run(drive, _context.__aenter__())  # type: ignore[no-untyped-call]
+_context = Context().run(enter_thread_sensitive, _ToBlock())
 
 
 def innermost(using: str) -> Block | None:

@@ -15,6 +15,7 @@ from django.db import connections, utils
 from django.dispatch import Signal
 
 from .. import signals
+from ..compat import on_commit_hooks, savepoints
 from ..conf import Options
 from ..db.drivers import DjangoDriver
 from ..rows import AnyResult, Job, NewJob
@@ -114,9 +115,9 @@ def _notify_on_commit(alias: str, wakeups: Sequence[Wakeup]) -> None:
         else:  # the site ends its transactions by itself; the server holds NOTIFY until then
             _send(alias, wakeups, alone=False)
         return
-    here = set(connection.savepoint_ids)  # a hook from the same savepoint shares this one's fate
-    for savepoints, hook, *_ in islice(reversed(connection.run_on_commit), MOST_HOOKS):
-        if savepoints == here and isinstance(hook, _AfterCommit):
+    here = savepoints(connection)  # a hook from the same savepoint shares this one's fate
+    for within, hook, *_ in islice(reversed(on_commit_hooks(connection)), MOST_HOOKS):
+        if within == here and isinstance(hook, _AfterCommit):
             hook.wakeups.update(wakeups)
             return
     hook = _AfterCommit(alias)

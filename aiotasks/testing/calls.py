@@ -9,7 +9,7 @@ from typing import Any
 
 from django.core.exceptions import SynchronousOnlyOperation
 
-from ..compat import sync_code_waits
+from ..compat import set_frozen, sync_code_waits
 from ..results import PostgresTaskResult
 from ..rows import AnyResult
 from ..sync import async_unsafe_allowed, running_loop_hidden
@@ -121,5 +121,5 @@ class AwaitableResult(PostgresTaskResult):
 def _copied(result: AnyResult, kind: type[AnyResult]) -> AnyResult:
     copy = object.__new__(kind)
     for each in fields(result):
-        object.__setattr__(copy, each.name, getattr(result, each.name))
+        set_frozen(copy, each.name, getattr(result, each.name))
     return copy

@@ -19,6 +19,7 @@ from django.db import DatabaseError, connections, utils
 from django.db import transaction as django_transaction
 
 from .. import __version__
+from ..compat import mark_as_testcases
 from ..conf import Options
 from ..db.drivers import DjangoDriver, Driver, Row
 from ..db.statement import Statement
@@ -265,7 +266,7 @@ class _Savepoints:
         for connection in self._connections:
             if connection.in_atomic_block:
                 block = django_transaction.atomic(using=connection.alias)
-                block._from_testcase = True  # type: ignore[attr-defined]  # Django's mark: durable blocks may stand in it
+                mark_as_testcases(block)
                 block.__enter__()
                 self._blocks[connection.alias] = block
 

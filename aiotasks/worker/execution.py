@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Literal, Protocol
 
-from asgiref.sync import _restore_context
-
+from ..compat import restore_context
 from ..rows import AnyResult, Job, Lane
 from .outcomes import Outcome, Released
 
@@ -42,7 +41,7 @@ def carry_here(source: Context, own: Iterable[ContextVar[Any]]) -> None:
     """``carry`` into the current context."""
     here = copy_context()
     kept = [(variable, here[variable]) for variable in own if variable in here]
-    _restore_context(source)
+    restore_context(source)
     for variable, value in kept:
         variable.set(value)
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 
 from django.db import connections
 
+from ...compat import connection_pools, forget_session
 from ...db.connect import connect_arguments
 
 __all__ = ["unshared"]
@@ -59,20 +60,11 @@ def _unshare() -> None:
     _current = None
     with suppress(OSError):  # no /proc
         _replace_descriptors(ports, map(int, os.listdir("/proc/self/fd")))
-    for connection in connections.all(initialized_only=True):
-        # As close() does, which would end the parent's session. The next query connects anew.
-        if connection.connection is not None:
-            _kept.append(connection.connection)
-            connection.connection = None
-            connection.run_on_commit = []
-            if connection.in_atomic_block:
-                connection.closed_in_transaction = True
-                connection.needs_rollback = True
+    _kept.extend(map(forget_session, connections.all(initialized_only=True)))
     for connection in connections.all():
-        # Django's pools by alias (a private name, in 6.0 and 6.1). The threads that open their connections
-        # are the parent's, so the child would wait for one until the pool's timeout. The next query makes
-        # another pool.
-        pools = getattr(connection, "_connection_pools", {})
+        # The threads that open a pool's connections are the parent's, so the child would wait for one until
+        # the pool's timeout. The next query makes another pool.
+        pools = connection_pools(connection)
         _kept.extend(pools.values())
         pools.clear()
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL:

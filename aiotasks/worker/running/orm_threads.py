@@ -11,11 +11,9 @@ from contextvars import Context, ContextVar
 from functools import partial
 from typing import Any
 
-from asgiref.sync import ThreadSensitiveContext
-
+from ...compat import enter_thread_sensitive
 from ...db.connection_thread import ConnectionThread, fulfil
 from ...store.block_threads import BlockSlots, lender_of_worker
-from ...sync import drive
 from ..thread_pool import RETRY_DELAY, ThreadStarts
 
 __all__ = ["OrmSession", "OrmThreads"]
@@ -58,7 +56,7 @@ class OrmThreads:
         # One for all jobs, entered in a context that each job gets a copy of: an ``async with`` in
         # every job took 8 % of a no-op's time.
         self._context = Context()
-        self._context.run(drive, ThreadSensitiveContext(executor=_ByContext()).__aenter__())  # type: ignore[no-untyped-call]
+        self._context.run(enter_thread_sensitive, _ByContext())
         self._context.run(lender_of_worker.set, self)
 
     def session(self) -> "OrmSession":

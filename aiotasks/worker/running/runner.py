@@ -11,12 +11,12 @@ from functools import partial
 from inspect import isawaitable
 from typing import Any, Protocol
 
-from asgiref.sync import SyncToAsync
 from django.tasks import TaskContext
 from django.tasks.signals import task_finished, task_started
 
 from ... import forks, signals
 from ...codec import dump_error, dump_json
+from ...compat import thread_sensitive_context
 from ...conf import Options
 from ...exceptions import InvalidRow, TaskCancelled, UnknownTask
 from ...registry import known, resolve
@@ -275,7 +275,7 @@ class Runner:
         context = execution.thread_context = Context()
         if told and execution.context is not None:
             # What is async in there has the body's own thread, not the one of coroutine tasks.
-            context.run(SyncToAsync.thread_sensitive_context.set, None)  # type: ignore[arg-type]  # read by get()
+            context.run(thread_sensitive_context.set, None)
             carry(execution.context, context, self._own)
         try:
             running = self._threads.run(partial(context.run, call))

@@ -1,14 +1,12 @@
 """SyncThreads: the threads that sync tasks run in. Daemons, so none holds up the exit of a process."""
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from asgiref.sync import SyncToAsync
-
+from ...compat import call_coroutines_on
 from ..thread_pool import ThreadPool
 
 __all__ = ["SyncThreads"]
@@ -59,10 +57,7 @@ class SyncThreads:
         self._pool.close()
 
     def _prepare(self) -> None:
-        # What SyncToAsync sets in a thread that it runs code in: it is how AsyncToSync finds its
-        # way back to the loop (there is no public name for it).
-        SyncToAsync.threadlocal.main_event_loop = self._loop
-        SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
+        call_coroutines_on(self._loop)
 
     def _tell(self, future: "asyncio.Future[None]") -> None:
         self._done.append(future)

@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from ... import logs, signals
 from ...codec import decode
+from ...compat import RETURN_VALUE, set_frozen
 from ...conf import Options
 from ...registry import known
 from ...results import result_of
@@ -104,10 +105,10 @@ def _complete(result: AnyResult, execution: Execution, finished_at: datetime) ->
     changes: dict[str, Any] = {"finished_at": finished_at}
     match execution.outcome:
         case Succeeded(return_value):
-            changes |= {"status": TaskResultStatus.SUCCESSFUL, "_return_value": return_value}
+            changes |= {"status": TaskResultStatus.SUCCESSFUL, RETURN_VALUE: return_value}
         case Failed(text=text):
             stored = decode(text)
             error = TaskError(exception_class_path=stored["class"], traceback=stored["traceback"])
             changes |= {"status": TaskResultStatus.FAILED, "errors": [*result.errors, error]}
     for name, value in changes.items():
-        object.__setattr__(result, name, value)
+        set_frozen(result, name, value)
