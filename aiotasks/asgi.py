@@ -51,10 +51,10 @@ def with_worker(
             )
             return
         if not lifespan_seen:
-            lifespan_seen = True  # said once
+            lifespan_seen = True  # logged once
             logger.error(
-                "no worker runs here: the server has not started the ASGI lifespan. Switch it on "
-                "(uvicorn: --lifespan on), or run `python -m aiotasks.worker` beside the site."
+                "No worker runs here, because the server has not started the ASGI lifespan. Switch it on "
+                "(uvicorn: --lifespan on), or run python -m aiotasks.worker beside the site."
             )
         await app(scope, receive, send)
 
@@ -104,7 +104,7 @@ class _Lifespan:
             await self._app(self._scope, self._to_app.get, self._from_app.put)
         except Exception as error:
             # The protocol's way to say that an app has no lifespan; Django's raises ValueError.
-            logger.debug("the application has no lifespan of its own: %r", error)
+            logger.debug("The application has no lifespan of its own error=%r", error)
         finally:
             self._from_app.put_nowait(None)
 

@@ -159,7 +159,7 @@ def find_descriptors(held: LoopResources, *, lanes: int, must: bool) -> None:
         )
         if must:
             raise ImproperlyConfigured(sentence)
-        logger.error("%s", sentence)
+        logger.error("Too few file descriptors. %s", sentence)
     if (room := max(1, FEWEST_IN_POOL + free - fewest)) < pool:
         held.driver.lending.limit_to(room)
 
@@ -211,7 +211,7 @@ async def find_room(held: LoopResources, *, concurrency: int, threads: int, must
         )
         if must:
             raise DatabaseNotReady(sentence)
-        logger.error("%s", sentence)
+        logger.error("Too few connections for this worker. %s", sentence)
     listens = allowed >= ENOUGH_TO_LISTEN
     tasks = options.orm_connections(concurrency) + threads
     others = 2 if listens else 1  # the lease, the listener
@@ -228,7 +228,7 @@ async def find_room(held: LoopResources, *, concurrency: int, threads: int, must
             f"tasks' queries share the {left} left, so no thread keeps one after a task or a query, and as "
             f"many sync tasks run at a time: {min(threads, left)}"
         )
-    logger.warning("%s: %s. %s", told, "; ".join(parts), remedy)
+    logger.warning("The worker does with fewer connections. %s: %s. %s", told, "; ".join(parts), remedy)
     return Room(pool, listens, min(threads, left), min(options.async_db_threads, left), shared)
 
 
@@ -249,7 +249,8 @@ async def look_at_rights(store: Store, *, must: bool) -> None:
         nothing, sentence, remedy = found
         if nothing and must:
             raise DatabaseNotReady(f"{sentence} {remedy}.")
-        logger.log(logging.ERROR if nothing else logging.WARNING, "%s %s.", sentence, remedy)
+        level = logging.ERROR if nothing else logging.WARNING
+        logger.log(level, "Privileges are missing. %s %s.", sentence, remedy)
 
 
 async def _unless(stopping: asyncio.Event, trying: Coroutine[Any, Any, None]) -> bool:

@@ -100,7 +100,7 @@ def test_without_a_lifespan_the_first_request_says_so(serve: Serve, ledger: Ledg
     process, client = serve("application", "--lifespan", "off")
     for _ in range(3):
         client.get("/handlers/")
-    assert process.log.count("no worker runs here") == 1
+    assert process.log.count("No worker runs here") == 1
     assert "--lifespan on" in process.log
     assert "python -m aiotasks.worker" in process.log
     assert ledger.workers() == 0
@@ -418,7 +418,7 @@ async def test_other_scopes_are_forwarded(configure: Configure, caplog: pytest.L
         for kind in ("websocket", "http", "http"):
             await application({"type": kind}, len, max)
     assert seen == [("websocket", len, max), ("http", len, max), ("http", len, max)]
-    assert caplog.text.count("no worker runs here") == 1
+    assert caplog.text.count("No worker runs here") == 1
 
 
 async def test_connections_end_with_the_loop(configure: Configure, ledger: Ledger) -> None:
