@@ -1,20 +1,19 @@
-"""Status and findings for people: plain text in columns, for any terminal."""
+"""A backend's status for people: plain text in columns, for any terminal."""
 
 from collections.abc import Sequence
 
-from .findings import Finding
 from .status import LaneUse, Running, Snapshot, Status, WorkerRow
 
-__all__ = ["age", "findings_as_text", "status_as_text"]
+__all__ = ["age", "counted", "printable", "status_as_text"]
 
 
 def status_as_text(status: Status) -> str:
-    """A table of the queues, one of the workers, and who holds the oldest snapshot."""
+    """Return a table of the queues, one of the workers, and the holder of the oldest snapshot."""
     parts = [f"Backend {status.backend!r}, DATABASES[{status.database!r}]"]
     if status.queues:
         rows = [
             [
-                _shown(queue.name),
+                printable(queue.name),
                 str(queue.ready),
                 "-" if queue.oldest_ready is None else age(queue.oldest_ready),
                 str(queue.scheduled),
@@ -43,23 +42,8 @@ def status_as_text(status: Status) -> str:
     return "\n\n".join(parts)
 
 
-def findings_as_text(findings: Sequence[Finding]) -> str:
-    """A line for each finding, its remedy below it, and the sum at the end."""
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.verdict:<11}  {finding.name:<11}  {_shown(finding.message)}")
-        if finding.remedy:
-            lines.append(f"{'':<26}-> {_shown(finding.remedy)}")
-    verdicts = [finding.verdict for finding in findings]
-    lines += [
-        "",
-        f"{_number(verdicts.count('error'), 'error')}, {_number(verdicts.count('warning'), 'warning')}.",
-    ]
-    return "\n".join(lines)
-
-
 def age(seconds: float) -> str:
-    """Seconds in the unit that suits them, rounded down: ``42 s``, ``3 min``, ``5 h``, ``12 d``."""
+    """Return seconds in the unit that suits them, rounded down: ``42 s``, ``3 min``, ``5 h``, ``12 d``."""
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
             return f"{int(seconds // size):,} {unit}"
@@ -68,13 +52,13 @@ def age(seconds: float) -> str:
 
 def _worker(worker: WorkerRow) -> list[str]:
     return [
-        _shown(f"{worker.host}:{worker.pid}"),
-        _shown(", ".join(worker.queues)) or "any",
+        printable(f"{worker.host}:{worker.pid}"),
+        printable(", ".join(worker.queues)) or "any",
         f"{age(worker.lease)} left" if worker.alive else f"expired {age(-worker.lease)} ago",
         _lane(worker.loop),
         _lane(worker.thread),
         {True: "LISTEN", False: "polling", None: "unknown"}[worker.listening],
-        _shown(worker.version),
+        printable(worker.version),
         str(worker.id),
     ]
 
@@ -86,23 +70,26 @@ def _lane(lane: LaneUse) -> str:
 def _running(task: Running | None) -> str:
     if task is None:
         return "none"
-    where = "on a worker that has gone" if task.worker is None else f"on {_shown(task.worker)}"
-    return f"{_shown(task.task_path)}, {age(task.seconds)}, {where} ({task.id})"
+    where = "on a worker that has gone" if task.worker is None else f"on {printable(task.worker)}"
+    return f"{printable(task.task_path)}, {age(task.seconds)}, {where} ({task.id})"
 
 
 def _snapshot(snapshot: Snapshot | None) -> str:
     if snapshot is None:
         return "none is held"
     since = "" if snapshot.seconds is None else f"{age(snapshot.seconds)}, "
-    return f"{since}{_number(snapshot.transactions, 'transaction')} ({snapshot.kind} {_shown(snapshot.name)})"
+    return (
+        f"{since}{counted(snapshot.transactions, 'transaction')} ({snapshot.kind} {printable(snapshot.name)})"
+    )
 
 
-def _number(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Return ``1 error``, ``2 errors``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _shown(text: str) -> str:
-    """Text from the table or the server, which may have been put there to play tricks on a terminal."""
+def printable(text: str) -> str:
+    """Return text from the table or the server in a form that can't control a terminal."""
     return text if text.isprintable() else repr(text)
 
 

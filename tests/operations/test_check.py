@@ -16,15 +16,15 @@ from django.core.management import CommandError, call_command
 from django.db import connection, connections
 
 from aiotasks import __version__
-from aiotasks.operations import diagnosis
-from aiotasks.operations.diagnosis import CHECKS
-from aiotasks.operations.findings import Finding
-from aiotasks.operations.storage import STORAGE
-from aiotasks.operations.text import findings_as_text
+from aiotasks.operations.check import CHECKS, diagnose, findings_as_text
+from aiotasks.operations.check.autovacuum import STORAGE
+from aiotasks.operations.check.finding import Finding
 from tests.proxy import Proxy
 from tests.worker.harness import Configure, wait_until
 
 from .conftest import check, run
+
+CHECK = "aiotasks.operations.check"
 
 type Enter = Callable[..., UUID]
 BACKEND = "aiotasks.backend.PostgresBackend"
@@ -197,7 +197,7 @@ def test_a_line_that_dies_between_two_checks(
             proxy.mode = "blackhole"
             return []
 
-        monkeypatch.setattr(diagnosis, "_migrations", migrations)
+        monkeypatch.setattr(f"{CHECK}.migrations._migrations", migrations)
         code, found = check()
     assert code == 1
     assert [found[name]["verdict"] for name in ("database", "migrations", "pooler", "versions")] == [
@@ -364,7 +364,9 @@ def test_connections_that_are_nearly_all_taken(
     enter()
     (most,) = sql.execute("SHOW max_connections").fetchone() or ()
     assert check()[1]["connections"]["verdict"] == "ok"
-    monkeypatch.setattr(diagnosis, "NEARLY_ALL", 1.5 / (int(most) - 3))  # ours and that of `sql` are two
+    monkeypatch.setattr(
+        f"{CHECK}.connections.NEARLY_ALL", 1.5 / (int(most) - 3)
+    )  # ours and that of `sql` are two
     finding = check()[1]["connections"]
     assert finding["verdict"] == "warning"
     assert "max_connections" in finding["remedy"]
@@ -373,7 +375,7 @@ def test_connections_that_are_nearly_all_taken(
 @pytest.mark.parametrize(
     ("direct", "message", "remedy"),
     [
-        ({"NAME": "postgres"}, "NOTIFY doesn't arrive", "has to lead to the same database as 'default'"),
+        ({"NAME": "postgres"}, "NOTIFY is not delivered", "has to lead to the same database as 'default'"),
         ({"PORT": "1"}, "LISTEN can't be tried: PostgreSQL at DATABASES['direct']", "DATABASES['direct']"),
     ],
     ids=["another database", "no server"],
@@ -386,7 +388,7 @@ def test_a_direct_line_that_is_none(
     message: str,
     remedy: str,
 ) -> None:
-    monkeypatch.setattr(diagnosis, "NOTIFY_TIMEOUT", 0.1)
+    monkeypatch.setattr(f"{CHECK}.notify.NOTIFY_TIMEOUT", 0.1)
     monkeypatch.setitem(connections.databases, "direct", {**connection.settings_dict, **direct})
     configure(LISTEN_DATABASE="direct")
     enter()
@@ -405,7 +407,7 @@ def test_a_pooler_in_transaction_mode(
     async def found(*args: Any) -> str:
         return "transaction"
 
-    monkeypatch.setattr(diagnosis, "find_pooler", found)
+    monkeypatch.setattr(f"{CHECK}.pooler.find_pooler", found)
     configure(STATEMENT_CACHE_SIZE=size)
     enter()
     code, findings = check()
@@ -428,12 +430,12 @@ def test_notify_that_does_not_arrive(enter: Enter, pg: Any, monkeypatch: pytest.
     async def elsewhere(alias: str, **options: Any) -> Any:
         return await asyncpg.connect(pg.dsn())
 
-    monkeypatch.setattr(diagnosis, "connect", elsewhere)
-    monkeypatch.setattr(diagnosis, "NOTIFY_TIMEOUT", 0.1)
+    monkeypatch.setattr(f"{CHECK}.notify.connect", elsewhere)
+    monkeypatch.setattr(f"{CHECK}.notify.NOTIFY_TIMEOUT", 0.1)
     enter()
     finding = only("notify")
     assert finding["verdict"] == "warning"
-    assert "NOTIFY doesn't arrive" in finding["message"]
+    assert "NOTIFY is not delivered" in finding["message"]
     assert "pooler" in finding["remedy"]
 
 
@@ -491,18 +493,18 @@ def test_too_few_connections(sql: psycopg.Connection, enter: Enter) -> None:
     with database_with(sql, "CONNECTION LIMIT 29", "CONNECTION LIMIT -1"):
         code, found = check()
         assert (code, found["connections"]["verdict"]) == (1, "error")  # one by default opens 30
-        assert "at most 30 connections of the 29" in found["connections"]["message"]
+        assert "at most 30 of the 29 connections allowed" in found["connections"]["message"]
     with database_with(sql, "CONNECTION LIMIT 40", "CONNECTION LIMIT -1"):
         assert check()[1]["connections"]["verdict"] == "ok"
         for _ in range(2):
             enter(concurrency=0)  # pool 10, listener, heartbeat, ten threads
         finding = only("connections")
         assert finding["verdict"] == "warning"  # each can work, not both at their busiest
-        assert "(2 running) open at most 44 connections of the 40" in finding["message"]
+        assert "(2 running) open at most 44 of the 40 connections allowed" in finding["message"]
         assert "max_connections" in finding["remedy"]
     assert check()[1]["connections"]["verdict"] == "ok"
     (most,) = sql.execute("SHOW max_connections").fetchone() or ()
-    assert f"of the {int(most) - 3} that there may be" in check()[1]["connections"]["message"]
+    assert f"of the {int(most) - 3} connections allowed" in check()[1]["connections"]["message"]
 
 
 @pytest.mark.parametrize(("minutes", "told"), [(2, "120.0 s ahead of"), (-2, "120.0 s behind")])
@@ -556,7 +558,7 @@ def test_the_lines_for_people() -> None:
 def test_nothing_stays_open(sql: psycopg.Connection, enter: Enter) -> None:
     """Neither asyncpg's connections nor that of the thread that looks at the migrations."""
     enter()
-    asyncio.run(diagnosis.diagnose("default"))
+    asyncio.run(diagnose("default"))
     query = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )

@@ -10,8 +10,10 @@ from django.db import connection
 
 from aiotasks.db.connect import connect
 from aiotasks.db.statement import Statement
+from aiotasks.operations.check.clock import clock_difference
+from aiotasks.operations.check.notify import notify_arrives
+from aiotasks.operations.check.pooler import find_pooler
 from aiotasks.operations.connection import operator_connection
-from aiotasks.operations.probes import clock_difference, find_pooler, notify_arrives
 from aiotasks.store.store import Store
 from tests.proxy import Proxy
 

@@ -15,9 +15,9 @@ from django.db import utils
 from aiotasks.backend import PostgresBackend
 from aiotasks.db.errors import describe
 from aiotasks.management import prune
-from aiotasks.operations.diagnosis import check_settings, diagnose
+from aiotasks.operations.check import check_settings, diagnose, findings_as_text
 from aiotasks.operations.status import read_status
-from aiotasks.operations.text import findings_as_text, status_as_text
+from aiotasks.operations.text import status_as_text
 from aiotasks.worker.process import cli
 from aiotasks.worker.startup import backend_of
 

@@ -1,10 +1,11 @@
-"""Whether the tables have the storage parameters that a queue needs, and are vacuumed at all."""
+"""Check ``autovacuum``: it runs, and the tables have the storage parameters that a queue needs."""
 
 from collections.abc import Iterable, Mapping
 
-from .findings import Result
+from .examination import Examination
+from .finding import Result
 
-__all__ = ["STORAGE", "judge"]
+__all__ = ["STORAGE", "check", "judge_storage"]
 
 # The parameters that the migrations give the tables.
 STORAGE = {
@@ -20,8 +21,19 @@ STORAGE = {
 }
 
 
-def judge(found: Mapping[str, Iterable[str]]) -> Result:
-    """The verdict, sentence and remedy for the tables' parameters, each as ``name=value``."""
+async def check(examination: Examination) -> Result:
+    """Return whether autovacuum runs, with the storage parameters that a queue needs."""
+    if not examination.server.vacuums:
+        return (
+            "error",
+            "autovacuum or track_counts is off: dead rows accumulate, and claims get slower and slower.",
+            "Set both to on in postgresql.conf and reload it.",
+        )
+    return judge_storage(await examination.store.select_storage())
+
+
+def judge_storage(found: Mapping[str, Iterable[str]]) -> Result:
+    """Return the result for the tables' storage parameters, each as ``name=value``."""
     tables = {
         table: dict(parameter.split("=", 1) for parameter in parameters)
         for table, parameters in found.items()
@@ -32,10 +44,10 @@ def judge(found: Mapping[str, Iterable[str]]) -> Result:
         if parameters.get("autovacuum_enabled", "on").lower() not in ("on", "true", "yes", "1"):
             return (
                 "error",
-                f"autovacuum is off for {table}: dead rows pile up, and claims get slower and slower.",
+                f"autovacuum is off for {table}: dead rows accumulate, and claims get slower and slower.",
                 f"ALTER TABLE {table} RESET (autovacuum_enabled)",
             )
-    # One that somebody has set to another value is somebody's decision.
+    # A parameter that has another value was set on purpose.
     missing = {table: STORAGE[table].keys() - parameters.keys() for table, parameters in tables.items()}
     if any(missing.values()):
         remedies = [
@@ -43,8 +55,12 @@ def judge(found: Mapping[str, Iterable[str]]) -> Result:
             for table, names in sorted(missing.items())
             if names
         ]
-        told = ", ".join(sorted(set().union(*missing.values())))
-        return "warning", f"Storage parameters that a queue needs are missing: {told}.", "; ".join(remedies)
+        names_missing = ", ".join(sorted(set().union(*missing.values())))
+        return (
+            "warning",
+            f"Storage parameters that a queue needs are missing: {names_missing}.",
+            "; ".join(remedies),
+        )
     return "ok", "It is on, and the tables have the parameters that a queue needs.", ""
 
 

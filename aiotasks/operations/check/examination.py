@@ -1,0 +1,47 @@
+"""The examination of one backend: its connection, and what earlier checks have found out for later ones."""
+
+from typing import Literal
+
+from django.db import utils
+
+from ...backend import PostgresBackend
+from ...db.errors import Code, sqlstate
+from ...store.inspection import Server
+from ...store.store import Store
+from ..connection import OperatorConnection
+from ..status import WorkerRow
+
+__all__ = ["Examination", "Pooler", "remedy_for"]
+
+type Pooler = Literal["none", "session", "transaction"]
+
+
+class Examination:
+    """What the checks of one backend share.
+
+    The check ``database`` sets ``server``, ``pooler`` sets ``pooler``, ``migrations`` sets ``workers``
+    (None: this role can't read them).
+    """
+
+    server: Server
+
+    def __init__(self, backend: PostgresBackend, connection: OperatorConnection) -> None:
+        self.alias = backend.alias
+        self.options = backend.config
+        self.database = backend.config.database
+        self.timeout = backend.config.command_timeout
+        self.connection = connection
+        self.store = Store(connection)
+        self.pooler: Pooler = "none"
+        self.workers: list[WorkerRow] | None = None
+
+    def live_workers(self) -> list[WorkerRow]:
+        """Return the backend's workers whose leases are live; none where they can't be read."""
+        return [worker for worker in self.workers or () if worker.alive]
+
+
+def remedy_for(error: utils.Error) -> str:
+    """Return what an operator can do about an error of the database."""
+    if sqlstate(error) == Code.TOO_MANY_CONNECTIONS:
+        return "Raise max_connections, or see in pg_stat_activity who has them all."
+    return "The server's log may say more."

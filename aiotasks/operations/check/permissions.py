@@ -1,0 +1,63 @@
+"""Check ``permissions``: the role has been granted what it needs (docs/reference/permissions.md)."""
+
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+
+from ...store.row_security import WORKER, Restriction, told
+from .examination import Examination
+from .finding import Result
+
+__all__ = ["check"]
+
+SITE = ("SELECT ON aiotasks_task", "INSERT ON aiotasks_task")
+
+
+async def check(examination: Examination) -> Result:
+    """Return whether the role has the privileges that a site or a worker needs."""
+    role, rights, _ = await examination.store.select_rights()
+    if rights is None:
+        return "not checked", "The tables are missing.", ""
+    result = judge_rights(role, rights)
+    if result[0] == "ok":
+        result = judge_row_security(role, rights, await examination.store.select_row_security()) or result
+    return result
+
+
+def judge_rights(role: str, rights: AbstractSet[str]) -> Result:
+    """Return the result for a role (as an SQL identifier) and its rights to the tables.
+
+    A role that has any of the rights which only workers need is taken for a worker's.
+    """
+    for_site = [right for right in SITE if right not in rights]
+    for_worker = [right for right in WORKER if right not in rights]
+    if not for_worker:
+        lacks = f", but not enqueue: it lacks {', '.join(for_site)}" if for_site else ", and enqueue"
+        return "ok", f"Role {role} may run a worker{lacks}.", ""
+    if rights & (set(WORKER) - set(SITE)):
+        return (
+            "error",
+            f"Role {role} is missing privileges needed to run a worker: {', '.join(for_worker)}.",
+            _grant(for_worker, role),
+        )
+    if not for_site:
+        return "ok", f"Role {role} may enqueue and look up, but not run a worker.", ""
+    return (
+        "error",
+        f"Role {role} is missing privileges needed to enqueue: {', '.join(for_site)}.",
+        _grant(for_site, role),
+    )
+
+
+def _grant(rights: Iterable[str], role: str) -> str:
+    return "; ".join(f"GRANT {right} TO {role}" for right in rights)
+
+
+def judge_row_security(
+    role: str, rights: AbstractSet[str], restrictions: Sequence[Restriction]
+) -> Result | None:
+    """Return the result for row-level security; None if no policy restricts what the role needs."""
+    found = told(role, restrictions, rights & {*SITE, *WORKER})
+    if found is None:
+        return None
+    nothing, sentence, remedy = found
+    return "error" if nothing else "warning", sentence, remedy
