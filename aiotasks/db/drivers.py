@@ -44,7 +44,7 @@ class AsyncpgDriver:
     def __init__(self, new_pool: "Callable[[], asyncpg.Pool[asyncpg.Record]]", *, timeout: float) -> None:
         self._new_pool = new_pool
         self.pool = new_pool()
-        self.lending = ConnectionCache(self.pool)
+        self.cache = ConnectionCache(self.pool)
         self._timeout = timeout
         self._opening: asyncio.Lock | None = asyncio.Lock()
 
@@ -57,7 +57,7 @@ class AsyncpgDriver:
                 except BaseException:  # asyncpg closes one that couldn't be opened, or wasn't waited for
                     self.pool.terminate()
                     self.pool = self._new_pool()
-                    self.lending = ConnectionCache(self.pool, limit=self.lending.limit)
+                    self.cache = ConnectionCache(self.pool, limit=self.cache.limit)
                     raise
             self._opening = None
 
@@ -78,7 +78,7 @@ class AsyncpgDriver:
             if self._opening is not None:
                 await self.open()
             # Two limits, not one: waiting for a free connection says nothing of the server.
-            connection = await self.lending.acquire(timeout=timeout)
+            connection = await self.cache.acquire(timeout=timeout)
             done = False
             try:
                 rows: Sequence[Row] = await connection.fetch(statement.sql, *args, timeout=timeout)
@@ -87,10 +87,10 @@ class AsyncpgDriver:
             except (asyncpg.ReadOnlySQLTransactionError, TimeoutError):
                 # A failover has left us at what isn't the primary any more, or at nobody: the others lead
                 # there, too, and each would cost a time-out. connect() finds the new one.
-                await self.lending.drop_all()
+                await self.cache.drop_all()
                 raise
             finally:
-                await self.lending.release(connection, keep=done)
+                await self.cache.release(connection, keep=done)
 
 
 class ConnectionDriver:

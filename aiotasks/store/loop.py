@@ -161,7 +161,7 @@ class LoopResources:
         brings its connection back, and would keep Pool.close() waiting.
         """
         end = self.loop.time() + timeout
-        while self.driver.lending.lent > 0:  # there is no event for it
+        while self.driver.cache.lent > 0:  # there is no event for it
             if self.loop.time() > end:
                 self.pool.terminate()
                 return
@@ -172,7 +172,7 @@ class LoopResources:
         try:
             async with asyncio.timeout(timeout):
                 await self.listener.close()
-                await self.driver.lending.close()
+                await self.driver.cache.close()
                 await self.pool.close()
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             with suppress(asyncpg.InterfaceError):  # it was never opened
@@ -211,15 +211,15 @@ async def close_pools(timeout: float = CLOSE_TIMEOUT) -> None:
     """Close what the running loop holds, each pool within so many seconds; the next need makes it anew."""
     with _lock:
         of_loop = _by_loop.pop(asyncio.get_running_loop(), {})
-    for held in of_loop.values():
-        await held.close(timeout)
+    for loop_resources in of_loop.values():
+        await loop_resources.close(timeout)
 
 
 def _drop(of_loop: dict[Options, LoopResources]) -> None:
     """Give up what a loop left behind that closed without shutting its generators down."""
-    for held in of_loop.values():
+    for loop_resources in of_loop.values():
         with suppress(Exception):  # the loop is dead: whatever still wants it may fail
-            held.pool.terminate()
+            loop_resources.pool.terminate()
 
 
 def _forget_in_child() -> None:

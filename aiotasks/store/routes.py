@@ -187,26 +187,26 @@ class TransactionRoute:
 class LoopRoute:
     """Coalesced with the other callers of the running loop, over its pool."""
 
-    def __init__(self, held: LoopResources) -> None:
-        self._held = held
+    def __init__(self, loop_resources: LoopResources) -> None:
+        self._loop_resources = loop_resources
 
     async def room(self) -> None:
-        await self._held.enqueuer.room()
+        await self._loop_resources.enqueuer.room()
 
     async def insert(self, jobs: Sequence[NewJob]) -> None:
         if len(jobs) == 1:
-            await self._held.enqueuer.call(jobs[0])
+            await self._loop_resources.enqueuer.call(jobs[0])
         else:
-            await self._held.insert(jobs)
+            await self._loop_resources.insert(jobs)
 
     async def select(self, backend: str, id: UUID) -> Job | None:
-        return await self._held.lookups.call((backend, id))
+        return await self._loop_resources.lookups.call((backend, id))
 
     async def cancel(self, backend: str, id: UUID, error: str) -> Job | None:
         # Not repeated: a second try couldn't tell its own success from somebody else's.
-        jobs = await self._held.store.cancel_jobs([id], backend, error)
-        if self._held.options.notify:
-            self._held.notifier.notify(cancel_wakeups(jobs))
+        jobs = await self._loop_resources.store.cancel_jobs([id], backend, error)
+        if self._loop_resources.options.notify:
+            self._loop_resources.notifier.notify(cancel_wakeups(jobs))
         return jobs[0] if jobs else None
 
     async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:

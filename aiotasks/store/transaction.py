@@ -127,37 +127,41 @@ async def transaction(
         if not in_callers_transaction:
             await _notify(block, alone=True)
     else:
-        held = resources(options_for(using))
-        async with _pooled(held) as pooled, _block(using, pooled) as block:
+        loop_resources = resources(options_for(using))
+        async with _pooled(loop_resources) as pooled, _block(using, pooled) as block:
             yield pooled
-        held.notifier.notify(block.wakeups)
+        loop_resources.notifier.notify(block.wakeups)
 
 
 @asynccontextmanager
-async def _pooled(held: LoopResources) -> AsyncIterator[Connection]:
+async def _pooled(loop_resources: LoopResources) -> AsyncIterator[Connection]:
     """A connection of the pool, for as long as a block lasts."""
-    within = held.options.command_timeout
-    await held.blocks.take(within)
+    within = loop_resources.options.command_timeout
+    await loop_resources.blocks.take(within)
     try:
         with django_errors():
-            await held.driver.open()
-            pooled = await held.driver.lending.acquire(timeout=within)
+            await loop_resources.driver.open()
+            pooled = await loop_resources.driver.cache.acquire(timeout=within)
         try:
-            if held.options.statement_cache_size:
+            if loop_resources.options.statement_cache_size:
                 with django_errors():
                     await pooled.execute(PLAIN_SESSION)  # the caller's own SQL is to be planned as ever
             yield pooled
         except (asyncpg.ReadOnlySQLTransactionError, utils.InternalError) as error:
             if sqlstate(error) == Code.READ_ONLY:
-                await held.driver.lending.drop_all()
+                await loop_resources.driver.cache.drop_all()
             raise
         finally:
             try:
-                await _reset(pooled, held.driver.lending, is_ours=held.options.statement_cache_size > 0)
+                await _reset(
+                    pooled,
+                    loop_resources.driver.cache,
+                    is_ours=loop_resources.options.statement_cache_size > 0,
+                )
             finally:
-                await held.driver.lending.release(pooled, keep=False)
+                await loop_resources.driver.cache.release(pooled, keep=False)
     finally:
-        held.blocks.release()
+        loop_resources.blocks.release()
 
 
 @asynccontextmanager
@@ -214,7 +218,7 @@ async def _roll_back(block: Transaction, transaction: Any, error: BaseException)
             error.add_note(f"ROLLBACK failed, so the connection was closed: {failure}")
 
 
-async def _reset(connection: Connection, lending: ConnectionCache, *, is_ours: bool) -> None:
+async def _reset(connection: Connection, cache: ConnectionCache, *, is_ours: bool) -> None:
     """Undo what the caller may have SET, which our pool doesn't; a connection that can't be is cut.
 
     Never raises an error of its own: the block has ended, one way or the other. Behind a pooler in
@@ -235,7 +239,7 @@ async def _reset(connection: Connection, lending: ConnectionCache, *, is_ours: b
             connection.terminate()
         if not isinstance(error, Exception):
             raise
-        await lending.drop_all()  # silence on this line, so most likely on all of them
+        await cache.drop_all()  # silence on this line, so most likely on all of them
 
 
 async def _notify(block: Transaction, *, alone: bool) -> None:

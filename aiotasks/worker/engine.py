@@ -120,7 +120,7 @@ class Engine:
             changed=self._registered,
             lost=self._lost_lease,
             failed=failed,
-            crowded=held.driver.lending.shed,
+            crowded=held.driver.cache.shed,
         )
         self.registered_once = asyncio.Event()
         self.sync_threads = SyncThreads(self.threads or 1)

@@ -141,14 +141,14 @@ FEWEST_IN_POOL = 2
 OWN_DESCRIPTORS = FEWEST_IN_POOL + 5
 
 
-def find_descriptors(held: LoopResources, *, lanes: int, must: bool) -> None:
+def find_descriptors(loop_resources: LoopResources, *, lanes: int, must: bool) -> None:
     """See how many file descriptors are free, and have the pool leave those of a thread with a connection in
     each of so many ``lanes``. Without them tasks would be claimed and wait for ever.
 
     Raises ImproperlyConfigured where there are too few (``must``: else that is logged).
     """
     fewest = OWN_DESCRIPTORS + SPARE_DESCRIPTORS + lanes * CONNECTION_DESCRIPTORS
-    pool = held.options.pool_max_size
+    pool = loop_resources.options.pool_max_size
     free = count_free_descriptors()
     if free < fewest:
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -161,7 +161,7 @@ def find_descriptors(held: LoopResources, *, lanes: int, must: bool) -> None:
             raise ImproperlyConfigured(sentence)
         logger.error("Too few file descriptors. %s", sentence)
     if (room := max(1, FEWEST_IN_POOL + free - fewest)) < pool:
-        held.driver.lending.limit_to(room)
+        loop_resources.driver.cache.limit_to(room)
 
 
 # What a worker enters itself by.
@@ -182,18 +182,18 @@ class Room(NamedTuple):
     shared: int = 0  # connections that all threads take turns with; 0: each may have its own
 
 
-async def find_room(held: LoopResources, *, concurrency: int, threads: int, must: bool) -> Room:
+async def find_room(loop_resources: LoopResources, *, concurrency: int, threads: int, must: bool) -> Room:
     """See how many connections the server allows, and have pool and threads do with less where those are
     too few.
 
     Raises DatabaseNotReady where no task could make a query (``must``: else that is logged).
     """
-    options = held.options
+    options = loop_resources.options
     enough = Room(options.pool_max_size, True, threads, options.async_db_threads)
     if not options.statement_cache_size:
         return enough  # a pooler is in front, whose limits are others
     try:
-        allowed = (await held.store.inspect_server()).allowed
+        allowed = (await loop_resources.store.inspect_server()).allowed
     except utils.Error:
         return enough  # the parts meet it, too, and wait
     wanted = options.most_connections(concurrency, threads)
@@ -215,9 +215,9 @@ async def find_room(held: LoopResources, *, concurrency: int, threads: int, must
     listens = allowed >= ENOUGH_TO_LISTEN
     tasks = options.orm_connections(concurrency) + threads
     others = 2 if listens else 1  # the lease, the listener
-    lending = held.driver.lending
-    pool = max(1, min(options.pool_max_size, lending.limit or allowed, allowed - others - tasks))
-    lending.limit_to(pool)
+    cache = loop_resources.driver.cache
+    pool = max(1, min(options.pool_max_size, cache.limit or allowed, allowed - others - tasks))
+    cache.limit_to(pool)
     left = max(1, allowed - others - pool)
     parts = [f"its pool takes {pool}"]
     if not listens:

@@ -198,11 +198,11 @@ class Worker:
     # --- Its phases -------------------------------------------------------------------------
 
     async def _main(self) -> None:
-        held = resources(self._options)
+        loop_resources = resources(self._options)
         must = self._database_timeout is not None
-        find_descriptors(held, lanes=bool(self.concurrency) + bool(self.threads), must=must)
+        find_descriptors(loop_resources, lanes=bool(self.concurrency) + bool(self.threads), must=must)
         there = await reach_database(
-            held.store,
+            loop_resources.store,
             self.backend,
             database=self._options.database,
             within=self._database_timeout,
@@ -211,10 +211,10 @@ class Worker:
         )
         if not there:
             return  # told to stop before there was a database
-        await look_at_rights(held.store, must=must)
-        room = await find_room(held, concurrency=self.concurrency, threads=self.threads, must=must)
+        await look_at_rights(loop_resources.store, must=must)
+        room = await find_room(loop_resources, concurrency=self.concurrency, threads=self.threads, must=must)
         self.engine = Engine(
-            held,
+            loop_resources,
             backend=self.backend,
             sender=self._sender,
             queues=self.queues,

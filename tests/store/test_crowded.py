@@ -66,7 +66,7 @@ async def test_one_is_given_up_for_somebody_else(held: LoopResources) -> None:
         work = asyncio.ensure_future(_work(held)) if busy else None
         if busy:
             await asyncio.sleep(0)
-        held.driver.lending.shed()
+        held.driver.cache.shed()
 
         async def another() -> bool:
             try:
@@ -95,18 +95,18 @@ async def _work(held: LoopResources) -> None:
 async def test_no_more_than_the_limit_stay_open(database: str) -> None:
     """Whether one is given up meanwhile, and whoever uses them at that moment."""
     held = resources(Options(command_timeout=20.0))
-    lending = held.driver.lending
+    cache = held.driver.cache
     for turns in range(20):
         await asyncio.gather(*(fetch_one(held, n) for n in range(4)))
-        lending.limit_to(1)
+        cache.limit_to(1)
         work = [asyncio.ensure_future(fetch_one(held, n)) for n in range(3)]
         for _ in range(turns % 5):
             await asyncio.sleep(0)
-        lending.shed()
-        lending._no_new_before = 0.0
+        cache.shed()
+        cache._no_new_before = 0.0
         await asyncio.gather(*work)
-        await until(lambda: held.pool.get_size() <= 1 and not lending._returning)
+        await until(lambda: held.pool.get_size() <= 1 and not cache._returning)
         assert await fetch_one(held) == 1
         assert held.pool.get_size() == 1
-        lending.limit = None
+        cache.limit = None
     await close_pools()

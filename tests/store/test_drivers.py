@@ -18,7 +18,7 @@ from django.db import connection as django_connection
 from django.db import transaction, utils
 from django.test.utils import CaptureQueriesContext
 
-from aiotasks.db import cache as lending
+from aiotasks.db import cache as cache_module
 from aiotasks.db.drivers import (
     MOST_TRIES,
     AsyncpgDriver,
@@ -193,7 +193,7 @@ async def test_a_dead_line_is_a_timeout_and_transient(
     proxy: Proxy, held: LoopResources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nobody waits until the server has cancelled what was asked, the caller's own timeout neither."""
-    monkeypatch.setattr(lending, "CANCEL_TIMEOUT", 3600.0)
+    monkeypatch.setattr(cache_module, "CANCEL_TIMEOUT", 3600.0)
     async with asyncio.timeout(10):
         for timeout, error in ((0.2, utils.OperationalError), (3600.0, TimeoutError)):
             proxy.mode = "pass"
@@ -210,12 +210,12 @@ async def test_a_dead_line_is_a_timeout_and_transient(
 async def test_a_connection_that_can_not_be_saved_is_cut(
     proxy: Proxy, held: LoopResources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lending, "CANCEL_TIMEOUT", 0.1)
+    monkeypatch.setattr(cache_module, "CANCEL_TIMEOUT", 0.1)
     await held.driver.fetch(statement("SELECT 1"))
     proxy.mode = "blackhole"
     with pytest.raises(utils.OperationalError):
         await held.driver.fetch(statement("SELECT 2"), timeout=0.2)
-    await until(lambda: held.driver.lending.lent == 0)
+    await until(lambda: held.driver.cache.lent == 0)
     assert held.pool.get_size() == 0
 
 
@@ -227,7 +227,7 @@ async def test_waiting_for_a_free_connection_has_its_own_limit(database: str) ->
             await driver.fetch(statement("SELECT 1"))
     assert is_transient(caught.value)
     assert (await driver.fetch(statement("SELECT 1")))[0][0] == 1
-    await driver.lending.close()
+    await driver.cache.close()
     await driver.pool.close()
 
 

@@ -16,7 +16,7 @@ from django.db import utils
 
 import aiotasks
 from aiotasks.conf import Options
-from aiotasks.db import cache as lending
+from aiotasks.db import cache as cache_module
 from aiotasks.db.statement import Statement
 from aiotasks.store import loop as pools
 from aiotasks.store import transaction as transaction_module
@@ -332,12 +332,12 @@ async def pids(held: LoopResources, number: int = 1) -> set[int]:
 async def keep(held: LoopResources, number: int) -> list[bool]:
     """Have so many connections come back; which of them are kept."""
     await held.driver.open()
-    connections = [await held.driver.lending.acquire(timeout=20) for _ in range(number)]
+    connections = [await held.driver.cache.acquire(timeout=20) for _ in range(number)]
     kept = []
     for connection in connections:
-        before = len(held.driver.lending._kept)
-        await held.driver.lending.release(connection, keep=True)
-        kept.append(len(held.driver.lending._kept) > before)
+        before = len(held.driver.cache._kept)
+        await held.driver.cache.release(connection, keep=True)
+        kept.append(len(held.driver.cache._kept) > before)
     return kept
 
 
@@ -346,11 +346,11 @@ async def test_one_statement_after_another_uses_one_connection(
 ) -> None:
     first = await pids(held)
     with monkeypatch.context() as patch:
-        patch.setattr(held.driver.lending, "_pool", None)  # which isn't asked
+        patch.setattr(held.driver.cache, "_pool", None)  # which isn't asked
         assert [await pids(held) for _ in range(5)] == [first] * 5
-    assert await keep(held, lending.KEPT + 2) == [*[True] * lending.KEPT, False, False]
-    assert held.pool.get_size() - held.pool.get_idle_size() == lending.KEPT
-    assert held.driver.lending.lent == 0
+    assert await keep(held, cache_module.KEPT + 2) == [*[True] * cache_module.KEPT, False, False]
+    assert held.pool.get_size() - held.pool.get_idle_size() == cache_module.KEPT
+    assert held.driver.cache.lent == 0
     assert await pids(held, 8) >= first
 
 
@@ -358,14 +358,14 @@ async def test_a_kept_connection_that_the_server_has_closed_is_replaced(
     held: LoopResources, conn: asyncpg.Connection
 ) -> None:
     (pid,) = await pids(held)
-    ((kept, _),) = held.driver.lending._kept
+    ((kept, _),) = held.driver.cache._kept
     connection = kept._con
     await conn.execute("SELECT pg_terminate_backend($1)", pid)
     await until(connection.is_closed)
-    assert held.driver.lending.lent == 0
+    assert held.driver.cache.lent == 0
     (other,) = await pids(held)
     assert other != pid
-    assert held.driver.lending.lent == 0
+    assert held.driver.cache.lent == 0
     assert len(await pids(held, 50)) <= Options().pool_max_size
 
 
@@ -374,8 +374,8 @@ async def test_what_is_not_repeated_survives_kept_connections_that_were_closed(
 ) -> None:
     """A server that was restarted while nobody asked for anything, say."""
     assert await keep(held, 3) == [True] * 3
-    killed = [kept.get_server_pid() for kept, _ in held.driver.lending._kept]
-    connections = [kept._con for kept, _ in held.driver.lending._kept]
+    killed = [kept.get_server_pid() for kept, _ in held.driver.cache._kept]
+    connections = [kept._con for kept, _ in held.driver.cache._kept]
     await conn.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", killed)
     await until(lambda: all(connection.is_closed() for connection in connections))
     async with aiotasks.transaction() as mine:
@@ -397,7 +397,7 @@ async def test_a_block_that_waits_gets_the_next_that_comes_back(database: str, s
             await held.driver.fetch(slow)
 
     others = [asyncio.ensure_future(go_on()) for _ in range(2)]
-    await until(lambda: held.driver.lending.lent == 2)
+    await until(lambda: held.driver.cache.lent == 2)
     async with asyncio.timeout(20):
         for _ in range(3):
             async with aiotasks.transaction() as mine:
@@ -410,12 +410,12 @@ async def test_a_block_that_waits_gets_the_next_that_comes_back(database: str, s
 async def test_idle_connections_go_back_to_the_pool(
     held: LoopResources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lending, "IDLE_TIMEOUT", 0.05)
+    monkeypatch.setattr(cache_module, "IDLE_TIMEOUT", 0.05)
     assert await keep(held, 3) == [True] * 3
-    await until(lambda: not held.driver.lending._kept)
+    await until(lambda: not held.driver.cache._kept)
     await until(lambda: held.pool.get_idle_size() == held.pool.get_size())
     assert await fetch_one(held) == 1
-    assert len(held.driver.lending._kept) == 1
+    assert len(held.driver.cache._kept) == 1
 
 
 # --- insert() over a line that breaks ----------------------------------------------------------------
@@ -493,9 +493,9 @@ async def test_sessions_of_a_server_that_became_read_only_are_dropped(held: Loop
     await insert(held.store)
     pid = Statement("pid", "SELECT pg_backend_pid()", "")
     first = await held.driver.fetch(pid)
-    connection = await held.driver.lending.acquire(timeout=5)
+    connection = await held.driver.cache.acquire(timeout=5)
     await connection.execute("SET default_transaction_read_only = on")
-    await held.driver.lending.release(connection, keep=True)
+    await held.driver.cache.release(connection, keep=True)
     with pytest.raises(utils.InternalError):
         await insert(held.store)
     await insert(held.store)
@@ -518,14 +518,14 @@ async def test_sessions_that_lead_nowhere_are_dropped_with_the_first(
     proxy: Proxy, held: LoopResources, monkeypatch: pytest.MonkeyPatch, cancelled: bool
 ) -> None:
     """An address that has moved on: each of them would cost a time-out, one after another."""
-    monkeypatch.setattr(lending, "CANCEL_TIMEOUT", 0.1)
+    monkeypatch.setattr(cache_module, "CANCEL_TIMEOUT", 0.1)
     stranded = await pids(held, 10)
-    assert len(stranded) > lending.KEPT
+    assert len(stranded) > cache_module.KEPT
     proxy.strand()
     with pytest.raises(TimeoutError if cancelled else utils.OperationalError):
         async with asyncio.timeout(0.2):
             await held.driver.fetch(PID, timeout=60.0 if cancelled else 0.1)
-    await until(lambda: not held.driver.lending._returning)
+    await until(lambda: not held.driver.cache._returning)
     async with asyncio.timeout(5):
         assert not await pids(held, 10) & stranded
 

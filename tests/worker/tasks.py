@@ -511,13 +511,13 @@ async def sleep_in_executor() -> None:
 @task
 async def hold_connection(seconds: float) -> None:
     """Keep one connection of the worker's pool for so long; transaction() blocks can't have them all."""
-    lending = resources(default_task_backend.config).driver.lending
-    connection = await lending.acquire(timeout=60)
+    cache = resources(default_task_backend.config).driver.cache
+    connection = await cache.acquire(timeout=60)
     try:
         async with connection.transaction():
             await asyncio.sleep(seconds)
     finally:
-        await lending.release(connection, keep=True)
+        await cache.release(connection, keep=True)
 
 
 @task

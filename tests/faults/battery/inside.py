@@ -184,9 +184,9 @@ async def _fuzz(rng: Random, cancels: int, told: list[str]) -> tuple[int, int, i
     await asyncio.gather(*(caller() for _ in range(25)))
     held = resources(default_task_backend.config)
     with suppress(AssertionError):  # the figures say it
-        await until(lambda: held.driver.lending.lent == 0)
+        await until(lambda: held.driver.cache.lent == 0)
     size = held.pool.get_size()
-    idle = size - held.driver.lending.lent
+    idle = size - held.driver.cache.lent
     await _use_all(held)
     await close_pools()
     return cancelled, size, idle
@@ -198,13 +198,13 @@ async def _use_all(held: LoopResources) -> None:
     async def ask(connection: Any) -> None:
         assert await connection.fetchval("SELECT 1") == 1
 
-    lending = held.driver.lending
+    cache = held.driver.cache
     connections = await asyncio.gather(
-        *(lending.acquire(timeout=10) for _ in range(held.options.pool_max_size))
+        *(cache.acquire(timeout=10) for _ in range(held.options.pool_max_size))
     )
     await asyncio.gather(*map(ask, connections))
     for connection in connections:
-        await lending.release(connection, keep=True)
+        await cache.release(connection, keep=True)
 
 
 def soak(arena: Arena, rng: Random, report: Report, *, tasks: int) -> None:
