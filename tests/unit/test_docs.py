@@ -1,6 +1,7 @@
 """The pages of docs/ and the other Markdown files: links, file names and statements that they name exist."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,15 @@ def test_the_state_machine_has_every_statement_that_changes_a_status() -> None:
     changing = re.compile(r"INSERT INTO aiotasks_task\b|DELETE FROM aiotasks_task\b|SET status\b")
     found = {path.stem for path in QUERIES.glob("*.sql") if changing.search(path.read_text("utf-8"))}
     assert set(_STATEMENT.findall(diagram)) == found
+
+
+def test_the_layers_are_those_that_import_linter_checks() -> None:
+    page = (ROOT / "docs/internals/overview.md").read_text("utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    layers = next(one["layers"] for one in contracts if one["type"] == "layers")
+    section = page.partition("## Imports point down\n")[2].partition(". ")[0]
+    assert " ".join(section.split()) == " → ".join(layer.replace(" | ", ", ") for layer in layers)
 
 
 def test_readme_is_a_landing_page_whose_links_work_on_pypi() -> None:
