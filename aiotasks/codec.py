@@ -1,8 +1,8 @@
 """How values and errors are written as JSON, and read back exactly.
 
 The columns are of PostgreSQL's type ``json``, which keeps the text as it is (``jsonb`` loses
-the order of keys and -0.0, and refuses ``\\u0000``). What the text can't keep is refused here,
-before anything is stored, with the place named.
+the order of keys and -0.0, and refuses ``\\u0000``). A value that the text can't keep is refused here,
+before anything is stored, and the error names its place.
 """
 
 import json
@@ -32,11 +32,11 @@ def dump_json(value: Any, *, where: str, limit: int) -> tuple[Any, str]:
     """Normalise ``value`` and write it as JSON text of at most ``limit`` bytes.
 
     Returns the value as it will be read back, and the text. Raises TypeError or ValueError
-    that names the place (``kwargs['a'][3]``) for what JSON can't keep exactly.
+    that names the place (``kwargs['a'][3]``) of a value that JSON can't keep exactly.
     """
-    if value is None:  # what most tasks return
+    if value is None:  # most tasks return it
         return None, "null"
-    if not value and type(value) in _EMPTY:  # what many are called with
+    if not value and type(value) in _EMPTY:  # many tasks are called with it
         return value, _EMPTY[type(value)]
     plain = normalize(value, where)
     text = _encode(plain)
@@ -53,7 +53,7 @@ def normalize(value: Any, where: str, depth: int = 0) -> Any:
     """Return ``value`` as ``json.loads(json.dumps(value))`` would, by Django's rules.
 
     Tuples and other sequences become lists, mappings dicts, UTF-8 bytes str, keys str. Raises
-    TypeError or ValueError that names the place for anything else, also for what those rules would
+    TypeError or ValueError that names the place of any other value, also of one that those rules would
     change silently (a QueryDict, a lazy object).
     """
     kind = type(value)
@@ -99,7 +99,7 @@ def _normalize_mapping(value: Mapping[Any, Any], where: str, depth: int) -> dict
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether nearly every value met needs no look at it, nor its place's name."""
+    """Return whether the value needs no check, nor the name of its place. True for nearly all values."""
     kind = type(value)
     return kind is str or kind is bool or value is None or (kind is int and -_BIG < value < _BIG)
 
@@ -144,15 +144,15 @@ def decode(text: str | None) -> Any:
 def dump_error(exception: BaseException, *, limit: int, redact: str | None) -> str:
     """Write an exception as the JSON of a Django ``TaskError``, traceback included.
 
-    Never raises, whatever the exception's ``__str__`` does. The text is what the function at the
-    path ``redact`` makes of it. One over ``limit`` bytes keeps its beginning and its end: the first
+    Never raises, whatever the exception's ``__str__`` does. The function at the path ``redact``
+    rewrites the text. One over ``limit`` bytes keeps its beginning and its end: the first
     frames, and the message.
     """
     try:
         text = "".join(format_exception(exception))
     except BaseException as error:  # __str__, __cause__ and __notes__ are user code, which may raise anything
         text = f"(the traceback couldn't be formatted: {_class_path(type(error))})\n"
-    text = redacted(text, by=redact)  # before it is cut: half a secret has another look
+    text = redacted(text, by=redact)  # before it is cut, because half a secret may not be recognised
     path = _fit(_class_path(type(exception))[:1000], limit // 4)
     room = limit - len(json.dumps({"class": path, "traceback": ""}))
     # Surrogates and controls cost six bytes each as JSON; nothing costs more.

@@ -1,7 +1,7 @@
 """Fields for columns that Django's own fields don't fit: ``json``, ``json[]`` and other arrays.
 
 ``json`` keeps a value as it was written (the order of keys, -0.0), ``jsonb`` doesn't; but only ``jsonb``
-can be compared. So values are written and read as text, and cast wherever SQL looks into them.
+can be compared. So values are written and read as text, and cast where SQL compares them.
 """
 
 import json
@@ -16,7 +16,7 @@ __all__ = ["ArrayField", "JsonArrayField", "JsonField"]
 
 
 class _JsonCol(Col):
-    """The column, as what PostgreSQL can compare."""
+    """The column, cast to a type that PostgreSQL can compare."""
 
     def as_sql(self, compiler: Any, connection: Any) -> Any:
         sql, params = super().as_sql(compiler, connection)
@@ -86,7 +86,7 @@ class JsonArrayField(_Compared, ArrayField):
         super().__init__(**kwargs)
 
     def cast_db_type(self, connection: Any) -> str:
-        """What lookups cast their other side to."""
+        """Return the type to which lookups cast their other side."""
         return self.compared_type
 
     def deconstruct(self) -> Any:
@@ -104,7 +104,7 @@ class JsonArrayField(_Compared, ArrayField):
 
     def get_transform(self, lookup_name: str) -> Any:
         transform: Any = super().get_transform(lookup_name)
-        if hasattr(transform, "base_field"):  # one element, which is looked into as a value and not as text
+        if hasattr(transform, "base_field"):  # one element, which lookups read as a value and not as text
             transform.base_field = JsonField()
         return transform
 

@@ -1,7 +1,7 @@
 """Children that a task forks: whether this process is one, and its end.
 
 A child of ``os.fork()`` that returns from its task comes back into the worker's code, which goes on in the
-parent as well: it would write outcomes a second time, or wait forever for calls that nobody makes.
+parent as well: it would write outcomes a second time, or wait forever for calls that never come.
 """
 
 import os
@@ -12,8 +12,8 @@ from typing import NoReturn
 
 __all__ = ["end", "generation"]
 
-# How many forks lie between this process and the one that has imported this module. Where it isn't what it
-# was when a task's code began, this process is a child that has come out of it.
+# The number of forks between this process and the one that imported this module. If it has changed since a
+# task's code began, this process is a child that the task has forked.
 generation = 0
 
 

@@ -48,7 +48,7 @@ class Task(models.Model):
     crashes = models.SmallIntegerField()
     max_crashes = models.SmallIntegerField(null=True)
     keep_result = models.FloatField(null=True)  # seconds; null: as the backend says
-    # A fence, not a reference: made anew for every claim, so that a worker that was thought dead
+    # A fence, not a reference: new for every claim, so that a worker that was thought dead
     # can't finish what has been claimed again.
     claim_id = models.UUIDField(null=True)
     worker_id = models.UUIDField(null=True)

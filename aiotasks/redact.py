@@ -1,4 +1,4 @@
-"""REDACT: a site's own say in what is stored and shown of the texts that may hold its secrets."""
+"""REDACT: a site's own function rewrites the texts of errors before they are stored or shown."""
 
 import logging
 from collections.abc import Callable
@@ -13,18 +13,18 @@ logger = logging.getLogger("aiotasks")
 
 @cache
 def load_redactor(path: str) -> Callable[[str], str]:
-    """The function at a dotted path. Raises ImportError, TypeError, or whatever its module does."""
+    """Return the function at a dotted path. Raises ImportError, TypeError, or any error of its module."""
     found = import_string(path)
     if not callable(found):
         raise TypeError(f"{path!r} is a {type(found).__name__}, not a function")
-    return found  # type: ignore[no-any-return]  # what it takes and returns shows when it is called
+    return found  # type: ignore[no-any-return]  # its types show when it is called
 
 
 def redacted(text: str, *, by: str | None) -> str:
-    """What the function at the path ``by`` makes of ``text``; the text itself where there is none.
+    """Return ``text`` as the function at the path ``by`` rewrites it; the text itself if ``by`` is None.
 
-    Never raises, and never gives the text itself away where the function fails: what it raises may
-    quote the text, so that isn't logged either.
+    Never raises. If the function fails, a fixed text is returned. Its error isn't logged, because it may
+    quote the text.
     """
     if by is None:
         return text
@@ -35,5 +35,5 @@ def redacted(text: str, *, by: str | None) -> str:
         failure = f"returned a {type(result).__name__}"
     except BaseException as error:  # it is user code, which may raise anything
         failure = f"raised a {type(error).__name__}"
-    logger.error("REDACT %r %s, so a text was left out altogether", by, failure)
+    logger.error("REDACT failed, so the text of an error was left out function=%r reason=%r", by, failure)
     return f"(left out: REDACT {failure})\n"

@@ -17,10 +17,10 @@ def check_call(
     *,
     takes_context: bool,
 ) -> None:
-    """Raise the TypeError that calling ``function`` would, with ``path`` as its name. Runs nothing of it.
+    """Raise the TypeError that a call of ``function`` would raise, with ``path`` as its name. Runs no body.
 
-    What counts is the function that a worker calls: a ``functools.wraps`` wrapper by its own parameters,
-    as it may add or take away what the function behind it has.
+    A ``functools.wraps`` wrapper is checked by its own parameters, because the worker calls the wrapper, and
+    it may add or remove arguments.
     """
     if takes_context:
         _empty_twin(function, path)(None, *args, **kwargs)
@@ -30,7 +30,7 @@ def check_call(
 
 @lru_cache(maxsize=1024)
 def _empty_twin(function: Callable[..., Any], path: str) -> Callable[..., Any]:
-    """A function with the same parameters and no body: calling it takes 0.1 µs, ``Signature.bind`` 5."""
+    """Return a function with the same parameters and no body: a call takes 0.1 µs, ``Signature.bind`` 5."""
     if not isinstance(function, FunctionType):  # its parameters can't be known for certain
         return _accepts_anything
     code = function.__code__

@@ -63,7 +63,7 @@ def running_loop_hidden() -> Iterator[None]:
 
 
 class OverDjango(Protocol):
-    """What has methods of both kinds: it can run their logic over Django's connection."""
+    """An owner of methods of both kinds: it can run their logic over Django's connection."""
 
     def run_over_django(
         self, logic: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any
@@ -71,10 +71,10 @@ class OverDjango(Protocol):
 
 
 class SyncMethod[Result](AsyncToSync[..., Result]):
-    """The sync form of a method: its logic with what runs on Django's connection.
+    """The sync form of a method: runs its logic over Django's connection.
 
     ``awaitable`` is the coroutine function with the logic, which takes the owner and its way to
-    the database first; ``name`` is the async method's, for whoever calls the sync one on an
+    the database first; ``name`` is the async method's, for the error of a call on an
     event loop's thread (SynchronousOnlyOperation, unless DJANGO_ALLOW_ASYNC_UNSAFE is set).
     """
 

@@ -14,26 +14,26 @@ from django.utils.functional import LazyObject, Promise
 
 __all__ = ["AMBIGUOUS", "unsupported"]
 
-# Types that would pass for text, lists or dicts, and be changed on the way without a word: a MultiValueDict
-# (QueryDict) gives the last value of each key alone, and a lazy object says that it is what it wraps.
+# Types that would pass for text, lists or dicts, and be changed silently: a MultiValueDict (QueryDict) gives
+# only the last value of each key, and a lazy object claims the type of the object that it wraps.
 AMBIGUOUS = (MultiValueDict, LazyObject, Promise)
 
 _BY_TYPE: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (MultiValueDict, "value.dict() (the last value of each key) or dict(value.lists()) (all of them)"),
     (Promise, "str(value)"),
-    (LazyObject, "what it wraps: str(value) for text, value.pk for a model instance"),
+    (LazyObject, "the object that it wraps: str(value) for text, value.pk for a model instance"),
     ((UUID, Decimal, PurePath, IPv4Address, IPv6Address), "str(value)"),
     (timedelta, "value.total_seconds()"),
     (Enum, "value.value"),
     ((bytes, bytearray, memoryview), "base64.b64encode(value).decode()"),
     (BaseException, "str(value)"),
-    (Awaitable, "what it returns when it is awaited"),
+    (Awaitable, "the value that it returns when it is awaited"),
 )
-_ANYTHING_ELSE = "text, numbers, lists or dicts that say the same"
+_ANYTHING_ELSE = "text, numbers, lists or dicts with the same content"
 
 
 def unsupported(kind: type) -> str:
-    """Django's message for a type that JSON can't hold, and what to use instead of such a value."""
+    """Return Django's message for a type that JSON can't hold, with the value to use instead."""
     return f"Unsupported type: {type.__repr__(kind)}. Use {_instead(kind)} instead."
 
 

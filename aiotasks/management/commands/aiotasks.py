@@ -55,7 +55,7 @@ class Command(BaseCommand):
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         if options["subcommand"] != "worker":
-            # Whoever looks for a mistake wants to be shown it, not stopped by it.
+            # A command that reports mistakes must not be stopped by one.
             options["skip_checks"] = True
         return super().execute(*args, **options)
 
