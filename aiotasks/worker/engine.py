@@ -32,7 +32,8 @@ from .claiming.rotation import QueueRotation
 from .events import Events, LeaseLoss
 from .execution import Execution
 from .handover import hand_over
-from .lease.heartbeat import Heartbeat, Lease, Registration
+from .lease.heartbeat import Heartbeat, Registration
+from .lease.lease import Lease
 from .maintenance.canceller import Canceller
 from .maintenance.periodic import periodically
 from .maintenance.promoter import LONGEST_WAIT, Promoter

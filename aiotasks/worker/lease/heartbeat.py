@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,19 +23,11 @@ from ...db.errors import Code, is_away, sqlstate, waited_too_long
 from ...db.outage import Outage
 from ...store.loop import resources
 from ...store.store import Store
+from .lease import Lease, boottime
 
-__all__ = ["Heartbeat", "Lease", "Registration"]
+__all__ = ["Heartbeat", "Registration"]
 
 logger = logging.getLogger("aiotasks.worker")
-
-# Five more renewals may fail before the lease is lost.
-RENEWALS_PER_LEASE = 6
-
-
-def _boottime() -> float:
-    """Seconds by a clock that goes on while the machine is suspended, as leases do."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
@@ -47,39 +38,6 @@ class Registration:
     concurrency: int
     threads: int
     version: str
-
-
-class Lease:
-    """What the loop and the heartbeat's thread share: plain attributes, each written by one side.
-
-    ``deadline`` is counted from *before* a renewal was sent, so it ends before the database's own
-    does. ``steady_since`` is when renewals began to succeed without a failure in between.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
-        self.interval = timeout / RENEWALS_PER_LEASE
-        self.worker_id: UUID | None = None  # None: no lease at the moment
-        self.deadline = 0.0
-        self.steady_since: float | None = None
-
-    def remaining(self) -> float:
-        """Seconds for which the worker may take its tasks for its own."""
-        return self.deadline - _boottime()
-
-    def should_remain(self) -> float:
-        """Seconds that the lease has to run by the database's clock, unless that has stepped forward by more
-        than two intervals. (A smaller step ends no lease that is renewed in time.)"""
-        return max(0.0, self.remaining() - 2 * self.interval)
-
-    def may_rescue(self) -> bool:
-        """Whether others' silence can be trusted to be theirs.
-
-        After an outage of the database every lease has expired, and whoever came back first
-        would "rescue" everybody's healthy tasks; two intervals give the others time to renew.
-        """
-        since = self.steady_since
-        return since is not None and _boottime() - since >= 2 * self.interval
 
 
 class Heartbeat:
@@ -204,7 +162,7 @@ class Heartbeat:
                 if (error := last_words.exception()) is not None:
                     logger.error("tasks in threads could not be settled", exc_info=error)
                 return
-            started = _boottime()
+            started = boottime()
             pause = self._lease.interval
             try:
                 if not self._suspended:
@@ -243,7 +201,7 @@ class Heartbeat:
                 if lease.worker_id == worker_id:
                     lease.deadline = started + lease.timeout
                     if lease.steady_since is None:
-                        lease.steady_since = _boottime()
+                        lease.steady_since = boottime()
                         self._on_worker_loop(self._changed)
                 return
             lease.worker_id = None
@@ -269,7 +227,7 @@ class Heartbeat:
         self._outage.ended()
         lease.deadline = started + lease.timeout
         lease.worker_id = worker_id
-        lease.steady_since = _boottime()
+        lease.steady_since = boottime()
         self._on_worker_loop(self._changed)
 
     async def _is_locked_out(self, store: Store, error: utils.Error) -> bool:
@@ -279,7 +237,7 @@ class Heartbeat:
         """
         if not waited_too_long(error):
             return False
-        asked = _boottime()
+        asked = boottime()
         try:
             locked = await store.are_leases_locked(timeout=max(0.25, self._lease.interval / 2))
         except utils.Error:
