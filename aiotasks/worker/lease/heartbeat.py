@@ -97,7 +97,7 @@ class Heartbeat:
 
     def renounce(self) -> None:
         """The lease is over for the loop: register under a new id as soon as it goes."""
-        self._lease.worker_id = None
+        self._lease.end()
         self._poke()
 
     def stop(self, last_words: Callable[[Store], Awaitable[None]] | None = None) -> "asyncio.Future[None]":
@@ -193,19 +193,16 @@ class Heartbeat:
                 logger.warning(
                     "The lease had expired, or ends too soon, by the database's clock worker_id=%s", worker_id
                 )
-                lease.steady_since = None
+                lease.unsteady()
                 renewed = await store.renew_lease(
                     worker_id, lease.timeout, listening, even_expired=True, timeout=timeout
                 )
             if renewed:
-                if lease.worker_id == worker_id:
-                    lease.deadline = started + lease.timeout
-                    if lease.steady_since is None:
-                        lease.steady_since = boottime()
-                        self._on_worker_loop(self._changed)
+                if lease.renewed(worker_id, started):
+                    self._on_worker_loop(self._changed)
                 return
-            lease.worker_id = None
-            self._on_worker_loop(partial(self._lost, worker_id))
+            if lease.end(worker_id) is not None:
+                self._on_worker_loop(partial(self._lost, worker_id))
         if may_register:
             await self._register(store, started, timeout)
 
@@ -225,9 +222,7 @@ class Heartbeat:
             timeout=timeout,
         )
         self._outage.ended()
-        lease.deadline = started + lease.timeout
-        lease.worker_id = worker_id
-        lease.steady_since = boottime()
+        lease.registered(worker_id, started)
         self._on_worker_loop(self._changed)
 
     async def _is_locked_out(self, store: Store, error: utils.Error) -> bool:
@@ -247,13 +242,13 @@ class Heartbeat:
                 logger.warning(
                     "Somebody has locked the table of workers: no lease can be renewed until that is over"
                 )
-            self._lease.deadline = max(self._lease.deadline, asked + 2 * self._lease.interval)
+            self._lease.extend(asked + 2 * self._lease.interval)
         self._locked = locked
         return locked
 
     def _failed(self, error: utils.Error, started: float) -> None:
         lease = self._lease
-        lease.steady_since = None
+        lease.unsteady()
         self._on_worker_loop(self._failed_once)
         if sqlstate(error) == Code.TOO_MANY_CONNECTIONS:
             self._on_worker_loop(self._crowded)
@@ -261,4 +256,4 @@ class Heartbeat:
             # Nobody can take our tasks while nobody can write, and nobody will until two
             # intervals after it is back (may_rescue). Silence is another matter: behind a dead
             # line the server may be well, and our lease running out.
-            lease.deadline = max(lease.deadline, started + 2 * lease.interval)
+            lease.extend(started + 2 * lease.interval)
