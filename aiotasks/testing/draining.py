@@ -11,7 +11,7 @@ from contextlib import nullcontext, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import anyio
 from asgiref.sync import async_to_sync, sync_to_async
@@ -23,22 +23,20 @@ from ..compat import mark_as_testcases
 from ..conf import Options
 from ..db.drivers import DjangoDriver, Driver, Row
 from ..db.statement import Statement
-from ..rows import Job, Lane
+from ..rows import Job
 from ..store.blocks import belongs_to_django
 from ..store.loop import resources
 from ..store.store import Store
 from ..store.transaction import current_transaction
+from ..store.wakeups import Wakeup
 from ..sync import drive
 from ..worker.build import Builder
-from ..worker.claiming.loop import Claimer
-from ..worker.claiming.overclaim import OverclaimPolicy
-from ..worker.claiming.prefetch import PrefetchBuffer
-from ..worker.claiming.quarantine import Quarantine
-from ..worker.claiming.rotation import QueueRotation
 from ..worker.events import EventLog
 from ..worker.execution import Execution
+from ..worker.lease.lease import Lease, boottime
 from ..worker.maintenance.promoter import Promoter
-from ..worker.outcomes import Released
+from ..worker.ownership import Ownership
+from ..worker.slots import Slots
 from ..worker.startup import backend_of
 from .calls import Count, here_or_awaited
 
@@ -94,37 +92,30 @@ class _Drain:
         self._claimed: deque[Job] = deque()
         self._execution: Execution | None = None  # the task's that has just ended
         self._ended = asyncio.Event()
-        self._worker_id = uuid4()
+        self._lease = Lease(LEASE_TIMEOUT)
+        self._slots = Slots(loop=1, threads=1)  # for the tasks that are claimed and haven't begun
         builder = Builder(backend=alias, sender=type(backend), options=backend.config, observer=EventLog())
-        self._runner = builder.runner(threads=thread, make_context=_TestContext, done=self._done)
+        self._runner = builder.runner(
+            slots=Slots(loop=1, threads=1), threads=thread, make_context=_TestContext, done=self._done
+        )
         # Receivers of task_finished have savepoints, as tasks do.
         self._finisher = builder.finisher(
             store,
             make_context=_TestContext,
             wrap=lambda sending: _in_savepoints(thread, sending),
         )
-        self._claimer = Claimer(
+        self._ownership = Ownership(self._runner, self._finisher)
+        self._claimer = builder.claimer(
             store,
-            QueueRotation(store, backend=alias, queues=[]),
-            backend=alias,
-            poll_interval=backend.config.poll_interval,
-            worker_id=lambda: self._worker_id,
-            free=lambda: self._free("loop"),
-            threads=PrefetchBuffer(
-                1, free=lambda: self._free("thread"), start=self._start_later, drop=self._give_back
-            ),
-            overclaim=OverclaimPolicy(free=lambda: 0, ahead=lambda: 0, allowed=False),
-            quarantine=Quarantine(busy=lambda: False),
-            may_claim=lambda: True,
-            start=self._start_later,
-            drop=self._give_back,
+            queues=[],
+            lease=self._lease,
+            slots=self._slots,
+            runner=self,
+            finisher=self._finisher,
+            ownership=self._ownership,
+            beyond_slots=False,
         )
-        self._scheduler = Promoter(
-            store,
-            backend=alias,
-            wake=lambda wakeups: self._claimer.wake(),
-            look_back=self._claimer.look_back,
-        )
+        self._promoter = Promoter(store, backend=alias, waker=self)
 
     @classmethod
     async def run_all(cls, alias: str, timeout: float | None) -> int:
@@ -146,12 +137,14 @@ class _Drain:
         return drain.ran
 
     async def _run(self) -> None:
+        worker_id = uuid4()
         await self._store.register_worker(
-            self._worker_id, self._backend, "", 0, [], 1, 1, __version__, LEASE_TIMEOUT
+            worker_id, self._backend, "", 0, [], 1, 1, __version__, LEASE_TIMEOUT
         )
+        self._lease.registered(worker_id, boottime())
         try:
             while True:
-                await self._scheduler.run_once()
+                await self._promoter.run_once()
                 self._claimer.wake()
                 if not await self._claim():
                     break
@@ -160,9 +153,9 @@ class _Drain:
                 self.waits_for = "the database"
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await self._give_all_back()
+                await self._give_all_back(worker_id)
             raise
-        await self._store.remove_worker(self._worker_id)
+        await self._store.remove_worker(worker_id)
 
     async def _claim(self) -> int:
         """Where this is cancelled meanwhile, what is claimed is known nevertheless, and is given back."""
@@ -174,19 +167,19 @@ class _Drain:
                 await claiming
             raise
 
-    async def _give_all_back(self) -> None:
+    async def _give_all_back(self, worker_id: UUID) -> None:
         while self._claimed:
-            self._give_back(self._claimed.popleft())
+            self._ownership.give_back(self._next_claimed())
         await self._finisher.wait_idle(CLEAN_UP_TIMEOUT)
         with anyio.move_on_after(CLEAN_UP_TIMEOUT):
             await self._finisher.announcer.all_announced()  # its savepoints must not outlive the drain
         with anyio.move_on_after(CLEAN_UP_TIMEOUT), suppress(utils.Error):  # an error is on its way already
-            await self._store.remove_worker(self._worker_id)
+            await self._store.remove_worker(worker_id)
 
     async def _run_next(self) -> None:
         job = self._claimed[0]
         savepoints = await self._thread.enter_savepoints()
-        self._claimed.popleft()
+        self._next_claimed()
         close = partial(savepoints.close, f"The task {job.task_path}")
         self.waits_for = f"the task {job.task_path} (id {job.id})"
         self._ended.clear()
@@ -225,21 +218,33 @@ class _Drain:
             await self._thread.run(close)
             await self._finish()
 
-    def _free(self, lane: Lane) -> int:
-        return 1 - sum(job.lane == lane for job in self._claimed)
+    # --- For the claimer and the promoter
 
-    def _start_later(self, job: Job) -> bool:
+    @property
+    def running(self) -> set[Execution]:
+        """Nothing runs while the drain claims."""
+        return set()
+
+    def start(self, job: Job) -> bool:
+        """Keep ``job`` until it is its turn."""
         self._claimed.append(job)
+        self._slots.take(job.lane)
         return False
+
+    def wake(self, wakeups: Sequence[Wakeup], *, since: float | None = None) -> None:
+        """Have the next claim find promoted tasks."""
+        if since is not None:
+            self._claimer.look_back(since)
+        self._claimer.wake()
+
+    def _next_claimed(self) -> Job:
+        job = self._claimed.popleft()
+        self._slots.release(job.lane)
+        return job
 
     def _done(self, execution: Execution) -> None:
         self._execution = execution
         self._ended.set()
-
-    def _give_back(self, job: Job) -> None:
-        execution = Execution(job)
-        execution.outcome = Released()
-        self._finisher.finish(execution)
 
 
 def _stack_of(execution: Execution, thread_id: int) -> str:

@@ -9,9 +9,17 @@ from ..conf import Options
 from ..rows import Job
 from ..store.store import Store
 from ..store.wakeups import Wakeup
+from .claiming.budget import AtMost, Backpressure, Budget, FreeSlots
+from .claiming.loop import Claimer
+from .claiming.overclaim import OverclaimPolicy
+from .claiming.prefetch import Prefetch, PrefetchBuffer
+from .claiming.quarantine import Quarantine
+from .claiming.rotation import QueueRotation
 from .events import NULL, Observer
 from .execution import Execution, RunContext
+from .protocols import Finishes, GivesBack, HasSlots, Leases, Starts
 from .running.runner import Runner, Threads
+from .slots import Slots
 from .writing.announcer import Announcer
 from .writing.finisher import Finisher
 
@@ -34,6 +42,7 @@ class Builder:
     def runner(
         self,
         *,
+        slots: HasSlots,
         threads: Threads,
         make_context: Callable[[], RunContext],
         done: Callable[[Execution], None],
@@ -43,11 +52,54 @@ class Builder:
         return Runner(
             sender=self.sender,
             options=self.options,
+            slots=slots,
             threads=threads,
             make_context=make_context,
             done=done,
             closing=closing,
             importer=importer,
+            observer=self.observer,
+        )
+
+    def claimer(
+        self,
+        store: Store,
+        *,
+        queues: Sequence[str],
+        lease: Leases,
+        slots: Slots,
+        runner: Starts,
+        finisher: Finishes,
+        ownership: GivesBack,
+        beyond_slots: bool,
+    ) -> Claimer:
+        """Make a Claimer with its budget.
+
+        queues: their names, sorted; empty for any. beyond_slots: whether it may claim more tasks than there
+        are free slots, where tasks are short.
+        """
+        prefetch = PrefetchBuffer(slots.threads, slots=slots, lease=lease, runner=runner, ownership=ownership)
+        free_slots = FreeSlots(slots, prefetch)
+        overclaim = OverclaimPolicy(slots, allowed=beyond_slots)
+        return Claimer(
+            store,
+            QueueRotation(store, backend=self.backend, queues=queues),
+            backend=self.backend,
+            poll_interval=self.options.poll_interval,
+            lease=lease,
+            slots=free_slots,
+            budget=Budget(
+                Backpressure(finisher, slots=slots.total),
+                free_slots,
+                overclaim,
+                Prefetch(prefetch, slots, allowed=beyond_slots),
+                AtMost(),
+            ),
+            overclaim=overclaim,
+            prefetch=prefetch,
+            quarantine=Quarantine(runner),
+            runner=runner,
+            ownership=ownership,
             observer=self.observer,
         )
 

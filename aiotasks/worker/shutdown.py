@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import anyio
 
 from .. import logs
-from ..store.store import Store
-from .execution import Execution, Reason
+from .execution import Execution
+from .handover import Handover
+from .ownership import Ownership
+from .protocols import Beats, Claims, Finishes, Runs
 
 __all__ = ["Shutdown"]
 
@@ -24,44 +25,11 @@ FLUSH_TIMEOUT = 0.7
 GOODBYE_TIMEOUT = 0.3
 
 
-class Claims(Protocol):
-    async def stop(self) -> None: ...
-    def abort(self) -> None: ...
-
-
-class Runs(Protocol):
-    running: set[Execution]
-
-    def cancel(self, execution: Execution, reason: Reason) -> bool: ...
-
-    def abandon(self, execution: Execution) -> None: ...
-
-
-class Announces(Protocol):
-    pending: set[asyncio.Task[None]]
-
-    async def all_announced(self) -> None: ...
-
-
-class Finishes(Protocol):
-    @property
-    def announcer(self) -> Announces: ...
-
-    async def wait_idle(self, timeout: float) -> bool: ...
-
-
-class Beats(Protocol):
-    def stop(
-        self, last_words: Callable[[Store], Awaitable[None]] | None = None
-    ) -> "asyncio.Future[None]": ...
-
-
 class Shutdown:
     """Stop claiming, wait with the heartbeat on, cancel, write, give back.
 
-    ``give_back`` makes executions READY again that won't end in time, within so many seconds.
-    ``settle_late`` is run on the heartbeat's loop, lease and all, for those in threads that this process
-    keeps.
+    ``ownership`` makes the tasks READY again that don't end in time. ``handover`` settles those in threads
+    that the process keeps, on the heartbeat's loop, which renews the lease until then.
     """
 
     def __init__(
@@ -70,9 +38,9 @@ class Shutdown:
         runner: Runs,
         finisher: Finishes,
         heartbeat: Beats,
+        ownership: Ownership,
+        handover: Handover,
         *,
-        give_back: Callable[[Sequence[Execution], float], Awaitable[None]],
-        settle_late: Callable[[Store, Sequence[Execution]], Awaitable[None]],
         changed: asyncio.Event,
         hurried: asyncio.Event,
     ) -> None:
@@ -80,8 +48,8 @@ class Shutdown:
         self._runner = runner
         self._finisher = finisher
         self._heartbeat = heartbeat
-        self._give_back = give_back
-        self._settle_late = settle_late
+        self._ownership = ownership
+        self._handover = handover
         self._changed = changed
         self._hurried = hurried
         self.goodbye_by = 0.0  # by the loop's clock: when the last statements must be through
@@ -177,10 +145,12 @@ class Shutdown:
         """Give back what is stuck; whether some of it is kept, with the lease."""
         kept = [execution for execution in stuck if keep_threads and execution.in_thread]
         if given_back := [execution for execution in stuck if execution not in kept]:
-            await self._give_back(given_back, self.goodbye_by - asyncio.get_running_loop().time())
+            await self._ownership.give_back_running(
+                given_back, self.goodbye_by - asyncio.get_running_loop().time()
+            )
         if kept:
             # A thread can't be stopped, and its task must not run twice while it goes on.
-            self._heartbeat.stop(lambda store: self._settle_late(store, kept))
+            self._heartbeat.stop(lambda store: self._handover.settle_late(store, kept))
         else:
             with anyio.CancelScope(deadline=self.goodbye_by):  # a dead line may hold it up; it's a daemon
                 await self._heartbeat.stop()

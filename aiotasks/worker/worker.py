@@ -174,7 +174,7 @@ class Worker:
         while not self._main_task.done():
             try:
                 # Without a lease nothing can have been claimed, whatever the table shows of its rows.
-                idle = self.engine.registered_once.is_set() and self.engine.is_idle()
+                idle = self.engine.keeper.registered_once.is_set() and self.engine.ownership.is_idle()
                 if idle and not await store.has_unfinished_jobs(self.backend, self.queues or None, lanes):
                     return
                 failures = 0
@@ -220,7 +220,7 @@ class Worker:
             queues=self.queues,
             concurrency=self.concurrency,
             room=room,
-            failed=self._tried.set,  # embedded, the site starts anyway
+            tried=self._tried,
             own_process=self.own_process,
             events=self.events,
         )
@@ -229,7 +229,6 @@ class Worker:
             await self.engine.run(
                 stopping=self._stopping,
                 hurried=self._hurried,
-                started=self._tried.set,
                 grace=self.grace,
                 keep_threads=not self.own_process,
             )

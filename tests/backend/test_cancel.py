@@ -156,7 +156,7 @@ async def test_what_is_given_back_unrun_is_failed_where_it_was_cancelled(databas
             thread=LaneRequest([], [], 0),
         )
         assert await result.acancel()
-        running.engine._drop(job)
+        running.engine.ownership.give_back(job)
         await finished(result)
     assert [error.exception_class_path for error in result.errors] == ["aiotasks.exceptions.TaskCancelled"]
 

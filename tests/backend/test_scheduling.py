@@ -60,7 +60,7 @@ async def test_what_became_due_while_no_worker_ran_starts_in_its_order(
 ) -> None:
     """Across the batches of a promotion, and those due 10 ms apart."""
     monkeypatch.setattr("aiotasks.worker.claiming.prefetch.PATIENCE", 60.0)  # as above
-    monkeypatch.setattr("aiotasks.worker.maintenance.promoter.BATCH", 7)
+    monkeypatch.setattr("aiotasks.worker.maintenance.promoter.PROMOTE_LIMIT", 7)
     first = timezone.now() + timedelta(hours=1)
     for n in reversed(range(20)):
         await note.using(run_after=first + timedelta(milliseconds=10 * n)).aenqueue(n)

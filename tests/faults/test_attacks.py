@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -163,7 +164,7 @@ async def test_a_claim_is_held_until_its_jobs_are_started(
 
         async def look(worker_id: Any, claim_id: Any, *args: Any, **kwargs: Any) -> Any:
             jobs = await claim_jobs(worker_id, claim_id, *args, **kwargs)
-            held.append(claim_id in worker.engine._held())
+            held.append(claim_id in worker.engine.ownership.held_claims())
             return jobs
 
         monkeypatch.setattr(worker.engine.resources.store, "claim_jobs", look)
@@ -209,7 +210,7 @@ async def test_a_part_that_fails_cancels_no_claim(
             jobs = await claim_jobs(*args, **kwargs)
             if jobs:
                 claimed.set()
-                await until(lambda: worker.engine.claimer._stopping.is_set())
+                await until(lambda: worker.engine.claimer.is_stopping)
             return jobs
 
         monkeypatch.setattr(store, "claim_jobs", answer_late)
@@ -224,7 +225,9 @@ async def test_a_part_that_fails_cancels_no_claim(
 
 async def test_a_wake_up_during_a_look_at_the_schedule_counts(database: str) -> None:
     store = resources(default_task_backend.config).store
-    scheduler = Promoter(store, backend="default", wake=lambda wakeups: None, look_back=lambda since: None)
+    scheduler = Promoter(
+        store, backend="default", waker=SimpleNamespace(wake=lambda wakeups, since=None: None)
+    )
     scheduler._waiting_for = time.time() + 10
     looking = asyncio.ensure_future(scheduler.run_once())
     await asyncio.sleep(0)
@@ -306,7 +309,9 @@ async def test_a_due_task_that_is_locked_is_no_reason_to_spin(configure: Configu
     result = await tasks.add.using(run_after=timezone.now() + timedelta(days=1)).aenqueue(1, 2)
     ledger.rows("UPDATE aiotasks_task SET run_after = now() - interval '1 s' RETURNING id")
     store = resources(default_task_backend.config).store
-    scheduler = Promoter(store, backend="default", wake=lambda wakeups: None, look_back=lambda since: None)
+    scheduler = Promoter(
+        store, backend="default", waker=SimpleNamespace(wake=lambda wakeups, since=None: None)
+    )
     with ledger.connection.transaction():
         ledger.connection.execute("SELECT FROM aiotasks_task FOR UPDATE")
         assert await scheduler.run_once() == 0.2

@@ -178,7 +178,7 @@ async def test_a_worker_whose_results_can_not_be_written_claims_no_more(
         monkeypatch.setattr(Store, "finish_jobs", finish)
         await default_task_backend.aenqueue_many(tasks.note, [(("x" * 2000,), {})] * 40)
         await until(lambda: worker.engine.finisher.crowded)
-        assert not worker.engine._may_claim()
+        assert not worker.engine.claimer.budget.is_open()
         away = False
         await until(lambda: ledger.statuses() == {"SUCCESSFUL": 40})
     tasks.seen.clear()

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -60,32 +62,36 @@ async def claim(options: Options, worker_id: UUID, limit: int = 100) -> list[Job
     )
 
 
-def make_rescuer(options: Options, **changes: Any) -> Rescuer:
-    told: list[Any] = []
-
-    def announce(job: Job, error: WorkerLost) -> None:
-        told.append(job)
-
+def make_rescuer(
+    options: Options,
+    worker_id: UUID,
+    *,
+    may_rescue: bool = True,
+    held: Sequence[UUID | None] = (),
+    wake: Callable[[Any], None] = lambda wakeups: None,
+) -> Rescuer:
+    lease: Any = SimpleNamespace(
+        worker_id=worker_id, may_rescue=lambda: may_rescue, should_remain=lambda: 0.0
+    )
+    ownership: Any = SimpleNamespace(held_claims=lambda: set(held))
+    waker: Any = SimpleNamespace(wake_after_rescue=wake)
+    lost_tasks: Any = SimpleNamespace(announce=lambda job, error: None)
     return Rescuer(
         resources(options).store,
-        **{
-            "backend": "default",
-            "options": options,
-            "worker_id": lambda: None,
-            "may_rescue": lambda: True,
-            "remaining": lambda: 0.0,
-            "held": list,
-            "wake": told.extend,
-            "announce": announce,
-            **changes,
-        },
+        backend="default",
+        options=options,
+        lease=lease,
+        ownership=ownership,
+        waker=waker,
+        lost_tasks=lost_tasks,
+        observer=EventLog(),
     )
 
 
 async def sweep(options: Options, **changes: Any) -> Rescued:
     """One sweep by a worker that is there for this alone."""
     worker_id = await register(options)
-    rescued = await make_rescuer(options, worker_id=lambda: worker_id, **changes).run_once()
+    rescued = await make_rescuer(options, worker_id, **changes).run_once()
     await resources(options).store.remove_worker(worker_id)
     return rescued
 
@@ -263,10 +269,10 @@ async def test_a_claim_without_a_reply_is_given_back(backend: PostgresBackend) -
     woken: list[Any] = []
     rescuer = make_rescuer(
         options,
-        worker_id=lambda: worker,
-        held=lambda: [held.claim_id],
+        worker,
+        held=[held.claim_id],
         wake=woken.extend,
-        may_rescue=lambda: False,
+        may_rescue=False,
     )
 
     async def released() -> bool:
@@ -285,7 +291,7 @@ async def test_a_fresh_claim_is_not_taken_for_a_lost_one(backend: PostgresBacken
     await tasks.add.aenqueue(1, 2)
     worker = await register(backend.config)
     await claim(backend.config, worker)
-    rescuer = make_rescuer(backend.config, worker_id=lambda: worker)
+    rescuer = make_rescuer(backend.config, worker)
     assert await rescuer.run_once() == Rescued()
 
 
@@ -351,7 +357,7 @@ async def test_nobody_rescues_before_its_own_renewals_are_steady(
     await tasks.add.aenqueue(1, 2)
     await claim(backend.config, await register(backend.config))
     await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s'")
-    assert await sweep(backend.config, may_rescue=lambda: False) == Rescued()
+    assert await sweep(backend.config, may_rescue=False) == Rescued()
     assert await conn.fetchval("SELECT status FROM aiotasks_task") == "RUNNING"
 
 
@@ -454,7 +460,7 @@ async def test_a_lease_that_can_not_be_renewed_is_given_up(
         hang = True
         await until(lambda: worker.engine.lease.worker_id is None)
         await until(lambda: not worker.engine.runner.running)
-        assert "reason=expired" in caplog.text
+        await until(lambda: "reason=expired" in caplog.text)
         await tasks.note.aenqueue("without a lease")
         for _ in range(5):
             assert await worker.engine.claimer.run_once() == 0
@@ -537,7 +543,7 @@ async def test_a_claim_never_exceeds_the_free_slots(
         claim_jobs = store.claim_jobs
 
         async def watch(*args: Any, **kwargs: Any) -> Any:
-            running = {lane: worker.engine.runner.count(lane) for lane in ("loop", "thread")}
+            running = {lane: worker.engine.slots.taken(lane) for lane in ("loop", "thread")}
             jobs = await claim_jobs(*args, **kwargs)
             claimed.append(max(sum(job.lane == lane for job in jobs) + running[lane] for lane in running))
             assert sum(job.lane == "loop" for job in jobs) <= 7 - running["loop"]

@@ -17,9 +17,11 @@ class Threads:
     def __init__(self) -> None:
         self.running: list[Any] = []
         self.dropped: list[Any] = []
-        self.prefetch = PrefetchBuffer(
-            10, free=lambda: 10 - len(self.running), start=self.running.append, drop=self.dropped.append
-        )
+        slots: Any = SimpleNamespace(free=lambda lane: 10 - len(self.running))
+        lease: Any = SimpleNamespace(owns=lambda job: True)
+        runner: Any = SimpleNamespace(start=self.running.append)
+        ownership: Any = SimpleNamespace(give_back=self.dropped.append)
+        self.prefetch = PrefetchBuffer(10, slots=slots, lease=lease, runner=runner, ownership=ownership)
 
     def add(self, *names: str) -> None:
         for name in names:

@@ -10,8 +10,12 @@ def job(lane: str = "loop") -> Any:
     return SimpleNamespace(lane=lane)
 
 
+def runner(*jobs: Any) -> Any:
+    return SimpleNamespace(running=list(jobs))
+
+
 def test_nothing_is_claimed_beside_one_until_it_has_ended() -> None:
-    quarantine = Quarantine(busy=lambda: True)
+    quarantine = Quarantine(runner(job()))
     quarantine.suspect(100.0)
     assert quarantine.quiet_until(100.0) is None
     first = job()
@@ -25,27 +29,27 @@ def test_nothing_is_claimed_beside_one_until_it_has_ended() -> None:
 
 
 def test_a_long_one_keeps_the_others_for_a_while_only() -> None:
-    quarantine = Quarantine(busy=lambda: False)
+    quarantine = Quarantine(runner())
     assert quarantine.admit(job(), 100.0)
     assert quarantine.quiet_until(100.0 + APART_TIME - 0.1) is not None
     assert quarantine.quiet_until(100.0 + APART_TIME) is None
 
 
 def test_what_runs_may_end_first_but_not_for_ever() -> None:
-    running = [job()]
-    quarantine = Quarantine(busy=lambda: bool(running))
+    busy = runner(job())
+    quarantine = Quarantine(busy)
     given_back = job()
     assert not quarantine.admit(given_back, 100.0)
     assert quarantine.quiet_until(100.0) == 100.0 + APART_TIME
     assert quarantine.quiet_until(100.0 + APART_TIME) is None
     assert quarantine.admit(given_back, 100.0 + APART_TIME)  # what still runs is long, and no culprit
-    running.clear()
+    busy.running.clear()
     assert quarantine.admit(job(), 200.0)
 
 
 def test_the_one_that_was_given_back_is_awaited_in_its_lane() -> None:
     """A look at the other lane, or one that comes before it is back, doesn't make it wait anew."""
-    quarantine = Quarantine(busy=lambda: True)
+    quarantine = Quarantine(runner(job()))
     quarantine.suspect(100.0)
     assert not quarantine.admit(job("thread"), 100.0)
     quarantine.asks("loop")
@@ -63,7 +67,7 @@ def test_the_one_that_was_given_back_is_awaited_in_its_lane() -> None:
 
 
 def test_the_others_have_their_turn_after_each() -> None:
-    quarantine = Quarantine(busy=lambda: False)
+    quarantine = Quarantine(runner())
     assert quarantine.take_turn()
     assert quarantine.admit(job(), 100.0)
     assert not quarantine.take_turn()
@@ -71,7 +75,7 @@ def test_the_others_have_their_turn_after_each() -> None:
 
 
 def test_a_look_at_times_finds_what_nobody_told_of() -> None:
-    quarantine = Quarantine(busy=lambda: False)
+    quarantine = Quarantine(runner())
     quarantine.look(100.0)
     assert quarantine.lanes() == ["loop", "thread"]
     quarantine.asks("loop")

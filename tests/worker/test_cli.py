@@ -45,7 +45,10 @@ def test_it_says_what_it_serves_and_serves_it(start: Start, ledger: Ledger, comm
     assert "threads: 3 sync tasks at a time\n" in log
     assert "wake-ups: LISTEN, polling within 2.5 s\n" in log
     assert "lease: 12 s, renewed every 2 s\n" in log
-    assert "connections: at most 11 (pool 4, listener 1, heartbeat 1, ORM threads 2, sync threads 3)\n" in log
+    assert (
+        "connections: at most 11 (pool 4, listener 1, heartbeat 1, ORM threads 2, sync threads 3), one more "
+        "while a renewal hangs\n"
+    ) in log
     (worker,) = ledger.rows("SELECT * FROM aiotasks_worker")
     assert (worker.pid, worker.concurrency, worker.threads) == (process.pid, 7, 3)
     assert worker.queues == ["default", "mails"]

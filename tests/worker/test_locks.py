@@ -46,7 +46,7 @@ async def test_a_lock_on_the_leases_ends_nothing_that_runs(
     assert tasks.seen == ["held"]
     (row,) = await conn.fetch("SELECT status, cardinality(worker_ids) FROM aiotasks_task")
     assert tuple(row) == ("SUCCESSFUL", 1)
-    assert caplog.text.count("Somebody has locked the table of workers") == 1
+    assert caplog.text.count("The table of workers is locked") == 1
 
 
 async def test_missing_tables_are_logged_once(

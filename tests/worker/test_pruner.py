@@ -56,7 +56,7 @@ async def test_a_worker_prunes(
     finish(ledger, 1, hours=1000, status="FAILED")
     async with aiotasks.Worker():
         await until(lambda: ledger.statuses() == {"SUCCESSFUL": 2, "FAILED": 1})
-        await until(lambda: "finished tasks were pruned backend='default' count=3" in caplog.text)
+        await until(lambda: "Pruned finished tasks backend='default' count=3" in caplog.text)
         result = await tasks.add.aenqueue(1, 2)
         await until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
         ledger.connection.execute("UPDATE aiotasks_task SET finished_at = now() - interval '1 day'")
@@ -102,7 +102,7 @@ def pruner_of(**values: Any) -> Pruner:
 async def test_it_goes_in_small_batches_with_pauses(
     configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruner, "BATCH", 10)
+    monkeypatch.setattr(pruner, "PRUNE_LIMIT", 10)
     finish(ledger, 25, hours=2)
     finish(ledger, 5, hours=2, status="FAILED")
     batches: list[int] = []

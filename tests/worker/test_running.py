@@ -78,18 +78,20 @@ async def test_slots_are_a_limit_after_no_ops_too(
     places = "SELECT id, ready_at FROM aiotasks_task WHERE status = 'READY'"
     before = set(await conn.fetch(places))
     async with aiotasks.Worker(concurrency=5, threads=1) as worker, asyncio.timeout(TIMEOUT):
-        claimer, runner = worker.engine.claimer, worker.engine.runner
-        start, drop = claimer._start, claimer._drop
+        runner = worker.engine.runner
+        start, give_back = runner.start, worker.engine.ownership.give_back
         counts: list[int] = []
         dropped: list[Any] = []
 
         def watched(job: Any) -> bool:
             at_once = start(job)
-            counts.append(runner.count("loop"))
+            counts.append(worker.engine.slots.taken("loop"))
             return at_once
 
-        monkeypatch.setattr(claimer, "_start", watched)
-        monkeypatch.setattr(claimer, "_drop", lambda job: (dropped.append(job), drop(job)))
+        monkeypatch.setattr(runner, "start", watched)
+        monkeypatch.setattr(
+            worker.engine.ownership, "give_back", lambda job: (dropped.append(job), give_back(job))
+        )
 
         async def all_but_five() -> bool:
             rows = await conn.fetch("SELECT status, count(*) FROM aiotasks_task GROUP BY 1")
@@ -128,7 +130,7 @@ async def test_slots_are_a_limit_after_short_sync_tasks_too(
 
     async with aiotasks.Worker(concurrency=1, threads=3) as worker, asyncio.timeout(TIMEOUT):
         await worker.wait_until_empty()
-        backlog = worker.engine.prefetch
+        backlog = worker.engine.claimer.prefetch
         for _ in range(200):
             backlog.took(0.001)  # on a busy machine some weren't short
         await default_task_backend.aenqueue_many(tasks.wait_in_thread, [((str(n),), {}) for n in range(30)])
@@ -138,7 +140,7 @@ async def test_slots_are_a_limit_after_short_sync_tasks_too(
         else:
             await until(lambda: backlog.ahead() == 0)  # it has learnt from that
         await until(is_given_back)
-        assert worker.engine.runner.count("thread") == 3
+        assert worker.engine.slots.taken("thread") == 3
         unspent = await conn.fetch("SELECT worker_ids, ready_at FROM aiotasks_task WHERE status = 'READY'")
         assert {tuple(row["worker_ids"]) for row in unspent} == {()}
         (enqueued,) = await conn.fetch("SELECT DISTINCT ready_at FROM aiotasks_task WHERE status = 'RUNNING'")
@@ -164,7 +166,7 @@ async def test_what_waits_for_a_thread_is_not_started_under_a_lease_that_was_los
     async with aiotasks.Worker(concurrency=1, threads=3) as worker, asyncio.timeout(TIMEOUT):
         engine = worker.engine
         await until(lambda: len(tasks.seen) == 3)
-        assert engine.prefetch.claim_ids
+        assert engine.claimer.prefetch.claim_ids
         lost = engine.lease.worker_id
         engine.heartbeat.renounce()
         await until(lambda: engine.lease.worker_id not in (None, lost))
@@ -189,7 +191,7 @@ async def test_one_import_for_all_that_wait_for_it(database: str, monkeypatch: p
     monkeypatch.setattr("aiotasks.registry._resolved", {})
     monkeypatch.setattr(runner_module, "resolve", slow)
     async with aiotasks.Worker(concurrency=10, threads=1) as worker:
-        await until(lambda: worker.engine.runner.count("loop") == 10)
+        await until(lambda: worker.engine.slots.taken("loop") == 10)
         assert tasks.seen == []
         tasks.released.set()
         await worker.wait_until_empty()
@@ -211,11 +213,11 @@ async def test_who_is_cancelled_during_an_import_takes_nobody_with_it(
     monkeypatch.setattr("aiotasks.registry._resolved", {})
     monkeypatch.setattr(runner_module, "resolve", slow)
     async with aiotasks.Worker() as worker:
-        runner = worker.engine.runner
-        await until(lambda: runner.count("loop") == 3)
+        runner, slots = worker.engine.runner, worker.engine.slots
+        await until(lambda: slots.taken("loop") == 3)
         (first,) = (execution for execution in runner.running if str(execution.job.id) == results[0].id)
         runner.cancel(first, "cancelled")
-        await until(lambda: runner.count("loop") == 2)
+        await until(lambda: slots.taken("loop") == 2)
         tasks.released.set()
         await worker.wait_until_empty()
     assert [await outcome(result) for result in results] == [["aiotasks.exceptions.TaskCancelled"], "1", "2"]
@@ -228,7 +230,7 @@ async def test_a_backlog_of_sync_tasks_does_not_hold_up_coroutines(database: str
         results = await default_task_backend.aenqueue_many(tasks.note, [(("quick",), {})] * 20)
         await until(lambda: tasks.seen.count("quick") == 20)
         assert tasks.seen.count("slow") == 2
-        assert worker.engine.runner.count("thread") == 2
+        assert worker.engine.slots.taken("thread") == 2
         tasks.released.set()
         await until(lambda: tasks.seen.count("slow") == 50)
     assert len(results) == 20

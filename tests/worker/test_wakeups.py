@@ -4,7 +4,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,19 +17,20 @@ from django.db import utils
 from django.utils import timezone
 
 import aiotasks
+from aiotasks.backend import PostgresBackend
 from aiotasks.store import wakeups
 from aiotasks.store.loop import resources
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import Wakeup
+from aiotasks.worker.build import Builder
+from aiotasks.worker.claiming import budget as budget_module
 from aiotasks.worker.claiming import loop as claimer_module
 from aiotasks.worker.claiming import overclaim as surplus_module
 from aiotasks.worker.claiming import prefetch as prefetch_module
 from aiotasks.worker.claiming.loop import Claimer
-from aiotasks.worker.claiming.overclaim import OverclaimPolicy
-from aiotasks.worker.claiming.prefetch import PrefetchBuffer
-from aiotasks.worker.claiming.quarantine import Quarantine
-from aiotasks.worker.claiming.rotation import QueueRotation
+from aiotasks.worker.lease.lease import Lease, boottime
 from aiotasks.worker.maintenance.promoter import Promoter
+from aiotasks.worker.slots import Slots
 from tests.site import default_task_backend
 from tests.store.rows import insert
 
@@ -85,7 +88,7 @@ async def test_far_future_rows_cost_nothing(
         tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 1000
     )
     async with aiotasks.Worker() as worker:
-        await until(lambda: worker.engine.promoter._waiting_for is not None)
+        await until(lambda: worker.engine.promoter.waiting_for is not None)
         asked: list[str] = []
         fetch = worker.engine.resources.driver.fetch
 
@@ -106,7 +109,7 @@ async def test_a_poll_is_one_claim(
     async with aiotasks.Worker() as worker:
         claimer = worker.engine.claimer
         # The look for tasks that are claimed apart is another, every ten seconds.
-        await until(lambda: claimer._quarantine._looked_at > 0 and not claimer._quarantine.lanes())
+        await until(lambda: claimer.quarantine.has_looked and not claimer.quarantine.lanes())
         claims = 0
         claim_jobs = worker.engine.resources.store.claim_jobs
 
@@ -131,7 +134,7 @@ async def test_a_wake_up_of_an_earlier_task_shortens_the_wait(configure: Configu
     tasks.seen.clear()
     async with aiotasks.Worker() as worker:
         await tasks.note.using(run_after=in_future(HOUR)).aenqueue("late")
-        await until(lambda: worker.engine.promoter._waiting_for is not None)
+        await until(lambda: worker.engine.promoter.waiting_for is not None)
         await tasks.note.using(run_after=in_future(0.3)).aenqueue("early")
         await until(lambda: tasks.seen == ["early"])
     assert ledger.statuses() == {"SUCCESSFUL": 1, "SCHEDULED": 1}
@@ -152,7 +155,13 @@ async def test_the_scheduler_promotes_and_says_when_to_look_again(
     woken: list[Any] = []
     places: list[float] = []
     store = resources(default_task_backend.config).store
-    scheduler = Promoter(store, backend="default", wake=woken.extend, look_back=places.append)
+
+    def wake(wakeups: Any, *, since: float | None = None) -> None:
+        woken.extend(wakeups)
+        places.extend([] if since is None else [since])
+
+    waker: Any = SimpleNamespace(wake=wake)
+    scheduler = Promoter(store, backend="default", waker=waker)
     assert await scheduler.run_once() == 60.0
     await default_task_backend.aenqueue_many(tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 3)
     assert await scheduler.run_once() == 60.0  # at most
@@ -181,17 +190,40 @@ async def test_the_scheduler_promotes_and_says_when_to_look_again(
 async def test_promotion_goes_in_batches(
     database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiotasks.worker.maintenance.promoter.BATCH", 10)
+    monkeypatch.setattr("aiotasks.worker.maintenance.promoter.PROMOTE_LIMIT", 10)
     await default_task_backend.aenqueue_many(tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 35)
     await conn.execute("UPDATE aiotasks_task SET run_after = now()")
     scheduler = Promoter(
         resources(default_task_backend.config).store,
         backend="default",
-        wake=lambda wakeups: None,
-        look_back=lambda since: None,
+        waker=SimpleNamespace(wake=lambda wakeups, since=None: None),
     )
     assert await scheduler.run_once() == 60.0
     assert await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE status = 'READY'") == 35
+
+
+class Doubles(Slots):
+    """Stand in for slots and runner. A job keeps its slot until the test takes it out of ``started``; if
+    ``at_once`` says so, for no time.
+    """
+
+    def __init__(self, slots: dict[str, int], started: list[Any], at_once: Callable[[Any], bool]) -> None:
+        super().__init__(loop=slots["loop"], threads=slots["thread"])
+        self.running: set[Any] = set()
+        self._slots = slots
+        self._started = started
+        self._at_once = at_once
+        self._kept: list[Any] = []
+
+    def start(self, job: Any) -> bool:
+        self._started.append(job)
+        if self._at_once(job):
+            return True
+        self._kept.append(job)
+        return False
+
+    def free(self, lane: str) -> int:
+        return self._slots[lane] - sum(job.lane == lane and job in self._started for job in self._kept)
 
 
 def make_claimer(
@@ -204,34 +236,29 @@ def make_claimer(
     drop: Callable[[Any], None] = lambda job: None,
 ) -> Claimer:
     """``at_once`` says which jobs are over when they have been started; the others keep their slot."""
-    running: list[Any] = []
-
-    def start(job: Any) -> bool:
-        started.append(job)
-        if at_once(job):
-            return True
-        running.append(job)
-        return False
-
-    def free(lane: str) -> int:
-        return slots[lane] - sum(job.lane == lane and job in started for job in running)
-
-    store = resources(default_task_backend.config).store
-    backlog = PrefetchBuffer(slots["thread"], free=lambda: free("thread"), start=start, drop=drop)
-    return Claimer(
-        store,
-        QueueRotation(store, backend="default", queues=queues),
-        backend="default",
-        poll_interval=HOUR,
-        worker_id=lambda: worker_id,
-        free=lambda: free("loop"),
-        threads=backlog,
-        overclaim=OverclaimPolicy(free=lambda: free("loop"), ahead=backlog.ahead, allowed=True),
-        quarantine=Quarantine(busy=lambda: False),
-        may_claim=lambda: True,
-        start=start,
-        drop=drop,
+    options = default_task_backend.config
+    doubles: Any = Doubles(slots, started, at_once)
+    finisher: Any = SimpleNamespace(pending=set(), crowded=False, announcer=SimpleNamespace(pending=set()))
+    ownership: Any = SimpleNamespace(give_back=drop)
+    lease = Lease(HOUR)
+    lease.registered(worker_id, boottime())
+    claimer = Builder(
+        backend="default", sender=PostgresBackend, options=replace(options, poll_interval=HOUR)
+    ).claimer(
+        resources(options).store,
+        queues=queues,
+        lease=lease,
+        slots=doubles,
+        runner=doubles,
+        finisher=finisher,
+        ownership=ownership,
+        beyond_slots=True,
     )
+    return claimer
+
+
+def store_of(claimer: Claimer) -> Store:
+    return resources(default_task_backend.config).store
 
 
 async def register() -> Any:
@@ -321,7 +348,7 @@ async def test_a_new_queue_heard_of_while_queues_are_listed_is_not_missed(
     """Any name is served, and the names there are, are known for seconds: a wake-up in between counts."""
     started: list[Any] = []
     claimer = make_claimer(started, {"loop": 9, "thread": 9}, [], await register())
-    list_queues = claimer._store.list_queues
+    list_queues = store_of(claimer).list_queues
 
     async def slow(*args: Any) -> Any:
         queues = await list_queues(*args)
@@ -329,7 +356,7 @@ async def test_a_new_queue_heard_of_while_queues_are_listed_is_not_missed(
         claimer.wake(Wakeup("default", "new"))
         return queues
 
-    monkeypatch.setattr(claimer._store, "list_queues", slow)
+    monkeypatch.setattr(store_of(claimer), "list_queues", slow)
     assert await claimer.run_once() == 0
     monkeypatch.undo()
     assert await claimer.run_once() == 1
@@ -343,14 +370,14 @@ async def test_what_becomes_visible_below_the_watermark_is_found_by_a_poll(
     tasks.seen.clear()
     marks: list[Any] = []
     async with aiotasks.Worker() as worker:
-        sources = worker.engine.claimer._rotation
-        learn = sources.learn
+        rotation = worker.engine.claimer.rotation
+        learn = rotation.learn
 
-        def watched(*args: Any) -> None:
-            learn(*args)
-            marks.extend(sources._watermarks)
+        def watched(lane: Any, *args: Any) -> None:
+            learn(lane, *args)
+            marks.extend(filter(None, [rotation.watermark(lane, "default")]))
 
-        monkeypatch.setattr(sources, "learn", watched)
+        monkeypatch.setattr(rotation, "learn", watched)
         await tasks.note.aenqueue("new")
         await until(lambda: tasks.seen == ["new"])
         await until(lambda: marks)
@@ -374,7 +401,8 @@ async def test_what_is_promoted_late_is_not_hidden_by_the_watermark(
         async def emptied() -> bool:
             """The first look after a wake-up forgets what claims have found before it."""
             await tasks.note.aenqueue("new")
-            return worker.engine.claimer._forgot_at > 0 and bool(worker.engine.claimer._rotation._watermarks)
+            claimer = worker.engine.claimer
+            return claimer.quarantine.has_looked and claimer.rotation.watermark("loop", "default") is not None
 
         await until(emptied)
         await tasks.note.using(run_after=in_future(HOUR)).aenqueue("late")
@@ -401,13 +429,13 @@ def watch_claims(
     claimer: Claimer, monkeypatch: pytest.MonkeyPatch, watch: Callable[[Any, int], None]
 ) -> None:
     """Have ``watch`` told of each claim when it is sent: its id, and its limit."""
-    claim_jobs = claimer._store.claim_jobs
+    claim_jobs = store_of(claimer).claim_jobs
 
     async def watched(*args: Any, loop: Any, thread: Any, **kwargs: Any) -> Any:
         watch(args[1], loop.limit + thread.limit)
         return await claim_jobs(*args, loop=loop, thread=thread, **kwargs)
 
-    monkeypatch.setattr(claimer._store, "claim_jobs", watched)
+    monkeypatch.setattr(store_of(claimer), "claim_jobs", watched)
 
 
 async def test_tasks_that_are_over_at_once_let_claims_be_larger_than_the_slots(
@@ -456,7 +484,7 @@ async def test_what_finds_no_slot_after_all_is_dropped(
     assert await claimer.run_once() == 300
     assert (len(started), len(dropped)) == (20, 290)
     assert len({job.id for job in [*started, *dropped]}) == 310
-    assert claimer._free() == 0
+    assert not claimer.budget.limit("loop")
     before = len(limits)
     assert await claimer.run_once() == 0
     assert len(limits) == before  # nothing is asked for where there is no slot
@@ -476,9 +504,9 @@ async def test_what_a_crash_would_harm_is_claimed_within_the_slots(
     started: list[Any] = []
     slots = {"loop": 10, "thread": 0}
     claimer = make_claimer(started, slots, ["default"], await register(), at_once=lambda job: True)
-    await insert(claimer._store, 10)
-    fragile = await insert(claimer._store, 5, max_crashes=0)
-    await insert(claimer._store, 40)
+    await insert(store_of(claimer), 10)
+    fragile = await insert(store_of(claimer), 5, max_crashes=0)
+    await insert(store_of(claimer), 40)
     assert [await claimer.run_once() for _ in range(3)] == [10, 40, 5]
     assert [job.id for job in started[50:]] == fragile
     # In a flood they have their turn after a few claims.
@@ -486,10 +514,10 @@ async def test_what_a_crash_would_harm_is_claimed_within_the_slots(
     started.clear()
     limits: list[int] = []
     watch_claims(claimer, monkeypatch, lambda claim_id, limit: limits.append(limit))
-    await insert(claimer._store, 10)
-    fragile = await insert(claimer._store, 25, max_crashes=0)
-    await insert(claimer._store, 200)
-    while await claimer.run_once() or claimer._lanes_to_claim >= {"loop"}:
+    await insert(store_of(claimer), 10)
+    fragile = await insert(store_of(claimer), 25, max_crashes=0)
+    await insert(store_of(claimer), 200)
+    while await claimer.run_once() or claimer.lanes_to_claim >= {"loop"}:
         pass
     assert limits[:6] == [10, 20, 20, 20, 20, 10]
     assert {job.id for job in started[90:100]} == set(fragile[:10])
@@ -505,9 +533,9 @@ async def test_short_sync_tasks_are_claimed_ahead_but_what_a_crash_would_harm(
     limits: list[int] = []
     claimer = make_claimer(started, {"loop": 0, "thread": 4}, ["default"], await register())
     watch_claims(claimer, monkeypatch, lambda claim_id, limit: limits.append(limit))
-    await insert(claimer._store, 4, lane="thread")
-    fragile = await insert(claimer._store, 6, lane="thread", max_crashes=1)
-    await insert(claimer._store, 100, lane="thread")
+    await insert(store_of(claimer), 4, lane="thread")
+    fragile = await insert(store_of(claimer), 6, lane="thread", max_crashes=1)
+    await insert(store_of(claimer), 100, lane="thread")
     seen: list[Any] = []
 
     def end() -> None:
@@ -519,7 +547,7 @@ async def test_short_sync_tasks_are_claimed_ahead_but_what_a_crash_would_harm(
     assert await claimer.run_once() == 4
     assert await claimer.run_once() == 0  # nobody knows how long they take
     end()
-    claimer._threads.took(0.001)  # type: ignore[attr-defined]
+    claimer.prefetch.took(0.001)
     for expected in (20, 16, 12, 12):
         assert await claimer.run_once() == expected
         assert len(started) == 4
@@ -531,7 +559,7 @@ async def test_short_sync_tasks_are_claimed_ahead_but_what_a_crash_would_harm(
     assert limits == [4, 20, 16, 12, 12]
     # After so many claims of that kind there is one of as many as threads are free.
     assert await claimer.run_once() == 0
-    while claimer._threads.claim_ids:
+    while claimer.prefetch.claim_ids:
         end()
     end()
     assert await claimer.run_once() == 4
@@ -548,7 +576,7 @@ async def test_what_comes_soon_after_a_wake_up_needs_none(
     """An enqueue doesn't tell again what it has told a moment ago."""
     started: list[Any] = []
     claimer = make_claimer(started, {"loop": 9, "thread": 9}, ["default"], await register())
-    claim_jobs = claimer._store.claim_jobs
+    claim_jobs = store_of(claimer).claim_jobs
     claims = 0
 
     async def enqueue_behind(*args: Any, **kwargs: Any) -> Any:
@@ -556,12 +584,12 @@ async def test_what_comes_soon_after_a_wake_up_needs_none(
         jobs = await claim_jobs(*args, **kwargs)
         claims += 1
         if claims == 2:  # the first is the claim that a worker starts with
-            await insert(claimer._store)
+            await insert(store_of(claimer))
         return jobs
 
-    monkeypatch.setattr(claimer._store, "claim_jobs", enqueue_behind)
+    monkeypatch.setattr(store_of(claimer), "claim_jobs", enqueue_behind)
     running = asyncio.ensure_future(claimer.run())
-    await until(lambda: claims == 1 and not claimer._lanes_to_claim)
+    await until(lambda: claims == 1 and not claimer.lanes_to_claim)
     claimer.wake(Wakeup("default", "default"))
     await until(lambda: started)
     await claimer.stop()
@@ -571,7 +599,7 @@ async def test_what_comes_soon_after_a_wake_up_needs_none(
 async def test_the_next_claim_is_sent_while_the_jobs_of_one_are_started(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claimer_module, "CLAIM_LIMIT", 3)
+    monkeypatch.setattr(budget_module, "CLAIM_LIMIT", 3)
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 15)
     events: list[Any] = []
 
@@ -590,7 +618,7 @@ async def test_claims_are_held_until_all_of_their_jobs_are_started(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever isn't held is given back by the sweep."""
-    monkeypatch.setattr(claimer_module, "CLAIM_LIMIT", 3)
+    monkeypatch.setattr(budget_module, "CLAIM_LIMIT", 3)
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 6)
     held: list[bool] = []
 
@@ -609,7 +637,7 @@ async def test_claims_are_held_until_all_of_their_jobs_are_started(
 async def test_a_claim_that_fails_is_held_no_longer_and_harms_no_other(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claimer_module, "CLAIM_LIMIT", 3)
+    monkeypatch.setattr(budget_module, "CLAIM_LIMIT", 3)
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 6)
     started: list[Any] = []
     claimer = make_claimer(started, {"loop": 10, "thread": 0}, ["default"], await register())
@@ -637,7 +665,7 @@ async def test_of_two_sync_enqueues_one_tells_and_both_start(
 ) -> None:
     """The second comes when the claim for the first is over."""
     monkeypatch.setattr(wakeups, "INTERVAL", 1.5)
-    monkeypatch.setattr(claimer_module, "LOOK_AGAIN", 1.6)
+    monkeypatch.setattr(claimer_module, "LOOK_AGAIN_DELAY", 1.6)
     configure(POLL_INTERVAL=HOUR)
     told: list[str] = []
     await conn.add_listener(wakeups.CHANNEL, lambda *args: told.append(args[-1]))
@@ -649,7 +677,7 @@ async def test_of_two_sync_enqueues_one_tells_and_both_start(
             task = tasks.note.using(queue_name=str(uuid4()))  # of which nothing was told yet
             enqueued: list[float] = []
             for name in ("first", "second"):
-                await until(lambda: not claimer._lanes_to_claim)
+                await until(lambda: not claimer.lanes_to_claim)
                 enqueued.append(time.monotonic())
                 await sync_to_async(task.enqueue)(name)
                 enqueued.append(time.monotonic())
@@ -706,7 +734,7 @@ async def test_what_a_cancelled_claimer_has_claimed_goes_back(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the claim whose jobs it is starting, and of the next, which is under way."""
-    monkeypatch.setattr(claimer_module, "CLAIM_LIMIT", 5)
+    monkeypatch.setattr(budget_module, "CLAIM_LIMIT", 5)
     monkeypatch.setattr(claimer_module, "TURN_TIME", 0.0)
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 15)
     started: list[Any] = []

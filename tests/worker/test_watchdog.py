@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,8 @@ async def test_each_stall_is_reported_also_where_one_follows_another(monkeypatch
     monkeypatch.setattr(guard_module, "BLOCKED_AFTER", 0.2)
     loop = asyncio.get_running_loop()
     blocked = Blocked()
-    guard = LoopWatchdog(timeout=None, hung=lambda seconds, task: None, back=lambda: None, observer=blocked)
+    handler: Any = SimpleNamespace(hung=lambda seconds, task: None, back=lambda: None)
+    guard = LoopWatchdog(handler, timeout=None, observer=blocked)
     guard.start()
 
     async def block() -> None:
@@ -53,7 +55,8 @@ async def test_a_loop_that_goes_on_while_it_is_being_given_up(monkeypatch: pytes
         turned.wait(30)
         said.append("hung")
 
-    guard = LoopWatchdog(timeout=0.2, hung=hung, back=lambda: said.append("back"))
+    handler: Any = SimpleNamespace(hung=hung, back=lambda: said.append("back"))
+    guard = LoopWatchdog(handler, timeout=0.2)
     guard.start()
     await asyncio.sleep(0)
     wait_until(begun.is_set)

@@ -1,4 +1,4 @@
-"""Claimer: whenever slots are free and there may be work, takes as much as fits."""
+"""Claimer: claims tasks whenever slots are free and there may be work."""
 
 import asyncio
 import logging
@@ -12,104 +12,65 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
-from typing import Protocol
 from uuid import UUID
 
 import anyio
 from django.db import utils
 
 from ...db.outage import Outage
-from ...rows import LANES, Job, Lane, LaneRequest
+from ...rows import LANES, Job, Lane
 from ...store.store import Store
 from ...store.wakeups import INTERVAL, Wakeup
 from ..events import NULL, Observer
+from ..protocols import GivesBack, Leases, Starts
+from .budget import Budget, FreeSlots
+from .overclaim import OverclaimPolicy
+from .prefetch import PrefetchBuffer
+from .quarantine import Quarantine
+from .rotation import QueueRotation
 
 __all__ = ["Claimer"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-# What is enqueued so soon after a wake-up isn't told of again: a look at it, in seconds, when it is there.
-LOOK_AGAIN = INTERVAL * 1.2
+# Seconds from a wake-up to another claim: tasks that are enqueued within INTERVAL of a wake-up send none, and
+# a commit may take a little longer to be seen.
+LOOK_AGAIN_DELAY = INTERVAL * 1.2
 
-# Jobs that one claim takes at most: with more the first would wait for the last (150 ms for 10,000).
-CLAIM_LIMIT = 1000
-
-# Seconds between two looks at everything after wake-ups: what became READY long ago and was given
-# back is below the watermarks.
+# Seconds between two claims that ignore the watermarks, after wake-ups: tasks that became READY long ago and
+# were given back are below them.
 FORGET_INTERVAL = 1.0
 
-# For how long tasks are started without a look at what else the loop has to do.
+# Seconds for which tasks are started before the loop gets a turn. Chosen: a callback may wait for as long as
+# for a few statements.
 TURN_TIME = 0.005
-
-
-class Threads(Protocol):
-    """Where jobs of the thread lane go, and may wait for a moment."""
-
-    @property
-    def claim_ids(self) -> set[UUID | None]: ...
-    def free(self) -> int: ...
-    def add(self, job: Job) -> None: ...
-    def feed(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class OverclaimPolicy(Protocol):
-    """What says how many may be claimed beyond the free slots."""
-
-    @property
-    def expected(self) -> bool: ...
-    def of(self, lane: Lane) -> int: ...
-    def used(self, lanes: Iterable[Lane]) -> None: ...
-    def forget(self) -> None: ...
-    def learn(self, jobs: Sequence[Job], seconds: float) -> None: ...
-
-
-class Quarantine(Protocol):
-    """What says when tasks that have been in two crashes are claimed, and what beside them."""
-
-    def suspect(self, now: float) -> None: ...
-    def look(self, now: float) -> None: ...
-    def lanes(self) -> list[Lane]: ...
-    def quiet_until(self, now: float) -> float | None: ...
-    def take_turn(self) -> bool: ...
-    def asks(self, lane: Lane) -> None: ...
-    def none_in(self, lane: Lane) -> None: ...
-    def admit(self, job: Job, now: float) -> bool: ...
-    def ended(self, job: Job) -> None: ...
-
-
-class QueueRotation(Protocol):
-    """Where claims take from."""
-
-    def note_wakeup(self, wakeup: Wakeup | None) -> bool: ...
-    def forget(self) -> None: ...
-    def look_back(self, since: datetime) -> None: ...
-    async def queues(self) -> list[str]: ...
-    def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> LaneRequest: ...
-    def learn(self, lane: Lane, source: LaneRequest, jobs: Sequence[Job]) -> None: ...
 
 
 @dataclass
 class _Claim:
-    """What one claim has brought; ``more`` says that the next may bring something, too."""
+    """The reply to one claim."""
 
     worker_id: UUID | None = None
     jobs: list[Job] = field(default_factory=list)
-    full: bool = False
-    more: bool = False
+    full: bool = False  # it has brought as many coroutine tasks as it was for
+    more: bool = False  # the next one may bring some, too
 
 
 class Claimer:
     """Claims for one worker.
 
-    - It claims no more jobs than there are free slots, so that nothing waits inside a worker; more
-      only where tasks are short (``OverclaimPolicy``). What then finds no slot after all is given back, and
-      keeps its place in the queue.
+    - It claims as many jobs as its budget allows: no more than there are free slots, so that no task waits
+      inside a worker, unless tasks are short. A job that finds no slot after all is given back, and keeps its
+      place in the queue.
     - The next claim is under way while the jobs of one are started, where that leaves slots.
-    - A claim is never cancelled by us: its reply says what we own. ``stop()`` waits for it.
-    - A task that has been in two crashes is claimed by itself (``Quarantine``).
-    - It claims on a wake-up and whenever slots come free while there may be more. A poll at
-      random times within POLL_INTERVAL finds what no NOTIFY told of.
+    - The worker never cancels a claim: its reply says what the worker owns. ``stop()`` waits for it.
+    - A task that has been in two crashes is claimed alone (``Quarantine``).
+    - It claims on a wake-up, and whenever slots come free while there may be more. Polls at random times
+      within POLL_INTERVAL find the tasks without a NOTIFY.
+
+    slots: the free slots. budget: how many jobs a claim may take; ``overclaim`` is one of its strategies.
+    prefetch: where jobs of the thread lane go. runner: where the others go. ownership: where jobs go back
+    that aren't started.
     """
 
     def __init__(
@@ -119,28 +80,28 @@ class Claimer:
         *,
         backend: str,
         poll_interval: float,
-        worker_id: Callable[[], UUID | None],
-        free: Callable[[], int],
-        threads: Threads,
+        lease: Leases,
+        slots: FreeSlots,
+        budget: Budget,
         overclaim: OverclaimPolicy,
+        prefetch: PrefetchBuffer,
         quarantine: Quarantine,
-        may_claim: Callable[[], bool],
-        start: Callable[[Job], bool],
-        drop: Callable[[Job], None],
+        runner: Starts,
+        ownership: GivesBack,
         observer: Observer = NULL,
     ) -> None:
         self._store = store
-        self._rotation = rotation
+        self.rotation = rotation
         self._backend = backend
         self._poll_interval = poll_interval
-        self._worker_id = worker_id
-        self._free = free
-        self._threads = threads
+        self._lease = lease
+        self._slots = slots
+        self.budget = budget
         self._overclaim = overclaim
-        self._quarantine = quarantine
-        self._may_claim = may_claim
-        self._start = start
-        self._drop = drop
+        self.prefetch = prefetch
+        self.quarantine = quarantine
+        self._runner = runner
+        self._ownership = ownership
         self._observer = observer
         self._claiming: set[UUID | None] = set()
         self._unstarted: deque[Job] = deque()  # of the claim whose jobs are being started
@@ -155,53 +116,63 @@ class Claimer:
         self._outage = Outage(logger, "claims", "claims wait for the database")
 
     def wake(self, wakeup: Wakeup | None = None) -> None:
-        """There may be work (None: anywhere)."""
-        if not self._rotation.note_wakeup(wakeup):
+        """Look for READY tasks: in the queue of ``wakeup``, or in all."""
+        if not self.rotation.note_wakeup(wakeup):
             return
         self._lanes_to_claim.update(LANES)
-        self._look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN
+        self._look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN_DELAY
         self._changed.set()
 
     def look_back(self, since: float) -> None:
-        """Tasks have become READY whose place in their queue is as of ``since`` (epoch seconds)."""
-        self._rotation.look_back(datetime.fromtimestamp(since, UTC))
+        """Look for tasks with a place in their queue as of ``since`` (epoch seconds) or later."""
+        self.rotation.look_back(datetime.fromtimestamp(since, UTC))
 
     def suspect(self) -> None:
-        """There may be tasks that have been in two crashes."""
-        self._quarantine.suspect(asyncio.get_running_loop().time())
+        """Look for tasks that have been in two crashes."""
+        self.quarantine.suspect(asyncio.get_running_loop().time())
         self._changed.set()
 
     @property
+    def lanes_to_claim(self) -> frozenset[Lane]:
+        """The lanes in which there may be READY tasks."""
+        return frozenset(self._lanes_to_claim)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether ``stop()`` was called."""
+        return self._stopping.is_set()
+
+    @property
     def claiming(self) -> set[UUID | None]:
-        """The ids of claims whose jobs haven't all been started yet."""
-        return self._claiming | self._threads.claim_ids
+        """The ids of the claims whose jobs haven't all been started."""
+        return self._claiming | self.prefetch.claim_ids
 
     def waiting(self) -> list[Job]:
-        """The jobs of the latest claim that haven't been started yet. May be asked from any thread."""
-        return list(self._unstarted)
+        """Return the claimed jobs that haven't been started. May be called in any thread."""
+        return [*list(self._unstarted), *self.prefetch.waiting()]
 
     def slot_freed(self, job: Job | None = None) -> None:
-        """A lane has room again, or ``job`` is written; it matters where there may be more to claim."""
-        self._threads.feed()
+        """A lane has room again, or the outcome of ``job`` is written: claim, if there may be more."""
+        self.prefetch.feed()
         if job is not None:
-            self._quarantine.ended(job)
-        if self._lanes_to_claim or self._quarantine.lanes():
+            self.quarantine.ended(job)
+        if self._lanes_to_claim or self.quarantine.lanes():
             self._changed.set()
 
     async def stop(self) -> None:
         """Claim no more; returns when no claim is under way."""
         self._stopping.set()
         self._changed.set()
-        self._threads.close()
+        self.prefetch.close()
         await self._stopped.wait()
 
     async def run(self) -> None:
-        """Claim until stopped. Whatever else of the worker fails or is cancelled, this ends by ``stop()``."""
+        """Claim until ``stop()``, whatever other part of the worker fails or is cancelled."""
         with self._scope:
             await self._run()
 
     def abort(self) -> None:
-        """Give up a claim that has no answer; what it has taken must be rescued."""
+        """Give up a claim that has no reply; the tasks that it has taken must be rescued."""
         self._scope.cancel()
 
     async def _run(self) -> None:
@@ -215,8 +186,8 @@ class Claimer:
                     self._look_at_everything(now)
                 elif now >= self._look_again_at:
                     self._look_again(now)
-                quiet_until = self._quarantine.quiet_until(now)
-                may_claim = quiet_until is None and self._may_claim()
+                quiet_until = self.quarantine.quiet_until(now)
+                may_claim = quiet_until is None and self.budget.is_open()
                 if not may_claim or not (self._has_room_and_work() or self._suspect_lanes()):
                     wake_at = min(self._poll_at, self._look_again_at, quiet_until or inf)
                     with suppress(TimeoutError):
@@ -230,7 +201,7 @@ class Claimer:
                 except utils.Error as error:
                     pause = self._outage.failed(error)
                     self._lanes_to_claim.update(LANES)
-                    self._quarantine.suspect(loop.time())  # it may have been that look
+                    self.quarantine.suspect(loop.time())  # it may have been the claim for these that failed
                     with suppress(TimeoutError):
                         async with asyncio.timeout(pause):
                             await self._stopping.wait()
@@ -238,17 +209,17 @@ class Claimer:
             self._stopped.set()
 
     def _has_room_and_work(self) -> bool:
-        """Whether there may be work that there is room for."""
-        return any(self._free_in(lane) > 0 or self._overclaim.of(lane) > 0 for lane in self._lanes_to_claim)
+        """Return whether there may be READY tasks that there is room for."""
+        return any(self.budget.limit(lane) > 0 for lane in self._lanes_to_claim)
 
     def _look_at_everything(self, now: float) -> None:
         self._forgot_at = now
-        self._quarantine.look(now)
-        self._rotation.forget()
+        self.quarantine.look(now)
+        self.rotation.forget()
         self._lanes_to_claim.update(LANES)
 
     def _look_again(self, now: float) -> None:
-        """Some time after a wake-up: at what has come since, and once a second at everything."""
+        """Some time after a wake-up: look for tasks that have come since, and once a second for all."""
         self._look_again_at = inf
         if now - self._forgot_at >= FORGET_INTERVAL:
             self._look_at_everything(now)
@@ -257,17 +228,17 @@ class Claimer:
             self._lanes_to_claim.update(LANES)
 
     def _next_poll(self) -> float:
-        return self._poll_interval * random.uniform(0.2, 1.0)  # jitter keeps a herd apart
+        return self._poll_interval * random.uniform(0.2, 1.0)  # jitter keeps workers from polling together
 
     async def run_once(self) -> int:
-        """Claim for the free slots, until they are full or a claim is short; returns how many jobs."""
+        """Claim until the slots are full or a claim is short; returns the number of jobs."""
         claimed = 0
         clock = asyncio.get_running_loop().time
         claim = await self._claim()
         while claim.jobs:
             claimed += len(claim.jobs)
-            is_due = clock() >= self._poll_at or self._suspect_lanes()  # which run() sees to
-            if not claim.more or is_due or not self._may_claim() or self._stopping.is_set():
+            is_due = clock() >= self._poll_at or self._suspect_lanes()  # run() does both
+            if not claim.more or is_due or not self.budget.is_open() or self._stopping.is_set():
                 await self._start_all(claim)
                 break
             following = asyncio.create_task(self._claim(claim.jobs), name="aiotasks claim")
@@ -276,92 +247,88 @@ class Claimer:
                 await self._start_all(claim)
                 claim = await asyncio.shield(following)
             except BaseException:  # cancelled, for the most part
-                following.add_done_callback(self._drop_claimed)  # nobody will start what it brings
+                following.add_done_callback(self._give_back_claimed)
                 raise
         return claimed
 
-    def _drop_claimed(self, following: "asyncio.Task[_Claim]") -> None:
+    def _give_back_claimed(self, following: "asyncio.Task[_Claim]") -> None:
         if not following.cancelled() and following.exception() is None:
-            self._drop_all(following.result().jobs)
+            self._give_all_back(following.result().jobs)
 
-    def _drop_all(self, jobs: Iterable[Job]) -> None:
-        """Give back what a claim has brought."""
+    def _give_all_back(self, jobs: Iterable[Job]) -> None:
+        """Give back the jobs of a claim."""
         for job in jobs:
-            self._drop(job)
+            self._ownership.give_back(job)
             self._claiming.discard(job.claim_id)
 
     def _suspect_lanes(self) -> list[Lane]:
-        """Where there may be a task that is claimed apart, and room for it; nowhere without a lease."""
-        if self._worker_id() is None:
+        """Return the lanes with room in which there may be a task to claim alone; none without a lease."""
+        if self._lease.current_id() is None:
             return []
-        return [lane for lane in self._quarantine.lanes() if self._free_in(lane) > 0]
+        return [lane for lane in self.quarantine.lanes() if self._slots.free(lane) > 0]
 
     async def _claim_apart(self) -> bool:
-        """Claim one task that has been in two crashes; False if there is none, or it is the others' turn."""
-        if not self._quarantine.take_turn():
+        """Claim one task that has been in two crashes.
+
+        Returns False if there is none, or it is the turn of the other tasks.
+        """
+        if not self.quarantine.take_turn():
             return False
         for lane in self._suspect_lanes():
-            queues = await self._rotation.queues()
-            worker_id = self._worker_id()
+            queues = await self.rotation.queues()
+            worker_id = self._lease.current_id()
             if worker_id is None:
                 break
-            self._quarantine.asks(lane)
+            self.quarantine.asks(lane)
             claim = partial(self._store.claim_suspect, backend=self._backend, lane=lane, queues=queues)
             jobs = await self._fetch(claim, worker_id)
             if not jobs:
-                self._quarantine.none_in(lane)
+                self.quarantine.none_in(lane)
                 continue
-            if self._quarantine.admit(jobs[0], asyncio.get_running_loop().time()):
+            if self.quarantine.admit(jobs[0], asyncio.get_running_loop().time()):
                 await self._start_all(_Claim(worker_id, jobs))
             else:
-                self._drop_all(jobs)
+                self._give_all_back(jobs)
             return True
         return False
-
-    def _free_in(self, lane: Lane) -> int:
-        """Slots of the lane that nothing is to have yet."""
-        return self._free() if lane == "loop" else self._threads.free()
 
     async def _claim(self, unstarted: Sequence[Job] = ()) -> _Claim:
         """Claim once, beside jobs that haven't been started yet."""
         taken = Counter(job.lane for job in unstarted)
-        free = {lane: self._free_in(lane) - taken[lane] for lane in LANES}
-        # What is over at once takes no slot: those that are to be started don't count against it.
-        most: dict[Lane, int] = {
-            "loop": self._overclaim.of("loop"),
-            "thread": self._overclaim.of("thread") - taken["thread"],
-        }
-        limits = {lane: min(max(0, free[lane], most[lane]), CLAIM_LIMIT) for lane in LANES}
+        free = {lane: self._slots.free(lane) - taken[lane] for lane in LANES}
+        limits = {lane: self.budget.limit(lane, taken[lane]) for lane in LANES}
         if not any(limits.values()):
             return _Claim()
         beyond = {lane for lane in LANES if limits[lane] > max(0, free[lane])}
-        self._overclaim.used(beyond)
-        self._lanes_to_claim -= {
-            lane for lane in LANES if limits[lane]
-        }  # a wake-up meanwhile adds them again
-        worker_id = self._worker_id()
-        queues = await self._rotation.queues()
+        self.budget.used(beyond)
+        # A wake-up during the claim adds them again.
+        self._lanes_to_claim.difference_update([lane for lane in LANES if limits[lane]])
+        worker_id = self._lease.current_id()
+        queues = await self.rotation.queues()
         if worker_id is None:
-            return _Claim()  # without a lease nothing is to be had; a registration wakes us
+            return _Claim()  # a registration wakes the claimer
         if not queues:
             self._outage.ended()  # the list of queues has been read
             return _Claim()
-        sources = {
-            lane: self._rotation.of(lane, queues, limits[lane], robust_only=lane in beyond) for lane in LANES
+        requests = {
+            lane: self.rotation.of(lane, queues, limits[lane], robust_only=lane in beyond) for lane in LANES
         }
         jobs = await self._fetch(
             partial(
-                self._store.claim_jobs, backend=self._backend, loop=sources["loop"], thread=sources["thread"]
+                self._store.claim_jobs,
+                backend=self._backend,
+                loop=requests["loop"],
+                thread=requests["thread"],
             ),
             worker_id,
         )
         self._outage.ended()
-        for lane, source in sources.items():
-            self._rotation.learn(lane, source, [job for job in jobs if job.lane == lane])
-        turn = {(lane, name): n for lane in LANES for n, name in enumerate(sources[lane].queues)}
+        for lane, request in requests.items():
+            self.rotation.learn(lane, request, [job for job in jobs if job.lane == lane])
+        turn = {(lane, name): n for lane in LANES for n, name in enumerate(requests[lane].queues)}
         jobs.sort(key=lambda job: (-job.priority, turn[job.lane, job.queue_name], job.ready_at, job.id))
-        # Full: there is more. Short: the head may just have been touched, so once more; or tasks have
-        # been left out.
+        # A full claim leaves more. A short one may, too: the head may have been locked for a moment, or tasks
+        # have been left out.
         self._lanes_to_claim.update(job.lane for job in jobs)
         self._lanes_to_claim.update(beyond)
         if not jobs:
@@ -373,8 +340,8 @@ class Claimer:
     async def _fetch(
         self, statement: Callable[[UUID, UUID], Awaitable[list[Job]]], worker_id: UUID
     ) -> list[Job]:
-        # Held from now on: the loop may be blocked while the reply waits to be read, and our own
-        # sweep mustn't take for lost what it says.
+        # Register the claim id before sending: if the loop blocks before the reply is read, our own sweep
+        # must not release these rows.
         claim_id = uuid.uuid4()
         self._claiming.add(claim_id)
         jobs: list[Job] = []
@@ -389,8 +356,9 @@ class Claimer:
         return jobs
 
     async def _start_all(self, claim: _Claim) -> None:
-        """Start the jobs of one claim, and see how many were over at once."""
-        clock = time.monotonic  # uvloop's stands still within a turn of the loop
+        """Start the jobs of one claim, and learn how many ended at once."""
+        holds, start, free = self._lease.holds, self._runner.start, self._slots.free
+        clock = time.monotonic  # uvloop's clock stands still within a turn of the loop
         began = turn = clock()
         at_once = threads = 0
         unstarted = self._unstarted = deque(claim.jobs)
@@ -400,19 +368,18 @@ class Claimer:
                     await asyncio.sleep(0)
                     turn = clock()
                 job = unstarted.popleft()
-                # The lease may have ended while the reply was on its way, or since: somebody may have
-                # these by now.
-                if self._worker_id() != claim.worker_id:
-                    self._drop(job)
+                # The lease may have ended since the claim was sent: other workers may have these by now.
+                if not holds(claim.worker_id):
+                    self._ownership.give_back(job)
                 elif job.lane == "thread":
-                    self._threads.add(job)
+                    self.prefetch.add(job)
                     threads += 1
-                elif self._free() <= 0:
-                    self._drop(job)
-                elif self._start(job):
+                elif free("loop") <= 0:
+                    self._ownership.give_back(job)
+                elif start(job):
                     at_once += 1
         finally:
-            self._drop_all(unstarted)  # cancelled meanwhile
+            self._give_all_back(unstarted)  # if this was cancelled
             self._claiming.discard(claim.jobs[0].claim_id)
         self._overclaim.forget()
         if claim.full and at_once == len(claim.jobs) - threads:

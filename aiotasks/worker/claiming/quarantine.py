@@ -1,76 +1,84 @@
 """Quarantine: tasks that have been in two crashes are claimed one at a time, and run alone at first."""
 
-from collections.abc import Callable
 from math import inf
 
 from ...rows import LANES, Job, Lane
+from ..protocols import Starts
 
 __all__ = ["Quarantine"]
 
-# Seconds for which nothing is claimed beside such a task, and before it until what runs has ended: what
-# takes the worker down now is most probably that one. Most that kill their process do so at once; and a
-# long one that was only near them is not to keep a worker from its others.
+# Seconds for which nothing is claimed beside a suspect, nor before it while other tasks run: if the worker is
+# killed then, the suspect most probably did it. Most tasks that kill their process do so at once; and a long
+# task that was only near them must not keep a worker from its other tasks.
 APART_TIME = 5.0
 
-# Seconds between two looks for those, at the least; whoever rescues them looks at once.
+# Seconds between two claims for suspects, at the least. Chosen: a claim for none costs a statement, and the
+# worker that rescues suspects looks for them at once.
 LOOK_INTERVAL = 10.0
 
 
 class Quarantine:
-    """When one worker looks for such tasks, and what may be claimed beside one.
+    """Decides when the worker looks for suspects, and what may be claimed beside one.
 
-    Whoever brings workers down is told so from those that were only there, who would fail with it.
-    ``busy`` tells whether anything is running here. Times are the loop's, in seconds.
+    Running suspects alone separates the task that kills workers from bystanders, which would fail with it.
+    Times are the loop's, in seconds.
     """
 
-    def __init__(self, busy: Callable[[], bool]) -> None:
-        self._busy = busy
-        self._lanes: set[Lane] = set()  # where there may be some
+    def __init__(self, runner: Starts) -> None:
+        self._runner = runner
+        self._lanes: set[Lane] = set()  # in which there may be suspects
         self._looked_at = -inf
         self._alone: Job | None = None
-        self._awaited: Lane | None = None  # one of it was given back, until all has ended that runs
+        self._awaited: Lane | None = (
+            None  # a suspect of it was given back, until all running tasks have ended
+        )
         self._quiet_until = -inf
         self._others_turn = False
 
     def suspect(self, now: float) -> None:
-        """There may be some."""
+        """Look for suspects in all lanes."""
         self._lanes.update(LANES)
         self._looked_at = now
 
     def look(self, now: float) -> None:
-        """There may be some that nobody told of, unless that was asked a moment ago."""
+        """Look for suspects, unless that was done less than LOOK_INTERVAL ago."""
         if now - self._looked_at >= LOOK_INTERVAL:
             self.suspect(now)
 
+    @property
+    def has_looked(self) -> bool:
+        """Whether there was a reason to look for suspects yet."""
+        return self._looked_at > -inf
+
     def lanes(self) -> list[Lane]:
-        """Where there may be some."""
+        """Return the lanes in which there may be suspects."""
         return [lane for lane in LANES if lane in self._lanes]
 
     def quiet_until(self, now: float) -> float | None:
-        """Until when nothing is to be claimed, as long as nothing ends that is waited for."""
-        waits = self._alone is not None or (self._awaited is not None and self._busy())
+        """Return until when nothing may be claimed, unless the task that is waited for ends before."""
+        waits = self._alone is not None or (self._awaited is not None and bool(self._runner.running))
         return self._quiet_until if waits and now < self._quiet_until else None
 
     def take_turn(self) -> bool:
-        """Whether one may be claimed now. After one, it is the others' turn."""
+        """Return whether a suspect may be claimed now. After each it is the turn of the other tasks, once."""
         has_turn, self._others_turn = not self._others_turn, False
         return has_turn
 
     def asks(self, lane: Lane) -> None:
-        """The lane is looked at now: whatever is told of from here on needs another look."""
+        """Note, before the statement is sent, that it looks in this lane: later news needs another look."""
         self._lanes.discard(lane)
 
     def none_in(self, lane: Lane) -> None:
-        """The look has found none: but the one that was given back may be on its way."""
+        """Note that the statement has found none; a suspect that was given back may be on its way."""
         if self._awaited == lane:
             self._awaited = None
             self._lanes.add(lane)
 
     def admit(self, job: Job, now: float) -> bool:
-        """Whether ``job`` may start; else it is to be given back: what runs may be the culprit."""
+        """Return whether ``job`` may start. If not, give it back: a running task may be the culprit."""
         self._lanes.add(job.lane)  # there may be another
         self._quiet_until = now + APART_TIME
-        if self._busy() and self._awaited is None:
+        if self._runner.running and self._awaited is None:
             self._awaited = job.lane
             return False
         self._awaited = None
@@ -79,6 +87,6 @@ class Quarantine:
         return True
 
     def ended(self, job: Job) -> None:
-        """``job`` is written: a crash before that would be its, too."""
+        """The outcome of ``job`` is written. (A crash before that would count as its, too.)"""
         if job is self._alone:
             self._alone = None

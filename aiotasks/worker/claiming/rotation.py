@@ -1,4 +1,4 @@
-"""QueueRotation: from which queues the next claim takes, in what order, and from when on."""
+"""QueueRotation: from which queues the next claim takes tasks, in which order, and since when."""
 
 import asyncio
 from bisect import bisect_right
@@ -11,23 +11,24 @@ from ...store.wakeups import Wakeup
 
 __all__ = ["QueueRotation"]
 
-# For how long the queues that there are, where any name is served, are taken as known.
+# Seconds for which a list of all queues is used, by a worker that serves any name. Chosen: a new queue is
+# known by its first wake-up anyway.
 QUEUES_TTL = 2.0
 
-# A claim that emptied a queue needn't look again at what became READY this long before it (dead
-# index entries there, which an old snapshot keeps, cost 20 ms a claim). A transaction may commit
-# a row this much later than its ready_at says; what is later still is found by the next poll.
+# After a claim that emptied a queue, the next ones skip the tasks that became READY this long before its
+# newest: dead index entries, which an old snapshot keeps, cost 20 ms a claim. A transaction may commit a row
+# this much later than its ready_at says; the next poll finds those that come later still.
 WATERMARK_MARGIN = timedelta(seconds=10)
 
 _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class QueueRotation:
-    """What is known of the queues that a worker serves.
+    """Knows the queues that a worker serves, whose turn it is, and up to when they are empty.
 
-    - The queue that has filled a claim comes last in the next one, so a flood in one holds another
-      up for a claim, and several take turns.
-    - A claim that emptied the queues leaves a watermark: later claims look at what is newer.
+    - The queue that has filled a claim comes last in the next one, so a flood in one queue holds the others
+      up for one claim, and several floods take turns.
+    - A claim that emptied the queues leaves a watermark: later claims look for newer tasks.
     """
 
     def __init__(self, store: Store, *, backend: str, queues: Sequence[str]) -> None:
@@ -36,16 +37,16 @@ class QueueRotation:
         self._queues = sorted(queues)
         self._known_queues: list[str] = []
         self._known_until = 0.0
-        self._heard = 0
+        self._wakeups = 0
         self._served: dict[Lane, str] = dict.fromkeys(LANES, "")  # the queue that has had its turn
         self._watermarks: dict[tuple[str, Lane], datetime] = {}
-        self._looked_back = False  # since the last claim was asked for: it doesn't know of that
+        self._looked_back = False  # since the last claim was sent, which doesn't see that
 
     def note_wakeup(self, wakeup: Wakeup | None) -> bool:
-        """Whether what a wake-up tells of (None: anything, anywhere) is served here."""
+        """Note a wake-up (None: for any queue); returns whether its queue is served here."""
         if wakeup is not None and wakeup.backend != self._backend:
             return False
-        self._heard += 1
+        self._wakeups += 1
         if wakeup is None:
             self.forget()
         if wakeup is None or (not self._queues and wakeup.queue_name not in self._known_queues):
@@ -54,29 +55,29 @@ class QueueRotation:
         return not self._queues or wakeup.queue_name in self._queues
 
     def forget(self) -> None:
-        """Have the next claims look at everything."""
+        """Drop all watermarks."""
         self._watermarks.clear()
         self._looked_back = True
 
     def look_back(self, since: datetime) -> None:
-        """Have the next claims look at everything from ``since`` on."""
+        """Move the watermarks back to ``since``."""
         self._watermarks = {key: min(mark, since) for key, mark in self._watermarks.items()}
         self._looked_back = True
 
     async def queues(self) -> list[str]:
-        """The queues served, sorted; where any name is, those that there are."""
+        """Return the served queues, sorted; if any name is served, all that have READY tasks."""
         if self._queues:
             return self._queues
         now = asyncio.get_running_loop().time()
         if now >= self._known_until:
-            heard = self._heard
+            wakeups = self._wakeups
             self._known_queues = sorted(await self._store.list_queues(self._backend))
-            if heard == self._heard:  # else what was heard of meanwhile may not be on the list
+            if wakeups == self._wakeups:  # else the list may lack the queue of a wake-up meanwhile
                 self._known_until = now + QUEUES_TTL
         return self._known_queues
 
     def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> LaneRequest:
-        """What to ask for in a lane."""
+        """Return what to ask for in a lane."""
         self._looked_back = False
         turn = bisect_right(queues, self._served[lane])
         order = [*queues[turn:], *queues[:turn]] if limit else []
@@ -84,17 +85,21 @@ class QueueRotation:
             order, [self._watermarks.get((name, lane), _EVER) for name in order], limit, robust_only
         )
 
-    def learn(self, lane: Lane, source: LaneRequest, jobs: Sequence[Job]) -> None:
-        """See from what a claim has brought which queue is next, or up to when all are empty."""
+    def watermark(self, lane: Lane, queue_name: str) -> datetime | None:
+        """Return since when the next claim looks for tasks of this queue; None: for all."""
+        return self._watermarks.get((queue_name, lane))
+
+    def learn(self, lane: Lane, request: LaneRequest, jobs: Sequence[Job]) -> None:
+        """Learn from the reply to a claim which queue is next, or up to when all are empty."""
         if not jobs:
             return
-        if len(jobs) < source.limit:
+        if len(jobs) < request.limit:
             if self._looked_back:
-                return  # what became READY during the claim may be older than all that it has brought
+                return  # tasks that became READY during the claim may be older than all of its jobs
             since = max(job.ready_at for job in jobs if job.ready_at is not None) - WATERMARK_MARGIN
-            self._watermarks |= {(name, lane): since for name in source.queues}
+            self._watermarks |= {(name, lane): since for name in request.queues}
             return
-        # The last queue that gave something has more, and begins; one that gave it all has had its turn.
+        # The last queue that gave a job has more and begins; if one queue gave all, it has had its turn.
         gave = {job.queue_name for job in jobs}
-        last = max(index for index, name in enumerate(source.queues) if name in gave)
-        self._served[lane] = source.queues[last if len(gave) == 1 else last - 1]
+        last = max(index for index, name in enumerate(request.queues) if name in gave)
+        self._served[lane] = request.queues[last if len(gave) == 1 else last - 1]

@@ -1,8 +1,8 @@
-"""Heartbeat: renews the worker's lease from a thread of its own, so that a coroutine that blocks
-the loop doesn't cost the worker its tasks.
+"""Heartbeat: renews the worker's lease in a thread of its own, so that a coroutine that blocks the loop
+doesn't cost the worker its tasks.
 
-The thread has an event loop and a connection to itself. (Code that holds the GIL stops any
-thread; such a worker isn't protected, but fenced.)
+The thread has an event loop and connections of its own. (Code that holds the GIL stops every thread. Such a
+worker isn't protected, but fenced.)
 """
 
 import asyncio
@@ -23,15 +23,17 @@ from ...db.errors import Code, is_away, sqlstate, waited_too_long
 from ...db.outage import Outage
 from ...store.loop import resources
 from ...store.store import Store
+from ..protocols import KeepsLease
 from .lease import Lease, boottime
 
 __all__ = ["Heartbeat", "Registration"]
 
 logger = logging.getLogger("aiotasks.worker")
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What a worker enters of itself in ``aiotasks_worker``."""
+    """The columns of a worker's row in ``aiotasks_worker`` that it fills itself."""
 
     backend: str
     queues: Sequence[str]
@@ -43,13 +45,11 @@ class Registration:
 class Heartbeat:
     """Registers the worker and renews its lease until stopped.
 
-    - ``changed`` is called on the worker's loop after every registration, and when renewals go
-      through again after some that didn't; ``lost``, with its id, when the worker's row has gone; ``failed``
-      after every try that failed; ``crowded`` when the server had no connection left for one.
-    - Every renewal also says whether the worker is woken by NOTIFY, by ``listening``.
-    - A lease whose row has gone is lost: the worker registers anew, under a new id.
-    - The worker's loop may give the lease up (``renounce``): it enforces the deadline too, as a
-      dead line can hang this thread.
+    - ``keeper`` is called on the worker's loop with what becomes of the lease.
+    - Every renewal stores whether NOTIFY wakes the worker.
+    - A lease whose row has gone is lost: the worker registers again, under a new id.
+    - The worker's loop may end the lease (``renounce``). It enforces the deadline too, because a dead
+      connection can hang this thread.
     """
 
     def __init__(
@@ -57,21 +57,12 @@ class Heartbeat:
         options: Options,
         lease: Lease,
         registration: Registration,
-        *,
-        listening: Callable[[], bool],
-        changed: Callable[[], None],
-        lost: Callable[[UUID], None],
-        failed: Callable[[], None],
-        crowded: Callable[[], None],
+        keeper: KeepsLease,
     ) -> None:
         self._options = options
         self._lease = lease
         self._registration = registration
-        self._listening = listening
-        self._changed = changed
-        self._lost = lost
-        self._failed_once = failed
-        self._crowded = crowded
+        self._keeper = keeper
         self._worker_loop = asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
@@ -87,24 +78,29 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._main, name="aiotasks-heartbeat", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     async def wait(self) -> None:
-        """Return when the thread has ended. Raises RuntimeError if that was by a failure of its own."""
+        """Wait until the thread has ended. Raises RuntimeError if it has failed."""
         await asyncio.shield(self._finished)
         if self._death is not None:
             raise RuntimeError("The heartbeat has died.") from self._death
 
-    def renounce(self) -> None:
-        """The lease is over for the loop: register under a new id as soon as it goes."""
-        self._lease.end()
+    def renounce(self) -> UUID | None:
+        """End the lease, and register under a new id as soon as that is possible.
+
+        Returns the id of the lease that was ended; None if there was none.
+        """
+        ended = self._lease.end()
         self._poke()
+        return ended
 
     def stop(self, last_words: Callable[[Store], Awaitable[None]] | None = None) -> "asyncio.Future[None]":
         """Stop renewing; the future is done when the thread has ended.
 
-        ``last_words`` is awaited on the heartbeat's loop first, with the lease still renewed
-        meanwhile, even after the worker's own loop has gone.
+        Before that ``last_words`` is run on the heartbeat's loop, even if the worker's own has closed. The
+        lease is renewed meanwhile.
         """
         self._last_words = last_words
         self._stopping = True
@@ -112,14 +108,15 @@ class Heartbeat:
         return self._finished
 
     def join(self, timeout: float) -> None:
-        """Wait for the end of the thread after ``stop()``, from any other thread, for so many seconds."""
+        """Wait in another thread until this one has ended after ``stop()``, for at most so many seconds."""
         self._thread.join(timeout)
 
     def suspend(self) -> None:
-        """Renew no more, so that the lease runs out, until ``resume()``. From any thread."""
+        """Let the lease run out: renew it no more until ``resume()``. May be called in any thread."""
         self._suspended = True
 
     def resume(self) -> None:
+        """Renew the lease again. May be called in any thread."""
         self._suspended = False
         self._poke()
 
@@ -132,8 +129,8 @@ class Heartbeat:
     def _main(self) -> None:
         try:
             asyncio.run(self._beat())
-        except BaseException as error:  # whatever it was, the worker has to hear of it
-            logger.critical("the heartbeat has died, this worker ends", exc_info=True)
+        except BaseException as error:  # the worker must know of any
+            logger.critical("The heartbeat has died; the worker ends", exc_info=True)
             self._death = error
         self._on_worker_loop(self._end)
 
@@ -142,17 +139,17 @@ class Heartbeat:
             self._finished.set_result(None)
 
     def _on_worker_loop(self, call: Callable[[], object]) -> None:
-        with suppress(RuntimeError):  # the worker's loop has closed: nobody is left to be told
+        with suppress(RuntimeError):  # the worker's loop has closed
             self._worker_loop.call_soon_threadsafe(call)
 
     async def _beat(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        # One connection, and one more for whatever its time-out leaves behind.
+        # One connection, and another while a statement that has timed out holds the first.
         store = resources(replace(self._options, pool_min_size=0, pool_max_size=2)).store
         last_words: asyncio.Task[None] | None = None
         while True:
-            self._wake.clear()  # whoever pokes from now on gets another round
+            self._wake.clear()  # a poke from here on gets another round
             if self._stopping and last_words is None:
                 if self._last_words is None:
                     return
@@ -160,7 +157,7 @@ class Heartbeat:
                 last_words.add_done_callback(lambda _: self._poke())
             if last_words is not None and last_words.done():
                 if (error := last_words.exception()) is not None:
-                    logger.error("tasks in threads could not be settled", exc_info=error)
+                    logger.error("Could not settle the tasks in threads", exc_info=error)
                 return
             started = boottime()
             pause = self._lease.interval
@@ -178,31 +175,32 @@ class Heartbeat:
 
     async def _renew(self, store: Store, started: float, *, may_register: bool) -> None:
         lease = self._lease
-        # A hung statement must not use up the lease: the next one may go over a better line.
+        # A statement that hangs must not use up the lease: the next may go over a better connection.
         timeout = max(0.25, lease.interval)
         worker_id = lease.worker_id
         if worker_id is not None:
-            listening = self._listening()
+            is_woken = self._keeper.is_woken()
             renewed = await store.renew_lease(
-                worker_id, lease.timeout, listening, remaining=lease.should_remain(), timeout=timeout
+                worker_id, lease.timeout, is_woken, remaining=lease.should_remain(), timeout=timeout
             )
             self._outage.ended()
             if renewed is False:
-                # An outage, a pause of this process, or a step of the database's clock: others' leases
-                # may be as stale, so this worker must not rescue before they have been renewed.
+                # After an outage, a pause of this process, or a step of the database's clock the leases of
+                # other workers may be as stale: this worker must not rescue before they have been renewed.
                 logger.warning(
-                    "The lease had expired, or ends too soon, by the database's clock worker_id=%s", worker_id
+                    "The lease had expired, or ends too soon, by the database's clock worker_id=%s",
+                    worker_id,
                 )
                 lease.unsteady()
                 renewed = await store.renew_lease(
-                    worker_id, lease.timeout, listening, even_expired=True, timeout=timeout
+                    worker_id, lease.timeout, is_woken, even_expired=True, timeout=timeout
                 )
             if renewed:
                 if lease.renewed(worker_id, started):
-                    self._on_worker_loop(self._changed)
+                    self._on_worker_loop(self._keeper.registered)
                 return
             if lease.end(worker_id) is not None:
-                self._on_worker_loop(partial(self._lost, worker_id))
+                self._on_worker_loop(partial(self._keeper.lost, worker_id))
         if may_register:
             await self._register(store, started, timeout)
 
@@ -223,12 +221,12 @@ class Heartbeat:
         )
         self._outage.ended()
         lease.registered(worker_id, started)
-        self._on_worker_loop(self._changed)
+        self._on_worker_loop(self._keeper.registered)
 
     async def _is_locked_out(self, store: Store, error: utils.Error) -> bool:
-        """Whether the renewal has failed because of a lock on the whole table, which moves the deadline on.
+        """Return whether the renewal has failed because the table is locked; then the deadline moves on.
 
-        Nobody else can renew a lease, and so rescue, until two intervals after the lock has gone.
+        No other worker can renew its lease either, and so none rescues until two intervals after the lock.
         """
         if not waited_too_long(error):
             return False
@@ -239,9 +237,7 @@ class Heartbeat:
             return False
         if locked:
             if not self._locked:
-                logger.warning(
-                    "Somebody has locked the table of workers: no lease can be renewed until that is over"
-                )
+                logger.warning("The table of workers is locked: no lease can be renewed until it is unlocked")
             self._lease.extend(asked + 2 * self._lease.interval)
         self._locked = locked
         return locked
@@ -249,11 +245,11 @@ class Heartbeat:
     def _failed(self, error: utils.Error, started: float) -> None:
         lease = self._lease
         lease.unsteady()
-        self._on_worker_loop(self._failed_once)
+        self._on_worker_loop(self._keeper.failed)
         if sqlstate(error) == Code.TOO_MANY_CONNECTIONS:
-            self._on_worker_loop(self._crowded)
+            self._on_worker_loop(self._keeper.crowded)
         if is_away(error):
-            # Nobody can take our tasks while nobody can write, and nobody will until two
-            # intervals after it is back (may_rescue). Silence is another matter: behind a dead
-            # line the server may be well, and our lease running out.
+            # No worker can take our tasks while no worker can write, and none will until two intervals after
+            # the server is back (may_rescue). Silence is another matter: behind a dead connection the server
+            # may be well, and our lease about to expire.
             lease.extend(started + 2 * lease.interval)

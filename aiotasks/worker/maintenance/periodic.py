@@ -17,7 +17,7 @@ logger = logging.getLogger("aiotasks.worker")
 async def periodically(run_once: Callable[[], Awaitable[object]], interval: float, *, name: str) -> None:
     """Await ``run_once`` about every ``interval`` seconds, forever, whatever it raises.
 
-    What waiting doesn't help against (tables are missing) is logged once, until it is over.
+    An error that waiting doesn't help against (tables are missing) is logged once, until it is over.
     """
     logged: type[Exception] | None = None
     while True:
@@ -33,7 +33,7 @@ async def periodically(run_once: Callable[[], Awaitable[object]], interval: floa
                     "Maintenance fails until this is fixed part=%s error=%r",
                     name,
                     str(error),
-                    # The database's words say it all.
+                    # For an error of the database its own words are enough.
                     exc_info=None if isinstance(error, utils.Error) else error,
                 )
         else:

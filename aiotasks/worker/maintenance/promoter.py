@@ -1,8 +1,7 @@
-"""Promoter: makes scheduled tasks READY when they are due, by a timer on the next one."""
+"""Promoter: makes scheduled tasks READY when they are due, by a timer for the next one."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from django.db import utils
@@ -10,28 +9,30 @@ from django.db import utils
 from ...db.outage import Outage
 from ...store.store import Store
 from ...store.wakeups import Wakeup
+from ..protocols import Wakes
 
 __all__ = ["LONGEST_WAIT", "Promoter"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-BATCH = 1000
+# Rows in one UPDATE: chosen, as many as one claim takes.
+PROMOTE_LIMIT = 1000
 
-# It looks again after a minute at the latest, in case that a NOTIFY of an earlier task got lost.
+# Seconds between two looks, at most: the NOTIFY of a task that is due earlier may have been lost. And at
+# least: clocks differ by a little.
 LONGEST_WAIT = 60.0
 SHORTEST_WAIT = 0.001
 
-# What has been due for so long wasn't promoted because somebody has locked it (a cancel() inside a long
-# transaction): it is looked for again so many seconds later.
+# A task that has been due for so many seconds wasn't promoted because its row is locked (by a cancel() in a
+# long transaction). It is looked for again after as many.
 LOCKED_WAIT = 0.2
 
 
 class Promoter:
-    """Sleeps until the next task is due, so that far-future rows cost nothing.
+    """Sleeps until the next task is due, so that rows of the far future cost nothing.
 
-    A wake-up of a task that is due earlier than what it waits for makes it look again. ``look_back`` is
-    called before a wake-up, with the earliest time (epoch seconds) that a promoted task was due at: that is
-    its place in the queue.
+    A wake-up for a task that is due earlier makes it look again. It wakes the claimer with the earliest time
+    that a promoted task was due at, because that is the task's place in its queue.
     """
 
     def __init__(
@@ -39,25 +40,23 @@ class Promoter:
         store: Store,
         *,
         backend: str,
-        wake: Callable[[Sequence[Wakeup]], None],
-        look_back: Callable[[float], None],
+        waker: Wakes,
         longest_wait: float = LONGEST_WAIT,
     ) -> None:
         self._store = store
         self._backend = backend
-        self._wake = wake
-        self._look_back = look_back
+        self._waker = waker
         self._longest_wait = min(LONGEST_WAIT, longest_wait)
-        self._waiting_for: float | None = None
+        self.waiting_for: float | None = None  # when the next task is due (epoch seconds), if one is known
         self._look = asyncio.Event()
 
     def look(self, due: float | None = None) -> None:
-        """There may be a task that is due at ``due`` (epoch seconds; None: at any time)."""
-        if due is None or self._waiting_for is None or due < self._waiting_for:
+        """Look for due tasks: now, or if ``due`` (epoch seconds) is earlier than the next known one."""
+        if due is None or self.waiting_for is None or due < self.waiting_for:
             self._look.set()
 
     async def run(self) -> None:
-        """Promote, wait for the next, for ever."""
+        """Promote the tasks that are due and wait for the next one, forever."""
         outage = Outage(logger, "promoter", "due tasks wait for the database")
         while True:
             self._look.clear()
@@ -71,19 +70,19 @@ class Promoter:
                     await self._look.wait()
 
     async def run_once(self) -> float:
-        """Promote what is due; returns the seconds until the next look."""
-        self._waiting_for = None  # until we know: a wake-up meanwhile must count, whatever it names
+        """Promote the tasks that are due; returns the seconds until the next look."""
+        self.waiting_for = None  # a wake-up meanwhile must count, whatever time it names
         while True:
-            promoted = await self._store.promote_due_jobs(self._backend, BATCH)
-            if promoted:
-                self._look_back(min(task.ready_at for task in promoted))
-            self._wake([Wakeup(self._backend, name) for name in {task.queue_name for task in promoted}])
-            if len(promoted) < BATCH:
+            promoted = await self._store.promote_due_jobs(self._backend, PROMOTE_LIMIT)
+            self._waker.wake(
+                [Wakeup(self._backend, name) for name in {task.queue_name for task in promoted}],
+                since=min((task.ready_at for task in promoted), default=None),
+            )
+            if len(promoted) < PROMOTE_LIMIT:
                 break
         following = await self._store.next_due(self._backend)
         if following is None:
-            self._waiting_for = None
             return self._longest_wait
-        self._waiting_for = following.run_after.timestamp()
+        self.waiting_for = following.run_after.timestamp()
         shortest = LOCKED_WAIT if following.seconds < -LOCKED_WAIT else SHORTEST_WAIT
         return min(max(following.seconds, shortest), self._longest_wait)

@@ -1,4 +1,4 @@
-"""Pruner: deletes finished tasks whose time is over."""
+"""Pruner: deletes finished tasks after the time for which they are kept."""
 
 import asyncio
 import logging
@@ -15,16 +15,18 @@ __all__ = ["Pruner"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-# Rows in one DELETE, which takes some milliseconds then; fewer where results are large.
-BATCH = 500
-SLOW = 0.25
+# Rows in one DELETE, which takes some milliseconds then. After one that took more than SLOW_DELETE seconds,
+# as with large results, there are half as many in the next.
+PRUNE_LIMIT = 500
+SLOW_DELETE = 0.25
 
-# It pauses for so many times what the last DELETE took, so that it never has much of the server.
-PAUSE = 4
+# The pause between two, as a multiple of the time that the last one took: pruning takes a fifth of one
+# connection at most.
+PAUSE_FACTOR = 4
 
 
 class Pruner:
-    """Every worker has one; SKIP LOCKED lets them work side by side, without a leader."""
+    """Every worker has one. SKIP LOCKED lets them work side by side, without a leader."""
 
     def __init__(
         self,
@@ -37,32 +39,32 @@ class Pruner:
         self._store = store
         self._backend = backend
         self._keep = {Status.SUCCESSFUL: keep_successful, Status.FAILED: keep_failed}
-        self._limit = BATCH
+        self._limit = PRUNE_LIMIT
 
     async def run_once(self) -> int:
-        """Delete all there is to delete by now; returns how many tasks that were."""
+        """Delete the tasks whose time is over; returns their number."""
         deleted = 0
         for status, keep in self._keep.items():
             if keep is not None:
                 deleted += await self._delete(partial(self._store.prune_jobs, self._backend, status, keep))
         deleted += await self._delete(partial(self._store.prune_kept_jobs, self._backend))
         if deleted:
-            logger.debug("finished tasks were pruned backend=%r count=%d", self._backend, deleted)
+            logger.debug("Pruned finished tasks backend=%r count=%d", self._backend, deleted)
         return deleted
 
     async def _delete(self, batch: Callable[[float, int], Awaitable[Pruned]]) -> int:
-        """Batch by batch, each from where the last has ended."""
+        """Delete batch by batch, each from where the last one ended; returns the number of tasks."""
         deleted = 0
         since = -inf
         while True:
             limit, began = self._limit, time.monotonic()
-            # Until it is through: what a DELETE can't do in time, half of it may.
+            # For the next try, should this one fail: a DELETE that times out may succeed for half the rows.
             self._limit = max(1, limit // 2)
             number, since = await batch(since, limit)
             taken = time.monotonic() - began
-            if taken < SLOW:
-                self._limit = min(BATCH, limit * 2)
+            if taken < SLOW_DELETE:
+                self._limit = min(PRUNE_LIMIT, limit * 2)
             deleted += number
             if number < limit:
                 return deleted
-            await asyncio.sleep(taken * PAUSE)
+            await asyncio.sleep(taken * PAUSE_FACTOR)

@@ -1,26 +1,26 @@
-"""Rescuer: gives the tasks of dead workers back, and clears up after them and after itself."""
+"""Rescuer: gives back the tasks of dead workers, and those of claims whose reply was lost."""
 
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from ...codec import dump_error
 from ...conf import Options
 from ...exceptions import TaskCancelled, WorkerLost
-from ...rows import Job, Status
+from ...rows import Status
 from ...store.store import Store
 from ...store.wakeups import Wakeup
 from ..events import NULL, Observer
+from ..protocols import AnnouncesLost, HoldsClaims, Leases, WakesAfterRescue
 
 __all__ = ["Rescued", "Rescuer"]
 
-# Rows in one UPDATE: some ten milliseconds' worth of locks.
-BATCH = 500
+# Rows in one UPDATE: it holds their locks for some ten milliseconds.
+RESCUE_LIMIT = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
-    """What a sweep has done: numbers of tasks, and of workers' rows."""
+    """What one sweep has done: numbers of tasks made READY, FAILED and released, and of dead workers."""
 
     ready: int = 0
     failed: int = 0
@@ -29,7 +29,7 @@ class Rescued:
 
 
 class Rescuer:
-    """Every worker has one; SKIP LOCKED lets them work side by side, without a leader."""
+    """Every worker has one. SKIP LOCKED lets them work side by side, without a leader."""
 
     def __init__(
         self,
@@ -37,54 +37,51 @@ class Rescuer:
         *,
         backend: str,
         options: Options,
-        worker_id: Callable[[], UUID | None],
-        may_rescue: Callable[[], bool],
-        remaining: Callable[[], float],
-        held: Callable[[], Iterable[UUID]],
-        wake: Callable[[Sequence[Wakeup]], None],
-        announce: Callable[[Job, Exception], None],
+        lease: Leases,
+        ownership: HoldsClaims,
+        waker: WakesAfterRescue,
+        lost_tasks: AnnouncesLost,
         observer: Observer = NULL,
     ) -> None:
         self._store = store
         self._backend = backend
         self._options = options
-        self._worker_id = worker_id
-        self._may_rescue = may_rescue
-        self._remaining = remaining
-        self._held = held
-        self._wake = wake
-        self._announce = announce
+        self._lease = lease
+        self._ownership = ownership
+        self._waker = waker
+        self._lost_tasks = lost_tasks
         self._observer = observer
 
     async def run_once(self) -> Rescued:
-        """One sweep."""
-        worker_id = self._worker_id()
+        """Sweep once."""
+        worker_id = self._lease.worker_id
         if worker_id is None:
             return Rescued()
         released = await self._release_lost_claims(worker_id)
-        if not self._may_rescue():
+        if not self._lease.may_rescue():
             return Rescued(released=released)
         ready, failed = await self._rescue(worker_id)
         workers = await self._store.remove_dead_workers(self._backend, worker_id)
         return Rescued(ready, failed, released, len(workers))
 
     async def _release_lost_claims(self, worker_id: UUID) -> int:
-        """Give back what a claim took for us whose reply we never got."""
+        """Release the tasks of this worker's claims whose reply was lost; returns their number."""
         cancelled = TaskCancelled("The task was cancelled before it ran.")
         text = dump_error(cancelled, limit=self._options.max_error_size, redact=self._options.redact)
         released = await self._store.release_lost_claims(
-            worker_id, list(set(self._held())), self._options.command_timeout, text
+            worker_id, list(self._ownership.held_claims()), self._options.command_timeout, text
         )
         if released:
             self._observer.released(len(released), "claim without a reply")
             queues = {job.queue_name for job in released if job.status == Status.READY}
-            self._wake([Wakeup(self._backend, queue_name) for queue_name in queues])
+            self._waker.wake_after_rescue([Wakeup(self._backend, queue_name) for queue_name in queues])
         for job in released:
             if job.status == Status.FAILED:
-                self._announce(job, cancelled)
+                self._lost_tasks.announce(job, cancelled)
         return len(released)
 
     async def _rescue(self, worker_id: UUID) -> tuple[int, int]:
+        """Rescue the tasks of dead workers; returns how many are READY, and FAILED."""
         lost = WorkerLost("The worker that ran this task was killed or hung: its lease ran out.")
         cancelled = TaskCancelled("The task was cancelled, and its worker was killed or hung.")
         limit, redact = self._options.max_error_size, self._options.redact
@@ -97,19 +94,21 @@ class Rescuer:
                 self._backend,
                 self._options.max_crashes,
                 lost_text,
-                BATCH,
+                RESCUE_LIMIT,
                 cancelled_text,
                 worker_id,
-                self._remaining(),
+                self._lease.should_remain(),
             )
             for job in jobs:
                 self._observer.rescued(job)
-            self._wake([Wakeup(job.backend, job.queue_name) for job in jobs if job.status == Status.READY])
+            self._waker.wake_after_rescue(
+                [Wakeup(job.backend, job.queue_name) for job in jobs if job.status == Status.READY]
+            )
             for job in jobs:
                 if job.status == Status.FAILED:
                     failed += 1
-                    self._announce(job, cancelled if job.errors[-1] == cancelled_text else lost)
+                    self._lost_tasks.announce(job, cancelled if job.errors[-1] == cancelled_text else lost)
                 else:
                     ready += 1
-            if len(jobs) < BATCH:
+            if len(jobs) < RESCUE_LIMIT:
                 return ready, failed

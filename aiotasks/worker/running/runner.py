@@ -21,11 +21,12 @@ from ...conf import Options
 from ...exceptions import InvalidRow, TaskCancelled, UnknownTask
 from ...registry import known, resolve
 from ...results import arguments_of, result_of
-from ...rows import LANES, AnyTask, Job, Lane, lane_of
+from ...rows import AnyTask, Job, Lane, lane_of
 from ..belonging import OwnTask, current
 from ..events import NULL, Observer
 from ..execution import Execution, NotStarted, Reason, RunContext, carry, carry_here
 from ..outcomes import Failed, Outcome, Released, Snoozed, Succeeded
+from ..protocols import HasSlots
 from ..task_factory import ExitRaised
 
 __all__ = ["Runner"]
@@ -64,6 +65,7 @@ class Runner:
         *,
         sender: type,
         options: Options,
+        slots: HasSlots,
         threads: Threads,
         make_context: Callable[[], RunContext],
         done: Callable[[Execution], None],
@@ -85,11 +87,7 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._importing: dict[str, asyncio.Future[AnyTask]] = {}
         self._imported_here: set[str] = set()  # paths that were tried on the loop's thread
-        self._counts: dict[Lane, int] = dict.fromkeys(LANES, 0)
-
-    def count(self, lane: Lane) -> int:
-        """How many slots of the lane are taken."""
-        return self._counts[lane]
+        self._slots = slots
 
     def start(self, job: Job) -> bool:
         """Begin to run ``job``; returns at its first wait, or at its end. Whether that was its end."""
@@ -99,7 +97,7 @@ class Runner:
         execution.began = time.monotonic()
         since = forks.generation
         self.running.add(execution)
-        self._counts[execution.lane] += 1
+        self._slots.take(execution.lane)
         execution.run_context = self._make_context()
         execution.context = execution.run_context.context
         execution.context.run(current.set, execution)
@@ -149,7 +147,7 @@ class Runner:
     def _leave(self, execution: Execution) -> None:
         if execution in self.running:
             self.running.discard(execution)
-            self._counts[execution.lane] -= 1
+            self._slots.release(execution.lane)
 
     def _finished(self, execution: Execution) -> None:
         # Receivers of task_finished have the place still; where there are none it isn't kept for the write.
@@ -243,8 +241,8 @@ class Runner:
     def _move(self, execution: Execution, lane: Lane) -> None:
         """Have it take up a slot of the lane that its function belongs to."""
         if lane != execution.lane and execution in self.running:
-            self._counts[execution.lane] -= 1
-            self._counts[lane] += 1
+            self._slots.release(execution.lane)
+            self._slots.take(lane)
         execution.lane = lane
 
     async def _in_thread(

@@ -5,10 +5,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 from ..events import NULL, Observer
+from ..protocols import HandlesHang
 
 __all__ = ["LoopWatchdog"]
 
@@ -20,21 +20,18 @@ class LoopWatchdog:
     """A thread that watches the loop it was made on, and logs each stall once, with its stack.
 
     timeout: seconds after which a loop that is blocked hangs for good; None: never.
-    hung: is called from the thread then, with those seconds and the asyncio task that runs, if any.
-    back: is called on the loop, should it go on after all.
+    handler: is called in the thread then, and on the loop should it go on after all.
     """
 
     def __init__(
         self,
+        handler: HandlesHang,
         *,
         timeout: float | None,
-        hung: Callable[[float, "asyncio.Task[Any] | None"], None],
-        back: Callable[[], None],
         observer: Observer = NULL,
     ) -> None:
         self._timeout = timeout
-        self._hung = hung
-        self._back = back
+        self._handler = handler
         self._observer = observer
         self._is_hung = False
         self._loop = asyncio.get_running_loop()
@@ -57,7 +54,7 @@ class LoopWatchdog:
         self._beat = time.monotonic()
         if self._is_hung:
             self._is_hung = False
-            self._back()
+            self._handler.back()
         self._handle = self._loop.call_later(BLOCKED_AFTER / 4, self._tick)
 
     def _watch(self) -> None:
@@ -70,7 +67,7 @@ class LoopWatchdog:
             stalled = stalled + min(now - looked, BLOCKED_AFTER) if beat == last_beat else 0.0
             looked, last_beat = now, beat
             if self._timeout is not None and stalled > self._timeout and not self._is_hung:
-                self._hung(stalled, task)
+                self._handler.hung(stalled, task)
                 self._is_hung = True  # only now: the loop may go on meanwhile, and undo it too early
             if task is not seen:
                 seen, since = task, now

@@ -1,0 +1,81 @@
+"""LeaseKeeper: what follows on the worker's loop from the state of its lease."""
+
+import asyncio
+from uuid import UUID
+
+from ...db.cache import ConnectionCache
+from ..events import LeaseLoss, Observer
+from ..protocols import Beats, Claims, Runs
+from ..waker import Waker
+from .lease import Lease
+
+__all__ = ["LeaseKeeper"]
+
+
+class LeaseKeeper:
+    """Cancels the tasks of a lease that is over, and has the worker claim under a new one.
+
+    connections: the pool's, of which some are closed when the heartbeat finds no connection.
+    tried: is set once a try to get a lease has failed.
+    changed: is set after each registration.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        waker: Waker,
+        observer: Observer,
+        *,
+        connections: ConnectionCache,
+        tried: asyncio.Event,
+        changed: asyncio.Event,
+    ) -> None:
+        self.registered_once = asyncio.Event()
+        self._lease = lease
+        self._waker = waker
+        self._observer = observer
+        self._connections = connections
+        self._tried = tried
+        self._changed = changed
+
+    def connect(self, runner: Runs, claimer: Claims) -> None:
+        """Name the parts that depend on the lease; before the heartbeat starts."""
+        self._runner = runner
+        self._claimer = claimer
+
+    def is_woken(self) -> bool:
+        """Return whether NOTIFY wakes the worker at the moment. Called in the heartbeat's thread."""
+        return self._waker.is_woken()
+
+    def registered(self) -> None:
+        """Cancel the tasks that were claimed under another id: other workers may run them."""
+        mine = str(self._lease.worker_id)
+        for execution in list(self._runner.running):
+            if execution.job.worker_ids[-1] != mine:
+                self._runner.cancel(execution, "lost lease")
+        self.registered_once.set()
+        self._changed.set()
+        self._claimer.wake()
+
+    def lost(self, worker_id: UUID, reason: LeaseLoss = "removed") -> None:
+        """Cancel all tasks: they were claimed under a lease that is over."""
+        self._observer.lease_lost(worker_id, len(self._runner.running), reason)
+        for execution in list(self._runner.running):
+            self._runner.cancel(execution, "lost lease")
+
+    def failed(self) -> None:
+        """Let a site start that embeds the worker, though the worker has no lease yet."""
+        self._tried.set()
+
+    def crowded(self) -> None:
+        """Close connections of the pool: the server has none left for the heartbeat."""
+        self._connections.shed()
+
+    async def watch(self, heartbeat: Beats) -> None:
+        """Enforce the deadline from the loop too: a dead connection may hang the heartbeat's thread."""
+        await self.registered_once.wait()
+        while True:
+            remaining = self._lease.remaining()
+            if remaining <= 0 and (worker_id := heartbeat.renounce()) is not None:
+                self.lost(worker_id, "expired")
+            await asyncio.sleep(remaining if remaining > 0 else self._lease.interval)

@@ -1,0 +1,271 @@
+"""Protocols: what one part of the worker needs of another that it may not import."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+from uuid import UUID
+
+from ..rows import Job, Lane
+from ..store.store import Store
+from ..store.wakeups import Wakeup
+from .execution import Execution, Reason
+
+__all__ = [
+    "Announces",
+    "AnnouncesLost",
+    "Beats",
+    "Claims",
+    "Finishes",
+    "GivesBack",
+    "HandlesHang",
+    "HasCapacity",
+    "HasFreeThreads",
+    "HasSlots",
+    "HoldsClaims",
+    "KeepsLease",
+    "Leases",
+    "LooksForCancelled",
+    "LooksForDue",
+    "Runs",
+    "Starts",
+    "Wakes",
+    "WakesAfterRescue",
+]
+
+
+class Leases(Protocol):
+    """The worker's lease (``Lease``)."""
+
+    @property
+    def worker_id(self) -> UUID | None:
+        """The id of the worker's row; None while the worker has no lease."""
+
+    def current_id(self) -> UUID | None:
+        """Return the id under which tasks may be claimed and started now, if there is one."""
+
+    def holds(self, worker_id: UUID | None) -> bool:
+        """Return whether the lease under this id lasts still."""
+
+    def owns(self, job: Job) -> bool:
+        """Return whether ``job`` was claimed under the lease that lasts now."""
+
+    def should_remain(self) -> float:
+        """Return the seconds that the lease has left by the database's clock, if that hasn't stepped."""
+
+    def may_rescue(self) -> bool:
+        """Return whether other workers that are silent can be taken for dead."""
+
+
+class KeepsLease(Protocol):
+    """What the heartbeat reports to. All methods but the first are called on the worker's loop."""
+
+    def is_woken(self) -> bool:
+        """Return whether NOTIFY wakes the worker at the moment. Called in the heartbeat's thread."""
+
+    def registered(self) -> None:
+        """The worker has a lease under a new id, or renewals succeed again after some that failed."""
+
+    def lost(self, worker_id: UUID) -> None:
+        """The lease under this id has ended, because the worker's row has gone."""
+
+    def failed(self) -> None:
+        """A try to renew the lease, or to register, has failed."""
+
+    def crowded(self) -> None:
+        """The server has no connection left for the heartbeat."""
+
+
+class Beats(Protocol):
+    """The heartbeat."""
+
+    def renounce(self) -> UUID | None:
+        """End the lease; the heartbeat registers under a new id as soon as it can.
+
+        Returns the id of the lease that was ended; None if there was none.
+        """
+
+    def suspend(self) -> None:
+        """Let the lease run out: renew it no more until ``resume()``. May be called in any thread."""
+
+    def resume(self) -> None:
+        """Renew the lease again. May be called in any thread."""
+
+    def stop(self, last_words: Callable[[Store], Awaitable[None]] | None = None) -> "asyncio.Future[None]":
+        """Stop renewing, once ``last_words`` has ended on the heartbeat's loop; the future is done then."""
+
+    def join(self, timeout: float) -> None:
+        """Wait in another thread for the heartbeat's to end, for at most so many seconds."""
+
+
+class HasCapacity(Protocol):
+    """The threads of sync tasks."""
+
+    def capacity(self) -> int:
+        """Return how many tasks can run at a time: fewer than wanted while the machine refuses threads."""
+
+
+class HasSlots(Protocol):
+    """The worker's slots (``Slots``)."""
+
+    def free(self, lane: Lane) -> int:
+        """Return how many more tasks may run in the lane; negative where more run than it has slots."""
+
+    def has_all_threads(self) -> bool:
+        """Return whether the machine gives the worker as many threads as it has slots for."""
+
+    def take(self, lane: Lane) -> None:
+        """Count one more task in the lane."""
+
+    def release(self, lane: Lane) -> None:
+        """Count one task less in the lane."""
+
+
+class HasFreeThreads(Protocol):
+    """Where claimed jobs of the thread lane wait (``PrefetchBuffer``)."""
+
+    def free(self) -> int:
+        """Return the threads for which no job waits; negative where more wait."""
+
+
+class Starts(Protocol):
+    """Where claimed jobs are started."""
+
+    @property
+    def running(self) -> set[Execution]:
+        """The executions that have begun and not ended. May be copied in any thread."""
+
+    def start(self, job: Job) -> bool:
+        """Begin to run ``job``; returns whether it has ended by then."""
+
+
+class Runs(Starts, Protocol):
+    """The runner."""
+
+    def cancel(self, execution: Execution, reason: Reason) -> bool:
+        """Ask an execution to end; returns False where it can't be asked, as it runs in a thread."""
+
+    def abandon(self, execution: Execution) -> None:
+        """Don't wait for an execution any longer: its slot is free, and its end is ignored."""
+
+
+class Announces(Protocol):
+    """What runs the receivers of signals."""
+
+    @property
+    def pending(self) -> "set[asyncio.Task[None]]":
+        """The calls of receivers that haven't ended."""
+
+    async def all_announced(self) -> None:
+        """Wait until no receiver runs any more."""
+
+
+class Finishes(Protocol):
+    """The finisher."""
+
+    @property
+    def announcer(self) -> Announces:
+        """What sends ``task_finished``."""
+
+    @property
+    def pending(self) -> set[Execution]:
+        """The executions whose outcomes aren't written yet. May be copied in any thread."""
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much waits to be written that nothing more should be run for now."""
+
+    def finish(self, execution: Execution) -> None:
+        """Write the execution's outcome soon; returns at once."""
+
+    async def wait_idle(self, timeout: float) -> bool:
+        """Wait until all outcomes are written; returns whether that was within ``timeout`` seconds."""
+
+
+class GivesBack(Protocol):
+    """Where jobs go that the worker has claimed and doesn't run."""
+
+    def give_back(self, job: Job) -> None:
+        """Make ``job`` READY again, without an attempt spent."""
+
+
+class HoldsClaims(Protocol):
+    """What knows the worker's claims (``Ownership``)."""
+
+    def held_claims(self) -> set[UUID]:
+        """Return the ids of all claims that the worker holds; claims under way are among them."""
+
+
+class AnnouncesLost(Protocol):
+    """Where news of tasks goes that a rescue has failed (``LostTasks``)."""
+
+    def announce(self, job: Job, error: Exception) -> None:
+        """Log that ``job`` is FAILED by ``error``, and send ``task_finished`` soon."""
+
+
+class Claims(Protocol):
+    """The claimer."""
+
+    @property
+    def claiming(self) -> set[UUID | None]:
+        """The ids of the claims whose jobs haven't all been started."""
+
+    def waiting(self) -> list[Job]:
+        """Return the claimed jobs that haven't been started. May be called in any thread."""
+
+    def wake(self, wakeup: Wakeup | None = None) -> None:
+        """Look for READY tasks: in the queue of ``wakeup``, or in all."""
+
+    def look_back(self, since: float) -> None:
+        """Look for tasks with a place in their queue as of ``since`` (epoch seconds) or later."""
+
+    def suspect(self) -> None:
+        """Look for tasks that have been in two crashes."""
+
+    def slot_freed(self, job: Job | None = None) -> None:
+        """A lane has room again, or the outcome of ``job`` is written."""
+
+    async def stop(self) -> None:
+        """Claim no more; returns when no claim is under way."""
+
+    def abort(self) -> None:
+        """Give up a claim that has no reply."""
+
+
+class LooksForDue(Protocol):
+    """The promoter."""
+
+    def look(self, due: float | None = None) -> None:
+        """Look for tasks that are due, now or at ``due`` (epoch seconds)."""
+
+
+class LooksForCancelled(Protocol):
+    """The canceller."""
+
+    def look(self) -> None:
+        """Look for running tasks that are to be cancelled."""
+
+
+class Wakes(Protocol):
+    """Where news of READY tasks goes."""
+
+    def wake(self, wakeups: Sequence[Wakeup], *, since: float | None = None) -> None:
+        """Wake this worker and the others; ``since``: the earliest place of the tasks in their queues (epoch
+        seconds), where that is in the past.
+        """
+
+
+class WakesAfterRescue(Protocol):
+    """Where news of rescued tasks goes."""
+
+    def wake_after_rescue(self, wakeups: Sequence[Wakeup]) -> None:
+        """Wake this worker and the others, for tasks that may have been in crashes."""
+
+
+class HandlesHang(Protocol):
+    """What is done about a loop that hangs."""
+
+    def hung(self, seconds: float, task: "asyncio.Task[Any] | None") -> None:
+        """The loop has been blocked for so long, in ``task`` if in one. Called in the watchdog's thread."""
+
+    def back(self) -> None:
+        """The loop goes on after all. Called on the loop."""

@@ -1,0 +1,48 @@
+"""LostTasks: the log and ``task_finished`` for tasks that a rescue has failed."""
+
+import asyncio
+import logging
+from concurrent.futures import Executor
+
+from ... import signals
+from ...conf import Options
+from ...exceptions import InvalidRow, UnknownTask
+from ...results import result_of
+from ...rows import Job
+from .failure_log import log_failure
+from .finisher import Finisher
+
+__all__ = ["LostTasks"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+
+class LostTasks:
+    """Announces failures that no execution of this worker has brought. They count as failed here.
+
+    importer: imports the tasks' modules, which may take long.
+    """
+
+    def __init__(self, finisher: Finisher, importer: Executor, *, sender: type, options: Options) -> None:
+        self._finisher = finisher
+        self._importer = importer
+        self._sender = sender
+        self._options = options
+
+    def announce(self, job: Job, error: Exception) -> None:
+        """Log that ``job`` is FAILED by ``error``, and send ``task_finished`` soon."""
+        self._finisher.announcer.start(self._announce(job, error))
+
+    async def _announce(self, job: Job, error: Exception) -> None:
+        self._finisher.failed += 1
+        log_failure(job, job.errors[-1])
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(
+                self._importer, result_of, job, self._options.moved_tasks
+            )
+        except UnknownTask:
+            return  # this process has no Task to show receivers
+        except InvalidRow as broken:
+            logger.error("Could not send task_finished id=%s error=%r", job.id, str(broken))
+            return
+        await signals.asend_finished(self._sender, result, error)
