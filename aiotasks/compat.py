@@ -50,7 +50,7 @@ __all__ = [
 # (a language, a time zone), as between a coroutine and its threads.
 restore_context: Callable[[Context], None] = asgiref_sync._restore_context
 
-# Says which threads thread-sensitive calls go to. asgiref reads it by get(None), so None stands for "not
+# Decides which threads thread-sensitive calls go to. asgiref reads it by get(None), so None stands for "not
 # set", for which it has no type.
 thread_sensitive_context: ContextVar[ThreadSensitiveContext | None] = SyncToAsync.thread_sensitive_context  # type: ignore[assignment]
 

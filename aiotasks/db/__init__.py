@@ -1,1 +1,4 @@
-"""PostgreSQL and Django's connections to it: nothing in here knows a task."""
+"""PostgreSQL and Django's connections to it: connections, drivers, errors, repetition, NOTIFY.
+
+Nothing in here knows what the statements are about.
+"""

@@ -1,6 +1,6 @@
 """From Django's settings of a database to an asyncpg connection.
 
-asyncpg is given what Django's engine would give psycopg, asked anew at every connect: test
+asyncpg is given what Django's engine would give psycopg. The engine is asked at every connect, so test
 database names, rotating passwords and subclassed engines hold for both.
 """
 
@@ -26,9 +26,9 @@ class Arguments:
 
     shared: the arguments that are the same for all of its servers.
     servers: those that differ from one server to the next, in the order in which they are tried.
-    contexts: what to try with each for ``ssl``, in this order: a context, "prefer" as asyncpg has it, or
+    contexts: the values of ``ssl`` to try with each server, in this order: a context, asyncpg's "prefer", or
         False for plain text.
-    unknown: the names of parameters that asyncpg has nothing for (a system check reports them).
+    unknown: the names of parameters that asyncpg has no equivalent for (a system check reports them).
     """
 
     shared: dict[str, Any]
@@ -40,8 +40,8 @@ class Arguments:
 def connect_arguments(alias: str) -> Arguments:
     """Read the parameters of ``DATABASES[alias]``, as libpq does for Django's own connection.
 
-    Raises NotSupportedError where one of them asks for safety that asyncpg can't give, and whatever
-    a subclassed engine, a file or a value that can't be used leads to.
+    Raises NotSupportedError if a parameter asks for safety that asyncpg can't give, and any error of a
+    subclassed engine, of a file or of an unusable value.
     """
     wrapper = connections[alias]
     options = wrapper.settings_dict["OPTIONS"]
@@ -49,8 +49,8 @@ def connect_arguments(alias: str) -> Arguments:
     for name, demand, remedy in libpq.not_kept(parameters):
         source = "" if name in options else " (in the environment or a service file)"
         raise utils.NotSupportedError(
-            f"DATABASES[{alias!r}] asks for {demand}{source}, which asyncpg can't keep, so aiotasks doesn't "
-            f"connect. {remedy}"
+            f"DATABASES[{alias!r}] asks for {demand}{source}, which asyncpg doesn't support, so aiotasks "
+            f"doesn't connect. {remedy}"
         )
     user = parameters.get("user") or libpq.user_name()
     database = parameters.get("dbname") or user
@@ -67,7 +67,7 @@ def connect_arguments(alias: str) -> Arguments:
         "target_session_attrs": parameters.get("target_session_attrs", "any"),
         **{name: parameters[name] for name in ("krbsrvname", "gsslib") if name in parameters},
     }
-    if (timeout := float(parameters.get("connect_timeout", 0))) > 0:  # else libpq waits for ever
+    if (timeout := float(parameters.get("connect_timeout", 0))) > 0:  # else libpq waits forever
         shared["timeout"] = timeout
     servers: list[dict[str, Any]] = [
         {
@@ -78,7 +78,7 @@ def connect_arguments(alias: str) -> Arguments:
         for host, port in libpq.servers(parameters)
     ]
     if shared["target_session_attrs"] == "prefer-standby" and len(servers) > 1:
-        # A primary counts only where no server is a standby: asyncpg has to see them all.
+        # A primary counts only where no server is a standby, so asyncpg has to see them all.
         columns = {name: [server[name] for server in servers] for name in ("host", "port")}
         servers = [{**columns, "password": next((one["password"] for one in servers if one["password"]), "")}]
     return Arguments(shared, servers, _contexts(parameters), libpq.unknown(parameters))
@@ -87,19 +87,18 @@ def connect_arguments(alias: str) -> Arguments:
 def _contexts(parameters: Mapping[str, str]) -> Sequence[ssl.SSLContext | str | bool]:
     mode = libpq.ssl_mode(parameters)
     if all((host or "").startswith("/") for host, _ in libpq.servers(parameters)):
-        return [False]  # a socket of this machine has no SSL, whatever is asked for
+        return [False]  # a Unix socket has no SSL, whatever the parameters ask for
     if mode == "prefer" and libpq.is_without_files(parameters):
-        return ["prefer"]  # where there is no SSL, it goes on over the same connection
+        return ["prefer"]  # without SSL it continues over the same connection
     context = libpq.ssl_context(parameters) or False
     return {"allow": [False, context], "prefer": [context, False]}.get(mode, [context])
 
 
-# Our statements are planned once a session, for any number of rows, by their indexes. Left to itself
-# PostgreSQL plans a statement anew five times and then keeps a plan that suits the table of that
-# moment: one that was made while it was small (a sequential scan, a sort) stays when 100,000 tasks
-# arrive, and takes 40 to 275 ms a claim instead of 1 ms until the next ANALYZE. Planning at every run
-# costs 0.25 ms a claim and a finish (0.6 instead of 0.33 ms for a single task). Not startup
-# parameters: poolers refuse those.
+# The statements of aiotasks are planned once a session, for any number of rows, by their indexes. By default
+# PostgreSQL plans a statement five times and then keeps a plan that suits the table of that moment: one that
+# was made while the table was small (a sequential scan, a sort) stays when 100,000 rows arrive, and takes 40
+# to 275 ms instead of 1 ms until the next ANALYZE. Planning at every run costs 0.25 ms. Not startup
+# parameters, because poolers refuse those.
 _PLANNING = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -112,15 +111,15 @@ SESSION = "".join(f"SET {name} = {value};" for name, value in _PLANNING.items())
 PLAIN_SESSION = "".join(f"RESET {name};" for name in _PLANNING)
 
 
-# Seconds that one of several hosts has to itself; whoever is silent for longer goes on beside the next.
+# Seconds for which one of several hosts is tried alone; after them the next one is tried beside it.
 HOST_DELAY = 0.25
 
 
 async def connect(alias: str, *, timeout: float, statement_cache_size: int, **options: Any) -> Connection:
     """Open a connection to ``DATABASES[alias]``, within ``timeout`` seconds for each of its hosts.
 
-    Without a statement cache (a pooler in transaction mode, where a session isn't ours to SET)
-    every statement is planned anew as it is.
+    Without a statement cache (behind a pooler in transaction mode, whose sessions are shared) no setting is
+    SET, and every statement is planned at every run.
     """
     try:
         arguments = connect_arguments(alias)
@@ -136,20 +135,20 @@ async def connect(alias: str, *, timeout: float, statement_cache_size: int, **op
         if statement_cache_size:
             try:
                 await connection.execute(SESSION, timeout=timeout)
-            except BaseException:  # cancelled, or the line died: nobody else knows of it yet
+            except BaseException:  # cancelled, or the connection broke: no caller can close it
                 connection.terminate()
                 raise
     return connection
 
 
 async def _open(arguments: dict[str, Any], contexts: Iterable[ssl.SSLContext | str | bool]) -> Connection:
-    """A connection to one server, with SSL or without, whichever of ``contexts`` it takes first."""
+    """A connection to one server, by the first of ``contexts`` that it accepts."""
     refusal: Exception | None = None
     for context in contexts:
         try:
             return await asyncpg.connect(**arguments, ssl=context)
         except (OSError, asyncpg.PostgresError) as error:
-            # Of two refusals the one that speaks of the user or password says more than "no encryption".
+            # A refusal of the user or password is more useful than one of the encryption.
             if refusal is None or not isinstance(refusal, asyncpg.PostgresError):
                 refusal = error
             if not _is_about_ssl(error):
@@ -162,19 +161,19 @@ def _is_about_ssl(error: Exception) -> bool:
     """Whether the server may take a connection with SSL that it refused without, or the other way round."""
     if isinstance(error, ssl.SSLError | asyncpg.ConnectionDoesNotExistError):
         return True
-    if isinstance(error, ConnectionError):  # it has no SSL, or ended the handshake
+    if isinstance(error, ConnectionError):  # the server has no SSL, or ended the handshake
         return not isinstance(error, ConnectionRefusedError)
-    return sqlstate(error) == Code.LOGIN_REFUSED  # no line of pg_hba.conf is for it
+    return sqlstate(error) == Code.LOGIN_REFUSED  # no entry of pg_hba.conf is for it
 
 
 async def _first(
     connect: Callable[[dict[str, Any]], Awaitable[Connection]], servers: Iterable[dict[str, Any]]
 ) -> Connection:
-    """The connection to the first host that takes us, in their order.
+    """The connection to the first server that accepts one, in their order.
 
-    asyncpg tries them one after another within one time-out, which a host that has vanished
-    without a word eats up. So the next one is tried as well after a moment, as browsers do
-    (RFC 8305). Raises the error that says most where nobody takes us.
+    asyncpg tries them one after another within one time-out, which a host that doesn't answer uses up. So the
+    next one is tried as well after HOST_DELAY, as browsers do (RFC 8305). Raises the most useful error if no
+    server accepts a connection.
     """
     left = list(servers)
     trying: set[asyncio.Future[Connection]] = set()
@@ -202,15 +201,17 @@ async def _first(
 
 
 def _let_go(connecting: asyncio.Future[Connection]) -> None:
-    """Somebody else was faster, or nobody waits any more. (To await these here, between a connection and
-    its caller, would lose it to a cancellation.)"""
+    """Close a connection that came after a faster one, or after its caller had been cancelled.
+
+    Awaiting it instead, between a connection and its caller, would lose that one to a cancellation.
+    """
     if not connecting.cancelled() and connecting.exception() is None:
         connecting.result().terminate()
 
 
 def _says_little(error: Exception) -> int:
-    """The order in which errors of several hosts count: a wrong password before silence, and silence
-    before what is as it is for all who use the database."""
+    """The order in which errors of several hosts count: a wrong password before no answer, and no answer
+    before an answer that no client can write."""
     if is_away(error):
         return 2
     return 0 if isinstance(error, asyncpg.PostgresError) else 1

@@ -1,7 +1,7 @@
 """The two ways a statement reaches PostgreSQL: asyncpg on a loop, or Django's own connection.
 
-Both are ``await driver.fetch(statement, *args)`` and raise Django's ``django.db`` errors, so
-what stands on them needn't know which one it has.
+Both are ``await driver.fetch(statement, *args)`` and raise Django's ``django.db`` errors, so their callers
+needn't know which one they have.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ type Connection = asyncpg.Connection[asyncpg.Record]  # asyncpg ships no types y
 
 
 class Driver(Protocol):
-    """Runs one statement in a transaction of its own, or in the one that it stands for."""
+    """Runs one statement in a transaction of its own, or in the one that the driver is made for."""
 
     async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
         """Run ``statement`` and return its rows. ``timeout`` is in seconds (None: the default)."""
@@ -54,7 +54,7 @@ class AsyncpgDriver:
             async with self._opening:
                 try:
                     await self.pool
-                except BaseException:  # asyncpg closes one that couldn't be opened, or wasn't waited for
+                except BaseException:  # asyncpg closes a pool that it couldn't open
                     self.pool.terminate()
                     self.pool = self._new_pool()
                     self.cache = ConnectionCache(self.pool, limit=self.cache.limit)
@@ -77,7 +77,7 @@ class AsyncpgDriver:
         with django_errors():
             if self._opening is not None:
                 await self.open()
-            # Two limits, not one: waiting for a free connection says nothing of the server.
+            # Two limits, because waiting for a free connection says nothing about the server.
             connection = await self.cache.acquire(timeout=timeout)
             done = False
             try:
@@ -85,8 +85,8 @@ class AsyncpgDriver:
                 done = True
                 return rows
             except (asyncpg.ReadOnlySQLTransactionError, TimeoutError):
-                # A failover has left us at what isn't the primary any more, or at nobody: the others lead
-                # there, too, and each would cost a time-out. connect() finds the new one.
+                # After a failover the connections lead to a standby, or to no server at all, and each would
+                # cost a time-out. connect() finds the primary.
                 await self.cache.drop_all()
                 raise
             finally:
@@ -119,14 +119,13 @@ class ConnectionDriver:
 class DjangoDriver:
     """Statements over the calling thread's own Django connection, so inside its ``atomic()``.
 
-    Its coroutine never suspends: sync code may drive it with a single ``send(None)``. Goes
-    through a cursor of Django's, so that assertNumQueries, execute wrappers, Django's errors
-    and ``needs_rollback`` hold, whichever psycopg the site uses. With ``logged=False`` it goes through
-    the database driver's cursor instead, which leaves no trace in Django's query log: for NOTIFY, which
-    is sent or not depending on the time.
+    Its coroutine never suspends, so sync code may drive it with a single ``send(None)``. It uses a cursor of
+    Django's, so that assertNumQueries, execute wrappers, Django's errors and ``needs_rollback`` hold, with
+    either psycopg. With ``logged=False`` it uses the database driver's cursor instead, which leaves no trace
+    in Django's query log: for NOTIFY, which is sent or not depending on the time.
 
-    Outside a transaction a statement that PostgreSQL has rolled back (a serialization failure, a
-    deadlock) is sent again; the thread waits at most two seconds in all between the tries.
+    Outside a transaction a statement that PostgreSQL has rolled back (a serialization failure, a deadlock) is
+    sent again; the thread waits at most two seconds in all between the tries.
     """
 
     def __init__(self, alias: str, *, logged: bool = True) -> None:
@@ -149,7 +148,7 @@ class DjangoDriver:
                 if connection.in_atomic_block:
                     raise
                 if sqlstate(error) == Code.READ_ONLY:
-                    connection.close()  # its server isn't the primary any more; the next one may be
+                    connection.close()  # its server is a standby after a failover; the next may not be
                 if tries >= MOST_TRIES or not was_rolled_back(error) or not connection.get_autocommit():
                     raise
             time.sleep(_pause(tries))  # noqa: ASYNC251  # sync code drives this, and never suspends
@@ -167,15 +166,15 @@ class DjangoDriver:
 
 
 def _pause(tries: int) -> float:
-    """Seconds to wait after so many tries that were rolled back, with jitter: the others try again, too."""
+    """Seconds to wait after so many rolled-back tries, with jitter, because the others try again, too."""
     return min(LONGEST_PAUSE, 0.002 * 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)
 
 
 def _with_arrays(sql: str, args: Sequence[Any]) -> tuple[str, dict[str, Any]]:
     """The statement and its parameters, lists as arrays.
 
-    One with a None is written by its items, ``ARRAY[…]``: where a role or database has ``array_nulls = off``,
-    a NULL in an array's text is a word like others.
+    A list with a None is written by its items, ``ARRAY[…]``, because a role or database may have
+    ``array_nulls = off``: a NULL in an array's text is then a word like others.
     """
     parameters: dict[str, Any] = {}
     for number, arg in enumerate(args, 1):

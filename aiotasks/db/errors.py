@@ -1,4 +1,4 @@
-"""The errors of a database: what kind each is, and what to tell people about it.
+"""The errors of a database: what kind each is, and a sentence for people about it.
 
 Every decision about an error of the database is made here, by its SQLSTATE. What raises passes Django's
 errors on (``django_errors``), so the functions take errors of ``django.db``, with the driver's as
@@ -11,7 +11,7 @@ SQLSTATE         meaning                                                    the 
 55P03 25006      locked for too long; read-only after a failover            later: ``is_transient``
 none             no answer (a broken connection, a time-out)                later: ``is_transient``
 22 23 54 P0      a value, a constraint, a limit, a trigger's RAISE          with other rows: ``is_row_fault``
-others           privileges, a missing table or column, a password          after somebody has fixed it
+others           privileges, a missing table or column, a password          after it has been fixed
 ===============  =========================================================  ==============================
 
 - What may be repeated for a while is repeated where ``is_transient``.
@@ -77,7 +77,7 @@ _TRANSIENT = ("08", "40", "53", Code.LOCK_TIMEOUT, "57", "58", Code.READ_ONLY)
 # RAISE.
 _ROW_FAULT = ("22", "23", "54", "P0")
 
-# A server answers, and nobody can write to it.
+# A server answers, and no client can write to it.
 _AWAY = (Code.STARTING_UP, Code.READ_ONLY, Code.DISK_FULL)
 
 # PgBouncer's words for a server that it can't log in to, which arrive with one code or another.
@@ -198,10 +198,10 @@ def is_row_fault(error: BaseException) -> bool:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether somebody *answered* that nobody can write to the database.
+    """Whether there was an *answer* that no client can write to the database.
 
-    That is the host, if it has no server (connection refused); the server, if it starts up, is read-only or
-    has a full disk; or a pooler in front of it. Silence says nothing of the kind.
+    It comes from the host, if it has no server (connection refused); from the server, if it starts up, is
+    read-only or has a full disk; or from a pooler in front of it. No answer is no evidence.
     """
     cause = _drivers(error)
     if isinstance(cause, ConnectionRefusedError | asyncpg.TargetServerAttributeNotMatched):
@@ -253,7 +253,7 @@ def about_tables(error: BaseException, database: str) -> str | None:
         case Code.NO_PRIVILEGE if "row-level security" in reason and "aiotasks_" in reason:
             return (
                 f"DATABASES[{database!r}] refuses the row ({reason}): the role needs BYPASSRLS, or a policy "
-                "that has WITH CHECK (true); `manage.py aiotasks check` says which."
+                "that has WITH CHECK (true); `manage.py aiotasks check` names it."
             )
         case Code.NO_COLUMN:
             return (
@@ -264,7 +264,7 @@ def about_tables(error: BaseException, database: str) -> str | None:
 
 
 def describe(error: utils.Error, database: str) -> str:
-    """One sentence for people: what is wrong with ``DATABASES[database]``, and what to do."""
+    """One sentence for people: the problem with ``DATABASES[database]``, and its fix."""
     where = f"DATABASES[{database!r}]"
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if (missing := about_tables(error, database)) is not None:

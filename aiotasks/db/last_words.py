@@ -1,4 +1,4 @@
-"""LastWords: why the server has ended a session, which asyncpg doesn't say where the session was idle."""
+"""LastWords: why the server has ended a session, which asyncpg doesn't report if the session was idle."""
 
 import asyncio
 from typing import Any
@@ -11,7 +11,8 @@ from .cache import is_dead
 
 __all__ = ["LastWords"]
 
-# A field of an ErrorResponse: each is a letter and a text that ends with a zero. The message comes two later.
+# A field of an ErrorResponse: each is a letter and a text that ends with a zero. The message comes two fields
+# later.
 # https://www.postgresql.org/docs/current/protocol-error-fields.html
 FATAL = b"\0VFATAL\0"
 
@@ -27,7 +28,7 @@ class LastWords(asyncio.Protocol):
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._said: str | None = None
+        self._message: str | None = None
         self._is_lost = False
         # Where asyncpg has none, there are no last words.
         self._transport, self._inner = transport_and_protocol(connection)
@@ -35,19 +36,20 @@ class LastWords(asyncio.Protocol):
             self._transport.set_protocol(self)
 
     def close(self) -> None:
+        """Let the transport and asyncpg be connected as before."""
         if self._transport is not None and self._inner is not None and not is_dead(self._connection):
             self._transport.set_protocol(self._inner)
 
     def error(self, cause: BaseException) -> utils.Error | None:
-        """What to raise in place of ``cause``, which is what the connection raised; None where it is open."""
+        """The error to raise in place of the connection's ``cause``; None if the connection is open."""
         if not is_dead(self._connection):
             return None
-        if isinstance(cause.__cause__, asyncpg.PostgresError):  # it was read: a statement was under way
-            said = str(cause.__cause__)
+        if isinstance(cause.__cause__, asyncpg.PostgresError):  # read by asyncpg, during a statement
+            reason = str(cause.__cause__)
         else:
-            said = self._said or str(cause)
+            reason = self._message or str(cause)
         return utils.OperationalError(
-            f"The session of this aiotasks.transaction() block has ended before the block did: {said}"
+            f"The session of this aiotasks.transaction() block has ended before the block did: {reason}"
         )
 
     def data_received(self, data: bytes) -> None:
@@ -56,11 +58,11 @@ class LastWords(asyncio.Protocol):
             return
         for field in data[at + len(FATAL) :].split(b"\0"):
             if field[:1] == b"M":
-                self._said = field[1:].decode(errors="replace")
+                self._message = field[1:].decode(errors="replace")
                 break
         if data[:1] == b"E" and int.from_bytes(data[1:5]) == len(data) - 1:
-            # Nothing else has come with it. Closed at once: until the socket's end has been read, asyncpg
-            # takes the connection for an open one that is in the middle of something (InternalClientError).
+            # The error came alone. The connection is closed at once, because until the socket's end has been
+            # read asyncpg takes it for an open one that is in the middle of something (InternalClientError).
             self.connection_lost(None)
             self._transport.abort()
 

@@ -1,8 +1,8 @@
 """A connection's parameters as libpq reads them: the settings', a service file's, the environment's.
 
-Django connects through libpq. asyncpg has readers of its own for service files, password files and
-certificates, which differ from libpq's (and leave out parameters that ask for safety), so it is
-given the outcome of these here and has nothing left to look for.
+Django connects through libpq. asyncpg reads service files, password files and certificates in ways that
+differ from libpq's, and leaves out parameters that ask for safety. So this module reads them, and asyncpg is
+given the outcome.
 https://www.postgresql.org/docs/current/libpq-connect.html
 """
 
@@ -63,8 +63,8 @@ _ENVIRONMENT = {
 }
 
 _USED = frozenset(_ENVIRONMENT.values()) - {"load_balance_hosts"} | {"service", "servicefile", "sslpassword"}
-# Django's and psycopg's own affairs, and what changes nothing for asyncpg.
-_NOT_OURS = frozenset(
+# For Django and psycopg alone, or without effect on asyncpg.
+_IGNORED = frozenset(
     {
         *("client_encoding", "cursor_factory", "row_factory", "context", "prepare_threshold", "autocommit"),
         *("fallback_application_name", "max_protocol_version", "sslcompression", "sslsni"),
@@ -73,7 +73,7 @@ _NOT_OURS = frozenset(
 
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
-# Where a server on this machine is found when no host is given; a password file calls it "localhost".
+# The folders of a local server's socket, if no host is given; a password file calls such a host "localhost".
 _SOCKET_FOLDERS = ("/run/postgresql", "/var/run/postgresql", "/tmp")
 
 _PROVE_OTHERWISE = (
@@ -85,11 +85,11 @@ _PROVE_OTHERWISE = (
 def resolve(given: Mapping[str, Any]) -> dict[str, str]:
     """All parameters of a connection, by libpq's names; an empty one counts as not given.
 
-    ``given`` is what Django's engine hands to psycopg. What it leaves out comes from the service (the
-    parameter ``service`` or PGSERVICE), and then from the environment. Raises ValueError where the
-    service isn't defined.
+    ``given`` are the arguments that Django's engine passes to psycopg. Others come from the service (the
+    parameter ``service`` or PGSERVICE), and then from the environment. Raises ValueError if the service isn't
+    defined.
     """
-    found = {name: str(value) for name, value in given.items() if value is not None and name not in _NOT_OURS}
+    found = {name: str(value) for name, value in given.items() if value is not None and name not in _IGNORED}
     if service := found.get("service") or os.environ.get("PGSERVICE"):
         found = _service(service, found.get("servicefile")) | found
     environment = {name: os.environ[key] for key, name in _ENVIRONMENT.items() if key in os.environ}
@@ -99,12 +99,12 @@ def resolve(given: Mapping[str, Any]) -> dict[str, str]:
 
 
 def unknown(parameters: Mapping[str, str]) -> list[str]:
-    """The names of those that aiotasks has no use for, and whose absence is no danger."""
+    """The names of parameters that aiotasks doesn't use, and that are no danger to leave out."""
     return sorted(parameters.keys() - _USED - {"conninfo", "dsn"})
 
 
 def not_kept(parameters: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """What asks for safety and can't be had from asyncpg: its name, what it asks for, what to do instead."""
+    """The demands for safety that asyncpg doesn't support, each with its name, its text and a remedy."""
     demands = {
         "channel_binding": (parameters.get("channel_binding") == "require", _PROVE_OTHERWISE),
         "require_auth": (True, _PROVE_OTHERWISE),
@@ -116,13 +116,13 @@ def not_kept(parameters: Mapping[str, str]) -> list[tuple[str, str, str]]:
         "requirepeer": (True, f"Leave it out, or connect by TCP. {_PROVE_OTHERWISE}"),
         "min_protocol_version": (
             parameters.get("min_protocol_version") != "3.0",
-            "Leave it out: asyncpg speaks version 3.0.",
+            "Leave it out: asyncpg uses version 3.0.",
         ),
         "hostaddr": (
             ssl_mode(parameters) == "verify-full" and "host" in parameters,
             "Leave it out: with sslmode=verify-full the certificate's name is compared with HOST.",
         ),
-        # Anything may be in there, sslmode too.
+        # They may hold any parameter, sslmode too.
         "conninfo": (True, "Write its parameters one by one in OPTIONS."),
         "dsn": (True, "Write its parameters one by one in OPTIONS."),
     }
@@ -160,12 +160,11 @@ def _service(name: str, file: str | None) -> dict[str, str]:
             continue
         if (found := _section(name, text, path)) is not None:
             return found
-    told = ", ".join(map(str, files))
-    raise ValueError(f"the service {name!r} isn't defined in {told}")
+    raise ValueError(f"the service {name!r} isn't defined in {', '.join(map(str, files))}")
 
 
 def _section(name: str, text: str, path: Path) -> dict[str, str] | None:
-    """A section of a service file: ``key=value`` as it stands, without quotes or spaces around ``=``."""
+    """A section of a service file: ``key=value``, without quotes or spaces around ``=``."""
     found: dict[str, str] | None = None
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):
@@ -197,14 +196,14 @@ def password(parameters: Mapping[str, str], host: str | None, port: int, *, user
         for value in wanted:
             rest = None if rest is None else _after(value, rest)
         if rest is not None:
-            # The password ends at a colon, too; a backslash takes one, or another one, as it is.
+            # The password ends at a colon, too; a backslash escapes a colon or a backslash.
             (found,) = re.findall(r"^(?:[^:\\]|\\.|\\$)*", rest)
             return re.sub(r"\\(.)", r"\1", found)
     return ""
 
 
 def _after(value: str, line: str) -> str | None:
-    """What follows a line's first field, if that is for ``value`` (libpq's pwdfMatchesString)."""
+    """The rest of a line after its first field, if that matches ``value`` (libpq's pwdfMatchesString)."""
     if line.startswith("*:"):
         return line[2:]
     position = 0
@@ -221,8 +220,8 @@ def _password_lines(file: str) -> list[str]:
         mode = os.stat(file).st_mode
         if not stat.S_ISREG(mode) or (os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO)):
             warnings.warn(
-                f"The password file {file} is left alone, as by libpq: it has to be a plain file that nobody "
-                "else has access to (chmod 0600).",
+                f"The password file {file} is ignored, as by libpq: it must be a plain file that no other "
+                "user can access (chmod 0600).",
                 stacklevel=2,
             )
             return []
@@ -236,23 +235,23 @@ def _password_lines(file: str) -> list[str]:
 
 
 def ssl_mode(parameters: Mapping[str, str]) -> str:
-    """The ``sslmode``. Raises ValueError for one that there isn't, or one too weak for the rest."""
+    """The ``sslmode``. Raises ValueError if it doesn't exist, or is too weak for the other parameters."""
     strict = parameters.get("sslrootcert") == "system"
     mode = parameters.get("sslmode") or ("verify-full" if strict else "prefer")
     if mode not in _SSL_MODES:
         raise ValueError(f"sslmode must be one of {', '.join(_SSL_MODES)}, not {mode!r}")
     if strict and mode != "verify-full":
-        raise ValueError(f"sslmode={mode} is too weak for sslrootcert=system, which wants verify-full")
+        raise ValueError(f"sslmode={mode} is too weak for sslrootcert=system, which requires verify-full")
     negotiation = parameters.get("sslnegotiation", "postgres")
     if negotiation not in ("postgres", "direct"):
         raise ValueError(f"sslnegotiation must be postgres or direct, not {negotiation!r}")
     if negotiation == "direct" and mode in ("disable", "allow", "prefer"):
-        raise ValueError(f"sslmode={mode} is too weak for sslnegotiation=direct, which wants require")
+        raise ValueError(f"sslmode={mode} is too weak for sslnegotiation=direct, which requires require")
     return mode
 
 
 def is_without_files(parameters: Mapping[str, str]) -> bool:
-    """Whether nothing but the mode is given for SSL: neither a parameter nor a file in a readable home."""
+    """Whether SSL has no configuration but the mode: neither a parameter nor a file in a readable home."""
     if any(name.startswith("ssl") for name in parameters.keys() - {"sslmode"}):
         return False
     for name in ("root.crt", "postgresql.crt", "postgresql.key"):
@@ -261,14 +260,14 @@ def is_without_files(parameters: Mapping[str, str]) -> bool:
                 os.stat(file)
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            except OSError:  # closed to us: asyncpg would stumble over it
+            except OSError:  # not readable: asyncpg would fail on it
                 return False
             return False
     return True
 
 
 def ssl_context(parameters: Mapping[str, str]) -> ssl.SSLContext | None:
-    """What a server must prove and is shown; None for ``sslmode=disable``.
+    """The context that verifies the server and holds the client's certificate; None for ``sslmode=disable``.
 
     Raises OSError, ValueError or ssl.SSLError for files that can't be used.
     """
@@ -291,7 +290,7 @@ def ssl_context(parameters: Mapping[str, str]) -> ssl.SSLContext | None:
 
 
 def _load_roots(context: ssl.SSLContext, given: str | None, *, must: bool) -> bool:
-    """Whether the server's certificate can be verified: by a file that is there, in any mode."""
+    """Load the root certificates. Returns whether the server's certificate can be verified, in any mode."""
     if given == "system":
         context.set_default_verify_paths()
         return True
@@ -299,8 +298,8 @@ def _load_roots(context: ssl.SSLContext, given: str | None, *, must: bool) -> bo
     if not file or not _is_there(file):
         if must:
             raise ValueError(
-                f"the root certificate {file or '~/.postgresql/root.crt'} isn't there or can't be read: name "
-                "its file in sslrootcert, or write sslrootcert=system"
+                f"the root certificate {file or '~/.postgresql/root.crt'} doesn't exist or can't be read: "
+                "name its file in sslrootcert, or write sslrootcert=system"
             )
         return False
     with _naming(file):
@@ -319,7 +318,7 @@ def _load_revocations(context: ssl.SSLContext, parameters: Mapping[str, str]) ->
 
 
 def _load_own(context: ssl.SSLContext, parameters: Mapping[str, str]) -> None:
-    """Our own certificate, if there is one: the server says whether it wants it."""
+    """Load the client's certificate, if there is one; the server requests it or doesn't."""
     certificate = parameters.get("sslcert") or _at_home(".postgresql/postgresql.crt")
     if not certificate or not _is_there(certificate):
         return
@@ -334,7 +333,7 @@ def _load_own(context: ssl.SSLContext, parameters: Mapping[str, str]) -> None:
 
 @contextmanager
 def _naming(file: str | None) -> Iterator[None]:
-    """Say which file it was: OpenSSL's errors don't."""
+    """Name the file in errors, because OpenSSL doesn't."""
     try:
         yield
     except OSError as error:  # ssl.SSLError is one
@@ -349,7 +348,7 @@ def _tls_version(name: str) -> ssl.TLSVersion:
 
 
 def _is_there(file: str) -> bool:
-    """Whether a file can be read; in a home directory that is closed to us there is none."""
+    """Whether a file can be read."""
     try:
         open(file, "rb").close()
     except OSError:
@@ -358,12 +357,12 @@ def _is_there(file: str) -> bool:
 
 
 def user_name() -> str:
-    """The operating system's name for us, which is the role's where none is given."""
+    """The name of the operating system's user, which is the role's name if none is given."""
     try:
         import pwd
 
         return pwd.getpwuid(os.geteuid()).pw_name
-    except (ImportError, KeyError):  # not on POSIX; a user whom the machine doesn't know
+    except (ImportError, KeyError):  # not on POSIX; a user without an entry
         return getpass.getuser()
 
 

@@ -1,7 +1,7 @@
 """The one LISTEN connection of an event loop to a database.
 
-A session that LISTENs must be its own: outside any pool (LISTEN is lost with the session) and
-outside any transaction (one that stays open fills the server's notification queue).
+The session is outside any pool, because LISTEN is lost with it, and outside any transaction, because one that
+stays open fills the server's notification queue.
 https://www.postgresql.org/docs/current/sql-listen.html
 """
 
@@ -25,35 +25,35 @@ __all__ = ["Listener"]
 
 logger = logging.getLogger("aiotasks.store")
 
-# A session can die without a word (a half-open connection), so the listener has itself notified
-# and waits for it. Both together bound the deafness: 10 s, within which the poll finds what NOTIFY
-# doesn't tell.
+# Seconds between probes, and within which one must arrive. A session can break without an error (a half-open
+# connection), so the listener sends itself notifications. Both together limit a time without NOTIFY to
+# 10 s.
 PROBE_INTERVAL = 5.0
 PROBE_TIMEOUT = 5.0
 
-# Where the very first probe doesn't arrive there is most likely a pooler in transaction mode, whose
-# sessions a LISTEN is lost on. Seconds until the next try, at most: somebody may have mended it.
+# If the first probe doesn't arrive, there is most likely a pooler in transaction mode, which loses LISTEN.
+# Seconds until the next try, at most, in case that somebody has fixed it.
 DEAF_PAUSE = 60.0
 
-# Called with a message, or None where any may have been missed: after every (re)connection.
+# Called with a message, or with None after every (re)connection, because messages may have been missed.
 type Callback[Message] = Callable[[Message | None], None]
 
 
 class _Deaf(utils.OperationalError):
-    """LISTEN went through, but what is notified doesn't arrive."""
+    """LISTEN succeeded, but notifications don't arrive."""
 
 
 class Listener[Message]:
-    """Passes what is notified on ``channel`` on to its subscribers, and reconnects for as long as it has any.
+    """Passes notifications of ``channel`` on to its subscribers, and reconnects for as long as it has any.
 
-    It LISTENs first and then tells its subscribers to look for themselves, so that nothing
-    falls between. It never raises into the loop: whoever relies on it polls as well.
+    It LISTENs first and then calls its subscribers with None, so that no message falls between. It never
+    raises into the loop; its subscribers poll as well.
 
-    ``read`` makes a message of a payload, or None of what isn't one.
+    ``read`` returns the message of a payload, or None if it isn't one.
 
-    ``listening`` is set while notifications are known to arrive: not before the first probe has.
-    Probes are sent by ``notify`` (channel, payloads), over another connection: a pooler in
-    transaction mode hands a session its own notifications, but nobody else's.
+    ``listening`` is set while notifications are known to arrive, so not before the first probe has. Probes
+    are sent by ``notify`` (channel, payloads) over another connection, because a pooler in transaction mode
+    delivers a session's own notifications, but no others.
     """
 
     def __init__(
@@ -110,15 +110,15 @@ class Listener[Message]:
                     await self._listen(connection)
                 finally:
                     self.listening.clear()
-                    connection.terminate()  # nothing on it is worth a farewell that may hang
+                    connection.terminate()  # close() may hang, and there is nothing to lose
             except _Deaf:
                 self._outage.ended()
                 pause = DEAF_PAUSE * random.uniform(0.5, 1.0)
                 if not self._deaf:
                     self._deaf = True
                     logger.warning(
-                        "NOTIFY doesn't arrive, polling: behind a pooler in transaction mode "
-                        "LISTEN_DATABASE is to name a direct line database=%r",
+                        "NOTIFY is not delivered; polling instead. Behind a transaction-mode pooler set "
+                        "LISTEN_DATABASE to a direct connection database=%r",
                         self._alias,
                     )
             except utils.Error as error:
@@ -132,7 +132,7 @@ class Listener[Message]:
 
         def end(_: object) -> None:
             lost.set()
-            echo.set()  # which is waited for in vain
+            echo.set()  # it can't arrive
 
         connection.add_termination_listener(end)
         with django_errors():
@@ -148,27 +148,27 @@ class Listener[Message]:
                     await self._leave_no_trace(connection)
                     raise _Deaf
                 if not lost.is_set() and not self.listening.is_set():
-                    # Not before: what others send would come to whoever has the pooler's session.
-                    await connection.add_listener(self._channel, self._heard)
+                    # Not before: a pooler's session would keep the LISTEN for its next client.
+                    await connection.add_listener(self._channel, self._notified)
                     self.listening.set()
                     self._deaf = False
                     self._outage.ended()
-                    logger.debug("listening database=%r", self._alias)
-                    self._tell(None)
+                    logger.debug("Listening for NOTIFY database=%r", self._alias)
+                    self._call(None)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(lost.wait(), PROBE_INTERVAL)
                 if lost.is_set():
                     raise OSError("the server closed the connection")
 
     async def _leave_no_trace(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-        """UNLISTEN on the session of a pooler, if that is the one that we get."""
+        """UNLISTEN on the session of a pooler, if the pooler gives the same one again."""
         with suppress(utils.Error), django_errors():
             await connection.execute(f"UNLISTEN {self._probe}", timeout=PROBE_TIMEOUT)
 
-    def _heard(self, connection: Any, pid: int, channel: str, payload: object) -> None:
+    def _notified(self, connection: Any, pid: int, channel: str, payload: object) -> None:
         if isinstance(payload, str) and (message := self._read(payload)) is not None:
-            self._tell(message)
+            self._call(message)
 
-    def _tell(self, message: Message | None) -> None:
+    def _call(self, message: Message | None) -> None:
         for callback in list(self._subscribers):
             callback(message)

@@ -11,7 +11,7 @@ __all__ = ["Observer", "Outage"]
 
 
 class Observer(Protocol):
-    """Is told of the begin and the end of each outage, on the loop's thread."""
+    """Gets the begin and the end of each outage, on the loop's thread."""
 
     def outage_began(self, part: str, error: Exception) -> None: ...
     def outage_ended(self, part: str, seconds: float) -> None: ...

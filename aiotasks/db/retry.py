@@ -1,4 +1,4 @@
-"""Repeating a statement whose server or line was at fault. Only for those that may be repeated."""
+"""Repeating statements, those that may be repeated, while the server or the connection is at fault."""
 
 import asyncio
 import random
@@ -20,9 +20,9 @@ def backoff(failures: int, *, longest: float = 5.0) -> float:
 
 
 async def repeat[Result](operation: Callable[[], Awaitable[Result]], *, within: float) -> Result:
-    """Run ``operation`` until it goes through, beginning no attempt after ``within`` seconds.
+    """Run ``operation`` until it succeeds, beginning no attempt after ``within`` seconds.
 
-    Raises what the last attempt raised, and at once what no repetition mends.
+    Raises the error of the last attempt, and at once an error that no repetition fixes.
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + within

@@ -1,4 +1,4 @@
-"""What a statement's text shows: may it leave its session changed, may it write?"""
+"""Questions that a statement's text answers: may it leave its session changed, may it write?"""
 
 import re
 from functools import lru_cache
@@ -6,13 +6,13 @@ from typing import Any
 
 __all__ = ["changes_session", "may_write"]
 
-# Characters from which on no statement's answer is remembered: a bulk insert is as long as its rows are many.
+# Characters from which on a statement's answer isn't cached, because a bulk insert has a text of its own.
 LONG = 4000
 
 _SKIPPED = r"(?:\s|\(|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*+"
 
-# Statements that leave a session as it was, by their beginning. BEGIN, COMMIT and the like are among
-# them: whether a transaction is open is asked of the connection.
+# Statements that leave a session unchanged, by their beginning. BEGIN, COMMIT and the like are among them,
+# because the connection knows whether a transaction is open.
 _HARMLESS_STATEMENT = re.compile(
     _SKIPPED
     + r"""(?:
@@ -27,7 +27,7 @@ _HARMLESS_STATEMENT = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-# Somewhere in a statement: what calls or creates something that belongs to the session.
+# Anywhere in a statement: calls of functions, and creations, that change the session.
 _SUSPICIOUS = (
     "set_config",
     "advisory_",
@@ -51,8 +51,8 @@ _CHANGE = re.compile(
     re.VERBOSE,
 )
 
-# SELECT function(…), and SELECT … FROM function(…): what the function does isn't to be
-# seen, unless it is one of PostgreSQL's own that everybody uses.
+# SELECT function(…), and SELECT … FROM function(…): the text doesn't show what the function does, so only
+# PostgreSQL's own common functions count as harmless.
 _SELECT = re.compile(_SKIPPED + r"(?:copy|select|values|with|table|explain)\b", re.DOTALL)
 _LITERAL = re.compile(r"'[^']*'")
 _FROM = re.compile(r"\bfrom\b")
@@ -108,7 +108,7 @@ _WRITING_CALL = re.compile(
 def may_write(statement: str) -> bool:
     """Return whether ``statement`` may write to the database.
 
-    What a function of the site's does isn't in the text; of PostgreSQL's own, those that write are known.
+    PostgreSQL's own functions that write are known; those of the site aren't, and don't count.
     """
     text = _COMMENT.sub(" ", _LITERAL.sub("''", statement.lower()))
     if _WRITING_CALL.search(text):
@@ -120,27 +120,27 @@ def may_write(statement: str) -> bool:
 
 
 def changes_session(statement: Any, raw: Any = None) -> bool:
-    """Return whether ``statement``, a str or what psycopg makes one of, may leave its session changed.
+    """Return whether ``statement``, a str or an object that psycopg turns into one, may change its session.
 
-    A cautious answer: what isn't known to be harmless counts as a change. What a function, a trigger or
-    a rule does when a table is read or written isn't in the text. ``raw`` is the driver's connection.
+    A cautious answer: a statement that isn't known to be harmless counts as a change. The text doesn't show
+    the effects of a trigger or a rule when a table is read or written. ``raw`` is the driver's connection.
     """
     if not isinstance(statement, str):
         try:
             statement = statement.decode() if isinstance(statement, bytes) else statement.as_string(raw)
         except (AttributeError, TypeError, UnicodeDecodeError):
             return True
-    return _judge_known(statement) if len(statement) < LONG else _judge(statement)
+    return _changes_cached(statement) if len(statement) < LONG else _changes(statement)
 
 
-def _judge(statement: str) -> bool:
+def _changes(statement: str) -> bool:
     text = statement.lower()
     if ";" in text:
-        return any(_judge_one(part) for part in _LITERAL.sub("''", text).split(";"))
-    return _judge_one(text)
+        return any(_part_changes(part) for part in _LITERAL.sub("''", text).split(";"))
+    return _part_changes(text)
 
 
-def _judge_one(text: str) -> bool:
+def _part_changes(text: str) -> bool:
     if _HARMLESS_STATEMENT.match(text) is None:
         return True
     if any(word in text for word in _SUSPICIOUS) and _CHANGE.search(text):
@@ -155,5 +155,5 @@ def _judge_one(text: str) -> bool:
     return any(name not in _HARMLESS_NAMES and _HARMLESS_PREFIX.match(name) is None for name in calls)
 
 
-# The ORM makes the same texts again and again, as values aren't in them.
-_judge_known = lru_cache(1000)(_judge)
+# The ORM repeats its texts, because values aren't in them.
+_changes_cached = lru_cache(1000)(_changes)

@@ -1,8 +1,8 @@
 """ThreadSession: what the calls of a thread have left in the session of one of Django's connections.
 
-A session holds more than data: settings (``SET``, ``set_config(…, false)``), the role, advisory locks,
-temporary tables, open cursors and transactions. With row-level security such a setting says whose rows a
-task may see, so a task must never get a session that another one has changed.
+A session holds settings (``SET``, ``set_config(…, false)``), the role, advisory locks, temporary tables, open
+cursors and transactions. With row-level security such a setting decides which rows are visible, so a use of a
+thread must never get a session that another one has changed.
 """
 
 import select
@@ -19,9 +19,9 @@ from django.db.backends.utils import CursorWrapper
 from ..compat import connect_first, on_commit_hooks
 from .statement_text import changes_session
 
-__all__ = ["ThreadSession", "has_pool", "has_something_to_say", "sessions_of_this_thread"]
+__all__ = ["ThreadSession", "has_pool", "has_unread_data", "sessions_of_this_thread"]
 
-# By connection: the sessions of this thread. Only threads of ours have the attribute.
+# The sessions of this thread by connection. Only threads of aiotasks have the attribute.
 _thread = threading.local()
 
 # psycopg's TransactionStatus: a statement or COPY runs, a transaction is open, one has failed.
@@ -29,7 +29,7 @@ _IN_TRANSACTION = (1, 2, 3)
 
 
 def sessions_of_this_thread() -> dict[BaseDatabaseWrapper, "ThreadSession"]:
-    """Return the sessions of the calling thread. From the first call on its connections are observed."""
+    """Return the sessions of the calling thread, whose connections are observed from the first call on."""
     try:
         sessions: dict[BaseDatabaseWrapper, ThreadSession] = _thread.sessions
     except AttributeError:
@@ -44,14 +44,15 @@ class ThreadSession:
         self.connection = connection
         self.changed = False  # by a statement, as far as its text shows
         self.used = False  # has made a cursor
-        self.used_at = 0.0  # for the owner of the thread: when a job last used it
+        self.used_at = 0.0  # for the owner of the thread: the time of the last use
         self._raw: Any = None  # the driver's connection that is observed
         self._connecting: list[Any] | None = None
         self._wrappers: list[Any] = []  # execute wrappers of the site's, which stay
         self._earlier_wrappers: list[Any] = []
         self._cursors: list[Any] = []  # server-side ones
-        # The instance's, as Django has no public way to see callproc() and what execute wrappers make
-        # of a statement. (The class must stay the engine's own: connection_created names it as sender.)
+        # On the instance, because Django has no public way to observe callproc() and the statements that
+        # execute wrappers return. (The class must stay the engine's own: connection_created sends it as
+        # sender.)
         instance: Any = connection
         instance.make_cursor = partial(self._make_cursor, connection.make_cursor)
         instance.make_debug_cursor = partial(self._make_cursor, connection.make_debug_cursor)
@@ -64,12 +65,12 @@ class ThreadSession:
         self._cursors.clear()
         _observe_driver(self._raw, self)
         self._earlier_wrappers = list(self.connection.execute_wrappers)
-        # What the site sets for every session, in a receiver after this one, is no task's. connect()
-        # replaces this list as its last step, and so says when it is over.
+        # Settings that the site makes for every session, in a receiver after this one, aren't a use's.
+        # connect() replaces this list as its last step, which shows that it is over.
         self._connecting = self.connection.run_on_commit = []
 
     def is_private(self) -> bool:
-        """Whether a call has left something that another job must neither see nor lose."""
+        """Whether a call has left something that another use must neither see nor lose."""
         connection = self.connection
         raw = connection.connection
         if any(wrapper not in self._site_wrappers() for wrapper in connection.execute_wrappers):
@@ -80,7 +81,7 @@ class ThreadSession:
             self._cursors = [cursor for cursor in self._cursors if not cursor.closed]
         return bool(
             self.changed
-            or raw is not self._raw  # another receiver has raised: nobody has observed this one
+            or raw is not self._raw  # another receiver has raised, so this one wasn't observed
             or self._cursors
             or connection.in_atomic_block
             or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
@@ -88,10 +89,10 @@ class ThreadSession:
         )
 
     def discard(self) -> None:
-        """Close the connection, out of a pool, too; the thread's next one is another object.
+        """Close the connection, also if it is a pool's; the thread's next one is another object.
 
-        So nothing of it stays: neither the server's session nor what Django or the site keeps in the
-        object (a tenant, atomic blocks, savepoints, execute wrappers).
+        So neither the server's session stays nor the attributes of the object, Django's or the site's (a
+        tenant, atomic blocks, savepoints, execute wrappers).
         """
         connection, raw = self.connection, self.connection.connection
         alias = connection.alias
@@ -106,13 +107,13 @@ class ThreadSession:
 
     def note(self, statement: Any) -> None:
         """``statement`` is about to be executed."""
-        if self.changed or self.connection.vendor == "sqlite":  # which has nothing of the kind
+        if self.changed or self.connection.vendor == "sqlite":  # which has no such sessions
             return
         if self._is_observed() and changes_session(statement, self._raw):
             self.changed = True
 
     def note_driver(self, cursor: Any, statement: Any) -> None:
-        """The same of psycopg's own ``cursor``, whoever has made it."""
+        """``statement`` is about to be executed by psycopg's ``cursor``, made by Django or by the site."""
         if getattr(cursor, "name", None) and not any(one is cursor for one in self._cursors):
             self._cursors.append(cursor)
         self.note(statement)
@@ -140,12 +141,12 @@ class ThreadSession:
         try:
             made.__class__ = _observed(type(made))  # type: ignore[arg-type]  # a class can be hashed
             made.aiotasks_session = self
-        except (TypeError, AttributeError):  # an engine's own kind of cursor: what it does can't be seen
+        except (TypeError, AttributeError):  # an engine's own cursor, whose statements can't be observed
             self.changed = True
         return made  # type: ignore[no-any-return]
 
     def _close(self, close: Callable[[], None]) -> None:
-        """``connection.close()``: a pool must not get back what a task has changed."""
+        """``connection.close()``: a pool must not get back a session that has been changed."""
         if self.is_private() and (raw := self.connection.connection) is not None:
             _close_for_good(raw)
         close()
@@ -153,7 +154,7 @@ class ThreadSession:
 
 @cache
 def _observed(kind: type[CursorWrapper]) -> type[CursorWrapper]:
-    """``kind`` of cursor that has its session note what the driver is about to get."""
+    """A subclass of the cursor class ``kind`` that notes each statement in its session."""
 
     class Observed(kind):  # type: ignore[misc,valid-type]
         def _execute(self, sql: Any, params: Any, *ignored: Any) -> Any:
@@ -168,7 +169,7 @@ def _observed(kind: type[CursorWrapper]) -> type[CursorWrapper]:
             self.aiotasks_session.note(f"SELECT {procname}()" if isinstance(procname, str) else procname)
             return super().callproc(procname, *params, **more)
 
-        # psycopg2's, which Django's cursor hands through; psycopg 3's are observed themselves.
+        # psycopg2's, which Django's cursor passes on; psycopg 3's cursors are observed themselves.
         def copy_expert(self, sql: Any, *params: Any, **more: Any) -> Any:
             self.aiotasks_session.note(sql)
             return self.cursor.copy_expert(sql, *params, **more)
@@ -178,11 +179,13 @@ def _observed(kind: type[CursorWrapper]) -> type[CursorWrapper]:
 
 
 def _observe_driver(raw: Any, session: ThreadSession) -> None:
-    """Have psycopg 3's connection make cursors that tell ``session`` of their statements: also those of
-    ``raw.execute()``, and ``copy()`` and ``stream()``, of which Django knows nothing."""
+    """Have psycopg 3's connection make cursors that note their statements in ``session``.
+
+    Also those of ``raw.execute()``, ``copy()`` and ``stream()``, which bypass Django.
+    """
     if getattr(raw, "pgconn", None) is None:
         return
-    raw.aiotasks_session = session  # a pool's connection is another session's the next time
+    raw.aiotasks_session = session  # a pool's connection belongs to another session the next time
     for factory in ("cursor_factory", "server_cursor_factory"):
         kind = getattr(raw, factory)
         if isinstance(kind, type) and not hasattr(kind, "aiotasks_observes"):
@@ -191,7 +194,7 @@ def _observe_driver(raw: Any, session: ThreadSession) -> None:
 
 @cache
 def _observed_driver(kind: Any) -> Any:
-    """``kind`` of psycopg's cursor that has the session of its connection note each statement."""
+    """A subclass of psycopg's cursor class ``kind`` that notes each statement in its connection's session."""
 
     class Observed(kind):  # type: ignore[misc]  # the base is known at run time only
         aiotasks_observes = True
@@ -220,8 +223,8 @@ def has_pool(connection: Any) -> bool:
     return bool(connection.settings_dict["OPTIONS"].get("pool"))
 
 
-def has_something_to_say(connection: Any) -> bool:
-    """Whether an idle connection can be read from: what a server says unasked is good-bye."""
+def has_unread_data(connection: Any) -> bool:
+    """Whether an idle connection can be read from: then the server has closed it, or is about to."""
     try:
         poll = select.poll()  # select() fails above 1,024 descriptors
         poll.register(connection, select.POLLIN)
@@ -231,7 +234,7 @@ def has_something_to_say(connection: Any) -> bool:
 
 
 def _transaction_status(raw: Any) -> int:
-    """PostgreSQL's word on the transaction: also for one that Django knows nothing of."""
+    """The driver's status of the transaction, also of one that Django didn't begin."""
     try:
         return int(raw.info.transaction_status)  # psycopg's, 2 and 3
     except AttributeError:
@@ -240,21 +243,21 @@ def _transaction_status(raw: Any) -> int:
 
 def _close_for_good(raw: Any) -> None:
     """End the server's session even where Django's close() gives the connection back to a pool."""
-    pgconn = getattr(raw, "pgconn", None)  # psycopg 3's; nobody else's is in a pool
+    pgconn = getattr(raw, "pgconn", None)  # psycopg 3's; other drivers have no pool
     if pgconn is not None:
         pgconn.finish()
 
 
 def _replace_dead(connection: Any) -> None:
-    """Where the pool has given a connection that was cut while it lay there, take the next one.
+    """If the pool has given a connection that broke while it was idle, take the next one.
 
-    Django has a pool look only with CONN_HEALTH_CHECKS, by a query each time.
+    Django has a pool check its connections only with CONN_HEALTH_CHECKS, by a query each time.
     """
     for _ in range(connection.pool.max_size):
         raw = connection.connection
-        if not has_something_to_say(raw) or connection.is_usable():
+        if not has_unread_data(raw) or connection.is_usable():
             return
-        _close_for_good(raw)  # the pool would keep it: it hasn't heard of that end either
+        _close_for_good(raw)  # else the pool, which doesn't know either, would keep it
         connection.close()
         connection.connection = connection.get_new_connection(connection.get_connection_params())
         connection.set_autocommit(connection.settings_dict["AUTOCOMMIT"])
@@ -268,7 +271,7 @@ def _connected(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
         or connection.alias not in connections
         or connections[connection.alias] is not connection
     ):
-        return  # not a thread of ours, or a copy that is its maker's
+        return  # not a thread of aiotasks, or a copy that the site has made
     if has_pool(connection):
         _replace_dead(connection)
     if (session := sessions.get(connection)) is None:

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 # The options of docs/howto/pgbouncer.md.
 POOLED = {"STATEMENT_CACHE_SIZE": 0}
-DEAF = "NOTIFY doesn't arrive, polling"
+DEAF = "NOTIFY is not delivered"
 
 
 @pytest.fixture

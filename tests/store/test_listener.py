@@ -188,4 +188,4 @@ async def test_a_session_that_nothing_arrives_on_is_deaf(
         assert await heard.next() is None
         assert listener.listening.is_set()
     await listener.close()
-    assert caplog.text.count("NOTIFY doesn't arrive, polling") == 1
+    assert caplog.text.count("NOTIFY is not delivered") == 1

@@ -506,7 +506,7 @@ async def test_a_stuck_orm_thread_gets_no_new_jobs(
             return all([await outcome(result) for result in results])
 
         await until(are_done)
-        assert thread.jobs == 1
+        assert thread.users == 1
         assert len(worker.engine.orm_threads._threads) == 2
         tasks.released.set()
         await worker.wait_until_empty()

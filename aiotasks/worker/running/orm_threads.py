@@ -88,10 +88,10 @@ class OrmThreads:
             thread, job.thread = job.thread, None
             if thread is None:
                 return
-            thread.jobs -= 1
+            thread.users -= 1
             if thread.owner is job:
                 thread.put(partial(self._take_from_ended, thread))
-            if self._closed and not thread.jobs:
+            if self._closed and not thread.users:
                 self._stop(thread)
         if self._waiting:
             self._put_waiting()
@@ -106,7 +106,7 @@ class OrmThreads:
         """Let each thread end once its jobs have."""
         with self._lock:
             self._closed = True
-            for thread in [thread for thread in self._threads if not thread.jobs]:
+            for thread in [thread for thread in self._threads if not thread.users]:
                 self._stop(thread)
 
     def _stop(self, thread: ConnectionThread) -> None:
@@ -121,7 +121,7 @@ class OrmThreads:
         free = [thread for thread in shared if not thread.is_stuck(now)]
         best = min(free, key=_jobs, default=None)
         if best is not None:
-            wanted = best.jobs > 0 and len(shared) < self._size and len(self._threads) < self._limit
+            wanted = best.users > 0 and len(shared) < self._size and len(self._threads) < self._limit
         else:
             wanted = not shared or len(self._threads) < self._limit
         if wanted and (another := self._starts.start(self._start, len(self._threads))) is not None:
@@ -129,7 +129,7 @@ class OrmThreads:
         if best is None:
             best = min(shared, key=_jobs, default=None)
         if best is not None:
-            best.jobs += 1
+            best.users += 1
         return best
 
     def _start(self) -> ConnectionThread:
@@ -153,7 +153,7 @@ class OrmThreads:
             owner = thread.owner
             is_anothers = owner is not None and owner is not job and not owner.ended
             if is_anothers and job.thread is thread:
-                thread.jobs -= 1
+                thread.users -= 1
                 job.thread = None
         if is_anothers:
             self.put(job, call)
@@ -263,4 +263,4 @@ def _outlived() -> None:
 
 
 def _jobs(thread: ConnectionThread) -> int:
-    return thread.jobs
+    return thread.users
