@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.apps import apps
@@ -23,6 +23,7 @@ from .codec import dump_error, dump_json
 from .conf import Options
 from .db.errors import about_tables
 from .exceptions import TaskCancelled, UnknownTask
+from .policies.policy import policy_of
 from .registry import resolve
 from .results import new_result, parse_id, result_of
 from .rows import AnyResult, AnyTask, JobTemplate, NewJob, Status, lane_of, makes_generators
@@ -247,8 +248,7 @@ class PostgresBackend(BaseTaskBackend):
             lane=lane_of(task.func),
             priority=int(task.priority),
             run_after=run_after,
-            max_crashes=task.max_crashes if isinstance(task, PostgresTask) else None,
-            keep_result=cast("float | None", task.keep_result) if isinstance(task, PostgresTask) else None,
+            policy=policy_of(task),
         )
         jobs: list[NewJob] = []
         results: list[AnyResult] = []

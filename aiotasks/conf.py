@@ -3,15 +3,14 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import timedelta
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-__all__ = ["Aliases", "Options", "keep_time", "shown"]
+from .policies.crashes import MOST_CRASHES
+from .policies.keep import parse_keep_time
 
-# For how long results may be kept, short of for ever: PostgreSQL's timestamps must hold it.
-LONGEST_KEPT = 100 * 365 * 86_400.0
+__all__ = ["Aliases", "Options", "shown"]
 
 
 # Whoever takes DATABASE for the place of a URL, a DSN or a dict has written a password there.
@@ -65,20 +64,11 @@ def _boolean(value: Any) -> bool:
     return value
 
 
-def keep_time(value: Any) -> float:
-    """How long results are kept, in seconds, of seconds or a timedelta. Raises ValueError."""
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    try:
-        return _number(0, LONGEST_KEPT)(seconds)
-    except ValueError:
-        raise ValueError("seconds or a timedelta, from 0 to 100 years") from None
-
-
 def _keep_time(value: Any) -> float | None:
     try:
-        return None if value is None else keep_time(value)
+        return None if value is None else parse_keep_time(value)
     except ValueError as error:
-        raise ValueError(f"{error}, or None (for ever)") from None
+        raise ValueError(f"{error}, or None (forever)") from None
 
 
 class Aliases(dict[str, str]):
@@ -221,7 +211,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     # Below 0.5 s a busy machine's scheduling alone loses leases.
     "LEASE_TIMEOUT": _number(0.5, 86_400),
     "LOOP_TIMEOUT": _number_or_none(1, 86_400),
-    "MAX_CRASHES": _whole(0, 32_000),
+    "MAX_CRASHES": _whole(0, MOST_CRASHES),
     "ASYNC_DB_THREADS": _whole(1, 1000),
     "KEEP_SUCCESSFUL": _keep_time,
     "KEEP_FAILED": _keep_time,

@@ -15,6 +15,7 @@ from django.utils import timezone
 from .codec import decode
 from .compat import RETURN_VALUE, set_frozen, slot_setters
 from .exceptions import InvalidRow
+from .policies.policy import policy_of
 from .registry import resolve
 from .rows import AnyResult, AnyTask, Job, Status
 from .tasks import PostgresTask
@@ -186,8 +187,7 @@ def _task_of(job: Job, aliases: Mapping[str, str]) -> AnyTask:
     stored = (job.priority, job.queue_name, job.backend, run_after)
     if (
         stored == (registered.priority, registered.queue_name, registered.backend, registered.run_after)
-        and getattr(registered, "max_crashes", None) == job.max_crashes
-        and getattr(registered, "keep_result", None) == job.keep_result
+        and policy_of(registered) == job.policy
     ):
         return registered
     # Not validated again: that takes 10 µs, and a queue that has left QUEUES since would make
@@ -200,7 +200,7 @@ def _task_of(job: Job, aliases: Mapping[str, str]) -> AnyTask:
         "run_after": run_after,
     }
     if isinstance(registered, PostgresTask):
-        values |= {"max_crashes": job.max_crashes, "keep_result": job.keep_result}
+        values |= job.policy._asdict()
     return _make(type(registered), **values)
 
 

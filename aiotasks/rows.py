@@ -11,6 +11,8 @@ from uuid import UUID
 
 from django.tasks import Task, TaskResult
 
+from .policies.policy import Policy
+
 __all__ = [
     "LANES",
     "AnyResult",
@@ -67,8 +69,7 @@ class JobTemplate:
     lane: Lane
     priority: int
     run_after: datetime | None
-    max_crashes: int | None
-    keep_result: float | None
+    policy: Policy
 
 
 @dataclass(slots=True)  # not frozen: that makes a million of them cost a second more
@@ -104,8 +105,7 @@ class Job:
     ready_at: datetime | None
     started_at: datetime | None
     last_attempted_at: datetime | None
-    max_crashes: int | None
-    keep_result: float | None
+    policy: Policy
     # The worker that claims knows these already.
     claim_id: UUID | None
     backend: str

@@ -4,8 +4,8 @@ import re
 from argparse import ArgumentParser, ArgumentTypeError
 
 from aiotasks.backend import PostgresBackend
-from aiotasks.conf import keep_time
 from aiotasks.operations.connection import operator_connection
+from aiotasks.policies.keep import parse_keep_time
 from aiotasks.store.store import Store
 from aiotasks.worker.maintenance.pruner import Pruner
 from aiotasks.worker.process.cli import add_backend
@@ -31,7 +31,7 @@ def _age(text: str) -> float:
     if match is None:
         raise ArgumentTypeError(f"{text!r} isn't a number with a unit of {', '.join(UNITS)}, such as 7d")
     try:
-        return keep_time(int(match[1]) * UNITS[match[2]])
+        return parse_keep_time(int(match[1]) * UNITS[match[2]])
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is more than 100 years") from None
 

@@ -1,17 +1,24 @@
-"""The columns of a row that statements return, written down once.
+"""The columns that statements take and return of a row, written down once.
 
-A statement names the list in braces, and gets it when it is loaded: ``RETURNING {job_columns}``. The row must
-be called ``task`` there.
+A statement names a list in braces, and gets it when it is loaded. The row must be called ``task`` there.
+
+- ``{job_columns}``: Job's fields
+- ``{claimed_columns}``: the same without the fields that the worker that claims knows
+- ``{policy_columns}``: the names of the policies' columns
+- ``{policy_values:11}``: their values, as parameters from $11 on
+- ``{policy_arrays:12}``: the same of arrays, whose elements ``new.template`` numbers
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
+from ..policies.policy import COLUMNS, stored_policy
 from ..rows import Job, Status
 
-__all__ = ["LISTS", "claimed_job", "job"]
+__all__ = ["claimed_job", "expand", "job"]
 
 
 def _within_bounds(column: str) -> str:
@@ -44,26 +51,58 @@ _EXPRESSIONS_OF_A_CLAIM = {
     "last_attempted_at": "task.last_attempted_at",
 }
 
-# The last ones: the worker that claims knows them, and every column costs a claim time.
+# Job's last fields: the worker that claims knows them, and every column costs a claim time.
 _KNOWN_TO_THE_CLAIMER = ("claim_id", "backend", "status", "return_value", "finished_at")
 
 _NAMES = tuple(field.name for field in fields(Job))
-_CLAIMED_NAMES = tuple(name for name in _NAMES if name not in _KNOWN_TO_THE_CLAIMER)
+_CLAIMED_NAMES = _NAMES[: -len(_KNOWN_TO_THE_CLAIMER)]
 
-# What a statement may name in braces.
-LISTS = {
-    "job_columns": ",\n    ".join(_EXPRESSIONS.get(name, f"task.{name}") for name in _NAMES),
-    "claimed_columns": ",\n    ".join(
-        _EXPRESSIONS_OF_A_CLAIM.get(name) or _EXPRESSIONS.get(name, f"task.{name}") for name in _CLAIMED_NAMES
+# Where the policies stand in a row.
+_POLICY = _NAMES.index("policy")
+_AFTER_POLICY = _POLICY + len(COLUMNS)
+
+
+def _expressions(names: Sequence[str], special: Mapping[str, str]) -> str:
+    return ",\n    ".join(special.get(name, f"task.{name}") for name in names)
+
+
+def _policy_values(first: int) -> str:
+    return ", ".join(f"${number}::{kind}" for number, kind in enumerate(COLUMNS.values(), first))
+
+
+def _policy_arrays(first: int) -> str:
+    return ", ".join(
+        f"(${number}::{kind}[])[new.template]" for number, kind in enumerate(COLUMNS.values(), first)
+    )
+
+
+_POLICIES = ", ".join(f"task.{name}" for name in COLUMNS)
+_LISTS = {
+    "job_columns": _expressions(_NAMES, _EXPRESSIONS | {"policy": _POLICIES}),
+    "claimed_columns": _expressions(
+        _CLAIMED_NAMES, _EXPRESSIONS | _EXPRESSIONS_OF_A_CLAIM | {"policy": _POLICIES}
     ),
+    "policy_columns": ", ".join(COLUMNS),
 }
+_PARAMETERS = {"policy_values": _policy_values, "policy_arrays": _policy_arrays}
+
+
+def expand(sql: str) -> str:
+    """Put the lists in that a statement names in braces."""
+    return re.sub(
+        r"\{(\w+)(?::(\d+))?\}",
+        lambda found: _PARAMETERS[found[1]](int(found[2])) if found[2] else _LISTS[found[1]],
+        sql,
+    )
 
 
 def job(row: Sequence[Any]) -> Job:
     """The Job of a row of ``{job_columns}``."""
-    return Job(*row)
+    policy = stored_policy(row[_POLICY:_AFTER_POLICY])
+    return Job(*row[:_POLICY], policy, *row[_AFTER_POLICY:])  # type: ignore[call-arg]  # mypy counts `*` wrongly
 
 
 def claimed_job(row: Sequence[Any], claim_id: UUID, backend: str) -> Job:
     """The Job of a row of ``{claimed_columns}``."""
-    return Job(*row, claim_id, backend, Status.RUNNING, None, None)  # type: ignore[call-arg]  # counts `*row` wrongly
+    policy = stored_policy(row[_POLICY:])
+    return Job(*row[:_POLICY], policy, claim_id, backend, Status.RUNNING, None, None)  # type: ignore[call-arg]

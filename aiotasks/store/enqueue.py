@@ -25,8 +25,7 @@ class EnqueueStatements(StatementGroup):
             job.kwargs,
             job.enqueued_at,
             template.run_after,
-            template.max_crashes,
-            template.keep_result,
+            *template.policy,
             timeout=timeout,
         )
 
@@ -53,8 +52,7 @@ class EnqueueStatements(StatementGroup):
             [template.lane for template in templates],
             [template.priority for template in templates],
             [template.run_after for template in templates],
-            [template.max_crashes for template in templates],
-            [template.keep_result for template in templates],
+            *map(list, zip(*(template.policy for template in templates), strict=True)),
             timeout=timeout,
         )
 

@@ -1,10 +1,9 @@
 """The SQL of the package: one statement a file, its name the Store's method."""
 
-import re
 from importlib.resources import files
 
 from ..db.statement import Statement, statement
-from .columns import LISTS
+from .columns import expand
 
 __all__ = ["load"]
 
@@ -17,7 +16,7 @@ def load(name: str) -> Statement:
 def _read(name: str, text: str) -> Statement:
     """The text without its comments, which stay with the file, and with the lists that it names."""
     sql = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
-    return statement(name, re.sub(r"\{(\w+)\}", lambda found: LISTS[found[1]], sql))
+    return statement(name, expand(sql))
 
 
 # All of them at once: a process may live on when its release has been replaced on the disk, and has to speak

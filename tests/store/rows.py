@@ -10,6 +10,7 @@ from uuid import UUID
 import asyncpg
 from uuid_utils import uuid7
 
+from aiotasks.policies.policy import COLUMNS, Policy
 from aiotasks.rows import Job, JobTemplate, LaneRequest, NewJob
 from aiotasks.store.store import Store
 
@@ -28,8 +29,7 @@ def new_job(**values: Any) -> NewJob:
             "lane": "loop",
             "priority": 0,
             "run_after": None,
-            "max_crashes": None,
-            "keep_result": None,
+            "policy": Policy(**{name: values.pop(name) for name in COLUMNS if name in values}),
         }
         | {name: value for name, value in values.items() if name in JobTemplate.__dataclass_fields__}
     )

@@ -397,7 +397,10 @@ def test_arrays_with_nulls_do_not_depend_on_array_nulls(database: str) -> None:
     jobs = [new_job(run_after=when, keep_result=keep) for when, keep in [(None, 5.0), (later, None)]]
     drive(store.insert_jobs(jobs))
     found = drive(store.select_jobs([uuid.UUID(job.id) for job in jobs], "default"))
-    kept = {str(job.id): (job.status, job.run_after, job.keep_result, job.max_crashes) for job in found}
+    kept = {
+        str(job.id): (job.status, job.run_after, job.policy.keep_result, job.policy.max_crashes)
+        for job in found
+    }
     assert kept == {
         jobs[0].id: ("READY", None, 5.0, None),
         jobs[1].id: ("SCHEDULED", later, None, None),

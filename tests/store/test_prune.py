@@ -149,6 +149,8 @@ async def test_the_time_is_stored_with_the_task(store: Store) -> None:
     await store.insert_jobs(jobs)
     await store.insert_job(single := new_job(keep_result=math.inf))
     found = await store.select_jobs([UUID(job.id) for job in [*jobs, single]], "default")
-    assert sorted(job.keep_result or 0 for job in found) == [0, 1.5, math.inf, math.inf]
+    assert sorted(job.policy.keep_result or 0 for job in found) == [0, 1.5, math.inf, math.inf]
     claimed = await claim(store, await worker(store))
-    assert {job.id: job.keep_result for job in claimed} == {job.id: job.keep_result for job in found}
+    assert {job.id: job.policy.keep_result for job in claimed} == {
+        job.id: job.policy.keep_result for job in found
+    }

@@ -29,6 +29,7 @@ django.setup()
 from dataclasses import fields
 from uuid import uuid4
 from django.utils import timezone
+from aiotasks.policies.policy import NO_POLICY
 from aiotasks.rows import Job
 from aiotasks.results import new_result, result_of
 from tests import tasks
@@ -45,7 +46,7 @@ now = timezone.now()
 values = {field.name: None for field in fields(Job)}
 values |= {"id": uuid4(), "backend": "default", "queue_name": "elsewhere", "task_path": task.module_path}
 values |= {"lane": "thread", "priority": 5, "status": "READY", "args": "[1]", "kwargs": "{}", "errors": []}
-job = Job(**values | {"worker_ids": [], "enqueued_at": now, "ready_at": now})
+job = Job(**values | {"worker_ids": [], "policy": NO_POLICY, "enqueued_at": now, "ready_at": now})
 read = result_of(job, {})
 assert (read.metadata, read.note, read.args) == ({}, "none", [1])
 assert result_of(job, {}).metadata is not read.metadata

@@ -1,11 +1,10 @@
 -- Store one new task, as insert_jobs does many: without arrays it takes a quarter less time, and most
 -- enqueues come alone.
 -- $1 id, $2 backend, $3 queue name, $4 task path, $5 lane, $6 priority, $7 args, $8 kwargs (JSON text),
--- $9 enqueued_at, $10 run_after, $11 max_crashes,
--- $12 keep_result (seconds)
+-- $9 enqueued_at, $10 run_after, from $11 on the policies
 INSERT INTO aiotasks_task (
     id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
-    crashes, enqueued_at, run_after, ready_at, max_crashes, keep_result
+    crashes, enqueued_at, run_after, ready_at, {policy_columns}
 )
 VALUES (
     $1::uuid, $2::text, $3::text, $4::text, $5::text, $6::smallint,
@@ -13,5 +12,5 @@ VALUES (
     $7::json, $8::json, '{}'::json[], '{}'::uuid[],
     0, $9::timestamptz, $10::timestamptz,
     CASE WHEN $10::timestamptz > statement_timestamp() THEN NULL ELSE statement_timestamp() END,
-    $11::smallint, $12::double precision
+    {policy_values:11}
 )

@@ -1,28 +1,28 @@
 -- Store new tasks: READY, or SCHEDULED where run_after lies ahead by the database's clock. Either all
 -- or, where one of the ids is there already, none. What tasks have in common comes once: what is
 -- passed for each row takes most of the caller's time.
--- $1 ids, $2 args, $3 kwargs (JSON text), $4 the number of its kind per task, from 1, $5 enqueued_at
+-- $1 ids, $2 args, $3 kwargs (JSON text), $4 the number of its template per task, from 1, $5 enqueued_at
 -- (of these two the first is for all that there are none for);
--- per kind: $6 backends, $7 queue names, $8 task paths, $9 lanes, $10 priorities, $11 run_after,
--- $12 max_crashes, $13 keep_result (seconds)
+-- per template: $6 backends, $7 queue names, $8 task paths, $9 lanes, $10 priorities, $11 run_after,
+-- from $12 on the policies
 INSERT INTO aiotasks_task (
     id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
-    crashes, enqueued_at, run_after, ready_at, max_crashes, keep_result
+    crashes, enqueued_at, run_after, ready_at, {policy_columns}
 )
 SELECT
-    new.id, ($6::text[])[new.kind], ($7::text[])[new.kind], ($8::text[])[new.kind], ($9::text[])[new.kind],
-    ($10::smallint[])[new.kind],
-    CASE WHEN ($11::timestamptz[])[new.kind] > statement_timestamp() THEN 'SCHEDULED' ELSE 'READY' END,
+    new.id, ($6::text[])[new.template], ($7::text[])[new.template], ($8::text[])[new.template], ($9::text[])[new.template],
+    ($10::smallint[])[new.template],
+    CASE WHEN ($11::timestamptz[])[new.template] > statement_timestamp() THEN 'SCHEDULED' ELSE 'READY' END,
     new.args::json, new.kwargs::json, '{}'::json[], '{}'::uuid[],
-    0, new.enqueued_at, ($11::timestamptz[])[new.kind],
+    0, new.enqueued_at, ($11::timestamptz[])[new.template],
     -- Not now(): a transaction that stays open must not queue-jump those that were quicker.
-    CASE WHEN ($11::timestamptz[])[new.kind] > statement_timestamp() THEN NULL ELSE statement_timestamp() END,
-    ($12::smallint[])[new.kind], ($13::double precision[])[new.kind]
+    CASE WHEN ($11::timestamptz[])[new.template] > statement_timestamp() THEN NULL ELSE statement_timestamp() END,
+    {policy_arrays:12}
 FROM (
     SELECT
         each.id, each.args, each.kwargs,
-        coalesce(each.kind, ($4::integer[])[1]) AS kind,
+        coalesce(each.template, ($4::integer[])[1]) AS template,
         coalesce(each.enqueued_at, ($5::timestamptz[])[1]) AS enqueued_at
     FROM unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::timestamptz[])
-        AS each (id, args, kwargs, kind, enqueued_at)
+        AS each (id, args, kwargs, template, enqueued_at)
 ) AS new

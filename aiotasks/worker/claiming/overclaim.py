@@ -60,4 +60,4 @@ class OverclaimPolicy(Strategy):
 
 def _is_robust(job: Job) -> bool:
     """Return whether a crash costs the task only time. It hasn't been in one, as far as can be seen."""
-    return len(job.worker_ids) == 1 and (job.max_crashes is None or job.max_crashes > 1)
+    return len(job.worker_ids) == 1 and (job.policy.max_crashes is None or job.policy.max_crashes > 1)
