@@ -21,7 +21,7 @@ from aiotasks.conf import Options
 from aiotasks.exceptions import InvalidRow, UnknownTask
 from aiotasks.store.loop import close_pools
 from aiotasks.worker.process import cli
-from aiotasks.worker.process.main import Standalone
+from aiotasks.worker.process.standalone import Standalone
 from tests.site import default_task_backend
 from tests.worker.harness import Configure, Ledger, until
 

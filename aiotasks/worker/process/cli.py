@@ -16,10 +16,11 @@ from ... import logs
 from ..worker import Worker
 from .descriptors import open_standard_descriptors
 from .exits import complain, leave, leave_now
-from .main import Standalone
+from .pipe import SupervisorPipe
 from .reload import Code, code_folders
 from .signals import ProcessSignals
-from .supervisor import Supervisor, SupervisorPipe
+from .standalone import Standalone
+from .supervisor import Supervisor
 
 __all__ = ["add_arguments", "main", "run"]
 

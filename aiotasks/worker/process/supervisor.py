@@ -4,33 +4,23 @@ Not forked: a fork after Django's setup would share its connections, threads and
 multiprocessing either: starting the same command again keeps whatever manage.py or a wrapper does
 before the worker, shows as itself in ``ps``, and puts each child out of Ctrl-C's reach from its
 first instruction.
-
-Between a supervisor and each worker there is a line, a socket pair:
-
-- the worker sends a byte when it has reached its database: only then are the others started, so
-  that a mistake in the settings is said once;
-- the supervisor sends a byte when there is to be no more grace. A second SIGTERM wouldn't do:
-  systemd, by default, sends its own SIGTERM to every process of a service;
-- its end tells the worker that the supervisor has gone, however it went.
 """
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from subprocess import DEVNULL
-from typing import Literal
 
 import anyio
 
 from .exits import leave_now
 from .signals import QUIT, REPORT, STOP, ProcessSignals
 
-__all__ = ["TASKS_FAILED", "Supervisor", "SupervisorPipe"]
+__all__ = ["TASKS_FAILED", "Supervisor"]
 
 logger = logging.getLogger("aiotasks.supervisor")
 
@@ -53,31 +43,6 @@ KILL_AFTER = 4.0
 
 # Seconds after which the supervisor itself, should it hang, leaves the killed ones.
 LEAVE_AFTER = 2.0
-
-
-class SupervisorPipe:
-    """A worker's end of the line; ``fileno`` is what ``--supervised`` says. Raises OSError for no socket."""
-
-    def __init__(self, fileno: int) -> None:
-        line = socket.socket(fileno=fileno)
-        line.setblocking(False)
-        line.set_inheritable(False)  # by what tasks start
-        self.fileno = line.detach()  # open for as long as the process lives
-
-    def read(self) -> Literal["hurry", "gone", ""]:
-        """Return what the supervisor says now: that there is no more grace, or nothing ever again."""
-        try:
-            said = os.read(self.fileno, 1)
-        except BlockingIOError:
-            return ""
-        except OSError:
-            return "gone"
-        return "hurry" if said else "gone"
-
-    def tell_ready(self) -> None:
-        """Tell the supervisor that this worker has started."""
-        with suppress(OSError):  # it has gone, which is heard too
-            os.write(self.fileno, b"\n")
 
 
 class Supervisor:

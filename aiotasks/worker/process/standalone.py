@@ -21,9 +21,10 @@ from .event_loop import drive, worker_loop
 from .exits import complain, leave, leave_now
 from .forked_child import unshared
 from .kills import kills_refused
+from .pipe import SupervisorPipe
 from .signals import IGNORED, QUIT, REPORT, STOP, ProcessSignals, signal_name
 from .stacks import stack_of_thread, stacks_of_tasks, stacks_of_threads
-from .supervisor import TASKS_FAILED, SupervisorPipe
+from .supervisor import TASKS_FAILED
 
 __all__ = ["Standalone"]
 
