@@ -1,4 +1,4 @@
-"""Whose code runs: a task's, or the worker's. What belongs to the worker refuses from a task's context."""
+"""Whose code runs: a task's or the worker's. The worker's own asyncio tasks can't be cancelled by tasks."""
 
 import asyncio
 import logging
@@ -9,12 +9,12 @@ from typing import Any
 
 from .execution import Execution
 
-__all__ = ["OwnTask", "complain", "current", "own_tasks_hidden"]
+__all__ = ["OwnTask", "current", "log_interference", "own_tasks_hidden"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-# The execution whose code runs; None in the worker's own code. A context variable, so that what a task has
-# started (asyncio tasks, callbacks, asyncio.to_thread) belongs to the same execution.
+# The execution whose code runs; None in the worker's own code. It is a context variable, so that asyncio
+# tasks, callbacks and threads that a task starts belong to the same execution.
 current: ContextVar[Execution | None] = ContextVar("aiotasks_execution", default=None)
 
 
@@ -30,16 +30,16 @@ class OwnTask(asyncio.Task[Any]):
 
     def cancel(self, msg: Any | None = None) -> bool:
         caller = current.get()
-        # What runs in a thread isn't over because the asyncio task that waits for it is.
+        # A body in a thread doesn't end when the asyncio task that waits for it is cancelled.
         if caller is not None and (caller.in_thread or caller is not self.get_context().get(current)):
-            complain(caller, f"cancel the asyncio task {self.get_name()!r}, which isn't its own")
+            log_interference(caller, f"cancel the asyncio task {self.get_name()!r}, which isn't its own")
             return False
         return super().cancel(msg)
 
 
 @contextmanager
 def own_tasks_hidden() -> Iterator[None]:
-    """While the block lasts, ``asyncio.all_tasks()`` shows tasks only what they can cancel.
+    """While the block lasts, ``asyncio.all_tasks()`` in a task returns only those that the task can cancel.
 
     A task that cancels all others and awaits them would wait for the worker's end.
     """
@@ -63,12 +63,12 @@ def own_tasks_hidden() -> Iterator[None]:
         asyncio.all_tasks = asyncio.tasks.all_tasks = all_tasks
 
 
-def complain(execution: Execution, what: str) -> None:
-    """Log, once for an execution, that the worker ignores what its task wants to do."""
-    if not execution.complained_of:
-        execution.complained_of = True
+def log_interference(execution: Execution, what: str) -> None:
+    """Log, once for each execution, that its task attempted to ``what``, and that the worker ignored it."""
+    if not execution.interference_logged:
+        execution.interference_logged = True
         logger.warning(
-            "The worker ignores what a task tries to do: %s id=%s path=%r",
+            "Ignored an attempt of a task to %s id=%s path=%r",
             what,
             execution.job.id,
             execution.job.task_path,

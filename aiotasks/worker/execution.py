@@ -63,9 +63,9 @@ class Execution:
         "asked_to_end",
         "began",
         "cancelled_for",
-        "complained_of",
         "context",
         "in_thread",
+        "interference_logged",
         "job",
         "lane",
         "outcome",
@@ -93,7 +93,7 @@ class Execution:
         self.began: float | None = None  # when it, or its body in its thread, has begun: monotonic clock
         self.seconds: float | None = None  # which the attempt has taken; None if it hasn't ended, or begun
         self.abandoned = False
-        self.complained_of = False  # it has been logged that its task reached for what isn't its own
+        self.interference_logged = False  # an attempt on the loop or on others' asyncio tasks has been logged
 
     def end(self, outcome: Outcome) -> None:
         """Set ``seconds`` and then its outcome. Called in the thread in which the body has ended."""

@@ -19,7 +19,7 @@ from .test_supervisor import workers_of
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(reload, "INTERVAL", 0.01)
+    monkeypatch.setattr(reload, "SCAN_INTERVAL", 0.01)
     monkeypatch.setattr(reload, "SETTLED", 0.02)
     for path in ("app/models.py", "app/views.py", ".git/hook.py", "aenv/pyvenv.cfg", "aenv/lib/code.py"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def test_the_folders_of_the_sites_code(tmp_path: Path, monkeypatch: pytest.Monke
 CODE = """
 import sys
 from aiotasks.worker.process import cli, reload, supervisor
-reload.INTERVAL, supervisor.RELOAD_GRACE = 0.1, 0.2
+reload.SCAN_INTERVAL, supervisor.RELOAD_GRACE = 0.1, 0.2
 sys.exit(cli.main())
 """
 
@@ -113,7 +113,7 @@ def test_reload(start: Start, ledger: Ledger, tmp_path: Path) -> None:
 
     edited.write_text("LEASE = 12.5\n")
     process.wait_for("lease: 12.5 s")
-    assert f"the code has changed, restarting processes=1 path={os.fspath(edited)!r}" in process.log
+    assert f"The code has changed; restarting workers processes=1 path={os.fspath(edited)!r}" in process.log
     assert not before & workers_of(process)
     wait_until(lambda: ledger.events("start") == 4)
     for result in results:
@@ -131,9 +131,9 @@ def test_reload(start: Start, ledger: Ledger, tmp_path: Path) -> None:
     edited.write_text("LEASE = 13\n")
     process.wait_for("lease: 13 s")
     wait_until(lambda: ledger.events("start") == 6)
-    assert "has ended" not in process.log
+    assert "A worker has ended" not in process.log
     process.send(signal.SIGTERM)
-    process.wait_for("stopping, processes=1")
+    process.wait_for("Stopping processes=1")
     assert process.stop() == 0
     assert ledger.statuses() == {"READY": 2}
     assert ledger.workers() == 0

@@ -61,7 +61,7 @@ def test_each_process_is_a_worker(start: Start, ledger: Ledger, command: str) ->
     children = workers_of(process)
     assert len(children) == 2
     assert serving(ledger) == children
-    assert all(process.log.count(f"started a worker pid={pid}\n") == 1 for pid in children)
+    assert all(process.log.count(f"Started a worker pid={pid}\n") == 1 for pid in children)
     assert not psutil.Process(process.pid).net_connections()
     default_task_backend.enqueue_many(tasks.work, [((1.0,), {})] * 6)
     wait_until(lambda: ledger.events("start") == 6)
@@ -88,7 +88,7 @@ def test_a_killed_worker_is_replaced_and_its_task_run_again(start: Start, ledger
     assert ledger.task(result.id).crashes == 1
     wait_until(lambda: serving(ledger) == workers_of(process) != before)
     (died,) = re.findall(
-        r"a worker has ended pid=(\d+) signal=9 \(Killed\), starting another in 0.5 s\n",
+        r"A worker has ended; starting another pid=(\d+) signal=9 \(Killed\) pause=0.5\n",
         process.log,
     )
     assert before - workers_of(process) == {int(died)}
@@ -120,7 +120,7 @@ def test_workers_leave_when_their_supervisor_is_killed(start: Start, ledger: Led
     wait_until(lambda: process.log.count("INFO aiotasks.worker: stopped\n") == 2)
     assert ledger.statuses() == {"SUCCESSFUL": 1}
     assert ledger.workers() == 0
-    assert process.log.count("the supervisor has gone, this worker stops") == 2
+    assert process.log.count("The supervisor has ended; this worker stops") == 2
     wait_until(lambda: not any(map(is_alive, children)))
 
 
@@ -129,8 +129,8 @@ def test_until_empty(start: Start, ledger: Ledger) -> None:
     process = start("-m", "aiotasks.worker", "--processes", "2", "--until-empty", "--concurrency", "1")
     assert process.wait() == 0
     assert ledger.statuses() == {"SUCCESSFUL": 20}
-    assert process.log.count("started a worker") == 2
-    assert "has ended" not in process.log
+    assert process.log.count("Started a worker") == 2
+    assert "A worker has ended" not in process.log
     assert ledger.workers() == 0
 
 
@@ -148,7 +148,7 @@ def test_a_mistake_is_said_once(start: Start, ledger: Ledger, mistake: str) -> N
     process = start("-c", code, "--processes", "3", *arguments, env=env)
     assert process.wait() == 1
     assert process.log.count(f"aiotasks: {sentence}") == 1
-    assert process.log.count("started a worker") == (0 if mistake == "the supervisor's" else 1)
+    assert process.log.count("Started a worker") == (0 if mistake == "the supervisor's" else 1)
     assert "Traceback" not in process.log
 
 
@@ -228,7 +228,7 @@ async def test_a_crash_loop_backs_off(said: Any, monkeypatch: pytest.MonkeyPatch
     async with running(python("os.kill(os.getpid(), signal.SIGKILL)"), processes=2) as supervising:
         await until(lambda: len(said("has ended")) >= 5)
     assert supervising.result() == 0
-    pauses = said(r"a worker has ended pid=\d+ signal=9 \(Killed\), starting another in (.*) s$")
+    pauses = said(r"A worker has ended; starting another pid=\d+ signal=9 \(Killed\) pause=(.*)$")
     assert pauses[:5] == ["0.01", "0.02", "0.04", "0.05", "0.05"]
 
 
@@ -236,19 +236,19 @@ async def test_who_has_lived_begins_anew(said: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(supervisor, "STEADY", 0.0)
     async with running(python(READY + "sys.exit(3)")):
         await until(lambda: len(said("has ended")) >= 3)
-    assert set(said(r"exit=3, starting another in (.*) s$")) == {"0.01"}
+    assert set(said(r"exit=3 pause=(.*)$")) == {"0.01"}
 
 
 async def test_who_leaves_untold_is_replaced(said: Any) -> None:
     async with running(python(READY)):
-        await until(lambda: len(said("has ended .* exit=0")) >= 2)
+        await until(lambda: len(said("has ended.* exit=0")) >= 2)
 
 
 async def test_who_cannot_start_ends_it(said: Any) -> None:
     async with running(python("sys.exit(7)"), processes=3) as supervising:
         assert await asyncio.wait_for(asyncio.shield(supervising), 10) == 7
-    assert len(said("started a worker")) == 1
-    assert len(said(r"a worker could not start, stopping pid=\d+ exit=7$")) == 1
+    assert len(said("Started a worker")) == 1
+    assert len(said(r"A worker could not start; stopping pid=\d+ exit=7$")) == 1
 
 
 async def test_who_cannot_start_beside_others_is_tried_again(said: Any, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ os.write(int(sys.argv[-1]), b"\\n")
 time.sleep(60)
 """
     async with running(python(one_lives), processes=2) as supervising:
-        await until(lambda: len(said("has ended .* exit=1")) >= 3)
+        await until(lambda: len(said("has ended.* exit=1")) >= 3)
         assert not supervising.done()
     assert supervising.result() == 0
 
@@ -272,9 +272,9 @@ async def test_the_others_wait_for_the_first(said: Any, tmp_path: Path) -> None:
     code += f"while not os.path.exists({os.fspath(go)!r}): time.sleep(0.01)\n"
     async with running(python(code + READY + WAIT), processes=3):
         await until(there.exists)  # by when the others would have been started, too
-        assert len(said("started a worker")) == 1
+        assert len(said("Started a worker")) == 1
         go.touch()
-        await until(lambda: len(said("started a worker")) == 3)
+        await until(lambda: len(said("Started a worker")) == 3)
 
 
 async def test_a_worker_that_dies_at_the_stop_is_told(said: Any, tmp_path: Path) -> None:
@@ -307,23 +307,23 @@ async def test_a_worker_that_starts_meanwhile_is_told_too(
 
     async def start(*args: Any) -> Any:
         child = await begin(*args)
-        if not said("started a worker"):
+        if not said("Started a worker"):
             if told == "to stop":
                 os.kill(os.getpid(), signal.SIGTERM)
-                await until(lambda: said("stopping"))
+                await until(lambda: said("Stopping"))
             else:
                 changes.event.set()
-                await until(lambda: said("the code has changed"))
+                await until(lambda: said("The code has changed"))
         return child
 
     monkeypatch.setattr(supervisor._Child, "start", start)
     async with running(python(WAIT), change=changes):
-        await until(lambda: len(said("started a worker")) == (1 if told == "to stop" else 2))
+        await until(lambda: len(said("Started a worker")) == (1 if told == "to stop" else 2))
 
 
 async def test_no_process_to_be_had(said: Any) -> None:
     async with running(["/nowhere/python"]) as supervising:
-        await until(lambda: len(said("no process for a worker .*, again in 0.02 s")) == 1)
+        await until(lambda: len(said("Could not start a process .* pause=0.02 ")) == 1)
     assert supervising.result() == 0
 
 
@@ -337,14 +337,14 @@ async def test_who_served_for_a_moment_has_served(said: Any, monkeypatch: pytest
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", begin_slowly)
     async with running(python(READY + "sys.exit(3)")):
-        await until(lambda: said("has ended .* exit=3") or said("could not start"))
-    assert not said("could not start")
+        await until(lambda: said("has ended.* exit=3") or said("worker could not start"))
+    assert not said("worker could not start")
 
 
 async def test_nothing_is_open_afterwards(said: Any) -> None:
     before = os.listdir("/dev/fd")
     async with running(python(READY + WAIT), processes=4):
-        await until(lambda: len(said("started a worker")) == 4)
+        await until(lambda: len(said("Started a worker")) == 4)
     # The loop keeps up to two of its own once it has had children.
     await until(lambda: len(os.listdir("/dev/fd")) <= len(before) + 2)
 
@@ -370,13 +370,13 @@ async def test_a_change_restarts_all_and_hurries(said: Any, monkeypatch: pytest.
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" + READY + "os.read(int(sys.argv[-1]), 1)"
     changes = Changes()
     task = asyncio.create_task(Supervisor(python(code), processes=2, change=changes).run())
-    await until(lambda: len(said("started a worker")) == 2)
+    await until(lambda: len(said("Started a worker")) == 2)
     changes.event.set()
-    await until(lambda: len(said("started a worker")) == 4)
-    assert said("the code has changed, restarting processes=2 path='one.py'")
+    await until(lambda: len(said("Started a worker")) == 4)
+    assert said("The code has changed; restarting workers processes=2 path='one.py'")
     assert not said("has ended")
     os.kill(os.getpid(), signal.SIGTERM)
-    await until(lambda: said("stopping, processes=2"))
+    await until(lambda: said("Stopping processes=2"))
     assert not task.done()
     os.kill(os.getpid(), signal.SIGTERM)
     assert await task == 0
@@ -387,18 +387,18 @@ async def test_code_that_cannot_start_waits_for_the_next_change(said: Any, tmp_p
     changes = Changes()
     code = f"if os.path.exists({os.fspath(broken)!r}): sys.exit(1)\n"
     async with running(python(code + READY + WAIT), processes=2, change=changes) as supervising:
-        await until(lambda: len(said("started a worker")) == 2)
+        await until(lambda: len(said("Started a worker")) == 2)
         broken.touch()
         changes.event.set()
         await until(lambda: said("waiting for the next change of the code"))
         began = time.monotonic()
         await until(lambda: time.monotonic() - began > 0.1)
         assert not supervising.done()
-        assert len(said("started a worker")) == 3
+        assert len(said("Started a worker")) == 3
         broken.unlink()
         changes.event.set()
-        await until(lambda: len(said("started a worker")) == 5)
-    assert len(said("could not start")) == 1
+        await until(lambda: len(said("Started a worker")) == 5)
+    assert len(said("worker could not start")) == 1
     assert supervising.result() == 0
 
 

@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from ... import logs
 from ..worker import Worker
 from .descriptors import open_standard_descriptors
-from .exits import complain, leave, leave_now
+from .exits import leave, leave_now, report_error
 from .pipe import SupervisorPipe
 from .reload import Code, code_folders
 from .signals import ProcessSignals
@@ -29,17 +29,17 @@ logger = logging.getLogger("aiotasks.worker")
 # Seconds for which the start waits for a database that can't be reached yet.
 DATABASE_TIMEOUT = 30.0
 
-# More is a slip: each process has some thirty connections.
+# More is a typing error: each process has about thirty connections.
 MAX_PROCESSES = 256
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
-    """The option that says whose tasks are meant."""
+    """Add the option that names the backend."""
     parser.add_argument("--backend", default="default", metavar="ALIAS", help="an alias of TASKS (default)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that both commands have."""
+    """Add the options that ``python -m aiotasks.worker`` and ``manage.py aiotasks worker`` share."""
     whole = _number(int, 0, inf, "a whole number of 0 or more")
     add_backend(parser)
     parser.add_argument(
@@ -66,25 +66,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="exit as soon as nothing is ready, running or due: with 3 if tasks have failed",
     )
-    ends.add_argument(
-        "--reload", action="store_true", help="start anew when the code changes (for development)"
-    )
+    ends.add_argument("--reload", action="store_true", help="restart when the code changes (for development)")
     parser.add_argument(
         "--grace",
         type=_number(float, 0, 86_400, "a number of seconds from 0 to 86400"),
         default=25.0,
         metavar="SECONDS",
         help="how long a stop waits for running tasks (25: below the 30 s of Kubernetes; Docker and "
-        "supervisord kill after 10 s unless told otherwise)",
+        "supervisord kill after 10 s by default)",
     )
-    # Given by a supervisor to its workers: the file descriptor of the line between them.
+    # A supervisor passes it to its workers: the file descriptor of the pipe between them.
     parser.add_argument("--supervised", type=whole, metavar="FD", help=argparse.SUPPRESS)
 
 
 def _number[Number: (int, float)](
     kind: type[Number], lowest: float, highest: float, what: str
 ) -> Callable[[str], Number]:
-    """What argparse takes an option's text to: ``kind``, within bounds."""
+    """Return a ``type`` for argparse: ``kind`` within bounds. Its error says that the text isn't ``what``."""
 
     def read(text: str) -> Number:
         try:
@@ -99,7 +97,7 @@ def _number[Number: (int, float)](
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Set Django up and run what the options ask for; returns the exit code."""
+    """Set up Django and run a worker or a supervisor, as the options say; returns the exit code."""
     open_standard_descriptors()
     if os.getpid() == 1:
         # The kernel has no default action for process 1: without a handler it couldn't be stopped while it
@@ -116,9 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.settings:
         os.environ["DJANGO_SETTINGS_MODULE"] = options.settings
     if not os.environ.get("DJANGO_SETTINGS_MODULE"):
-        return complain("no settings: give --settings or set DJANGO_SETTINGS_MODULE.")
+        return report_error("no settings: give --settings or set DJANGO_SETTINGS_MODULE.")
     if os.environ["DJANGO_SETTINGS_MODULE"].startswith("."):
-        return complain(f"the settings {os.environ['DJANGO_SETTINGS_MODULE']!r} aren't a module's full name.")
+        return report_error(
+            f"the settings {os.environ['DJANGO_SETTINGS_MODULE']!r} aren't a module's full name."
+        )
     with suppress(FileNotFoundError):  # the directory has been removed: the site may be installed
         sys.path.insert(0, os.getcwd())  # as manage.py has it
     import django
@@ -127,22 +127,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if _needs_supervisor(options):
-            # The site's code is for its workers; a supervisor logs where the site wants it to.
+            # A supervisor imports no code of the site, but logs as its settings say.
             configure_logging(settings.LOGGING_CONFIG, settings.LOGGING)
         else:
             django.setup()
     except ImproperlyConfigured as error:
-        return complain(str(error))
+        return report_error(str(error))
     except ImportError as error:
         where = "" if _has_directory() else " The working directory, where they may be, has been removed."
-        return complain(
+        return report_error(
             f"the settings {os.environ['DJANGO_SETTINGS_MODULE']!r} can't be loaded: {error}.{where}"
         )
     return run(options, from_command_line=argv is None)
 
 
 def run(options: argparse.Namespace, *, from_command_line: bool) -> int:
-    """Run a worker, or a supervisor, with parsed options until told to stop; returns the exit code.
+    """Run a worker, or a supervisor, with parsed options until a signal stops it; returns the exit code.
 
     ``from_command_line``: the options are those that this process was started with.
     """
@@ -159,7 +159,7 @@ def _run(options: argparse.Namespace, *, from_command_line: bool) -> int:
     if not _needs_supervisor(options):
         return _work(options, leaves=from_command_line)
     if not from_command_line:
-        return complain("--processes and --reload need a command line that they can start again.")
+        return report_error("--processes and --reload need a command line that they can start again.")
     supervisor = Supervisor(
         [sys.executable, *sys.orig_argv[1:]],
         processes=options.processes,
@@ -186,11 +186,11 @@ def _needs_supervisor(options: argparse.Namespace) -> bool:
 
 
 def _work(options: argparse.Namespace, *, leaves: bool) -> int:
-    """Run one worker in this process, which ends with it where it ``leaves``."""
+    """Run one worker in this process. With ``leaves`` the process ends when the worker does."""
     try:
-        line = None if options.supervised is None else SupervisorPipe(options.supervised)
+        pipe = None if options.supervised is None else SupervisorPipe(options.supervised)
     except (OSError, OverflowError):
-        return complain("--supervised is for a supervisor's workers only.")
+        return report_error("--supervised is for a supervisor's workers only.")
     try:
         worker = Worker(
             backend=options.backend,
@@ -202,12 +202,12 @@ def _work(options: argparse.Namespace, *, leaves: bool) -> int:
             own_process=True,
         )
     except (ImproperlyConfigured, ValueError) as error:
-        return complain(str(error))
-    return Standalone(worker, line, until_empty=options.until_empty, leaves=leaves).run()
+        return report_error(str(error))
+    return Standalone(worker, pipe, until_empty=options.until_empty, leaves=leaves).run()
 
 
 def _warn_of_process_1() -> None:
-    """Say what a container lacks whose first process this is."""
+    """Log a warning if this is process 1 of a container, because that should be an init."""
     if os.getpid() == 1:
         logger.warning(
             "This is process 1 of its container, where nothing reaps the processes that tasks leave behind: "

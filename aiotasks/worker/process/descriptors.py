@@ -1,4 +1,4 @@
-"""File descriptors 0, 1 and 2: whoever starts a process may have closed them."""
+"""File descriptors 0, 1 and 2: a process may be started with some of them closed."""
 
 import os
 import sys
@@ -7,16 +7,16 @@ __all__ = ["open_standard_descriptors"]
 
 
 def open_standard_descriptors() -> None:
-    """Open those of stdin, stdout and stderr that are closed on the null device.
+    """Open stdin, stdout and stderr on the null device where they are closed.
 
-    The next sockets and files that the process opens would get their numbers otherwise: uvloop aborts when
-    it closes one of those, and what is printed would go to whatever is there.
+    Otherwise the next sockets and files would get their numbers: uvloop aborts when it closes one of them,
+    and printed text would go into a socket.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest number that is free, which is this one: those below are open.
+            # It gets the lowest free number, which is this one: the numbers below are open.
             os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(number, True)  # as the standard descriptors are
         if getattr(sys, name) is None:  # Python found it closed at its start

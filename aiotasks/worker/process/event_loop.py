@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from ...db.connection_thread import fulfil
-from ..belonging import complain, current
+from ..belonging import current, log_interference
 from ..task_factory import task_factory
 
 __all__ = ["drive", "worker_loop"]
@@ -19,9 +19,9 @@ logger = logging.getLogger("aiotasks.worker")
 
 
 class _Protected(asyncio.AbstractEventLoop):
-    """Refuses to tasks what would end the loop, and ignores, with a warning, what would change it for all.
+    """Refuses calls by tasks that would end the loop; ignores, with a warning, calls that would change it.
 
-    Ignored is what libraries do in passing, as if the loop were theirs; it may be called from any thread.
+    Libraries make the ignored calls in passing, as if the loop were theirs. From any thread.
     """
 
     def stop(self) -> None:
@@ -37,7 +37,7 @@ class _Protected(asyncio.AbstractEventLoop):
         super().set_default_executor(executor)
 
     def add_signal_handler[*Args](self, sig: int, callback: Callable[[*Args], object], *args: *Args) -> None:
-        if current.get() is not None:  # what loops raise that have no signals, so libraries expect it
+        if current.get() is not None:  # libraries expect it, because loops without signals raise it
             raise NotImplementedError(_REFUSED.format("add_signal_handler"))
         super().add_signal_handler(sig, callback, *args)
 
@@ -70,16 +70,16 @@ _REFUSED = "The event loop belongs to the worker: a task can't call its {}()."
 
 
 def _refuse(method: str) -> None:
-    """Raise RuntimeError if a task calls."""
+    """Raise RuntimeError if the caller is a task."""
     if current.get() is not None:
         raise RuntimeError(_REFUSED.format(method))
 
 
 def _ignored(method: str) -> bool:
-    """Whether a task calls, for which nothing is done then but to log it."""
+    """Whether the caller is a task; its call is logged, and must do nothing."""
     if (execution := current.get()) is None:
         return False
-    complain(execution, f"call {method}() of the worker's event loop")
+    log_interference(execution, f"call {method}() of the worker's event loop")
     return True
 
 
@@ -111,7 +111,7 @@ async def _in_a_thread[Result](call: Callable[..., Result], *args: Any, **option
 
 
 def worker_loop() -> asyncio.AbstractEventLoop:
-    """Make the loop of a worker's process: uvloop's where it is installed."""
+    """Make the loop of a worker's process: uvloop's if that is installed."""
     loop: asyncio.AbstractEventLoop
     try:
         import uvloop
@@ -127,8 +127,8 @@ def worker_loop() -> asyncio.AbstractEventLoop:
 def drive(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, None]) -> None:
     """Run ``main`` on ``loop`` until it is done; raises what it raises.
 
-    What a callback raises, or a ``stop()`` from elsewhere, ends the loop's run, but not ``main``: it goes on.
-    Only Ctrl-C before ``main`` has a handler for it ends both.
+    If an exception in a callback, or a ``stop()`` from elsewhere, ends the loop's run, the loop is run again
+    and ``main`` continues. Only Ctrl-C before ``main`` has a handler for it ends both.
     """
     task = loop.create_task(main, name="aiotasks main")
     while True:
@@ -138,9 +138,7 @@ def drive(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, None]) -> N
             interrupted = isinstance(error, KeyboardInterrupt) and _has_default_interrupt()
             if task.done() or loop.is_closed() or interrupted:
                 raise
-            logger.critical(
-                "A callback has stopped the event loop, the worker goes on with it error=%r", error
-            )
+            logger.critical("A callback stopped the event loop; the worker runs it again error=%r", error)
 
 
 def _has_default_interrupt() -> bool:

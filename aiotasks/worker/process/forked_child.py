@@ -1,8 +1,9 @@
-"""What a child that a task forks must not share with a worker that has its process to itself.
+"""A child that a task forks shares neither event loop nor connections with the worker's process.
 
-A fork shares what the descriptors lead to. Through an epoll instance the child would deregister the parent's
-connections; through a connection it would end the parent's session, and keep it open after the parent's
-death, locks and all. (What is started by exec, a subprocess or multiprocessing's spawn, inherits none.)
+A fork shares the open files behind the descriptors. Through an epoll instance the child would deregister the
+parent's connections; through a connection it would end the parent's session, and keep it open after the
+parent's death, with its locks. (A program started by exec, a subprocess or multiprocessing's spawn inherits
+none.)
 """
 
 import asyncio
@@ -22,7 +23,7 @@ __all__ = ["unshared"]
 
 _current: tuple[asyncio.AbstractEventLoop, frozenset[int]] | None = None
 
-# What the child must not let go of: a driver says good-bye to the server then.
+# Objects that the child must keep: if they were freed, a driver would end the parent's session.
 _kept: list[object] = []
 
 
@@ -44,7 +45,7 @@ def _ports() -> Iterator[int]:
             continue
         try:
             servers = connect_arguments(alias).servers
-        except Exception:  # what can't be connected to has no session; a subclassed engine raises anything
+        except Exception:  # without a way to connect there is no session; a subclassed engine raises anything
             continue
         for server in servers:
             port = server["port"]
@@ -68,13 +69,13 @@ def _unshare() -> None:
         _kept.extend(pools.values())
         pools.clear()
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # not libuv's, which Python doesn't see
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # in place of libuv's, which Python doesn't see
     with suppress(RuntimeError):
-        loop.call_soon(os._exit, 1)  # a coroutine that goes on in the child ends with its next await
+        loop.call_soon(os._exit, 1)  # a coroutine that goes on in the child ends at its next await
 
 
 def _replace_descriptors(ports: frozenset[int], filenos: Iterable[int]) -> None:
-    """Under the same numbers, as objects still have them, and would close what gets the number next."""
+    """Replace them under the same numbers: objects still hold these, and will close them."""
     null = os.open(os.devnull, os.O_RDWR)
     for fileno in filenos:
         with suppress(OSError):  # the descriptor of the listing itself

@@ -1,7 +1,7 @@
-"""Refuses signals by which a task would stop its own worker, or the supervisor of it.
+"""Refuses signals by which a task would stop its own worker, or the worker's supervisor.
 
 Such a stop would look like an operator's: no crash is counted, the task is given back, and the next worker
-that runs it stops, too. What kills the process outright (SIGKILL, SIGSEGV) is let through: it is counted.
+that runs it stops, too. SIGKILL and SIGSEGV, which kill the process at once, are let through: they count.
 """
 
 import _thread
@@ -17,11 +17,11 @@ from .signals import QUIT, STOP, signal_name
 
 __all__ = ["kills_refused"]
 
-# SIGSTOP and its like would leave a worker that does nothing, and that no supervisor replaces.
+# A process stopped by SIGSTOP and its like does nothing, and no supervisor replaces it.
 _STOPPING = {*STOP, QUIT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 _EVENTS = frozenset({"os.kill", "os.killpg", "signal.pthread_kill"})
 
-# An audit hook can't be taken away again, so it is added once and asks these.
+# An audit hook can't be removed, so it is added once and reads these.
 _worker: int | None = None
 _supervisor: int | None = None
 _is_hooked = False
@@ -31,17 +31,17 @@ _is_hooked = False
 def kills_refused(*, supervisor: int | None) -> Iterator[None]:
     """While the block lasts, tasks get PermissionError for a signal that would stop this process.
 
-    supervisor: a process id to which they can't send any signal.
+    supervisor: the id of a process to which tasks can't send any signal.
 
     In a child that a task has forked this holds for its parent and their process group. A signal from
-    a process that isn't a child, or from a thread that the task has started by itself, is as an operator's.
+    another process, or from a thread that the task has started by itself, counts as an operator's.
     """
     global _worker, _supervisor, _is_hooked
     if not _is_hooked:
         sys.addaudithook(_audit)
         _is_hooked = True
     _worker, _supervisor = os.getpid(), supervisor
-    # Neither is audited; the second simulates SIGINT, or the signal that it is given.
+    # Neither raises an audit event; the second simulates SIGINT, or the signal that it is given.
     replaced = signal.raise_signal, _thread.interrupt_main
     signal.raise_signal = _checked(signal.raise_signal)
     _thread.interrupt_main = _checked(_thread.interrupt_main)

@@ -1,12 +1,12 @@
 """SupervisorPipe: a worker's end of the pipe to its supervisor.
 
-Between a supervisor and each worker there is a line, a socket pair:
+The pipe is a socket pair. The supervisor makes one for each worker:
 
-- the worker sends a byte when it has reached its database: only then are the others started, so
-  that a mistake in the settings is said once;
-- the supervisor sends a byte when there is to be no more grace. A second SIGTERM wouldn't do:
+- the worker sends a byte when it has reached its database: only then does the supervisor start
+  the others, so that a mistake in the settings is logged once;
+- the supervisor sends a byte to end the grace. A second SIGTERM wouldn't do:
   systemd, by default, sends its own SIGTERM to every process of a service;
-- its end tells the worker that the supervisor has gone, however it went.
+- the end of the stream means that the supervisor has ended, for whatever reason.
 """
 
 import os
@@ -18,25 +18,25 @@ __all__ = ["SupervisorPipe"]
 
 
 class SupervisorPipe:
-    """A worker's end of the line; ``fileno`` is what ``--supervised`` says. Raises OSError for no socket."""
+    """A worker's end; ``fileno`` is the value of ``--supervised``. Raises OSError if that is no socket."""
 
     def __init__(self, fileno: int) -> None:
-        line = socket.socket(fileno=fileno)
-        line.setblocking(False)
-        line.set_inheritable(False)  # by what tasks start
-        self.fileno = line.detach()  # open for as long as the process lives
+        end = socket.socket(fileno=fileno)
+        end.setblocking(False)
+        end.set_inheritable(False)  # by processes that tasks start
+        self.fileno = end.detach()  # open for as long as the process lives
 
     def read(self) -> Literal["hurry", "gone", ""]:
-        """Return what the supervisor says now: that there is no more grace, or nothing ever again."""
+        """Return the next message: the grace is over, or the supervisor has ended; "" if there is none."""
         try:
-            said = os.read(self.fileno, 1)
+            byte = os.read(self.fileno, 1)
         except BlockingIOError:
             return ""
         except OSError:
             return "gone"
-        return "hurry" if said else "gone"
+        return "hurry" if byte else "gone"
 
-    def tell_ready(self) -> None:
-        """Tell the supervisor that this worker has started."""
-        with suppress(OSError):  # it has gone, which is heard too
+    def notify_ready(self) -> None:
+        """Notify the supervisor that this worker has reached its database."""
+        with suppress(OSError):  # the supervisor has ended, which read() returns
             os.write(self.fileno, b"\n")

@@ -1,8 +1,8 @@
 """Reload: notices that the code of a site has changed, for ``--reload``.
 
-It looks at every ``*.py`` below the folders that modules are imported from, Python's own and installed
-packages aside. Not at loaded modules, as Django's autoreload: the supervisor loads none of the
-site's, and one with a syntax error is loaded nowhere, but has to be seen when it is mended.
+It checks every ``*.py`` below the folders that modules are imported from, Python's own and installed
+packages aside. It doesn't check loaded modules, as Django's autoreload does: the supervisor loads none of the
+site's, and a module with a syntax error is loaded nowhere;  its fix must be noticed.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 
 __all__ = ["Code", "code_folders"]
 
-# Seconds between two looks; at least so many times what a look takes, where there are many files.
-INTERVAL = 1.0
+# Seconds between two scans; with many files, at least PACE times the duration of a scan.
+SCAN_INTERVAL = 1.0
 PACE = 20.0
 
-# Seconds without a further change after which an editor, or git, is taken to be through.
+# Seconds without a further change after which an editor, or git, counts as done.
 SETTLED = 0.1
 
 _SKIPPED = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
@@ -34,24 +34,24 @@ def code_folders() -> list[str]:
     installed += [*site.getsitepackages(), site.getusersitepackages()]
     others = tuple(os.path.realpath(path) + os.sep for path in installed)
     folders = {os.path.realpath(path) for path in sys.path if os.path.isdir(path or os.curdir)}
-    # The root is where a process without a home stands; below it is the whole machine.
+    # A process may run in the root directory, and below that is the whole machine.
     return sorted(path for path in folders - {os.sep} if not f"{path}{os.sep}".startswith(others))
 
 
 class Code:
-    """The files below ``folders``, as they were when last looked at."""
+    """The files below ``folders``, as the last scan found them."""
 
     def __init__(self, folders: Sequence[str]) -> None:
         self._folders = folders
-        self._files = self._look()
+        self._files = self._scan()
 
     async def change(self) -> str:
-        """Return which file has changed, come or gone, of possibly several, once all keep still."""
+        """Return one file that was changed, added or removed, once no more changes follow."""
         took = 0.0
         while True:
-            await asyncio.sleep(max(INTERVAL, PACE * took))
+            await asyncio.sleep(max(SCAN_INTERVAL, PACE * took))
             began = time.monotonic()
-            files = await asyncio.to_thread(self._look)
+            files = await asyncio.to_thread(self._scan)
             took = time.monotonic() - began
             if files != self._files:
                 break
@@ -59,11 +59,11 @@ class Code:
         while files != self._files:
             self._files = files
             await asyncio.sleep(SETTLED)
-            files = await asyncio.to_thread(self._look)
+            files = await asyncio.to_thread(self._scan)
         changed = sorted(path for path, _ in before.items() ^ files.items())
         return f"path={next(iter(changed), '')!r}"
 
-    def _look(self) -> Files:
+    def _scan(self) -> Files:
         return dict(_python_files(self._folders))
 
 
@@ -75,7 +75,7 @@ def _python_files(folders: Sequence[str]) -> Iterator[tuple[str, tuple[int, int]
         try:
             with os.scandir(folder) as found:
                 entries = [entry for entry in found if not entry.name.startswith(".")]
-        except OSError:  # gone meanwhile, or closed to us
+        except OSError:  # removed meanwhile, or not readable
             continue
         if folder not in folders and any(entry.name == "pyvenv.cfg" for entry in entries):
             continue

@@ -27,21 +27,21 @@ def _numbers(*names: str) -> frozenset[int]:
     return frozenset(int(getattr(signal, name)) for name in names if hasattr(signal, name))
 
 
-# What asks a process to end: a terminal that hangs up, and a CPU limit, too.
+# Signals that ask a process to end; a closed terminal and a CPU limit send some of them.
 STOP = _numbers("SIGTERM", "SIGINT", "SIGHUP", "SIGXCPU")
 QUIT = signal.SIGQUIT
 REPORT = signal.SIGUSR1
 
-# They would end the process, and ask for nothing that a worker could do.
+# Signals that would end the process, and ask for nothing that a worker could do.
 _REALTIME = range(signal.SIGRTMIN, signal.SIGRTMAX + 1) if hasattr(signal, "SIGRTMIN") else range(0)
 IGNORED = _numbers("SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGPWR", "SIGSTKFLT") | frozenset(
     _REALTIME
 )
 
-# Python ignores these from its start, so that a write to what nobody reads any more raises an error.
+# Python ignores these, so that a write to a closed pipe raises an error.
 _IGNORED_BY_PYTHON = _numbers("SIGPIPE", "SIGXFSZ")
 
-# Whoever starts a process with one of these ignored (nohup, a shell's "&") doesn't want it to be obeyed.
+# If the process is started with one of these ignored (nohup, a shell's "&"), the worker ignores it, too.
 _LEFT_IGNORED = _numbers("SIGHUP", "SIGQUIT")
 
 
@@ -54,11 +54,11 @@ def signal_name(number: int) -> str:
 
 
 class ProcessSignals:
-    """While ``received()`` runs, a thread calls ``on_signal(number)`` for every signal that comes.
+    """While ``received()`` runs, a thread calls ``on_signal(number)`` for every signal received.
 
-    That thread also keeps a deadline, and reads from other file descriptors if it is asked to: it
-    never waits for the main thread or its event loop. Signals that the site's own code handles are
-    left to it, except for those in STOP.
+    That thread also keeps a deadline, and reads from other file descriptors on request. It never waits for
+    the main thread or its event loop. Signals that the site's own code handles are left to that code, except
+    for the ones in STOP.
     """
 
     def __init__(self, on_signal: Callable[[int], None]) -> None:
@@ -70,7 +70,7 @@ class ProcessSignals:
 
     @contextmanager
     def received(self) -> Iterator[None]:
-        """Take the signals until the end of the block. To be used in the main thread."""
+        """Receive the signals until the end of the block. Use it in the main thread."""
         self._open()
         try:
             yield
@@ -80,7 +80,7 @@ class ProcessSignals:
     # --- For any thread ---------------------------------------------------------------------
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> None:
-        """Have the thread call ``call`` after so many seconds, in place of what it was to call."""
+        """Have the thread call ``call`` after so many seconds. This replaces an earlier request."""
         self._deadline = time.monotonic() + seconds, call
         self._wake()
 
@@ -95,12 +95,15 @@ class ProcessSignals:
     # --- For the main thread ----------------------------------------------------------------
 
     def restore(self) -> None:
-        """Take back what a task may have taken: ``loop.add_signal_handler()`` and ``set_wakeup_fd()`` do."""
+        """Restore the handlers and the wake-up descriptor that a task may have replaced.
+
+        ``loop.add_signal_handler()`` and ``signal.set_wakeup_fd()`` do that.
+        """
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         taken = []
         for number in self._replaced:
             handler = signal.getsignal(number)
-            # A handler that a task has for SIGALRM is its own matter; without any, the process would end.
+            # A task may handle SIGALRM and the like; without a handler they would end the process.
             if handler != self._handle and (number in STOP or handler == signal.SIG_DFL):
                 signal.signal(number, self._handle)
                 taken.append(signal_name(number))
@@ -110,7 +113,7 @@ class ProcessSignals:
                 taken.append(signal_name(number))
         if taken:
             logger.warning(
-                "Signal handlers that something else had replaced were restored signals=%s", ", ".join(taken)
+                "Restored signal handlers that other code had replaced signals=%s", ", ".join(taken)
             )
 
     def _open(self) -> None:
@@ -121,10 +124,10 @@ class ProcessSignals:
         for number in sorted({*STOP, QUIT, REPORT, *IGNORED}):
             handler = signal.getsignal(number)
             if number in STOP and not (number in _LEFT_IGNORED and handler == signal.SIG_IGN):
-                takes = True
+                replaces = True
             else:
-                takes = handler == signal.SIG_DFL and number not in caught
-            if takes:
+                replaces = handler == signal.SIG_DFL and number not in caught
+            if replaces:
                 # Not SIG_IGN: programs that tasks start would inherit it.
                 self._replaced[number] = signal.signal(number, self._handle)
         self._fd_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
@@ -145,18 +148,18 @@ class ProcessSignals:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler in Python: sends the number on where somebody has taken the wake-up descriptor."""
+        """The handler in Python: forwards the number if other code has replaced the wake-up descriptor."""
         mine = self._writer.fileno()
         used = signal.set_wakeup_fd(mine, warn_on_full_buffer=False)
         if used != mine:
-            signal.set_wakeup_fd(used)  # until restore(): another signal's number may have gone there, too
+            signal.set_wakeup_fd(used)  # until restore(): another signal's number may have been written there
             with suppress(OSError):
                 self._writer.send(bytes([number]))
 
     # --- The thread -------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        with suppress(OSError):  # full: it will wake up anyway
+        with suppress(OSError):  # the buffer is full, so the thread will wake up anyway
             self._writer.send(b"\0")
 
     def _watch(self) -> None:
@@ -189,13 +192,13 @@ class ProcessSignals:
         try:
             return call(*args)
         except Exception:  # the next signal must be received all the same
-            logger.exception("a signal could not be handled")
+            logger.exception("A signal could not be handled")
             return False
 
     # --- A forked child ---------------------------------------------------------------------
 
     def forget_in_child(self) -> None:
-        """A forked child has the handlers that were there before, and none of the descriptors."""
+        """Give a forked child the handlers from before, and none of the descriptors."""
         self._give_back(-1)
         self._reader.close()
         self._writer.close()
@@ -205,7 +208,7 @@ class ProcessSignals:
 
 
 def _caught_by_c_code() -> frozenset[int]:
-    """Signals that C code has a handler for, which ``signal.getsignal()`` doesn't see (Linux only)."""
+    """Return the signals with a handler in C code, which ``signal.getsignal()`` doesn't see (Linux only)."""
     try:
         with open("/proc/self/status") as status:
             mask = next(int(line.split()[1], 16) for line in status if line.startswith("SigCgt:"))
@@ -219,7 +222,7 @@ _masks = threading.local()
 
 
 def _before_fork() -> None:
-    """A signal to a child that still has our handlers would be written into the socket of the parent."""
+    """Block signals: a child that still has our handlers would write them into the socket of the parent."""
     _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()) if _open else None
 
 

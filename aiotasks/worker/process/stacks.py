@@ -10,12 +10,12 @@ from typing import Any
 
 __all__ = ["stack_of_task", "stack_of_thread", "stacks_of_tasks", "stacks_of_threads"]
 
-# A log record that nobody can read helps nobody.
+# More would make a log record too long to read.
 MOST_STACKS = 100
 
 
 def stack_of_thread(ident: int | None) -> str:
-    """The stack of the thread with this ident; empty where there is none."""
+    """The stack of the thread with this ident; empty if there is no such thread."""
     frame = sys._current_frames().get(ident or 0)
     return "".join(traceback.format_stack(frame)) if frame is not None else ""
 
@@ -32,7 +32,7 @@ def stacks_of_threads() -> str:
 
 
 def stacks_of_tasks(loop: asyncio.AbstractEventLoop) -> str:
-    """Where each asyncio task of ``loop`` waits, or that it runs."""
+    """The stack of every asyncio task of ``loop``, each below its name."""
     tasks = sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
     return "".join(stack_of_task(task) for task in tasks[:MOST_STACKS]) + _and_more(tasks)
 

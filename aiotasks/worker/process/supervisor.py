@@ -1,9 +1,9 @@
 """Supervisor: keeps worker processes running, each a new interpreter with this process's command line.
 
-Not forked: a fork after Django's setup would share its connections, threads and locks. Not
-multiprocessing either: starting the same command again keeps whatever manage.py or a wrapper does
-before the worker, shows as itself in ``ps``, and puts each child out of Ctrl-C's reach from its
-first instruction.
+The supervisor doesn't fork: a fork after Django's setup would share its connections, threads and locks. Nor
+does it use multiprocessing: starting the same command again keeps whatever manage.py or a wrapper does
+before the worker, shows the command in ``ps``, and keeps Ctrl-C from each child from its first
+instruction. ``pipe`` says how the two talk.
 """
 
 import asyncio
@@ -24,33 +24,32 @@ __all__ = ["TASKS_FAILED", "Supervisor"]
 
 logger = logging.getLogger("aiotasks.supervisor")
 
-# The exit code of a worker that was to end with an empty table, and some of whose tasks have failed.
+# The exit code of a worker with --until-empty if tasks have failed.
 TASKS_FAILED = 3
 
-# Seconds until a worker that died is started again: doubled for each one that dies young.
+# Seconds until a worker that died is replaced: doubled for each one that dies young.
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 
-# Seconds of life after which a death counts as the first again.
+# Seconds of life after which the next death counts as the first.
 STEADY = 60.0
 
-# Seconds that running tasks get when the code has changed; then they are given back, unspent.
+# Seconds that running tasks get when the code has changed; then they are given back, without a spent attempt.
 RELOAD_GRACE = 2.0
 
-
-# Seconds after the grace when a worker that is still there is killed: it ends by force itself before that.
+# Seconds after the grace until a worker is killed. It ends itself by force before that.
 KILL_AFTER = 4.0
 
-# Seconds after which the supervisor itself, should it hang, leaves the killed ones.
+# Seconds after which the supervisor ends, if it hangs, without waiting for killed workers.
 LEAVE_AFTER = 2.0
 
 
 class Supervisor:
-    """Keeps ``processes`` workers running until a signal that asks for an end, which it passes on.
+    """Keeps ``processes`` workers running until a signal asks for an end; the workers get the signal, too.
 
     command: starts one worker, given ``--supervised FD`` at its end.
-    grace: seconds for which a worker's stop waits for running tasks; what outlasts it by far is killed.
-    until_empty: a worker that exits with 0 or TASKS_FAILED is through, and isn't started again.
+    grace: seconds for which a worker's stop waits for running tasks. KILL_AFTER later it is killed.
+    until_empty: a worker that exits with 0 or TASKS_FAILED is done, and isn't replaced.
     change: returns a description once the code has changed; awaited again and again.
     """
 
@@ -79,7 +78,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
 
         def received(number: int) -> None:
-            loop.call_soon_threadsafe(self._told, number)
+            loop.call_soon_threadsafe(self._signalled, number)
 
         self._signals = ProcessSignals(received)
         with self._signals.received():
@@ -90,29 +89,29 @@ class Supervisor:
                     for index in range(self._processes):
                         keepers.start_soon(self._keep_one, index == 0)
                 group.cancel_scope.cancel()
-            logger.info("stopped exit=%d", self._exit_code)
+            logger.info("Stopped exit=%d", self._exit_code)
         return self._exit_code
 
-    # --- What it is told --------------------------------------------------------------------
+    # --- Signals and changes ----------------------------------------------------------------
 
-    def _told(self, number: int) -> None:
+    def _signalled(self, number: int) -> None:
         """The first signal ends the workers with grace, the second and SIGQUIT without."""
         if number == REPORT:
             logger.warning("SIGUSR1: processes=%s", ", ".join(str(child.pid) for child in self._children))
             for child in self._children:
-                if child.ready:  # else it would end
+                if child.ready:  # before that the signal would end it
                     child.send(REPORT)
         if number not in STOP and number != QUIT:
             return
         if number == QUIT or self._stopping:
-            logger.info("stopping without grace, processes=%d", len(self._children))
+            logger.info("Stopping without grace processes=%d", len(self._children))
             self._signals.call_later(KILL_AFTER, self._kill)
             if not self._stopping:
                 self._stop()
             for child in self._children:
                 child.hurry()
             return
-        logger.info("stopping, processes=%d", len(self._children))
+        logger.info("Stopping processes=%d", len(self._children))
         self._signals.call_later(self._grace + KILL_AFTER, self._kill)
         self._stop()
 
@@ -133,12 +132,12 @@ class Supervisor:
             what = await change()
             if self._stopping:
                 return
-            logger.info("the code has changed, restarting processes=%d %s", len(self._children), what)
+            logger.info("The code has changed; restarting workers processes=%d %s", len(self._children), what)
             edition, self._edition = self._edition, _Edition()
             edition.end()
             for child in self._children:
                 child.stop()
-                # Never killed: that would count as a crash of what it runs.
+                # It is never killed: that would count as a crash of its tasks.
                 asyncio.get_running_loop().call_later(RELOAD_GRACE, child.hurry)
 
     # --- One worker -------------------------------------------------------------------------
@@ -157,13 +156,17 @@ class Supervisor:
                 child = await self._start(edition)
             except OSError as error:
                 failures += 1
-                logger.error("no process for a worker error=%r, again in %g s", str(error), _pause(failures))
+                logger.error(
+                    "Could not start a process for a worker; trying again pause=%g error=%r",
+                    _pause(failures),
+                    str(error),
+                )
                 await edition.rest(_pause(failures))
                 continue
             code = await child.wait()
             self._children.discard(child)
             if self._stopping:
-                self._leave(code)
+                self._note_exit(code)
             elif edition.over.is_set():
                 failures = 0
             elif code in (0, TASKS_FAILED) and self._until_empty:
@@ -175,7 +178,7 @@ class Supervisor:
             else:
                 failures = 1 if time.monotonic() - began >= STEADY else failures + 1
                 logger.warning(
-                    "a worker has ended pid=%d %s, starting another in %g s",
+                    "A worker has ended; starting another pid=%d %s pause=%g",
                     child.pid,
                     _describe(code),
                     _pause(failures),
@@ -188,38 +191,38 @@ class Supervisor:
             edition.proven.set()
 
         child = await _Child.start(self._command, ready)
-        logger.info("started a worker pid=%d", child.pid)
+        logger.info("Started a worker pid=%d", child.pid)
         self._children.add(child)
         if edition.over.is_set():
             child.stop()
         return child
 
     async def _give_up(self, child: "_Child", code: int, edition: "_Edition") -> None:
-        """None is ready and this one could not start, so neither would another; it has said why."""
+        """No worker is ready and this one could not start, so another wouldn't either. It has logged why."""
         if self._change is None or not self._has_served:
-            logger.error("a worker could not start, stopping pid=%d %s", child.pid, _describe(code))
+            logger.error("A worker could not start; stopping pid=%d %s", child.pid, _describe(code))
             self._exit_code = code
             self._stop()
         else:
             logger.error(
-                "a worker could not start, waiting for the next change of the code pid=%d %s",
+                "A worker could not start; waiting for the next change of the code pid=%d %s",
                 child.pid,
                 _describe(code),
             )
             await edition.over.wait()
 
-    def _leave(self, code: int) -> None:
-        # A signal ends one that is still importing.
+    def _note_exit(self, code: int) -> None:
+        # A worker that still imports is ended by the signal itself.
         if code != 0 and -code not in {*STOP, QUIT} and not self._exit_code:
-            self._exit_code = code if code > 0 else 128 - code  # as a shell says it
+            self._exit_code = code if code > 0 else 128 - code  # as a shell reports it
 
 
 class _Edition:
-    """The code between two changes."""
+    """The workers' code between two changes."""
 
     def __init__(self) -> None:
         self.proven = asyncio.Event()  # a worker has started with it, or it is over
-        self.over = asyncio.Event()  # it has changed, or all is to stop
+        self.over = asyncio.Event()  # it has changed, or the supervisor stops
 
     def end(self) -> None:
         self.over.set()
@@ -232,37 +235,37 @@ class _Edition:
 
 
 class _Child:
-    """A worker process, and the supervisor's end of the line to it."""
+    """A worker process, and the supervisor's end of the pipe to it."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, line: socket.socket, on_ready: Callable[[], None]
+        self, process: asyncio.subprocess.Process, pipe: socket.socket, on_ready: Callable[[], None]
     ) -> None:
         self.pid = process.pid
         self.ready = False
         self._process = process
-        self._line = line
+        self._pipe = pipe
         self._on_ready = on_ready
-        line.setblocking(False)
-        asyncio.get_running_loop().add_reader(line, self._hear)
+        pipe.setblocking(False)
+        asyncio.get_running_loop().add_reader(pipe, self._read)
 
     @classmethod
     async def start(cls, command: Sequence[str], on_ready: Callable[[], None]) -> "_Child":
-        """Raises OSError where there can't be another process."""
-        line, theirs = socket.socketpair()
+        """Raises OSError if the machine refuses another process."""
+        pipe, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 *("--supervised", str(theirs.fileno())),
                 stdin=DEVNULL,  # a session of its own has no terminal to read from
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C in the terminal is for us; we pass it on once
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which passes it on once
             )
         except BaseException:
-            line.close()
+            pipe.close()
             raise
         finally:
             theirs.close()
-        return cls(process, line, on_ready)
+        return cls(process, pipe, on_ready)
 
     def stop(self) -> None:
         self.send(signal.SIGTERM)
@@ -273,31 +276,31 @@ class _Child:
 
     def hurry(self) -> None:
         with suppress(OSError):  # it has ended
-            self._line.send(b"\n")
+            self._pipe.send(b"\n")
 
     async def wait(self) -> int:
         """Wait for its end; returns the exit code, or minus the number of the signal that killed it."""
         code = await self._process.wait()
-        self._hear()  # it may have been ready for a moment only
-        asyncio.get_running_loop().remove_reader(self._line)
-        self._line.close()
+        self._read()  # it may have been ready for only a moment
+        asyncio.get_running_loop().remove_reader(self._pipe)
+        self._pipe.close()
         return code
 
-    def _hear(self) -> None:
+    def _read(self) -> None:
         try:
-            said = self._line.recv(1)
+            byte = self._pipe.recv(1)
         except BlockingIOError:
             return
         except OSError:
-            said = b""
-        asyncio.get_running_loop().remove_reader(self._line)
-        if said:
+            byte = b""
+        asyncio.get_running_loop().remove_reader(self._pipe)
+        if byte:
             self.ready = True
             self._on_ready()
 
 
 def _pause(failures: int) -> float:
-    """Seconds to wait after so many short lives in a row."""
+    """Seconds to wait after so many early deaths in a row."""
     return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 10))
 
 
