@@ -282,7 +282,7 @@ class _Savepoints:
             while connection.in_atomic_block and connection.atomic_blocks[-1:] != [block]:
                 if block is not None and block not in connection.atomic_blocks:
                     break
-                logger.warning("%s left an atomic() block open, which is rolled back", who)
+                logger.warning("%s left an atomic() block open; it is rolled back", who)
                 connection.atomic_blocks[-1].__exit__(RuntimeError, None, None)
             if block is None:
                 continue

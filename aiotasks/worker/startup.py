@@ -228,7 +228,7 @@ async def find_room(loop_resources: LoopResources, *, concurrency: int, threads:
             f"tasks' queries share the {left} left, so no thread keeps one after a task or a query, and as "
             f"many sync tasks run at a time: {min(threads, left)}"
         )
-    logger.warning("The worker does with fewer connections. %s: %s. %s", told, "; ".join(parts), remedy)
+    logger.warning("The worker uses fewer connections. %s: %s. %s", told, "; ".join(parts), remedy)
     return Room(pool, listens, min(threads, left), min(options.async_db_threads, left), shared)
 
 

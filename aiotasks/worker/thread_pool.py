@@ -60,7 +60,7 @@ class ThreadStarts:
         except (RuntimeError, MemoryError, OSError) as error:
             if not self.refused:
                 logger.warning(
-                    "The machine refuses another thread for %s: going on with %d, trying again every %g s "
+                    "The machine refuses another thread for %s; continuing with fewer threads=%d retry=%g "
                     "error=%r",
                     self._what,
                     running,

@@ -93,7 +93,7 @@ async def test_the_rescue_of_a_cancelled_task_fails_it(database: str, conn: asyn
 
 def logged_seconds(caplog: pytest.LogCaptureFixture) -> float:
     """How long the one failed attempt has taken, by its line of the log."""
-    (seconds,) = re.findall(r"task failed .* seconds=(\d+\.\d{3}) error=", caplog.text)
+    (seconds,) = re.findall(r"Task failed .* seconds=(\d+\.\d{3}) error=", caplog.text)
     return float(seconds)
 
 

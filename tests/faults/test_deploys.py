@@ -226,7 +226,7 @@ def test_a_task_that_the_old_worker_does_not_know_is_left_to_the_new_one(
         row,
     )
     wait_until(lambda: ledger.task(id).unknown_since)
-    old_worker.wait_for("a task is unknown here and put off")
+    old_worker.wait_for("Task cannot be imported here; snoozing it")
     assert (ledger.task(id).status, ledger.task(id).worker_ids, ledger.task(id).errors) == (
         "SCHEDULED",
         [],

@@ -150,10 +150,10 @@ def test_no_worker_is_silent(
     id, log = run_one_that_fails(start, env, tmp_path, "-m", "aiotasks.worker")
     mine = "aiotasks.worker: "
     if whose == "theirs":
-        assert f"SITE WARNING {mine}task failed" in log
-    (line,) = re.findall(r"WARNING aiotasks.worker: (task failed .*)", log)
+        assert f"SITE WARNING {mine}Task failed" in log
+    (line,) = re.findall(r"WARNING aiotasks.worker: (Task failed .*)", log)
     assert re.fullmatch(
-        rf"task failed path='tests.worker.tasks.fail' id={id} attempt=1 seconds=\d+\.\d{{3}} "
+        rf"Task failed path='tests.worker.tasks.fail' id={id} attempt=1 seconds=\d+\.\d{{3}} "
         r"error='ExceptionGroup: several \(2 sub-exceptions\).*'",
         line,
     )
@@ -169,7 +169,7 @@ def test_manage_py_and_processes_say_the_same(start: Start, ledger: Ledger, tmp_
     for command in (["-m", "django", "aiotasks", "worker"], ["-m", "aiotasks.worker", "--processes", "2"]):
         id, log = run_one_that_fails(start, env, tmp_path, *command)
 
-        assert len(re.findall(rf"WARNING aiotasks.worker: task failed .* id={id} ", log)) == 1
+        assert len(re.findall(rf"WARNING aiotasks.worker: Task failed .* id={id} ", log)) == 1
         assert "failed=1 given_back=0" in log
         assert log.count("Exception Group Traceback (most recent call last)") == 1
     assert log.count("until empty: ") == 2
@@ -248,7 +248,7 @@ async def test_an_embedded_worker_is_not_silent_and_waits_for_its_receivers(
     try:
         async with aiotasks.Worker(grace=20):
             failing = await tasks.fail.aenqueue("ValueError")
-            await until(lambda: "task failed path='tests.worker.tasks.fail'" in said())
+            await until(lambda: "Task failed path='tests.worker.tasks.fail'" in said())
     finally:
         task_finished.disconnect(slow)
     assert heard == [failing.id]

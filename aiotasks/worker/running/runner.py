@@ -318,7 +318,9 @@ class Runner:
             execution.cancelled_for = "shutdown"  # by the loop's runner, with everything else on it
         if isinstance(error, InvalidRow):
             logger.error(
-                "a row holds what aiotasks never writes id=%s error=%r", execution.job.id, str(error)
+                "The row of a task holds what aiotasks never writes id=%s error=%r",
+                execution.job.id,
+                str(error),
             )
         if execution.cancelled_for == "cancelled":
             return self._cancelled()
@@ -338,7 +340,12 @@ class Runner:
         if (deferred := self._put_off_lately(job.task_path)) is not None:
             return deferred
         if job.task_path not in self._unknowns:
-            logger.warning("a task is unknown here and put off id=%s error=%r", job.id, str(error))
+            logger.warning(
+                "Task cannot be imported here; snoozing it for %g s id=%s error=%r",
+                UNKNOWN_DELAY,
+                job.id,
+                str(error),
+            )
             if len(self._unknowns) >= MOST_UNKNOWNS:
                 self._unknowns.clear()
         deferred = Snoozed(UNKNOWN_DELAY, UNKNOWN_WINDOW, self._failed(error))

@@ -38,7 +38,7 @@ def log_failure(job: Job, text: str, seconds: float | None = None) -> None:
         # Indented, so that no message can look like a line of its own.
         shown = "\n" + indent(_CONTROLS.sub(_escaped, traceback), "  ")
     logger.warning(
-        "task failed path=%r id=%s attempt=%d%s error=%r%s",
+        "Task failed path=%r id=%s attempt=%d%s error=%r%s",
         job.task_path,
         job.id,
         len(job.worker_ids),

@@ -110,14 +110,18 @@ class Finisher:
         if isinstance(execution.outcome, Succeeded) and is_row_fault(error):
             # The database refused this very value; what it refused can at least be said.
             reason = redacted(str(error), by=self._options.redact)  # it may quote the value
-            logger.error("a return value was refused id=%s error=%r", execution.job.id, reason)
+            logger.error(
+                "The database rejected a return value; the task fails id=%s error=%r",
+                execution.job.id,
+                reason,
+            )
             text = dump_error(error, limit=self._options.max_error_size, redact=self._options.redact)
             execution.outcome = Failed(error, text)
             self._submit(execution)
             return
         # Its own sweep gives the row back once the execution isn't held any more.
         reason = redacted(str(error), by=self._options.redact)
-        logger.error("an outcome can't be written id=%s error=%r", execution.job.id, reason)
+        logger.error("An outcome could not be written id=%s error=%r", execution.job.id, reason)
         self._settle(execution)
 
     def answered(self, execution: Execution, written: Written) -> None:
@@ -138,7 +142,7 @@ class Finisher:
             try:
                 self.announcer.announce(execution, written)
             except Exception:  # the others of its batch have nothing to do with it
-                logger.exception("task_finished can't be sent id=%s", execution.job.id)
+                logger.exception("Could not send task_finished id=%s", execution.job.id)
         elif isinstance(outcome, Released | Snoozed):
             self.given_back += 1
         self._settle(execution)
