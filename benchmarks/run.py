@@ -92,7 +92,8 @@ class Databases:
         with self._copy("measured", self._template(entry)) as name:
             output = self._run(name, entry.contender, entry.workload, str(entry.count))
         try:
-            return json.loads(output.splitlines()[-1])
+            measured: dict[str, float] = json.loads(output.splitlines()[-1])
+            return measured
         except (IndexError, ValueError):
             raise Failed("There was no JSON in the last line of its output.") from None
 

@@ -24,7 +24,7 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
         if len(values) == 1:
-            return cls(*values * 5)
+            return cls(*[*values] * 5)
         lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, min(values), max(values), lower, upper)
 

@@ -51,8 +51,10 @@ class Workload:
     ideal: Ideal | None = None
 
 
-def _rate(measures: str, count: int, *targets: Target, quick: int = 200, **more: str) -> Workload:
-    return Workload(measures, "per_s", "tasks/s", count, quick, targets, **more)
+def _rate(
+    measures: str, count: int, *targets: Target, quick: int = 200, baseline: str | None = None
+) -> Workload:
+    return Workload(measures, "per_s", "tasks/s", count, quick, targets, baseline)
 
 
 def _at_least(bound: float, *of: str) -> Target:

@@ -76,7 +76,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if output is not None:  # one of pytest-xdist's processes, which tells the one that reports
         output["left_behind"] = left
         return
-    left += session.config.stash.get(LEFT_BEHIND, [])
+    left_by_others = session.config.stash.get(LEFT_BEHIND, [])
+    left += left_by_others
     if left:
         reporter = session.config.pluginmanager.getplugin("terminalreporter")
         reporter.ensure_newline()

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Literal, Self
 
@@ -67,7 +68,7 @@ class Proxy:
         """
         self._call(self._strand())
 
-    def _call(self, coroutine: "asyncio.coroutines.Coroutine[None, None, None]") -> None:
+    def _call(self, coroutine: Coroutine[None, None, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _listen(self) -> None:

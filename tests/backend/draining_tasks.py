@@ -6,9 +6,9 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import IntegrityError, connection, transaction
-from django.tasks import task
 
 from aiotasks.models import Worker
+from tests.site import task
 from tests.tasks import note
 
 INSERT = """
@@ -66,7 +66,7 @@ def leave_atomic_open() -> str:
 
 @task
 async def aleave_atomic_open() -> str:
-    return await sync_to_async(leave_atomic_open.func)()
+    return str(await sync_to_async(leave_atomic_open.func)())
 
 
 @task

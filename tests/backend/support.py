@@ -6,15 +6,19 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 from asgiref.sync import async_to_sync, sync_to_async
 from django.utils import timezone
 
 import aiotasks
+from aiotasks import PostgresTaskResult
 from aiotasks.models import Worker
 from aiotasks.rows import AnyResult
+from tests.site import postgres_result
 from tests.worker.harness import until
 
 # Nothing here takes seconds; a busy machine may.
@@ -43,8 +47,8 @@ class Api:
             return getattr(owner, name)(*args, **kwargs)
         return async_to_sync(getattr(owner, f"a{name}"))(*args, **kwargs)
 
-    async def enqueue(self, task: Any, /, *args: Any, **kwargs: Any) -> AnyResult:
-        return await self.call(task, "enqueue", *args, **kwargs)
+    async def enqueue(self, task: Any, /, *args: Any, **kwargs: Any) -> PostgresTaskResult:
+        return postgres_result(await self.call(task, "enqueue", *args, **kwargs))
 
 
 @asynccontextmanager
@@ -79,6 +83,20 @@ async def finished(result: AnyResult) -> AnyResult:
 
     await until(is_finished)
     return result
+
+
+def times_of(result: AnyResult) -> list[datetime]:
+    """When it was enqueued, started, attempted last and finished; it must have been all of that."""
+    times = [result.enqueued_at, result.started_at, result.last_attempted_at, result.finished_at]
+    known = [time for time in times if time is not None]
+    assert len(known) == len(times), times
+    return known
+
+
+def value_of(observer: psycopg.Connection, query: str) -> Any:
+    """The one value that ``query`` finds."""
+    ((found,),) = observer.execute(query)
+    return found
 
 
 def fields_of(result: AnyResult) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def pid() -> int:
         return int(cursor.fetchone()[0])
 
 
-def execute(sql: str | bytes) -> None:
+def execute(sql: Any) -> None:
+    """Psycopg's bytes, too, of which Django's stubs know nothing."""
     with connection.cursor() as cursor:
         cursor.execute(sql)
 
@@ -74,7 +75,7 @@ async def test_all_that_is_done_inside_is_one_transaction(
     async def everything() -> list[Any]:
         await make("orm")
         await sync_to_async(lambda: Worker.objects.filter(host="orm").update(pid=7))()
-        results = [
+        results: list[Any] = [
             await tasks.echo.using(queue_name="q").aenqueue(1),
             *await default_task_backend.aenqueue_many(tasks.echo, [((2,), {}), ((3,), {})]),
             *await asyncio.gather(*(tasks.echo.aenqueue(n) for n in range(4, 14)), make("gathered")),
@@ -284,19 +285,19 @@ async def test_a_nested_block_left_open_at_the_end(database: str, conn: asyncpg.
             inside.set()
             await go.wait()
 
+    left: list[asyncio.Task[None]] = []
+
     async def outer() -> None:
-        nonlocal left
         async with aiotasks.atomic():
             await make("outer")
-            left = asyncio.create_task(nested())
+            left.append(asyncio.create_task(nested()))
             await inside.wait()
 
-    left: asyncio.Task[None]
     with pytest.raises(RuntimeError, match="another asyncio task had one open"):
         await outer()
     go.set()
     with pytest.raises(aiotasks.TransactionClosed):
-        await left
+        await left[0]
     assert await hosts(conn) == []
     assert await are_idle(conn)
 
@@ -400,10 +401,14 @@ async def test_cancelled_anywhere_it_leaves_nothing_open(
 async def test_a_commit_under_way_is_waited_for(database: str, conn: asyncpg.Connection) -> None:
     committing, go = threading.Event(), threading.Event()
 
+    def wait() -> None:
+        committing.set()
+        go.wait(30)
+
     async def block() -> None:
         async with aiotasks.atomic():
             await make("committed")
-            await sync_to_async(transaction.on_commit)(lambda: (committing.set(), go.wait(30)))
+            await sync_to_async(transaction.on_commit)(wait)
 
     task = asyncio.create_task(block())
     await asyncio.to_thread(committing.wait, 30)

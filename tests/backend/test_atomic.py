@@ -25,7 +25,7 @@ from tests import tasks
 from tests.site import default_task_backend
 from tests.worker.harness import Configure, until
 
-from .support import Api, run_all
+from .support import Api, run_all, value_of
 
 COUNT = "SELECT count(*) FROM aiotasks_task"
 
@@ -77,7 +77,7 @@ async def test_nobody_else_sees_the_row_before_the_commit(
 
     def enqueue() -> int:
         sync_api.call_sync(tasks.add, "enqueue", 1, 2)
-        return asyncio.run_coroutine_threadsafe(conn.fetchval(COUNT), loop).result()
+        return int(asyncio.run_coroutine_threadsafe(conn.fetchval(COUNT), loop).result())
 
     assert await in_atomic(enqueue) == 0
     assert await conn.fetchval(COUNT) == 1
@@ -229,7 +229,7 @@ async def test_refused_arguments_leave_the_transaction_whole(
 
 def test_without_any_loop(database: str, sync_api: Api, observer: psycopg.Connection) -> None:
     def count() -> int:
-        return observer.execute(COUNT).fetchone()[0]
+        return int(value_of(observer, COUNT))
 
     sync_api.call_sync(tasks.add, "enqueue", 1, 2)
     assert count() == 1
@@ -247,13 +247,13 @@ def test_without_autocommit(database: str, sync_api: Api, observer: psycopg.Conn
     transaction.set_autocommit(False)
     try:
         sync_api.call_sync(tasks.add, "enqueue", 1, 2)
-        assert observer.execute(COUNT).fetchone()[0] == 0
+        assert value_of(observer, COUNT) == 0
         transaction.rollback()
-        assert observer.execute(COUNT).fetchone()[0] == 0
+        assert value_of(observer, COUNT) == 0
         sync_api.call_sync(tasks.add, "enqueue", 1, 2)
         assert list(observer.notifies(timeout=0, stop_after=1)) == []
         transaction.commit()
-        assert observer.execute(COUNT).fetchone()[0] == 1
+        assert value_of(observer, COUNT) == 1
         assert len(list(observer.notifies(timeout=10, stop_after=1))) == 1
     finally:
         transaction.rollback()
@@ -314,7 +314,7 @@ def test_a_notify_that_fails_is_no_failed_enqueue(
     monkeypatch.setattr(Store, "notify", notify)
     with transaction.atomic() if inside == "atomic()" else nullcontext():
         sync_api.call_sync(tasks.add, "enqueue", 1, 2)
-    assert observer.execute(COUNT).fetchone()[0] == 1
+    assert value_of(observer, COUNT) == 1
     assert "the line is gone" in caplog.text
 
 
@@ -366,9 +366,9 @@ def test_the_same_without_a_loop_around_it(
     with transaction.atomic():
         async_to_sync(helper)()
         transaction.set_rollback(True)
-    assert observer.execute(COUNT).fetchone()[0] == 0
+    assert value_of(observer, COUNT) == 0
     async_to_sync(helper)()
-    assert observer.execute(COUNT).fetchone()[0] == 6
+    assert value_of(observer, COUNT) == 6
     assert opened == []
 
 

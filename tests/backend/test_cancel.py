@@ -1,11 +1,10 @@
 """``acancel()``: what waits ends at once, what runs is asked to, what is final stays."""
 
 import asyncio
-import json
 import pickle
 import re
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -14,12 +13,12 @@ from django.tasks import Task, TaskResultStatus
 from django.utils import timezone
 
 import aiotasks
-from aiotasks.backend import PostgresBackend
-from aiotasks.rows import AnyResult, Job, LaneRequest, Status
-from aiotasks.store.loop import resources
+from aiotasks import PostgresTaskResult
+from aiotasks.rows import AnyResult, AnyTask, Status
 from aiotasks.store.outcomes import Finish
 from tests import tasks
-from tests.site import default_task_backend
+from tests.site import postgres_result, running_store
+from tests.store import rows
 from tests.worker import tasks as worker_tasks
 from tests.worker.harness import until
 
@@ -85,10 +84,10 @@ async def test_a_missing_task_can_not_be_cancelled(database: str, api: Api) -> N
 async def test_the_rescue_of_a_cancelled_task_fails_it(database: str, conn: asyncpg.Connection) -> None:
     result = await orphaned(conn)
     assert await result.acancel()
-    rescued = await rescue()
+    rescued = await rows.rescue(running_store())
     assert [job.status for job in rescued] == ["FAILED"]
     await result.arefresh()
-    assert result.errors[-1].exception_class_path == "cancelled"
+    assert result.errors[-1].exception_class_path == "aiotasks.exceptions.TaskCancelled"
 
 
 def logged_seconds(caplog: pytest.LogCaptureFixture) -> float:
@@ -105,8 +104,7 @@ async def test_a_cancelled_task_is_not_given_back_at_a_shutdown(
         await begun(result)
         begun_at = time.monotonic()
         # Behind the worker's back, so that the shutdown finds it before the worker has seen it.
-        store = resources(backend().config).store
-        with_no_wake_up = await store.cancel_jobs(
+        with_no_wake_up = await running_store().cancel_jobs(
             [result_uuid(result)], "default", '{"class":"","traceback":""}'
         )
         assert [job.status for job in with_no_wake_up] == ["RUNNING"]
@@ -120,12 +118,12 @@ async def test_a_cancelled_task_is_not_given_back_at_a_shutdown(
 
 @pytest.mark.parametrize("task", [worker_tasks.wait_in_thread, worker_tasks.swallow_cancellation_again])
 async def test_a_cancelled_task_that_outlasts_a_shutdown_is_failed(
-    database: str, heard: list[Heard], task: Task, caplog: pytest.LogCaptureFixture
+    database: str, heard: list[Heard], task: AnyTask, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It isn't left RUNNING, to be rescued as a crash and called killed or hung."""
     worker_tasks.seen.clear()
     worker_tasks.released.clear()
-    result = await task.aenqueue("outlasts")
+    result = postgres_result(await task.aenqueue("outlasts"))
     try:
         async with worker(grace=0.0, own_process=True):
             await until(lambda: worker_tasks.seen == ["outlasts"])
@@ -146,15 +144,9 @@ async def test_what_is_given_back_unrun_is_failed_where_it_was_cancelled(databas
     """A claim whose reply came after the lease had ended, say."""
     async with worker(concurrency=0) as running:
         result = await tasks.anoop.aenqueue()
-        options = backend().config
-        store = resources(options).store
-        (job,) = await store.claim_jobs(
-            running.engine.lease.worker_id,
-            uuid4(),
-            "default",
-            loop=LaneRequest(["default"], [datetime(1970, 1, 1, tzinfo=UTC)], 1),
-            thread=LaneRequest([], [], 0),
-        )
+        worker_id = running.engine.lease.worker_id
+        assert worker_id is not None
+        (job,) = await rows.claim(running_store(), worker_id, loop=rows.lane(slots=1))
         assert await result.acancel()
         running.engine.ownership.give_back(job)
         await finished(result)
@@ -168,9 +160,10 @@ async def test_a_late_finish_does_not_bring_a_cancelled_task_back(
     result = await orphaned(conn)
     claim_id = await conn.fetchval("SELECT claim_id FROM aiotasks_task")
     await result.acancel()
-    await rescue()
-    store = resources(backend().config).store
-    late = await store.finish_jobs([Finish(result_uuid(result), claim_id, Status.SUCCESSFUL, "1", None)])
+    await rows.rescue(running_store())
+    late = await running_store().finish_jobs(
+        [Finish(result_uuid(result), claim_id, Status.SUCCESSFUL, "1", None)]
+    )
     assert late == {}
     await result.arefresh()
     assert result.status == TaskResultStatus.FAILED
@@ -184,16 +177,12 @@ async def test_results_pickle(database: str) -> None:
     assert await again.acancel() is True
 
 
-def backend() -> PostgresBackend:
-    return default_task_backend
-
-
 def result_uuid(result: AnyResult) -> UUID:
 
     return UUID(result.id)
 
 
-async def orphaned(conn: asyncpg.Connection) -> AnyResult:
+async def orphaned(conn: asyncpg.Connection) -> PostgresTaskResult:
     """A task that is RUNNING under a worker that isn't there."""
     result = await tasks.anoop.aenqueue()
     await conn.execute(
@@ -203,17 +192,6 @@ async def orphaned(conn: asyncpg.Connection) -> AnyResult:
         uuid4(),
     )
     return result
-
-
-async def rescue() -> list[Job]:
-    store = resources(backend().config).store
-    rescuer = uuid4()
-    await store.register_worker(rescuer, "default", "host", 1, [], 1, 1, "test", 60.0)
-    return await store.rescue_jobs("default", 3, stored_error("lost"), 10, stored_error("cancelled"), rescuer)
-
-
-def stored_error(name: str) -> str:
-    return json.dumps({"class": name, "traceback": ""})
 
 
 async def begun(result: AnyResult) -> None:

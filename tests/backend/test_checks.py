@@ -14,7 +14,8 @@ BACKEND = "aiotasks.backend.PostgresBackend"
 
 def found(settings: Any, **params: Any) -> list[tuple[str, str]]:
     settings.TASKS = {"default": {"BACKEND": BACKEND, **params}}
-    return [(message.id, str(message.msg)) for message in run_checks() if message.id.startswith("aiotasks")]
+    messages = [(message.id or "", str(message.msg)) for message in run_checks()]
+    return [(id, text) for id, text in messages if id.startswith("aiotasks")]
 
 
 @pytest.mark.parametrize(
@@ -78,11 +79,12 @@ def test_connection_options_of_a_wrong_type(
 
 
 def test_good_settings_are_told_nothing(settings: Any, opened: list[str]) -> None:
-    for params in (
+    good: list[dict[str, Any]] = [
         {},
         {"QUEUES": []},
         {"QUEUES": ("a", "b"), "OPTIONS": {"NOTIFY": False, "MAX_CRASHES": 0}},
-    ):
+    ]
+    for params in good:
         assert found(settings, **params) == []
     assert opened == []
 
@@ -125,10 +127,10 @@ def test_tables_that_are_not_migrated_yet_are_a_warning(settings: Any) -> None:
     assert run_checks(databases=["default"], tags=["database"]) == []
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE aiotasks_task RENAME TO aside")
-    (message,) = [m for m in run_checks(databases=["default"]) if m.id.startswith("aiotasks")]
+    (message,) = [m for m in run_checks(databases=["default"]) if str(m.id).startswith("aiotasks")]
     assert message.id == "aiotasks.W002"
     assert not message.is_serious()
-    assert "migrate" in message.hint
+    assert "migrate" in str(message.hint)
 
 
 def test_manage_py_check_fails_with_it(settings: Any) -> None:

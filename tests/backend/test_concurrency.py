@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import asyncpg
@@ -108,13 +109,13 @@ async def test_cancelled_callers_harm_no_neighbour(database: str, conn: asyncpg.
 async def test_sync_methods_on_the_loops_thread_name_the_async_one(
     database: str, conn: asyncpg.Connection, name: str
 ) -> None:
-    args = {
+    args: dict[str, tuple[Any, ...]] = {
         "enqueue": (tasks.add, [1, 2], {}),
         "enqueue_many": (tasks.add, [((1, 2), {})]),
         "get_result": ("0" * 32,),
-    }[name]
+    }
     with pytest.raises(SynchronousOnlyOperation, match=rf"{name}\(\) .* `await a{name}\(\)`"):
-        getattr(default_task_backend, name)(*args)
+        getattr(default_task_backend, name)(*args[name])
     assert await conn.fetchval(COUNT) == 0
 
 
@@ -148,7 +149,7 @@ async def test_many_are_one_statement(database: str, statements: list[str], conf
 
 @pytest.mark.parametrize("bad", [object(), float("nan"), {1: 1, "1": 2}, "x" * 2_000_000])
 async def test_all_or_none(database: str, api: Api, conn: asyncpg.Connection, bad: Any) -> None:
-    calls = [*(((n,), {}) for n in range(10)), ((bad,), {}), *(((n,), {}) for n in range(10))]
+    calls: list[Any] = [*(((n,), {}) for n in range(10)), ((bad,), {}), *(((n,), {}) for n in range(10))]
     with pytest.raises((TypeError, ValueError), match="args"):
         await api.call(default_task_backend, "enqueue_many", tasks.echo, calls)
     assert await conn.fetchval(COUNT) == 0
@@ -176,7 +177,7 @@ async def test_many_of_nothing(database: str, api: Api, statements: list[str]) -
 
 
 async def test_many_takes_any_iterable(database: str, api: Api, conn: asyncpg.Connection) -> None:
-    calls = (([n], {}) for n in range(3))
+    calls: Iterator[Any] = (([n], {}) for n in range(3))
     assert len(await api.call(default_task_backend, "enqueue_many", tasks.echo, calls)) == 3
     assert await conn.fetchval(COUNT) == 3
 

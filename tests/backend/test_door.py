@@ -63,7 +63,7 @@ ADVISED: dict[str, tuple[Any, str]] = {
     "queryset": (TaskRow.objects.all(), 'Use list(value.values_list("pk", flat=True)) instead'),
     "set": ({1}, "Use list(value) instead"),
     "keys": ({}.keys(), "Use list(value) instead"),
-    "generator": ((n for n in ()), "Use list(value) instead"),
+    "generator": ((n for n in range(0)), "Use list(value) instead"),
     "bytes": (b"\xff", "Use base64.b64encode(value).decode() instead"),
     "bytearray": (bytearray(b"x"), "Use base64.b64encode(value).decode() instead"),
     "lazy text": (gettext_lazy("x"), "Use str(value) instead"),

@@ -140,6 +140,8 @@ class BrokenTransactionTests(TestCase):
             times = [result.enqueued_at, result.started_at, result.finished_at, timezone.now()]
             self.assertEqual(times, sorted(times))
         cancelled.refresh()
+        assert cancelled.enqueued_at is not None
+        assert cancelled.finished_at is not None
         self.assertGreaterEqual(cancelled.finished_at, cancelled.enqueued_at)
 
     def test_an_unknown_task_is_put_off_from_now_on(self) -> None:
@@ -149,6 +151,7 @@ class BrokenTransactionTests(TestCase):
         before = timezone.now()
         self.assertEqual(drain(timeout=20), 1)
         row = Task.objects.get()
+        assert row.run_after is not None
         self.assertGreater((row.run_after - before).total_seconds(), 9)
         self.assertEqual(str(row.pk), result.id)
 

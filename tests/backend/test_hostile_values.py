@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "function": (len, TypeError, "args[1]['a'][2]"),
     "class": (int, TypeError, "args[1]['a'][2]"),
     "exception": (ValueError("x"), TypeError, "args[1]['a'][2]"),
-    "generator": ((n for n in ()), TypeError, "args[1]['a'][2]"),
+    "generator": ((n for n in range(0)), TypeError, "args[1]['a'][2]"),
     "NaN": (math.nan, ValueError, "args[1]['a'][2]"),
     "infinity": (math.inf, ValueError, "args[1]['a'][2]"),
     "-infinity": (-math.inf, ValueError, "args[1]['a'][2]"),

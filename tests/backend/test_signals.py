@@ -37,7 +37,8 @@ FAILS = pytest.mark.parametrize("fail", [tasks.fail, tasks.afail], ids=["sync ta
 def log(request: pytest.FixtureRequest) -> list[Heard]:
     """Each test once with sync and once with async receivers."""
     name = "heard" if request.param == "sync receivers" else "aheard"
-    return request.getfixturevalue(name)
+    heard: list[Heard] = request.getfixturevalue(name)
+    return heard
 
 
 type Connect = Callable[[Signal, Callable[..., Any]], None]

@@ -17,6 +17,7 @@ from django.tasks import TaskResultStatus
 from django.test import SimpleTestCase, TestCase, TransactionTestCase
 from django.utils import timezone
 
+from aiotasks import PostgresTaskResult
 from aiotasks.models import Task, Worker
 from aiotasks.testing import assert_enqueued, drain
 from tests import tasks
@@ -73,8 +74,10 @@ class CommonTests:
 
     async def test_enqueue_and_refresh_async(self) -> None:
         self.assertEqual(await Task.objects.acount(), 0)
-        results = await asyncio.gather(*(tasks.add.aenqueue(1, n) for n in range(5)))
-        results += await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 5)
+        results = [
+            *await asyncio.gather(*(tasks.add.aenqueue(1, n) for n in range(5))),
+            *await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 5),
+        ]
         self.assertEqual(await Task.objects.acount(), 10)
         await asyncio.gather(*(result.arefresh() for result in results))
         self.assertEqual({result.status for result in results}, {READY})
@@ -220,7 +223,13 @@ class CommonTests:
         self.assertEqual(assert_enqueued(tasks.echo, args=[1], kwargs={}).id, second.id)
         drain()
         self.assertIs(assert_enqueued(tasks.echo, args=[1]).status, SUCCESSFUL)  # whatever came of it
-        for wrong in ({"args": [2]}, {"args": []}, {"kwargs": {"key": "other"}}, {"args": [1, 2, 3]}):
+        others: list[dict[str, Any]] = [
+            {"args": [2]},
+            {"args": []},
+            {"kwargs": {"key": "other"}},
+            {"args": [1, 2, 3]},
+        ]
+        for wrong in others:
             with self.assertRaises(AssertionError):
                 assert_enqueued(tasks.echo, **wrong)
 
@@ -245,6 +254,8 @@ class CommonTests:
 
 
 class TestCaseTests(CommonTests, TestCase):
+    from_class: PostgresTaskResult
+
     @classmethod
     def setUpTestData(cls) -> None:
         cls.from_class = tasks.echo.enqueue("of the class")
@@ -262,6 +273,8 @@ class TestCaseTests(CommonTests, TestCase):
 
 class RowsOfTheClassTests(TestCase):
     """Rows of setUpTestData are there in each test, and what one test does to them is undone."""
+
+    result: PostgresTaskResult
 
     @classmethod
     def setUpTestData(cls) -> None:

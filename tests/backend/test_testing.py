@@ -121,7 +121,7 @@ async def test_a_drain_that_is_cancelled_leaves_no_worker(database: str, conn: a
     draining = asyncio.ensure_future(drain())
 
     async def is_running() -> bool:
-        return await conn.fetchval("SELECT status FROM aiotasks_task") == "RUNNING"
+        return bool(await conn.fetchval("SELECT status FROM aiotasks_task") == "RUNNING")
 
     await until(is_running)
     draining.cancel()

@@ -45,7 +45,7 @@ async def rolled_back(block: Any) -> AsyncIterator[asyncpg.Connection]:
 async def block(request: pytest.FixtureRequest, database: str) -> AsyncIterator[Any]:
     """Returns a function like ``aiotasks.transaction`` that ends with a commit of its own kind."""
     async with AsyncExitStack() as stack:
-        connection = None
+        connection: Any = None
         if request.param != "our connection":
             connection = await asyncpg.connect(database)
             stack.push_async_callback(connection.close)
@@ -419,7 +419,7 @@ def end_session(request: pytest.FixtureRequest, conn: asyncpg.Connection) -> Any
 
 def mine_is_closed(mine: asyncpg.Connection) -> bool:
     try:
-        return mine.is_closed()
+        return bool(mine.is_closed())
     except asyncpg.InterfaceError:  # the pool has it back
         return True
 
@@ -505,9 +505,9 @@ async def test_a_commit_that_is_refused_is_a_django_error(
         with pytest.raises(utils.IntegrityError) as caught:
             await duplicate()
         assert isinstance(caught.value.__cause__, asyncpg.UniqueViolationError)
-        with pytest.raises(utils.OperationalError) as caught:
+        with pytest.raises(utils.OperationalError) as failed:
             await serialize()
-        assert isinstance(caught.value.__cause__, asyncpg.SerializationError)
+        assert isinstance(failed.value.__cause__, asyncpg.SerializationError)
     finally:
         await conn.execute("DROP TABLE late")
     assert await conn.fetchval(COUNT) == 0

@@ -16,7 +16,7 @@ from django.test.client import AsyncClient
 
 from tests.worker.harness import until
 
-from .support import connections_left
+from .support import connections_left, value_of
 
 COUNT = "SELECT count(*) FROM aiotasks_task"
 MIDDLEWARE = pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def _site(settings: Any) -> None:
 
 
 def count(observer: psycopg.Connection) -> int:
-    return observer.execute(COUNT).fetchone()[0]
+    return int(value_of(observer, COUNT))
 
 
 async def get(path: str, query: str = "") -> bytes:
@@ -45,13 +45,15 @@ async def get(path: str, query: str = "") -> bytes:
         "query_string": query.encode(),
         "headers": [(b"host", b"test")],
     }
-    communicator = ApplicationCommunicator(get_asgi_application(), scope)
+    communicator: Any = ApplicationCommunicator(  # type: ignore[no-untyped-call]  # asgiref's
+        get_asgi_application(), scope
+    )
     await communicator.send_input({"type": "http.request", "body": b"", "more_body": False})
     start = await communicator.receive_output(timeout=30)
     assert start["status"] == 200, start
     body = await communicator.receive_output(timeout=30)
     await communicator.wait(timeout=30)
-    return body["body"]
+    return bytes(body["body"])
 
 
 # --- WSGI ----------------------------------------------------------------------------------------
@@ -212,4 +214,4 @@ async def test_async_atomic_blocks_of_requests_at_the_same_time_are_apart(
 
 
 async def _is_zero(conn: asyncpg.Connection, query: str) -> bool:
-    return await conn.fetchval(f"{query} AND pid <> pg_backend_pid()") == 0
+    return bool(await conn.fetchval(f"{query} AND pid <> pg_backend_pid()") == 0)

@@ -36,7 +36,8 @@ class StoringBackend(PostgresBackend):
             ids = Task.objects.filter(backend=self.alias).order_by("id").values_list("pk", flat=True)
             return [self.get_result(str(id)) for id in ids]
 
-        return _call(look)
+        found: list[Any] = _call(look)
+        return found
 
     def clear(self) -> None:
         _call(Task.objects.filter(backend=self.alias).delete)

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,13 +20,12 @@ import aiotasks
 from aiotasks.db import connect as connect_module
 from aiotasks.exceptions import UnknownTask
 from aiotasks.registry import resolve
-from aiotasks.store.loop import resources
 from aiotasks.store.store import Store
 from aiotasks.worker.maintenance.promoter import Promoter
 from aiotasks.worker.running.sync_threads import SyncThreads
 from tests.conftest import RunningServer
 from tests.proxy import Proxy
-from tests.site import default_task_backend
+from tests.site import default_task_backend, running_store
 from tests.worker import tasks
 from tests.worker.harness import TIMEOUT, Configure, Ledger, Start, until, wait_until
 
@@ -224,11 +224,11 @@ async def test_a_part_that_fails_cancels_no_claim(
 
 
 async def test_a_wake_up_during_a_look_at_the_schedule_counts(database: str) -> None:
-    store = resources(default_task_backend.config).store
+    store = running_store()
     scheduler = Promoter(
         store, backend="default", waker=SimpleNamespace(wake=lambda wakeups, since=None: None)
     )
-    scheduler._waiting_for = time.time() + 10
+    scheduler.waiting_for = time.time() + 10
     looking = asyncio.ensure_future(scheduler.run_once())
     await asyncio.sleep(0)
     scheduler.look(time.time() + 20)
@@ -261,7 +261,7 @@ async def test_a_driver_that_can_not_close_does_not_end_a_thread(
         ran.append(n)
 
     for n in range(3):
-        await asyncio.wait_for(threads.run(lambda n=n: run(n)), 10)
+        await asyncio.wait_for(threads.run(partial(run, n)), 10)
     threads.close()
     assert ran == [0, 1, 2]
 
@@ -308,7 +308,7 @@ async def test_a_due_task_that_is_locked_is_no_reason_to_spin(configure: Configu
     """Else every worker would ask a thousand times a second for as long as somebody's transaction is open."""
     result = await tasks.add.using(run_after=timezone.now() + timedelta(days=1)).aenqueue(1, 2)
     ledger.rows("UPDATE aiotasks_task SET run_after = now() - interval '1 s' RETURNING id")
-    store = resources(default_task_backend.config).store
+    store = running_store()
     scheduler = Promoter(
         store, backend="default", waker=SimpleNamespace(wake=lambda wakeups, since=None: None)
     )

@@ -3,12 +3,14 @@
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
 
 import aiotasks
 from aiotasks.db import listener as listener_module
+from aiotasks.db.connect import connect
 from aiotasks.demo.postgres import PostgresServer
 from tests.faults.away import LISTENERS, Away, environment
 from tests.site import default_task_backend
@@ -200,10 +202,9 @@ async def test_what_was_enqueued_while_nobody_listened_is_found(
     """16: LISTEN first, then a claim at once."""
     configure(POLL_INTERVAL=3600)
     async with aiotasks.Worker() as worker:
-        connect = listener_module.connect
         gate = threading.Event()
 
-        async def wait_and_connect(*args: object, **kwargs: object) -> object:
+        async def wait_and_connect(*args: Any, **kwargs: Any) -> Any:
             await until(gate.is_set)
             return await connect(*args, **kwargs)
 

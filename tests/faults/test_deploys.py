@@ -22,6 +22,7 @@ from pytest_django import DjangoDbBlocker
 from uuid_utils import uuid7
 
 import aiotasks
+from aiotasks import PostgresTask
 from aiotasks.conf import Aliases
 from aiotasks.db.connect import connect
 from aiotasks.db.statement import Statement
@@ -159,6 +160,7 @@ async def test_old_code_works_on_the_new_schema(configure: Configure, ledger: Le
     assert await release.finish([claimed]) == 1
     await conn.close()
     found = await default_task_backend.aget_result(kept.id)
+    assert isinstance(found.task, PostgresTask)
     assert (found.return_value, found.task.keep_result) == (3, 3600.0)
     ledger.connection.execute("UPDATE aiotasks_task SET finished_at = now() - interval '2 hours'")
     await sync_to_async(call_command)("aiotasks", "prune", stdout=StringIO())
@@ -286,7 +288,7 @@ def test_an_alias_leads_to_tasks_only(settings: Any, target: str) -> None:
     (message,) = [one for one in run_checks() if one.id == "aiotasks.E007"]
     assert f"TASKS['default']['OPTIONS']['MOVED_TASKS']['old.path']: '{target}' is not a task" in message.msg
     settings.TASKS["default"]["OPTIONS"]["MOVED_TASKS"] = {"old.path": ADD}
-    assert not [one for one in run_checks() if one.id.startswith("aiotasks.E")]
+    assert not [one for one in run_checks() if str(one.id).startswith("aiotasks.E")]
 
 
 def test_a_worker_does_not_start_with_an_alias_to_nowhere(start: Start, ledger: Ledger) -> None:

@@ -298,7 +298,7 @@ def small_disk() -> Iterator[Path]:
     user = unprivileged_user()
     folder = Path(tempfile.mkdtemp(prefix="aiotasks-disk-"))
     options = f"size=16m,uid={user.pw_uid},mode=0700" if user else "size=16m"
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+    mount: list[str | Path] = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
     try:
         mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
     except FileNotFoundError:

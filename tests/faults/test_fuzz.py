@@ -86,7 +86,7 @@ def test_a_command_line_is_run_or_refused_in_a_sentence(
         patch.setenv("DJANGO_SETTINGS_MODULE", "tests.settings")
         patch.setattr("sys.argv", ["worker"])
         try:
-            code = cli.main(argv)
+            code: object = cli.main(argv)
         except SystemExit as error:  # argparse's
             code = error.code
     said = capsys.readouterr().err
@@ -281,21 +281,20 @@ def test_a_row_that_somebody_wrote_harms_no_other(
 
     async def main() -> None:
         async with aiotasks.Worker() as worker:
+            ended = asyncio.ensure_future(worker.wait())
             await until(ledger.workers)
             with ledger.connection.transaction():
                 strange.extend(insert(ledger.connection, row) for row in hostile)
                 healthy.extend(insert(ledger.connection, row) for row in NEIGHBOURS)
                 for payload in PAYLOADS:
                     ledger.connection.execute("SELECT pg_notify('aiotasks', %s)", [payload])
-            await until(finished_or_ended(worker))
+            await until(lambda: ended.done() or finished_by_count())
             assert finished()
             found = await asyncio.gather(*map(look_up, [*strange, *healthy]), return_exceptions=True)
             check(found)
-            assert not worker._main_task.done()
+            assert not ended.done()
+        await ended
         await close_pools()
-
-    def finished_or_ended(worker: aiotasks.Worker) -> Any:
-        return lambda: worker._main_task.done() or finished_by_count()
 
     def finished_by_count() -> bool:
         query = "SELECT count(*) FROM aiotasks_task WHERE id = ANY(%s) AND status = 'SUCCESSFUL'"
@@ -355,4 +354,5 @@ async def test_arguments_of_another_shape_fail_their_task_by_its_id(
     )
     assert isinstance(found[0], InvalidRow)
     assert id in str(found[0])
+    assert not isinstance(found[1], BaseException)
     assert found[1].return_value == 3

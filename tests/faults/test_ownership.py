@@ -18,11 +18,11 @@ from django.tasks.signals import task_finished
 
 import aiotasks
 from aiotasks.backend import PostgresBackend
+from aiotasks.codec import dump_json
 from aiotasks.conf import Options
 from aiotasks.exceptions import WorkerLost
 from aiotasks.rows import Job, LaneRequest
 from aiotasks.store.loop import resources
-from aiotasks.store.outcomes import Release
 from aiotasks.store.store import Store
 from aiotasks.worker.build import Builder
 from aiotasks.worker.events import EventLog
@@ -33,6 +33,7 @@ from aiotasks.worker.running import runner as runner_module
 from aiotasks.worker.running.orm_threads import OrmThreads
 from aiotasks.worker.writing.finisher import Finisher
 from tests.site import default_task_backend
+from tests.store import rows
 from tests.worker import tasks
 from tests.worker.harness import Configure, until
 
@@ -127,7 +128,7 @@ async def test_every_claim_has_a_claim_id_of_its_own(
     (second,) = await claim(backend.config, worker, limit=1)
     assert first.claim_id != second.claim_id
     store = resources(backend.config).store
-    await store.release_jobs([Release(first.id, first.claim_id, 0.0, None)])
+    await rows.release(store, first)
     assert await conn.fetchval("SELECT claim_id FROM aiotasks_task WHERE id = $1", first.id) is None
     (again,) = await claim(backend.config, worker)
     assert again.id == first.id
@@ -447,7 +448,7 @@ async def test_a_lease_that_can_not_be_renewed_is_given_up(
     tasks.seen.clear()
     hang = False
 
-    async def renew(self: Any, *args: Any, **kwargs: Any) -> bool:
+    async def renew(self: Any, *args: Any, **kwargs: Any) -> bool | None:
         while hang:  # noqa: ASYNC110  # on the heartbeat's loop, not the test's
             await asyncio.sleep(0.01)
         return await original(self, *args, **kwargs)
@@ -508,7 +509,6 @@ async def test_one_bad_value_fails_alone(
     configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """13: what PostgreSQL refuses fails its own task; the others of the batch finish."""
-    dump_json = runner_module.dump_json
 
     def dump(value: Any, **keywords: Any) -> Any:
         plain, text = dump_json(value, **keywords)
@@ -614,7 +614,7 @@ async def test_an_unknown_task_is_put_off_and_fails_after_its_window(
         await until(is_put_off)
 
         async def status() -> bool:
-            return await conn.fetchval("SELECT status FROM aiotasks_task") == "FAILED"
+            return bool(await conn.fetchval("SELECT status FROM aiotasks_task") == "FAILED")
 
         await until(status)
     row = await conn.fetchrow(
@@ -638,7 +638,7 @@ async def test_an_unknown_task_runs_when_the_deploy_has_come(
     async with aiotasks.Worker():
 
         async def is_put_off() -> bool:
-            return await conn.fetchval("SELECT unknown_since IS NOT NULL FROM aiotasks_task")
+            return bool(await conn.fetchval("SELECT unknown_since IS NOT NULL FROM aiotasks_task"))
 
         await until(is_put_off)
         await conn.execute("UPDATE aiotasks_task SET task_path = 'tests.worker.tasks.add'")
@@ -665,7 +665,7 @@ async def test_a_stored_path_runs_nothing_but_a_task(
     async with aiotasks.Worker():
 
         async def status() -> bool:
-            return await conn.fetchval("SELECT status FROM aiotasks_task") == "FAILED"
+            return bool(await conn.fetchval("SELECT status FROM aiotasks_task") == "FAILED")
 
         await until(status)
     assert "UnknownTask" in await conn.fetchval("SELECT errors[1]::text FROM aiotasks_task")

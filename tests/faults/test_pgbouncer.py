@@ -18,11 +18,12 @@ from django.utils import timezone
 import aiotasks
 from aiotasks.conf import Options
 from aiotasks.db import listener as listener_module
+from aiotasks.db.connect import connect
 from aiotasks.demo.postgres import PostgresServer
 from aiotasks.store.loop import close_pools, resources
 from tests.faults.away import Away, environment
 from tests.pgbouncer import PgBouncer, program
-from tests.site import default_task_backend
+from tests.site import default_task_backend, postgres_result
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 
@@ -101,8 +102,8 @@ async def test_everything_works_through_it(
     many = await enqueue_from_async_code() + await sync_to_async(enqueue_from_sync_code)()
     in_an_hour = timezone.now() + timedelta(hours=1)
     later = await tasks.work.using(run_after=in_an_hour).aenqueue()
-    assert await later.acancel()
-    running = await tasks.work.aenqueue(60.0)
+    assert await postgres_result(later).acancel()
+    running = postgres_result(await tasks.work.aenqueue(60.0))
     await until(lambda: ledger.events("start", running.id) == 1)
     assert await running.acancel()
     await until(lambda: ledger.statuses() == {"SUCCESSFUL": many, "FAILED": 2})
@@ -126,7 +127,7 @@ async def test_the_listener_finds_that_nothing_arrives(
     """A notification that came back on its own session would say that all is well."""
     monkeypatch.setattr(listener_module, "PROBE_TIMEOUT", 0.5)
     monkeypatch.setattr(listener_module, "DEAF_PAUSE", 0.05)
-    connect, tries = listener_module.connect, 0
+    tries = 0
 
     async def count(*args: Any, **options: Any) -> Any:
         nonlocal tries

@@ -84,6 +84,7 @@ async def run_one(ledger: Ledger, task: Any) -> dict[str, str]:
     result = await task.aenqueue(CARD)
     async with aiotasks.Worker():
         await until(lambda: ledger.task(result.id).status == "FAILED")
+    error: dict[str, str]
     (error,) = ledger.task(result.id).errors
     return error
 
@@ -187,7 +188,7 @@ def roles(pg: Any, database: str) -> Iterator[None]:
             owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
         try:
             for grant in GRANTS:
-                owner.execute(grant)  # type: ignore[arg-type]
+                owner.execute(grant)
             yield
         finally:
             for role in ROLES:

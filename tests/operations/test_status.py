@@ -31,6 +31,7 @@ from aiotasks.operations.text import age, status_as_text
 from aiotasks.store.store import Store
 from aiotasks.worker.startup import backend_of
 from tests.proxy import Proxy
+from tests.site import postgres_result
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, until
 
@@ -139,7 +140,7 @@ async def test_workers(configure: Configure, fill: Fill, enter: Enter, ledger: L
         assert mine.lease <= 0.6
         assert mine.queues == []
         for result in held:
-            await result.acancel()
+            await postgres_result(result).acancel()
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])

@@ -12,6 +12,7 @@ import pytest
 from django.db import connection, connections
 
 from aiotasks.checks import check_backend
+from tests.site import postgres_connection
 
 from .conftest import check
 from .test_check import only, params
@@ -77,7 +78,7 @@ def test_a_pool_smaller_than_the_threads(enter: Enter, pool: Any, told: str | No
             code, found = check()
         finally:
             connection.close()
-            connection.close_pool()
+            postgres_connection().close_pool()
     assert code == 0
     assert found["connections"]["verdict"] == ("warning" if told else "ok")
     if told:

@@ -32,7 +32,7 @@ from aiotasks.sync import drive
 from tests.store.rows import EVER, methods_of_the_store, new_job
 
 store = Store(DjangoDriver("default"))
-called = set()
+called: set[str] = set()
 
 
 def call(name: str, *args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 import inspect
 import uuid
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,8 @@ import asyncpg
 from uuid_utils import uuid7
 
 from aiotasks.policies.policy import COLUMNS, Policy
-from aiotasks.rows import Job, JobTemplate, LaneRequest, NewJob
+from aiotasks.rows import Job, JobTemplate, LaneRequest, NewJob, Status
+from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
 
 EVER = datetime(1970, 1, 1, tzinfo=UTC)
@@ -20,22 +22,24 @@ CANCELLED = '{"class": "aiotasks.exceptions.TaskCancelled", "traceback": "cancel
 NO_LANE = LaneRequest([], [], 0)
 
 
+# What new_job() passes on to the template.
+TEMPLATE = {field.name for field in fields(JobTemplate)}
+
+
 def new_job(**values: Any) -> NewJob:
-    template = JobTemplate(
-        **{
-            "backend": "default",
-            "queue_name": "default",
-            "task_path": "tests.store.tasks.nothing",
-            "lane": "loop",
-            "priority": 0,
-            "run_after": None,
-            "policy": Policy(**{name: values.pop(name) for name in COLUMNS if name in values}),
-        }
-        | {name: value for name, value in values.items() if name in JobTemplate.__dataclass_fields__}
-    )
-    own = {"id": str(uuid7()), "args": "[]", "kwargs": "{}", "enqueued_at": datetime.now(UTC)}
-    own |= {name: value for name, value in values.items() if name not in JobTemplate.__dataclass_fields__}
-    return NewJob(template=template, **own)
+    template: dict[str, Any] = {
+        "backend": "default",
+        "queue_name": "default",
+        "task_path": "tests.store.tasks.nothing",
+        "lane": "loop",
+        "priority": 0,
+        "run_after": None,
+        "policy": Policy(**{name: values.pop(name) for name in COLUMNS if name in values}),
+    }
+    own: dict[str, Any] = {"id": str(uuid7()), "args": "[]", "kwargs": "{}", "enqueued_at": datetime.now(UTC)}
+    for name, value in values.items():
+        (template if name in TEMPLATE else own)[name] = value
+    return NewJob(template=JobTemplate(**template), **own)
 
 
 async def insert(store: Store, number: int = 1, **values: Any) -> list[UUID]:
@@ -76,6 +80,29 @@ async def claimed(store: Store, number: int = 1, **values: Any) -> tuple[UUID, l
     jobs = await claim(store, worker_id, loop=lane(slots=number))
     assert [job.id for job in jobs] == ids
     return worker_id, jobs
+
+
+def claim_of(job: Job) -> tuple[UUID, UUID]:
+    """The job's id and claim id, as outcomes are written under."""
+    assert job.claim_id is not None
+    return job.id, job.claim_id
+
+
+async def finish(store: Store, *jobs: Job, value: str = "1") -> dict[UUID, datetime]:
+    """Write SUCCESSFUL for these; returns finished_at of those accepted."""
+    return await store.finish_jobs(Finish(*claim_of(job), Status.SUCCESSFUL, value, None) for job in jobs)
+
+
+async def fail(store: Store, *jobs: Job, error: str = "{}") -> dict[UUID, datetime]:
+    """Write FAILED for these; returns finished_at of those accepted."""
+    return await store.finish_jobs(Finish(*claim_of(job), Status.FAILED, None, error) for job in jobs)
+
+
+async def release(
+    store: Store, *jobs: Job, delay: float = 0.0, window: float | None = None
+) -> dict[UUID, str | None]:
+    """Give these back; returns the queues of those released, None for those that are to be failed."""
+    return await store.release_jobs(Release(*claim_of(job), delay, window) for job in jobs)
 
 
 async def expire(conn: asyncpg.Connection, worker_id: UUID) -> None:

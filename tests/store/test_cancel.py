@@ -4,11 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from aiotasks.rows import Status
-from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
 
-from .rows import CANCELLED, claim, claimed, expire, insert, rescue, row, worker
+from .rows import CANCELLED, claim, claimed, expire, finish, insert, release, rescue, row, worker
 
 
 async def test_waiting_tasks_fail_at_once(store: Store) -> None:
@@ -32,19 +30,15 @@ async def test_a_running_task_is_only_asked(store: Store, conn: asyncpg.Connecti
     since = (await row(conn, job.id))["cancel_requested_at"]
     await store.cancel_jobs([job.id], "default", CANCELLED)
     assert (await row(conn, job.id))["cancel_requested_at"] == since
-    for one in (job, other):
-        assert one.claim_id is not None
     # Its owner writes what came of it; and gives back what wasn't to be cancelled.
-    releases = [Release(one.id, one.claim_id, 0.0, None) for one in (job, other)]
-    assert await store.release_jobs(releases) == {other.id: "default", job.id: None}
-    finished = await store.finish_jobs([Finish(job.id, job.claim_id, Status.SUCCESSFUL, "1", None)])
+    assert await release(store, job, other) == {other.id: "default", job.id: None}
+    finished = await finish(store, job)
     assert finished.keys() == {job.id}
 
 
 async def test_what_is_final_stays_as_it_is(store: Store, conn: asyncpg.Connection) -> None:
     _, (job,) = await claimed(store)
-    assert job.claim_id is not None
-    await store.finish_jobs([Finish(job.id, job.claim_id, Status.SUCCESSFUL, "1", None)])
+    await finish(store, job)
     before = await row(conn, job.id)
     assert await store.cancel_jobs([job.id], "default", CANCELLED) == []
     assert await row(conn, job.id) == before

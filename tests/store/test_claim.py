@@ -8,12 +8,10 @@ from typing import Any
 import asyncpg
 
 from aiotasks.db.drivers import ConnectionDriver
-from aiotasks.rows import Status
 from aiotasks.store.loop import LoopResources
-from aiotasks.store.outcomes import Finish
 from aiotasks.store.store import Store
 
-from .rows import EVER, claim, claimed, expire, insert, lane, rescue, row, worker
+from .rows import EVER, claim, claimed, expire, fail, finish, insert, lane, rescue, row, worker
 
 
 async def test_a_claim_makes_rows_running(store: Store, conn: asyncpg.Connection) -> None:
@@ -112,7 +110,7 @@ async def test_a_watermark_hides_what_became_ready_before_it(store: Store, conn:
 async def test_scheduled_and_finished_rows_are_not_claimed(store: Store, conn: asyncpg.Connection) -> None:
     _, (job,) = await claimed(store)
     assert job.claim_id is not None
-    await store.finish_jobs([Finish(job.id, job.claim_id, Status.FAILED, None, "{}")])
+    await fail(store, job)
     (id,) = await insert(store)
     await conn.execute(
         "UPDATE aiotasks_task SET status = 'SCHEDULED', run_after = now(), ready_at = NULL WHERE id = $1", id
@@ -138,7 +136,7 @@ async def test_a_claim_does_not_wait_for_the_disk_and_the_rest_does(conn: asyncp
         assert await conn.fetchval("SHOW synchronous_commit") == "off"
     assert job.claim_id is not None
     async with conn.transaction():
-        await store.finish_jobs([Finish(job.id, job.claim_id, Status.SUCCESSFUL, "1", None)])
+        await finish(store, job)
         assert await conn.fetchval("SHOW synchronous_commit") == "on"
 
 

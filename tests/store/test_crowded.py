@@ -84,7 +84,7 @@ async def test_one_is_given_up_for_somebody_else(held: LoopResources) -> None:
 
 async def _both_are_open(held: LoopResources) -> bool:
     await asyncio.gather(*(fetch_one(held, n) for n in range(5)))
-    return held.pool.get_size() == 2
+    return bool(held.pool.get_size() == 2)
 
 
 async def _work(held: LoopResources) -> None:

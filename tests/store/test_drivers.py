@@ -345,13 +345,13 @@ def test_djangos_driver_is_inside_atomic(database: str) -> None:
 
 def test_djangos_driver_leaves_a_server_that_became_read_only(database: str) -> None:
     """24: the next connection may find the new primary; in ``atomic()`` it is the block's own to the end."""
+    driver = DjangoDriver("default")
 
     def write() -> None:
         with pytest.raises(utils.InternalError) as caught:
             drive(driver.fetch(statement("DELETE FROM aiotasks_task")))
         assert sqlstate(caught.value) == Code.READ_ONLY
 
-    driver = DjangoDriver("default")
     with transaction.atomic():
         drive(driver.fetch(statement("SELECT set_config('transaction_read_only', 'on', true)")))
         write()

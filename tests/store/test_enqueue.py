@@ -4,6 +4,7 @@ import asyncio
 import json
 import uuid
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -12,12 +13,10 @@ from django.db import utils
 from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.db.errors import constraint
 from aiotasks.db.statement import Statement
-from aiotasks.rows import Status
-from aiotasks.store.outcomes import Finish
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import CHANNEL
 
-from .rows import claim, claimed, insert, new_job, row, worker
+from .rows import claim, claimed, finish, insert, new_job, row, worker
 
 HOUR = timedelta(hours=1)
 
@@ -29,7 +28,7 @@ def soon() -> datetime:
 async def test_what_is_inserted_is_read_back(store: Store) -> None:
     job = new_job(priority=-7, lane="thread", queue_name='q "x"; --', run_after=soon(), max_crashes=0)
     await store.insert_jobs([job])
-    (found,) = await store.select_jobs([job.id], "default")
+    (found,) = await store.select_jobs([UUID(job.id)], "default")
     assert str(found.id) == job.id
     for name in ("args", "kwargs", "enqueued_at"):
         assert getattr(found, name) == getattr(job, name), name
@@ -58,7 +57,7 @@ async def test_json_comes_back_as_it_went_in(store: Store, value: object) -> Non
     text = json.dumps([value], separators=(",", ":"))
     job = new_job(args=text, kwargs=json.dumps({"k": value}))
     await store.insert_jobs([job])
-    (found,) = await store.select_jobs([job.id], "default")
+    (found,) = await store.select_jobs([UUID(job.id)], "default")
     assert found.args == text
     assert repr(json.loads(found.kwargs)["k"]) == repr(value)
 
@@ -67,18 +66,18 @@ async def test_inserting_again_changes_nothing(store: Store, conn: asyncpg.Conne
     """The reply was lost, so the statement is repeated: it says that it has been done."""
     for jobs in ([new_job()], [new_job(), new_job()]):
         await store.insert_jobs(jobs)
-        before = [await row(conn, job.id) for job in jobs]
+        before = [await row(conn, UUID(job.id)) for job in jobs]
         with pytest.raises(utils.IntegrityError) as caught:
             await store.insert_jobs(jobs)
         assert constraint(caught.value) == "aiotasks_task_pkey"
-        assert [await row(conn, job.id) for job in jobs] == before
+        assert [await row(conn, UUID(job.id)) for job in jobs] == before
 
 
 async def test_one_refused_row_stores_none(store: Store) -> None:
     good, bad = new_job(), new_job(args="{")
     with pytest.raises(utils.DataError):
         await store.insert_jobs([good, bad])
-    assert await store.select_jobs([good.id, bad.id], "default") == []
+    assert await store.select_jobs([UUID(good.id), UUID(bad.id)], "default") == []
 
 
 async def test_ready_or_scheduled_by_the_databases_clock(store: Store, conn: asyncpg.Connection) -> None:
@@ -219,7 +218,7 @@ async def test_has_unfinished_jobs(store: Store, conn: asyncpg.Connection) -> No
     assert await unfinished([]) is False
     assert await unfinished(["default"], ("thread",)) is False
     assert job.claim_id is not None
-    await store.finish_jobs([Finish(job.id, job.claim_id, Status.SUCCESSFUL, "1", None)])
+    await finish(store, job)
     assert await unfinished() is False
     await insert(store, lane="thread")
     assert await unfinished(["default"], ("thread",)) is True  # READY

@@ -13,18 +13,13 @@ from django.db import utils
 from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.db.errors import is_transient, sqlstate
 from aiotasks.rows import Job, Status
-from aiotasks.store.outcomes import Finish, Release
+from aiotasks.store.outcomes import Finish
 from aiotasks.store.store import Store
 
 from . import rows
-from .rows import claim, claimed, expire, insert, lane, row, worker
+from .rows import claim, claim_of, claimed, expire, fail, finish, insert, lane, release, row, worker
 
 ERROR = json.dumps({"class": "builtins.ValueError", "traceback": "…\0\ud800"})
-
-
-def claim_of(job: Job) -> tuple[UUID, UUID]:
-    assert job.claim_id is not None
-    return job.id, job.claim_id
 
 
 async def rescue(store: Store, conn: asyncpg.Connection, worker_id: UUID, max_crashes: int = 3) -> list[Job]:
@@ -34,9 +29,7 @@ async def rescue(store: Store, conn: asyncpg.Connection, worker_id: UUID, max_cr
 
 async def test_a_success_is_stored(store: Store, conn: asyncpg.Connection) -> None:
     _, (job,) = await claimed(store)
-    finished = await store.finish_jobs(
-        [Finish(*claim_of(job), Status.SUCCESSFUL, '{"b":-0.0,"a":"\\u0000"}', None)]
-    )
+    finished = await finish(store, job, value='{"b":-0.0,"a":"\\u0000"}')
     (found,) = await store.select_jobs([job.id], "default")
     assert finished == {job.id: found.finished_at}
     assert (found.status, found.return_value, found.errors) == ("SUCCESSFUL", '{"b":-0.0,"a":"\\u0000"}', [])
@@ -49,7 +42,7 @@ async def test_a_failure_adds_its_error_to_the_earlier_ones(store: Store, conn: 
     await rescue(store, conn, worker_id)
     (job,) = await claim(store, await worker(store))
     last = json.dumps({"class": "last", "traceback": 'quote " and \\ { , }'})
-    await store.finish_jobs([Finish(*claim_of(job), Status.FAILED, None, last)])
+    await fail(store, job, error=last)
     (found,) = await store.select_jobs([job.id], "default")
     assert (found.status, found.return_value, found.errors) == ("FAILED", None, [ERROR, last])
 
@@ -68,11 +61,9 @@ async def test_a_zombie_cannot_finish_what_was_claimed_again(store: Store, conn:
     await rescue(store, conn, worker_id)
     await store.renew_lease(worker_id, 60.0, even_expired=True)
     (new,) = await claim(store, worker_id)  # even by the very same worker
-    assert await store.finish_jobs([Finish(*claim_of(old), Status.SUCCESSFUL, '"late"', None)]) == {}
+    assert await finish(store, old, value='"late"') == {}
     assert (await row(conn, old.id))["status"] == "RUNNING"
-    assert (await store.finish_jobs([Finish(*claim_of(new), Status.SUCCESSFUL, '"mine"', None)])).keys() == {
-        new.id
-    }
+    assert (await finish(store, new, value='"mine"')).keys() == {new.id}
     (found,) = await store.select_jobs([old.id], "default")
     assert found.return_value == '"mine"'
 
@@ -86,19 +77,18 @@ async def test_a_late_finish_changes_nothing_of_a_rescued_task(
     await rescue(store, conn, worker_id)
     before = [await row(conn, job.id) for job in jobs]
     assert [stored["status"] for stored in before] == ["READY", "FAILED"]
-    late = [Finish(*claim_of(job), Status.SUCCESSFUL, "1", None) for job in jobs]
-    assert await store.finish_jobs(late) == {}
+    assert await finish(store, *jobs) == {}
     assert [await row(conn, job.id) for job in jobs] == before
 
 
 async def test_the_first_of_two_finishes_stands(store: Store, conn: asyncpg.Connection) -> None:
     """Fault 54 of docs/faults.md: the status fences, though the claim id is still the row's."""
     _, (job,) = await claimed(store)
-    await store.finish_jobs([Finish(*claim_of(job), Status.FAILED, None, ERROR)])
+    await fail(store, job, error=ERROR)
     before = await row(conn, job.id)
     assert before["claim_id"] == job.claim_id
-    assert await store.finish_jobs([Finish(*claim_of(job), Status.SUCCESSFUL, "1", None)]) == {}
-    assert await store.release_jobs([Release(*claim_of(job), 0.0, None)]) == {}
+    assert await finish(store, job) == {}
+    assert await release(store, job) == {}
     assert await row(conn, job.id) == before
 
 
@@ -176,11 +166,10 @@ async def test_a_locked_row_holds_no_other_up(store: Store, conn: asyncpg.Connec
     _, (locked, free) = await claimed(store, 2)
     async with conn.transaction():
         await conn.execute("SELECT FROM aiotasks_task WHERE id = $1 FOR UPDATE", locked.id)
-        finishes = [Finish(*claim_of(job), Status.SUCCESSFUL, "1", None) for job in (locked, free)]
-        assert (await store.finish_jobs(finishes)).keys() == {free.id}
+        assert (await finish(store, locked, free)).keys() == {free.id}
         claims = zip(*(claim_of(job) for job in (locked, free)), strict=True)
         assert (await store.select_finished_jobs(*claims))[locked.id] is None
-    assert (await store.finish_jobs(finishes)).keys() == {locked.id}
+    assert (await finish(store, locked, free)).keys() == {locked.id}
 
 
 async def test_a_locked_row_holds_no_other_release_up(store: Store, conn: asyncpg.Connection) -> None:
@@ -188,19 +177,18 @@ async def test_a_locked_row_holds_no_other_release_up(store: Store, conn: asyncp
     await conn.execute("UPDATE aiotasks_task SET last_attempted_at = now() - interval '1 min'")
     async with conn.transaction():
         await conn.execute("SELECT FROM aiotasks_task WHERE id = $1 FOR UPDATE", locked.id)
-        releases = [Release(*claim_of(job), 0.0, None) for job in (locked, free)]
-        assert await store.release_jobs(releases) == {free.id: "default"}
+        assert await release(store, locked, free) == {free.id: "default"}
         claims = zip(*(claim_of(job) for job in (locked, free)), strict=True)
         assert await store.select_finished_jobs(*claims) == {locked.id: None}
         (released,) = await store.release_lost_claims(worker_id, [], 10.0, rows.CANCELLED)
         assert released.id == lost.id
-    assert await store.release_jobs(releases) == {locked.id: "default"}
+    assert await release(store, locked, free) == {locked.id: "default"}
 
 
 async def test_a_release_spends_no_attempt(store: Store, conn: asyncpg.Connection) -> None:
     worker_id, (job,) = await claimed(store, queue_name="default")
     before = (await row(conn, job.id))["ready_at"]
-    assert await store.release_jobs([Release(*claim_of(job), 0.0, None)]) == {job.id: "default"}
+    assert await release(store, job) == {job.id: "default"}
     found = await row(conn, job.id)
     assert (found["status"], found["worker_ids"], found["crashes"], found["errors"]) == ("READY", [], 0, [])
     assert (found["claim_id"], found["worker_id"]) == (None, None)
@@ -214,7 +202,7 @@ async def test_a_release_keeps_what_earlier_attempts_left(store: Store, conn: as
     await rescue(store, conn, dead)
     worker_id = await worker(store)
     (second,) = await claim(store, worker_id)
-    await store.release_jobs([Release(*claim_of(second), 0.0, None)])
+    await release(store, second)
     found = await row(conn, first.id)
     assert found["worker_ids"] == [dead]
     assert found["started_at"] == first.started_at
@@ -227,25 +215,25 @@ async def test_a_release_is_fenced(store: Store, conn: asyncpg.Connection) -> No
     await rescue(store, conn, worker_id)
     await store.renew_lease(worker_id, 60.0, even_expired=True)
     before = await row(conn, old.id)
-    assert await store.release_jobs([Release(*claim_of(old), 0.0, None)]) == {}
+    assert await release(store, old) == {}
     assert await row(conn, old.id) == before
     await claim(store, worker_id)
     before = await row(conn, old.id)
-    assert await store.release_jobs([Release(*claim_of(old), 0.0, None)]) == {}
+    assert await release(store, old) == {}
     assert await row(conn, old.id) == before
 
 
 async def test_a_release_with_a_delay_waits(store: Store, conn: asyncpg.Connection) -> None:
     """Fault 43 of docs/faults.md: an unknown task is snoozed; how long it has been unknown is kept."""
     _, (job,) = await claimed(store)
-    assert await store.release_jobs([Release(*claim_of(job), 60.0, 3600.0)]) == {job.id: "default"}
+    assert await release(store, job, delay=60.0, window=3600.0) == {job.id: "default"}
     found = await row(conn, job.id)
     assert (found["status"], found["ready_at"], found["worker_ids"]) == ("SCHEDULED", None, [])
     assert found["run_after"] > datetime.now(UTC) + timedelta(seconds=30)
     since = found["unknown_since"]
     assert since is not None
     (again,) = await _reclaim(store, conn)
-    assert await store.release_jobs([Release(*claim_of(again), 60.0, 3600.0)]) == {job.id: "default"}
+    assert await release(store, again, delay=60.0, window=3600.0) == {job.id: "default"}
     assert (await row(conn, job.id))["unknown_since"] == since
 
 
@@ -255,10 +243,9 @@ async def test_a_task_unknown_for_its_window_is_not_released(store: Store, conn:
         "UPDATE aiotasks_task SET unknown_since = now() - interval '1 h' WHERE id = $1", job.id
     )
     before = await row(conn, job.id)
-    releases = [Release(*claim_of(job), 60.0, 1800.0), Release(*claim_of(other), 60.0, 1800.0)]
-    assert await store.release_jobs(releases) == {other.id: "default", job.id: None}
+    assert await release(store, job, other, delay=60.0, window=1800.0) == {other.id: "default", job.id: None}
     assert await row(conn, job.id) == before
-    assert await store.release_jobs([Release(*claim_of(job), 0.0, None)]) == {job.id: "default"}  # a shutdown
+    assert await release(store, job) == {job.id: "default"}  # a shutdown
     assert (await row(conn, job.id))["unknown_since"] is None
 
 

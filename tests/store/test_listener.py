@@ -144,7 +144,9 @@ async def test_it_stays_outside_any_transaction(conn: asyncpg.Connection, notify
         (pid,) = await sessions(conn)
 
         async def is_idle() -> bool:
-            return await conn.fetchval("SELECT state FROM pg_stat_activity WHERE pid = $1", pid) == "idle"
+            return bool(
+                await conn.fetchval("SELECT state FROM pg_stat_activity WHERE pid = $1", pid) == "idle"
+            )
 
         await until(is_idle)
     await listener.close()

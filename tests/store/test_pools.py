@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import asyncpg
@@ -18,6 +18,7 @@ import aiotasks
 from aiotasks.conf import Options
 from aiotasks.db import cache as cache_module
 from aiotasks.db.statement import Statement
+from aiotasks.rows import NewJob
 from aiotasks.store import loop as pools
 from aiotasks.store import transaction as transaction_module
 from aiotasks.store.loop import LoopResources, close_pools, resources
@@ -28,7 +29,9 @@ from tests.worker.harness import until
 from .rows import insert, new_job
 
 ONE = Statement("one", "SELECT $1::integer", "SELECT %(p1)s::integer")
-FACTORIES = [asyncio.new_event_loop, uvloop.new_event_loop]
+type LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+FACTORIES: list[LoopFactory] = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
 @pytest.fixture
@@ -39,18 +42,18 @@ def sessions(database: str) -> Iterator[asyncpg.Connection]:
     with psycopg.connect(database, autocommit=True) as observer:
 
         def count() -> int:
-            row = observer.execute(
+            ((number,),) = observer.execute(
                 "SELECT count(*) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND application_name = 'aiotasks'"
-            ).fetchone()
-            return row[0]
+            )
+            return int(number)
 
         yield count
 
 
 async def fetch_one(held: LoopResources, number: int = 1) -> int:
     ((found,),) = await held.driver.fetch(ONE, number)
-    return found
+    return int(found)
 
 
 async def test_one_for_a_loop_and_its_options(database: str) -> None:
@@ -84,7 +87,7 @@ async def test_the_pool_stays_within_its_size(held: LoopResources) -> None:
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
-def test_it_closes_with_its_loop(factory: object, sessions: object) -> None:
+def test_it_closes_with_its_loop(factory: LoopFactory, sessions: Callable[[], int]) -> None:
     """By shutdown_asyncgens(), which every runner calls."""
 
     async def main() -> LoopResources:
@@ -106,14 +109,14 @@ def test_it_closes_with_its_loop(factory: object, sessions: object) -> None:
 
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_one_that_never_connected_closes_quietly(
-    factory: object, database: str, caplog: pytest.LogCaptureFixture
+    factory: LoopFactory, database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_itself())
     assert caplog.text == ""
 
 
-def test_what_a_dead_loop_left_behind_is_swept(sessions: object) -> None:
+def test_what_a_dead_loop_left_behind_is_swept(sessions: Callable[[], int]) -> None:
     """(uvloop's close() itself hangs over open connections.)"""
     loop = asyncio.new_event_loop()
     held = loop.run_until_complete(_itself())
@@ -264,7 +267,7 @@ async def test_thousands_of_random_cancels_leave_the_pool_whole(
     )
 
     async def nobody_is_busy() -> bool:
-        return await conn.fetchval(busy) == 0
+        return bool(await conn.fetchval(busy) == 0)
 
     await until(nobody_is_busy)
 
@@ -277,7 +280,7 @@ async def test_cancelled_callers_of_the_batcher_harm_nobody(
     loop = asyncio.get_running_loop()
     jobs = [new_job() for _ in range(1000)]
 
-    async def enqueue(job: object) -> object:
+    async def enqueue(job: NewJob) -> str:
         await held.enqueuer.submit(job)
         return job.id
 
@@ -301,7 +304,7 @@ async def test_enqueues_are_repeated_over_a_line_that_breaks(proxy: Proxy, conn:
     enqueue = asyncio.ensure_future(held.enqueuer.submit(new_job()))
 
     async def stored() -> bool:
-        return await conn.fetchval("SELECT count(*) FROM aiotasks_task") == 2
+        return bool(await conn.fetchval("SELECT count(*) FROM aiotasks_task") == 2)
 
     await until(stored)
     proxy.mode = "pass"

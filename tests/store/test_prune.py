@@ -7,10 +7,11 @@ from uuid import UUID
 
 import asyncpg
 
+from aiotasks.rows import Status
 from aiotasks.store.loop import LoopResources
 from aiotasks.store.store import Store
 
-from .rows import claim, insert, lane, new_job, worker
+from .rows import claim, fail, finish, insert, lane, new_job, worker
 
 EVER = -math.inf
 HOUR = 3600.0
@@ -28,8 +29,7 @@ async def finished(
     ids = await insert(store, len(ages), backend=backend, keep_result=keep_result)
     worker_id = await worker(store, backend=backend)
     jobs = await claim(store, worker_id, backend=backend, loop=lane(slots=len(ages)))
-    outcome = ("1", None) if status == "SUCCESSFUL" else (None, "{}")
-    await store.finish_jobs((job.id, job.claim_id, status, *outcome) for job in jobs if job.claim_id)
+    await (finish if status == "SUCCESSFUL" else fail)(store, *jobs)
     await conn.executemany(
         "UPDATE aiotasks_task SET finished_at = now() - make_interval(secs => $2) WHERE id = $1",
         list(zip(ids, ages, strict=True)),
@@ -45,21 +45,21 @@ async def test_what_is_older_than_its_status_is_kept_goes(store: Store, conn: as
     _, new = await finished(store, conn, 3601, 3500)
     failed = await finished(store, conn, 9000, 3500, status="FAILED")
     (elsewhere,) = await finished(store, conn, 9000, backend="other")
-    number, last = await store.prune_jobs("default", "SUCCESSFUL", HOUR, EVER, 10)
+    number, last = await store.prune_jobs("default", Status.SUCCESSFUL, HOUR, EVER, 10)
     assert (number, await left(conn)) == (1, sorted([new, *failed, elsewhere]))
     assert timedelta(seconds=last).total_seconds() < await conn.fetchval(
         "SELECT date_part('epoch', now() - interval '1 hour')"
     )
-    assert (await store.prune_jobs("default", "FAILED", 2 * HOUR, EVER, 10)).number == 1
+    assert (await store.prune_jobs("default", Status.FAILED, 2 * HOUR, EVER, 10)).number == 1
     assert await left(conn) == sorted([new, failed[1], elsewhere])
-    assert await store.prune_jobs("default", "FAILED", 2 * HOUR, EVER, 10) == (0, EVER)
+    assert await store.prune_jobs("default", Status.FAILED, 2 * HOUR, EVER, 10) == (0, EVER)
 
 
 async def test_a_tasks_own_time_comes_first(store: Store, conn: asyncpg.Connection) -> None:
     (short,) = await finished(store, conn, 600, keep_result=500)
     (long,) = await finished(store, conn, 10 * HOUR, keep_result=11 * HOUR, status="FAILED")
     (ever,) = await finished(store, conn, 10 * HOUR, keep_result=math.inf)
-    assert (await store.prune_jobs("default", "SUCCESSFUL", 60.0, EVER, 10)).number == 0
+    assert (await store.prune_jobs("default", Status.SUCCESSFUL, 60.0, EVER, 10)).number == 0
     assert (await store.prune_kept_jobs("default", EVER, 10)).number == 1
     assert await left(conn) == sorted([long, ever])
     assert short not in await left(conn)
@@ -71,7 +71,7 @@ async def test_a_tasks_own_time_comes_first(store: Store, conn: asyncpg.Connecti
 
 async def test_for_ever(store: Store, conn: asyncpg.Connection) -> None:
     ids = await finished(store, conn, 10_000 * 86_400)
-    assert (await store.prune_jobs("default", "SUCCESSFUL", None, EVER, 10)).number == 0
+    assert (await store.prune_jobs("default", Status.SUCCESSFUL, None, EVER, 10)).number == 0
     assert await left(conn) == ids
 
 
@@ -79,7 +79,7 @@ async def test_what_has_just_been_finished_stays_for_a_minute(store: Store, conn
     """Its worker may not have had the reply, and looks whether the row has its result."""
     new, _ = await finished(store, conn, 50, 70)
     kept, _ = await finished(store, conn, 50, 70, keep_result=0)
-    assert (await store.prune_jobs("default", "SUCCESSFUL", 0.0, EVER, 10)).number == 1
+    assert (await store.prune_jobs("default", Status.SUCCESSFUL, 0.0, EVER, 10)).number == 1
     assert (await store.prune_kept_jobs("default", EVER, 10)).number == 1
     assert await left(conn) == sorted([new, kept])
 
@@ -90,7 +90,7 @@ async def test_only_finished_tasks_go(store: Store, conn: asyncpg.Connection) ->
     await conn.execute("UPDATE aiotasks_task SET finished_at = now() - interval '1 year', run_after = now()")
     for status in ("READY", "SCHEDULED", "RUNNING"):
         await conn.execute("UPDATE aiotasks_task SET status = $1", status)
-        for prunable in ("SUCCESSFUL", "FAILED"):
+        for prunable in (Status.SUCCESSFUL, Status.FAILED):
             assert (await store.prune_jobs("default", prunable, 0.0, EVER, 10)).number == 0
         assert (await store.prune_kept_jobs("default", EVER, 10)).number == 0
     assert await left(conn) == sorted(waiting)
@@ -102,7 +102,7 @@ async def test_the_oldest_first_and_no_more_than_asked_for(store: Store, conn: a
         since, gone = EVER, 0
         for stay in ([ids[0]], []):
             if keep_result is None:
-                number, since = await store.prune_jobs("default", "SUCCESSFUL", HOUR, since, 2)
+                number, since = await store.prune_jobs("default", Status.SUCCESSFUL, HOUR, since, 2)
             else:
                 number, since = await store.prune_kept_jobs("default", since, 2)
             gone += number
@@ -115,7 +115,7 @@ async def test_a_batch_begins_where_the_last_has_ended(store: Store, conn: async
         old, new = await finished(store, conn, 7 * HOUR, 5 * HOUR, keep_result=keep_result)
         since = await conn.fetchval("SELECT date_part('epoch', now() - interval '6 hours')")
         if keep_result is None:
-            number, last = await store.prune_jobs("default", "SUCCESSFUL", HOUR, since, 10)
+            number, last = await store.prune_jobs("default", Status.SUCCESSFUL, HOUR, since, 10)
         else:
             number, last = await store.prune_kept_jobs("default", since, 10)
         assert (number, await left(conn)) == (1, [old])
@@ -129,7 +129,7 @@ async def test_pruning_waits_for_nobody(store: Store, conn: asyncpg.Connection) 
     kept, _ = await finished(store, conn, 7 * HOUR, 5 * HOUR, keep_result=1.0)
     async with conn.transaction():
         await conn.execute("SELECT FROM aiotasks_task WHERE id = ANY($1) FOR UPDATE", [locked, kept])
-        assert (await store.prune_jobs("default", "SUCCESSFUL", HOUR, EVER, 10)).number == 1
+        assert (await store.prune_jobs("default", Status.SUCCESSFUL, HOUR, EVER, 10)).number == 1
         assert (await store.prune_kept_jobs("default", EVER, 10)).number == 1
         assert await left(conn) == sorted([locked, kept])
     assert free not in await left(conn)
@@ -138,7 +138,7 @@ async def test_pruning_waits_for_nobody(store: Store, conn: asyncpg.Connection) 
 async def test_pruners_work_side_by_side(held: LoopResources, conn: asyncpg.Connection) -> None:
     await finished(held.store, conn, *[7 * HOUR] * 200)
     runs = await asyncio.gather(
-        *(held.store.prune_jobs("default", "SUCCESSFUL", HOUR, EVER, 30) for _ in range(8))
+        *(held.store.prune_jobs("default", Status.SUCCESSFUL, HOUR, EVER, 30) for _ in range(8))
     )
     assert sum(number for number, _ in runs) == 200 - len(await left(conn))
     assert max(number for number, _ in runs) == 30

@@ -6,12 +6,10 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from aiotasks.rows import Status
 from aiotasks.store.loop import LoopResources
-from aiotasks.store.outcomes import Finish
 from aiotasks.store.store import Store
 
-from .rows import CANCELLED, WORKER_LOST, claim, claimed, expire, insert, lane, rescue, row, worker
+from .rows import CANCELLED, WORKER_LOST, claim, claimed, expire, finish, insert, lane, rescue, row, worker
 
 
 async def test_tasks_of_a_live_worker_are_left_alone(store: Store) -> None:
@@ -137,7 +135,7 @@ async def test_rescue_leaves_finished_tasks_alone(store: Store, conn: asyncpg.Co
     """Fault 2 of docs/faults.md: a rescue overwrites a finished task."""
     worker_id, (job,) = await claimed(store)
     assert job.claim_id is not None
-    await store.finish_jobs([Finish(job.id, job.claim_id, Status.SUCCESSFUL, "1", None)])
+    await finish(store, job)
     await expire(conn, worker_id)
     before = await row(conn, job.id)
     assert await rescue(store, 3, 10) == []

@@ -20,6 +20,7 @@ from django.db import connections, utils
 from aiotasks.checks import check_backend
 from aiotasks.db.connect import connect, connect_arguments
 from aiotasks.demo.postgres import unprivileged_user
+from tests.site import postgres_connection
 from tests.tls import TlsServer
 from tests.worker.harness import until
 
@@ -72,7 +73,7 @@ def sockets() -> Any:
 
 async def both(alias: str, server: TlsServer) -> tuple[bool | None, bool | None, str]:
     """Of Django's connection, and of aiotasks': whether it is encrypted, and None if there is none."""
-    wrapper = connections[alias]
+    wrapper = postgres_connection(alias)
     told = ""
     try:
         wrapper.Database.connect(**wrapper.get_connection_params()).close()
@@ -285,7 +286,8 @@ async def test_service_files(
     query = "SELECT current_user || current_database() || current_setting('search_path')"
 
     async def who(alias: str) -> str:
-        with connections[alias].Database.connect(**connections[alias].get_connection_params()) as django:
+        wrapper = postgres_connection(alias)
+        with wrapper.Database.connect(**wrapper.get_connection_params()) as django:
             (theirs,) = django.execute(query).fetchone()
         connection = await connect(alias, timeout=5, statement_cache_size=0)
         assert await connection.fetchval(query) == theirs

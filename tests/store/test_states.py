@@ -5,10 +5,9 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
-from aiotasks.store.outcomes import Release
 from aiotasks.store.store import Store
 
-from .rows import claim, claimed, insert, rescue, row, worker
+from .rows import claim, claimed, insert, release, rescue, row, worker
 
 
 @pytest.mark.parametrize(
@@ -49,7 +48,7 @@ async def test_a_release_of_a_row_without_ready_at_holds_up_no_other(
 ) -> None:
     _, jobs = await claimed(store, 2)
     await conn.execute("UPDATE aiotasks_task SET ready_at = NULL WHERE id = $1", jobs[0].id)
-    released = await store.release_jobs([Release(job.id, job.claim_id, 0.0, None) for job in jobs])
+    released = await release(store, *jobs)
     assert set(released) == {job.id for job in jobs}
 
 

@@ -6,11 +6,9 @@ from datetime import timedelta
 import asyncpg
 
 from aiotasks.db.drivers import ConnectionDriver
-from aiotasks.rows import Status
-from aiotasks.store.outcomes import Finish
 from aiotasks.store.store import Store
 
-from .rows import claim, claimed, expire, insert, worker
+from .rows import claim, claimed, expire, finish, insert, worker
 
 
 async def test_a_worker_is_entered_with_what_it_says_of_itself(
@@ -71,7 +69,7 @@ async def test_dead_workers_are_removed_once_no_task_names_them(
     assert await store.remove_dead_workers("default", alive) == [idle]
     assert await store.remove_dead_workers("default") == []
     assert job.claim_id is not None
-    await store.finish_jobs([Finish(job.id, job.claim_id, Status.SUCCESSFUL, "1", None)])
+    await finish(store, job)
     assert await store.remove_dead_workers("default") == [busy]
     left = await conn.fetch("SELECT id FROM aiotasks_worker ORDER BY id")
     assert [id for (id,) in left] == sorted([alive, elsewhere])

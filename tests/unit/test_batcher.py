@@ -63,7 +63,7 @@ class World:
         if self.interrupted:
             self.lost.add(number)  # the flusher that is about to end may still tell this one so
         try:
-            return await getattr(self.batcher, self.by)(number)
+            return int(await getattr(self.batcher, self.by)(number))
         finally:
             self.resumed[number] = self.resumed.get(number, 0) + 1
 
@@ -410,7 +410,7 @@ async def test_too_few_results_are_everybodys_error_and_wedge_nothing() -> None:
     results = await asyncio.gather(batcher.submit(1), batcher.submit(2), return_exceptions=True)
     assert results[0] == 1
     assert isinstance(results[1], utils.InterfaceError)
-    assert await asyncio.gather(batcher.submit(3), batcher.submit(4)) == [3, 4]
+    assert list(await asyncio.gather(batcher.submit(3), batcher.submit(4))) == [3, 4]
 
 
 def test_a_closing_loop_leaves_nobody_waiting() -> None:

@@ -179,7 +179,7 @@ json_values = st.recursive(
     max_leaves=20,
 )
 keys = plain_text | numbers | st.none() | st.booleans() | st.binary(max_size=3)
-pythonic = st.recursive(
+pythonic: st.SearchStrategy[Any] = st.recursive(
     leaves | st.binary(max_size=6) | st.builds(Name, plain_text) | st.builds(Share, numbers) | st.decimals(),
     lambda inner: (
         st.lists(inner, max_size=4)
@@ -239,7 +239,7 @@ class StrOfAnotherType(Exception):
 
 class BrokenNotes(Exception):
     @property
-    def __notes__(self) -> list[str]:
+    def __notes__(self) -> list[str]:  # type: ignore[override]
         raise KeyboardInterrupt
 
 

@@ -12,13 +12,14 @@ import asgiref.local
 import asyncpg
 import pytest
 from asgiref.sync import AsyncToSync, ThreadSensitiveContext, async_to_sync, sync_to_async
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
 from django.db.backends.utils import CursorWrapper
 from django.dispatch import Signal
 from django.tasks import TaskResult
 from django.tasks.signals import task_enqueued
 
 from aiotasks import compat
+from tests.site import postgres_connection
 
 local = asgiref.local.Local()
 variable: ContextVar[str] = ContextVar("aiotasks_test")
@@ -187,7 +188,7 @@ def test_a_forgotten_session_stays_open_and_another_takes_its_place(database: st
 def test_pools_by_alias(database: str) -> None:
     pools = compat.connection_pools(connection)
     assert isinstance(pools, dict)
-    assert pools is type(connections["default"])._connection_pools
+    assert pools is type(postgres_connection())._connection_pools  # type: ignore[attr-defined]  # Django's private
 
 
 def test_a_durable_block_stands_in_one_marked_as_a_testcases(database: str) -> None:
@@ -250,17 +251,21 @@ def test_what_a_receiver_raises_is_logged(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_cursors_execute_through_the_overridden_methods(database: str) -> None:
-    assert list(inspect.signature(CursorWrapper._execute).parameters)[:3] == ["self", "sql", "params"]
+    assert list(inspect.signature(vars(CursorWrapper)["_execute"]).parameters)[:3] == [
+        "self",
+        "sql",
+        "params",
+    ]
     called: list[str] = []
 
     class Observed(CursorWrapper):
         def _execute(self, sql: Any, params: Any, *ignored: Any) -> Any:
             called.append("_execute")
-            return super()._execute(sql, params, *ignored)
+            return super()._execute(sql, params, *ignored)  # type: ignore[misc]  # Django's private
 
         def _executemany(self, sql: Any, param_list: Any, *ignored: Any) -> Any:
             called.append("_executemany")
-            return super()._executemany(sql, param_list, *ignored)
+            return super()._executemany(sql, param_list, *ignored)  # type: ignore[misc]
 
     with connection.cursor() as cursor:
         cursor.__class__ = Observed

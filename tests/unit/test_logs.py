@@ -8,6 +8,7 @@ import pkgutil
 import threading
 from collections.abc import Iterator
 from importlib import import_module
+from typing import NoReturn
 
 import pytest
 
@@ -100,7 +101,7 @@ def test_an_exception_and_the_caller_are_in_the_record(
 def test_what_logging_raises_is_nobodys(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], logged_by: logging.Logger
 ) -> None:
-    def fails(*args: object, **kwargs: object) -> bool:
+    def fails(*args: object, **kwargs: object) -> NoReturn:
         raise LookupError("a site's")
 
     failures = last_resort.LoggingFailures()
@@ -159,15 +160,23 @@ async def test_a_stop_waits_for_errors_alone(
     monkeypatch.setattr(lifecycle, "PATIENCE", 0.05)
     handler.open.clear()
     others.log(level, "handled")
-    await until(lambda: logs.count_waiting() == 1 and loggers.threads[1].current is not None)
+    assert loggers.threads is not None
+    slow = loggers.threads[1]
+    await until(lambda: logs.count_waiting() == 1 and slow.current is not None)
     for number in range(10):
         others.warning("waits %d", number)
     others.error("an error")
     logger.warning("ours")
     stopping = asyncio.ensure_future(logs.flushed_at_stop())
-    said: list[str] = []
-    await until(lambda: said.append(capfd.readouterr().err) or "log records are dropped" in "".join(said))
-    assert "because their handlers are too slow count=10\n" in "".join(said)
+    said = ""
+
+    def is_said() -> bool:
+        nonlocal said
+        said += capfd.readouterr().err
+        return "log records are dropped" in said
+
+    await until(is_said)
+    assert "because their handlers are too slow count=10\n" in said
     if level < logging.ERROR:
         await stopping  # the thread is stuck in a record below ERROR
         assert handler.messages == []

@@ -21,7 +21,7 @@ MODULES = sorted(
 
 def declared(module: str) -> list[str] | None:
     source = importlib.import_module(module).__file__
-    for node in ast.parse(Path(source).read_text("utf-8")).body:
+    for node in ast.parse(Path(str(source)).read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
             return list(ast.literal_eval(node.value))
     return None
@@ -44,7 +44,7 @@ def test_what_a_module_gives_away_is_there_and_sorted(module: str) -> None:
 
 
 def _definitions(module: str) -> list[str]:
-    tree = ast.parse(Path(importlib.import_module(module).__file__).read_text("utf-8"))
+    tree = ast.parse(Path(str(importlib.import_module(module).__file__)).read_text("utf-8"))
     return [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
 
 

@@ -163,10 +163,10 @@ def test_a_module_that_was_broken_may_be_mended() -> None:
         pass
 
     good.__module__, good.__qualname__ = "tests.unit.later", "good"
-    later.good = task(good)
+    vars(later)["good"] = task(good)
     sys.modules["tests.unit.later"] = later
     try:
-        assert resolve("tests.unit.later.good") is later.good
+        assert resolve("tests.unit.later.good") is vars(later)["good"]
     finally:
         del sys.modules["tests.unit.later"]
 

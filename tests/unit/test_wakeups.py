@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -133,7 +134,7 @@ async def test_those_that_come_while_one_is_under_way_are_one(monkeypatch: pytes
 
 async def test_what_was_told_a_moment_ago_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(wakeups.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     sent: Any = Sent()
     sent.gate.set()
     notifier = Notifier(sent, "default")

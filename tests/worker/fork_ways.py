@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -23,7 +24,9 @@ print(fds, len(signal.pthread_sigmask(signal.SIG_BLOCK, [])), handlers.count(sig
 
 
 def _terminated(context: BaseContext) -> int | None:
-    child = context.Process(target=time.sleep, args=[600])
+    child: BaseProcess = context.Process(  # type: ignore[attr-defined]  # each kind of context has its own
+        target=time.sleep, args=[600]
+    )
     child.start()
     child.terminate()
     end = time.monotonic() + 20

@@ -4,7 +4,9 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 
+from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 
 
@@ -39,8 +41,8 @@ def raising_factory(*args: object, **kwargs: object) -> logging.LogRecord:
 class SlowMail(BaseEmailBackend):
     """Takes TEST_MAIL_TIME seconds for each mail, and writes a line of TEST_MAILS then."""
 
-    def send_messages(self, messages: list[object]) -> int:
+    def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
         time.sleep(float(os.environ["TEST_MAIL_TIME"]))
         with open(os.environ["TEST_MAILS"], "a") as mails:
             mails.write("sent\n")
-        return len(messages)
+        return len(email_messages)

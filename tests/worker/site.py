@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -69,8 +69,8 @@ without_worker = get_asgi_application()
 wrong_queue = with_worker(get_asgi_application(), queues=["nowhere"])
 wrong_alias = with_worker(get_asgi_application(), backend="nowhere")
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
 async def _with_lifespan(scope: dict[str, Any], receive: Receive, send: Send) -> None:

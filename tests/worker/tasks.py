@@ -14,6 +14,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from uuid import UUID
 
@@ -34,7 +35,7 @@ _connection: psycopg.Connection | None = None
 
 def held_claim() -> UUID | None:
     """The claim that the calling task runs under, as its worker has it: the row may say otherwise."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         execution = frame.f_locals.get("execution")
         if isinstance(execution, Execution):
@@ -252,9 +253,8 @@ async def fail_in_background(name: str) -> str:
     """A child that nobody awaits exits after its parent has returned."""
     child = asyncio.get_running_loop().create_task(_child(name))
     _background.add(child)
-    child.add_done_callback(
-        lambda child: (_background.discard(child), child.cancelled() or child.exception())
-    )
+    child.add_done_callback(_background.discard)
+    child.add_done_callback(lambda child: child.cancelled() or child.exception())
     return "done"
 
 
@@ -310,7 +310,9 @@ async def refused_by_the_database() -> str:
 
 @task
 async def where() -> list[Any]:
-    return [threading.current_thread().name, asyncio.current_task().get_name()]
+    task = asyncio.current_task()
+    assert task is not None
+    return [threading.current_thread().name, task.get_name()]
 
 
 @task

@@ -10,6 +10,8 @@ from django.utils import timezone
 
 import aiotasks
 from aiotasks.exceptions import WorkerLost
+from aiotasks.rows import AnyResult
+from tests.site import postgres_result
 
 from . import belonging_tasks, loop_ways, tasks
 from .harness import Configure, Ledger, Start, until, wait_until
@@ -28,7 +30,7 @@ def test_a_task_cannot_take_its_worker_down(
     end = tmp_path / "end"
     neighbours = [tasks.wait_for_file.enqueue(str(end)), tasks.wait_for_file_sync.enqueue(str(end))]
     wait_until(lambda: ledger.statuses().get("RUNNING") == 2)
-    tried = {}
+    tried: dict[tuple[str, str], AnyResult] = {}
     # What a task has started itself, others can cancel, so each that does comes alone.
     cancelling = [[way] for way in loop_ways.WAYS if way.startswith("cancel")]
     for ways in [[way for way in loop_ways.WAYS if [way] not in cancelling], *cancelling]:
@@ -55,7 +57,7 @@ def test_a_task_cannot_take_its_worker_down(
     # One that waits for the worker itself can't be cancelled, nor does that cancel what it waits for.
     waiting = tasks.reach_for_loop.enqueue("gather_others")
     wait_until(lambda: ledger.task(waiting.id).status == "RUNNING")
-    waiting.cancel()
+    postgres_result(waiting).cancel()
     wait_until(lambda: "which isn't its own id=" + waiting.id in worker.log)
     last = tasks.add.enqueue(1, 2)
     wait_until(lambda: ledger.task(last.id).status == "SUCCESSFUL")

@@ -14,7 +14,7 @@ from django.tasks import TaskResultStatus
 import aiotasks
 from aiotasks.rows import AnyResult
 from aiotasks.worker.process.default_executor import DefaultExecutor
-from tests.site import default_task_backend
+from tests.site import default_task_backend, postgres_connection
 
 from . import connection_tasks as tasks
 from .harness import TIMEOUT, Configure, Ledger, Start, until
@@ -38,7 +38,7 @@ def pooled(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(connections.settings["default"], "OPTIONS", options)
     yield
     connections.close_all()
-    connections["default"].close_pool()
+    postgres_connection().close_pool()
 
 
 async def outcomes(results: list[AnyResult]) -> list[Any]:
@@ -127,10 +127,11 @@ async def test_a_pool_of_dead_connections(pooled: None, database: str) -> None:
     admin = await asyncpg.connect(database)
     async with aiotasks.Worker(threads=4) as worker, asyncio.timeout(2 * TIMEOUT):
         for _ in range(2):  # threads that are new, and threads that have had a connection
-            connections["default"].pool.open()
-            connections["default"].pool.resize(4, 4)
-            await asyncio.to_thread(connections["default"].pool.wait)
-            lying = [one.info.backend_pid for one in connections["default"].pool._pool]
+            pool = postgres_connection().pool
+            pool.open()
+            pool.resize(4, 4)
+            await asyncio.to_thread(pool.wait)
+            lying = [one.info.backend_pid for one in pool._pool]
             for pid in lying:
                 await admin.fetchval("SELECT pg_terminate_backend($1, 5000)", pid)
             assert lying
@@ -168,7 +169,7 @@ async def test_no_task_sees_a_strangers_session(configure: Configure, ledger: Le
     looking = await default_task_backend.aenqueue_many(
         tasks.look_until_told, [((way, "stranger"), {}) for way in tasks.WAYS]
     )
-    arguments = [((way, f"tenant {n}", number), {}) for n, way in enumerate(ways)]
+    arguments: list[Any] = [((way, f"tenant {n}", number), {}) for n, way in enumerate(ways)]
     changing = await default_task_backend.aenqueue_many(tasks.change_and_look, arguments)
     async with aiotasks.Worker(concurrency=50) as worker, asyncio.timeout(2 * TIMEOUT):
         await until(lambda: len(tasks.arrived) == number)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.tasks import task
 from django.tasks.signals import task_finished, task_started
 
 from tests.backend.support import run_all
+from tests.site import task
 
 by_receiver: ContextVar[str] = ContextVar("by_receiver", default="")
 by_async_receiver: ContextVar[str] = ContextVar("by_async_receiver", default="")
@@ -49,7 +49,8 @@ async def on_loop(name: str, fails: bool) -> list[str]:
 
 @task
 async def in_its_thread(name: str, fails: bool) -> list[str]:
-    return await sync_to_async(in_thread.func)(name, fails)
+    found: list[str] = await sync_to_async(in_thread.func)(name, fails)
+    return found
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -365,7 +366,7 @@ def test_a_child_starts_no_other_tasks(
     worker = start_worker(env=loop_env)
     tasks.fork_on_loop.enqueue("writes", os.fspath(path))  # imports what the others need
     wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 1})
-    calls = [(("awaits",), {}), *[(("writes", os.fspath(path)), {})] * 9]
+    calls: list[Any] = [(("awaits",), {}), *[(("writes", os.fspath(path)), {})] * 9]
     default_task_backend.enqueue_many(tasks.fork_on_loop, calls)
     wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 11})
     assert path.read_text().split() == [str(worker.pid)] * 10

@@ -16,12 +16,12 @@ from django.tasks import TaskResultStatus
 from django.tasks.exceptions import TaskResultDoesNotExist
 
 import aiotasks
-from aiotasks.store.loop import close_pools, resources
+from aiotasks.store.loop import close_pools
 from aiotasks.store.store import Store
 from aiotasks.worker import engine
 from aiotasks.worker.maintenance import pruner
 from aiotasks.worker.maintenance.pruner import Pruner
-from tests.site import default_task_backend
+from tests.site import default_task_backend, running_store
 
 from . import tasks
 from .harness import Configure, Ledger, until
@@ -78,8 +78,8 @@ async def test_a_tasks_keep_result(configure: Configure, ledger: Ledger) -> None
     async with aiotasks.Worker():
         await until(lambda: ledger.statuses() == {"SUCCESSFUL": 2})
     found = await default_task_backend.aget_result(result.id)
-    assert found.task.keep_result == 2 * 86_400.0
     assert found.task == kept
+    assert kept.keep_result == 2 * 86_400.0
     for days, left in ((1.9, 2), (2.1, 1), (10_000, 1)):
         ledger.connection.execute(
             "UPDATE aiotasks_task SET finished_at = now() - make_interval(hours => %s)", [int(days * 24)]
@@ -92,7 +92,7 @@ async def test_a_tasks_keep_result(configure: Configure, ledger: Ledger) -> None
 
 def pruner_of(**values: Any) -> Pruner:
     return Pruner(
-        resources(default_task_backend.config).store,
+        running_store(),
         backend="default",
         keep_successful=values.get("KEEP_SUCCESSFUL", HOUR),
         keep_failed=values.get("KEEP_FAILED", HOUR),

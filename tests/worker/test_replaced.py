@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from tests.conftest import ROOT
+from tests.site import postgres_result
 
 from . import tasks
 from .harness import Ledger, Process, wait_until
@@ -37,7 +38,7 @@ def test_a_worker_needs_no_file_of_its_release_once_it_runs(
         bad = tasks.fail.enqueue("ValueError")
         cancelled = tasks.work.enqueue(600.0)
         wait_until(lambda: ledger.task(cancelled.id).status == "RUNNING")
-        assert cancelled.cancel()
+        assert postgres_result(cancelled).cancel()
         ids = [lost, *(result.id for result in results)]
         wait_until(lambda: {ledger.task(id).status for id in ids} == {"SUCCESSFUL"})
         wait_until(lambda: {ledger.task(one.id).status for one in (bad, cancelled)} == {"FAILED"})

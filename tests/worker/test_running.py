@@ -13,7 +13,8 @@ from django.tasks import TaskResultStatus
 from django.tasks.signals import task_finished, task_started
 
 import aiotasks
-from aiotasks.rows import AnyResult
+from aiotasks.registry import resolve
+from aiotasks.rows import AnyResult, Job
 from aiotasks.store.loop import close_pools
 from aiotasks.worker.running import runner as runner_module
 from tests.site import default_task_backend
@@ -88,10 +89,12 @@ async def test_slots_are_a_limit_after_no_ops_too(
             counts.append(worker.engine.slots.taken("loop"))
             return at_once
 
+        def watched_give_back(job: Job) -> None:
+            dropped.append(job)
+            give_back(job)
+
         monkeypatch.setattr(runner, "start", watched)
-        monkeypatch.setattr(
-            worker.engine.ownership, "give_back", lambda job: (dropped.append(job), give_back(job))
-        )
+        monkeypatch.setattr(worker.engine.ownership, "give_back", watched_give_back)
 
         async def all_but_five() -> bool:
             rows = await conn.fetch("SELECT status, count(*) FROM aiotasks_task GROUP BY 1")
@@ -179,7 +182,6 @@ async def test_what_waits_for_a_thread_is_not_started_under_a_lease_that_was_los
 
 
 async def test_one_import_for_all_that_wait_for_it(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    resolve = runner_module.resolve
     threads: list[str] = []
 
     def slow(task_path: str, aliases: Any) -> Any:
@@ -203,7 +205,6 @@ async def test_one_import_for_all_that_wait_for_it(database: str, monkeypatch: p
 async def test_who_is_cancelled_during_an_import_takes_nobody_with_it(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resolve = runner_module.resolve
 
     def slow(task_path: str, aliases: Any) -> Any:
         assert tasks.released.wait(TIMEOUT)
@@ -364,6 +365,7 @@ async def test_a_swallowed_cancellation_does_not_spin(database: str, ledger: Led
     assert 1 <= tasks.seen.count("swallowed") <= 3
     assert worker.stuck
     assert (ledger.task(result.id).status, ledger.task(result.id).worker_ids) == ("READY", [])
+    assert execution.task is not None
     assert not execution.task.done()
     tasks.released.set()
     execution.task.cancel()
@@ -557,7 +559,7 @@ async def test_no_connection_outlives_the_worker(database: str, conn: asyncpg.Co
 
     async def pool() -> int:
         await close_pools()
-        return await conn.fetchval(count)
+        return int(await conn.fetchval(count))
 
     before = await pool()
     await drain(threads=5)

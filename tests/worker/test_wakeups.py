@@ -18,8 +18,8 @@ from django.utils import timezone
 
 import aiotasks
 from aiotasks.backend import PostgresBackend
+from aiotasks.rows import Lane
 from aiotasks.store import wakeups
-from aiotasks.store.loop import resources
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import Wakeup
 from aiotasks.worker.build import Builder
@@ -31,7 +31,7 @@ from aiotasks.worker.claiming.loop import Claimer
 from aiotasks.worker.lease.lease import Lease, boottime
 from aiotasks.worker.maintenance.promoter import Promoter
 from aiotasks.worker.slots import Slots
-from tests.site import default_task_backend
+from tests.site import default_task_backend, running_store
 from tests.store.rows import insert
 
 from . import tasks
@@ -154,7 +154,7 @@ async def test_the_scheduler_promotes_and_says_when_to_look_again(
 ) -> None:
     woken: list[Any] = []
     places: list[float] = []
-    store = resources(default_task_backend.config).store
+    store = running_store()
 
     def wake(wakeups: Any, *, since: float | None = None) -> None:
         woken.extend(wakeups)
@@ -194,7 +194,7 @@ async def test_promotion_goes_in_batches(
     await default_task_backend.aenqueue_many(tasks.add.using(run_after=in_future(HOUR)), [((1, 2), {})] * 35)
     await conn.execute("UPDATE aiotasks_task SET run_after = now()")
     scheduler = Promoter(
-        resources(default_task_backend.config).store,
+        running_store(),
         backend="default",
         waker=SimpleNamespace(wake=lambda wakeups, since=None: None),
     )
@@ -223,7 +223,8 @@ class Doubles(Slots):
         return False
 
     def free(self, lane: str) -> int:
-        return self._slots[lane] - sum(job.lane == lane and job in self._started for job in self._kept)
+        used = [job for job in self._kept if job.lane == lane and job in self._started]
+        return self._slots[lane] - len(used)
 
 
 def make_claimer(
@@ -245,7 +246,7 @@ def make_claimer(
     claimer = Builder(
         backend="default", sender=PostgresBackend, options=replace(options, poll_interval=HOUR)
     ).claimer(
-        resources(options).store,
+        running_store(),
         queues=queues,
         lease=lease,
         slots=doubles,
@@ -257,13 +258,9 @@ def make_claimer(
     return claimer
 
 
-def store_of(claimer: Claimer) -> Store:
-    return resources(default_task_backend.config).store
-
-
 async def register() -> Any:
     worker_id = uuid4()
-    store = resources(default_task_backend.config).store
+    store = running_store()
     await store.register_worker(worker_id, "default", "host", 1, [], 9, 9, "test", 60.0)
     return worker_id
 
@@ -348,7 +345,7 @@ async def test_a_new_queue_heard_of_while_queues_are_listed_is_not_missed(
     """Any name is served, and the names there are, are known for seconds: a wake-up in between counts."""
     started: list[Any] = []
     claimer = make_claimer(started, {"loop": 9, "thread": 9}, [], await register())
-    list_queues = store_of(claimer).list_queues
+    list_queues = running_store().list_queues
 
     async def slow(*args: Any) -> Any:
         queues = await list_queues(*args)
@@ -356,7 +353,7 @@ async def test_a_new_queue_heard_of_while_queues_are_listed_is_not_missed(
         claimer.wake(Wakeup("default", "new"))
         return queues
 
-    monkeypatch.setattr(store_of(claimer), "list_queues", slow)
+    monkeypatch.setattr(running_store(), "list_queues", slow)
     assert await claimer.run_once() == 0
     monkeypatch.undo()
     assert await claimer.run_once() == 1
@@ -429,13 +426,13 @@ def watch_claims(
     claimer: Claimer, monkeypatch: pytest.MonkeyPatch, watch: Callable[[Any, int], None]
 ) -> None:
     """Have ``watch`` told of each claim when it is sent: its id, and its limit."""
-    claim_jobs = store_of(claimer).claim_jobs
+    claim_jobs = running_store().claim_jobs
 
     async def watched(*args: Any, loop: Any, thread: Any, **kwargs: Any) -> Any:
         watch(args[1], loop.limit + thread.limit)
         return await claim_jobs(*args, loop=loop, thread=thread, **kwargs)
 
-    monkeypatch.setattr(store_of(claimer), "claim_jobs", watched)
+    monkeypatch.setattr(running_store(), "claim_jobs", watched)
 
 
 async def test_tasks_that_are_over_at_once_let_claims_be_larger_than_the_slots(
@@ -504,9 +501,9 @@ async def test_what_a_crash_would_harm_is_claimed_within_the_slots(
     started: list[Any] = []
     slots = {"loop": 10, "thread": 0}
     claimer = make_claimer(started, slots, ["default"], await register(), at_once=lambda job: True)
-    await insert(store_of(claimer), 10)
-    fragile = await insert(store_of(claimer), 5, max_crashes=0)
-    await insert(store_of(claimer), 40)
+    await insert(running_store(), 10)
+    fragile = await insert(running_store(), 5, max_crashes=0)
+    await insert(running_store(), 40)
     assert [await claimer.run_once() for _ in range(3)] == [10, 40, 5]
     assert [job.id for job in started[50:]] == fragile
     # In a flood they have their turn after a few claims.
@@ -514,9 +511,9 @@ async def test_what_a_crash_would_harm_is_claimed_within_the_slots(
     started.clear()
     limits: list[int] = []
     watch_claims(claimer, monkeypatch, lambda claim_id, limit: limits.append(limit))
-    await insert(store_of(claimer), 10)
-    fragile = await insert(store_of(claimer), 25, max_crashes=0)
-    await insert(store_of(claimer), 200)
+    await insert(running_store(), 10)
+    fragile = await insert(running_store(), 25, max_crashes=0)
+    await insert(running_store(), 200)
     while await claimer.run_once() or claimer.lanes_to_claim >= {"loop"}:
         pass
     assert limits[:6] == [10, 20, 20, 20, 20, 10]
@@ -533,9 +530,9 @@ async def test_short_sync_tasks_are_claimed_ahead_but_what_a_crash_would_harm(
     limits: list[int] = []
     claimer = make_claimer(started, {"loop": 0, "thread": 4}, ["default"], await register())
     watch_claims(claimer, monkeypatch, lambda claim_id, limit: limits.append(limit))
-    await insert(store_of(claimer), 4, lane="thread")
-    fragile = await insert(store_of(claimer), 6, lane="thread", max_crashes=1)
-    await insert(store_of(claimer), 100, lane="thread")
+    await insert(running_store(), 4, lane="thread")
+    fragile = await insert(running_store(), 6, lane="thread", max_crashes=1)
+    await insert(running_store(), 100, lane="thread")
     seen: list[Any] = []
 
     def end() -> None:
@@ -576,7 +573,7 @@ async def test_what_comes_soon_after_a_wake_up_needs_none(
     """An enqueue doesn't tell again what it has told a moment ago."""
     started: list[Any] = []
     claimer = make_claimer(started, {"loop": 9, "thread": 9}, ["default"], await register())
-    claim_jobs = store_of(claimer).claim_jobs
+    claim_jobs = running_store().claim_jobs
     claims = 0
 
     async def enqueue_behind(*args: Any, **kwargs: Any) -> Any:
@@ -584,10 +581,10 @@ async def test_what_comes_soon_after_a_wake_up_needs_none(
         jobs = await claim_jobs(*args, **kwargs)
         claims += 1
         if claims == 2:  # the first is the claim that a worker starts with
-            await insert(store_of(claimer))
+            await insert(running_store())
         return jobs
 
-    monkeypatch.setattr(store_of(claimer), "claim_jobs", enqueue_behind)
+    monkeypatch.setattr(running_store(), "claim_jobs", enqueue_behind)
     running = asyncio.ensure_future(claimer.run())
     await until(lambda: claims == 1 and not claimer.lanes_to_claim)
     claimer.wake(Wakeup("default", "default"))
@@ -791,7 +788,7 @@ async def test_who_is_told_of_during_a_look_is_looked_for_again(
     looks: list[str] = []
 
     async def look(
-        store: Store, worker_id: UUID, claim_id: UUID, backend: str, lane: str, queues: Any
+        store: Store, worker_id: UUID, claim_id: UUID, backend: str, lane: Lane, queues: Any
     ) -> Any:
         looks.append(lane)
         if looks == ["loop"]:

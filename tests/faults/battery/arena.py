@@ -199,7 +199,9 @@ class Arena:
         """Enqueue ``task`` once for each tuple of arguments, by Django's own connection; their ids."""
         ids: list[str] = []
         for first in range(0, len(calls), 1000):
-            batch = [(tuple(args), {}) for args in calls[first : first + 1000]]
+            batch: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+                (tuple(args), {}) for args in calls[first : first + 1000]
+            ]
             ids += [result.id for result in default_task_backend.enqueue_many(task, batch)]
         return ids
 

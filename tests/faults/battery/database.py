@@ -42,7 +42,7 @@ def restart(arena: Arena, rng: Random, report: Report, *, tasks: int, restarts: 
     began = time.time()
     calm = max(300, tasks // 10)  # for some seconds, in which the full rate is measured
     share = (tasks * 0.95 - calm) / restarts
-    back = []
+    back: list[float] = []
     for number in range(restarts):
         point = calm + int((number + rng.uniform(0.0, 0.4)) * share)
         if not arena.wait_until_finished(point):
@@ -221,7 +221,7 @@ def listener(arena: Arena, rng: Random, report: Report, *, cuts: int) -> None:
     (worker,) = arena.fleet(1, "--concurrency", "10", "--threads", "1", options={"POLL_INTERVAL": poll})
     ids: list[str] = []
     enqueued: dict[str, float] = {}
-    back = []
+    back: list[float] = []
     for _ in range(cuts):
         ((pid,),) = wait_until(lambda: arena.database.rows(LISTENERS))
         cut = time.monotonic()

@@ -4,8 +4,9 @@ import signal
 import subprocess
 import time
 from random import Random
+from typing import Literal
 
-from tests.proxy import Proxy
+from tests.proxy import Mode, Proxy
 from tests.worker.harness import Process, wait_until
 
 from .arena import TIMEOUT, Arena
@@ -13,7 +14,7 @@ from .report import Report
 
 __all__ = ["proxy"]
 
-FAULTS = ("blackhole", "half-open", "mute", "delay")
+FAULTS: tuple[Mode | Literal["half-open"], ...] = ("blackhole", "half-open", "mute", "delay")
 GRACE = 1.0
 
 
