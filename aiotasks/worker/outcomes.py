@@ -24,9 +24,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """We cancelled the task (shutdown, lost lease): READY again, no attempt spent.
+    """The worker gave the task back (shutdown, lost lease): READY again, no attempt spent.
 
-    Where it was to be cancelled for good meanwhile, it is FAILED with ``failure`` instead.
+    If a user has cancelled it meanwhile, it is FAILED with ``failure`` instead.
     """
 
     failure: Failed | None = None
@@ -34,10 +34,9 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class Snoozed:
-    """The task is unknown here: put off for ``delay`` seconds, no attempt spent.
+    """The task cannot be imported here: READY again after ``delay`` seconds, no attempt spent.
 
-    Where it has been unknown to every worker for a whole ``window`` (seconds), it is FAILED
-    with ``failure`` instead.
+    If no worker could import it for a whole ``window`` (seconds), it is FAILED with ``failure`` instead.
     """
 
     delay: float

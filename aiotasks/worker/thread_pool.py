@@ -1,6 +1,6 @@
-"""Threads of the worker's own, started as needed, and what is done where the machine refuses one.
+"""ThreadPool: threads of the worker, started as needed. They manage Django's connections: ThreadConnections.
 
-All look after Django's connections in the same way: see ``ThreadConnections``.
+ThreadStarts limits the starts where the machine refuses threads.
 """
 
 import errno
@@ -21,7 +21,7 @@ __all__ = ["RETRY_DELAY", "ThreadPool", "ThreadStarts"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-# Seconds after the machine has refused a thread until one more is tried.
+# Seconds after the machine has refused a thread until the next try.
 RETRY_DELAY = 5.0
 
 # Threads that were started within so many seconds may not have opened their connections yet.
@@ -29,9 +29,10 @@ CONNECT_TIME = 1.0
 
 
 class ThreadStarts:
-    """Whether another thread may be started; keeps away from it for a while where the machine refuses.
+    """Starts threads, and pauses after the machine has refused one.
 
-    ``connects``: its calls need a connection, for the most part, so descriptors must be there for it.
+    what: the threads' purpose, for the log.
+    connects: most calls need a database connection, so a thread starts only if there are descriptors for it.
     """
 
     _latest: ClassVar[deque[float]] = deque(maxlen=100)  # when threads with connections were started
@@ -46,7 +47,7 @@ class ThreadStarts:
         return not self.refused or time.monotonic() >= self._retry_at
 
     def start[Started](self, start: Callable[[], Started], running: int) -> Started | None:
-        """Call ``start``; None where it raises what ``Thread.start()`` raises if there is no thread."""
+        """Call ``start``; returns None if the machine refuses the thread."""
         if not self.may_start():
             return None
         try:
@@ -74,12 +75,12 @@ class ThreadStarts:
         return started
 
 
-# What a pool runs: it is given what has to be called once its work is done, before anybody hears of that.
+# A pool's call gets a function, which it calls after its work and before it notifies its caller.
 type _Call = Callable[[Callable[[], None]], None]
 
 
 class ThreadPool:
-    """At most ``limit`` threads, started as needed, that run calls, each as a job by itself.
+    """At most ``limit`` threads, started as needed, that run calls, each as a separate job.
 
     ``prepare`` is called in each thread at its start.
     """
@@ -100,13 +101,13 @@ class ThreadPool:
         self._daemon = daemon
         self._prepare = prepare
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._put = 0  # how many calls have come
-        self._ended: list[int] = []  # how many each thread has run: written by that thread alone
-        self._lock = threading.Lock()  # among those who put: a thread's end of a call must not wait for it
+        self._put = 0  # the number of calls so far
+        self._ended: list[int] = []  # the number that each thread has run: written by that thread alone
+        self._lock = threading.Lock()  # for put() alone: a thread that ends a call must not wait for it
         self.starts = ThreadStarts(what, connects=connects)
 
     def capacity(self) -> int:
-        """How many calls can run at a time: fewer than the limit while the machine refuses threads."""
+        """The number of calls that can run at a time: below the limit while the machine refuses threads."""
         if not self.starts.refused:
             return self._limit
         return min(self._limit, len(self.threads) + self.starts.may_start())
@@ -114,7 +115,8 @@ class ThreadPool:
     def put(self, call: _Call, *, may_wait: bool) -> None:
         """Have a thread run ``call``, which must not raise.
 
-        Raises NotStarted where there is no thread for it; with ``may_wait`` only if there is none at all.
+        Raises NotStarted if no thread is free and none can be started; with ``may_wait`` only if there is
+        no thread at all.
         """
         with self._lock:
             running = len(self.threads)
@@ -135,7 +137,7 @@ class ThreadPool:
             self._calls.put(None)
 
     def take_waiting(self) -> list[_Call]:
-        """Take out the calls that no thread has begun."""
+        """Remove and return the calls that no thread has begun."""
         taken: list[_Call] = []
         while True:
             try:
@@ -179,5 +181,5 @@ class ThreadPool:
                 break
             django.check()
             call(after)
-            del call  # what it refers to must not live until the next one
+            del call  # its objects must not live until the next call
         django.close()

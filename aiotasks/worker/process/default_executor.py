@@ -15,9 +15,8 @@ __all__ = ["DefaultExecutor"]
 class DefaultExecutor(ThreadPoolExecutor):
     """The default executor of a worker's loop: for ``asyncio.to_thread()`` and the like.
 
-    Each call is a job by itself for Django's connections. To be shut down before the process ends, which
-    waits for these threads. (asyncio demands a ThreadPoolExecutor; of that class's own machinery nothing
-    is used.)
+    Each call is a separate job for Django's connections. Shut it down before the process ends, which waits
+    for these threads. (asyncio demands a ThreadPoolExecutor; nothing of that class's own is used.)
     """
 
     def __init__(self, max_workers: int | None = None) -> None:
@@ -28,10 +27,10 @@ class DefaultExecutor(ThreadPoolExecutor):
         )
         self._closed = False
         self._cancels = False
-        self._calls.start()  # with one thread calls can wait, whatever the machine refuses later on
+        self._calls.start()  # with one thread calls can wait, even if the machine refuses more
 
     def submit[Result](self, call: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        """Run ``call`` in a thread. Raises RuntimeError after the shutdown, or where there is no thread."""
+        """Run ``call`` in a thread. Raises RuntimeError after the shutdown, or if there is no thread."""
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
         future: Future[Result] = Future()
@@ -45,7 +44,7 @@ class DefaultExecutor(ThreadPoolExecutor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls. Those that wait are run all the same, unless ``cancel_futures``."""
+        """Take no more calls. Waiting calls still run, unless ``cancel_futures``."""
         if not self._closed:
             self._closed = True
             if cancel_futures:
@@ -58,7 +57,7 @@ class DefaultExecutor(ThreadPoolExecutor):
                 thread.join()
 
     def ends_within(self, seconds: float) -> bool:
-        """After the shutdown: return whether the threads have ended within so many seconds."""
+        """After the shutdown: wait at most so many seconds; returns whether the threads have ended."""
         end = time.monotonic() + seconds
         for thread in self._calls.threads:
             thread.join(max(0.0, end - time.monotonic()))

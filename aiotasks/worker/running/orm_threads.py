@@ -34,9 +34,9 @@ class OrmThreads:
     - A job whose call has left something in its session (a setting, a role, a lock, a temporary table, an
       open transaction) owns its thread from then on, until that is over or the job has ended. Whatever
       other jobs have put there meanwhile moves to another thread: of theirs nothing is in that session.
-    - What an owner leaves behind is discarded before the thread runs anything else.
-    - Owned threads don't count as part of ``size``. Where all ``limit`` are owned, one more is started.
-    - Where the machine refuses the only thread, calls wait for one.
+    - A session that an owner has changed is discarded before the thread runs another job's call.
+    - Owned threads don't count towards ``size``. If all ``limit`` are owned, one more is started.
+    - If the machine refuses the first thread, calls wait for one.
     """
 
     def __init__(self, size: int, *, limit: int) -> None:
@@ -45,11 +45,9 @@ class OrmThreads:
         self._threads: list[ConnectionThread] = []
         self._started = 0
         self._closed = False
-        self._lock = (
-            threading.Lock()
-        )  # for all that is shared: jobs' threads, owners, whether a job has ended
+        self._lock = threading.Lock()  # for all shared state: jobs' threads, owners, whether a job has ended
         self._waiting: deque[tuple[OrmSession, _OrmCall]] = deque()
-        self._retries = False  # a look at those is due
+        self._retries = False  # the waiting calls are about to be tried again
         self._loop = asyncio.get_running_loop()
         self._blocks = BlockSlots(size)
         self._starts = ThreadStarts("the ORM calls of coroutine tasks", connects=True)
@@ -60,14 +58,14 @@ class OrmThreads:
         self._context.run(lender_of_worker.set, self)
 
     def session(self) -> "OrmSession":
-        """What one job needs to make its calls here. Costs nothing until used."""
+        """Return a session by which one job makes its calls. It costs nothing until it is used."""
         return OrmSession(self, self._context.copy())
 
     def put(self, job: "OrmSession", call: "_OrmCall") -> None:
         """Have the job's thread run ``call``."""
         with self._lock:
             if job.ended:
-                fulfil(call.future, _outlived, (), {})
+                fulfil(call.future, _raise_outlived, (), {})
                 return
             if job.thread is None:
                 job.thread = self._lease()
@@ -78,11 +76,11 @@ class OrmThreads:
             if self._retries:
                 return
             self._retries = True
-        with suppress(RuntimeError):  # the loop has closed, and with it whoever waits for this
+        with suppress(RuntimeError):  # the loop has closed, and with it the task that waits for the call
             self._loop.call_soon_threadsafe(self._loop.call_later, RETRY_DELAY, self._retry)
 
     def leave(self, job: "OrmSession") -> None:
-        """The job has ended: its thread may take another in its place."""
+        """Note that the job has ended: its thread may take another."""
         with self._lock:
             job.ended = True
             thread, job.thread = job.thread, None
@@ -97,8 +95,10 @@ class OrmThreads:
             self._put_waiting()
 
     async def lend(self, within: float) -> "_LentJob":
-        """Return what an ``aiotasks.atomic()`` block makes its calls by. At most ``size`` are open at a time;
-        raises OperationalError where none ends within so many seconds."""
+        """Return a thread for an ``aiotasks.atomic()`` block. At most ``size`` are open at a time.
+
+        Raises OperationalError if none of them ends within so many seconds.
+        """
         await self._blocks.take(within)
         return _LentJob(OrmSession(self, self._context.copy()), self._blocks.release)
 
@@ -115,7 +115,7 @@ class OrmThreads:
             thread.stop()
 
     def _lease(self) -> ConnectionThread | None:
-        """The thread for a job's calls: the one with the fewest jobs that isn't stuck, nor somebody's own."""
+        """The thread for a job's calls: neither stuck nor owned, and with the fewest jobs."""
         now = time.monotonic()
         shared = [thread for thread in self._threads if thread.owner is None or thread.owner.ended]
         free = [thread for thread in shared if not thread.is_stuck(now)]
@@ -166,7 +166,7 @@ class OrmThreads:
         fulfil(call.future, *call.call, then=partial(self._settle, thread, job))
 
     def _settle(self, thread: ConnectionThread, job: "OrmSession") -> None:
-        """After a call, before anybody hears of its end: whose is the thread now?"""
+        """Decide, after a call and before its caller is notified, whose the thread is from now on."""
         job.called_at = time.monotonic()
         is_private = thread.connections.rest()
         with self._lock:
@@ -189,9 +189,9 @@ class OrmThreads:
 
 
 class OrmSession:
-    """One job's place among the threads: its thread-sensitive calls run one at a time, on one thread.
+    """One job's access to the threads: its thread-sensitive calls run one at a time, on one thread.
 
-    ``context`` is a fresh one for the job to run in. The rest is for ``OrmThreads``.
+    ``context`` is a new one for the job to run in. The other attributes are for ``OrmThreads``.
     """
 
     __slots__ = ("_threads", "called_at", "checked", "context", "ended", "has_called", "thread")
@@ -212,7 +212,7 @@ class OrmSession:
         self._threads.put(self, call)
 
     def release(self) -> None:
-        """The job has ended: its thread may take another in its place."""
+        """Note that the job has ended: its thread may take another."""
         if self.has_called:
             self._threads.leave(self)
         self.ended = True
@@ -237,7 +237,7 @@ _job: ContextVar[OrmSession] = ContextVar("aiotasks_orm_job")
 
 
 class _OrmCall:
-    """What asgiref wants to be called, and the future for it."""
+    """A call that asgiref submits, and its future."""
 
     __slots__ = ("call", "future")
 
@@ -247,7 +247,7 @@ class _OrmCall:
 
 
 class _ByContext(Executor):
-    """The executor that asgiref is given: leads to the job in whose context it is used."""
+    """The executor for asgiref: it submits to the job in whose context it is used."""
 
     def submit[Result](self, call: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
         orm_call = _OrmCall(call, args, kwargs)
@@ -255,7 +255,7 @@ class _ByContext(Executor):
         return orm_call.future
 
 
-def _outlived() -> None:
+def _raise_outlived() -> None:
     raise RuntimeError(
         "This asyncio task has outlived the task that started it, which had the thread for its ORM calls. "
         "Await it in there."

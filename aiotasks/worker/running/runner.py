@@ -33,29 +33,29 @@ __all__ = ["Runner"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-# A task that no worker has could be one that a rolling deploy is about to bring: it is looked at
-# again every 10 s for an hour, which outlasts the deploys that we know of, and fails then.
+# A rolling deploy may be about to bring a task that no worker can import: it is snoozed for 10 s again and
+# again for an hour, which is longer than the deploys that we know of, and fails then.
 UNKNOWN_DELAY = 10.0
 UNKNOWN_WINDOW = 3600.0
 
-# Unknown paths that are remembered; a table that anybody can write to may hold any number of them.
+# Unknown paths that are remembered; the table may hold any number of them.
 MOST_UNKNOWNS = 1000
 
 
 class Threads(Protocol):
-    """Where sync tasks run."""
+    """The threads that sync tasks run in."""
 
     def run(self, call: Callable[[], None]) -> "asyncio.Future[None]": ...
 
 
 class Runner:
-    """Runs jobs, each in an asyncio task and a fresh context of its own: a new ``place``.
+    """Runs jobs, each in an asyncio task of its own and in a new RunContext.
 
-    - A task's first step is taken within ``start``: one that doesn't wait for anything is over when
-      that returns, and costs the loop nothing.
+    - ``start`` takes a task's first step: a task that doesn't wait for anything has ended when ``start``
+      returns, and costs the loop nothing.
     - ``done`` is called on the loop with every execution exactly once, its outcome set, whether
       the task returned, raised any BaseException, was cancelled, or can't even be imported.
-    - Between ``start`` and ``done`` the execution is in ``running`` and takes up its lane's slot.
+    - Between ``start`` and ``done`` the execution is in ``running`` and takes a slot of its lane.
     - Tasks are strongly referenced (a loop itself refers to them weakly, cpython#88831).
     - Modules of tasks are imported in threads of ``importer`` (None: the loop's default executor).
     """
@@ -83,14 +83,16 @@ class Runner:
         self._closing = closing
         self._importer = importer
         self._observer = observer
-        self._unknowns: dict[str, tuple[Snoozed, float]] = {}  # by path; for how long that holds
+        self._unknowns: dict[
+            str, tuple[Snoozed, float]
+        ] = {}  # by path, with the loop's time until which that holds
         self._loop = asyncio.get_running_loop()
         self._importing: dict[str, asyncio.Future[AnyTask]] = {}
         self._imported_here: set[str] = set()  # paths that were tried on the loop's thread
         self._slots = slots
 
     def start(self, job: Job) -> bool:
-        """Begin to run ``job``; returns at its first wait, or at its end. Whether that was its end."""
+        """Begin to run ``job``; returns at its first wait (False) or at its end (True)."""
         if self._observer.watches_tasks:
             self._observer.started(job)
         execution = Execution(job)
@@ -101,7 +103,7 @@ class Runner:
         execution.run_context = self._make_context()
         execution.context = execution.run_context.context
         execution.context.run(current.set, execution)
-        # Not by loop.create_task(): _run lets nothing out that the loop must be guarded from.
+        # Not by loop.create_task(), whose guard isn't needed: _run() raises nothing.
         execution.task = OwnTask(
             self._run(execution),
             loop=self._loop,
@@ -109,7 +111,7 @@ class Runner:
             name=job.task_path,
             eager_start=True,
         )
-        if forks.generation != since:  # a child that waits for something must not go on to start other tasks
+        if forks.generation != since:  # a forked child that waits must not start other tasks
             forks.end(SystemExit(1))
         if execution.task.done():
             self._finished(execution)
@@ -118,7 +120,7 @@ class Runner:
         return False
 
     def cancel(self, execution: Execution, reason: Reason) -> bool:
-        """Ask the body to stop; False where it can't be asked, as it runs in a thread."""
+        """Cancel the body; returns False if that isn't possible, because it runs in a thread."""
         if execution.in_thread or execution.task is None:
             execution.asked_to_end = reason
             return False
@@ -126,13 +128,13 @@ class Runner:
         return self._cancel_task(execution)
 
     def abandon(self, execution: Execution) -> None:
-        """Wait for it no longer: its slot is free and ``done`` won't be called."""
+        """Give up waiting for the execution: its slot is free, and ``done`` won't be called."""
         execution.abandoned = True
         self._leave(execution)
         self._cancel_task(execution)
 
     def _cancel_task(self, execution: Execution) -> bool:
-        """Cancel its asyncio task as if by itself: it may await tasks of the worker's, which go on then."""
+        """Cancel its asyncio task in its own name: asyncio tasks of the worker that it awaits are spared."""
         task = execution.task
         if task is None:
             return False
@@ -141,7 +143,7 @@ class Runner:
             current.set(None if execution.in_thread else execution)
             return task.cancel()
 
-        # In a context of its own: the caller's would belong to the execution meanwhile, and its task with it.
+        # In a new context: the caller's would belong to the execution meanwhile.
         return Context().run(cancel)
 
     def _leave(self, execution: Execution) -> None:
@@ -150,11 +152,11 @@ class Runner:
             self._slots.release(execution.lane)
 
     def _finished(self, execution: Execution) -> None:
-        # Receivers of task_finished have the place still; where there are none it isn't kept for the write.
+        # Receivers of task_finished run in the RunContext; without any it is released before the write.
         if execution.abandoned or not signals.has_receivers(task_finished, self._sender):
             execution.release_context()
             if not execution.abandoned and execution.context is not None:
-                # They refer to each other, and would both live until the next garbage collection.
+                # Context and execution refer to each other, and would live until the next garbage collection.
                 execution.context.run(current.set, None)
         if execution.abandoned:
             return
@@ -169,10 +171,10 @@ class Runner:
             execution.end(await self._outcome(execution))
             if forks.generation != since:
                 forks.end()
-        except BaseException as error:  # all of it is the task's: SystemExit must not stop the loop
+        except BaseException as error:  # any error is the task's: SystemExit must not stop the loop
             if forks.generation != since:
                 forks.end(error)
-            if not execution.abandoned:  # else the outcome is its thread's to set
+            if not execution.abandoned:  # else its thread sets the outcome
                 execution.end(self._raised(execution, error))
 
     async def _outcome(self, execution: Execution) -> Outcome:
@@ -180,33 +182,33 @@ class Runner:
         try:
             task = known(job.task_path, self._options.moved_tasks)
             if task is None:
-                if (deferred := self._put_off_lately(job.task_path)) is not None:
-                    return deferred
+                if (snoozed := self._snoozed_lately(job.task_path)) is not None:
+                    return snoozed
                 task = await self._import(job.task_path)
         except UnknownTask as error:
             return self._unknown(job, error)
         self._move(execution, lane_of(task.func))
         args, kwargs = arguments_of(job)
-        told = signals.audience(task_started, self._sender) is not signals.Audience.NOBODY
-        if told:
+        announces = signals.audience(task_started, self._sender) is not signals.Audience.NOBODY
+        if announces:
             execution.result = result_of(job, self._options.moved_tasks)
             await signals.asend_started(self._sender, execution.result)
         if task.takes_context:
             execution.result = execution.result or result_of(job, self._options.moved_tasks)
             args.insert(0, TaskContext(task_result=execution.result))
         if execution.lane == "thread":
-            return await self._in_thread(execution, task, args, kwargs, told=told)
+            return await self._in_thread(execution, task, args, kwargs, announced=announces)
         return self._returned(await task.func(*args, **kwargs))
 
     async def _import(self, task_path: str) -> AnyTask:
-        """In a thread: it may take long, and is user code. Once, for all that wait for it."""
+        """Import the task in a thread, because that runs user code and may take long. Imports are shared."""
         importing = self._importing.get(task_path)
         if importing is None:
             try:
                 importing = self._loop.run_in_executor(
                     self._importer, resolve, task_path, self._options.moved_tasks
                 )
-            except RuntimeError:  # no more threads; it blocks the loop, but the task is run
+            except RuntimeError:  # no more threads: this blocks the loop, but the task runs
                 return Context().run(resolve, task_path, self._options.moved_tasks)
             self._importing[task_path] = importing
             importing.add_done_callback(lambda _: self._importing.pop(task_path))
@@ -214,16 +216,16 @@ class Runner:
             return await asyncio.shield(importing)
         except UnknownTask as error:
             if (task := known(task_path, self._options.moved_tasks)) is not None:
-                return task  # imported on this thread meanwhile, for another job
+                return task  # meanwhile imported on this thread for another job
             if not self._may_import_here(task_path, error):
                 raise
         return Context().run(resolve, task_path, self._options.moved_tasks)
 
     def _may_import_here(self, task_path: str, error: UnknownTask) -> bool:
-        """Whether to import on the loop's thread, once for each path.
+        """Whether to try the import once more on the loop's thread, once for each path.
 
-        Where that is the main thread, the module may be one that works there alone, as it calls
-        ``signal.signal()``. A module that isn't there, or isn't Python, fails everywhere.
+        If that is the main thread, the module may need it, for ``signal.signal()``. A module that doesn't
+        exist or has a syntax error fails in any thread.
         """
         cause = error.__cause__
         if (
@@ -239,21 +241,21 @@ class Runner:
         return True
 
     def _move(self, execution: Execution, lane: Lane) -> None:
-        """Have it take up a slot of the lane that its function belongs to."""
+        """Move the execution to a slot of its function's lane."""
         if lane != execution.lane and execution in self.running:
             self._slots.release(execution.lane)
             self._slots.take(lane)
         execution.lane = lane
 
     async def _in_thread(
-        self, execution: Execution, task: AnyTask, args: Any, kwargs: dict[str, Any], *, told: bool
+        self, execution: Execution, task: AnyTask, args: Any, kwargs: dict[str, Any], *, announced: bool
     ) -> Outcome:
-        """``told``: receivers of task_started may have set context variables."""
+        """``announced``: receivers of task_started may have set context variables."""
         awaitables: list[Awaitable[Any]] = []
         since = forks.generation
 
         def call() -> None:
-            # The outcome is made in the thread: it is there even if the loop has gone meanwhile.
+            # The outcome is made in the thread, so that it exists even if the loop has closed meanwhile.
             current.set(execution)
             try:
                 value = task.func(*args, **kwargs)
@@ -271,20 +273,22 @@ class Runner:
                 execution.end(self._failed(error))
 
         context = execution.thread_context = Context()
-        if told and execution.context is not None:
-            # What is async in there has the body's own thread, not the one of coroutine tasks.
+        if announced and execution.context is not None:
+            # Async code in the body makes its ORM calls in the body's thread, not in one of coroutine tasks.
             context.run(thread_sensitive_context.set, None)
             carry(execution.context, context, self._own)
         try:
             running = self._threads.run(partial(context.run, call))
-        except NotStarted:  # said by the threads, once
+        except NotStarted:  # the threads have logged it
             return Released(self._cancelled())
         execution.in_thread = True
         execution.began = time.monotonic()
         try:
             await running
         except asyncio.CancelledError:
-            if execution.abandoned and awaitables:  # nobody else may have seen both
+            if (
+                execution.abandoned and awaitables
+            ):  # the thread may have seen no "abandoned", and abandon() no awaitable
                 self._release(execution, awaitables[0])
             raise
         if awaitables:
@@ -294,9 +298,8 @@ class Runner:
         return execution.outcome
 
     async def _on_loop(self, execution: Execution, awaitable: Awaitable[Any]) -> Outcome:
-        """The rest of a sync function that has returned an awaitable, as a sync wrapper around an async
-        function does: from here on it is a coroutine task.
-        """
+        """Await what a sync function has returned, as a sync wrapper around an async function does: from here
+        on it is a coroutine task."""
         execution.in_thread = False
         self._move(execution, "loop")
         if (reason := execution.asked_to_end) is not None:
@@ -306,7 +309,7 @@ class Runner:
         return self._returned(await awaitable)
 
     def _release(self, execution: Execution, awaitable: Awaitable[Any]) -> None:
-        """It was abandoned in its thread, so nobody is left to await what has come out of it."""
+        """Close the awaitable of an execution that was abandoned in its thread, and release the task."""
         _close(awaitable)
         execution.end(Released(self._cancelled()))
 
@@ -315,7 +318,7 @@ class Runner:
 
     def _raised(self, execution: Execution, error: BaseException) -> Outcome:
         if isinstance(error, asyncio.CancelledError) and execution.cancelled_for is None and self._closing():
-            execution.cancelled_for = "shutdown"  # by the loop's runner, with everything else on it
+            execution.cancelled_for = "shutdown"  # the loop's runner cancels all asyncio tasks
         if isinstance(error, InvalidRow):
             logger.error(
                 "The row of a task holds what aiotasks never writes id=%s error=%r",
@@ -336,9 +339,9 @@ class Runner:
         return Failed(error, dump_error(error, limit=options.max_error_size, redact=options.redact))
 
     def _unknown(self, job: Job, error: UnknownTask) -> Snoozed:
-        """Put the job off. A flood of its kind is looked at and told of once, not job by job."""
-        if (deferred := self._put_off_lately(job.task_path)) is not None:
-            return deferred
+        """Snooze the job. For a flood of such jobs the task is imported and logged once, not for each."""
+        if (snoozed := self._snoozed_lately(job.task_path)) is not None:
+            return snoozed
         if job.task_path not in self._unknowns:
             logger.warning(
                 "Task cannot be imported here; snoozing it for %g s id=%s error=%r",
@@ -348,16 +351,16 @@ class Runner:
             )
             if len(self._unknowns) >= MOST_UNKNOWNS:
                 self._unknowns.clear()
-        deferred = Snoozed(UNKNOWN_DELAY, UNKNOWN_WINDOW, self._failed(error))
-        self._unknowns[job.task_path] = deferred, self._loop.time() + UNKNOWN_DELAY / 2
-        return deferred
+        snoozed = Snoozed(UNKNOWN_DELAY, UNKNOWN_WINDOW, self._failed(error))
+        self._unknowns[job.task_path] = snoozed, self._loop.time() + UNKNOWN_DELAY / 2
+        return snoozed
 
-    def _put_off_lately(self, task_path: str) -> Snoozed | None:
-        deferred, until = self._unknowns.get(task_path, (None, 0.0))
-        return deferred if self._loop.time() < until else None
+    def _snoozed_lately(self, task_path: str) -> Snoozed | None:
+        snoozed, until = self._unknowns.get(task_path, (None, 0.0))
+        return snoozed if self._loop.time() < until else None
 
 
 def _close(awaitable: Awaitable[Any]) -> None:
-    """Python warns of a coroutine that was never awaited, unless it is closed."""
+    """Close a coroutine: Python warns of one that was never awaited nor closed."""
     if isinstance(awaitable, Coroutine):
         awaitable.close()

@@ -15,7 +15,7 @@ __all__ = ["SyncThreads"]
 class SyncThreads:
     """Runs sync tasks, at most ``limit`` at a time.
 
-    ``async_to_sync`` inside a task lands on the worker's loop.
+    ``async_to_sync`` inside a task runs its coroutine on the worker's loop.
     """
 
     def __init__(self, limit: int) -> None:
@@ -30,14 +30,14 @@ class SyncThreads:
         return self._pool.starts.refused
 
     def capacity(self) -> int:
-        """How many tasks may be given to ``run`` at a time, at the moment."""
+        """The number of tasks that can run at a time at the moment."""
         return self._pool.capacity()
 
     def run(self, call: Callable[[], None]) -> "asyncio.Future[None]":
         """Run ``call``, which must not raise and brings its own context, in a thread; the future is done
-        when it is.
+        when the call has ended.
 
-        Raises NotStarted where the machine refuses a thread for it.
+        Raises NotStarted if the machine refuses a thread for it.
         """
         future: asyncio.Future[None] = self._loop.create_future()
 
@@ -50,7 +50,7 @@ class SyncThreads:
     ) -> None:
         call()
         after()
-        self._tell(future)
+        self._notify(future)
 
     def close(self) -> None:
         """Let idle threads end."""
@@ -59,15 +59,17 @@ class SyncThreads:
     def _prepare(self) -> None:
         call_coroutines_on(self._loop)
 
-    def _tell(self, future: "asyncio.Future[None]") -> None:
+    def _notify(self, future: "asyncio.Future[None]") -> None:
         self._done.append(future)
-        if not self._wake_scheduled:  # one wake-up of the loop for all that finish meanwhile
+        if not self._wake_scheduled:  # one wake-up of the loop for all calls that end meanwhile
             self._wake_scheduled = True
-            with suppress(RuntimeError):  # an embedded worker's loop has closed; its heartbeat does the rest
+            with suppress(
+                RuntimeError
+            ):  # an embedded worker's loop has closed; its heartbeat settles the task
                 self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        # The flag goes down first: a thread that finishes now schedules another delivery.
+        # The flag is cleared first: a thread that finishes now schedules another delivery.
         self._wake_scheduled = False
         while self._done:
             future = self._done.popleft()

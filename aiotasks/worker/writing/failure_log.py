@@ -1,4 +1,4 @@
-"""One line of the log for each failed attempt, and its traceback."""
+"""The log record of a failed attempt: one line, and the traceback."""
 
 import logging
 import re
@@ -14,28 +14,27 @@ __all__ = ["log_failure"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-# Characters of an error's message that its line has.
+# Characters of the error's message in that line.
 MESSAGE_LIMIT = 1000
 
-# What could write lines of its own into a terminal or a log: all controls but line ends and tabs.
+# Characters that could forge lines in a terminal or a log: all controls but line ends and tabs.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def log_failure(job: Job, text: str, seconds: float | None = None) -> None:
-    """Log that an attempt has failed, with the stored ``text`` of its error, which REDACT has seen.
+    """Log that an attempt has failed, with the stored ``text`` of its error, which REDACT has processed.
 
-    ``seconds``: how long the attempt has taken; None, which is left out, if its worker was killed or it
-    wasn't begun.
+    ``seconds``: the duration of the attempt; None if it never began or its worker was killed.
 
     At WARNING and without ``exc_info``: Django's own record of it, at ERROR, is what error trackers
-    report and what is mailed to ADMINS, and once is enough. The traceback is left out where the same
-    handler shows it with Django's record.
+    report and Django mails to ADMINS, and once is enough. The traceback is left out if the same handler
+    shows it with Django's record.
     """
     stored = decode(text)
     traceback: str = stored["traceback"].rstrip("\n")
     shown = ""
     if "\n" in traceback and not _is_shown_by_django():
-        # Indented, so that no message can look like a line of its own.
+        # Indented, so that no message can look like a log record.
         shown = "\n" + indent(_CONTROLS.sub(_escaped, traceback), "  ")
     logger.warning(
         "Task failed path=%r id=%s attempt=%d%s error=%r%s",
@@ -61,7 +60,10 @@ def _is_shown_by_django() -> bool:
 def _last_words(kind: str, traceback: str) -> str:
     """The end of a traceback, from the class of its error on."""
     name = kind.removeprefix("builtins.").removeprefix("__main__.")
-    for before, end in (("\n", None), ("\n  | ", "\n")):  # the second is a group's, whose others follow
+    for before, end in (
+        ("\n", None),
+        ("\n  | ", "\n"),
+    ):  # the second form is an exception group's, whose other errors follow
         if (start := traceback.rfind(before + name)) >= 0:
             start += len(before)
             return traceback[start : None if end is None else traceback.find(end, start)]

@@ -32,26 +32,26 @@ __all__ = ["Finisher"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-# Rows in one UPDATE; past some hundreds a commit is no longer what costs.
+# Rows in one UPDATE; with more than some hundreds the commit isn't the main cost.
 FINISH_LIMIT = 500
 
-# Seconds until a row that somebody else had locked is tried again.
+# Seconds until a row that another session has locked is tried again.
 LOCKED_DELAY = 0.2
 
-# When a row was finished; "locked" where it couldn't be yet; None where it wasn't ours to finish.
+# When a row was finished; "locked" if another session locks it; None if the row wasn't ours, or was released.
 type Written = datetime | Literal["locked"] | None
 
 
 class Finisher:
-    """Takes executions that are done and brings their outcomes into the table.
+    """Writes the outcomes of executions into the table, many in one statement.
 
-    - An outcome is written only while its row is RUNNING under the execution's claim id. A row
-      that isn't (the worker was thought dead, the task was cancelled) is left as it is; the late
-      outcome is counted in ``fenced`` and logged.
+    - An outcome is written only while its row is RUNNING under the execution's claim id. Otherwise
+      (other workers took this one for dead, or a user cancelled the task) the row stays as it is, and the
+      outcome is counted in ``fenced`` and reported.
     - Repeating a write whose reply was lost changes nothing and counts as success.
-    - A database that is away is waited for: nothing is lost but time.
-    - A value that the database refuses fails its own task; its neighbours in the batch finish.
-    - ``task_finished`` is sent after the result is stored, and only for those accepted.
+    - During an outage of the database outcomes wait; none is lost.
+    - A value that the database refuses fails its own task; the rest of the batch is stored.
+    - ``task_finished`` is sent after the result is stored, and only for accepted outcomes.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Finisher:
 
     @property
     def crowded(self) -> bool:
-        """Whether so much waits to be written that nothing more should be run for now."""
+        """Whether so many outcomes wait that no more tasks should be run for now."""
         return self._batcher.crowded
 
     def finish(self, execution: Execution) -> None:
@@ -94,7 +94,7 @@ class Finisher:
         self._submit(execution)
 
     async def wait_idle(self, timeout: float) -> bool:
-        """Wait until everything is written; whether that was within ``timeout`` seconds."""
+        """Wait until every outcome is written; returns whether that took at most ``timeout`` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 await self._all_written.wait()
@@ -106,9 +106,9 @@ class Finisher:
         self._batcher.add(execution, PendingWrite(self, execution))
 
     def refused(self, execution: Execution, error: BaseException) -> None:
-        """It can't be written."""
+        """The Batcher's answer: the outcome can't be written."""
         if isinstance(execution.outcome, Succeeded) and is_row_fault(error):
-            # The database refused this very value; what it refused can at least be said.
+            # The database rejects this value; its error is stored in place of it.
             reason = redacted(str(error), by=self._options.redact)  # it may quote the value
             logger.error(
                 "The database rejected a return value; the task fails id=%s error=%r",
@@ -119,15 +119,15 @@ class Finisher:
             execution.outcome = Failed(error, text)
             self._submit(execution)
             return
-        # Its own sweep gives the row back once the execution isn't held any more.
+        # The worker's own sweep releases the row once the execution isn't pending any more.
         reason = redacted(str(error), by=self._options.redact)
         logger.error("An outcome could not be written id=%s error=%r", execution.job.id, reason)
         self._settle(execution)
 
     def answered(self, execution: Execution, written: Written) -> None:
-        """The database has answered: now, or to be tried again."""
+        """The Batcher's answer: the outcome is written, fenced, released, or to be tried again."""
         if written == "locked":
-            # Not in the flush: one lock (a cancel() inside a long atomic()) would stall all.
+            # Not within the batch: one lock (a cancel() inside a long atomic()) would delay every outcome.
             asyncio.get_running_loop().call_later(LOCKED_DELAY, self._submit, execution)
             return
         outcome = execution.outcome
@@ -141,7 +141,7 @@ class Finisher:
                 self._observer.finished(execution.job, outcome, execution.seconds, _wait(execution.job))
             try:
                 self.announcer.announce(execution, written)
-            except Exception:  # the others of its batch have nothing to do with it
+            except Exception:  # the rest of the batch must be settled
                 logger.exception("Could not send task_finished id=%s", execution.job.id)
         elif isinstance(outcome, Released | Snoozed):
             self.given_back += 1
@@ -155,11 +155,12 @@ class Finisher:
             self._all_written.set()
 
     async def write_batch(self, executions: list[Execution]) -> Sequence[Written]:
+        """Write the outcomes of these executions; returns the answer for each, in their order."""
         latest = {execution.job.id: execution for execution in executions}
         if len(latest) == len(executions):
             return await self._write(executions)
-        # A task was claimed again here before the outcome of its earlier claim could be written. Rows
-        # are told by their ids, so each of its claims goes by itself.
+        # This worker has claimed a task again before the outcome of its earlier claim was written.
+        # Statements return rows by id, so each claim of the same id needs a statement of its own.
         earlier = [execution for execution in executions if latest[execution.job.id] is not execution]
         written = dict(zip(earlier, await self.write_batch(earlier), strict=True))
         written |= zip(latest.values(), await self._write(list(latest.values())), strict=True)
@@ -171,7 +172,7 @@ class Finisher:
             statements.add(execution.job, execution.outcome)
         finishes = statements.finishes
         refused, locked = await self._release(statements.releases) if statements.releases else (set(), set())
-        if refused:  # they were unknown for longer than their window, or are to be cancelled
+        if refused:  # their window is over, or users have cancelled them
             for execution in executions:
                 if execution.job.id in refused:
                     execution.outcome = statements.failures[execution.job.id] or self._cancelled()
@@ -182,11 +183,11 @@ class Finisher:
             try:
                 finished = await self._finish(finishes, repeated=repeated)
             except utils.Error:
-                # All are tried again: of a batch that was halved, the first half is written by now.
+                # The Batcher tries all again; of a batch that was split, the first half is written.
                 for execution in executions:
                     execution.perhaps_written = True
                 raise
-        # What was taken from us while we were about to give it back isn't late.
+        # A task that another worker took while this one was releasing it isn't fenced.
         in_time = {*finished, *statements.failures}
         for execution in executions:
             if execution.job.id not in in_time:
@@ -200,17 +201,17 @@ class Finisher:
         ]
 
     def _cancelled(self) -> Failed:
-        """The outcome of a task that was to be cancelled, and hasn't run to an end here."""
+        """The outcome of a task that a user cancelled, and that hasn't run to its end here."""
         error = TaskCancelled("The task was cancelled.")
         return Failed(
             error, dump_error(error, limit=self._options.max_error_size, redact=self._options.redact)
         )
 
     async def _finish(self, finishes: list[Finish], *, repeated: bool = False) -> dict[UUID, datetime | None]:
-        """Returns when each was finished, by this try or by one whose reply was lost; None where
-        somebody holds a lock on the row, so that it is to be tried again.
+        """Return when each row was finished, by this try or by one whose reply was lost; None if another
+        session holds a lock on the row, so that it must be tried again.
 
-        What takes longer than a statement may is halved: as a whole it might never go through.
+        A batch that times out is split, because it might never fit into one statement.
         """
         try:
             accepted, again = await self._persist(
@@ -226,7 +227,7 @@ class Finisher:
         return finished | {id: at for id, at in found.items() if at is None or repeated}
 
     async def _look_up(self, missing: Sequence[tuple[UUID, UUID]]) -> dict[UUID, datetime | None]:
-        """When those were finished that still carry their claim's id; None: RUNNING, so it was locked."""
+        """When rows that still have their claim's id were finished; None: RUNNING, so it was locked."""
         if not missing:
             return {}
         ids, claim_ids = zip(*missing, strict=True)
@@ -234,7 +235,7 @@ class Finisher:
         return found
 
     async def _release(self, releases: list[Release]) -> tuple[set[UUID], set[UUID]]:
-        """Returns what is to be failed instead, and what somebody holds a lock on: to be tried again."""
+        """Release rows; returns the ids that must be FAILED instead, and those that are locked."""
         released, _ = await self._persist(lambda: self._store.release_jobs(releases))
         delays = {row.id: row.delay for row in releases}
         wakeups = [
@@ -252,7 +253,7 @@ class Finisher:
     async def _persist[Result](
         self, write: Callable[[], Awaitable[Result]], *, patient: bool = True
     ) -> tuple[Result, bool]:
-        """Run ``write`` until it goes through; its result, and whether it took more than one try.
+        """Repeat ``write`` until it succeeds; returns its result, and whether that took more than one try.
 
         Raises _TookTooLong after a time-out unless ``patient``.
         """
@@ -273,11 +274,11 @@ class Finisher:
 
 
 class _TookTooLong(Exception):
-    """The server didn't answer in time: what it was asked to do may be too much at once."""
+    """The statement timed out: the batch may be too large for one."""
 
 
 class PendingWrite:
-    """Where the Batcher brings the answer for one execution."""
+    """Passes the Batcher's answer for one execution on to the Finisher."""
 
     __slots__ = ("_execution", "_finisher")
 
