@@ -104,6 +104,7 @@ class Engine:
                 backend=backend, queues=queues, concurrency=concurrency, threads=threads, version=__version__
             ),
             self.keeper,
+            events,
         )
 
         self.sync_threads = SyncThreads(threads or 1)
@@ -144,6 +145,7 @@ class Engine:
             waker=self.waker,
             # Without LISTEN no wake-up comes for a task that is due earlier than the one waited for.
             longest_wait=LONGEST_WAIT if self.waker.listens else options.poll_interval,
+            observer=events,
         )
         self.rescuer = Rescuer(
             store,
@@ -162,7 +164,11 @@ class Engine:
             keep_failed=options.keep_failed,
         )
         self.canceller = Canceller(
-            store, lease=self.lease, runner=self.runner, poll_interval=options.poll_interval
+            store,
+            lease=self.lease,
+            runner=self.runner,
+            poll_interval=options.poll_interval,
+            observer=events,
         )
 
         self.waker.connect(self.claimer, self.promoter, self.canceller)

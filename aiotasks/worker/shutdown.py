@@ -16,10 +16,10 @@ __all__ = ["Shutdown"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-# After the grace: a coroutine gets this long to act on its cancellation, and a claim to be answered;
-# then the outcomes this long to be written, and the good-byes what is left of this. Together they
-# keep an exit within grace + 2 s, whatever the database does, and the default grace of 25 s below the
-# 30 s after which Kubernetes kills.
+# Seconds after the grace: for a coroutine to act on its cancellation and a claim to get its reply; then for
+# the outcomes to be written; and for the last statements, with what is left of these. Chosen so that an exit
+# is over within grace + 2 s, whatever the database does, and with the default grace of 25 s before the 30 s
+# after which Kubernetes kills.
 CANCEL_TIMEOUT = 0.7
 FLUSH_TIMEOUT = 0.7
 GOODBYE_TIMEOUT = 0.3
@@ -52,15 +52,15 @@ class Shutdown:
         self._handover = handover
         self._changed = changed
         self._hurried = hurried
-        self.goodbye_by = 0.0  # by the loop's clock: when the last statements must be through
-        self._receivers_by = 0.0  # likewise: when receivers and the handlers of the log must be
-        self.keeps_lease = False  # after the end: something is still RUNNING in our name
+        self.goodbye_by = 0.0  # by the loop's clock: when the last statements must have ended
+        self._receivers_by = 0.0  # likewise: when receivers and the handlers of the log must have ended
+        self.keeps_lease = False  # after the end: tasks are still RUNNING under this worker's id
 
     async def run(self, *, grace: float, keep_threads: bool) -> bool:
-        """Go through the phases; whether something outlasted them: a task, or an outcome that isn't written.
+        """Go through the phases; returns whether a task, or an unwritten outcome, has outlasted them.
 
-        ``grace`` is in seconds. ``keep_threads``: tasks in threads keep their lease for as long as
-        they run, instead of being given back.
+        ``grace`` is in seconds. ``keep_threads``: tasks in threads keep their lease for as long as they run,
+        instead of being given back.
         """
         logger.info("stopping, running=%d grace=%g", len(self._runner.running), grace)
         clock = asyncio.get_running_loop().time
@@ -81,41 +81,41 @@ class Shutdown:
     async def wait_for_receivers(self) -> bool:
         """Give the receivers of ``task_finished`` and the handlers of the log the rest of the grace.
 
-        Django's handlers mail failures to ADMINS. Called after ``run``, as nothing is RUNNING in our name
-        any more. Whether they were through in time.
+        (Django's handlers mail failures to ADMINS.) To be called after ``run``, when no task is RUNNING under
+        this worker's id. Returns whether they have ended in time.
         """
         clock = asyncio.get_running_loop().time
-        heard = asyncio.ensure_future(self._all_heard())
+        ended = asyncio.ensure_future(self._receivers_and_log())
         hurry = asyncio.ensure_future(self._hurried.wait())
         try:
             await asyncio.wait(
-                [heard, hurry],
+                [ended, hurry],
                 timeout=max(0.0, self._receivers_by - clock()),
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
-            heard.cancel()
+            ended.cancel()
             hurry.cancel()
-        if heard.done():
+        if ended.done():
             return True
         if self._finisher.announcer.pending:
             logger.warning(
-                "receivers of task_finished outlasted the grace and are cut off count=%d",
+                "Receivers of task_finished outlasted the grace and are cancelled count=%d",
                 len(self._finisher.announcer.pending),
             )
         if waiting := logs.count_waiting():
             logger.warning(
-                "log records wait for their handlers after the grace, mails to ADMINS perhaps count=%d",
+                "Log records wait for their handlers after the grace, mails to ADMINS perhaps count=%d",
                 waiting,
             )
         return False
 
-    async def _all_heard(self) -> None:
+    async def _receivers_and_log(self) -> None:
         await self._finisher.announcer.all_announced()
         await logs.flushed_at_stop()
 
     async def _wait_for_claims(self, stopping: "asyncio.Task[None]", timeout: float) -> None:
-        """A claim is never cancelled while there is time: its reply says what is ours."""
+        """Wait for the last claim, at most ``timeout`` seconds: its reply says what the worker owns."""
         hurry = asyncio.ensure_future(self._hurried.wait())
         try:
             await asyncio.wait([stopping, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -123,7 +123,7 @@ class Shutdown:
             hurry.cancel()
 
     async def _cancel(self, stopping: "asyncio.Task[None]") -> list[Execution]:
-        """Cancel what runs, and a claim without an answer; returns what didn't end all the same."""
+        """Cancel the running tasks, and a claim without a reply; returns the tasks that didn't end."""
         end = asyncio.get_running_loop().time() + CANCEL_TIMEOUT
         for execution in list(self._runner.running):
             self._runner.cancel(execution, "shutdown")
@@ -131,18 +131,18 @@ class Shutdown:
         await self._wait_for_running(CANCEL_TIMEOUT, threads=False)
         await self._wait_for_claims(stopping, max(0.0, end - asyncio.get_running_loop().time()))
         if not stopping.done():
-            logger.warning("a claim without an answer is given up, its tasks must be rescued")
+            logger.warning("Gave up a claim without a reply; its tasks must be rescued")
             self._claimer.abort()
         stuck = list(self._runner.running)
         for execution in stuck:
             logger.warning(
-                "a task outlasted the shutdown id=%s path=%r", execution.job.id, execution.job.task_path
+                "A task outlasted the shutdown id=%s path=%r", execution.job.id, execution.job.task_path
             )
             self._runner.abandon(execution)
         return stuck
 
     async def _part_from(self, stuck: Sequence[Execution], keep_threads: bool) -> bool:
-        """Give back what is stuck; whether some of it is kept, with the lease."""
+        """Give back the tasks that are stuck; returns whether some are kept, with the lease."""
         kept = [execution for execution in stuck if keep_threads and execution.in_thread]
         if given_back := [execution for execution in stuck if execution not in kept]:
             await self._ownership.give_back_running(
@@ -152,12 +152,12 @@ class Shutdown:
             # A thread can't be stopped, and its task must not run twice while it goes on.
             self._heartbeat.stop(lambda store: self._handover.settle_late(store, kept))
         else:
-            with anyio.CancelScope(deadline=self.goodbye_by):  # a dead line may hold it up; it's a daemon
+            with anyio.CancelScope(deadline=self.goodbye_by):  # a dead connection may hold it up
                 await self._heartbeat.stop()
         return bool(kept)
 
     async def _wait_for_running(self, timeout: float, *, threads: bool = True) -> None:
-        """Until nothing runs (nor in threads, if asked), for at most so many seconds."""
+        """Wait until no task runs (with ``threads``, nor in threads), for at most ``timeout`` seconds."""
         with anyio.move_on_after(timeout):
             while not self._hurried.is_set() and any(
                 threads or not execution.in_thread for execution in self._runner.running

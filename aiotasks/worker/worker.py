@@ -1,4 +1,4 @@
-"""Worker: what people start and stop. Its settings, its life, and its end."""
+"""Worker: the object that people start and stop, with its arguments, its start and its end."""
 
 import asyncio
 import logging
@@ -79,7 +79,7 @@ class Worker:
         self._database_timeout = database_timeout
         self._options = found.config
         self._sender = type(found)
-        self.events = Events(EventLog())  # what happens here; subscribe an Observer to it
+        self.events = Events(EventLog())  # to subscribe an Observer to
         self.stuck = False  # after the end: a task, an unwritten outcome or a receiver has outlasted it
         self._main_task: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()  # the start has succeeded, or failed once
@@ -112,66 +112,71 @@ class Worker:
         await self.stop()
 
     async def stop(self) -> None:
-        """Stop claiming, wait for what runs, give the rest back; returns when all is down."""
-        assert self._main_task is not None
+        """Stop claiming, wait for the running tasks, give back the others; returns when the worker has ended.
+
+        A cancellation of the call ends the grace. Raises RuntimeError before the start.
+        """
+        main_task = self._started_task()
         self._stopping.set()
         cancelled: asyncio.CancelledError | None = None
-        while not self._main_task.done():
+        while not main_task.done():
             try:
-                await asyncio.wait([self._main_task])
-            except asyncio.CancelledError as error:  # whoever cancels us is in a hurry
+                await asyncio.wait([main_task])
+            except asyncio.CancelledError as error:
                 cancelled = error
                 self._hurried.set()
         if cancelled is not None:
             raise cancelled
 
     def hurry(self) -> None:
-        """Have no more grace: cancel what runs now."""
+        """Stop without grace: cancel the running tasks now."""
         self._stopping.set()
         self._hurried.set()
 
     def give_up(self, timeout: float) -> None:
-        """Give all tasks back while the event loop hangs, within ``timeout`` s; from any other thread."""
+        """Give back all tasks within ``timeout`` seconds. Called in another thread while the loop hangs."""
         if hasattr(self, "engine"):
             self.engine.give_up(timeout, blamed=())
 
     def running(self) -> list[Execution]:
-        """What is being run at the moment. May be asked from any thread."""
+        """Return the executions that run at the moment. May be called in any thread."""
         return list(self.engine.runner.running) if hasattr(self, "engine") else []
 
     def outcomes(self) -> tuple[int, int, int]:
-        """How many tasks have succeeded here, failed, and been given back."""
+        """Return how many tasks have succeeded here, failed, and been given back."""
         if not hasattr(self, "engine"):  # there was no database yet
             return 0, 0, 0
         finisher = self.engine.finisher
         return finisher.succeeded, finisher.failed, finisher.given_back
 
     async def wait(self) -> None:
-        """Return when the worker has ended, by ``stop()`` or by a failure, which is raised."""
-        assert self._main_task is not None
-        await asyncio.shield(self._main_task)
+        """Wait until the worker has ended, by ``stop()`` or by a failure, which is raised.
+
+        Raises RuntimeError before the start.
+        """
+        await asyncio.shield(self._started_task())
 
     async def wait_for_database(self) -> None:
-        """Return once the database has been reached, or the worker was stopped before that.
+        """Wait until the database has been reached, or the worker was stopped before that.
 
-        Raises what the worker has ended with, if it did meanwhile.
+        Raises the error that the worker has ended with meanwhile, and RuntimeError before the start.
         """
-        assert self._main_task is not None
+        main_task = self._started_task()
         await self._built.wait()
-        if self._main_task.done():
-            await self._main_task
+        if main_task.done():
+            await main_task
 
     async def wait_until_empty(self) -> None:
-        """Return once nothing is READY, RUNNING or due in the queues and lanes served.
+        """Wait until no task is READY, RUNNING or due in the queues and lanes that are served.
 
-        Raises what the worker has ended with, if it did meanwhile.
+        Raises the error that the worker has ended with meanwhile, and RuntimeError before the start.
         """
-        assert self._main_task is not None
+        main_task = self._started_task()
         await self._built.wait()
         lanes = [lane for lane, number in (("loop", self.concurrency), ("thread", self.threads)) if number]
         store = resources(self._options).store
         failures = 0
-        while not self._main_task.done():
+        while not main_task.done():
             try:
                 # Without a lease nothing can have been claimed, whatever the table shows of its rows.
                 idle = self.engine.keeper.registered_once.is_set() and self.engine.ownership.is_idle()
@@ -183,16 +188,21 @@ class Worker:
                     raise
                 failures += 1
             await asyncio.sleep(backoff(failures) if failures else 0.05)
-        await self._main_task
+        await main_task
+
+    def _started_task(self) -> "asyncio.Task[None]":
+        if self._main_task is None:
+            raise RuntimeError("This Worker has not been started: use it by `async with`.")
+        return self._main_task
 
     def _main_ended(self, task: "asyncio.Task[None]") -> None:
         self._tried.set()
-        self._built.set()  # nobody is to wait for it any longer
+        self._built.set()  # for the callers who wait
         if not task.cancelled() and not self.own_process:
             error = task.exception()
             # Without an error, too: something may have cancelled one of its parts.
             if error is not None or not self._stopping.is_set():
-                logger.critical("the worker has ended, no tasks are run here any more", exc_info=error)
+                logger.critical("The worker has ended; this process runs no more tasks", exc_info=error)
         logs.stop()
 
     # --- Its phases -------------------------------------------------------------------------

@@ -134,7 +134,7 @@ async def test_an_embedded_worker_does_not_end_silently(
             if "Claimer.run" in one.get_name():
                 one.cancel()
         await worker.wait()
-    await until(lambda: "the worker has ended, no tasks are run here any more" in caplog.text)
+    await until(lambda: "The worker has ended; this process runs no more tasks" in caplog.text)
     assert ledger.workers() == 0
 
 

@@ -4,6 +4,8 @@ import asyncio
 import logging
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -193,7 +195,7 @@ async def test_threads_that_outlast_the_shutdown_keep_their_lease(
             result = await tasks.wait_in_thread.aenqueue("outlasts")
             cancelled = await tasks.wait_for_release.aenqueue("cancelled")
             await until(lambda: len(tasks.seen) == 2)
-        assert "a task outlasted the shutdown" in caplog.text
+        assert "A task outlasted the shutdown" in caplog.text
         assert worker.stuck
         assert ledger.workers() == 1
         assert ledger.task(cancelled.id).status == "READY"
@@ -312,7 +314,7 @@ async def test_waiting_for_empty_ends_with_the_worker(
         with pytest.raises(ExceptionGroup) as raised:
             await asyncio.wait_for(empty, 20)
         assert raised.group_contains(ZeroDivisionError)
-        await until(lambda: "no tasks are run here any more" in caplog.text)  # logged by a thread
+        await until(lambda: "this process runs no more tasks" in caplog.text)  # logged by a thread
     assert ledger.statuses() == {"READY": 1}
     assert ledger.workers() == 0
 
@@ -325,6 +327,36 @@ async def test_a_worker_with_a_database_timeout_gives_up(configure: Configure, l
                 pass
     finally:
         ledger.connection.execute("ALTER TABLE aiotasks_away RENAME TO aiotasks_task")
+
+
+BEFORE_THE_START = """
+import asyncio, sys, django
+django.setup()
+import aiotasks
+
+async def main():
+    worker = aiotasks.Worker()
+    for call in (worker.stop, worker.wait, worker.wait_for_database, worker.wait_until_empty):
+        try:
+            await asyncio.wait_for(call(), 20)
+        except RuntimeError as error:
+            print(error)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["-O"]])
+def test_calls_before_the_start_are_refused(worker_env: dict[str, str], options: list[str]) -> None:
+    run = subprocess.run(
+        [sys.executable, *options, "-c", BEFORE_THE_START],
+        env={**worker_env, "DJANGO_SETTINGS_MODULE": "tests.worker.settings"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    refusal = "This Worker has not been started: use it by `async with`.\n"
+    assert (run.returncode, run.stdout) == (0, 4 * refusal), run.stderr
 
 
 # --- The lifespan protocol itself

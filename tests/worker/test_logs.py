@@ -107,7 +107,7 @@ def test_what_the_end_of_the_grace_cuts_off_is_counted(
     worker = start_worker("--grace", "1", env=mailing(tmp_path / "mails", 60.0))
     wait_until(lambda: all(ledger.task(one.id).status == "FAILED" for one in failing))
     assert worker.stop() == 0
-    assert re.search(r"log records wait for their handlers after the grace.* count=5\n", worker.log)
+    assert re.search(r"Log records wait for their handlers after the grace.* count=5\n", worker.log)
     assert "INFO aiotasks.worker: stopped" in worker.log
 
 

@@ -113,7 +113,7 @@ class Claimer:
         self._poll_at = inf
         self._look_again_at = inf
         self._forgot_at = -inf
-        self._outage = Outage(logger, "claims", "claims wait for the database")
+        self._outage = Outage(logger, "claims", "claims wait for the database", observer=observer)
 
     def wake(self, wakeup: Wakeup | None = None) -> None:
         """Look for READY tasks: in the queue of ``wakeup``, or in all."""

@@ -23,6 +23,7 @@ from ...db.errors import Code, is_away, sqlstate, waited_too_long
 from ...db.outage import Outage
 from ...store.loop import resources
 from ...store.store import Store
+from ..events import NULL, Observer
 from ..protocols import KeepsLease
 from .lease import Lease, boottime
 
@@ -58,6 +59,7 @@ class Heartbeat:
         lease: Lease,
         registration: Registration,
         keeper: KeepsLease,
+        observer: Observer = NULL,
     ) -> None:
         self._options = options
         self._lease = lease
@@ -68,7 +70,11 @@ class Heartbeat:
         self._wake: asyncio.Event | None = None
         self._stopping = False
         self._outage = Outage(
-            logger, "lease", "the lease cannot be renewed", longest=max(0.1, lease.interval / 2)
+            logger,
+            "lease",
+            "the lease cannot be renewed",
+            longest=max(0.1, lease.interval / 2),
+            observer=observer,
         )
         self._locked = False  # the table of workers, when a renewal has last failed
         self._suspended = False

@@ -8,6 +8,7 @@ from django.db import utils
 
 from ...db.outage import Outage
 from ...store.store import Store
+from ..events import NULL, Observer
 from ..protocols import Leases, Runs
 
 __all__ = ["Canceller"]
@@ -28,13 +29,16 @@ class Canceller:
         lease: Leases,
         runner: Runs,
         poll_interval: float,
+        observer: Observer = NULL,
     ) -> None:
         self._store = store
         self._lease = lease
         self._runner = runner
         self._poll_interval = poll_interval
         self._asked = asyncio.Event()
-        self._outage = Outage(logger, "canceller", "requests to cancel wait for the database")
+        self._outage = Outage(
+            logger, "canceller", "requests to cancel wait for the database", observer=observer
+        )
 
     def look(self) -> None:
         """Look for requests now."""

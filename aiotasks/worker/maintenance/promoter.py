@@ -9,6 +9,7 @@ from django.db import utils
 from ...db.outage import Outage
 from ...store.store import Store
 from ...store.wakeups import Wakeup
+from ..events import NULL, Observer
 from ..protocols import Wakes
 
 __all__ = ["LONGEST_WAIT", "Promoter"]
@@ -42,10 +43,12 @@ class Promoter:
         backend: str,
         waker: Wakes,
         longest_wait: float = LONGEST_WAIT,
+        observer: Observer = NULL,
     ) -> None:
         self._store = store
         self._backend = backend
         self._waker = waker
+        self._observer = observer
         self._longest_wait = min(LONGEST_WAIT, longest_wait)
         self.waiting_for: float | None = None  # when the next task is due (epoch seconds), if one is known
         self._look = asyncio.Event()
@@ -57,7 +60,7 @@ class Promoter:
 
     async def run(self) -> None:
         """Promote the tasks that are due and wait for the next one, forever."""
-        outage = Outage(logger, "promoter", "due tasks wait for the database")
+        outage = Outage(logger, "promoter", "due tasks wait for the database", observer=self._observer)
         while True:
             self._look.clear()
             try:

@@ -78,7 +78,9 @@ class Finisher:
         self._observer = observer
         self._batcher: Batcher[Execution, Written] = Batcher(self.write_batch, limit=FINISH_LIMIT, size=_size)
         self.pending: set[Execution] = set()
-        self._outage = Outage(logger, "outcomes", "outcomes wait for the database", longest=1.0)
+        self._outage = Outage(
+            logger, "outcomes", "outcomes wait for the database", longest=1.0, observer=observer
+        )
         self._all_written = asyncio.Event()
         self._all_written.set()
 
