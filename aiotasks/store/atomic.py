@@ -39,21 +39,21 @@ async def atomic(
 
     Inside, the async ORM, ``sync_to_async`` (``thread_sensitive=True``, its default), ``aenqueue``,
     ``aenqueue_many``, ``aget_result`` and ``acancel`` use one connection, one call after another. Blocks
-    nest: an inner one is a savepoint, and while it is open what other asyncio tasks do in the outer one
-    waits. The parameters, the errors and ``transaction.on_commit`` are those of Django's ``atomic()``.
+    nest: an inner one is a savepoint, and while it is open other asyncio tasks' calls in the outer one wait.
+    The parameters, the errors and ``transaction.on_commit`` are those of Django's ``atomic()``.
 
-    The connection is that of one of ASYNC_DB_THREADS threads, or, where sync code waits for this
-    coroutine (an async test of TestCase, an async view under WSGI), that code's own. An exception or a
-    cancellation rolls the block back; a COMMIT that has begun is waited for.
+    The connection is that of one of ASYNC_DB_THREADS threads, or the sync code's own if sync code waits for
+    this coroutine (an async test of TestCase, an async view under WSGI). An exception or a cancellation rolls
+    the block back; a COMMIT that has begun is waited for.
 
-    asyncio tasks started inside must end before the block does: later their enqueues and ORM calls raise
-    TransactionClosed. Raises OperationalError where no thread comes free within COMMAND_TIMEOUT,
+    asyncio tasks started inside must end before the block does, because later their enqueues and ORM calls
+    raise TransactionClosed. Raises OperationalError if no thread comes free within COMMAND_TIMEOUT, and
     RuntimeError inside ``aiotasks.transaction()`` on the same database.
     """
     around = innermost(using)
     if isinstance(around, Transaction) and around.open:
         raise RuntimeError(
-            "aiotasks.atomic() can't be opened inside aiotasks.transaction() on the same database: that is "
+            "aiotasks.atomic() can't be opened inside aiotasks.transaction() on the same database: it is "
             "another connection. Use aiotasks.atomic() for both, or end the transaction() block first."
         )
     outer = innermost_of(AtomicBlock)
@@ -81,16 +81,15 @@ async def atomic(
 def _options(using: str) -> Options:
     try:
         return options_for(using)
-    except ImproperlyConfigured:  # no backend of ours is on this database
+    except ImproperlyConfigured:  # no backend of aiotasks is on this database
         return Options()
 
 
 class AtomicBlock(Block):
-    """One open block. ``put`` has a call run in the thread whose connection the transaction is on, after
-    those before it.
+    """One open block. ``put`` runs a call in the thread of the transaction's connection, after earlier calls.
 
-    While a nested block is open, calls from outside of it wait for its end: they would be rolled back
-    with it. So do other nested blocks, as Django's savepoints are a stack.
+    While a nested block is open, calls from outside of it wait for its end, because they would be rolled back
+    with it. So do other nested blocks, because Django's savepoints are a stack.
     """
 
     name = "aiotasks.atomic()"
@@ -127,7 +126,7 @@ class AtomicBlock(Block):
             self.put(partial(fulfil, future, call, (), {}))
 
     def close(self) -> None:
-        """Have all that comes later fail, and what waits for the nested block's end."""
+        """Have all later calls fail, and the calls that wait for the nested block's end."""
         self.open = False
         while self._held_back:
             future, _ = self._held_back.popleft()
@@ -135,16 +134,16 @@ class AtomicBlock(Block):
                 future.set_exception(closed(self))
 
     def begin(self) -> None:
-        """In the thread."""
+        """Begin the transaction. Called in the thread."""
         self._atomic.__enter__()
         self._is_begun = True
         self._connection = connections[self.using]
 
     def interrupt(self) -> None:
-        """Have the server cancel a statement that still runs: the rollback comes after it.
+        """Have the server cancel a statement that still runs, because the rollback waits for it.
 
-        Not for a nested block: a cancel that comes late would hit ROLLBACK TO SAVEPOINT, for which Django
-        rolls the outer block back without a word.
+        Not for a nested block, because a late cancel would hit ROLLBACK TO SAVEPOINT, for which Django
+        silently rolls the outer block back.
         """
         if any(future.running() for future in list(self._running)) and self._connection is not None:
             cancelling = threading.Thread(target=_cancel, args=[self._connection.connection], daemon=True)
@@ -153,14 +152,14 @@ class AtomicBlock(Block):
                 self._cancelling = cancelling
 
     def await_cancel(self) -> None:
-        """In the thread, before anything else is sent: a cancel that comes late would hit that."""
+        """Wait for the cancel, or it would hit the next statement. Called in the thread."""
         if self._cancelling is not None:
             self._cancelling.join(CANCEL_TIMEOUT)
-            if self._cancelling.is_alive():  # the session ends with its transaction, so it can hit nothing
+            if self._cancelling.is_alive():  # the session ends, so it can't hit another statement
                 tidy(self._connection.close)
 
     def end(self, error: BaseException | None) -> None:
-        """In the thread; does nothing where the block hasn't begun, or has been ended by its outer one."""
+        """End the transaction, unless it hasn't begun or has been ended. Called in the thread."""
         if self._is_begun:
             self._is_begun = False
             self._atomic.__exit__(
@@ -170,7 +169,7 @@ class AtomicBlock(Block):
 
 @asynccontextmanager
 async def _opened(block: AtomicBlock, then: Callable[[], None] | None = None) -> AsyncIterator[None]:
-    """The block from its begin to its end, each a call in the thread; ``then`` is called after the end."""
+    """The block from its begin to its end, each a call in the thread. ``then`` is called after the end."""
 
     def put_end(error: BaseException | None) -> "asyncio.Future[None]":
         ending = _in_thread(block, partial(_end, block, error))
@@ -186,7 +185,7 @@ async def _opened(block: AtomicBlock, then: Callable[[], None] | None = None) ->
         ending = put_end(error)
         if beginning.done():
             await _outcome(ending)
-        else:  # cancelled while it connects, which may take long: the end comes after it, unattended
+        else:  # cancelled while it connects, which may take long, so the end isn't waited for
             beginning.add_done_callback(_retrieve)
             ending.add_done_callback(_retrieve)
         raise
@@ -215,12 +214,12 @@ async def _opened(block: AtomicBlock, then: Callable[[], None] | None = None) ->
 def _cancel(session: Any) -> None:
     try:
         session.cancel()  # psycopg's, 2 and 3
-    except Exception:  # whatever a driver raises: the statement is waited for then
-        logger.info("a statement of an atomic() block could not be cancelled", exc_info=True)
+    except Exception:  # of any driver; the statement is waited for then
+        logger.info("Could not cancel a statement of an atomic() block; waiting for its end", exc_info=True)
 
 
 def _close_nested(block: AtomicBlock) -> RuntimeError | None:
-    """Close the blocks inside that other asyncio tasks have open still; the error to raise for them."""
+    """Close the nested blocks that other asyncio tasks left open; returns the error to raise for them."""
     if block.inner is None:
         return None
     inner: AtomicBlock | None = block.inner
@@ -234,7 +233,7 @@ def _close_nested(block: AtomicBlock) -> RuntimeError | None:
 
 
 def _end(block: AtomicBlock, error: BaseException | None) -> None:
-    """In the thread: end the block, and first those inside that are open still."""
+    """End the block, after the open ones inside. Called in the thread."""
     block.await_cancel()
     if block.inner is not None:
         _end(block.inner, error)
@@ -242,8 +241,9 @@ def _end(block: AtomicBlock, error: BaseException | None) -> None:
 
 
 def _in_thread(block: AtomicBlock, call: Callable[[], None]) -> "asyncio.Future[None]":
-    """Run a call in the block's thread, as asgiref's sync_to_async would. No asyncio task, which somebody
-    could cancel together with all others of the loop.
+    """Run a call in the block's thread, as asgiref's sync_to_async would.
+
+    It makes no asyncio task, because code that cancels all tasks of the loop would cancel it.
     """
     loop = asyncio.get_running_loop()
     context = copy_context()
@@ -253,7 +253,7 @@ def _in_thread(block: AtomicBlock, call: Callable[[], None]) -> "asyncio.Future[
         call()
 
     def run() -> None:
-        call_coroutines_on(loop)  # those of async_to_sync in a hook
+        call_coroutines_on(loop)  # for async_to_sync in a hook
         context.run(in_context)
 
     future: Future[None] = Future()
@@ -262,7 +262,7 @@ def _in_thread(block: AtomicBlock, call: Callable[[], None]) -> "asyncio.Future[
 
 
 async def _outcome(future: "asyncio.Future[None]") -> None:
-    """Wait for the outcome; where cancelled meanwhile, too, and raise CancelledError then."""
+    """Wait for the outcome, also if cancelled meanwhile; raises CancelledError then."""
     cancelled = None
     while not future.done():
         try:
@@ -276,6 +276,6 @@ async def _outcome(future: "asyncio.Future[None]") -> None:
 
 
 def _retrieve(future: "asyncio.Future[None]") -> None:
-    """Have nobody log that the future's exception was never looked at."""
+    """Keep asyncio from logging that the future's exception was never retrieved."""
     with suppress(asyncio.CancelledError):
         future.exception()

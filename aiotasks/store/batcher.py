@@ -1,10 +1,10 @@
 """Batcher: calls that arrive while a flush is under way go together in the next one.
 
-A caller that finds nothing under way goes at once, so one caller sees no delay, and a thousand
-share a round trip and a commit. The idea is group commit's (DeWitt et al., SIGMOD 1984).
+A call that finds no flush under way is flushed at once, so a single caller has no delay, and a thousand share
+a round trip and a commit. The idea is group commit's (DeWitt et al., SIGMOD 1984).
 
-While the database is slow or away, what waits here is bounded, by number and by size: callers who
-can wait ask for ``room()`` before they make anything, those who can't look at ``crowded``.
+While the database is slow or down, callers wait and memory stays bounded, by number and by size: callers that
+can wait ask for ``room()`` before they make an item; others check ``crowded``.
 """
 
 import asyncio
@@ -20,20 +20,20 @@ from ..db.errors import is_transient
 
 __all__ = ["Batcher", "Caller"]
 
-# Bytes of one flush. A thousand small rows have a tenth of it; a statement of 1,000 arguments of 1 MB
-# each would take longer than COMMAND_TIMEOUT, at every repetition.
+# Bytes of one flush. A thousand small rows have a tenth of it. A statement of 1,000 arguments of 1 MB each
+# would take longer than COMMAND_TIMEOUT, at every repetition.
 FLUSH_SIZE = 4 * 1024 * 1024
 
-# What may wait for a flush, until the buffer is crowded: bytes, and calls.
+# Bytes, and calls, that wait for a flush when the buffer is crowded.
 MOST_BYTES = 8 * FLUSH_SIZE
 MOST_CALLS = 10_000
 
 
 class Caller[Result](Protocol):
-    """Who waits for a result: most often a future, of which this is a part."""
+    """The receiver of a result: mostly a future, of whose methods these are some."""
 
     def done(self) -> bool:
-        """Whether it has had its answer, or waits for none any more."""
+        """Whether it has its answer, or was cancelled."""
 
     def set_result(self, result: Result, /) -> None: ...
 
@@ -47,10 +47,11 @@ class Batcher[Item, Result]:
     one flush is under way, of at most ``limit`` items, and of at most FLUSH_SIZE bytes or of one
     item alone, by what ``size`` says of each.
 
-    - Every caller is answered exactly once, whatever happens: with its own result, or with an
-      exception that no other caller shares.
-    - A flush that fails for its content is halved until the bad item fails alone.
-    - A caller that is cancelled before its flush is left out of it; later, it harms nobody.
+    - Every caller is answered exactly once, whatever happens: with its own result, or with an exception
+    object
+      that no other caller shares.
+    - A flush that fails because of its content is halved until the bad item fails alone.
+    - A caller that is cancelled before its flush is left out of it; later, it doesn't affect the others.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class Batcher[Item, Result]:
         self._limit = limit
         self._size = size
         self._waiting: deque[tuple[Item, Caller[Result], int]] = deque()
-        self._bytes = 0  # of those
-        self._outside: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # who waits for room
+        self._bytes = 0  # of the waiting items
+        self._outside: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # callers that wait for room
         self._letting_in = False
         self._flushing = False
         self._alone = True  # the last flush was of a single call
@@ -81,14 +82,16 @@ class Batcher[Item, Result]:
         return self._bytes >= MOST_BYTES or len(self._waiting) >= MOST_CALLS
 
     async def room(self) -> None:
-        """Wait until it isn't crowded, in the order of asking: before an item is made, so that those
-        who wait hold nothing of ours. It may then be added without another await.
+        """Wait until the buffer isn't crowded, in the order of the calls.
+
+        Called before an item is made, so that a waiting caller takes no memory of the buffer's. The item may
+        then be added without another await.
         """
         asked = False
         while self.crowded or (self._outside and not asked):
             waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._outside[waiting] = None
-            if asked:  # let in, but those before were larger than those that went
+            if asked:  # let in, but the items before were larger than the flushed ones
                 self._outside.move_to_end(waiting, last=False)
             asked = True
             self._let_in_soon()
@@ -100,8 +103,8 @@ class Batcher[Item, Result]:
     async def call(self, item: Item) -> Result:
         """Have ``item`` flushed and return its result.
 
-        A caller that has been the only one lately flushes for itself, which saves it an asyncio task
-        and two turns of the loop; one that is cancelled meanwhile takes its flush down with it.
+        If the last flush was of a single call, the caller flushes by itself, which saves an asyncio task and
+        two turns of the loop. If it is cancelled meanwhile, its flush is cancelled too.
         """
         if self._flushing or not self._alone:
             return await self.submit(item)
@@ -121,8 +124,9 @@ class Batcher[Item, Result]:
         return future
 
     def add(self, item: Item, caller: Caller[Result]) -> None:
-        """Have ``item`` flushed for a ``caller`` that isn't a future: that saves 3 µs. Neither of its
-        answers may raise.
+        """Have ``item`` flushed for a ``caller`` that isn't a future, which saves 3 µs.
+
+        Neither of its ``set_`` methods may raise.
         """
         size = self._size(item)
         self._waiting.append((item, caller, size))
@@ -132,16 +136,16 @@ class Batcher[Item, Result]:
 
     def _start(self) -> None:
         self._flushing = True
-        # An empty context: the flush is nobody's, least of all the first caller's.
+        # An empty context, because the flush belongs to no caller, not even to the first.
         flusher = asyncio.get_running_loop().create_task(
             self._run(), context=contextvars.Context(), name="aiotasks batcher"
         )
-        if not flusher.done():  # as an eager one may be: then it is no longer the one that flushes
+        if not flusher.done():  # an eager task may be, and doesn't flush then
             self._flusher = flusher
             flusher.add_done_callback(self._ended)
 
     def _ended(self, flusher: asyncio.Task[None]) -> None:
-        """One that was cancelled before its first step (the loop is closing) hasn't run at all."""
+        """Do what a flusher couldn't that a closing loop cancelled before its first step."""
         if flusher is self._flusher and self._flushing:
             self._give_up([], asyncio.CancelledError())
             self._flushing = False
@@ -156,13 +160,13 @@ class Batcher[Item, Result]:
             self._give_up(batch, error)
             raise
         finally:
-            # Nothing is awaited between finding the buffer empty and this: a call that arrived
-            # in between would wait for ever.
+            # Nothing is awaited between finding the buffer empty and this, or a call that arrived in between
+            # would wait forever.
             self._flushing = False
-            self._flusher = None  # its end is told of later, when somebody else may be flushing
+            self._flusher = None  # _ended() is called later, when another flusher may be at work
 
     def _give_up(self, batch: list[tuple[Item, Caller[Result]]], error: BaseException) -> None:
-        """The loop is closing, or is out of memory: nobody may be left waiting."""
+        """Answer all callers with an error, because the loop is closing or out of memory."""
         for caller in [*(caller for _, caller in batch), *(caller for _, caller, _ in self._waiting)]:
             if not caller.done():
                 caller.set_exception(utils.InterfaceError(f"interrupted by {error!r}"))
@@ -193,8 +197,10 @@ class Batcher[Item, Result]:
             asyncio.get_running_loop().call_soon(self._let_in)
 
     def _let_in(self) -> None:
-        """Let some of those in who wait for room. Whoever is let in may add nothing after all, so it
-        looks again in the next turn; where it is crowded, the next flush sees to that.
+        """Let some of the callers in that wait for room.
+
+        They may add nothing after all, so it checks again in the next turn of the loop; while the buffer is
+        crowded, the next flush lets callers in.
         """
         self._letting_in = False
         if self.crowded:
@@ -225,10 +231,10 @@ class Batcher[Item, Result]:
 
 
 def _own(error: Exception) -> Exception:
-    """A copy of ``error``: callers that raise one object would share its traceback."""
+    """A copy of ``error``, because callers that raise one object would share its traceback."""
     try:
         twin = copy.copy(error)
-    except Exception:  # an exception class that can't be copied; the text must do
+    except Exception:  # an exception class that can't be copied
         twin = utils.DatabaseError(str(error))
     twin.__cause__ = error.__cause__
     return twin

@@ -1,4 +1,4 @@
-"""BlockThreads: threads that ``aiotasks.atomic()`` blocks have for themselves, each while it is open."""
+"""BlockThreads: the threads of ``aiotasks.atomic()`` blocks; an open block has one for itself."""
 
 import asyncio
 import os
@@ -24,19 +24,21 @@ class BlockThread(Protocol):
         """Have ``call``, which must not raise, run after those before it."""
 
     def release(self) -> None:
-        """The block has ended, and all of its calls have run."""
+        """Return the thread. The block has ended, and all of its calls have run."""
 
 
 class Lender(Protocol):
-    """Whoever gives blocks their threads."""
+    """Lends threads to blocks."""
 
     async def lend(self, within: float) -> BlockThread:
         """Return a thread; wait for one at most so many seconds."""
 
 
 class BlockSlots:
-    """Limits how many blocks are open at a time. For errors: ``name`` is the block's, ``setting`` what the
-    limit follows from."""
+    """Limits how many blocks are open at a time.
+
+    For errors, ``name`` is the block's, and ``setting`` names the setting that sets the limit.
+    """
 
     def __init__(self, limit: int, *, name: str = "aiotasks.atomic()", setting: str | None = None) -> None:
         self._name = name
@@ -44,14 +46,14 @@ class BlockSlots:
         self._slots = asyncio.Semaphore(limit)
 
     async def take(self, within: float) -> None:
-        """Take one. Raises OperationalError where none comes free within so many seconds."""
+        """Take a slot. Raises OperationalError if none comes free within so many seconds."""
         try:
             async with asyncio.timeout(within):
                 await self._slots.acquire()
         except TimeoutError:
             raise utils.OperationalError(
                 f"No {self._name} block has ended within COMMAND_TIMEOUT ({within:g} s), and as many are "
-                f"open as {self._setting} allows: raise it, or let them end sooner."
+                f"open as {self._setting} allows. Raise it, or end the blocks sooner."
             ) from None
 
     def release(self) -> None:
@@ -61,8 +63,8 @@ class BlockSlots:
 class BlockThreads:
     """The threads of one event loop's blocks, at most ``limit``.
 
-    A thread that comes back is lent again. As after a request, its connections are closed where
-    CONN_MAX_AGE says so; after a minute without use they are anyhow.
+    A returned thread is lent again. Its connections are closed as after a request, by CONN_MAX_AGE, and after
+    a minute without use.
     """
 
     def __init__(self, limit: int) -> None:
@@ -71,12 +73,15 @@ class BlockThreads:
         self._free: list[ConnectionThread] = []
         self.is_closed = False
         self._closer = self._close_with_loop()
-        with suppress(StopIteration):  # run up to its yield, which is what enters it in the loop
+        with suppress(StopIteration):  # run up to its yield, which registers it in the loop
             self._closer.asend(None).send(None)
 
     async def lend(self, within: float) -> "_Lent":
-        """Return a thread. Raises OperationalError where none comes back within so many seconds, and
-        RuntimeError where the machine refuses another one."""
+        """Return a thread.
+
+        Raises OperationalError if none comes back within so many seconds, and RuntimeError if the machine
+        refuses another one.
+        """
         await self._slots.take(within)
         try:
             if not self._free:
@@ -102,13 +107,13 @@ class BlockThreads:
             self.close()
 
     def close(self) -> None:
-        """Let each thread end with its block: the loop closes blocks that are open still at the same time."""
+        """Let each thread end with its block, because a closing loop still has open blocks."""
         self.is_closed = True
         for thread in self._free:
             thread.stop()
 
     def abandon(self) -> None:
-        """Let all threads end, as their loop is closed; a transaction that is still open is rolled back."""
+        """Let all threads end, because their loop is closed; open transactions are rolled back."""
         self.is_closed = True
         for thread in self._threads:
             thread.stop()
@@ -133,7 +138,7 @@ def _leave_clean(thread: ConnectionThread) -> None:
     tidy(close_old_connections)
 
 
-# In the context of a worker's tasks: their threads.
+# The lender of a worker's threads, in the contexts of its tasks.
 lender_of_worker: ContextVar[Lender | None] = ContextVar("aiotasks_block_lender", default=None)
 
 _lock = threading.Lock()

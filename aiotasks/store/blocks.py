@@ -1,4 +1,4 @@
-"""Blocks: what ``aiotasks.transaction()`` and ``aiotasks.atomic()`` have in common.
+"""Blocks: the common base of ``aiotasks.transaction()`` and ``aiotasks.atomic()``.
 
 A context variable holds the innermost block around a caller. asyncio tasks inherit it, so a block
 knows whether it has ended. Inside a block asgiref sends thread-sensitive calls (the async ORM's,
@@ -50,7 +50,7 @@ class Block(ABC):
         set_waiting_executor(None)  # or asgiref would prefer the thread that waits
 
     def leave(self) -> None:
-        """Undo ``enter()``, where the context is still the same; a test's fixture may be left in another."""
+        """Undo ``enter()``, if the context is still the same; a test's fixture may be left in another one."""
         self.open = False
         if self._tokens is None:
             return
@@ -63,10 +63,10 @@ class Block(ABC):
 
     @abstractmethod
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        """Run a thread-sensitive call of code inside. Raises TransactionClosed if it mustn't run any more."""
+        """Run a thread-sensitive call of code inside. Raises TransactionClosed if the block has ended."""
 
     def submit_outside(self, call: Callable[[], Any]) -> Future[Any]:
-        """Run it where it would run without this block."""
+        """Run ``call`` where it would run without this block."""
         return self._executor_outside().submit(call)
 
     def _executor_outside(self) -> Executor:
@@ -78,7 +78,7 @@ class Block(ABC):
 
 
 class _ToBlock(Executor):
-    """Sends calls to a block; without one, to that around the caller."""
+    """Sends calls to a block; without one, to the block around the caller."""
 
     def __init__(self, block: Block | None = None) -> None:
         self._block = block
@@ -92,8 +92,8 @@ class _ToBlock(Executor):
 
 _current: ContextVar[Block | None] = ContextVar("aiotasks_block", default=None)
 
-# One for all blocks. Entered in a context of its own, and never left: asgiref keeps its executor, and would
-# otherwise answer an asyncio task that outlives a block itself.
+# One for all blocks, entered in a context of its own, and never left. So asgiref keeps its executor, and
+# calls of an asyncio task that outlives a block get here too.
 _context = Context().run(enter_thread_sensitive, _ToBlock())
 
 
@@ -106,7 +106,7 @@ def innermost(using: str) -> Block | None:
 
 
 def innermost_of[Kind: Block](kind: type[Kind]) -> Kind | None:
-    """The innermost block of a kind around the caller, on whichever database, ended or not."""
+    """The innermost block of a kind around the caller, on any database, ended or not."""
     found = _current.get()
     while found is not None and not isinstance(found, kind):
         found = found.around
@@ -116,8 +116,8 @@ def innermost_of[Kind: Block](kind: type[Kind]) -> Kind | None:
 def block_around(using: str) -> Block | None:
     """The block around the caller on ``DATABASES[using]``.
 
-    Raises TransactionClosed where that block has ended: the caller is a background task that
-    outlived it, and what it writes would belong to nobody's transaction, or a stranger's.
+    Raises TransactionClosed if that block has ended, because the caller is an asyncio task that outlived it,
+    and its writes would belong to no transaction, or to another's.
     """
     found = innermost(using)
     if found is not None and not found.open:
@@ -126,8 +126,9 @@ def block_around(using: str) -> Block | None:
 
 
 def belongs_to_django(using: str) -> bool:
-    """Whether what the caller writes to ``DATABASES[using]`` belongs on the Django connection of its
-    thread-sensitive calls. Raises TransactionClosed as ``block_around()`` does.
+    """Whether the caller's writes to ``DATABASES[using]`` belong on Django's connection.
+
+    That is the connection of its thread-sensitive calls. Raises TransactionClosed as ``block_around()`` does.
     """
     if sync_code_waits():
         return True

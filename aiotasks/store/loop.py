@@ -1,7 +1,7 @@
-"""What belongs to one event loop: a pool of connections, and what is coalesced over it.
+"""LoopResources: the pool of connections of one event loop, and the calls that are coalesced over it.
 
-asyncpg's connections live and die with the loop that opened them, so everything here is keyed
-by the running loop, is closed with it, and never crosses a fork.
+asyncpg's connections belong to the loop that opened them, so everything here is keyed by the running loop, is
+closed with it, and never crosses a fork.
 """
 
 import asyncio
@@ -29,23 +29,24 @@ from .wakeups import CHANNEL, Notifier, read_payload, wakeups_of
 
 __all__ = ["LoopResources", "close_pools", "resources"]
 
-# A connection that is still lent out makes asyncpg's Pool.close() wait for ever (asyncpg#290).
+# Seconds for closing a pool: a connection that is still lent out makes asyncpg's Pool.close() wait forever
+# (asyncpg#290).
 CLOSE_TIMEOUT = 2.0
 
-# What the cancelled tasks of a closing loop still write takes milliseconds.
+# Seconds for the last statements of cancelled asyncio tasks when a loop closes; they take milliseconds.
 LOAN_TIMEOUT = 0.2
 
-# One INSERT of 1,000 small rows takes about 5 ms: long enough to share a commit among all who
-# wait, short enough that the last of them doesn't notice.
+# Rows of one INSERT. 1,000 small rows take about 5 ms, long enough to share a commit among all callers that
+# wait, and short enough that the last of them doesn't notice.
 ENQUEUE_LIMIT = 1000
 
-# The sizes of rows aren't known before they come: 100 of 1 MB each fit into COMMAND_TIMEOUT over most lines,
-# and into any memory, where 1,000 are 1 GB. For small rows a larger limit gives nothing.
+# Rows of one look-up, whose sizes aren't known before. 100 of 1 MB each fit into COMMAND_TIMEOUT over most
+# networks, and into memory, where 1,000 are 1 GB. For small rows a larger limit gains nothing.
 LOOKUP_LIMIT = 100
 
-# Connections that transaction() blocks leave to single statements. A block lasts for as long as its caller
-# likes: a worker whose tasks had them all couldn't claim, finish or rescue, nor run the task that a block
-# waits for. A claim and a finish go side by side.
+# Connections that transaction() blocks leave to single statements. A block may last for any time, and a
+# worker whose tasks have all connections couldn't claim, finish or rescue, nor run the task that a block
+# waits for. Two, because a claim and a finish run side by side.
 NOT_FOR_BLOCKS = 2
 
 PRIMARY_KEY = "aiotasks_task_pkey"
@@ -77,12 +78,12 @@ class LoopResources:
         )
         self.lookups: Batcher[tuple[str, UUID], Job | None] = Batcher(self._select, limit=LOOKUP_LIMIT)
         self._closer = self._close_with_loop()
-        with suppress(StopIteration):  # run up to its yield, which is what enters it in the loop
+        with suppress(StopIteration):  # run up to its yield, which registers it in the loop
             self._closer.asend(None).send(None)
 
     @property
     def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
-        """The driver's, which may be another before it has been opened."""
+        """The driver's pool, which may be replaced until it has been opened."""
         return self.driver.pool
 
     def _new_pool(self) -> "asyncpg.Pool[asyncpg.Record]":
@@ -105,7 +106,7 @@ class LoopResources:
     async def insert(self, jobs: Sequence[NewJob]) -> Sequence[None]:
         """Store all of ``jobs`` or none; durable on return."""
         within = self.options.command_timeout
-        # 10,000 rows or 5 MB a second is a twentieth of what one disk does.
+        # 10,000 rows or 5 MB a second is a twentieth of the speed of one disk.
         size = sum(len(job.args) + len(job.kwargs) for job in jobs)
         timeout = within + len(jobs) / 10_000 + size / 5_000_000
         tries = 0
@@ -116,8 +117,8 @@ class LoopResources:
             try:
                 await self.store.insert_jobs(jobs, timeout=timeout)
             except utils.IntegrityError as error:
-                # Stored already, by a try whose reply was lost. (ON CONFLICT DO NOTHING would make
-                # every first try a fifth slower.)
+                # Already stored, by a try whose reply was lost. (ON CONFLICT DO NOTHING would make every
+                # first try a fifth slower.)
                 if tries == 1 or constraint(error) != PRIMARY_KEY:
                     raise
                 await self.store.wait_for_standbys(timeout=timeout)
@@ -125,7 +126,7 @@ class LoopResources:
         try:
             await repeat(insert_once, within=within)
         finally:
-            # Cancelled, or without an answer, they may be stored all the same.
+            # The rows may be stored even if this was cancelled or had no answer.
             if self.options.notify:
                 self.notifier.notify(wakeups_of(jobs))
         return [None] * len(jobs)
@@ -146,7 +147,7 @@ class LoopResources:
         try:
             yield
         finally:
-            # Every task of the loop has been cancelled by now, and a wake-up may have been cut off:
+            # Every asyncio task of the loop has been cancelled by now, so a wake-up may have been too, as in
             # asyncio.run(task.aenqueue()).
             with suppress(utils.Error, TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT / 2):
@@ -155,10 +156,10 @@ class LoopResources:
             await self.close()
 
     async def _wait_for_loans(self, timeout: float) -> None:
-        """Until no connection is lent out; those that still are after ``timeout`` seconds are cut.
+        """Wait until no connection is lent out; after ``timeout`` seconds the others are cut.
 
-        A release that was cancelled before its first step, as a closing loop does it, never
-        brings its connection back, and would keep Pool.close() waiting.
+        A release that a closing loop has cancelled before its first step never returns its connection, and
+        would keep Pool.close() waiting.
         """
         end = self.loop.time() + timeout
         while self.driver.cache.lent > 0:  # there is no event for it
@@ -180,9 +181,9 @@ class LoopResources:
 
 
 async def _no_reset(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Nothing is SET that a release would have to undo; asyncpg's reset costs it a round trip.
+    """Do nothing when a connection is released, because no setting has to be undone.
 
-    Measured: 560–630 µs against 390–410 µs a statement.
+    asyncpg's own reset costs a round trip: 560–630 µs instead of 390–410 µs a statement.
     """
 
 
@@ -192,7 +193,7 @@ _inherited: list[object] = []
 
 
 def resources(options: Options) -> LoopResources:
-    """The running loop's resources for these options, made at first need."""
+    """The running loop's resources for these options, made at their first use."""
     loop = asyncio.get_running_loop()
     try:
         return _by_loop[loop][options]
@@ -208,7 +209,7 @@ def resources(options: Options) -> LoopResources:
 
 
 async def close_pools(timeout: float = CLOSE_TIMEOUT) -> None:
-    """Close what the running loop holds, each pool within so many seconds; the next need makes it anew."""
+    """Close the resources of the running loop, each within so many seconds; the next use makes others."""
     with _lock:
         of_loop = _by_loop.pop(asyncio.get_running_loop(), {})
     for loop_resources in of_loop.values():
@@ -216,16 +217,16 @@ async def close_pools(timeout: float = CLOSE_TIMEOUT) -> None:
 
 
 def _drop(of_loop: dict[Options, LoopResources]) -> None:
-    """Give up what a loop left behind that closed without shutting its generators down."""
+    """Close the resources of a loop that was closed without shutting down its generators."""
     for loop_resources in of_loop.values():
-        with suppress(Exception):  # the loop is dead: whatever still wants it may fail
+        with suppress(Exception):  # calls that need the closed loop fail
             loop_resources.pool.terminate()
 
 
 def _forget_in_child() -> None:
-    """A forked child must not touch its parent's connections, not even by letting go of them.
+    """A forked child must not touch its parent's connections, so it keeps them from being deleted.
 
-    asyncpg's ``Connection.__del__`` says good-bye to the server, which ends the parent's session.
+    asyncpg's ``Connection.__del__`` sends a farewell to the server, which ends the parent's session.
     """
     global _lock
     _lock = threading.Lock()

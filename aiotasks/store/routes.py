@@ -1,4 +1,4 @@
-"""The three ways an enqueue or a look-up can go, behind one small protocol.
+"""Routes: the three ways of an enqueue or a look-up to the database, behind one protocol.
 
 - sync code waits: over Django's own connection, so inside its ``atomic()``;
 - an ``aiotasks.transaction()`` block is open: over its connection;
@@ -29,16 +29,16 @@ __all__ = ["DjangoRoute", "Route", "route_on_loop"]
 
 logger = logging.getLogger("aiotasks.store")
 
-# So many of the transaction's last hooks are looked through for one of ours: with more, a loop that enqueues
+# So many of the transaction's last hooks are searched for one of aiotasks. With more, a loop that enqueues
 # each task in a savepoint of its own would take quadratic time; a second hook costs a NOTIFY.
 MOST_HOOKS = 20
 
 
 class Route(Protocol):
-    """How a backend's coroutines reach the database, and how they tell of it."""
+    """The way of a backend's coroutines to the database, and to the receivers of signals."""
 
     async def room(self) -> None:
-        """Wait until another task may be made and inserted: backpressure where many callers wait."""
+        """Wait until another task may be made and inserted: backpressure while many callers wait."""
 
     async def insert(self, jobs: Sequence[NewJob]) -> None:
         """Store the tasks; durable on return, unless a transaction is open."""
@@ -47,7 +47,7 @@ class Route(Protocol):
         """Look a task up."""
 
     async def cancel(self, backend: str, id: UUID, error: str) -> Job | None:
-        """Cancel a task and wake its owner; None where it can't be cancelled any more."""
+        """Cancel a task and wake its owner; returns None if it is too late to cancel it."""
 
     async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
         """Send one of Django's task signals; a receiver's exception is the caller's."""
@@ -64,7 +64,7 @@ class DjangoRoute:
         self._store = Store(DjangoDriver(options.database))
 
     async def room(self) -> None:
-        """There is: one statement at a time."""
+        """Return at once: there is room, because a caller runs one statement at a time."""
 
     async def insert(self, jobs: Sequence[NewJob]) -> None:
         if current_transaction(self._options.database) is not None:
@@ -96,7 +96,7 @@ class DjangoRoute:
 
 
 class _AfterCommit:
-    """An on_commit hook that tells the workers of what was enqueued since one savepoint."""
+    """An on_commit hook that wakes the workers for the tasks enqueued since one savepoint."""
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
@@ -107,15 +107,15 @@ class _AfterCommit:
 
 
 def _notify_on_commit(alias: str, wakeups: Sequence[Wakeup]) -> None:
-    """NOTIFY after the commit; a transaction that enqueues a hundred tasks notifies once."""
+    """NOTIFY after the commit, once for all tasks of a transaction."""
     connection = connections[alias]
     if not connection.in_atomic_block:
         if connection.get_autocommit():
             _notify(alias, wakeups)
-        else:  # the site ends its transactions by itself; the server holds NOTIFY until then
+        else:  # the site commits by itself; the server keeps the NOTIFY until then
             _send(alias, wakeups, alone=False)
         return
-    here = savepoints(connection)  # a hook from the same savepoint shares this one's fate
+    here = savepoints(connection)  # a hook of the same savepoints is kept or dropped with this one
     for within, hook, *_ in islice(reversed(on_commit_hooks(connection)), MOST_HOOKS):
         if within == here and isinstance(hook, _AfterCommit):
             hook.wakeups.update(wakeups)
@@ -126,27 +126,27 @@ def _notify_on_commit(alias: str, wakeups: Sequence[Wakeup]) -> None:
 
 
 def _notify(alias: str, wakeups: Iterable[Wakeup]) -> None:
-    """Tell the workers. The task is committed, so a failure must not look like one of the enqueue."""
+    """Wake the workers. The tasks are committed, so an error here must not look like one of the enqueue."""
     connection = connections[alias]
-    # A site that ends its transactions by itself has the next one open already, and may roll it back.
+    # A site that commits by itself has the next transaction open already, and may roll it back.
     alone = connection.get_autocommit() and not connection.in_atomic_block
-    untold = [wakeup for wakeup in wakeups if not alone or throttle.should_notify_now(alias, wakeup)]
-    if not untold:
+    unsent = [wakeup for wakeup in wakeups if not alone or throttle.should_notify_now(alias, wakeup)]
+    if not unsent:
         return
     try:
-        _send(alias, untold, alone=alone)
+        _send(alias, unsent, alone=alone)
     except utils.Error as error:
-        throttle.forget(alias, untold)
+        throttle.forget(alias, unsent)
         logger.warning(NOT_SENT, str(error))
-    except Exception:  # what a patched driver may raise is no error of the enqueue either
-        throttle.forget(alias, untold)
-        logger.exception("a NOTIFY was not sent, workers find the task at their next poll")
+    except Exception:  # a patched driver's error is no error of the enqueue either
+        throttle.forget(alias, unsent)
+        logger.exception("NOTIFY was not sent, the driver failed; workers find the tasks at their next poll")
 
 
 def _send(alias: str, wakeups: Iterable[Wakeup], *, alone: bool) -> None:
     payloads = [wakeup.payload() for wakeup in wakeups]
-    # Whether one is sent depends on the time, so Django's query log doesn't show it: assertNumQueries counts
-    # one query for each enqueue.
+    # Whether a NOTIFY is sent depends on the time, so Django's query log doesn't show it: assertNumQueries
+    # counts one query for each enqueue.
     store = Store(DjangoDriver(alias, logged=False))
     if not drive(store.notify(CHANNEL, payloads, alone=alone)):
         logger.warning(QUEUE_IS_FULL)
@@ -160,7 +160,7 @@ class TransactionRoute:
         self._options = options
 
     async def room(self) -> None:
-        """There is: one statement at a time."""
+        """Return at once: there is room, because a caller runs one statement at a time."""
 
     async def insert(self, jobs: Sequence[NewJob]) -> None:
         await self._transaction.store.insert_jobs(jobs)
@@ -203,7 +203,7 @@ class LoopRoute:
         return await self._loop_resources.lookups.call((backend, id))
 
     async def cancel(self, backend: str, id: UUID, error: str) -> Job | None:
-        # Not repeated: a second try couldn't tell its own success from somebody else's.
+        # Not repeated, because a second try couldn't distinguish its own success from another caller's.
         jobs = await self._loop_resources.store.cancel_jobs([id], backend, error)
         if self._loop_resources.options.notify:
             self._loop_resources.notifier.notify(cancel_wakeups(jobs))
@@ -217,7 +217,7 @@ class LoopRoute:
 
 
 def route_on_loop(options: Options) -> Route:
-    """The way for a coroutine that no sync code waits for."""
+    """The route of a coroutine that no sync code waits for."""
     if (transaction := current_transaction(options.database)) is not None:
         return TransactionRoute(transaction, options)
     return LoopRoute(resources(options))

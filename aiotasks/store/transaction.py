@@ -29,7 +29,7 @@ __all__ = ["Transaction", "current_transaction", "transaction"]
 
 logger = logging.getLogger("aiotasks.store")
 
-# Seconds that a session may take to be as before; a new one takes a hundredth of that.
+# Seconds for resetting a session; opening another one takes a hundredth of that.
 RESET_TIMEOUT = 1.0
 
 
@@ -47,8 +47,10 @@ class Transaction(Block):
         self.wakeups: set[Wakeup] = set()
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        """Run it where it would run without the block. What it writes over Django's connection would not be
-        part of the transaction, so that is refused."""
+        """Run ``call`` where it would run without the block.
+
+        Its writes over Django's connection are refused, because they wouldn't be part of the transaction.
+        """
         return self.submit_outside(partial(self._run_guarded, call) if self.open else call)
 
     def _run_guarded(self, call: Callable[[], Any]) -> Any:
@@ -60,7 +62,7 @@ def _refuse_writes(
     execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: dict[str, Any]
 ) -> Any:
     """An execute wrapper of Django's. A call may run code in a context without the block, as drain() does."""
-    if isinstance(sql, bytes):  # drivers take that, too
+    if isinstance(sql, bytes):  # drivers accept bytes, too
         text = sql.decode(errors="replace")
     else:
         text = sql if isinstance(sql, str) else sql.as_string(context["connection"].connection)
@@ -89,18 +91,18 @@ async def transaction(
 ) -> AsyncIterator[Connection]:
     """Open an asyncpg transaction that every ``aenqueue`` and look-up inside joins.
 
-    ``using`` is an alias of DATABASES. ``connection`` is a connection of your own to the same
-    database; without one, one is taken from aiotasks' pool. Yields the connection, for your own
-    SQL. Blocks nest: an inner one is a savepoint. Workers are woken after the commit.
+    ``using`` is an alias of DATABASES. ``connection`` is a connection of your own to the same database; by
+    default one of aiotasks' pool is used. Yields the connection, for your own SQL. Blocks nest: an inner one
+    is a savepoint. Workers are woken after the commit.
 
-    Django's ORM isn't part of it: what it writes inside raises RuntimeError (``aiotasks.atomic()`` is for
-    that), and what it reads is from outside.
+    Django's ORM isn't part of the transaction: its writes inside raise RuntimeError (use
+    ``aiotasks.atomic()`` for them), and its reads don't see the transaction.
 
-    Background tasks started inside must end before the block does: later enqueues in them raise
-    TransactionClosed. Raises RuntimeError below ``async_to_sync``, where ``transaction.atomic()``
-    is the one to use, ImproperlyConfigured where no backend of aiotasks uses that database, and a
-    ``django.db`` error where no connection can be had within COMMAND_TIMEOUT: POOL_MAX_SIZE - 2 blocks
-    may be open at once on one event loop. What your own SQL raises is asyncpg's.
+    asyncio tasks started inside must end before the block does, because later enqueues in them raise
+    TransactionClosed. Raises RuntimeError below ``async_to_sync`` (use ``transaction.atomic()`` there),
+    ImproperlyConfigured if no backend of aiotasks uses that database, and a ``django.db`` error if no
+    connection comes free within COMMAND_TIMEOUT: POOL_MAX_SIZE - 2 blocks may be open at once on one event
+    loop. Your own SQL raises asyncpg's errors.
     """
     if connection is None and sync_code_waits():
         raise RuntimeError(
@@ -122,7 +124,7 @@ async def transaction(
         async with _block(using, connection) as block:
             yield connection
             if in_callers_transaction:
-                # The commit is the caller's, some time later: the server holds NOTIFY until then.
+                # The caller commits later; the server keeps the NOTIFY until then.
                 await _notify(block, alone=False)
         if not in_callers_transaction:
             await _notify(block, alone=True)
@@ -145,7 +147,7 @@ async def _pooled(loop_resources: LoopResources) -> AsyncIterator[Connection]:
         try:
             if loop_resources.options.statement_cache_size:
                 with django_errors():
-                    await pooled.execute(PLAIN_SESSION)  # the caller's own SQL is to be planned as ever
+                    await pooled.execute(PLAIN_SESSION)  # PostgreSQL's own planning for the caller's SQL
             yield pooled
         except (asyncpg.ReadOnlySQLTransactionError, utils.InternalError) as error:
             if sqlstate(error) == Code.READ_ONLY:
@@ -170,10 +172,10 @@ async def _block(
 ) -> AsyncIterator[Transaction]:
     """The transaction, or inside ``outer`` on the same connection a savepoint of it.
 
-    What the body raises is passed on as it is; what start, commit and rollback raise is Django's.
+    Errors of the body are passed on as they are; start, commit and rollback raise Django's.
     """
     words = outer.words if outer else LastWords(connection)
-    # A nested block stands on the same connection, so behind the same lock: its store's.
+    # A nested block uses the same connection, so the same lock: its store's.
     store = outer.store if outer else Store(ConnectionDriver(connection, words))
     block = Transaction(using, connection, store, words)
     try:
@@ -210,7 +212,7 @@ async def _roll_back(block: Transaction, transaction: Any, error: BaseException)
     block.open = False
     try:
         await transaction.__aexit__(type(error), error, error.__traceback__)
-    except Exception as failure:  # the body's error is the one to raise; without a connection all is undone
+    except Exception as failure:  # the body's error is raised; without a connection all is undone
         if ended := block.words.error(failure):
             error.add_note(str(ended))
         else:
@@ -219,10 +221,10 @@ async def _roll_back(block: Transaction, transaction: Any, error: BaseException)
 
 
 async def _reset(connection: Connection, cache: ConnectionCache, *, is_ours: bool) -> None:
-    """Undo what the caller may have SET, which our pool doesn't; a connection that can't be is cut.
+    """Undo the settings that the caller may have SET, because the pool doesn't, or else cut the connection.
 
-    Never raises an error of its own: the block has ended, one way or the other. Behind a pooler in
-    transaction mode the session is somebody else's by now, and left alone.
+    It raises no error of its own, because the block has ended already. Behind a pooler in transaction mode
+    the session belongs to another client by then, and stays as it is.
     """
     if is_dead(connection):
         return
@@ -232,20 +234,21 @@ async def _reset(connection: Connection, cache: ConnectionCache, *, is_ours: boo
         return
     try:
         await connection.reset(timeout=RESET_TIMEOUT)
-        # RESET ALL leaves the first two as they are, and takes away what every session of ours has.
+        # RESET ALL doesn't reset the first two, and resets the settings of every session of aiotasks.
         await connection.execute(f"RESET SESSION AUTHORIZATION; RESET ROLE; {SESSION}", timeout=RESET_TIMEOUT)
     except BaseException as error:
-        if not is_dead(connection):  # as asyncpg leaves one that doesn't answer its cancel
+        if not is_dead(connection):  # asyncpg leaves it open if the server doesn't answer its cancel
             connection.terminate()
         if not isinstance(error, Exception):
             raise
-        await cache.drop_all()  # silence on this line, so most likely on all of them
+        await cache.drop_all()  # no answer on this connection, so most likely on none
 
 
 async def _notify(block: Transaction, *, alone: bool) -> None:
     """Wake the workers over the caller's connection, inside its transaction or (``alone``) after the commit.
 
-    After it the tasks are stored, so an error isn't raised: it would look like one of the block.
+    After the commit an error isn't raised, because the tasks are stored and it would look like one of the
+    block.
     """
     if not block.wakeups:
         return

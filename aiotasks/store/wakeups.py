@@ -1,8 +1,8 @@
-"""What NOTIFY says to workers, and how it is sent.
+"""The wake-ups that NOTIFY brings to workers, and how they are sent.
 
-A payload is a JSON list ``[backend, queue_name, due]``: there are READY tasks in the queue, or
-(``due``, seconds since the epoch) one that is due at that time; with a fourth item, true, a task
-that runs is to be cancelled. Any role that can connect may listen, so nothing else is ever in it.
+A payload is a JSON list ``[backend, queue_name, due]``: the queue has READY tasks, or a task that is due at
+``due`` (seconds since the epoch). With a fourth item, true, a running task is to be cancelled. Any role that
+can connect may listen, so a payload holds nothing else.
 """
 
 import asyncio
@@ -37,31 +37,31 @@ logger = logging.getLogger("aiotasks.store")
 
 CHANNEL = "aiotasks"
 
-# What is logged where a task is stored, but the workers aren't woken.
-NOT_SENT = "a NOTIFY was not sent, workers find the tasks at their next poll error=%r"
+# Logged where a task is stored, but the workers aren't woken.
+NOT_SENT = "NOTIFY was not sent; workers find the tasks at their next poll error=%r"
 QUEUE_IS_FULL = (
-    "a NOTIFY was left out of a transaction, workers find the tasks at their next poll: PostgreSQL's queue "
-    "of notifications is more than half full, and where it is full the transaction's commit would fail. A "
-    "session that has executed LISTEN and is in a long transaction holds the queue up"
+    "NOTIFY was left out of a transaction; workers find the tasks at their next poll. PostgreSQL's queue of "
+    "notifications is more than half full, and once it is full commits fail. A session that has executed "
+    "LISTEN and is in a long transaction keeps the queue from being emptied"
 )
 
-# Seconds within which a process tells the workers the same thing once: a caller that enqueues one task
-# after another would spend half its time on wake-ups. Whoever is woken looks again when they are over.
+# Seconds within which a process sends the same wake-up once, because a caller that enqueues one task after
+# another would spend half its time on wake-ups. A worker that is woken claims again when they are over.
 INTERVAL = 0.005
 
-# Seconds for which a NOTIFY is tried again: others rely on it that weren't told themselves.
+# Seconds for which a NOTIFY is tried again, because other enqueues have left theirs out for it.
 SEND_TIMEOUT = 2.0
 
 # The payloads of one statement; more queues than that go in the next.
 MOST_AT_ONCE = 1000
 
-# The wake-ups that wait, and those remembered that couldn't be sent, so that an outage doesn't fill the
-# memory.
+# Limits of the waiting wake-ups, and of the failed ones that are remembered, so that memory stays bounded in
+# an outage.
 MOST_WAITING = 10_000
 MOST_FAILED = 1000
 
-# The wake-ups whose time a process remembers; with more it forgets them all, and tells them again.
-MOST_TOLD = 1000
+# The wake-ups whose time a process remembers; with more it forgets them all, and sends them again.
+MOST_REMEMBERED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Wakeup:
 
 
 def read_payload(payload: str) -> Wakeup | None:
-    """Read a payload; None for one that isn't ours (any role may notify on our channel)."""
+    """Read a payload; None if it isn't one of aiotasks (any role may notify on the channel)."""
     try:
         match json.loads(payload):
             case [str(backend), str(queue_name), (None | float() | int()) as due]:
@@ -105,35 +105,35 @@ def wakeups_of(jobs: Iterable[NewJob]) -> list[Wakeup]:
 
 
 def cancel_wakeups(jobs: Iterable[Job]) -> list[Wakeup]:
-    """For the owners of those that run."""
+    """Wake-ups for the owners of the jobs that are RUNNING."""
     return [Wakeup(job.backend, job.queue_name, cancel=True) for job in jobs if job.status == Status.RUNNING]
 
 
 class NotifyThrottle:
-    """Leaves out wake-ups that this process has sent to the workers of a database a moment ago.
+    """Leaves out wake-ups that this process has sent to the workers of a database within INTERVAL.
 
-    A task is committed before the throttle is asked, so less than INTERVAL after that wake-up was begun; a
-    worker claims once more INTERVAL after a wake-up.
+    A task is committed before the throttle is asked, so less than INTERVAL after the earlier wake-up was
+    begun. A worker claims once more INTERVAL after a wake-up, so it finds that task.
     """
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, Wakeup], float] = {}
 
     def should_notify_now(self, database: str, wakeup: Wakeup) -> bool:
-        """Whether to send ``wakeup``. The caller must, or say so by ``forget()``."""
-        if wakeup.cancel or wakeup.due is not None:  # workers look for these once
+        """Whether to send ``wakeup``. Then the caller must send it, or call ``forget()``."""
+        if wakeup.cancel or wakeup.due is not None:  # workers react to each of these once
             return True
         now = time.monotonic()
         key = (database, wakeup)
         if now - self._since.get(key, -INTERVAL) < INTERVAL:
             return False
-        if len(self._since) > MOST_TOLD:
+        if len(self._since) > MOST_REMEMBERED:
             self._since.clear()
         self._since[key] = now
         return True
 
     def forget(self, database: str, wakeups: Iterable[Wakeup]) -> None:
-        """They couldn't be sent."""
+        """Note that these wake-ups couldn't be sent."""
         for wakeup in wakeups:
             self._since.pop((database, wakeup), None)
 
@@ -142,9 +142,9 @@ throttle = NotifyThrottle()
 
 
 class Notifier:
-    """Sends wake-ups after the commit that they tell of; nobody waits for them.
+    """Sends wake-ups after a commit; no caller waits for them.
 
-    Those that come while one is under way go together. One that gets lost costs a poll interval,
+    Wake-ups that come while a NOTIFY is under way go together in the next. A lost one costs a poll interval,
     never a task.
     """
 
@@ -161,25 +161,25 @@ class Notifier:
                 wakeup for wakeup in wakeups if throttle.should_notify_now(self._database, wakeup)
             )
         if self._waiting and self._sender is None:
-            # An empty context: the wake-up is nobody's, least of all the first caller's.
+            # An empty context, because the wake-ups belong to no caller, not even to the first.
             self._sender = asyncio.get_running_loop().create_task(
                 self._run(), context=Context(), name="aiotasks notifier"
             )
             self._sender.add_done_callback(self._ended)
 
     async def all_sent(self) -> None:
-        """Wait for what is under way; for a process that is about to end."""
+        """Wait until no wake-up is under way; for a process that is about to end."""
         while self._sender is not None:
             await asyncio.wait([self._sender])
 
     async def send_what_is_left(self) -> None:
-        """Send what hasn't gone, or try again; for a loop that ends, which has cut off the sender."""
+        """Send the waiting and the failed wake-ups; for a loop that ends, which has cancelled the sender."""
         self._waiting |= self._failed
         while self._waiting:
             await self._send()
 
     def _ended(self, sender: "asyncio.Task[None]") -> None:
-        """One that was cancelled before its first step (the loop is closing) hasn't run at all."""
+        """Do what a sender couldn't that a closing loop cancelled before its first step."""
         if self._sender is sender:
             self._sender = None
 
@@ -191,8 +191,8 @@ class Notifier:
                 except utils.Error as error:
                     logger.info(NOT_SENT, str(error))
         finally:
-            # Nothing is awaited between finding nothing to send and this: a wake-up that arrived in
-            # between would wait for the next one.
+            # Nothing is awaited between the last check of the loop above and this, or a wake-up that arrived
+            # in between would wait for the next one.
             self._sender = None
 
     async def _send(self) -> None:

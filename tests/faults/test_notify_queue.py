@@ -20,7 +20,7 @@ from .test_failover import connected
 
 COUNT = "SELECT count(*) FROM aiotasks_task"
 FULL = "too many notifications"
-LEFT_OUT = "a NOTIFY was left out of a transaction"
+LEFT_OUT = "NOTIFY was left out of a transaction"
 
 
 async def fill_with(filler: asyncpg.Connection, payload: str) -> None:
