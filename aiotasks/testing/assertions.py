@@ -1,4 +1,4 @@
-"""assert_enqueued: what was enqueued, by a look at the table."""
+"""assert_enqueued: asserts that the table has a row of a task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ __all__ = ["assert_enqueued"]
 def assert_enqueued(
     task: AnyTask, *, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None
 ) -> Any:
-    """Assert that ``task`` was enqueued, with these arguments where given, whatever came of it.
+    """Assert that ``task`` was enqueued, with these arguments where given, in whatever status it is.
 
     ``assert_enqueued(…)`` in sync code, ``await assert_enqueued(…)`` in coroutines. Returns the
     latest such task's TaskResult. The AssertionError says what was enqueued instead.

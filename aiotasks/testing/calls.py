@@ -1,4 +1,4 @@
-"""How drain() and assert_enqueued() are called: at once in sync code, awaited on an event loop."""
+"""Calls of drain() and assert_enqueued(): at once in sync code, awaited on an event loop."""
 
 import asyncio
 import warnings
@@ -20,10 +20,10 @@ __all__ = ["AwaitableResult", "Count", "here_or_awaited"]
 def here_or_awaited(
     name: str, run: Callable[[], Any], run_async: Callable[[], Coroutine[Any, Any, Any]]
 ) -> Any:
-    """Run at once in sync code; on an event loop return what must be awaited.
+    """Run at once in sync code; on an event loop return an awaitable.
 
-    Sync code on an event loop's thread can't be told from a coroutine there, so where the site allows
-    the former both get a result that may be awaited. Below ``async_to_sync`` the thread that waits has
+    Sync code on an event loop's thread looks like a coroutine there, so if the site allows the former, both
+    get a result that may be awaited. Below ``async_to_sync`` the thread that waits has
     the connection, so there awaiting is the only way.
     """
     if asyncio._get_running_loop() is None:
@@ -41,9 +41,9 @@ def here_or_awaited(
 
 
 class _MustBeAwaited(Coroutine[Any, Any, Any]):
-    """A coroutine that cancels the asyncio task in which it was made if nobody awaits it.
+    """A coroutine that cancels the asyncio task in which it was made, if it is never awaited.
 
-    The warning of an ordinary one, at garbage collection, leaves the test green.
+    An ordinary one only warns at garbage collection, and the test passes.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class _MustBeAwaited(Coroutine[Any, Any, Any]):
     def __del__(self) -> None:
         if self._coroutine is not None:
             return
-        message = f"{self._name}() did nothing, as it wasn't awaited: write `await {self._name}(…)`."
+        message = f"{self._name}() did nothing, because it wasn't awaited: write `await {self._name}(…)`."
         if self._caller.done():
             warnings.warn(message, RuntimeWarning, stacklevel=2, source=self)
         elif asyncio._get_running_loop() is (loop := self._caller.get_loop()):
@@ -88,7 +88,7 @@ class _MustBeAwaited(Coroutine[Any, Any, Any]):
 
 
 class Count(int):
-    """How many tasks ran; may be awaited, too."""
+    """The number of tasks that ran; may be awaited, too."""
 
     def __await__(self) -> Generator[Any, Any, int]:
         yield from ()
@@ -96,7 +96,7 @@ class Count(int):
 
 
 class AwaitableResult(PostgresTaskResult):
-    """A TaskResult that may be awaited, which gives an ordinary one."""
+    """A TaskResult that may be awaited; that returns an ordinary one."""
 
     __slots__ = ()
     __hash__ = PostgresTaskResult.__hash__

@@ -1,4 +1,4 @@
-"""drain: a worker of the real parts, run by a test."""
+"""drain: a worker made of the real parts, run by a test."""
 
 import asyncio
 import logging
@@ -44,13 +44,13 @@ __all__ = ["drain"]
 
 logger = logging.getLogger("aiotasks.testing")
 
-# Seconds that a drain may take, unless its caller says otherwise.
+# Seconds that a drain may take by default.
 TIMEOUT = 60.0
 
 # The lease of a drain's worker, in seconds: nothing renews it.
 LEASE_TIMEOUT = 24 * 3600.0
 
-# Seconds that each step of giving back may take, once a drain was cancelled or has run into its limit.
+# Seconds for each step of the clean-up after a drain was cancelled or has reached its limit.
 CLEAN_UP_TIMEOUT = 1.0
 
 
@@ -58,14 +58,13 @@ def drain(backend: str = "default", *, timeout: float | None = TIMEOUT) -> Any:
     """Run the backend's tasks in this process until none is READY or due; returns how many ran.
 
     ``drain()`` in sync code, ``await drain()`` in coroutines. The tasks pass through the real
-    claim, runner and finisher, one at a time; what they enqueue is run too, and what fails is FAILED,
-    as its result says. Tasks scheduled for later are left alone. Sync tasks and ORM calls run where the
-    test's own do, so that they see what it sees. Where a transaction is open there, each task has a
-    savepoint: a database error that the task hits outside ``atomic()`` undoes what this task wrote, and
-    nothing else.
+    claim, runner and finisher, one at a time; tasks that they enqueue run, too, and a task that fails is
+    FAILED, as its result says. Tasks scheduled for later are left alone. Sync tasks and ORM calls run where
+    the test's own do, so that they see what it sees. Where a transaction is open there, each task has a
+    savepoint: a database error outside ``atomic()`` undoes the writes of its task, and nothing else.
 
-    ``timeout`` is for all of it, in seconds (None: no limit). Raises TimeoutError, which says what was
-    waited for; ImproperlyConfigured for an alias that isn't a backend of aiotasks, or has a mistake in
+    ``timeout`` is for all of it, in seconds (None: no limit). Raises TimeoutError, which says what the
+    drain waited for; ImproperlyConfigured for an alias that isn't a backend of aiotasks, or has a mistake in
     its settings; RuntimeError where a task has closed the connection of the test's transaction.
     """
 
@@ -76,7 +75,7 @@ def drain(backend: str = "default", *, timeout: float | None = TIMEOUT) -> Any:
 
 
 class _Drain:
-    """A worker made of the real parts that runs one task after another: savepoints are a stack."""
+    """A worker made of the real parts. It runs one task after another, because savepoints are a stack."""
 
     def __init__(self, alias: str, limit: asyncio.Timeout) -> None:
         backend = backend_of(alias)
@@ -90,7 +89,7 @@ class _Drain:
         self._thread = thread
         self._store = store = Store(self.driver)
         self._claimed: deque[Job] = deque()
-        self._execution: Execution | None = None  # the task's that has just ended
+        self._execution: Execution | None = None  # of the task that has just ended
         self._ended = asyncio.Event()
         self._lease = Lease(LEASE_TIMEOUT)
         self._slots = Slots(loop=1, threads=1)  # for the tasks that are claimed and haven't begun
@@ -132,7 +131,7 @@ class _Drain:
             raise TimeoutError(
                 f"drain() has run {drain.ran} tasks in {timeout:g} s, and waits for {drain.waits_for}."
                 + (f" The database's last error: {answer}" if answer is not None else "")
-                + " Where that is as it should be, pass a longer `timeout`."
+                + " If that is intended, pass a longer `timeout`."
             ) from error
         return drain.ran
 
@@ -158,7 +157,7 @@ class _Drain:
         await self._store.remove_worker(worker_id)
 
     async def _claim(self) -> int:
-        """Where this is cancelled meanwhile, what is claimed is known nevertheless, and is given back."""
+        """Claim. If this is cancelled meanwhile, the claimed tasks are known all the same, and given back."""
         claiming = asyncio.ensure_future(self._claimer.run_once())
         try:
             return await asyncio.shield(claiming)
@@ -203,13 +202,12 @@ class _Drain:
         await self._finisher.announcer.all_announced()
 
     async def _cancel_task(self, savepoints: "_Savepoints", close: Callable[[], None]) -> None:
-        """End the task that runs as far as it can be, and give it back; store the outcome of one that has
-        just ended."""
+        """Cancel the running task if possible, and give it back; store the outcome of an ended one."""
         for execution in list(self._runner.running):
             if self._limit.expired():
                 self.waits_for += _stack_of(execution, savepoints.thread_id)
                 if execution.in_thread:
-                    # Until it ends, the thread that could raise the error is busy with it.
+                    # The thread that could raise the error is busy with the task until that ends.
                     logger.error("drain() waits for %s", self.waits_for)
                     savepoints.interrupt()
             self._runner.cancel(execution, "shutdown")
@@ -248,7 +246,7 @@ class _Drain:
 
 
 def _stack_of(execution: Execution, thread_id: int) -> str:
-    """Where the task is, as text."""
+    """The task's stack, as text."""
     if execution.in_thread:
         stack = traceback.extract_stack(sys._current_frames().get(thread_id), limit=20)
     else:
@@ -276,7 +274,7 @@ class _Savepoints:
                 self._blocks[connection.alias] = block
 
     def close(self, who: str) -> None:
-        """Keep what ``who`` has written, or undo it if the transaction is broken. Raises RuntimeError."""
+        """Keep the writes of ``who``, or undo them in a broken transaction; RuntimeError if it has ended."""
         for connection in connections.all(initialized_only=True):
             block = self._blocks.get(connection.alias)
             while connection.in_atomic_block and connection.atomic_blocks[-1:] != [block]:
@@ -296,7 +294,7 @@ class _Savepoints:
             ):
                 raise RuntimeError(
                     f"{who} has closed the connection {connection.alias!r} or ended its transaction, which "
-                    "is the test's own. Use TransactionTestCase for what does that."
+                    "is the test's own. Use TransactionTestCase for such a task."
                 )
 
     def interrupt(self) -> None:
@@ -315,7 +313,7 @@ async def _in_savepoints(thread: "_TestThread", sending: Coroutine[Any, Any, Non
 
 
 class _TestThread:
-    """The thread that the test's own sync code runs in, as a place for statements and sync tasks."""
+    """The thread of the test's own sync code, for statements and sync tasks."""
 
     def __init__(self) -> None:
         # asgiref finds the waiting thread by the context, which runner and Batcher don't inherit.
@@ -326,7 +324,7 @@ class _TestThread:
         return asyncio.get_running_loop().create_task(coroutine, context=self._context.copy())
 
     async def enter_savepoints(self) -> "_Savepoints":
-        """Open them. Where this is cancelled meanwhile, none stays open."""
+        """Open the savepoints. If this is cancelled meanwhile, none stays open."""
         entering = self.run(_Savepoints)
         try:
             return await asyncio.shield(entering)
@@ -337,20 +335,20 @@ class _TestThread:
 
 
 class _TestContext:
-    """A fresh context for a task; its ORM calls go wherever asgiref sends the test's own."""
+    """A new context for a task; its ORM calls run where asgiref runs the test's own."""
 
     def __init__(self) -> None:
         self.context = Context()
 
     def release(self) -> None:
-        """It holds nothing."""
+        """Do nothing: the context holds no thread."""
 
 
 class _WaitingDriver:
     """DjangoDriver, on the thread that waits for the drain: inside its open transaction.
 
-    Each statement has a savepoint there, so that one that is refused (a value, a trigger of the site) can be
-    followed by another.
+    Each statement has a savepoint there, so that another can follow one that is refused (for a value, by a
+    trigger of the site).
     """
 
     def __init__(self, alias: str, thread: _TestThread) -> None:
@@ -368,7 +366,7 @@ class _WaitingDriver:
 
 
 class _Watched:
-    """A driver whose last error is known, for the message about a drain that doesn't end."""
+    """A driver that keeps its last error, for the message about a drain that doesn't end."""
 
     def __init__(self, driver: Driver) -> None:
         self.error: utils.Error | None = None

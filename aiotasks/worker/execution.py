@@ -12,16 +12,16 @@ from .outcomes import Outcome, Released
 
 __all__ = ["Execution", "NotStarted", "Reason", "RunContext", "carry", "carry_here"]
 
-# Why we cancel a task that runs.
+# Why the worker cancels a running task.
 type Reason = Literal["shutdown", "lost lease", "cancelled"]
 
 
 class NotStarted(RuntimeError):
-    """The machine refuses a thread: the call hasn't begun, and never will."""
+    """The machine refuses a thread, so the call won't run."""
 
 
 class RunContext(Protocol):
-    """Where user code runs: a context, and what its ORM calls in there hold until the release."""
+    """Where user code runs: a context, and the thread of its ORM calls until the release."""
 
     @property
     def context(self) -> Context: ...
@@ -32,13 +32,13 @@ class RunContext(Protocol):
 def carry(source: Context, into: Context, own: Iterable[ContextVar[Any]]) -> None:
     """Set the variables of one context in another, as asgiref does between a coroutine and its threads.
 
-    Those that a place has of its ``own`` stay as they are.
+    The variables in ``own`` keep their values.
     """
     into.run(carry_here, source, own)
 
 
 def carry_here(source: Context, own: Iterable[ContextVar[Any]]) -> None:
-    """``carry`` into the current context."""
+    """Set the variables of ``source`` in the current context, but those in ``own``."""
     here = copy_context()
     kept = [(variable, here[variable]) for variable in own if variable in here]
     restore_context(source)
@@ -47,15 +47,16 @@ def carry_here(source: Context, own: Iterable[ContextVar[Any]]) -> None:
 
 
 class Execution:
-    """A job that is being run, and what has become of it so far.
+    """A job that is being run, and its state.
 
-    ``cancelled_for`` says that *we* cancelled it, and why: whatever the body raises after that
-    is our doing, and the job goes back instead of failing. ``result`` is the job as receivers and
-    the task's context see it, made only where somebody looks. ``perhaps_written``: a statement that
-    brings its outcome may have gone through. ``asked_to_end``: why it was to be cancelled while its body
-    was in a thread, which has no effect before it is back on the loop, if it ever is. ``context``: that of
-    receivers and body; ``thread_context``: that of a body in a thread, which has its own, as one can't be
-    entered twice at a time.
+    cancelled_for: why the worker cancelled it; None if it didn't. Whatever the body raises after
+        that, the job is released instead of failing.
+    asked_to_end: why it was cancelled while its body was in a thread. That has no effect until the body is
+        back on the loop, if it ever is.
+    result: the job as receivers and the task's context get it, made only if one of them needs it.
+    perhaps_written: a statement with its outcome may have succeeded.
+    context: that of receivers and body. thread_context: that of a body in a thread, because a context
+        can't be entered twice at a time.
     """
 
     __slots__ = (
@@ -89,27 +90,29 @@ class Execution:
         self.perhaps_written = False
         self.cancelled_for: Reason | None = None
         self.asked_to_end: Reason | None = None
-        self.in_thread = False  # its body has gone to a thread, which can't be cancelled
-        self.began: float | None = None  # when it, or its body in its thread, has begun: monotonic clock
-        self.seconds: float | None = None  # which the attempt has taken; None if it hasn't ended, or begun
+        self.in_thread = False  # its body is in a thread, which can't be cancelled
+        self.began: float | None = None  # when it, or its body in a thread, began: monotonic clock
+        self.seconds: float | None = (
+            None  # the duration of the attempt; None if it hasn't ended, or never began
+        )
         self.abandoned = False
         self.interference_logged = False  # an attempt on the loop or on others' asyncio tasks has been logged
 
     def end(self, outcome: Outcome) -> None:
-        """Set ``seconds`` and then its outcome. Called in the thread in which the body has ended."""
+        """Set ``seconds`` and then the outcome. Call it in the thread in which the body has ended."""
         if self.seconds is None and self.began is not None:
             self.seconds = time.monotonic() - self.began
         self.outcome = outcome
 
     def given_back(self) -> "Execution":
-        """Another execution of its claim, with the outcome Released: its thread may still set this one's."""
+        """Return an execution of the same claim that is Released: a thread may still end this one."""
         other = Execution(self.job)
         other.began = self.began
         other.end(Released())
         return other
 
     def release_context(self) -> None:
-        """Release what its ORM calls hold."""
+        """Release the thread of its ORM calls."""
         if self.run_context is not None:
             self.run_context.release()
             self.run_context = None

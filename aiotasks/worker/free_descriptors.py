@@ -7,14 +7,14 @@ import sys
 
 __all__ = ["CONNECTION_DESCRIPTORS", "SPARE_DESCRIPTORS", "count_free_descriptors"]
 
-# What must be free for another thread with a connection: two that libpq and its wait open for it, and what
-# the worker's own connections, files and sockets need meanwhile.
+# The descriptors that must be free for another thread with a connection: two that libpq and its wait open,
+# and some for the worker's own connections, files and sockets.
 CONNECTION_DESCRIPTORS = 2
 SPARE_DESCRIPTORS = 8
 
 
 def count_free_descriptors() -> int:
-    """Return how many are free. Opens one at the most for that: other threads may need the last ones."""
+    """Return how many are free. It opens at most one itself: other threads may need the last ones."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY:
         return sys.maxsize

@@ -1,4 +1,4 @@
-"""What is looked at before a worker runs: its arguments, and whether the database is there."""
+"""The checks before a worker runs: its arguments, the database, descriptors, connections and privileges."""
 
 import asyncio
 import logging
@@ -28,10 +28,10 @@ from .free_descriptors import CONNECTION_DESCRIPTORS, SPARE_DESCRIPTORS, count_f
 __all__ = [
     "Room",
     "backend_of",
+    "check_descriptors",
+    "check_privileges",
     "explain",
-    "find_descriptors",
     "find_room",
-    "look_at_rights",
     "number_of_slots",
     "queues_of",
     "reach_database",
@@ -42,7 +42,7 @@ logger = logging.getLogger("aiotasks.worker")
 
 
 def backend_of(alias: str) -> PostgresBackend:
-    """The backend at an alias of TASKS. Raises ImproperlyConfigured for a mistake in its settings."""
+    """Return the backend at an alias of TASKS. Raises ImproperlyConfigured for a mistake in its settings."""
     if alias not in task_backends.settings:
         known = ", ".join(repr(one) for one in task_backends.settings)
         raise ImproperlyConfigured(f"TASKS has no backend {alias!r}; it has {known}.")
@@ -59,7 +59,7 @@ def backend_of(alias: str) -> PostgresBackend:
 
 
 def queues_of(backend: PostgresBackend, wanted: Sequence[str] | None) -> list[str]:
-    """The queues to serve, sorted; empty for any name. Raises TypeError and ValueError."""
+    """Return the queues to serve, sorted; empty for any name. Raises TypeError and ValueError."""
     known = backend.queues
     if wanted is None:
         return sorted(known)
@@ -79,7 +79,7 @@ def queues_of(backend: PostgresBackend, wanted: Sequence[str] | None) -> list[st
 
 
 def number_of_slots(name: str, value: int) -> int:
-    """``value``, the worker's argument ``name``. Raises TypeError and ValueError."""
+    """Return ``value``, the worker's argument ``name``. Raises TypeError and ValueError if it is wrong."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number from 0 to 100000, not {value!r}.")
     if not 0 <= value <= 100_000:
@@ -88,7 +88,7 @@ def number_of_slots(name: str, value: int) -> int:
 
 
 def seconds_of_grace(value: float) -> float:
-    """``value``, the worker's argument ``grace``. Raises TypeError and ValueError."""
+    """Return ``value``, the worker's argument ``grace``. Raises TypeError and ValueError if it is wrong."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"grace must be 0 to 86400 seconds, not {value!r}.")
     if not 0 <= value <= 86_400:
@@ -105,11 +105,10 @@ async def reach_database(
     stopping: asyncio.Event,
     failed: Callable[[], None],
 ) -> bool:
-    """Wait until tasks can be claimed and finished; False where ``stopping`` is set before that.
+    """Wait until tasks can be claimed and finished; returns False if ``stopping`` is set before that.
 
-    ``within`` is in seconds (None: for ever). ``failed`` is called after every failed try. Raises
-    DatabaseNotReady when the time is up, and at once for what waiting can't mend, unless it may
-    wait for ever.
+    ``within`` is in seconds (None: forever). ``failed`` is called after every failed try. Unless it may wait
+    forever, it raises DatabaseNotReady when the time is up, and at once for an error that waiting can't fix.
     """
     loop = asyncio.get_running_loop()
     end = None if within is None else loop.time() + within
@@ -141,11 +140,11 @@ FEWEST_IN_POOL = 2
 OWN_DESCRIPTORS = FEWEST_IN_POOL + 5
 
 
-def find_descriptors(loop_resources: LoopResources, *, lanes: int, must: bool) -> None:
-    """See how many file descriptors are free, and have the pool leave those of a thread with a connection in
-    each of so many ``lanes``. Without them tasks would be claimed and wait for ever.
+def check_descriptors(loop_resources: LoopResources, *, lanes: int, must: bool) -> None:
+    """Count the free file descriptors, and limit the pool so that a thread with a connection can start in
+    each of so many ``lanes``. Without that, claimed tasks would wait forever.
 
-    Raises ImproperlyConfigured where there are too few (``must``: else that is logged).
+    If there are too few: raises ImproperlyConfigured with ``must``, else logs an error.
     """
     fewest = OWN_DESCRIPTORS + SPARE_DESCRIPTORS + lanes * CONNECTION_DESCRIPTORS
     pool = loop_resources.options.pool_max_size
@@ -164,16 +163,16 @@ def find_descriptors(loop_resources: LoopResources, *, lanes: int, must: bool) -
         loop_resources.driver.cache.limit_to(room)
 
 
-# What a worker enters itself by.
+# The privilege that a worker needs to register.
 FOR_A_LEASE = "INSERT ON aiotasks_worker"
 
-# The lease, statements and the tasks' own need one connection each. With one more there is LISTEN.
+# Lease, statements and the tasks' queries need a connection each; LISTEN needs one more.
 FEWEST_CONNECTIONS = 3
 ENOUGH_TO_LISTEN = 4
 
 
 class Room(NamedTuple):
-    """What the server's connections allow a worker, next to its lease and its pool."""
+    """How a worker uses the connections that the server allows. One more is for its lease."""
 
     pool: int
     listens: bool  # one of them may be the listener's
@@ -183,31 +182,30 @@ class Room(NamedTuple):
 
 
 async def find_room(loop_resources: LoopResources, *, concurrency: int, threads: int, must: bool) -> Room:
-    """See how many connections the server allows, and have pool and threads do with less where those are
-    too few.
+    """Ask how many connections the server allows, and limit pool and threads to that.
 
-    Raises DatabaseNotReady where no task could make a query (``must``: else that is logged).
+    If no task could make a query: raises DatabaseNotReady with ``must``, else logs an error.
     """
     options = loop_resources.options
     enough = Room(options.pool_max_size, True, threads, options.async_db_threads)
     if not options.statement_cache_size:
-        return enough  # a pooler is in front, whose limits are others
+        return enough  # behind a pooler other limits hold
     try:
         allowed = (await loop_resources.store.inspect_server()).allowed
     except utils.Error:
-        return enough  # the parts meet it, too, and wait
+        return enough  # the worker's parts get the error, too, and wait
     wanted = options.most_connections(concurrency, threads)
     if allowed >= wanted:
         return enough
-    told = (
+    allowance = (
         f"PostgreSQL allows this role {allowed} connections (max_connections, or the CONNECTION LIMIT of the "
         f"role or the database) of the {wanted} that the worker may want"
     )
     remedy = "Raise it, or lower POOL_MAX_SIZE, ASYNC_DB_THREADS or --threads."
     if allowed < FEWEST_CONNECTIONS:
         sentence = (
-            f"{told}; it needs {FEWEST_CONNECTIONS}, for its lease, its statements and its tasks' queries. "
-            f"{remedy}"
+            f"{allowance}; it needs {FEWEST_CONNECTIONS}, for its lease, its statements and its tasks' "
+            f"queries. {remedy}"
         )
         if must:
             raise DatabaseNotReady(sentence)
@@ -228,23 +226,23 @@ async def find_room(loop_resources: LoopResources, *, concurrency: int, threads:
             f"tasks' queries share the {left} left, so no thread keeps one after a task or a query, and as "
             f"many sync tasks run at a time: {min(threads, left)}"
         )
-    logger.warning("The worker uses fewer connections. %s: %s. %s", told, "; ".join(parts), remedy)
+    logger.warning("The worker uses fewer connections. %s: %s. %s", allowance, "; ".join(parts), remedy)
     return Room(pool, listens, min(threads, left), min(options.async_db_threads, left), shared)
 
 
-async def look_at_rights(store: Store, *, must: bool) -> None:
-    """Say what keeps this worker from a lease, or what row-level security hides from it: for the worker
-    that would look like an empty table.
+async def check_privileges(store: Store, *, must: bool) -> None:
+    """Log a missing privilege for the lease, and row-level security that hides rows from the worker: to it
+    the table would look empty.
 
-    Raises DatabaseNotReady where it can do nothing (``must``: else that is logged).
+    If it could do nothing: raises DatabaseNotReady with ``must``, else logs an error.
     """
     try:
         role, rights, _ = await store.select_rights()
         found = told(role, await store.select_row_security(), WORKER)
     except utils.Error:
-        return  # the parts meet it, too, and wait
-    if rights is not None and FOR_A_LEASE not in rights:  # what else is missing has been met before
-        found = True, f"Role {role} lacks {FOR_A_LEASE}.", f"GRANT {FOR_A_LEASE} TO {role}"
+        return  # the worker's parts get the error, too, and wait
+    if rights is not None and FOR_A_LEASE not in rights:  # reach_database() has failed for any other
+        found = True, f"Role {role} is missing the privilege {FOR_A_LEASE}.", f"GRANT {FOR_A_LEASE} TO {role}"
     if found is not None:
         nothing, sentence, remedy = found
         if nothing and must:
@@ -254,8 +252,8 @@ async def look_at_rights(store: Store, *, must: bool) -> None:
 
 
 async def _unless(stopping: asyncio.Event, trying: Coroutine[Any, Any, None]) -> bool:
-    """Whether ``trying`` went through before ``stopping`` was set, which cuts it short: a line that
-    swallows everything would hold up the end for COMMAND_TIMEOUT, or for several.
+    """Return whether ``trying`` succeeded before ``stopping`` was set. That cancels it, because a connection
+    without answers would delay the end for COMMAND_TIMEOUT or longer.
     """
     tried, stopped = (asyncio.ensure_future(one) for one in (trying, stopping.wait()))
     try:
@@ -272,11 +270,10 @@ async def _unless(stopping: asyncio.Event, trying: Coroutine[Any, Any, None]) ->
 
 
 async def _claim_and_finish_nothing(store: Store, backend: str) -> None:
-    """Have two connections plan what a worker runs most.
+    """Run a claim and a finish without rows on two connections, so that these have planned the statements.
 
-    The first claim of a connection takes PostgreSQL 10 to 15 ms, the second 0.3. It also fails
-    where the tables can be read and not written, or are older than this code: what a worker can claim
-    and then not keep would be run by others, too.
+    The first claim of a connection takes PostgreSQL 10 to 15 ms, the second 0.3. This also fails if the
+    tables are read-only or older than this code: a worker must not claim tasks that it can't finish.
     """
     none = LaneRequest([], [], 0)
     claims = (store.claim_jobs(uuid.uuid4(), uuid.uuid4(), backend, loop=none, thread=none) for _ in range(2))
@@ -287,18 +284,18 @@ async def _claim_and_finish_nothing(store: Store, backend: str) -> None:
     await asyncio.gather(*finishes, store.renew_lease(uuid.uuid4(), 0.0))
 
 
-# Seconds that Django's connection has for telling how it differs.
+# Seconds for the comparison with Django's connection.
 COMPARE_TIMEOUT = 5.0
 
 
 async def explain(error: utils.Error, database: str, store: Store) -> str:
-    """``describe()``, unless Django's own connection fares better: then how the two differ."""
+    """Return ``describe()``'s sentence or, if Django's own connection works, how the two differ."""
     reason = describe(error, database)
     if not is_about_the_session(error):
         return reason
     try:
         theirs = await djangos_session(database, timeout=COMPARE_TIMEOUT)
-    except Exception:  # whatever an engine raises: Django fares no better
+    except Exception:  # any error of an engine: Django can't connect either
         return reason
     try:
         ours = await our_session(store.driver)

@@ -1,4 +1,4 @@
-"""Keeping SystemExit and KeyboardInterrupt of user code from stopping the worker's loop.
+"""The task factory of the worker's loop, which SystemExit and KeyboardInterrupt of tasks must not stop.
 
 asyncio (and uvloop) re-raise both out of ``run_forever()`` from *any* task, so also from one that
 a task spawned: ``gather(child())`` with a child that calls ``sys.exit()`` ends the process.
@@ -24,7 +24,7 @@ class ExitRaised(BaseException):
 
 
 class _Guarded(Coroutine[Any, Any, Any]):
-    """A coroutine that passes everything on, but exits as ExitRaised."""
+    """A coroutine that behaves as the one it wraps, but raises ExitRaised in place of exits."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         self._coroutine = coroutine
@@ -47,17 +47,17 @@ class _Guarded(Coroutine[Any, Any, Any]):
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._coroutine.__await__()
 
-    def __getattr__(self, name: str) -> Any:  # cr_code and the like, for those who look into tasks
+    def __getattr__(self, name: str) -> Any:  # cr_code and the like, for code that inspects asyncio tasks
         return getattr(self._coroutine, name)
 
 
 def task_factory(
     loop: asyncio.AbstractEventLoop, coroutine: Any, *, context: Context | None = None, **options: Any
 ) -> "asyncio.Task[Any]":
-    """For ``loop.set_task_factory``, on a loop that is the worker's own.
+    """For ``loop.set_task_factory``, on the loop of a worker's process.
 
-    What a task starts is a plain asyncio task, which anybody may cancel: clients that tasks share have some.
-    What this package starts for all callers while a task waits (a wake-up) is the worker's own.
+    Tasks start plain asyncio tasks, which any code may cancel: clients that tasks share have some. While a
+    task waits, this package may start an asyncio task for all callers (a wake-up): that is the worker's own.
     """
     own = current.get() is None or (
         context is not None and context.get(current) is None and _is_of_this_package(coroutine)

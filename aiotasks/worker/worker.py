@@ -18,9 +18,9 @@ from .events import EventLog, Events
 from .execution import Execution
 from .startup import (
     backend_of,
-    find_descriptors,
+    check_descriptors,
+    check_privileges,
     find_room,
-    look_at_rights,
     number_of_slots,
     queues_of,
     reach_database,
@@ -210,7 +210,7 @@ class Worker:
     async def _main(self) -> None:
         loop_resources = resources(self._options)
         must = self._database_timeout is not None
-        find_descriptors(loop_resources, lanes=bool(self.concurrency) + bool(self.threads), must=must)
+        check_descriptors(loop_resources, lanes=bool(self.concurrency) + bool(self.threads), must=must)
         there = await reach_database(
             loop_resources.store,
             self.backend,
@@ -221,7 +221,7 @@ class Worker:
         )
         if not there:
             return  # told to stop before there was a database
-        await look_at_rights(loop_resources.store, must=must)
+        await check_privileges(loop_resources.store, must=must)
         room = await find_room(loop_resources, concurrency=self.concurrency, threads=self.threads, must=must)
         self.engine = Engine(
             loop_resources,

@@ -129,7 +129,9 @@ FORGETFUL = [forget, forget_and_go_on, forget_in_a_variable, forget_in_a_cycle]
 
 @pytest.mark.parametrize("forgetful", FORGETFUL)
 async def test_what_is_not_awaited_fails(database: str, forgetful: Callable[[], Any]) -> None:
-    with pytest.raises(asyncio.CancelledError, match=r"did nothing, as it wasn't awaited: write `await "):
+    with pytest.raises(
+        asyncio.CancelledError, match=r"did nothing, because it wasn't awaited: write `await "
+    ):
         await asyncio.create_task(forgetful())
 
 
