@@ -66,6 +66,17 @@ def test_the_state_machine_has_every_statement_that_changes_a_status() -> None:
     assert set(_STATEMENT.findall(diagram)) == found
 
 
+def test_every_module_is_on_the_page_of_its_subsystem() -> None:
+    pages = "".join(page.read_text("utf-8") for page in (ROOT / "docs/internals").glob("*.md"))
+    modules = [
+        str(path.relative_to(ROOT))
+        for package in ("db", "logs", "operations", "store", "testing", "worker")
+        for path in (ROOT / "aiotasks" / package).rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    assert [module for module in modules if f"`{module}`" not in pages] == []
+
+
 def test_the_layers_are_those_that_import_linter_checks() -> None:
     page = (ROOT / "docs/internals/overview.md").read_text("utf-8")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
