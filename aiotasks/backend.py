@@ -1,4 +1,4 @@
-"""PostgresBackend: what ``TASKS[alias]["BACKEND"]`` names. Async first; connects to nothing."""
+"""PostgresBackend, which ``TASKS[alias]["BACKEND"]`` names. Async first; connects to nothing."""
 
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -40,15 +40,14 @@ else:
 
 __all__ = ["PostgresBackend"]
 
-# A name goes into NOTIFY payloads, whose limit is 8,000 bytes; no one's names are longer.
+# Characters. A name goes into NOTIFY payloads, whose limit is 8,000 bytes.
 MAX_QUEUE_NAME = 200
 
-# Bytes of arguments in one aenqueue_many(): one statement, which PostgreSQL takes up to 1 GB of.
+# Bytes of arguments in one aenqueue_many(): it is one statement, and PostgreSQL takes up to 1 GB.
 MAX_MANY_SIZE = 256 * 1024 * 1024
 
-
-# What run_after may be: a day from either end of Python's datetime, as PostgreSQL and Django convert it to a
-# time zone. (asyncpg takes datetime.max for 'infinity'.)
+# The limits of run_after: a day from either end of Python's datetime, because PostgreSQL and Django convert
+# it to a time zone, and asyncpg stores datetime.max as 'infinity'.
 EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 
@@ -57,8 +56,8 @@ class PostgresBackend(BaseTaskBackend):
     """Stores tasks in PostgreSQL, for aiotasks' workers to run.
 
     Django makes an instance per thread and context, at import time too: it is cheap, owns
-    nothing and connects to nothing. The logic stands once, in coroutines that are told which
-    way to take (``store/routes.py``):
+    nothing and connects to nothing. The logic stands once, in coroutines that take the route to the
+    database as an argument (``store/routes.py``):
 
     - ``aenqueue`` and ``aget_result`` go over asyncpg on the running loop, or, where sync code
       waits for them, over that code's Django connection;
@@ -86,7 +85,8 @@ class PostgresBackend(BaseTaskBackend):
 
     def validate_task(self, task: AnyTask) -> None:
         if apps.ready and not _is_installed():
-            # Django's check of the settings isn't there before something imports django.tasks: this does.
+            # Django checks TASKS only after something has imported django.tasks, so the check may not have
+            # run.
             raise ImproperlyConfigured(
                 f"TASKS[{self.alias!r}] uses aiotasks, but INSTALLED_APPS doesn't have it: add 'aiotasks' "
                 "and run `manage.py migrate`."
@@ -103,7 +103,7 @@ class PostgresBackend(BaseTaskBackend):
                 f"run_after must be from {EARLIEST.date()} to {LATEST.date()} (UTC), to be a time in every "
                 f"time zone, not {task.run_after.isoformat()}."
             )
-        super().validate_task(task)  # takes both for granted
+        super().validate_task(task)  # relies on both checks
 
     async def aenqueue(  # type: ignore[override]  # the base's parameters are generic in the stubs
         self, task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -119,7 +119,7 @@ class PostgresBackend(BaseTaskBackend):
     async def aenqueue_many(
         self, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
     ) -> list[AnyResult]:
-        """Store one task for each ``(args, kwargs)``: all of them, or on an error none.
+        """Store one task for each ``(args, kwargs)``: all tasks, or on an error none.
 
         Raises ValueError for more than 256 MiB of arguments, TypeError for a call that isn't such a pair,
         else what ``aenqueue`` does; an error names the call by its number (``calls[3]``).
@@ -127,17 +127,17 @@ class PostgresBackend(BaseTaskBackend):
         return await self._dispatch(PostgresBackend._enqueue_many, task, calls)
 
     async def aget_result(self, result_id: str) -> AnyResult:
-        """Look a task up. Raises TaskResultDoesNotExist, also for an id that can't be one."""
+        """Return the result of a task. Raises TaskResultDoesNotExist, also for a malformed id."""
         return await self._dispatch(PostgresBackend._get_result, result_id)
 
     async def acancel(self, result: AnyResult) -> bool:
-        """Cancel a task; whether it still could be. See ``PostgresTaskResult.acancel``."""
+        """Cancel a task; return whether that was still possible. See ``PostgresTaskResult.acancel``."""
         return await self._dispatch(PostgresBackend._cancel, result)
 
     async def _dispatch[Result](
         self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any
     ) -> Result:
-        """Run ``logic`` where it belongs: on the thread of whoever waits, or on this loop."""
+        """Run ``logic`` on this loop, or, where sync code waits for it, on that code's thread."""
         if belongs_to_django(self.config.database):
             return await sync_to_async(self.run_over_django, thread_sensitive=True)(logic, *args)
         try:
@@ -155,7 +155,7 @@ class PostgresBackend(BaseTaskBackend):
             raise self._explained(error) from error.__cause__
 
     def _explained(self, error: ProgrammingError) -> ProgrammingError:
-        """The same error; where tables or columns are missing, one that says what to do."""
+        """Return the error; where tables or columns are missing, one that says what to do."""
         reason = about_tables(error, self.config.database)
         return error if reason is None else ProgrammingError(reason)
 
@@ -213,9 +213,9 @@ class PostgresBackend(BaseTaskBackend):
     cancel = SyncMethod(_cancel, name="acancel")
 
     def _check_path(self, task: AnyTask) -> None:
-        """A worker finds a task by its path alone, so the path must lead back to one."""
+        """Refuse a task that its path doesn't lead back to: a worker has nothing but the path."""
         if not isinstance(task, Task):
-            raise TypeError(f"A task is enqueued, made by @task; this is {task!r:.100}.")
+            raise TypeError(f"Expected a task made by @task, not {task!r:.100}.")
         self.validate_task(task)
         try:
             found = resolve(task.module_path)
@@ -234,7 +234,7 @@ class PostgresBackend(BaseTaskBackend):
     def _new(
         self, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]], *, many: bool
     ) -> tuple[list[NewJob], list[AnyResult]]:
-        """A row and a TaskResult for each call."""
+        """Return a row and a TaskResult for each call."""
         limit = self.config.max_argument_size
         now = timezone.now()
         enqueued_at = now if timezone.is_aware(now) else timezone.make_aware(now)
@@ -276,31 +276,33 @@ class PostgresBackend(BaseTaskBackend):
         return jobs, results
 
     def close(self) -> None:
-        """Nothing to close: what connects belongs to event loops, and ends with them."""
+        """Do nothing: connections belong to event loops, and end with them."""
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
         return checks.check_backend(self.alias, self._params)
 
 
 def _is_installed() -> bool:
-    """Whether the app is; 0.1 µs, where apps.is_installed() looks through all of them."""
+    """Return whether the app is installed: 0.1 µs, where apps.is_installed() compares all apps."""
     return "aiotasks" in apps.app_configs or apps.is_installed("aiotasks")
 
 
 def _is_within_bounds(moment: datetime) -> bool:
-    """Whether every time zone can show the moment."""
+    """Return whether every time zone can show the moment."""
     try:
         if timezone.is_naive(moment):
             if settings.USE_TZ:
-                return True  # refused by Django for that
+                return True  # Django refuses it, because it is naive
             moment = timezone.make_aware(moment)
         return EARLIEST <= moment <= LATEST
-    except (OverflowError, ValueError):  # its own time zone can't
+    except (OverflowError, ValueError):  # its own time zone can't show it
         return False
 
 
 def _pair(call: Any) -> tuple[list[Any], dict[str, Any]]:
-    """A call's args and kwargs. Raises TypeError for what ``list()`` and ``dict()`` would make others of."""
+    """Return a call's args and kwargs. Raises TypeError for values that ``list()`` and ``dict()`` would
+    change.
+    """
     match call:
         case (tuple() | list() as args, dict() as kwargs):  # nearly all
             return list(args), dict(kwargs)

@@ -1,4 +1,4 @@
-"""The options of a backend: ``TASKS[alias]["OPTIONS"]``, read once and checked at the door."""
+"""The options of a backend: ``TASKS[alias]["OPTIONS"]``, parsed and checked once."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from .policies.keep import parse_keep_time
 __all__ = ["Aliases", "Options", "shown"]
 
 
-# Whoever takes DATABASE for the place of a URL, a DSN or a dict has written a password there.
+# Passwords in values: DATABASE may hold a URL, a DSN or a dict by mistake.
 _PASSWORDS = re.compile(
     r"""(?P<before> ://[^/\s]*?: | passw\w*['"]?\s*[:=]\s* )  ( '[^']*' | "[^"]*" | \S+(?=@) | [^\s,]+ )""",
     re.IGNORECASE | re.VERBOSE,
@@ -21,7 +21,7 @@ _PASSWORDS = re.compile(
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it, whatever it is, without passwords."""
+    """Return the repr of any value for a message, at most 500 characters, without passwords."""
     try:
         return _PASSWORDS.sub(r"\g<before>***", repr(value))[:500]
     except Exception:  # an integer of 5,000 digits, something nested too deep
@@ -72,7 +72,7 @@ def _keep_time(value: Any) -> float | None:
 
 
 class Aliases(dict[str, str]):
-    """Paths that tasks once had, and where each is now. Not to be changed: Options are hashed by it."""
+    """Old paths of tasks, and the new path of each. Don't change one: Options are hashed by it."""
 
     def __hash__(self) -> int:  # type: ignore[override]  # dict says None
         return hash(frozenset(self.items()))
@@ -100,7 +100,7 @@ def _other_alias(value: Any) -> str | None:
     try:
         return None if value is None else _alias(value)
     except ValueError as error:
-        raise ValueError(f"{error}, or None for that of DATABASE") from None
+        raise ValueError(f"{error}, or None for the one in DATABASE") from None
 
 
 def _path(value: Any) -> str | None:
@@ -111,65 +111,65 @@ def _path(value: Any) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a backend's OPTIONS say. The fields are the option names in lower case.
+    """A backend's OPTIONS. The fields are the option names in lower case.
 
     Sizes are in bytes of JSON text, times in seconds.
     """
 
     database: str = "default"
-    # The same database by a direct line, where DATABASE goes through a pooler that breaks LISTEN.
+    # The same database by a direct connection, where DATABASE goes through a pooler that breaks LISTEN.
     listen_database: str | None = None
     pool_min_size: int = 0
     pool_max_size: int = 10
-    # 0 for a pooler in transaction mode: nothing prepared, and nothing SET on sessions that aren't ours.
+    # 0 for a pooler in transaction mode: no prepared statements, and no SET on sessions of other clients.
     statement_cache_size: int = 100
-    # Every statement of ours takes milliseconds; ten seconds without an answer is a dead line.
+    # Statements take milliseconds, so ten seconds without a reply mean a dead connection.
     command_timeout: float = 10.0
     notify: bool = True
-    # The fallback where NOTIFY doesn't arrive: workers look every 0.2 to 1 times this.
+    # The fallback where NOTIFY isn't delivered: workers poll every 0.2 to 1 times this.
     poll_interval: float = 5.0
     lease_timeout: float = 30.0
-    # After which an event loop that is blocked is taken to hang for good; None: never.
+    # An event loop that is blocked for this long is given up; None: never.
     loop_timeout: float | None = 300.0
     max_crashes: int = 3
     async_db_threads: int = 8
-    # For how long finished tasks are kept; None: for ever.
+    # For how long finished tasks are kept; None: forever.
     keep_successful: float | None = 86_400.0
     keep_failed: float | None = 14 * 86_400.0
     max_argument_size: int = 1024 * 1024
     max_result_size: int = 1024 * 1024
     max_error_size: int = 64 * 1024
-    # Where tasks are that have moved, by the paths of rows enqueued before.
+    # The new paths of tasks that have moved, by the old paths, which rows hold.
     moved_tasks: Aliases = field(default_factory=Aliases)
-    # The dotted path of a function (str) -> str: what it makes of an error's text is stored.
+    # The dotted path of a function (str) -> str that rewrites the text of an error before it is stored.
     redact: str | None = None
 
     def orm_connections(self, concurrency: int) -> int:
-        """How many the ORM calls of a worker's coroutine tasks take."""
+        """Return how many connections the ORM calls of a worker's coroutine tasks take."""
         return self.async_db_threads if concurrency else 0
 
     def most_connections(self, concurrency: int, threads: int) -> int:
-        """How many connections a worker with these slots opens at most, its listener's and heartbeat's
-        with them; one more for each ORM thread that a query holds up."""
+        """Return how many connections a worker with these slots opens at most, with its listener's and its
+        heartbeat's. Each ORM thread that a query blocks may need one more."""
         return self.pool_max_size + 2 + self.orm_connections(concurrency) + threads
 
     @classmethod
     def from_params(cls, alias: str, params: Mapping[str, Any]) -> "Options":
-        """Read ``TASKS[alias]``. Raises ImproperlyConfigured that names the option and the value."""
+        """Parse ``TASKS[alias]``. Raises ImproperlyConfigured that names the option and the value."""
         given = params.get("OPTIONS", {})
         if not isinstance(given, Mapping):
             raise ImproperlyConfigured(f"TASKS[{alias!r}]['OPTIONS'] must be a dict, not {shown(given)}.")
         try:
-            # With the types: 1 and True are one key, but not one option.
+            # With the types, because 1 and True are equal as keys, but not as options.
             key = tuple(
                 (name, type(value), tuple(value.items()) if isinstance(value, dict) else value)
                 for name, value in given.items()
             )
             known = _cache.get(key)
-        except TypeError:  # an unhashable value: _parse says which
+        except TypeError:  # an unhashable value, which _parse() reports
             return cls._parse(alias, given)
         if known is None:
-            # Backends are made per thread and context, so parsing must cost next to nothing.
+            # Django makes a backend per thread and context, so parsing must cost next to nothing.
             known = _cache[key] = cls._parse(alias, given)
         return known
 
@@ -202,7 +202,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "DATABASE": _alias,
     "LISTEN_DATABASE": _other_alias,
     "POOL_MIN_SIZE": _whole(0, 1000),
-    # A worker's claim, finish, look-up, enqueue, wake-up and maintenance may each hold one.
+    # Claim, finish, look-up, enqueue, wake-up and maintenance of a worker may each use one.
     "POOL_MAX_SIZE": _whole(2, 1000),
     "STATEMENT_CACHE_SIZE": _whole(0, 10_000),
     "COMMAND_TIMEOUT": _number(0.1, 3600),

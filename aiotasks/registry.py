@@ -1,4 +1,4 @@
-"""From the path that a row stores to the Task there, or where MOVED_TASKS say that it has gone."""
+"""From the path that a row stores to the Task at that path, or at the path that MOVED_TASKS gives for it."""
 
 import sys
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ _NO_ALIASES: Mapping[str, str] = {}
 
 
 def known(task_path: str, aliases: Mapping[str, str]) -> AnyTask | None:
-    """The Task of a stored path, if it has been resolved before: importing may take long."""
+    """Return the Task of a stored path if it has been resolved before, because an import may take long."""
     return _resolved.get(aliases.get(task_path, task_path))
 
 
 def resolve(task_path: str, aliases: Mapping[str, str] = _NO_ALIASES) -> AnyTask:
-    """The Task of a stored path: at that path, or where the backend's MOVED_TASKS say that it has gone.
+    """Return the Task of a stored path. ``aliases`` are the backend's MOVED_TASKS.
 
-    Nothing but a Task is ever returned, and only one that calls that very path its own: a row
-    in the table can't make a worker run ``subprocess.call``. Raises UnknownTask.
+    Returns only a Task whose own path is this one, so that no row can make a worker run
+    ``subprocess.call``. Raises UnknownTask.
     """
     task_path = aliases.get(task_path, task_path)
     try:
@@ -43,15 +43,15 @@ def resolve(task_path: str, aliases: Mapping[str, str] = _NO_ALIASES) -> AnyTask
     if not isinstance(found, Task):
         raise UnknownTask(task_path, f"it is a {type(found).__name__}, not a Task")
     if found.module_path != task_path:
-        raise UnknownTask(task_path, f"the Task there calls itself {found.module_path!r}")
+        raise UnknownTask(task_path, f"the path of the Task there is {found.module_path!r}")
     _resolved[task_path] = found
     return found
 
 
 def _of_a_script() -> str:
-    """Why a task of the script that a process runs is found by no other process."""
+    """Return why no other process finds a task of the script that this process runs."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)  # there is one after `python -m`
     return (
-        "its function is defined in the script that was started, which a worker can't import. Move it into a "
-        "module of the site" + ("" if spec is None else f", or import it from {spec.name!r}") + "."
+        "its function is defined in the script that this process runs, which a worker can't import. Move it "
+        "into a module of the site" + ("" if spec is None else f", or import it from {spec.name!r}") + "."
     )

@@ -49,19 +49,19 @@ LANES: tuple[Lane, Lane] = ("loop", "thread")
 
 @lru_cache(maxsize=1024)  # inspect takes 1 µs, in every enqueue and every run
 def lane_of(function: Callable[..., Any]) -> Lane:
-    """Where a task's function runs: coroutines on the loop, the others in threads."""
+    """Return where a task's function runs: a coroutine function on the loop, any other in a thread."""
     return "loop" if iscoroutinefunction(function) else "thread"
 
 
 @lru_cache(maxsize=1024)
 def makes_generators(function: Callable[..., Any]) -> bool:
-    """Whether a call of the function only makes a generator, which nobody would run."""
+    """Return whether a call of the function only makes a generator, so that nothing of its body runs."""
     return isgeneratorfunction(function) or isasyncgenfunction(function)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobTemplate:
-    """What new rows have in common that were enqueued by one Task object."""
+    """The values that all rows share that one Task object enqueues."""
 
     backend: str
     queue_name: str
@@ -116,12 +116,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class LaneRequest:
-    """What one claim asks for in a lane: at most ``limit`` jobs, from these queues in this order.
+    """The jobs that a claim may take for a lane: at most ``limit``, from these queues in this order.
 
-    ``robust_only`` leaves out what a crash of the worker before its start would harm.
+    ``robust_only`` leaves out tasks that a crash of the worker before their start would harm.
     """
 
     queues: list[str]
-    since: list[datetime]  # the oldest ready_at to look at, per queue
+    since: list[datetime]  # per queue: where to begin in its index, by ready_at
     limit: int
     robust_only: bool = False

@@ -71,8 +71,8 @@ def task(
 ) -> PostgresTask | Callable[[Callable[..., Any]], PostgresTask]:
     """``django.tasks.task`` with aiotasks' policies as typed keywords.
 
-    Works on Django 6.0, whose own decorator passes no keywords on, and over any backend: one
-    that isn't aiotasks' ignores the policies. Raises InvalidTask as Django's does.
+    Works on Django 6.0, whose own decorator passes no keywords on, and with any backend: a backend
+    that isn't aiotasks' ignores the policies. Raises InvalidTask, as Django's does.
     """
     if unknown := policies.keys() - COLUMNS.keys():
         raise TypeError(f"task() got an unexpected keyword argument {min(unknown)!r}")

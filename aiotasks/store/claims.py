@@ -47,7 +47,8 @@ class ClaimStatements(StatementGroup):
     async def release_lost_claims(
         self, worker_id: UUID, held: Sequence[UUID], reply_timeout: float, cancelled: str
     ) -> list[Job]:
-        """Returns what was given back: READY, or FAILED with the error ``cancelled`` (JSON text)."""
+        """Return the rows that were released: READY, or FAILED with the error ``cancelled`` (JSON text).
+        ``held``: the ids of the worker's claims, whose rows stay."""
         rows = await self._fetch("release_lost_claims", worker_id, list(held), reply_timeout, cancelled)
         return [job(row) for row in rows]
 
@@ -61,8 +62,11 @@ class ClaimStatements(StatementGroup):
         rescuer: UUID,
         remaining: float = 0.0,
     ) -> list[Job]:
-        """``rescuer`` is the worker that rescues: none without a live lease, and nothing of its own.
-        ``remaining``: seconds that its lease should have to run at the least.
+        """Return the rows that were taken from dead workers: READY, or FAILED with ``error``, or with
+        ``cancelled`` (JSON text).
+
+        ``rescuer``: the id of the worker that rescues. It needs a lease of at least ``remaining`` seconds;
+        its own rows stay.
         """
         rows = await self._fetch(
             "rescue_jobs", backend, max_crashes, error, limit, cancelled, rescuer, remaining

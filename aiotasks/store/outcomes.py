@@ -23,8 +23,8 @@ class Finish(NamedTuple):
 
 
 class Release(NamedTuple):
-    """A task to be READY again in ``delay`` seconds. ``window``: for how many seconds no worker may know the
-    task; None: it is known."""
+    """A task to be READY again in ``delay`` seconds. ``window``: for how many seconds the task may be unknown
+    to all workers; None: it is known."""
 
     id: UUID
     claim_id: UUID
@@ -46,26 +46,26 @@ class OutcomeStatements(StatementGroup):
         return [job(row) for row in await self._fetch("select_jobs", list(ids), backend)]
 
     async def finish_jobs(self, finishes: Iterable[Finish]) -> dict[UUID, datetime]:
-        """Returns finished_at by the id of each task that was finished."""
+        """Return finished_at by task id, for each task that was finished."""
         columns = [list(column) for column in zip(*finishes, strict=True)]
         return {row[0]: row[1] for row in await self._fetch("finish_jobs", *columns)}
 
     async def select_finished_jobs(
         self, ids: Sequence[UUID], claim_ids: Sequence[UUID]
     ) -> dict[UUID, datetime | None]:
-        """When each was finished of those that carry the claim id still; None for what is RUNNING."""
+        """Return finished_at by task id (None: RUNNING), for each task that still has its claim id."""
         rows = await self._fetch("select_finished_jobs", list(ids), list(claim_ids))
         return {row[0]: row[1] for row in rows}
 
     async def release_jobs(self, releases: Iterable[Release]) -> dict[UUID, str | None]:
-        """Returns by task id the queue name of each task that was released, and None for each task that is
-        still ours and must be failed instead.
+        """Return, by task id, the queue name of each task that was released, and None for each task that is
+        still this claim's and must be failed instead.
         """
         columns = [list(column) for column in zip(*releases, strict=True)]
         return {row[0]: row[1] for row in await self._fetch("release_jobs", *columns)}
 
     async def cancel_jobs(self, ids: Sequence[UUID], backend: str, error: str) -> list[Job]:
-        """Returns those that could still be cancelled: FAILED now, or RUNNING and asked to end."""
+        """Return the rows that were cancelled: FAILED, or RUNNING with a request to their worker."""
         return [job(row) for row in await self._fetch("cancel_jobs", sorted(ids), backend, error)]
 
     async def select_cancelled_jobs(self, worker_id: UUID) -> set[UUID]:

@@ -47,7 +47,10 @@ class QueueStatements(StatementGroup):
         return Due(*rows[0]) if rows else None
 
     async def notify(self, channel: str, payloads: Sequence[str], *, alone: bool) -> bool:
-        """``alone``: this statement is a transaction of its own. Returns whether it was sent: inside
-        somebody's transaction it isn't where PostgreSQL's queue of notifications is half full.
+        """Notify ``channel``; return whether that was done. ``alone``: this statement is a transaction of its
+        own.
+
+        Inside of a caller's transaction nothing is sent while PostgreSQL's queue of notifications is half
+        full.
         """
         return bool(await self._fetch("notify", channel, list(payloads), alone))

@@ -1,12 +1,12 @@
-"""What row-level security on our tables keeps from a role. PostgreSQL says it of an INSERT alone: hidden rows
-look like rows that aren't there.
+"""Which rows row-level security hides from a role. PostgreSQL reports it only for INSERT: a hidden row looks
+like a row that doesn't exist.
 https://www.postgresql.org/docs/current/ddl-rowsecurity.html
 """
 
 from collections.abc import Container, Sequence
 from typing import NamedTuple
 
-__all__ = ["WORKER", "Restriction", "told"]
+__all__ = ["WORKER", "HiddenRows", "Restriction", "hidden_rows"]
 
 # What a worker needs, each as in a GRANT: docs/reference/permissions.md.
 WORKER = (
@@ -18,8 +18,8 @@ _POLICY = "CREATE POLICY aiotasks ON {table} TO {role} USING (true) WITH CHECK (
 
 
 class Restriction(NamedTuple):
-    """A kind of statement that policies don't allow for every row of a table. ``for_some``: they may allow
-    it for some; else nothing is to be had. ``policies``: those that there are for it and for this role."""
+    """A kind of statement that policies don't allow for every row of a table. ``for_some``: they may allow it
+    for some rows, else for none. ``policies``: the names of the policies for it and for this role."""
 
     table: str
     kind: str
@@ -28,17 +28,21 @@ class Restriction(NamedTuple):
 
     @property
     def right(self) -> str:
-        """As in a GRANT."""
+        """The privilege, as in a GRANT."""
         return f"{self.kind} ON {self.table}"
 
 
-def told(
-    role: str, restrictions: Sequence[Restriction], needed: Container[str]
-) -> tuple[bool, str, str] | None:
-    """Of what ``needed`` rights row-level security leaves nothing, or only a part.
+class HiddenRows(NamedTuple):
+    """Rows that a role can't see or change. ``all``: every row of a table; else some. ``remedy``: without a
+    full stop at its end, because it is SQL."""
 
-    Returns whether it is nothing, a sentence, and the remedy; None where each of them is for every row.
-    """
+    all: bool
+    sentence: str
+    remedy: str
+
+
+def hidden_rows(role: str, restrictions: Sequence[Restriction], needed: Container[str]) -> HiddenRows | None:
+    """Return what row-level security hides from a role that needs these privileges; None: nothing."""
     mine = [one for one in restrictions if one.right in needed]
     if not mine:
         return None
@@ -46,17 +50,17 @@ def told(
     of = nothing or mine
     if nothing:
         sentence = (
-            f"Row-level security hides every row from role {role}, as no policy is for its "
+            f"Row-level security hides every row from role {role}, because no policy allows its "
             f"{', '.join(one.right for one in of)}."
         )
     else:
         policies = sorted({f"{policy} ON {one.table}" for one in of for policy in one.policies})
         sentence = (
-            f"Row-level security lets role {role} have only the rows of the policies {', '.join(policies)}: "
-            "tasks that they hide never run."
+            f"Row-level security gives role {role} only the rows of the policies {', '.join(policies)}. "
+            "Hidden tasks never run."
         )
     tables = sorted({one.table for one in of})
-    return (
+    return HiddenRows(
         bool(nothing),
         sentence,
         (

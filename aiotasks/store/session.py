@@ -1,4 +1,4 @@
-"""Django's connection and aiotasks', side by side: what one of them is told that the other isn't."""
+"""Django's connection and aiotasks', side by side, where their settings lead to different sessions."""
 
 import asyncio
 import re
@@ -11,10 +11,10 @@ from .inspection import InspectionStatements, Session
 
 __all__ = ["GETS_IN", "differences", "djangos_session", "our_session"]
 
-# What is to be said where Django's connection is let in and aiotasks' isn't.
+# The remedy where Django's connection can log in and aiotasks' can't.
 GETS_IN = (
-    "Django's own connection gets in. aiotasks is given what get_connection_params() of the database's "
-    "engine returns, and nothing that get_new_connection() adds: override the former."
+    "Django's own connection can log in. aiotasks uses the values that get_connection_params() of the "
+    "database's engine returns, and none that get_new_connection() adds: override the former."
 )
 
 
@@ -23,9 +23,9 @@ async def our_session(driver: Driver) -> Session:
 
 
 async def djangos_session(alias: str, *, timeout: float) -> Session:
-    """Look over Django's connection to ``DATABASES[alias]``, which is opened and closed for that.
+    """Open Django's connection to ``DATABASES[alias]``, describe its session, and close it.
 
-    Raises whatever Django raises, and TimeoutError after ``timeout`` seconds.
+    Raises any error that Django raises, and TimeoutError after ``timeout`` seconds.
     """
     thread = ConnectionThread("aiotasks-session")
     future: Future[Session] = Future()
@@ -36,7 +36,7 @@ async def djangos_session(alias: str, *, timeout: float) -> Session:
 
 
 def differences(alias: str, theirs: Session, ours: Session) -> list[tuple[str, str]]:
-    """How Django's session differs from aiotasks': what differs, and what to write instead."""
+    """Return the differences between Django's session and aiotasks', each with its remedy."""
     options = f"DATABASES[{alias!r}]['OPTIONS']"
     found: list[tuple[str, str]] = []
 
@@ -79,7 +79,7 @@ def differences(alias: str, theirs: Session, ours: Session) -> list[tuple[str, s
             f"has {ours.search_path}",
             f'Write "options": {f"-c search_path={path}"!r} in {options}, or ALTER ROLE '
             f"{ours.session_user} SET search_path = {theirs.search_path}; what connection_created or "
-            "init_connection_state() does isn't passed on.",
+            "init_connection_state() does isn't seen by aiotasks.",
         )
     if theirs.ssl and not ours.ssl:
         differ("is", "encrypted", "isn't", f'Write "sslmode": "require" in {options}.')

@@ -49,8 +49,8 @@ class WorkerStatements(StatementGroup):
         remaining: float = 0.0,
         timeout: float | None = None,
     ) -> bool | None:
-        """Whether the lease was renewed: False where it has expired by the database's clock, or would within
-        ``remaining`` seconds, unless ``even_expired``; None where the worker's row has gone. ``listening``:
+        """Return whether the lease was renewed: False if it has expired by the database's clock, or ends
+        within ``remaining`` seconds, unless ``even_expired``; None if the worker has no row. ``listening``:
         whether NOTIFY wakes the worker (None: not known).
         """
         rows = await self._fetch(
@@ -59,12 +59,13 @@ class WorkerStatements(StatementGroup):
         return bool(rows[0][0]) if rows else None
 
     async def are_leases_locked(self, *, timeout: float | None = None) -> bool:
-        """Whether a lock on the table keeps every worker from renewing its lease."""
+        """Return whether a lock on the table keeps every worker from renewing its lease."""
         ((locked,),) = await self._fetch("are_leases_locked", timeout=timeout)
         return bool(locked)
 
     async def remove_dead_workers(self, backend: str, worker_id: UUID | None = None) -> list[UUID]:
-        """``worker_id`` is the worker that asks, whose own lease must be live; None for an operator."""
+        """Return the ids of the rows removed. ``worker_id``: the worker that asks, which needs a live lease;
+        None: an operator asks."""
         return [row[0] for row in await self._fetch("remove_dead_workers", backend, worker_id)]
 
     async def remove_worker(self, worker_id: UUID) -> None:

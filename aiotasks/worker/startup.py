@@ -20,7 +20,7 @@ from ..exceptions import DatabaseNotReady
 from ..rows import LaneRequest, Status
 from ..store.loop import LoopResources
 from ..store.outcomes import Finish
-from ..store.row_security import WORKER, told
+from ..store.row_security import WORKER, HiddenRows, hidden_rows
 from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store
 from .free_descriptors import CONNECTION_DESCRIPTORS, SPARE_DESCRIPTORS, count_free_descriptors
@@ -238,17 +238,17 @@ async def check_privileges(store: Store, *, must: bool) -> None:
     """
     try:
         role, rights, _ = await store.select_rights()
-        found = told(role, await store.select_row_security(), WORKER)
+        found = hidden_rows(role, await store.select_row_security(), WORKER)
     except utils.Error:
         return  # the worker's parts get the error, too, and wait
     if rights is not None and FOR_A_LEASE not in rights:  # reach_database() has failed for any other
-        found = True, f"Role {role} is missing the privilege {FOR_A_LEASE}.", f"GRANT {FOR_A_LEASE} TO {role}"
+        sentence = f"Role {role} is missing the privilege {FOR_A_LEASE}."
+        found = HiddenRows(True, sentence, f"GRANT {FOR_A_LEASE} TO {role}")
     if found is not None:
-        nothing, sentence, remedy = found
-        if nothing and must:
-            raise DatabaseNotReady(f"{sentence} {remedy}.")
-        level = logging.ERROR if nothing else logging.WARNING
-        logger.log(level, "Privileges are missing. %s %s.", sentence, remedy)
+        if found.all and must:
+            raise DatabaseNotReady(f"{found.sentence} {found.remedy}.")
+        level = logging.ERROR if found.all else logging.WARNING
+        logger.log(level, "Privileges are missing. %s %s.", found.sentence, found.remedy)
 
 
 async def _unless(stopping: asyncio.Event, trying: Coroutine[Any, Any, None]) -> bool:

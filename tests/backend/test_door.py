@@ -127,7 +127,7 @@ async def test_a_call_of_another_shape_is_named(
 
 
 async def test_what_is_no_task_is_named(database: str, api: Api) -> None:
-    with pytest.raises(TypeError, match=r"made by @task; this is <function plain_function"):
+    with pytest.raises(TypeError, match=r"made by @task, not <function plain_function"):
         await api.call(default_task_backend, "enqueue", tasks.plain_function, (), {})
 
 

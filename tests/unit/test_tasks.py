@@ -132,7 +132,7 @@ def test_a_path_leads_to_its_task() -> None:
         ("builtins.eval", "not a Task"),
         (f"{MODULE}.function", "it is a function, not a Task"),
         (f"{MODULE}.text", "it is a str, not a Task"),
-        (f"{MODULE}.alias_of_good", f"the Task there calls itself '{MODULE}.good'"),
+        (f"{MODULE}.alias_of_good", f"the path of the Task there is '{MODULE}.good'"),
         ("tests.unit.test_tasks.tasks.good", "ModuleNotFoundError"),
         (f"{MODULE}.good.func", "ModuleNotFoundError"),
         (f"{MODULE}.gone", "ImportError"),

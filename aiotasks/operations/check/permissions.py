@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
-from ...store.row_security import WORKER, Restriction, told
+from ...store.row_security import WORKER, Restriction, hidden_rows
 from .examination import Examination
 from .finding import Result
 
@@ -56,8 +56,7 @@ def judge_row_security(
     role: str, rights: AbstractSet[str], restrictions: Sequence[Restriction]
 ) -> Result | None:
     """Return the result for row-level security; None if no policy restricts what the role needs."""
-    found = told(role, restrictions, rights & {*SITE, *WORKER})
+    found = hidden_rows(role, restrictions, rights & {*SITE, *WORKER})
     if found is None:
         return None
-    nothing, sentence, remedy = found
-    return "error" if nothing else "warning", sentence, remedy
+    return "error" if found.all else "warning", found.sentence, found.remedy
