@@ -32,6 +32,7 @@ __all__ = [
     "live_receivers",
     "log_robust_failure",
     "mark_as_testcases",
+    "new_on_commit_hooks",
     "on_commit_hooks",
     "restore_context",
     "savepoints",
@@ -126,6 +127,13 @@ def call_coroutines_on(loop: asyncio.AbstractEventLoop) -> None:
 on_commit_hooks: Callable[[Any], list[tuple[Any, ...]]] = attrgetter("run_on_commit")
 
 
+def new_on_commit_hooks(connection: Any) -> list[tuple[Any, ...]]:
+    """Give the connection another list of hooks, and return it: connect() is over when it is replaced."""
+    hooks: list[tuple[Any, ...]] = []
+    connection.run_on_commit = hooks
+    return hooks
+
+
 def savepoints(connection: Any) -> set[str | None]:
     """The ids of the savepoints that are open on the connection, as hooks are registered with them."""
     return set(connection.savepoint_ids)
@@ -139,7 +147,7 @@ def forget_session(connection: Any) -> Any:
     raw = connection.connection
     if raw is not None:
         connection.connection = None
-        connection.run_on_commit = []
+        new_on_commit_hooks(connection)
         if connection.in_atomic_block:
             connection.closed_in_transaction = True
             connection.needs_rollback = True

@@ -98,7 +98,7 @@ class ConnectionCache:
                 try:
                     return await self._pool.acquire(timeout=left)
                 except utils.OperationalError as error:
-                    if not sqlstate(error) == Code.TOO_MANY_CONNECTIONS:
+                    if sqlstate(error) != Code.TOO_MANY_CONNECTIONS:
                         raise
                     if alone and mine == self._attempts and not self._pool.get_size():
                         raise  # no lent connection could come back

@@ -16,7 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
 
-from ..compat import connect_first, on_commit_hooks
+from ..compat import connect_first, new_on_commit_hooks, on_commit_hooks
 from .statement_text import changes_session
 
 __all__ = ["ThreadSession", "has_pool", "has_unread_data", "sessions_of_this_thread"]
@@ -67,7 +67,7 @@ class ThreadSession:
         self._earlier_wrappers = list(self.connection.execute_wrappers)
         # Settings that the site makes for every session, in a receiver after this one, aren't a use's.
         # connect() replaces this list as its last step, which shows that it is over.
-        self._connecting = self.connection.run_on_commit = []
+        self._connecting = new_on_commit_hooks(self.connection)
 
     def is_private(self) -> bool:
         """Whether a call has left something that another use must neither see nor lose."""

@@ -165,7 +165,8 @@ def test_hooks_and_savepoints_of_a_transaction(database: str) -> None:
 
 def test_connect_replaces_the_list_of_hooks(database: str) -> None:
     connection.close()
-    before = compat.on_commit_hooks(connection)
+    before = compat.new_on_commit_hooks(connection)
+    assert compat.on_commit_hooks(connection) is before
     connection.ensure_connection()
     assert compat.on_commit_hooks(connection) is not before
 
