@@ -1,6 +1,6 @@
--- Whether somebody has locked the table of workers, or waits for a lock, so that no worker can renew its lease
--- or register: an operator's LOCK TABLE, an ALTER, a CREATE INDEX. (A lock on a row is one worker's matter,
--- and isn't here.)
+-- Whether a lock on the table of workers keeps every worker from registering and from renewing its lease: an
+-- operator's LOCK TABLE, an ALTER, a CREATE INDEX, or one of these that waits. A lock on a single row isn't
+-- counted, because it concerns one worker.
 SELECT EXISTS (
     SELECT FROM pg_locks AS held
     WHERE held.locktype = 'relation' AND held.relation = to_regclass('aiotasks_worker')

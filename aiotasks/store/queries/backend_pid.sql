@@ -1,2 +1,2 @@
--- The process that answers.
+-- The server process that answers.
 SELECT pg_backend_pid()

@@ -1,5 +1,5 @@
--- Cancel tasks: those that wait are FAILED at once; of one that runs it is only asked, and its owner
--- writes what came of it (or rescue, if the owner is dead). What is final stays as it is.
+-- Cancel tasks: a task that waits is FAILED at once; for a task that runs, a request is stored, and its worker
+-- writes the outcome (or a rescue does, if the worker is dead). A finished task stays as it is.
 -- $1 ids (sorted), $2 backend, $3 the error to store (JSON text)
 UPDATE aiotasks_task AS task
 SET status = CASE WHEN task.status = 'RUNNING' THEN 'RUNNING' ELSE 'FAILED' END,

@@ -1,19 +1,19 @@
--- Take READY tasks for a worker whose lease is alive; without one, take nothing.
+-- Take READY tasks for a worker whose lease is live; for any other, take nothing.
 --
 -- The head of each queue is read from the READY index by itself, so that the cost doesn't grow
 -- with the backlog (one scan over all queues would sort it). LIMIT stops reading further queues
 -- once the lane's slots are full; the caller rotates the queues' order. A ctid is safe here
--- because SKIP LOCKED never waits; a head that was touched a moment ago may come back short.
--- A claim need not survive a crash of the server (the task is then READY, and the late finish
+-- because SKIP LOCKED never waits; a head that was touched a moment ago may return fewer rows.
+-- A claim need not survive a crash of the server (the task is READY then, and the late finish
 -- fenced), so it doesn't wait for the disk; set_config is local to this statement.
 --
--- Returned is what the caller doesn't know: every column costs it time. A row that somebody else has
--- written may hold times that Python hasn't, or nested arrays: it mustn't make the claim fail, of which
--- all others are a part.
+-- Returns only the columns that the caller doesn't know, because every column costs time. A row that aiotasks
+-- hasn't written may hold times that Python can't hold, or nested arrays: it must not make the claim of all other
+-- rows fail.
 --
 -- $1 worker id, $2 a claim id never used before, $3 backend,
--- of the loop lane: $4 queue names, $5 oldest ready_at to look at per queue, $6 how many at most,
--- $7 whether to leave out what a crash before its start would harm;
+-- of the loop lane: $4 queue names, $5 where to begin per queue (ready_at), $6 how many at most,
+-- $7 whether to leave out tasks that a crash before their start would harm;
 -- $8, $9, $10, $11: the same of the thread lane.
 -- Tasks that have been in two crashes are left out: claim_suspect takes those.
 WITH claimer AS MATERIALIZED (

@@ -1,5 +1,5 @@
--- Take one READY task that has been in two crashes, as claim_jobs does, which leaves those out. They
--- have an index of their own: there are few, and a look for them in a long queue mustn't read it all.
+-- Take one READY task that has been in two crashes. claim_jobs leaves these tasks out. They have an index of
+-- their own, because there are few of them, and finding them in a long queue would read all of it.
 -- $1 worker id, $2 a claim id never used before, $3 backend, $4 lane, $5 queue names
 WITH claimer AS MATERIALIZED (
     SELECT worker.id, set_config('synchronous_commit', 'off', true)

@@ -1,6 +1,6 @@
--- Tasks that FAILED in the last hour and in the last day, the latest first; and whether all of those were seen that
--- say themselves for how long they are kept: they are in an index by the end of that time.
--- $1 backend, $2 how many to look at, of each kind
+-- Tasks that FAILED in the last hour and in the last day, the latest first; and whether all tasks with a
+-- keep_result were seen: their index is ordered by the end of that time.
+-- $1 backend, $2 how many to count, of each kind
 SELECT
     count(*) FILTER (WHERE failed.finished_at >= statement_timestamp() - interval '1 hour'),
     count(*),

@@ -1,7 +1,7 @@
 -- READY tasks of some queues: how many, and for how many seconds the oldest has waited.
 --
--- The cost is by what is shown, not by the backlog: counting stops, and the oldest is the first of one
--- of the queue's priorities, which are found by hopping along the READY index (a loose index scan).
+-- The cost depends on the queues shown, not on the backlog: counting stops at a limit, and the oldest task is the
+-- first of one of the queue's priorities, which a loose index scan finds in the READY index.
 -- $1 backend, $2 queue names, $3 how many to count in a queue
 SELECT
     queue.name, counted.number,

@@ -1,5 +1,5 @@
 -- RUNNING tasks by queue, worker and lane.
--- $1 backend, $2 how many to look at
+-- $1 backend, $2 how many to count
 SELECT sample.queue_name, sample.worker_id, sample.lane, count(*)
 FROM (
     SELECT task.queue_name, task.worker_id, task.lane FROM aiotasks_task AS task

@@ -1,5 +1,5 @@
--- SCHEDULED tasks by queue, of those that are due first: no index has both.
--- $1 backend, $2 how many to look at
+-- SCHEDULED tasks by queue, of the tasks that are due first, because no index has both.
+-- $1 backend, $2 how many to count
 SELECT sample.queue_name, count(*)
 FROM (
     SELECT task.queue_name FROM aiotasks_task AS task

@@ -1,4 +1,4 @@
--- Who this session is, where it is, and which of our tables it finds (NULL: none).
+-- The role of this session, where the session is, and which of aiotasks' tables it finds (NULL: none).
 SELECT
     session_user::text,
     current_user::text,

@@ -1,10 +1,10 @@
 -- Write the final state of tasks that their worker has run. A row that isn't RUNNING under the
--- claim id given (rescued, cancelled, claimed again) stays as it is: that is the fence. So does one
--- that somebody has locked (a cancel() inside a long transaction): it must not hold up the others,
--- and is tried again, as is one that was changed just before it could be locked: its ctid is new.
--- LATERAL has each row looked up by its id, whatever the planner thinks of the table; `status || ''`
+-- claim id given (rescued, cancelled, claimed again) stays as it is: that is the fence. So does a row
+-- that another transaction has locked (a cancel() inside of a long one), because it must not delay the
+-- others: the worker tries it again, as a row that was changed just before it could be locked, whose ctid is new.
+-- LATERAL has each row looked up by its id, whatever the planner expects of the table; `status || ''`
 -- keeps it from reading all RUNNING rows by their index instead.
--- Nested errors (nothing of ours) can't be added to: they make way.
+-- Nested errors, which aiotasks doesn't write, are replaced, because nothing can be added to them.
 -- $1 ids, $2 claim ids, $3 final statuses, $4 return values (JSON text or NULL),
 -- $5 errors (JSON text or NULL)
 WITH mine AS MATERIALIZED (

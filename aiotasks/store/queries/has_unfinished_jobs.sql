@@ -1,4 +1,4 @@
--- Whether anything is READY, RUNNING or due in these queues and lanes.
+-- Whether these queues and lanes have a task that is READY, RUNNING or due.
 -- $1 backend, $2 queue names (NULL: any), $3 lanes
 SELECT EXISTS (
     SELECT FROM aiotasks_task AS task

@@ -1,5 +1,5 @@
--- Store one new task, as insert_jobs does many: without arrays it takes a quarter less time, and most
--- enqueues come alone.
+-- Store one new task, as insert_jobs does many. Without arrays it takes a quarter less time, and most
+-- enqueues are of one task.
 -- $1 id, $2 backend, $3 queue name, $4 task path, $5 lane, $6 priority, $7 args, $8 kwargs (JSON text),
 -- $9 enqueued_at, $10 run_after, from $11 on the policies
 INSERT INTO aiotasks_task (

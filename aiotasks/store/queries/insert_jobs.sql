@@ -1,8 +1,8 @@
--- Store new tasks: READY, or SCHEDULED where run_after lies ahead by the database's clock. Either all
--- or, where one of the ids is there already, none. What tasks have in common comes once: what is
--- passed for each row takes most of the caller's time.
--- $1 ids, $2 args, $3 kwargs (JSON text), $4 the number of its template per task, from 1, $5 enqueued_at
--- (of these two the first is for all that there are none for);
+-- Store new tasks: READY, or SCHEDULED if run_after lies ahead by the database's clock. All are stored, or, if
+-- the table has one of the ids already, none. Values that tasks share are passed once, as a template, because
+-- most of the caller's time goes into the values passed for each row.
+-- $1 ids, $2 args, $3 kwargs (JSON text), $4 the number of each task's template, from 1, $5 enqueued_at
+-- (where these two have one value, it is for all tasks);
 -- per template: $6 backends, $7 queue names, $8 task paths, $9 lanes, $10 priorities, $11 run_after,
 -- from $12 on the policies
 INSERT INTO aiotasks_task (
@@ -15,7 +15,7 @@ SELECT
     CASE WHEN ($11::timestamptz[])[new.template] > statement_timestamp() THEN 'SCHEDULED' ELSE 'READY' END,
     new.args::json, new.kwargs::json, '{}'::json[], '{}'::uuid[],
     0, new.enqueued_at, ($11::timestamptz[])[new.template],
-    -- Not now(): a transaction that stays open must not queue-jump those that were quicker.
+    -- Not now(): a task of a transaction that stays open must not come before tasks that were committed earlier.
     CASE WHEN ($11::timestamptz[])[new.template] > statement_timestamp() THEN NULL ELSE statement_timestamp() END,
     {policy_arrays:12}
 FROM (

@@ -1,6 +1,6 @@
--- What the server is and allows. Connections: how many this role may have to this database at most, how many
--- all of its kind may have to the server, and how many there are (of others' sessions, a role that isn't a
--- member of pg_read_all_stats isn't told what they are).
+-- The server's version and limits. Connections: the most that this role may have to this database, the most that
+-- all ordinary roles may have to the server, and the number open (a role that isn't a member of
+-- pg_read_all_stats doesn't see the kind of other roles' sessions).
 SELECT
     current_setting('server_version_num')::integer,
     current_setting('transaction_read_only')::boolean,

@@ -1,5 +1,5 @@
--- The names of the queues that have READY tasks, hopping from name to name along the READY index
--- (a loose index scan): the cost is by names, not by tasks.
+-- The names of the queues that have READY tasks, by a loose index scan of the READY index: the cost depends on
+-- the number of names, not of tasks.
 -- $1 backend
 WITH RECURSIVE queue (name) AS (
     (

@@ -1,5 +1,5 @@
--- The backends, queues and lanes that have READY tasks, of all backends that share this database, hopping along the
--- READY index (a loose index scan): the cost is by what is shown, not by tasks.
+-- The backends, queues and lanes that have READY tasks, of all backends that share this database, by a loose index
+-- scan of the READY index: the cost depends on the number of rows returned, not of tasks.
 -- $1 how many
 WITH RECURSIVE waiting (backend, queue_name, lane) AS (
     (

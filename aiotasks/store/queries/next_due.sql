@@ -1,5 +1,5 @@
--- The earliest scheduled task: when it is due, and in how many seconds by the database's clock. Not one
--- beyond Python's time: 'infinity' never is, and '-infinity' is promoted at the next look.
+-- The earliest scheduled task: when it is due, and in how many seconds by the database's clock. Times that
+-- Python can't hold are left out: 'infinity' never is due, and the next promotion takes '-infinity'.
 -- $1 backend
 SELECT task.run_after, extract(epoch FROM task.run_after - clock_timestamp())::double precision
 FROM aiotasks_task AS task

@@ -1,5 +1,5 @@
--- How full the queue of NOTIFY is (0 to 1), and of the sessions in a transaction the one with the oldest: a session
--- that LISTENs takes nothing from the queue before its transaction ends. The queue is all databases'.
+-- How full the queue of NOTIFY is (0 to 1), and the session with the oldest transaction: a session that LISTENs
+-- takes nothing from the queue before its transaction ends. All databases of the cluster share the queue.
 SELECT pg_notification_queue_usage(), oldest.pid, oldest.name, oldest.seconds
 FROM (VALUES (1)) AS always (row)
 LEFT JOIN LATERAL (

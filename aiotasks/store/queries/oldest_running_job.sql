@@ -1,5 +1,5 @@
--- The RUNNING task that was claimed first, of those that are looked at, and for how many seconds it has been.
--- $1 backend, $2 how many to look at
+-- The RUNNING task that was claimed first, of the tasks that are read, and for how many seconds it has run.
+-- $1 backend, $2 how many to read
 SELECT
     sample.id, sample.task_path, sample.worker_id,
     extract(epoch FROM statement_timestamp() - sample.last_attempted_at)::double precision

@@ -1,6 +1,6 @@
--- Who holds the oldest snapshot of this database, for how many transactions, and for how many seconds
--- where that is known; before that whether this role may see what all others' sessions hold. Nothing that
--- was deleted or updated since can be vacuumed away. Vacuum's own workers hold up nobody.
+-- Whether this role may see what all sessions hold; and the holder of the oldest snapshot of this database, its
+-- age in transactions, and in seconds where that is known. No row that was deleted or updated since then can be
+-- vacuumed. Vacuum's own workers are left out, because they delay nothing.
 SELECT pg_has_role('pg_read_all_stats', 'USAGE'), oldest.kind, oldest.name, oldest.transactions, oldest.seconds
 FROM (VALUES (1)) AS always (row)
 LEFT JOIN LATERAL (

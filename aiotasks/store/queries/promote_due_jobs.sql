@@ -1,9 +1,9 @@
--- Make scheduled tasks READY whose time has come. (Not clock_timestamp(): what is volatile can't bound
--- an index scan, and every task that is scheduled for some day would be read.)
--- A task's place in its queue is by the time that it was due at, so that tasks start in the order of their
--- run_after however late, and by however many workers, they are promoted. (Claims look at nothing before
--- 1970, so what somebody has scheduled for -infinity is from then.)
--- Returned is each task's queue, and its place in epoch seconds.
+-- Make scheduled tasks READY that are due. (Not by clock_timestamp(): a volatile function can't bound an index
+-- scan, so every scheduled task would be read.)
+-- A task's place in its queue follows from the time that it was due, so that tasks start in the order of their
+-- run_after, however late they are promoted, and by however many workers. (Claims read nothing before 1970, so a
+-- task that is scheduled for -infinity gets a place in 1970.)
+-- Returns each task's queue, and its place in epoch seconds.
 -- $1 backend, $2 how many at the most
 UPDATE aiotasks_task AS task
 SET status = 'READY', ready_at = greatest(task.run_after, 'epoch')

@@ -1,9 +1,8 @@
--- Delete tasks of one status that were finished long enough ago, the oldest first, and that say nothing
--- themselves of how long they are kept. Whatever has just been finished stays for a minute: its worker
--- may not have had the reply yet, and looks for the row.
+-- Delete tasks of one status without a keep_result that were finished long enough ago, the oldest first. A task
+-- stays for a minute in any case, because its worker may not have the reply yet, and looks for the row.
 -- A ctid is safe here because SKIP LOCKED never waits: workers prune side by side.
--- $1 backend, $2 status, $3 seconds for which they are kept (NULL: for ever), $4 where to begin, in epoch
--- seconds (there are dead index entries before it, of the rows that the last batch deleted), $5 how many at most
+-- $1 backend, $2 status, $3 seconds for which they are kept (NULL: forever), $4 where to begin, in epoch
+-- seconds (before it are dead index entries of the rows that the last batch deleted), $5 how many at most
 WITH gone AS (
     DELETE FROM aiotasks_task AS task
     WHERE task.ctid = ANY(ARRAY(

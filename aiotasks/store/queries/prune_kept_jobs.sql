@@ -1,6 +1,6 @@
--- As prune_jobs, those that say themselves for how long they are kept. Their index is on the epoch
--- seconds when that is over: of time zones it must know nothing, and there is one infinite number of
--- seconds in every PostgreSQL, but no infinite interval before 17.
+-- Delete tasks with a keep_result whose time has ended, as prune_jobs. Their index is on the epoch
+-- seconds of that end: it must not depend on a time zone, and infinity is a number of seconds in every
+-- PostgreSQL, but an interval only from 17 on.
 -- $1 backend, $2 where to begin, in epoch seconds, $3 how many at most
 WITH gone AS (
     DELETE FROM aiotasks_task AS task

@@ -1,4 +1,4 @@
--- Enter a worker, with a lease by the database's clock.
+-- Store a worker's row, with a lease by the database's clock.
 -- $1 id, $2 backend, $3 host, $4 pid, $5 queue names (empty: any), $6 loop slots, $7 thread slots,
 -- $8 version, $9 seconds of the lease
 INSERT INTO aiotasks_worker (

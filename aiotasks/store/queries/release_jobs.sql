@@ -1,9 +1,8 @@
--- Give back tasks that were claimed but not run to an end: no attempt is spent. A task with a
--- delay waits that long; where it was put off as unknown for longer than its window, nothing is
--- done, nor to one that is to be cancelled: those come back without a queue name, and the caller
--- fails them. One that is READY again at once keeps its place in the queue.
--- What doesn't come back isn't RUNNING under its claim id, or somebody has it locked (a cancel() inside a
--- long transaction): as in finish_jobs, that mustn't hold up the others.
+-- Release tasks that were claimed but not run to an end: no attempt is spent. A task with a delay becomes
+-- SCHEDULED; a task without keeps its place in the queue. A task that has been unknown for longer than its
+-- window, or that is to be cancelled, stays as it is and is returned without a queue name: the caller fails it.
+-- A task that isn't returned isn't RUNNING under its claim id, or another transaction has locked it (a cancel()
+-- inside of a long one): as in finish_jobs, it must not delay the others.
 -- $1 ids, $2 claim ids, $3 delays in seconds (0: READY at once),
 -- $4 seconds for which a task may stay unknown (NULL: it is known)
 WITH mine AS MATERIALIZED (

@@ -1,6 +1,6 @@
--- A claim whose reply was lost leaves rows RUNNING that nobody runs, under a lease that is alive.
--- Their worker gives back what it doesn't hold and isn't about to be told of; what is locked at the moment,
--- the next time. A task that was to be cancelled meanwhile is FAILED instead.
+-- Release the rows of claims whose reply was lost: they are RUNNING, but their worker, whose lease is live, doesn't
+-- know of them. Rows of claims that the worker holds, or whose reply may still come, stay; a locked row is
+-- released the next time. A task that was to be cancelled meanwhile is FAILED instead.
 -- $1 worker id, $2 claim ids that it holds, $3 seconds that a claim's reply may take,
 -- $4 the error of a cancelled task (JSON text)
 UPDATE aiotasks_task AS task

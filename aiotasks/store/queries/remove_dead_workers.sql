@@ -1,5 +1,5 @@
--- Remove the rows of workers whose lease has expired and whom no task names any more. After a day also
--- those of other backends: there may be no worker left to do it, where an alias has gone from TASKS.
+-- Remove the rows of workers whose lease has expired and whose id no RUNNING task has; after a day also rows of
+-- other backends, because an alias that has gone from TASKS has no worker left to do it.
 -- Only for a worker whose own lease is live, as in rescue_jobs, or for an operator.
 -- $1 backend, $2 the id of the worker that asks (NULL: an operator)
 DELETE FROM aiotasks_worker AS worker

@@ -1,14 +1,14 @@
--- Take tasks away from workers that have died: RUNNING, and no worker with a live lease. Starting
--- from the tasks, not from dead workers' rows, finds also what was claimed while its worker's row
--- was being removed. READY again, or FAILED: after too many crashes, or where it was to be cancelled anyway.
--- Only a worker whose own lease is live rescues, and never its own tasks: where the database's clock has
+-- Take tasks away from workers that have died: tasks that are RUNNING, and whose worker has no live lease.
+-- Starting from the tasks, not from dead workers' rows, finds also tasks that were claimed while their worker's
+-- row was being removed. A task becomes READY again, or FAILED: after too many crashes, or if it was to be
+-- cancelled. Only a worker with a live lease rescues, and never its own tasks: where the database's clock has
 -- stepped forward, all leases look expired until their workers have renewed them.
--- A row that somebody else has written (nested errors, crashes beyond counting, times that Python hasn't)
--- mustn't hold up the others.
--- $1 backend, $2 crashes after which a task fails, where it says nothing itself,
+-- A row that aiotasks hasn't written (nested errors, more crashes than the column holds, times that Python can't
+-- hold) must not make the statement fail for the others.
+-- $1 backend, $2 the number of crashes after which a task fails, if it has no max_crashes,
 -- $3 the error to store (JSON text), $4 how many at the most,
 -- $5 the error of a cancelled task, $6 the id of the worker that rescues,
--- $7 seconds that its lease should have to run at the least
+-- $7 seconds that its lease must have left at the least
 WITH rescuer AS MATERIALIZED (
     SELECT worker.id
     FROM aiotasks_worker AS worker

@@ -1,4 +1,4 @@
--- Which of a worker's running tasks is it asked to cancel?
+-- The tasks of a worker that are RUNNING and to be cancelled.
 -- $1 worker id
 SELECT task.id
 FROM aiotasks_task AS task

@@ -1,7 +1,6 @@
--- What became of tasks that a finish didn't find, or found locked? The claim id stays on a row that
--- its owner finished, so an earlier try whose reply was lost shows; finished_at is NULL where the
--- row is RUNNING still.
--- OFFSET 0 keeps each look-up by its id, whatever the planner thinks of the table.
+-- When tasks were finished that a finish didn't find, or found locked. A row that its owner finished keeps the claim
+-- id, so an earlier try whose reply was lost shows; finished_at is NULL if the row is still RUNNING.
+-- OFFSET 0 keeps each look-up by its id, whatever the planner expects of the table.
 -- $1 ids, $2 claim ids
 SELECT found.id, found.finished_at
 FROM unnest($1::uuid[], $2::uuid[]) AS mine (id, claim_id)

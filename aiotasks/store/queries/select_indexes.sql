@@ -1,4 +1,5 @@
--- The names of the tasks' indexes that serve; not those that an interrupted CREATE or REINDEX CONCURRENTLY has left.
+-- The names of the valid indexes of the tasks' table: an interrupted CREATE or REINDEX CONCURRENTLY leaves an invalid
+-- one.
 SELECT index.relname::text
 FROM pg_index AS serving
 JOIN pg_class AS index ON index.oid = serving.indexrelid

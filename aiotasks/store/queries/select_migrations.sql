@@ -1,2 +1,2 @@
--- The names of aiotasks' migrations that have been applied, as Django has entered them.
+-- The names of aiotasks' migrations that Django has recorded as applied.
 SELECT migration.name::text FROM django_migrations AS migration WHERE migration.app = 'aiotasks'

@@ -1,5 +1,5 @@
--- This role, as an identifier; what it may do with our whole tables, as `SELECT ON aiotasks_task`, NULL where
--- it finds none; and some schemas that have them, whether it finds them there or not.
+-- This role, as an identifier; its privileges on aiotasks' tables, as `SELECT ON aiotasks_task` (NULL: it finds no
+-- tables); and some schemas that have the tables, whether the role finds them there or not.
 SELECT
     quote_ident(current_user),
     CASE WHEN to_regclass('aiotasks_task') IS NOT NULL AND to_regclass('aiotasks_worker') IS NOT NULL THEN ARRAY(

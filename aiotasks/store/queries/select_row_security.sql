@@ -1,6 +1,6 @@
--- Where row-level security is in force for this role: of each kind of statement that its policies don't allow for
--- every row, whether they allow it for some, and which of them are for this role. (An owner is subject to it where
--- the table has FORCE; a superuser and a role with BYPASSRLS never are.)
+-- The kinds of statement that row-level security restricts for this role: whether its policies allow them for some
+-- rows, and which policies are for this role. (An owner is restricted if the table has FORCE; a superuser and a
+-- role with BYPASSRLS never are.)
 SELECT tables.relname::text, kind.name, coalesce(found.for_some, false), coalesce(found.names, '{}')
 FROM pg_class AS tables
 CROSS JOIN (VALUES ('SELECT', 'r'), ('INSERT', 'a'), ('UPDATE', 'w'), ('DELETE', 'd')) AS kind (name, letter)

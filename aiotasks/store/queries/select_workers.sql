@@ -1,5 +1,5 @@
 -- The workers of a backend, with the seconds that are left of their leases (negative: since when they
--- have expired). Whatever somebody else has written into a row, Python and JSON can hold what is returned.
+-- have expired). The values returned fit into Python and JSON, whatever a row holds.
 -- $1 backend
 SELECT
     worker.id, worker.host, worker.pid,

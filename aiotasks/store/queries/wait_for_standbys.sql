@@ -1,4 +1,4 @@
--- Return when all that was committed before is where synchronous_standby_names wants it. A row can be
--- seen without being there: a restart, or whoever ends the session, cuts short the wait of its INSERT.
--- The commit of anything that is written waits for all before it; this writes no row.
+-- Return when all earlier commits are where synchronous_standby_names requires them. A row can be visible before
+-- that, because a restart, or the end of its session, cuts short the wait of its INSERT. Every commit that writes
+-- waits for all earlier ones; this one writes no row.
 SELECT pg_logical_emit_message(true, 'aiotasks', '')::text
