@@ -165,7 +165,8 @@ async def test_one_statement_tells_of_all_that_was_enqueued_in_a_block(
 
     await sync_to_async(in_thread)()
     assert len(sent) == 2  # the block's, and its savepoint's
-    await until(lambda: len(notified) == 102)
+    await until(lambda: len(notified) >= 102)
+    assert len(notified) == 102
     assert {json.loads(payload)[1] for payload in notified} == {"default", "inner", "inner too"}
 
 
@@ -177,7 +178,7 @@ async def test_every_way_tells_the_workers_unless_told_not_to(
     await api.enqueue(tasks.add, 1, 2)
     await api.call(default_task_backend, "enqueue_many", tasks.add.using(queue_name="b"), [((1, 2), {})] * 5)
     if notify:
-        await until(lambda: len(notified) == 2)
+        await until(lambda: len(notified) >= 2)
         assert sorted(notified) == ['["default", "b", null]', '["default", "default", null]']
     else:
         await conn.execute("SELECT 1")

@@ -104,7 +104,7 @@ async def test_everything_works_through_it(
     later = await tasks.work.using(run_after=in_an_hour).aenqueue()
     assert await postgres_result(later).acancel()
     running = postgres_result(await tasks.work.aenqueue(60.0))
-    await until(lambda: ledger.events("start", running.id) == 1)
+    await until(lambda: ledger.events("start", running.id) >= 1)
     assert await running.acancel()
     await until(lambda: ledger.statuses() == {"SUCCESSFUL": many, "FAILED": 2})
     await running.arefresh()
@@ -198,7 +198,7 @@ def test_an_outage_behind_it_is_nobodys_crash(start_worker: Start, own_server: P
             worker.wait_for("connections: at most")
         away.enqueue("work", 5.0, count=8)
         away.enqueue("work_sync", 5.0, count=8, lane="thread")
-        wait_until(lambda: away.value("SELECT count(*) FROM ledger WHERE event = 'start'") == 16)
+        wait_until(lambda: away.value("SELECT count(*) FROM ledger WHERE event = 'start'") >= 16)
         own_server.stop("fast")
         for worker in workers:
             worker.wait_for("cannot be renewed")

@@ -63,7 +63,7 @@ def test_signals_end_it_or_dont(start_worker: Start, ledger: Ledger, loop_env: d
     wait_until(lambda: "Restored signal handlers that other code had replaced" in worker.log)
     asynchronous = tasks.work_once.enqueue(8.0)
     synchronous = tasks.work_sync.enqueue(1.0)
-    wait_until(lambda: ledger.events("start") == 2)
+    wait_until(lambda: ledger.events("start") >= 2)
     for number in NEVER_MEANT:
         worker.send(number)
     worker.wait_for("Ignored signal=SIGUSR2")
@@ -85,7 +85,7 @@ def test_signals_end_it_or_dont(start_worker: Start, ledger: Ledger, loop_env: d
 def test_sigquit_gives_back_without_grace(start_worker: Start, ledger: Ledger) -> None:
     worker = start_worker("--grace", "600", "--threads", "1")
     results = [tasks.work_once.enqueue(600.0), tasks.work_sync.enqueue(600.0)]
-    wait_until(lambda: ledger.events("start") == 2)
+    wait_until(lambda: ledger.events("start") >= 2)
     assert worker.stop(signal.SIGQUIT) == 0
     assert all(is_unspent(ledger, result) for result in results)
     assert ledger.workers() == 0
@@ -113,10 +113,10 @@ def test_a_signal_to_the_supervisor_and_its_workers_spends_nothing(
         *("--grace", grace),
     )
     results = [tasks.work_once.enqueue(600.0), tasks.work_once.enqueue(600.0), tasks.work_sync.enqueue(600.0)]
-    wait_until(lambda: ledger.events("start") == 3)
+    wait_until(lambda: ledger.events("start") >= 3)
     process.send(signal.SIGUSR2)
     process.send(signal.SIGUSR1)
-    wait_until(lambda: process.log.count("Thread aiotasks-heartbeat (daemon)") == 2)
+    wait_until(lambda: process.log.count("Thread aiotasks-heartbeat (daemon)") >= 2)
     workers = psutil.Process(process.pid).children()
     for pid in (process.pid, *(worker.pid for worker in workers)):
         os.kill(pid, number)
@@ -165,9 +165,9 @@ def test_a_worker_whose_loop_hangs_ends_when_told_to(
 ) -> None:
     worker = start_worker("--grace", "1", env=loop_env, options={"LEASE_TIMEOUT": 600})
     results = [tasks.work_once.enqueue(600.0), tasks.work_sync.enqueue(600.0)]
-    wait_until(lambda: ledger.events("start") == 2)
+    wait_until(lambda: ledger.events("start") >= 2)
     results.append(tasks.hang.enqueue())
-    wait_until(lambda: ledger.events("start") == 3)
+    wait_until(lambda: ledger.events("start") >= 3)
     assert worker.stop() == 1
     assert "Ending the worker by force, because its event loop does not end" in worker.log
     assert "in deadlock\n    lock.acquire()" in worker.log
@@ -245,7 +245,7 @@ def test_it_waits_for_them_within_the_grace_and_a_signal_ends_that(start: Start,
     tasks.leave_behind.enqueue("a thread", os.devnull)
     process = start(*("-m", "aiotasks.worker", "--processes", "2", "--grace", "600"))
     wait_until(lambda: ledger.statuses() == {"SUCCESSFUL": 1})
-    wait_until(lambda: process.log.count("connections: at most") == 2)
+    wait_until(lambda: process.log.count("connections: at most") >= 2)
     process.send(signal.SIGTERM)
     process.wait_for("delay the exit names=left-thread")
     process.send(signal.SIGTERM)
@@ -263,7 +263,7 @@ def test_output_that_nobody_reads_does_not_keep_the_process(
         stderr=subprocess.STDOUT,
     ) as process:
         try:
-            wait_until(lambda: ledger.events("start") == 1)
+            wait_until(lambda: ledger.events("start") >= 1)
             process.terminate()
             wait_until(lambda: process.poll() is not None)
         finally:

@@ -138,7 +138,7 @@ async def test_slots_are_a_limit_after_short_sync_tasks_too(
             backlog.took(0.001)  # on a busy machine some weren't short
         await default_task_backend.aenqueue_many(tasks.wait_in_thread, [((str(n),), {}) for n in range(30)])
         if end == "stop":
-            await until(lambda: len(tasks.seen) == 3 and backlog.claim_ids)
+            await until(lambda: len(tasks.seen) >= 3 and backlog.claim_ids)
             stopping = asyncio.ensure_future(worker.stop())
         else:
             await until(lambda: backlog.ahead() == 0)  # it has learnt from that
@@ -168,7 +168,7 @@ async def test_what_waits_for_a_thread_is_not_started_under_a_lease_that_was_los
     await default_task_backend.aenqueue_many(tasks.wait_in_thread, [((str(n),), {}) for n in range(30)])
     async with aiotasks.Worker(concurrency=1, threads=3) as worker, asyncio.timeout(TIMEOUT):
         engine = worker.engine
-        await until(lambda: len(tasks.seen) == 3)
+        await until(lambda: len(tasks.seen) >= 3)
         assert engine.claimer.prefetch.claim_ids
         lost = engine.lease.worker_id
         engine.heartbeat.renounce()
@@ -227,20 +227,20 @@ async def test_who_is_cancelled_during_an_import_takes_nobody_with_it(
 async def test_a_backlog_of_sync_tasks_does_not_hold_up_coroutines(database: str) -> None:
     await default_task_backend.aenqueue_many(tasks.wait_in_thread, [(("slow",), {})] * 50)
     async with aiotasks.Worker(concurrency=2, threads=2, grace=0) as worker:
-        await until(lambda: tasks.seen.count("slow") == 2)
+        await until(lambda: tasks.seen.count("slow") >= 2)
         results = await default_task_backend.aenqueue_many(tasks.note, [(("quick",), {})] * 20)
-        await until(lambda: tasks.seen.count("quick") == 20)
+        await until(lambda: tasks.seen.count("quick") >= 20)
         assert tasks.seen.count("slow") == 2
         assert worker.engine.slots.taken("thread") == 2
         tasks.released.set()
-        await until(lambda: tasks.seen.count("slow") == 50)
+        await until(lambda: tasks.seen.count("slow") >= 50)
     assert len(results) == 20
 
 
 async def test_a_backlog_of_coroutines_does_not_hold_up_sync_tasks(database: str) -> None:
     await default_task_backend.aenqueue_many(tasks.wait_for_release, [(("slow",), {})] * 50)
     async with aiotasks.Worker(concurrency=2, threads=2, grace=0):
-        await until(lambda: tasks.seen.count("slow") == 2)
+        await until(lambda: tasks.seen.count("slow") >= 2)
         results = await default_task_backend.aenqueue_many(tasks.add_sync, [((1, 2), {})] * 20)
 
         async def are_done() -> bool:
@@ -275,7 +275,7 @@ async def test_idle_slots_are_filled_while_others_are_busy(database: str) -> Non
         await tasks.wait_for_release.aenqueue("long")
         await until(lambda: tasks.seen == ["long"])
         await default_task_backend.aenqueue_many(tasks.note, [(("short",), {})] * 30)
-        await until(lambda: tasks.seen.count("short") == 30)
+        await until(lambda: tasks.seen.count("short") >= 30)
         tasks.waiting["long"].set_result(None)
 
 
@@ -395,7 +395,7 @@ async def test_waiting_tasks_are_strongly_referenced(database: str) -> None:
         tasks.wait_for_release, [((f"{n}",), {}) for n in range(20)]
     )
     async with aiotasks.Worker() as worker:
-        await until(lambda: len(tasks.seen) == 20)
+        await until(lambda: len(tasks.seen) >= 20)
         for _ in range(3):
             gc.collect()
             await asyncio.sleep(0)

@@ -24,7 +24,7 @@ from . import tasks
 from .harness import Ledger, Process, Start, until, wait_until
 
 COMMANDS = {"module": ["-m", "aiotasks.worker"], "manage": ["-m", "django", "aiotasks", "worker"]}
-SHORT_LEASE = {"LEASE_TIMEOUT": 1, "POLL_INTERVAL": 1}
+SHORT_LEASE = {"LEASE_TIMEOUT": 2, "POLL_INTERVAL": 1}
 
 
 def workers_of(process: Process) -> set[int]:
@@ -45,7 +45,7 @@ def serving(ledger: Ledger) -> set[int]:
 def supervise(start: Start, ledger: Ledger, *arguments: str, processes: int = 2, **keywords: Any) -> Process:
     """Start a supervisor and return when its workers serve."""
     process = start("-m", "aiotasks.worker", "--processes", str(processes), *arguments, **keywords)
-    wait_until(lambda: process.log.count("connections: at most") == processes)
+    wait_until(lambda: process.log.count("connections: at most") >= processes)
     return process
 
 
@@ -64,14 +64,14 @@ def test_each_process_is_a_worker(start: Start, ledger: Ledger, command: str) ->
     assert all(process.log.count(f"Started a worker pid={pid}\n") == 1 for pid in children)
     assert not psutil.Process(process.pid).net_connections()
     default_task_backend.enqueue_many(tasks.work, [((1.0,), {})] * 6)
-    wait_until(lambda: ledger.events("start") == 6)
+    wait_until(lambda: ledger.events("start") >= 6)
     if command == "module":  # a terminal's Ctrl-C, to its process group
         assert not {os.getpgid(pid) for pid in children} & {process.pid, os.getpgid(0)}
         os.killpg(process.pid, signal.SIGINT)
     else:  # as systemd does by default
         for pid in children:
             os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: process.log.count("stopping, running=") == 2)
+        wait_until(lambda: process.log.count("stopping, running=") >= 2)
         process.send(signal.SIGTERM)
     assert process.wait() == 0
     assert ledger.statuses() == {"SUCCESSFUL": 6}
@@ -99,9 +99,9 @@ def test_a_killed_worker_is_replaced_and_its_task_run_again(start: Start, ledger
 def test_a_second_signal_hurries(start: Start, ledger: Ledger) -> None:
     process = supervise(start, ledger, "--grace", "600", "--concurrency", "1", "--threads", "1")
     results = [tasks.work.enqueue(60.0), tasks.work.enqueue(60.0), tasks.work_sync.enqueue(60.0)]
-    wait_until(lambda: ledger.events("start") == 3)
+    wait_until(lambda: ledger.events("start") >= 3)
     process.send(signal.SIGTERM)
-    wait_until(lambda: process.log.count("stopping, running=") == 2)
+    wait_until(lambda: process.log.count("stopping, running=") >= 2)
     process.send(signal.SIGTERM)
     assert process.wait() == 0
     for result in results:
@@ -114,10 +114,10 @@ def test_workers_leave_when_their_supervisor_is_killed(start: Start, ledger: Led
     process = supervise(start, ledger)
     children = workers_of(process)
     tasks.work.enqueue(1.0)
-    wait_until(lambda: ledger.events("start") == 1)
+    wait_until(lambda: ledger.events("start") >= 1)
     process.send(signal.SIGKILL)
     process.wait()
-    wait_until(lambda: process.log.count("INFO aiotasks.worker: stopped\n") == 2)
+    wait_until(lambda: process.log.count("INFO aiotasks.worker: stopped\n") >= 2)
     assert ledger.statuses() == {"SUCCESSFUL": 1}
     assert ledger.workers() == 0
     assert process.log.count("The supervisor has ended; this worker stops") == 2
@@ -274,7 +274,7 @@ async def test_the_others_wait_for_the_first(said: Any, tmp_path: Path) -> None:
         await until(there.exists)  # by when the others would have been started, too
         assert len(said("Started a worker")) == 1
         go.touch()
-        await until(lambda: len(said("Started a worker")) == 3)
+        await until(lambda: len(said("Started a worker")) >= 3)
 
 
 async def test_a_worker_that_dies_at_the_stop_is_told(said: Any, tmp_path: Path) -> None:
@@ -318,12 +318,12 @@ async def test_a_worker_that_starts_meanwhile_is_told_too(
 
     monkeypatch.setattr(supervisor._Child, "start", start)
     async with running(python(WAIT), change=changes):
-        await until(lambda: len(said("Started a worker")) == (1 if told == "to stop" else 2))
+        await until(lambda: len(said("Started a worker")) >= (1 if told == "to stop" else 2))
 
 
 async def test_no_process_to_be_had(said: Any) -> None:
     async with running(["/nowhere/python"]) as supervising:
-        await until(lambda: len(said("Could not start a process .* pause=0.02 ")) == 1)
+        await until(lambda: said("Could not start a process .* pause=0.02 "))
     assert supervising.result() == 0
 
 
@@ -344,7 +344,7 @@ async def test_who_served_for_a_moment_has_served(said: Any, monkeypatch: pytest
 async def test_nothing_is_open_afterwards(said: Any) -> None:
     before = os.listdir("/dev/fd")
     async with running(python(READY + WAIT), processes=4):
-        await until(lambda: len(said("Started a worker")) == 4)
+        await until(lambda: len(said("Started a worker")) >= 4)
     # The loop keeps up to two of its own once it has had children.
     await until(lambda: len(os.listdir("/dev/fd")) <= len(before) + 2)
 
@@ -370,9 +370,9 @@ async def test_a_change_restarts_all_and_hurries(said: Any, monkeypatch: pytest.
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" + READY + "os.read(int(sys.argv[-1]), 1)"
     changes = Changes()
     task = asyncio.create_task(Supervisor(python(code), processes=2, change=changes).run())
-    await until(lambda: len(said("Started a worker")) == 2)
+    await until(lambda: len(said("Started a worker")) >= 2)
     changes.event.set()
-    await until(lambda: len(said("Started a worker")) == 4)
+    await until(lambda: len(said("Started a worker")) >= 4)
     assert said("The code has changed; restarting workers processes=2 path='one.py'")
     assert not said("has ended")
     os.kill(os.getpid(), signal.SIGTERM)
@@ -387,7 +387,7 @@ async def test_code_that_cannot_start_waits_for_the_next_change(said: Any, tmp_p
     changes = Changes()
     code = f"if os.path.exists({os.fspath(broken)!r}): sys.exit(1)\n"
     async with running(python(code + READY + WAIT), processes=2, change=changes) as supervising:
-        await until(lambda: len(said("Started a worker")) == 2)
+        await until(lambda: len(said("Started a worker")) >= 2)
         broken.touch()
         changes.event.set()
         await until(lambda: said("waiting for the next change of the code"))
@@ -397,7 +397,7 @@ async def test_code_that_cannot_start_waits_for_the_next_change(said: Any, tmp_p
         assert len(said("Started a worker")) == 3
         broken.unlink()
         changes.event.set()
-        await until(lambda: len(said("Started a worker")) == 5)
+        await until(lambda: len(said("Started a worker")) >= 5)
     assert len(said("worker could not start")) == 1
     assert supervising.result() == 0
 

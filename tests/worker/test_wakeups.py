@@ -761,7 +761,7 @@ async def test_what_a_cancelled_claimer_has_claimed_goes_back(
     claiming.append(asyncio.ensure_future(claimer.run_once()))
     with pytest.raises(asyncio.CancelledError):
         await claiming[0]
-    await until(lambda: len(started) + len(dropped) == 10)
+    await until(lambda: len(started) + len(dropped) >= 10)
     assert len(started) == 1
     assert len({job.id for job in [*started, *dropped]}) == 10
     assert not claimer.claiming
@@ -782,7 +782,7 @@ async def test_who_has_been_in_two_crashes_is_claimed_apart(database: str, conn:
     await until(lambda: not claimer._changed.is_set())  # it has seen that, and waits all the same
     assert [job.id in suspects for job in started] == [True]
     claimer.slot_freed(started[0])
-    await until(lambda: len(started) == 7)
+    await until(lambda: len(started) >= 7)
     # The others have their turn in between.
     assert [job.id in suspects for job in started] == [True, *[False] * 5, True]
     await claimer.stop()
