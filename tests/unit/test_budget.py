@@ -1,0 +1,114 @@
+"""Budget: what its strategies make of the limit for the next claim."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from aiotasks.worker.claiming import budget as budget_module
+from aiotasks.worker.claiming.budget import (
+    CLAIMS_BEYOND_IN_A_ROW,
+    AtMost,
+    Backpressure,
+    Budget,
+    FreeSlots,
+    Strategy,
+)
+from aiotasks.worker.claiming.overclaim import AT_ONCE_FACTOR, OverclaimPolicy
+from aiotasks.worker.claiming.prefetch import Prefetch
+from aiotasks.worker.slots import Slots
+
+
+class Paused(Strategy):
+    """A strategy to come, which is nothing but a class and an entry of the list."""
+
+    def is_open(self) -> bool:
+        return False
+
+
+def free_slots(slots: Slots, waiting: int = 0) -> FreeSlots:
+    threads: Any = SimpleNamespace(free=lambda: slots.free("thread") - waiting)
+    return FreeSlots(slots, threads)
+
+
+def job(lane: str = "loop", max_crashes: int | None = None) -> Any:
+    policy = SimpleNamespace(max_crashes=max_crashes)
+    return SimpleNamespace(lane=lane, policy=policy, worker_ids=["one"])
+
+
+def test_free_slots_less_what_is_about_to_be_started() -> None:
+    slots = Slots(loop=10, threads=4)
+    budget = Budget(free_slots(slots, waiting=1))
+    slots.take("loop")
+    assert (budget.limit("loop"), budget.limit("thread")) == (9, 3)
+    assert (budget.limit("loop", 4), budget.limit("thread", 5)) == (5, 0)
+    slots.release("loop")
+    assert budget.limit("loop") == 10
+
+
+def test_each_strategy_gets_the_limit_of_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget_module, "CLAIM_LIMIT", 3)
+    slots = Slots(loop=10, threads=4)
+    assert Budget(free_slots(slots), AtMost()).limit("loop") == 3
+    assert Budget(AtMost(), free_slots(slots)).limit("loop") == 10
+
+
+def test_one_that_is_closed_closes_all() -> None:
+    slots = Slots(loop=10, threads=4)
+    assert Budget(free_slots(slots)).is_open()
+    assert not Budget(free_slots(slots), Paused()).is_open()
+
+
+def test_nothing_is_claimed_while_too_much_waits_to_be_written() -> None:
+    finisher: Any = SimpleNamespace(pending=set(), crowded=False, announcer=SimpleNamespace(pending=set()))
+    backpressure = Backpressure(finisher, slots=2)
+    assert backpressure.is_open()
+    finisher.pending = set(range(9))
+    assert backpressure.is_open()
+    finisher.announcer.pending = {"a receiver"}
+    assert not backpressure.is_open()
+    finisher.pending = set()
+    assert backpressure.is_open()
+    finisher.crowded = True
+    assert not backpressure.is_open()
+
+
+def test_after_some_claims_beyond_the_slots_one_goes_by_the_slots() -> None:
+    slots = Slots(loop=10, threads=0)
+    overclaim = OverclaimPolicy(slots, allowed=True)
+    budget = Budget(free_slots(slots), overclaim)
+    overclaim.learn([job()] * 10, 0.0001)
+    assert overclaim.expected
+    for _ in range(CLAIMS_BEYOND_IN_A_ROW):
+        assert budget.limit("loop") == 10 * AT_ONCE_FACTOR
+        budget.used({"loop"})
+    assert budget.limit("loop") == 10
+    budget.used(set())
+    assert budget.limit("loop") == 10 * AT_ONCE_FACTOR
+    overclaim.forget()
+    assert budget.limit("loop") == 10
+
+
+@pytest.mark.parametrize(
+    ("allowed", "jobs"), [(False, [job()]), (True, [job(), job(max_crashes=1)])], ids=["setting", "task"]
+)
+def test_nothing_beyond_the_slots_of_what_a_crash_would_harm(allowed: bool, jobs: list[Any]) -> None:
+    slots = Slots(loop=10, threads=0)
+    overclaim = OverclaimPolicy(slots, allowed=allowed)
+    overclaim.learn(jobs, 0.0001)
+    assert Budget(free_slots(slots), overclaim).limit("loop") == 10
+
+
+def test_sync_tasks_are_claimed_ahead_while_the_machine_gives_all_threads() -> None:
+    pool: Any = SimpleNamespace(threads=4)
+    pool.capacity = lambda: pool.threads
+    slots = Slots(loop=0, threads=4, pool=pool)
+    buffer: Any = SimpleNamespace(ahead=lambda: 20)
+    budget = Budget(free_slots(slots), Prefetch(buffer, slots, allowed=True))
+    assert (budget.limit("thread"), budget.limit("thread", 5), budget.limit("loop")) == (20, 15, 0)
+    pool.threads = 3
+    assert budget.limit("thread") == 3
+    pool.threads = 4
+    for _ in range(CLAIMS_BEYOND_IN_A_ROW):
+        budget.used({"thread"})
+    assert budget.limit("thread") == 4
