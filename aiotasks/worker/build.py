@@ -1,4 +1,4 @@
-"""Builder: a worker's runner and finisher, wired in one way for the engine, for ``drain()`` and for tests."""
+"""Builder: a worker's claimer, runner and finisher, wired in one way for engine, ``drain()`` and tests."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor

@@ -183,7 +183,7 @@ class Engine:
     async def run(
         self, *, stopping: asyncio.Event, hurried: asyncio.Event, grace: float, keep_threads: bool
     ) -> None:
-        """Work until ``stopping`` is set or a part fails, then shut down; ``stuck`` says how that went.
+        """Work until ``stopping`` is set or a part fails, then shut down, and set ``stuck``.
 
         ``grace`` is in seconds; ``hurried`` ends it.
         """
@@ -246,7 +246,7 @@ class Engine:
         ]
 
     async def _report_start(self) -> None:
-        """Log what is served, and set ``tried``, once the worker has a lease and LISTEN works."""
+        """Once the worker has a lease and LISTEN works, write the start's log and set ``tried``."""
         await self.keeper.registered_once.wait()
         await self.waker.wait_until_woken(LISTEN_TIMEOUT)
         log_start(

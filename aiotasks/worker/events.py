@@ -1,4 +1,4 @@
-"""Events: what happens in a worker, for its log, metrics, traces and tests. The only bus there is.
+"""Events: the things that happen in a worker, for its log, metrics, traces and tests. The only bus there is.
 
 Control flow doesn't pass through here: the parts call each other, in an order that matters.
 """
@@ -28,8 +28,8 @@ _PER_TASK = ("claimed", "started", "finished")
 class Observer:
     """Subclass this and override the events of interest; as it is, it ignores them all.
 
-    The worker calls the methods on its event loop, or where the docstring says so from another thread. They
-    must return at once.
+    The worker calls the methods on its event loop, unless a docstring names another thread. They must return
+    at once.
     """
 
     # Whether `claimed`, `started` or `finished` do anything. The worker doesn't call them otherwise.
@@ -53,7 +53,7 @@ class Observer:
         """
 
     def fenced(self, job: Job, outcome: Outcome) -> None:
-        """The outcome was rejected, because the claim isn't this worker's any more."""
+        """The outcome was rejected, because this worker no longer owns the task."""
 
     def released(self, number: int, reason: ReleaseReason) -> None:
         """So many tasks are READY again, or FAILED if they were to be cancelled, without a result."""

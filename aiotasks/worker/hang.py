@@ -1,4 +1,4 @@
-"""HangHandler: what happens to the tasks of a worker whose event loop hangs. Runs in other threads."""
+"""HangHandler: gives up the tasks of a worker whose event loop hangs. Runs in other threads."""
 
 import asyncio
 import threading

@@ -15,8 +15,8 @@ logger = logging.getLogger("aiotasks.worker")
 
 
 class Ownership:
-    """Derives what the worker holds from its executions and its claims under way, each time anew: a ledger
-    beside them could be wrong. ``connect`` must be called before the questions.
+    """Derives the claims that the worker holds from its executions and its claims under way, at each call: a
+    ledger beside them could be wrong. ``connect`` must be called before the questions.
     """
 
     def __init__(self, runner: Runs, finisher: Finishes) -> None:

@@ -1,4 +1,4 @@
-"""Protocols: what one part of the worker needs of another that it may not import."""
+"""Protocols: the methods that one part of the worker needs of another part, which it may not import."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -57,7 +57,7 @@ class Leases(Protocol):
 
 
 class KeepsLease(Protocol):
-    """What the heartbeat reports to. All methods but the first are called on the worker's loop."""
+    """The part that the heartbeat reports to. All methods but the first are called on the worker's loop."""
 
     def is_woken(self) -> bool:
         """Return whether NOTIFY wakes the worker at the moment. Called in the heartbeat's thread."""
@@ -149,14 +149,14 @@ class Runs(Starts, Protocol):
 
 
 class Announces(Protocol):
-    """What runs the receivers of signals."""
+    """The part that runs the receivers of signals."""
 
     @property
     def pending(self) -> "set[asyncio.Task[None]]":
         """The calls of receivers that haven't ended."""
 
     async def all_announced(self) -> None:
-        """Wait until no receiver runs any more."""
+        """Wait until all receivers have ended."""
 
 
 class Finishes(Protocol):
@@ -164,7 +164,7 @@ class Finishes(Protocol):
 
     @property
     def announcer(self) -> Announces:
-        """What sends ``task_finished``."""
+        """The part that sends ``task_finished``."""
 
     @property
     def pending(self) -> set[Execution]:
@@ -189,7 +189,7 @@ class GivesBack(Protocol):
 
 
 class HoldsClaims(Protocol):
-    """What knows the worker's claims (``Ownership``)."""
+    """The part that knows the worker's claims (``Ownership``)."""
 
     def held_claims(self) -> set[UUID]:
         """Return the ids of all claims that the worker holds; claims under way are among them."""
@@ -262,7 +262,7 @@ class WakesAfterRescue(Protocol):
 
 
 class HandlesHang(Protocol):
-    """What is done about a loop that hangs."""
+    """The part that acts when the loop hangs."""
 
     def hung(self, seconds: float, task: "asyncio.Task[Any] | None") -> None:
         """The loop has been blocked for so long, in ``task`` if in one. Called in the watchdog's thread."""

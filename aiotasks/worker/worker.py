@@ -220,7 +220,7 @@ class Worker:
             failed=self._tried.set,  # embedded, the site starts anyway
         )
         if not there:
-            return  # told to stop before there was a database
+            return  # stopped before there was a database
         await check_privileges(loop_resources.store, must=must)
         room = await find_room(loop_resources, concurrency=self.concurrency, threads=self.threads, must=must)
         self.engine = Engine(

@@ -96,7 +96,7 @@ class Lease:
             self.steady_since = None
 
     def extend(self, until: float) -> None:
-        """Move the deadline to ``until`` unless it is later: nobody can take the tasks before."""
+        """Move the deadline to ``until`` unless it is later: no worker can take the tasks before."""
         with self._lock:
             self.deadline = max(self.deadline, until)
 
