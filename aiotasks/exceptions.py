@@ -39,7 +39,7 @@ class DatabaseNotReady(AiotasksError, ImproperlyConfigured):
 
 
 class InvalidRow(AiotasksError, ValueError):
-    """A row of the table holds what aiotasks never writes: somebody else has written there."""
+    """A row of the table holds what aiotasks never writes: other code has changed it."""
 
     def __init__(self, id: object, reason: str) -> None:
         super().__init__(f"The row of task {str(id)!r} can't be read: {reason}.")

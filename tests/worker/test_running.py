@@ -486,7 +486,7 @@ async def test_async_orm_calls_run_in_parallel_on_few_connections(
     results = await default_task_backend.aenqueue_many(tasks.query, [((0.03, 2), {})] * 15)
     async with aiotasks.Worker() as worker:
         await worker.wait_until_empty()
-        assert len(worker.engine.orm_threads._threads) == 3
+        assert len(worker.engine.orm_threads.threads) == 3
     pids = [await outcome(result) for result in results]
     assert len({pid for ran in pids for pid in ran}) == 3
     assert all(len(set(ran)) == 1 for ran in pids)  # a job stays on one connection
@@ -500,7 +500,7 @@ async def test_a_stuck_orm_thread_gets_no_new_jobs(
     async with aiotasks.Worker(concurrency=4) as worker:
         stuck = await tasks.stick.aenqueue("stuck")
         await until(lambda: tasks.seen == ["stuck"])
-        (thread,) = worker.engine.orm_threads._threads
+        (thread,) = worker.engine.orm_threads.threads
         await until(lambda: thread.is_stuck(asyncio.get_running_loop().time()))
         results = await default_task_backend.aenqueue_many(tasks.query, [((0.0, 1), {})] * 5)
 
@@ -509,7 +509,7 @@ async def test_a_stuck_orm_thread_gets_no_new_jobs(
 
         await until(are_done)
         assert thread.users == 1
-        assert len(worker.engine.orm_threads._threads) == 2
+        assert len(worker.engine.orm_threads.threads) == 2
         tasks.released.set()
         await worker.wait_until_empty()
     assert await outcome(stuck)

@@ -303,10 +303,10 @@ async def test_a_worker_that_starts_meanwhile_is_told_too(
     said: Any, monkeypatch: pytest.MonkeyPatch, told: str
 ) -> None:
     changes = Changes()
-    begin = supervisor._Child.start
+    begin = asyncio.create_subprocess_exec
 
-    async def start(*args: Any) -> Any:
-        child = await begin(*args)
+    async def start(*args: Any, **keywords: Any) -> Any:
+        process = await begin(*args, **keywords)
         if not said("Started a worker"):
             if told == "to stop":
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -314,9 +314,9 @@ async def test_a_worker_that_starts_meanwhile_is_told_too(
             else:
                 changes.event.set()
                 await until(lambda: said("The code has changed"))
-        return child
+        return process
 
-    monkeypatch.setattr(supervisor._Child, "start", start)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
     async with running(python(WAIT), change=changes):
         await until(lambda: len(said("Started a worker")) >= (1 if told == "to stop" else 2))
 

@@ -32,21 +32,23 @@ class OrmThreads:
     gets no new job; another is started, up to ``limit``.
 
     - A job whose call has left something in its session (a setting, a role, a lock, a temporary table, an
-      open transaction) owns its thread from then on, until that is over or the job has ended. Whatever
-      other jobs have put there meanwhile moves to another thread: of theirs nothing is in that session.
+      open transaction) owns its thread until that is over or the job has ended. Calls of other jobs that
+      wait there meanwhile move to another thread; that session holds nothing of theirs.
     - A session that an owner has changed is discarded before the thread runs another job's call.
     - Owned threads don't count towards ``size``. If all ``limit`` are owned, one more is started.
     - If the machine refuses the first thread, calls wait for one.
+
+    threads: those that run. waiting: calls that wait for the first one.
     """
 
     def __init__(self, size: int, *, limit: int) -> None:
         self._size = size
         self._limit = max(size, limit)
-        self._threads: list[ConnectionThread] = []
+        self.threads: list[ConnectionThread] = []
         self._started = 0
         self._closed = False
         self._lock = threading.Lock()  # for all shared state: jobs' threads, owners, whether a job has ended
-        self._waiting: deque[tuple[OrmSession, _OrmCall]] = deque()
+        self.waiting: deque[tuple[OrmSession, _OrmCall]] = deque()
         self._retries = False  # the waiting calls are about to be tried again
         self._loop = asyncio.get_running_loop()
         self._blocks = BlockSlots(size)
@@ -72,7 +74,7 @@ class OrmThreads:
             if job.thread is not None:
                 job.thread.put(partial(self._run, job.thread, job, call))
                 return
-            self._waiting.append((job, call))
+            self.waiting.append((job, call))
             if self._retries:
                 return
             self._retries = True
@@ -91,7 +93,7 @@ class OrmThreads:
                 thread.put(partial(self._take_from_ended, thread))
             if self._closed and not thread.users:
                 self._stop(thread)
-        if self._waiting:
+        if self.waiting:
             self._put_waiting()
 
     async def lend(self, within: float) -> "_LentJob":
@@ -106,25 +108,25 @@ class OrmThreads:
         """Let each thread end once its jobs have."""
         with self._lock:
             self._closed = True
-            for thread in [thread for thread in self._threads if not thread.users]:
+            for thread in [thread for thread in self.threads if not thread.users]:
                 self._stop(thread)
 
     def _stop(self, thread: ConnectionThread) -> None:
-        if thread in self._threads:
-            self._threads.remove(thread)
+        if thread in self.threads:
+            self.threads.remove(thread)
             thread.stop()
 
     def _lease(self) -> ConnectionThread | None:
         """The thread for a job's calls: neither stuck nor owned, and with the fewest jobs."""
         now = time.monotonic()
-        shared = [thread for thread in self._threads if thread.owner is None or thread.owner.ended]
+        shared = [thread for thread in self.threads if thread.owner is None or thread.owner.ended]
         free = [thread for thread in shared if not thread.is_stuck(now)]
         best = min(free, key=_jobs, default=None)
         if best is not None:
-            wanted = best.users > 0 and len(shared) < self._size and len(self._threads) < self._limit
+            wanted = best.users > 0 and len(shared) < self._size and len(self.threads) < self._limit
         else:
-            wanted = not shared or len(self._threads) < self._limit
-        if wanted and (another := self._starts.start(self._start, len(self._threads))) is not None:
+            wanted = not shared or len(self.threads) < self._limit
+        if wanted and (another := self._starts.start(self._start, len(self.threads))) is not None:
             best = another
         if best is None:
             best = min(shared, key=_jobs, default=None)
@@ -135,7 +137,7 @@ class OrmThreads:
     def _start(self) -> ConnectionThread:
         thread = ConnectionThread(f"aiotasks-orm-{self._started + 1}")
         self._started += 1
-        self._threads.append(thread)
+        self.threads.append(thread)
         return thread
 
     def _retry(self) -> None:
@@ -143,8 +145,8 @@ class OrmThreads:
         self._put_waiting()
 
     def _put_waiting(self) -> None:
-        for _ in range(len(self._waiting)):
-            self.put(*self._waiting.popleft())
+        for _ in range(len(self.waiting)):
+            self.put(*self.waiting.popleft())
 
     # --- In a thread
 
