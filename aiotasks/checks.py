@@ -1,4 +1,4 @@
-"""System checks: every mistake in the settings, told before anything runs."""
+"""System checks: they report mistakes in the settings before anything runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,14 +20,14 @@ __all__ = ["check_backend", "check_tables"]
 
 
 def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
-    """The checks of one backend, without connecting anywhere.
+    """Return the messages about one backend. Connects nowhere.
 
     E001 the app isn't installed, E002 a bad option, E003 DATABASE or LISTEN_DATABASE isn't an alias
     of DATABASES, E004 it isn't PostgreSQL, E005 QUEUES isn't a list of names, E006 its settings can't
     be used, E007 one of MOVED_TASKS leads to no task, E008 REDACT leads to no function, E009 a
-    connection parameter asks for safety that asyncpg can't give, E010 each tenant of django-tenants has
-    tables of its own, W001 a connection parameter that asyncpg has nothing for, W003 a router keeps the
-    tables out of DATABASE, W004 connections that are kept under ASGI.
+    connection parameter requires safety that asyncpg can't give, E010 each tenant of django-tenants has
+    tables of its own, W001 asyncpg doesn't support a connection parameter, W003 a router keeps the
+    tables out of DATABASE, W004 threads keep their connections under ASGI.
     """
     messages: list[CheckMessage] = []
     where = f"TASKS[{alias!r}]"
@@ -66,13 +66,13 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
 
 
 def _check_tenants(where: str) -> list[CheckMessage]:
-    """A tenant's schema comes before the shared one: its tasks would be stored where no worker looks."""
+    """Refuse tables for each tenant: its schema comes first, so no worker would find its tasks."""
     tenants = getattr(settings, "TENANT_APPS", ())
     if not any(str(name).split(".")[0] == "aiotasks" for name in tenants):
         return []
     return [
         Error(
-            f"{where}: TENANT_APPS has aiotasks, so each tenant has its own tables, where no worker looks.",
+            f"{where}: TENANT_APPS has aiotasks, so each tenant has its own tables, which no worker reads.",
             hint='Move "aiotasks" to SHARED_APPS, and drop the tenants\' tables once they are empty.',
             id="aiotasks.E010",
         )
@@ -97,7 +97,7 @@ def _check_router(where: str, database: str) -> list[CheckMessage]:
 
 
 def _check_age(where: str, database: str) -> list[CheckMessage]:
-    """Django's advice, where the settings show that the site is served by ASGI."""
+    """Repeat Django's advice about CONN_MAX_AGE if the settings show that the site is served by ASGI."""
     age = connections[database].settings_dict.get("CONN_MAX_AGE", 0)
     if age == 0 or not getattr(settings, "ASGI_APPLICATION", None):
         return []
@@ -105,7 +105,7 @@ def _check_age(where: str, database: str) -> list[CheckMessage]:
         Warning(
             f"{where}: CONN_MAX_AGE of DATABASES[{database!r}] is {age!r}, and under ASGI each of many "
             "threads keeps a connection for that long.",
-            hint="Set it to 0 (a worker's threads keep theirs between tasks all the same), or use a pool.",
+            hint="Set it to 0 (a worker's threads keep theirs between tasks anyway), or use a pool.",
             id="aiotasks.W004",
         )
     ]
@@ -120,7 +120,7 @@ def _check_redact(where: str, path: str | None) -> list[CheckMessage]:
             return [
                 Error(
                     f"{where}: REDACT {path!r} leads to no function ({reason}).",
-                    hint="It is the dotted path of a function that takes a text and returns one.",
+                    hint="Set it to the dotted path of a function that takes a text and returns one.",
                     id="aiotasks.E008",
                 )
             ]
@@ -169,12 +169,12 @@ def _check_database(where: str, option: str, database: str) -> list[CheckMessage
         unknown = connect_arguments(database).unknown
     except utils.NotSupportedError as error:
         return [Error(f"{where}: {error}", id="aiotasks.E009")]
-    except Exception as error:  # whatever a value of another type leads to in Django's engine or here
+    except Exception as error:  # a value of a wrong type may raise anything in Django's engine or here
         reason = f"{type(error).__name__}: {error}"
         return [Error(f"{where}: DATABASES[{database!r}] can't be used: {reason}", id="aiotasks.E006")]
     return [
         Warning(
-            f"{where}: asyncpg has nothing for {name!r} in DATABASES[{database!r}]; "
+            f"{where}: asyncpg doesn't support {name!r} in DATABASES[{database!r}]; "
             "aiotasks connects without it.",
             id="aiotasks.W001",
         )
@@ -184,15 +184,15 @@ def _check_database(where: str, option: str, database: str) -> list[CheckMessage
 
 @register(Tags.database)
 def check_tables(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """W002: the tables aren't migrated yet (runs where database checks do, as in ``migrate``)."""
+    """Return W002 if the tables aren't migrated. Runs with other database checks, as in ``migrate``."""
     messages: list[CheckMessage] = []
     for alias in task_backends.settings:
         try:
             options = getattr(task_backends[alias], "config", None)
         except (ImproperlyConfigured, InvalidTaskBackend):
-            continue  # E002 says it, or Django
+            continue  # E002 reports it, or Django
         if not isinstance(options, Options):
-            continue  # of another kind
+            continue  # not a backend of aiotasks
         database = options.database
         if database not in (databases or ()) or connections[database].vendor != "postgresql":
             continue
@@ -201,7 +201,7 @@ def check_tables(databases: Sequence[str] | None = None, **kwargs: Any) -> list[
                 connections[database].introspection.table_names()
             )
         except utils.Error:
-            continue  # a database that doesn't answer is no finding about the settings
+            continue  # a database that doesn't answer is no mistake in the settings
         if missing:
             messages.append(
                 Warning(

@@ -75,8 +75,8 @@ class Task(models.Model):
                 name="aiotasks_task_ready",
                 condition=Q(status="READY"),
             ),
-            # What is READY after two crashes is claimed by itself; looking for it in the index above would
-            # read all of that.
+            # A task that is READY after two crashes is claimed by a statement of its own, which would read
+            # all of the index above to find it.
             models.Index(
                 F("backend"),
                 F("lane"),
@@ -92,7 +92,7 @@ class Task(models.Model):
                 condition=Q(status="SCHEDULED"),
             ),
             models.Index(fields=["worker_id"], name="aiotasks_task_running", condition=Q(status="RUNNING")),
-            # By status, as FAILED ones are kept for longer: the pruner passes over none of them.
+            # By status, because FAILED tasks are kept for longer, and the pruner would read all of them.
             models.Index(
                 fields=["backend", "status", "finished_at"],
                 name="aiotasks_task_prunable",
@@ -111,8 +111,8 @@ class Task(models.Model):
             ),
         )
         constraints = (
-            # Whatever is written must fit the READY index. What doesn't, written by hand as SCHEDULED or
-            # RUNNING, would make all promotions or rescues fail.
+            # Every row must fit the READY index. A row that doesn't, written by hand as SCHEDULED or RUNNING,
+            # would make all promotions or rescues fail.
             models.CheckConstraint(
                 condition=Q(
                     LessThanOrEqual(
@@ -121,7 +121,7 @@ class Task(models.Model):
                 ),
                 name="aiotasks_task_names_fit",
             ),
-            # A status without the time that belongs to it, written by hand: nothing would ever claim, promote
+            # A status without the time that belongs to it, written by hand: no statement would claim, promote
             # or prune the row.
             models.CheckConstraint(
                 condition=~Q(status="READY") | Q(ready_at__isnull=False),

@@ -1,4 +1,4 @@
-"""``manage.py aiotasks prune``: what the workers' pruners do once a minute, now."""
+"""``manage.py aiotasks prune``: prune at once, as the workers do once a minute."""
 
 import re
 from argparse import ArgumentParser, ArgumentTypeError
@@ -21,8 +21,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--older-than",
         type=_age,
         metavar="AGE",
-        help="delete what was finished so long ago, such as 90m, 36h, 7d or 2w, instead of by "
-        "KEEP_SUCCESSFUL and KEEP_FAILED; a task's own keep_result holds in any case",
+        help="delete tasks that were finished so long ago, such as 90m, 36h, 7d or 2w, instead of by "
+        "KEEP_SUCCESSFUL and KEEP_FAILED; a task's own keep_result applies in any case",
     )
 
 
@@ -37,11 +37,11 @@ def _age(text: str) -> float:
 
 
 async def run(backend: PostgresBackend, older_than: float | None) -> str:
-    """Prune; returns the sentence that says what was done. Raises a ``django.db`` error where the database
-    fails, or doesn't answer within COMMAND_TIMEOUT."""
+    """Prune; return a sentence with the numbers. Raises a ``django.db`` error if the database fails, or
+    doesn't answer within COMMAND_TIMEOUT."""
     options = backend.config
-    async with operator_connection(options.database, timeout=options.command_timeout) as line:
-        store = Store(line)
+    async with operator_connection(options.database, timeout=options.command_timeout) as connection:
+        store = Store(connection)
         pruner = Pruner(
             store,
             backend=backend.alias,

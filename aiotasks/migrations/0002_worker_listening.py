@@ -4,7 +4,7 @@ from ._online import AddColumn
 
 
 class Migration(migrations.Migration):
-    """Nullable and without a default: workers of before go on entering themselves without it."""
+    """A nullable column without a default: workers of the release before register without it."""
 
     atomic = False
 

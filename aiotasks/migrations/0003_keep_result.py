@@ -4,7 +4,7 @@ from ._online import AddColumn, AddIndex, RemoveIndex
 
 
 class Migration(migrations.Migration):
-    """``keep_result``, and indexes for the pruner. Workers and sites of before go on working with it."""
+    """``keep_result``, and indexes for the pruner. Workers and sites of the release before go on working."""
 
     atomic = False
 

@@ -4,7 +4,9 @@ from ._online import AddIndex
 
 
 class Migration(migrations.Migration):
-    """An index of what is READY after two crashes. Workers of before go on claiming that with the rest."""
+    """An index of tasks that are READY after two crashes. Workers of the release before claim them with the
+    rest.
+    """
 
     atomic = False
 

@@ -9,8 +9,8 @@ def octet_length(column: str) -> models.Func:
 
 
 class Migration(migrations.Migration):
-    """Refuse rows that no index of READY ones could hold: one of them would keep its whole backend from
-    being promoted or rescued. Rows that are there already aren't looked at; code of ours writes none.
+    """Refuse rows that don't fit the READY index: a single one would make the promotions and rescues of its
+    backend fail. Existing rows aren't checked, because no release writes such a row.
     """
 
     atomic = False

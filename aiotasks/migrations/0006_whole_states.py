@@ -7,9 +7,10 @@ UPDATE = "UPDATE aiotasks_task SET"
 
 
 class Migration(migrations.Migration):
-    """Refuse a status without the time that belongs to it: nothing would claim, promote or prune such a row.
+    """Refuse a status without the time that belongs to it: no statement would claim, promote or prune the
+    row.
 
-    No release writes one. Those that somebody has written by hand get the time of now.
+    No release writes such a row. Rows that were written by hand get the time of the migration.
     """
 
     atomic = False

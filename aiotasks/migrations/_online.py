@@ -1,7 +1,7 @@
 """Migrations of tables that are in use: workers claim and sites enqueue while they run.
 
-Each operation can be repeated: a run that was broken off is taken up where it stopped. Migrations made
-of them have ``atomic = False``, as an index can't be built CONCURRENTLY inside a transaction.
+Each operation can be repeated: an interrupted run continues where it stopped. Migrations made of them have
+``atomic = False``, because an index can't be built CONCURRENTLY inside a transaction.
 """
 
 import time
@@ -21,14 +21,14 @@ from django.db.migrations.operations.base import Operation
 
 from aiotasks.db.errors import Code, sqlstate
 
-# Whoever comes while an ALTER waits for its lock waits behind it: for a second, then it steps aside.
+# While an ALTER waits for its lock, all other statements wait behind it, so it gives way after a second.
 LOCK_TIMEOUT = "1s"
 TRIES = 60
 PAUSE = 1.0
 
 
 class _Online(Operation):
-    """Leaves a database alone that a router keeps our tables out of, as Django's own operations do."""
+    """Does nothing in a database that a router keeps aiotasks' tables out of, as Django's own operations."""
 
     model_name: str
 
@@ -52,7 +52,7 @@ class _Online(Operation):
 
 
 class _Alter(_Online):
-    """Takes its lock in short spans, and does nothing where it has been done."""
+    """Waits for its lock in short spans, and does nothing if it has been done before."""
 
     def _forwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
         if schema_editor.collect_sql or not self._is_done(schema_editor, model):
@@ -77,7 +77,7 @@ class AddColumn(_Alter, migrations.AddField):
 
 
 class AddConstraint(_Alter, AddConstraintNotValid):
-    """AddConstraintNotValid: what is written from now on must comply, and no row is read."""
+    """AddConstraintNotValid: rows written later must comply, and no row is read."""
 
     def _is_done(self, schema_editor: Any, model: Any) -> bool:
         connection = schema_editor.connection
@@ -87,7 +87,7 @@ class AddConstraint(_Alter, AddConstraintNotValid):
 
 
 class AddIndex(_Online, AddIndexConcurrently):
-    """AddIndexConcurrently; what a run that was broken off has left INVALID is built anew."""
+    """AddIndexConcurrently; an index that an interrupted run has left INVALID is built again."""
 
     def _forwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
         if not _is_valid(schema_editor, self.index.name):
@@ -100,7 +100,7 @@ class AddIndex(_Online, AddIndexConcurrently):
 
 
 class RemoveIndex(_Online, RemoveIndexConcurrently):
-    """RemoveIndexConcurrently, back and forth as AddIndex."""
+    """RemoveIndexConcurrently, with the same care as AddIndex in both directions."""
 
     def _forwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
         with _without_limits(schema_editor):
@@ -113,7 +113,7 @@ class RemoveIndex(_Online, RemoveIndexConcurrently):
 
 
 class Repair(_Online, migrations.RunSQL):
-    """RunSQL of an UPDATE that sets right what a constraint refuses from now on, and can be repeated."""
+    """RunSQL of an UPDATE that repairs rows for a new constraint, and can be repeated."""
 
     def __init__(self, model_name: str, sql: str) -> None:
         super().__init__(sql, migrations.RunSQL.noop)
@@ -127,15 +127,15 @@ class Repair(_Online, migrations.RunSQL):
             run()
 
     def _backwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
-        """What has been set right stays so."""
+        """Do nothing: repaired rows stay repaired."""
 
 
 def _alter(schema_editor: Any, table: str, alter: Callable[[], None]) -> None:
-    """Run an ALTER of ``table`` that waits for its lock for LOCK_TIMEOUT, and that so many times."""
+    """Run an ALTER of ``table``, which waits LOCK_TIMEOUT for its lock, up to TRIES times."""
     for attempt in range(1, TRIES + 1):
         try:
             with _transaction(schema_editor):
-                # Of this transaction alone: behind a pooler the session is another client's next.
+                # For this transaction only, because behind a pooler another client gets the session next.
                 schema_editor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
                 schema_editor.execute("SET LOCAL statement_timeout = 0")
                 return alter()
@@ -144,9 +144,9 @@ def _alter(schema_editor: Any, table: str, alter: Callable[[], None]) -> None:
                 raise
             if attempt == TRIES:
                 raise CommandError(
-                    f"{table} couldn't be altered: somebody's transaction has held a lock on it for "
-                    f"{TRIES} tries (the oldest xact_start in pg_stat_activity). Nothing is lost: end "
-                    "it and run `manage.py migrate` again."
+                    f"{table} couldn't be altered: another transaction has held a lock on it for "
+                    f"{TRIES} tries (see the oldest xact_start in pg_stat_activity). Nothing is lost: end "
+                    "that transaction and run `manage.py migrate` again."
                 ) from error
         time.sleep(PAUSE)
 
@@ -164,9 +164,10 @@ def _transaction(schema_editor: Any) -> Iterator[None]:
 
 @contextmanager
 def _without_limits(schema_editor: Any) -> Iterator[None]:
-    """CONCURRENTLY waits for every open transaction, and holds up nobody meanwhile.
+    """Lift lock_timeout and statement_timeout: CONCURRENTLY waits for every open transaction, and blocks no
+    other statement meanwhile.
 
-    Nothing is set where there is no limit: behind a pooler it would be set for somebody else.
+    A limit that isn't set stays as it is, because behind a pooler SET would reach another client's session.
     """
     limited = [name for name in ("lock_timeout", "statement_timeout") if _is_set(schema_editor, name)]
     for name in limited:
@@ -185,7 +186,7 @@ def _is_set(schema_editor: Any, limit: str) -> bool:
 
 
 def _is_valid(schema_editor: Any, index: str) -> bool:
-    """Whether the index is there and whole; one that is INVALID is dropped."""
+    """Return whether the index exists and is valid; an INVALID one is dropped."""
     if schema_editor.collect_sql:
         return False
     with schema_editor.connection.cursor() as cursor:

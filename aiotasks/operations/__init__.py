@@ -1,1 +1,1 @@
-"""What operators ask of a backend: how it is doing (``status``), and what is wrong (``check``)."""
+"""For operators: the state of a backend (``status``), and the mistakes in its set-up (``check``)."""

@@ -1,4 +1,4 @@
-"""A connection for operators' commands, which goes through whatever stands in front of PostgreSQL."""
+"""A connection for operators' commands, which works through any pooler in front of PostgreSQL."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -14,8 +14,8 @@ from ..db.statement import Statement
 
 __all__ = ["OperatorConnection", "operator_connection"]
 
-# A statement is planned as a worker plans it (by its indexes, whatever the statistics say), and leaves
-# nothing behind in a session that a pooler may give to others.
+# A statement is planned as a worker plans it (by its indexes, whatever the statistics are), and changes
+# nothing in a session that a pooler may give to other clients.
 _BEGIN = "BEGIN;" + SESSION.replace("SET ", "SET LOCAL ")
 
 
@@ -32,7 +32,7 @@ class OperatorConnection:
 
     @property
     def announced_pid(self) -> int:
-        """The server process that this connection was told of when it was opened."""
+        """The server process that the server announced when this connection was opened."""
         return int(self.connection.get_server_pid())
 
     @asynccontextmanager
@@ -67,13 +67,13 @@ class OperatorConnection:
 
     @asynccontextmanager
     async def _cut_off(self, timeout: float | None) -> AsyncIterator[None]:
-        """A connection that doesn't answer in time is given up: a ROLLBACK over it would hang as well."""
+        """Give up a connection that doesn't answer in time: a ROLLBACK over it would hang, too."""
         try:
             async with asyncio.timeout(timeout or self._timeout):
                 yield
         except asyncpg.PostgresError:
             raise
-        except BaseException:  # cancelled or cut off in the middle: its state is anybody's guess
+        except BaseException:  # cancelled in the middle of a statement, so the connection's state is unknown
             self.connection.terminate()
             raise
 
@@ -88,5 +88,5 @@ async def operator_connection(alias: str, *, timeout: float) -> AsyncIterator[Op
     try:
         yield OperatorConnection(connection, timeout=timeout)
     finally:
-        with suppress(Exception):  # then it is cut
+        with suppress(Exception):  # the connection is cut then
             await connection.close(timeout=1.0)

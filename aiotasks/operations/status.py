@@ -1,4 +1,4 @@
-"""How a backend is doing: its queues, its workers, and what holds vacuum up."""
+"""The state of a backend: its queues, its workers, and the session that delays vacuum."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -23,8 +23,8 @@ __all__ = [
     "select_workers",
 ]
 
-# Counting stops here, so that a look costs the same whatever the backlog: 10,000 in a queue, fewer
-# where there are more than 20 queues, and never below 100.
+# Counting stops here, so that a status costs the same whatever the backlog: 10,000 in a queue, fewer
+# if there are more than 20 queues, and never below 100.
 COUNT_LIMIT = 10_000
 COUNT_LIMIT_OF_ALL = 200_000
 COUNT_LIMIT_AT_LEAST = 100
@@ -35,7 +35,7 @@ QUEUE_LIMIT = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """A number of tasks; ``capped``: at least so many, as nobody has counted on."""
+    """A number of tasks; ``capped``: at least so many, because counting stopped there."""
 
     number: int
     capped: bool
@@ -58,7 +58,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class LaneUse:
-    """What a worker has claimed for a lane, and how many run at a time there."""
+    """How many tasks a worker has claimed for a lane, and how many may run there at a time."""
 
     running: int
     slots: int
@@ -67,7 +67,7 @@ class LaneUse:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRow:
     """``queues``: empty for any. ``lease``: the seconds that are left, negative once it has expired.
-    ``listening``: whether NOTIFY wakes it; None where it hasn't said yet."""
+    ``listening``: whether NOTIFY wakes it; None: not known yet."""
 
     id: UUID
     host: str
@@ -100,7 +100,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A task that runs, for so many seconds. ``worker``: its host and process; None where it has gone."""
+    """A task that has run for so many seconds. ``worker``: its host and process; None: it has no row."""
 
     id: UUID
     task_path: str
@@ -126,10 +126,12 @@ class Status:
 
 
 async def read_status(backend: PostgresBackend) -> Status:
-    """Look, without writing anything. Raises a ``django.db`` error where the database doesn't answer."""
+    """Read the state without writing anything. Raises a ``django.db`` error where the database doesn't
+    answer.
+    """
     options, alias = backend.config, backend.alias
-    async with operator_connection(options.database, timeout=options.command_timeout) as line:
-        store = Store(line)
+    async with operator_connection(options.database, timeout=options.command_timeout) as connection:
+        store = Store(connection)
         found = await store.list_queues(alias)
         names = found[:QUEUE_LIMIT]
         limit = max(COUNT_LIMIT_AT_LEAST, min(COUNT_LIMIT, COUNT_LIMIT_OF_ALL // max(1, len(names))))
@@ -147,7 +149,7 @@ async def read_status(backend: PostgresBackend) -> Status:
     all_scheduled = scheduled.total() >= COUNT_LIMIT
     all_running = running_in.total() >= COUNT_LIMIT
     queues = []
-    # Of those beyond the limit nobody has counted what is READY.
+    # READY tasks of queues beyond the limit are not counted.
     for name in sorted({*backend.queues, *ready, *scheduled, *running_in}.difference(found[QUEUE_LIMIT:])):
         number, waited = ready.get(name, ReadyCount(0, None))
         queues.append(

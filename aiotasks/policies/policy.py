@@ -87,7 +87,7 @@ def policy_of(task: object) -> Policy:
 
 
 def parse_policies(task: PolicyFields) -> None:
-    """Replace what a user has written in a new task's fields by what is stored. Raises InvalidTask."""
+    """Replace the values in a new task's fields by the values to store. Raises InvalidTask."""
     for name, metadata in _FIELDS.items():
         value = getattr(task, name)
         if value is not None:

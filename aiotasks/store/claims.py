@@ -1,4 +1,4 @@
-"""Statements that give tasks to workers, and take them back from those that lost them."""
+"""Statements that give tasks to workers, and take them back from workers that lost them."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -11,7 +11,7 @@ __all__ = ["ClaimStatements"]
 
 
 class ClaimStatements(StatementGroup):
-    """Claim tasks, and recover what a lost claim or a dead worker left RUNNING."""
+    """Claim tasks, and recover tasks that a lost claim or a dead worker left RUNNING."""
 
     async def claim_jobs(
         self,

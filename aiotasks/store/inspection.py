@@ -104,7 +104,7 @@ class SnapshotHolder(NamedTuple):
 
 
 class OldestSnapshot(NamedTuple):
-    """``all_seen``: this role may see every session. ``holder``: None where nobody holds a snapshot."""
+    """``all_seen``: this role may see every session. ``holder``: None if no session holds a snapshot."""
 
     all_seen: bool
     holder: SnapshotHolder | None
@@ -123,7 +123,7 @@ class Server(NamedTuple):
 
 
 class Session(NamedTuple):
-    """What a session says of itself. ``server_since`` distinguishes servers, whatever their address."""
+    """The identity of a session. ``server_since`` distinguishes servers, whatever their address."""
 
     session_user: str
     current_user: str

@@ -1,4 +1,4 @@
-"""Statements about what becomes of tasks."""
+"""Statements about the outcomes of tasks."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime

@@ -18,4 +18,4 @@ class Store(
     WorkerStatements,
     InspectionStatements,
 ):
-    """One method for each file of ``queries/``, named as the file. It knows no policy, only columns."""
+    """One method for each file of ``queries/``, named as the file. It decides nothing: callers do."""

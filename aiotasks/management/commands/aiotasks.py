@@ -1,4 +1,4 @@
-"""``manage.py aiotasks``: the worker, and what operators need."""
+"""``manage.py aiotasks``: the worker, and the commands for operators."""
 
 import asyncio
 import json
@@ -25,13 +25,13 @@ __all__ = ["Command"]
 
 
 class Command(BaseCommand):
-    """One command with subcommands, so that the site's list of commands gets one line."""
+    """One command with subcommands, so that it is one entry in the site's list of commands."""
 
     help = "Run and look after background tasks."
-    # The worker's own start says what is wrong with the database, or waits for it.
+    # The worker's start reports what is wrong with the database, or waits for it.
     requires_migrations_checks = False
 
-    _from_command_line = False  # but from call_command()
+    _from_command_line = False  # False: called by call_command()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(
@@ -39,12 +39,12 @@ class Command(BaseCommand):
         )
         cli.add_arguments(commands.add_parser("worker", help="run a worker"))
         for name, what in (
-            ("status", "show what waits and runs, the workers, and what holds vacuum up"),
-            ("check", "look for what is wrong with the set-up; exits with 1 if there is an error"),
+            ("status", "show queues, running tasks, workers, and the session that delays vacuum"),
+            ("check", "check the set-up; exits with 1 if there is an error"),
         ):
             command = commands.add_parser(name, help=what)
             cli.add_backend(command)
-            command.add_argument("--json", action="store_true", help="for machines")
+            command.add_argument("--json", action="store_true", help="print JSON")
         prune.add_arguments(
             commands.add_parser("prune", help="delete finished tasks whose time is over, as the workers do")
         )
