@@ -195,8 +195,8 @@ class _Drain:
         await self._finish()
 
     async def _finish(self) -> None:
-        assert self._execution is not None
-        self._finisher.finish(self._execution)
+        if self._execution is not None:
+            self._finisher.finish(self._execution)
         while not await self._finisher.wait_idle(self._options.command_timeout):
             pass
         await self._finisher.announcer.all_announced()

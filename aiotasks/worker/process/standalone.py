@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -125,9 +126,9 @@ class Standalone:
         self._stopping = asyncio.Event()
         self._loop = loop
         self._obey()  # signals received before there was a loop
-        self._keep_signals()
+        self._keep_signals(loop)
         if pipe is not None:
-            self._signals.read(pipe.fileno, self._read_pipe)
+            self._signals.read(pipe.fileno, partial(self._read_pipe, pipe))
 
         # Django and the site stay loaded, so no collection needs to visit their objects; nor the running
         # tasks' for every few hundred that start (measured: 6 of the 15 µs that a start takes beside
@@ -163,11 +164,10 @@ class Standalone:
         if self._urgency >= 2:
             self._worker.hurry()
 
-    def _keep_signals(self) -> None:
-        assert self._loop is not None
+    def _keep_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         self._turn = time.monotonic()
         self._signals.restore()
-        self._loop.call_later(TURN_INTERVAL, self._keep_signals)
+        loop.call_later(TURN_INTERVAL, self._keep_signals, loop)
 
     # --- In the thread that receives the signals --------------------------------------------
 
@@ -185,10 +185,9 @@ class Standalone:
             # Under uvloop, a task's handler runs when the loop wakes up.
             self._on_loop(lambda: None)
 
-    def _read_pipe(self) -> bool:
+    def _read_pipe(self, pipe: SupervisorPipe) -> bool:
         """Act on a message of the supervisor; returns whether there may be more."""
-        assert self._pipe is not None
-        match self._pipe.read():
+        match pipe.read():
             case "hurry":
                 self._ask_for(2)
             case "gone":

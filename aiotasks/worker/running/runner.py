@@ -286,15 +286,15 @@ class Runner:
         try:
             await running
         except asyncio.CancelledError:
-            if (
-                execution.abandoned and awaitables
-            ):  # the thread may have seen no "abandoned", and abandon() no awaitable
+            # The thread may have seen no "abandoned", and abandon() no awaitable.
+            if execution.abandoned and awaitables:
                 self._release(execution, awaitables[0])
             raise
         if awaitables:
             carry_here(context, self._own)
             return await self._on_loop(execution, awaitables[0])
-        assert execution.outcome is not None
+        if execution.outcome is None:
+            raise RuntimeError("The thread has ended the call without an outcome.")
         return execution.outcome
 
     async def _on_loop(self, execution: Execution, awaitable: Awaitable[Any]) -> Outcome:
