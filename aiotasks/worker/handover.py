@@ -71,10 +71,10 @@ class Handover:
                 for job in unstarted:
                     finisher.finish(Execution(job).given_back())
                 await finisher.wait_idle(timeout)
-                held = {execution.job.claim_id for execution in (*blamed, *finisher.pending)}
+                unsettled = {execution.job.claim_id for execution in (*blamed, *finisher.pending)}
                 # For the jobs of a claim whose reply the blocked loop hasn't read.
                 await store.release_lost_claims(
-                    worker_id, [id for id in held if id is not None], 0.0, self._cancelled()
+                    worker_id, [id for id in unsettled if id is not None], 0.0, self._cancelled()
                 )
                 await store.remove_worker(worker_id)
 

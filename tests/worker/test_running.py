@@ -168,8 +168,8 @@ async def test_what_waits_for_a_thread_is_not_started_under_a_lease_that_was_los
     await default_task_backend.aenqueue_many(tasks.wait_in_thread, [((str(n),), {}) for n in range(30)])
     async with aiotasks.Worker(concurrency=1, threads=3) as worker, asyncio.timeout(TIMEOUT):
         engine = worker.engine
-        await until(lambda: len(tasks.seen) >= 3)
-        assert engine.claimer.prefetch.claim_ids
+        # Not at once if the claim for the three was the one in five that goes by the slots.
+        await until(lambda: len(tasks.seen) >= 3 and engine.claimer.prefetch.claim_ids)
         lost = engine.lease.worker_id
         engine.heartbeat.renounce()
         await until(lambda: engine.lease.worker_id not in (None, lost))
