@@ -456,7 +456,7 @@ async def test_other_scopes_are_forwarded(configure: Configure, caplog: pytest.L
         for kind in ("websocket", "http", "http"):
             await application({"type": kind}, receive, send)
     assert seen == [(kind, receive, send) for kind in ("websocket", "http", "http")]
-    assert caplog.text.count("no worker runs here") == 1
+    assert caplog.text.count("No worker runs here") == 1
 
 
 async def test_connections_end_with_the_loop(configure: Configure, ledger: Ledger) -> None:
