@@ -72,6 +72,16 @@ class ConnectionCache:
         self._returning: set[asyncio.Task[None]] = set()
 
     @property
+    def kept(self) -> list[Pooled]:
+        """The connections kept at hand; the latest is last."""
+        return [connection for connection, _ in self._kept]
+
+    @property
+    def returning(self) -> int:
+        """How many connections are on their way back to the pool."""
+        return len(self._returning)
+
+    @property
     def lent(self) -> int:
         """How many connections are lent out."""
         kept = sum(not is_dead(connection) for connection, _ in self._kept)

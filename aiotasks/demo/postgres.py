@@ -80,6 +80,13 @@ class PostgresServer:
         self.stop("immediate" if self._is_temporary else "fast")
         self._delete()
 
+    @property
+    def pid(self) -> int:
+        """The server's process id. Raises RuntimeError where it doesn't run."""
+        if self._server is None:
+            raise RuntimeError("The server doesn't run.")
+        return self._server.pid
+
     def dsn(self, database: str = "postgres") -> str:
         """Return the URL of one of the server's databases."""
         return f"postgresql://{self.user}@{self.host}:{self.port}/{database}"

@@ -77,6 +77,11 @@ class Batcher[Item, Result]:
         return len(self._waiting)
 
     @property
+    def flushing(self) -> bool:
+        """Whether a flush is under way, or about to begin."""
+        return self._flushing
+
+    @property
     def crowded(self) -> bool:
         """Whether so much waits for a flush that nothing should be added for now."""
         return self._bytes >= MOST_BYTES or len(self._waiting) >= MOST_CALLS

@@ -223,17 +223,31 @@ async def test_a_part_that_fails_cancels_no_claim(
     assert ledger.workers() == 0
 
 
-async def test_a_wake_up_during_a_look_at_the_schedule_counts(database: str) -> None:
+async def test_a_wake_up_during_a_look_at_the_schedule_counts(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = running_store()
     scheduler = Promoter(
         store, backend="default", waker=SimpleNamespace(wake=lambda wakeups, since=None: None)
     )
     scheduler.waiting_for = time.time() + 10
-    looking = asyncio.ensure_future(scheduler.run_once())
-    await asyncio.sleep(0)
-    scheduler.look(time.time() + 20)
-    assert scheduler._look.is_set()
-    await looking
+    run_once = scheduler.run_once
+    looks = 0
+
+    async def woken_meanwhile() -> float:
+        nonlocal looks
+        looks += 1
+        looking = asyncio.ensure_future(run_once())
+        await asyncio.sleep(0)
+        if looks == 1:
+            scheduler.look(time.time() + 20)
+        return await looking
+
+    monkeypatch.setattr(scheduler, "run_once", woken_meanwhile)
+    running = asyncio.ensure_future(scheduler.run())
+    await until(lambda: looks >= 2)  # else a minute later
+    running.cancel()
+    await asyncio.wait([running])
 
 
 def test_a_module_that_exits_when_imported_is_an_unknown_task(

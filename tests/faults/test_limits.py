@@ -84,10 +84,8 @@ def server_pid(pg: object) -> Iterator[int]:
     """The pid of the run's PostgreSQL, for a test that stops it; it goes on afterwards."""
     if not isinstance(pg, PostgresServer):
         pytest.skip("the server isn't this run's own")
-    assert pg._server is not None
-    pid = pg._server.pid
-    yield pid
-    server = psutil.Process(pid)
+    yield pg.pid
+    server = psutil.Process(pg.pid)
     for process in [server, *server.children()]:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGCONT)

@@ -8,6 +8,7 @@ import pytest
 from django.db import connection, utils
 
 from aiotasks.conf import Options
+from aiotasks.db import cache as cache_module
 from aiotasks.db.connect import connect
 from aiotasks.store.loop import LoopResources, close_pools, resources
 from tests.worker.harness import until
@@ -92,8 +93,9 @@ async def _work(held: LoopResources) -> None:
         await asyncio.gather(*(fetch_one(held, n) for n in range(5)))
 
 
-async def test_no_more_than_the_limit_stay_open(database: str) -> None:
+async def test_no_more_than_the_limit_stay_open(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether one is given up meanwhile, and whoever uses them at that moment."""
+    monkeypatch.setattr(cache_module, "SHED_TIME", 0.0)
     held = resources(Options(command_timeout=20.0))
     cache = held.driver.cache
     for turns in range(20):
@@ -103,9 +105,8 @@ async def test_no_more_than_the_limit_stay_open(database: str) -> None:
         for _ in range(turns % 5):
             await asyncio.sleep(0)
         cache.shed()
-        cache._no_new_before = 0.0
         await asyncio.gather(*work)
-        await until(lambda: held.pool.get_size() <= 1 and not cache._returning)
+        await until(lambda: held.pool.get_size() <= 1 and not cache.returning)
         assert await fetch_one(held) == 1
         assert held.pool.get_size() == 1
         cache.limit = None

@@ -61,8 +61,8 @@ async def test_a_loop_that_goes_on_while_it_is_being_given_up(monkeypatch: pytes
     await asyncio.sleep(0)
     wait_until(begun.is_set)
     for _ in range(2):
-        beat = guard._beat
-        await until(lambda beat=beat: guard._beat > beat)
+        beat = guard.last_beat
+        await until(lambda beat=beat: guard.last_beat > beat)
     turned.set()
     await until(lambda: len(said) >= 2)
     guard.stop()

@@ -36,7 +36,7 @@ class LoopWatchdog:
         self._is_hung = False
         self._loop = asyncio.get_running_loop()
         self.loop_thread = threading.get_ident()
-        self._beat = time.monotonic()
+        self.last_beat = time.monotonic()  # when the loop has last made a turn
         self._stop = threading.Event()
         self._handle: asyncio.TimerHandle | None = None
         self._thread = threading.Thread(target=self._watch, name="aiotasks-guard", daemon=True)
@@ -51,7 +51,7 @@ class LoopWatchdog:
             self._handle.cancel()
 
     def _tick(self) -> None:
-        self._beat = time.monotonic()
+        self.last_beat = time.monotonic()
         if self._is_hung:
             self._is_hung = False
             self._handler.back()
@@ -61,9 +61,9 @@ class LoopWatchdog:
         reported: tuple[float, asyncio.Task[Any] | None] = (0.0, None)
         seen, since = None, 0.0
         # Counted by what this thread has seen: a process that was stopped, or a machine, doesn't hang.
-        stalled, looked, last_beat = 0.0, time.monotonic(), self._beat
+        stalled, looked, last_beat = 0.0, time.monotonic(), self.last_beat
         while not self._stop.wait(BLOCKED_AFTER / 4) and not self._loop.is_closed():
-            now, beat, task = time.monotonic(), self._beat, asyncio.current_task(self._loop)
+            now, beat, task = time.monotonic(), self.last_beat, asyncio.current_task(self._loop)
             stalled = stalled + min(now - looked, BLOCKED_AFTER) if beat == last_beat else 0.0
             looked, last_beat = now, beat
             if self._timeout is not None and stalled > self._timeout and not self._is_hung:
