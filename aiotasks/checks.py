@@ -62,7 +62,7 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
         messages += [*_check_router(where, options.database), *_check_age(where, options.database)]
     if options.listen_database not in (None, options.database):
         messages += _check_database(where, "LISTEN_DATABASE", options.listen_database)
-    return [*messages, *_check_aliases(where, options.moved_tasks), *_check_redact(where, options.redact)]
+    return [*messages, *_check_moved_tasks(where, options.moved_tasks), *_check_redact(where, options.redact)]
 
 
 def _check_tenants(where: str) -> list[CheckMessage]:
@@ -127,17 +127,17 @@ def _check_redact(where: str, path: str | None) -> list[CheckMessage]:
     return []
 
 
-def _check_aliases(where: str, aliases: Mapping[str, str]) -> list[CheckMessage]:
+def _check_moved_tasks(where: str, moved_tasks: Mapping[str, str]) -> list[CheckMessage]:
     if not apps.ready:
         return []  # tasks' modules may import models
     messages: list[CheckMessage] = []
-    for alias in aliases:
+    for path in moved_tasks:
         try:
-            resolve(alias, aliases)
+            resolve(path, moved_tasks)
         except UnknownTask as error:
             messages.append(
                 Error(
-                    f"{where}['OPTIONS']['MOVED_TASKS'][{alias!r}]: {error}",
+                    f"{where}['OPTIONS']['MOVED_TASKS'][{path!r}]: {error}",
                     hint="Name the task by the module that defines it: its `module_path`.",
                     id="aiotasks.E007",
                 )

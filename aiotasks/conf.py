@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from .policies.crashes import MOST_CRASHES
 from .policies.keep import parse_keep_time
 
-__all__ = ["Aliases", "Options", "shown"]
+__all__ = ["MovedTasks", "Options", "shown"]
 
 
 # Passwords in values: DATABASE may hold a URL, a DSN or a dict by mistake.
@@ -71,19 +71,19 @@ def _keep_time(value: Any) -> float | None:
         raise ValueError(f"{error}, or None (forever)") from None
 
 
-class Aliases(dict[str, str]):
+class MovedTasks(dict[str, str]):
     """Old paths of tasks, and the new path of each. Don't change one: Options are hashed by it."""
 
     def __hash__(self) -> int:  # type: ignore[override]  # dict says None
         return hash(frozenset(self.items()))
 
 
-def _aliases(value: Any) -> Aliases:
+def _moved_tasks(value: Any) -> MovedTasks:
     if not isinstance(value, Mapping) or not all(map(_is_path, [*value, *value.values()])):
         raise ValueError("a dict of task paths, {'old.module.task': 'new.module.task'}")
     if value.keys() & set(value.values()):
-        raise ValueError("a dict whose values are the paths of tasks, not aliases themselves")
-    return Aliases(value)
+        raise ValueError("a dict in which no value is also a key (every old path needs its newest path)")
+    return MovedTasks(value)
 
 
 def _is_path(value: Any) -> bool:
@@ -140,7 +140,7 @@ class Options:
     max_result_size: int = 1024 * 1024
     max_error_size: int = 64 * 1024
     # The new paths of tasks that have moved, by the old paths, which rows hold.
-    moved_tasks: Aliases = field(default_factory=Aliases)
+    moved_tasks: MovedTasks = field(default_factory=MovedTasks)
     # The dotted path of a function (str) -> str that rewrites the text of an error before it is stored.
     redact: str | None = None
 
@@ -215,7 +215,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "ASYNC_DB_THREADS": _whole(1, 1000),
     "KEEP_SUCCESSFUL": _keep_time,
     "KEEP_FAILED": _keep_time,
-    "MOVED_TASKS": _aliases,
+    "MOVED_TASKS": _moved_tasks,
     "MAX_ARGUMENT_SIZE": _whole(2, 256 * 1024 * 1024),
     "MAX_RESULT_SIZE": _whole(4, 256 * 1024 * 1024),
     "MAX_ERROR_SIZE": _whole(1024, 16 * 1024 * 1024),

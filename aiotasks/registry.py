@@ -15,21 +15,21 @@ __all__ = ["known", "resolve"]
 SCRIPTS = ("__main__.", "__mp_main__.")
 
 _resolved: dict[str, AnyTask] = {}
-_NO_ALIASES: Mapping[str, str] = {}
+_NONE_MOVED: Mapping[str, str] = {}
 
 
-def known(task_path: str, aliases: Mapping[str, str]) -> AnyTask | None:
+def known(task_path: str, moved_tasks: Mapping[str, str]) -> AnyTask | None:
     """Return the Task of a stored path if it has been resolved before, because an import may take long."""
-    return _resolved.get(aliases.get(task_path, task_path))
+    return _resolved.get(moved_tasks.get(task_path, task_path))
 
 
-def resolve(task_path: str, aliases: Mapping[str, str] = _NO_ALIASES) -> AnyTask:
-    """Return the Task of a stored path. ``aliases`` are the backend's MOVED_TASKS.
+def resolve(task_path: str, moved_tasks: Mapping[str, str] = _NONE_MOVED) -> AnyTask:
+    """Return the Task of a stored path. ``moved_tasks`` are the backend's MOVED_TASKS.
 
     Returns only a Task whose own path is this one, so that no row can make a worker run
     ``subprocess.call``. Raises UnknownTask.
     """
-    task_path = aliases.get(task_path, task_path)
+    task_path = moved_tasks.get(task_path, task_path)
     try:
         return _resolved[task_path]
     except KeyError:

@@ -151,8 +151,8 @@ _JSON_TYPES = {
 }
 
 
-def result_of(job: Job, aliases: Mapping[str, str]) -> AnyResult:
-    """Return the row as Django's TaskResult. ``aliases`` are its backend's MOVED_TASKS.
+def result_of(job: Job, moved_tasks: Mapping[str, str]) -> AnyResult:
+    """Return the row as Django's TaskResult. ``moved_tasks`` are its backend's MOVED_TASKS.
 
     Raises UnknownTask if the task can't be imported, InvalidRow for a row that aiotasks hasn't written.
     """
@@ -160,7 +160,7 @@ def result_of(job: Job, aliases: Mapping[str, str]) -> AnyResult:
     try:
         return _make(
             PostgresTaskResult,
-            task=_task_of(job, aliases),
+            task=_task_of(job, moved_tasks),
             id=str(job.id),
             status=TaskResultStatus.READY if job.status == Status.SCHEDULED else TaskResultStatus(job.status),
             enqueued_at=_local(job.enqueued_at),
@@ -179,9 +179,9 @@ def result_of(job: Job, aliases: Mapping[str, str]) -> AnyResult:
         raise InvalidRow(job.id, f"{type(error).__name__}: {error}") from error
 
 
-def _task_of(job: Job, aliases: Mapping[str, str]) -> AnyTask:
+def _task_of(job: Job, moved_tasks: Mapping[str, str]) -> AnyTask:
     """Return the Task of the row's path, with the row's own queue, priority, time and policies."""
-    registered = resolve(job.task_path, aliases)
+    registered = resolve(job.task_path, moved_tasks)
     run_after = _local(job.run_after)
     stored = (job.priority, job.queue_name, job.backend, run_after)
     if (

@@ -23,7 +23,7 @@ from uuid_utils import uuid7
 
 import aiotasks
 from aiotasks import PostgresTask
-from aiotasks.conf import Aliases
+from aiotasks.conf import MovedTasks
 from aiotasks.db.connect import connect
 from aiotasks.db.statement import Statement
 from aiotasks.exceptions import UnknownTask
@@ -281,10 +281,10 @@ async def test_an_alias_comes_before_what_the_path_leads_to(configure: Configure
 )
 def test_an_alias_leads_to_tasks_only(settings: Any, target: str) -> None:
     """Fault 44 of docs/faults.md: a stored path runs any callable."""
-    aliases = Aliases({"old.path": target})
+    moved = MovedTasks({"old.path": target})
     with pytest.raises(UnknownTask, match=f"'{target}' is not a task"):
-        resolve("old.path", aliases)
-    settings.TASKS = {"default": {"BACKEND": BACKEND, "OPTIONS": {"MOVED_TASKS": dict(aliases)}}}
+        resolve("old.path", moved)
+    settings.TASKS = {"default": {"BACKEND": BACKEND, "OPTIONS": {"MOVED_TASKS": dict(moved)}}}
     (message,) = [one for one in run_checks() if one.id == "aiotasks.E007"]
     assert f"TASKS['default']['OPTIONS']['MOVED_TASKS']['old.path']: '{target}' is not a task" in message.msg
     settings.TASKS["default"]["OPTIONS"]["MOVED_TASKS"] = {"old.path": ADD}

@@ -7,8 +7,9 @@ from typing import Any
 
 import asyncpg
 
+from aiotasks import models
 from aiotasks.policies.policy import COLUMNS
-from aiotasks.rows import Job
+from aiotasks.rows import Job, Status
 from aiotasks.store.store import Store
 
 from .rows import claim, insert, lane, row, worker
@@ -23,6 +24,10 @@ FINISHED = """
         finished_at = '2006-01-01Z', max_crashes = 8, keep_result = 9.5, claim_id = $3
     WHERE id = $1
 """
+
+
+def test_the_models_statuses_are_those_of_rows() -> None:
+    assert models.Task.Status.values == list(Status)
 
 
 def as_stored(job: Job) -> dict[str, Any]:

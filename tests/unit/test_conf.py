@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from aiotasks.conf import Aliases, Options
+from aiotasks.conf import MovedTasks, Options
 
 NAN = float("nan")
 
@@ -103,7 +103,7 @@ def test_equal_options_are_one_object_and_cannot_be_changed() -> None:
     assert hash(read(POOL_MAX_SIZE=7)) == hash(Options(pool_max_size=7))
     moved = {"old.module.task": "new.module.task"}
     assert read(MOVED_TASKS=moved) is read(MOVED_TASKS=dict(moved))
-    assert hash(read(MOVED_TASKS=moved)) == hash(Options(moved_tasks=Aliases(moved)))
+    assert hash(read(MOVED_TASKS=moved)) == hash(Options(moved_tasks=MovedTasks(moved)))
     assert read(MOVED_TASKS=moved) != read()
     with pytest.raises(FrozenInstanceError):
         read().notify = False  # type: ignore[misc]

@@ -59,4 +59,4 @@ def test_a_task_of_djangos_own_has_no_policy() -> None:
 
 
 def test_equal_policies_share_an_object() -> None:
-    assert policy_of(tasks.good.using(max_crashes=5)) is stored_policy((5, None))
+    assert policy_of(tasks.good.using(max_crashes=5)) is stored_policy(tuple(Policy(max_crashes=5)))
