@@ -13,8 +13,8 @@
 
 Wrong arguments raise TypeError or ValueError, and wrong settings Django's ImproperlyConfigured.
 
-What PostgreSQL refuses reaches callers as Django's own ``django.db`` errors, whichever driver
-the statement went over, with the driver's error as ``__cause__``.
+Errors of PostgreSQL reach callers as Django's own ``django.db`` errors, whichever driver ran the statement,
+with the driver's error as ``__cause__``.
 """
 
 from django.core.exceptions import ImproperlyConfigured

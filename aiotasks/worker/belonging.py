@@ -64,7 +64,7 @@ def own_tasks_hidden() -> Iterator[None]:
 
 
 def log_interference(execution: Execution, what: str) -> None:
-    """Log, once for each execution, that its task attempted to ``what``, and that the worker ignored it."""
+    """Log, once for each execution, an attempt of its task that the worker ignores; ``what`` follows "to"."""
     if not execution.interference_logged:
         execution.interference_logged = True
         logger.warning(

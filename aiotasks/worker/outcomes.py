@@ -1,4 +1,4 @@
-"""The outcomes of an execution: what can come of running a task."""
+"""The outcomes of an execution. ``writing.writers`` has a writer for each."""
 
 from dataclasses import dataclass
 from typing import Any

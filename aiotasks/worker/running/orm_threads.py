@@ -38,7 +38,7 @@ class OrmThreads:
     - Owned threads don't count towards ``size``. If all ``limit`` are owned, one more is started.
     - If the machine refuses the first thread, calls wait for one.
 
-    threads: those that run. waiting: calls that wait for the first one.
+    threads: the running ones. waiting: calls that wait for a first thread.
     """
 
     def __init__(self, size: int, *, limit: int) -> None:

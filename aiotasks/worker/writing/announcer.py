@@ -1,4 +1,4 @@
-"""Announcer: sends ``task_finished`` for what has been stored."""
+"""Announcer: sends ``task_finished`` after an outcome has been stored."""
 
 import asyncio
 import logging
@@ -99,7 +99,7 @@ class Announcer:
 
 
 def _complete(result: AnyResult, execution: Execution, finished_at: datetime) -> None:
-    """Update the TaskResult that receivers get with what has been stored."""
+    """Update the TaskResult for receivers with the stored outcome."""
     if not timezone.is_naive(finished_at) and result.enqueued_at and timezone.is_naive(result.enqueued_at):
         finished_at = timezone.make_naive(finished_at)
     changes: dict[str, Any] = {"finished_at": finished_at}

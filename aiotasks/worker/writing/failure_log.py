@@ -60,10 +60,8 @@ def _is_shown_by_django() -> bool:
 def _last_words(kind: str, traceback: str) -> str:
     """The end of a traceback, from the class of its error on."""
     name = kind.removeprefix("builtins.").removeprefix("__main__.")
-    for before, end in (
-        ("\n", None),
-        ("\n  | ", "\n"),
-    ):  # the second form is an exception group's, whose other errors follow
+    # The second form is an exception group's, whose other errors follow.
+    for before, end in (("\n", None), ("\n  | ", "\n")):
         if (start := traceback.rfind(before + name)) >= 0:
             start += len(before)
             return traceback[start : None if end is None else traceback.find(end, start)]
