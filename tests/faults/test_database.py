@@ -85,7 +85,7 @@ def test_an_outage_longer_than_a_lease_is_nobodys_crash(start_worker: Start, awa
     assert away.value("SELECT max(cardinality(worker_ids)) FROM aiotasks_task") == 1
     assert away.value("SELECT max(crashes) FROM aiotasks_task") == 0
     log = "".join(worker.log for worker in workers)
-    assert "rescued" not in log
+    assert "Rescued" not in log
     assert "fenced" not in log
     assert [worker.stop() for worker in workers] == [0, 0]
 

@@ -210,6 +210,6 @@ def test_an_outage_behind_it_is_nobodys_crash(start_worker: Start, own_server: P
         away.close()
         assert [worker.stop() for worker in workers] == [0, 0]
     for worker in workers:
-        assert "rescued" not in worker.log
+        assert "Rescued" not in worker.log
         assert "fenced" not in worker.log
         assert "Traceback" not in worker.log

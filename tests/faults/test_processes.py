@@ -107,7 +107,7 @@ def test_a_blocked_loop_keeps_its_tasks(start_worker: Start, ledger: Ledger) -> 
     assert "task='tests.worker.tasks.block'" in blocked.log
     assert "time.sleep(seconds)" in blocked.log  # where it was seen
     assert "fenced" not in blocked.log
-    assert "rescued" not in other.log
+    assert "Rescued" not in other.log
     assert [other.stop(), blocked.stop()] == [0, 0]
 
 
