@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -21,8 +21,7 @@ from aiotasks.backend import PostgresBackend
 from aiotasks.codec import dump_json
 from aiotasks.conf import Options
 from aiotasks.exceptions import WorkerLost
-from aiotasks.rows import Job, LaneRequest
-from aiotasks.store.loop import resources
+from aiotasks.rows import Job
 from aiotasks.store.store import Store
 from aiotasks.worker.build import Builder
 from aiotasks.worker.events import EventLog
@@ -32,34 +31,25 @@ from aiotasks.worker.outcomes import Failed, Succeeded
 from aiotasks.worker.running import runner as runner_module
 from aiotasks.worker.running.orm_threads import OrmThreads
 from aiotasks.worker.writing.finisher import Finisher
-from tests.site import default_task_backend
+from tests.site import default_task_backend, running_store
 from tests.store import rows
 from tests.worker import tasks
 from tests.worker.harness import Configure, until
 
-EVER = datetime(1970, 1, 1, tzinfo=UTC)
-
 
 @pytest.fixture
 def backend(database: str) -> PostgresBackend:
-    found = task_backends["default"]
-    assert isinstance(found, PostgresBackend)
-    return found
+    return default_task_backend
 
 
-async def register(options: Options, lease: float = 60.0) -> UUID:
-    worker_id = uuid4()
-    await resources(options).store.register_worker(worker_id, "default", "host", 1, [], 9, 9, "test", lease)
-    return worker_id
+async def register(lease: float = 60.0) -> UUID:
+    return await rows.worker(running_store(), lease)
 
 
-async def claim(options: Options, worker_id: UUID, limit: int = 100) -> list[Job]:
-    return await resources(options).store.claim_jobs(
-        worker_id,
-        uuid4(),
-        "default",
-        loop=LaneRequest(["default"], [EVER], limit),
-        thread=LaneRequest(["default"], [EVER], limit),
+async def claim(worker_id: UUID, limit: int = 100) -> list[Job]:
+    """Claim at most ``limit`` of each lane."""
+    return await rows.claim(
+        running_store(), worker_id, loop=rows.lane(slots=limit), thread=rows.lane(slots=limit)
     )
 
 
@@ -78,7 +68,7 @@ def make_rescuer(
     waker: Any = SimpleNamespace(wake_after_rescue=wake)
     lost_tasks: Any = SimpleNamespace(announce=lambda job, error: None)
     return Rescuer(
-        resources(options).store,
+        running_store(),
         backend="default",
         options=options,
         lease=lease,
@@ -91,15 +81,15 @@ def make_rescuer(
 
 async def sweep(options: Options, **changes: Any) -> Rescued:
     """One sweep by a worker that is there for this alone."""
-    worker_id = await register(options)
+    worker_id = await register()
     rescued = await make_rescuer(options, worker_id, **changes).run_once()
-    await resources(options).store.remove_worker(worker_id)
+    await running_store().remove_worker(worker_id)
     return rescued
 
 
 def make_finisher(options: Options) -> Finisher:
     builder = Builder(backend="default", sender=PostgresBackend, options=options, observer=EventLog())
-    return builder.finisher(resources(options).store, make_context=OrmThreads(1, limit=1).session)
+    return builder.finisher(running_store(), make_context=OrmThreads(1, limit=1).session)
 
 
 async def finish(finisher: Finisher, job: Job, value: Any = "mine") -> None:
@@ -112,10 +102,10 @@ async def finish(finisher: Finisher, job: Job, value: Any = "mine") -> None:
 async def test_a_claim_demands_a_live_lease(backend: PostgresBackend) -> None:
     """5."""
     await tasks.add.aenqueue(1, 2)
-    assert await claim(backend.config, uuid4()) == []  # never registered
-    dead = await register(backend.config, lease=0.0)
-    assert await claim(backend.config, dead) == []
-    assert len(await claim(backend.config, await register(backend.config))) == 1
+    assert await claim(uuid4()) == []  # never registered
+    dead = await register(lease=0.0)
+    assert await claim(dead) == []
+    assert len(await claim(await register())) == 1
 
 
 async def test_every_claim_has_a_claim_id_of_its_own(
@@ -123,14 +113,14 @@ async def test_every_claim_has_a_claim_id_of_its_own(
 ) -> None:
     """8: nor does a row that was given back keep the old one."""
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 2)
-    worker = await register(backend.config)
-    (first,) = await claim(backend.config, worker, limit=1)
-    (second,) = await claim(backend.config, worker, limit=1)
+    worker = await register()
+    (first,) = await claim(worker, limit=1)
+    (second,) = await claim(worker, limit=1)
     assert first.claim_id != second.claim_id
-    store = resources(backend.config).store
+    store = running_store()
     await rows.release(store, first)
     assert await conn.fetchval("SELECT claim_id FROM aiotasks_task WHERE id = $1", first.id) is None
-    (again,) = await claim(backend.config, worker)
+    (again,) = await claim(worker)
     assert again.id == first.id
     assert again.claim_id not in (first.claim_id, second.claim_id)
     assert len(again.worker_ids) == 1
@@ -141,9 +131,9 @@ async def test_rescue_touches_only_what_a_dead_worker_runs(
 ) -> None:
     """2: a finished row of a dead worker stays as it is."""
     results = await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 5)
-    dead, alive = await register(backend.config), await register(backend.config)
-    done, failed, lost = [(await claim(backend.config, dead, limit=1))[0] for _ in range(3)]
-    (running,) = await claim(backend.config, alive, limit=1)
+    dead, alive = await register(), await register()
+    done, failed, lost = [(await claim(dead, limit=1))[0] for _ in range(3)]
+    (running,) = await claim(alive, limit=1)
     finisher = make_finisher(backend.config)
     await finish(finisher, done)
     execution = Execution(failed)
@@ -170,13 +160,11 @@ async def test_a_late_finish_of_a_rescued_task_is_fenced(
     await tasks.add.aenqueue(1, 2)
     finisher = make_finisher(backend.config)
     for crash in range(1, 4):
-        worker = await register(backend.config)
+        worker = await register()
         if crash < 3:
-            (job,) = await claim(backend.config, worker)
+            (job,) = await claim(worker)
         else:
-            (job,) = await resources(backend.config).store.claim_suspect(
-                worker, uuid4(), "default", "loop", ["default"]
-            )
+            (job,) = await running_store().claim_suspect(worker, uuid4(), "default", "loop", ["default"])
         await conn.execute("DELETE FROM aiotasks_worker")
         rescued = await sweep(backend.config)
         assert rescued == (Rescued(failed=1) if crash == 3 else Rescued(ready=1))
@@ -193,9 +181,9 @@ async def test_a_finish_whose_reply_was_lost_is_a_success(
 ) -> None:
     """9: repeating it finds its own result, and it isn't taken for a stranger's."""
     result = await tasks.add.aenqueue(1, 2)
-    (job,) = await claim(backend.config, await register(backend.config))
+    (job,) = await claim(await register())
     finisher = make_finisher(backend.config)
-    store = resources(backend.config).store
+    store = running_store()
     finish_jobs = store.finish_jobs
 
     async def lose_the_reply(finishes: Any) -> Any:
@@ -221,9 +209,9 @@ async def test_a_repeated_finish_of_a_rescued_task_is_fenced(
 ) -> None:
     """9, 54: a row that a rescue has made FAILED meanwhile isn't taken for one's own finish."""
     await tasks.kill_worker_fatally.aenqueue()
-    (job,) = await claim(backend.config, await register(backend.config))
+    (job,) = await claim(await register())
     finisher = make_finisher(backend.config)
-    store = resources(backend.config).store
+    store = running_store()
     finish_jobs = store.finish_jobs
 
     async def lose_the_lease(finishes: Any) -> Any:
@@ -244,10 +232,10 @@ async def test_two_claims_of_one_task_are_told_apart_in_a_batch(
 ) -> None:
     """1, 8: the worker that lost the task has claimed it again itself, and both runs end together."""
     result = await tasks.add.aenqueue(1, 2)
-    (first,) = await claim(backend.config, await register(backend.config))
+    (first,) = await claim(await register())
     await conn.execute("DELETE FROM aiotasks_worker")
     assert (await sweep(backend.config)).ready == 1
-    (second,) = await claim(backend.config, await register(backend.config))
+    (second,) = await claim(await register())
     finisher = make_finisher(backend.config)
     executions = [Execution(first), Execution(second)]
     for execution, value in zip(executions, ("late", "in time"), strict=True):
@@ -264,9 +252,9 @@ async def test_a_claim_without_a_reply_is_given_back(backend: PostgresBackend) -
     """51: by the worker's own sweep, once the reply can't come any more; what it holds it keeps."""
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 3)
     options = Options(command_timeout=0.2)
-    worker = await register(options)
-    (held,) = await claim(options, worker, limit=1)
-    lost = await claim(options, worker)
+    worker = await register()
+    (held,) = await claim(worker, limit=1)
+    lost = await claim(worker)
     woken: list[Any] = []
     rescuer = make_rescuer(
         options,
@@ -282,7 +270,7 @@ async def test_a_claim_without_a_reply_is_given_back(backend: PostgresBackend) -
     await until(released)
     assert [wakeup.queue_name for wakeup in woken] == ["default"]
     assert (await rescuer.run_once()).released == 0
-    again = await claim(options, worker)
+    again = await claim(worker)
     assert {job.id for job in again} == {job.id for job in lost}
     assert all(len(job.worker_ids) == 1 for job in again)
 
@@ -290,8 +278,8 @@ async def test_a_claim_without_a_reply_is_given_back(backend: PostgresBackend) -
 async def test_a_fresh_claim_is_not_taken_for_a_lost_one(backend: PostgresBackend) -> None:
     """51: as long as its reply may still be on the way."""
     await tasks.add.aenqueue(1, 2)
-    worker = await register(backend.config)
-    await claim(backend.config, worker)
+    worker = await register()
+    await claim(worker)
     rescuer = make_rescuer(backend.config, worker)
     assert await rescuer.run_once() == Rescued()
 
@@ -329,8 +317,8 @@ async def test_a_running_worker_gives_back_what_it_does_not_hold(
 async def test_a_worker_row_removed_under_a_claim(backend: PostgresBackend, conn: asyncpg.Connection) -> None:
     """52: rescue starts from the tasks, so it finds what a removed worker had just claimed."""
     await tasks.add.aenqueue(1, 2)
-    worker = await register(backend.config)
-    (job,) = await claim(backend.config, worker)
+    worker = await register()
+    (job,) = await claim(worker)
     await conn.execute("DELETE FROM aiotasks_worker")
     assert await sweep(backend.config) == Rescued(ready=1)
     assert await conn.fetchval("SELECT status FROM aiotasks_task WHERE id = $1", job.id) == "READY"
@@ -340,10 +328,10 @@ async def test_a_dead_workers_row_stays_while_a_task_names_it(
     backend: PostgresBackend, conn: asyncpg.Connection
 ) -> None:
     await tasks.add.aenqueue(1, 2)
-    worker = await register(backend.config)
-    await claim(backend.config, worker)
+    worker = await register()
+    await claim(worker)
     await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s'")
-    store = resources(backend.config).store
+    store = running_store()
     assert await store.remove_dead_workers("default") == []
     # An outage is nobody's crash: a lease whose row still stands may be renewed.
     assert await store.renew_lease(worker, 60.0) is False
@@ -356,7 +344,7 @@ async def test_nobody_rescues_before_its_own_renewals_are_steady(
 ) -> None:
     """53."""
     await tasks.add.aenqueue(1, 2)
-    await claim(backend.config, await register(backend.config))
+    await claim(await register())
     await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s'")
     assert await sweep(backend.config, may_rescue=False) == Rescued()
     assert await conn.fetchval("SELECT status FROM aiotasks_task") == "RUNNING"
@@ -561,9 +549,8 @@ async def test_the_rescuer_sends_task_finished(
 ) -> None:
     """7: for the task that it fails, with the stored result and the error. Nobody knows how long it ran."""
     configure(LEASE_TIMEOUT=1)
-    options = default_task_backend.config
     result = await tasks.kill_worker_fatally.aenqueue()
-    await claim(options, await register(options))
+    await claim(await register())
     await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 s'")
     told = []
 
@@ -585,9 +572,8 @@ async def test_a_rescue_that_only_loggers_hear_is_logged(
     configure: Configure, conn: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     configure(LEASE_TIMEOUT=1)
-    options = default_task_backend.config
     result = await tasks.kill_worker_fatally.aenqueue()
-    await claim(options, await register(options))
+    await claim(await register())
     await conn.execute("DELETE FROM aiotasks_worker")
     with caplog.at_level(logging.INFO, "django.tasks"):
         async with aiotasks.Worker():
@@ -677,7 +663,7 @@ async def test_a_batch_that_takes_too_long_is_halved(configure: Configure, conn:
     backend = task_backends["default"]
     assert isinstance(backend, PostgresBackend)
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 8)
-    jobs = await claim(backend.config, await register(backend.config))
+    jobs = await claim(await register())
     await conn.execute("""
         CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
             'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END';
@@ -701,8 +687,8 @@ async def test_the_half_that_was_written_is_ones_own_when_the_other_is_refused(
 ) -> None:
     """9, 13: the batch is tried again row by row, and finds the first as it has left it."""
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 2)
-    jobs = await claim(backend.config, await register(backend.config))
-    store = resources(backend.config).store
+    jobs = await claim(await register())
+    store = running_store()
     finish_jobs = store.finish_jobs
 
     async def take_too_long(finishes: Any) -> Any:

@@ -32,6 +32,7 @@ from aiotasks.worker.lease.lease import Lease, boottime
 from aiotasks.worker.maintenance.promoter import Promoter
 from aiotasks.worker.slots import Slots
 from tests.site import default_task_backend, running_store
+from tests.store import rows
 from tests.store.rows import insert
 
 from . import tasks
@@ -259,10 +260,7 @@ def make_claimer(
 
 
 async def register() -> Any:
-    worker_id = uuid4()
-    store = running_store()
-    await store.register_worker(worker_id, "default", "host", 1, [], 9, 9, "test", 60.0)
-    return worker_id
+    return await rows.worker(running_store())
 
 
 async def test_a_claim_takes_what_fits_by_priority(database: str) -> None:
