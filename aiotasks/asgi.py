@@ -83,7 +83,7 @@ class _Lifespan:
             try:
                 worker = make_worker()
                 await worker.__aenter__()
-            except Exception as error:  # the server's to log and to exit with
+            except Exception as error:  # the server's to log and to exit with  # noqa: BLE001
                 await self._ask_app({"type": "lifespan.shutdown"})  # what has started is to end in order
                 await self._send({"type": "lifespan.startup.failed", "message": f"aiotasks: {error}"})
                 return
@@ -102,8 +102,8 @@ class _Lifespan:
     async def _run_app(self) -> None:
         try:
             await self._app(self._scope, self._to_app.get, self._from_app.put)
-        except Exception as error:
-            # The protocol's way to say that an app has no lifespan; Django's raises ValueError.
+        except Exception as error:  # noqa: BLE001
+            # By the protocol any exception says that an app has no lifespan; Django's raises ValueError.
             logger.debug("The application has no lifespan of its own error=%r", error)
         finally:
             self._from_app.put_nowait(None)

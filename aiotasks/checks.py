@@ -115,7 +115,7 @@ def _check_redact(where: str, path: str | None) -> list[CheckMessage]:
     if path is not None:
         try:
             load_redactor(path)
-        except (Exception, SystemExit) as error:  # importing runs user code, which may raise anything
+        except (Exception, SystemExit) as error:  # importing runs user code, which may raise anything  # noqa: BLE001
             reason = f"{type(error).__name__}: {error}"
             return [
                 Error(
@@ -169,7 +169,7 @@ def _check_database(where: str, option: str, database: str) -> list[CheckMessage
         unknown = connect_arguments(database).unknown
     except utils.NotSupportedError as error:
         return [Error(f"{where}: {error}", id="aiotasks.E009")]
-    except Exception as error:  # a value of a wrong type may raise anything in Django's engine or here
+    except Exception as error:  # a value of a wrong type may raise anything in Django's engine or here  # noqa: BLE001
         reason = f"{type(error).__name__}: {error}"
         return [Error(f"{where}: DATABASES[{database!r}] can't be used: {reason}", id="aiotasks.E006")]
     return [

@@ -150,7 +150,7 @@ def dump_error(exception: BaseException, *, limit: int, redact: str | None) -> s
     """
     try:
         text = "".join(format_exception(exception))
-    except BaseException as error:  # __str__, __cause__ and __notes__ are user code, which may raise anything
+    except BaseException as error:  # __str__, __cause__ and __notes__ are user code, which may raise anything  # noqa: BLE001
         text = f"(the traceback couldn't be formatted: {_class_path(type(error))})\n"
     text = redacted(text, by=redact)  # before it is cut, because half a secret may not be recognised
     path = _fit(_class_path(type(exception))[:1000], limit // 4)
@@ -164,7 +164,7 @@ def dump_error(exception: BaseException, *, limit: int, redact: str | None) -> s
 def _class_path(kind: type) -> str:
     try:
         return f"{kind.__module__}.{kind.__qualname__}"
-    except BaseException:  # a metaclass is user code, too
+    except BaseException:  # a metaclass is user code, too  # noqa: BLE001
         return type.__repr__(kind)
 
 

@@ -24,7 +24,7 @@ def shown(value: Any) -> str:
     """Return the repr of any value for a message, at most 500 characters, without passwords."""
     try:
         return _PASSWORDS.sub(r"\g<before>***", repr(value))[:500]
-    except Exception:  # an integer of 5,000 digits, something nested too deep
+    except Exception:  # an integer of 5,000 digits, something nested too deep  # noqa: BLE001
         return f"a {type(value).__name__}"
 
 

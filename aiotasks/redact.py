@@ -33,7 +33,7 @@ def redacted(text: str, *, by: str | None) -> str:
         if isinstance(result, str):
             return result
         failure = f"returned a {type(result).__name__}"
-    except BaseException as error:  # it is user code, which may raise anything
+    except BaseException as error:  # it is user code, which may raise anything  # noqa: BLE001
         failure = f"raised a {type(error).__name__}"
     logger.error("REDACT failed, so the text of an error was left out function=%r reason=%r", by, failure)
     return f"(left out: REDACT {failure})\n"

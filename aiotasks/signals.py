@@ -129,7 +129,7 @@ def send_finished(sender: type, result: AnyResult, exception: BaseException | No
         return
     try:
         raise exception
-    except BaseException:
+    except BaseException:  # of user code, which send() has as sys.exc_info()  # noqa: BLE001
         send()
 
 
@@ -170,7 +170,7 @@ def _call_all(call: Callable[[Any], None], receivers: list[Any], exception: Base
         return
     try:
         raise exception
-    except BaseException:  # for sys.exc_info()
+    except BaseException:  # for sys.exc_info()  # noqa: BLE001
         for receiver in receivers:
             call(receiver)
 
@@ -178,7 +178,7 @@ def _call_all(call: Callable[[Any], None], receivers: list[Any], exception: Base
 def _call_robust(signal: Signal, sender: type, result: AnyResult, receiver: Any) -> None:
     try:
         receiver(signal=signal, sender=sender, task_result=result)
-    except Exception as error:  # as Django's: logged, and no matter of the task's
+    except Exception as error:  # as Django's: logged, and no matter of the task's  # noqa: BLE001
         log_robust_failure(signal, receiver, error)
 
 
@@ -191,7 +191,7 @@ async def _await_robust(
             return
         try:
             raise exception
-        except BaseException:  # for sys.exc_info()
+        except BaseException:  # for sys.exc_info()  # noqa: BLE001
             await receiver(signal=signal, sender=sender, task_result=result)
-    except Exception as error:  # as above
+    except Exception as error:  # as above  # noqa: BLE001
         log_robust_failure(signal, receiver, error)

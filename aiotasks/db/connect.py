@@ -142,18 +142,20 @@ async def connect(alias: str, *, timeout: float, statement_cache_size: int, **op
 
 
 async def _open(arguments: dict[str, Any], contexts: Iterable[ssl.SSLContext | str | bool]) -> Connection:
-    """A connection to one server, by the first of ``contexts`` that it accepts."""
-    refusal: Exception | None = None
+    """Return a connection to one server, by the first of ``contexts`` that it accepts.
+
+    Raises the most useful of its refusals.
+    """
+    refusal: Exception = ValueError("no SSL context was given")
     for context in contexts:
         try:
             return await asyncpg.connect(**arguments, ssl=context)
         except (OSError, asyncpg.PostgresError) as error:
             # A refusal of the user or password is more useful than one of the encryption.
-            if refusal is None or not isinstance(refusal, asyncpg.PostgresError):
+            if not isinstance(refusal, asyncpg.PostgresError):
                 refusal = error
             if not _is_about_ssl(error):
                 break
-    assert refusal is not None
     raise refusal
 
 

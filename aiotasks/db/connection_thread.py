@@ -182,7 +182,7 @@ def fulfil(
         since = forks.generation
         try:
             result = call(*args, **kwargs)
-        except BaseException as error:  # for the code that waits, as in concurrent.futures
+        except BaseException as error:  # for the code that waits, as in concurrent.futures  # noqa: BLE001
             failure = error
         if forks.generation != since:
             forks.end(failure)

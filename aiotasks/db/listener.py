@@ -12,14 +12,16 @@ import random
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import asyncpg
 from django.db import utils
 
 from .connect import connect
 from .errors import django_errors
 from .outage import Outage
+
+if TYPE_CHECKING:
+    import asyncpg
 
 __all__ = ["Listener"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,8 @@ from django.tasks import TaskResult, TaskResultStatus, default_task_backend
 from aiotasks.demo.errors import DemoError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from aiotasks.demo.stdlib import Measures
     from aiotasks.demo.tasks import Page
 

@@ -1,8 +1,11 @@
 """Ctrl-C as a request to stop, which is met between two steps and never inside of one."""
 
 import signal
-from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

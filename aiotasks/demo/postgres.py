@@ -148,13 +148,17 @@ class PostgresServer:
 
     @property
     def _data(self) -> Path:
-        assert self._directory is not None
-        return self._directory / "data"
+        return self._home / "data"
 
     @property
     def _log(self) -> Path:
-        assert self._directory is not None
-        return self._directory / "server.log"
+        return self._home / "server.log"
+
+    @property
+    def _home(self) -> Path:
+        if self._directory is None:
+            raise RuntimeError("The server has not been started.")
+        return self._directory
 
     def _prepare_directory(self) -> None:
         if self._directory is None:

@@ -51,7 +51,7 @@ class LoggingFailures:
         )
         try:
             what = repr(error)[:300]
-        except Exception:  # __repr__ is the site's code, too
+        except Exception:  # __repr__ is the site's code, too  # noqa: BLE001
             what = type(error).__name__
         write_to_stderr(f"the site's logging raised {what}{where} count={self._count}")
         self._count = 0

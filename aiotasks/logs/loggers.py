@@ -47,7 +47,7 @@ class GuardedLogger(logging.Logger):
     ) -> logging.LogRecord:
         try:
             return super().makeRecord(name, level, fn, lno, msg, args, exc_info, func, extra, sinfo)
-        except Exception as error:  # the site's record factory may raise anything
+        except Exception as error:  # the site's record factory may raise anything  # noqa: BLE001
             failures.report(error)
             return logging.LogRecord(name, level, fn, lno, msg, args, exc_info, func, sinfo)
 
@@ -61,7 +61,7 @@ class GuardedLogger(logging.Logger):
         """Pass the record to its handlers."""
         try:
             super().handle(record)
-        except Exception as error:  # the site's filters and handlers may raise anything
+        except Exception as error:  # the site's filters and handlers may raise anything  # noqa: BLE001
             failures.report(error)
             if self._is_own and threads is not None:
                 stderr_handler.emit(record)
@@ -107,7 +107,7 @@ class StderrHandler(logging.Handler):
             if sys.stderr is not None:
                 sys.stderr.write(self.format(record) + "\n")
                 sys.stderr.flush()
-        except Exception:  # stderr is closed or full, or the record can't be formatted
+        except Exception:  # stderr is closed or full, or the record can't be formatted  # noqa: BLE001
             self.handleError(record)
 
 

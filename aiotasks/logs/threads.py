@@ -57,7 +57,8 @@ class LogThread:
 
     def count(self) -> int:
         """Return how many records aren't handled yet."""
-        return self._items.qsize() - len(self._marks) + (self._current is not None)
+        # Not below 0: a mark that the thread has just taken from the queue is still among the marks.
+        return max(0, self._items.qsize() - len(self._marks)) + (self._current is not None)
 
     @property
     def current(self) -> logging.LogRecord | None:
@@ -90,7 +91,7 @@ class LogThread:
             self._current = record
             try:
                 context.run(handle, record)
-            except BaseException as error:  # a site's filters and handlers may raise anything
+            except BaseException as error:  # a site's filters and handlers may raise anything  # noqa: BLE001
                 failures.report(error)
             # Otherwise this thread would keep a traceback's frames alive until the next record.
             del item, context, handle, record

@@ -220,7 +220,7 @@ class Batcher[Item, Result]:
     async def _settle(self, batch: list[tuple[Item, Caller[Result]]]) -> None:
         try:
             results = await self._flush([item for item, _ in batch])
-        except Exception as error:
+        except Exception as error:  # it is the callers'  # noqa: BLE001
             if len(batch) > 1 and not is_transient(error):
                 middle = len(batch) // 2
                 await self._settle(batch[:middle])
@@ -239,7 +239,7 @@ def _own(error: Exception) -> Exception:
     """A copy of ``error``, because callers that raise one object would share its traceback."""
     try:
         twin = copy.copy(error)
-    except Exception:  # an exception class that can't be copied
+    except Exception:  # an exception class that can't be copied  # noqa: BLE001
         twin = utils.DatabaseError(str(error))
     twin.__cause__ = error.__cause__
     return twin

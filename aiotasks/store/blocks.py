@@ -11,9 +11,7 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from contextvars import Context, ContextVar, Token
 from functools import partial
-from typing import Any
-
-from asgiref.sync import ThreadSensitiveContext
+from typing import TYPE_CHECKING, Any
 
 from ..compat import (
     enter_thread_sensitive,
@@ -24,6 +22,9 @@ from ..compat import (
     waiting_executor,
 )
 from ..exceptions import TransactionClosed
+
+if TYPE_CHECKING:
+    from asgiref.sync import ThreadSensitiveContext
 
 __all__ = ["Block", "belongs_to_django", "block_around", "closed", "innermost", "innermost_of"]
 

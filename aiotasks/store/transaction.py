@@ -212,7 +212,7 @@ async def _roll_back(block: Transaction, transaction: Any, error: BaseException)
     block.open = False
     try:
         await transaction.__aexit__(type(error), error, error.__traceback__)
-    except Exception as failure:  # the body's error is raised; without a connection all is undone
+    except Exception as failure:  # the body's error is raised; without a connection all is undone  # noqa: BLE001
         if ended := block.words.error(failure):
             error.add_note(str(ended))
         else:

@@ -1,14 +1,16 @@
 """Execution: one claimed job on its way through the worker."""
 
-import asyncio
 import time
 from collections.abc import Iterable
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..compat import restore_context
 from ..rows import AnyResult, Job, Lane
 from .outcomes import Outcome, Released
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Execution", "NotStarted", "Reason", "RunContext", "carry", "carry_here"]
 

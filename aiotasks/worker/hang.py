@@ -1,9 +1,8 @@
 """HangHandler: gives up the tasks of a worker whose event loop hangs. Runs in other threads."""
 
-import asyncio
 import threading
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .belonging import current
 from .events import Observer
@@ -13,6 +12,9 @@ from .lease.lease import Lease
 from .process.exits import leave_now
 from .process.stacks import stack_of_thread
 from .protocols import Beats, Runs
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["HangHandler"]
 

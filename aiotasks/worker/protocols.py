@@ -1,14 +1,16 @@
 """Protocols: the methods that one part of the worker needs of another part, which it may not import."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from ..rows import Job, Lane
 from ..store.store import Store
 from ..store.wakeups import Wakeup
 from .execution import Execution, Reason
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = [
     "Announces",

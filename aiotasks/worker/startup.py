@@ -295,7 +295,7 @@ async def explain(error: utils.Error, database: str, store: Store) -> str:
         return reason
     try:
         theirs = await djangos_session(database, timeout=COMPARE_TIMEOUT)
-    except Exception:  # any error of an engine: Django can't connect either
+    except Exception:  # any error of an engine: Django can't connect either  # noqa: BLE001
         return reason
     try:
         ours = await our_session(store.driver)

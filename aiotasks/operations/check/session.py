@@ -13,7 +13,7 @@ async def check(examination: Examination) -> Result:
     ours = await our_session(examination.connection)
     try:
         theirs = await djangos_session(alias, timeout=examination.timeout)
-    except Exception as error:  # a database engine may raise anything
+    except Exception as error:  # a database engine may raise anything  # noqa: BLE001
         return (
             "warning",
             f"Django's own connection fails, where aiotasks' doesn't: {type(error).__name__}: {error}",

@@ -1,16 +1,18 @@
 """Check ``settings``: ``TASKS[alias]`` and its DATABASE, without a connection."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage
 from django.utils.module_loading import import_string
 
 from ...backend import PostgresBackend
 from ...checks import check_backend
 from ...worker.startup import backend_of
 from .finding import Finding
+
+if TYPE_CHECKING:
+    from django.core.checks import CheckMessage
 
 __all__ = ["check_settings"]
 
@@ -29,7 +31,7 @@ def check_settings(alias: str) -> list[Finding]:
             messages = check_backend(alias, params)
         if not any(message.is_serious() for message in messages):
             backend_of(alias)
-    except Exception as error:  # the site's settings may raise anything
+    except Exception as error:  # the site's settings may raise anything  # noqa: BLE001
         reason = f"{where} can't be used: {type(error).__name__}: {error}"
         return [Finding("settings", "error", reason, f"Fix {where} in the settings.")]
     if not messages:

@@ -45,7 +45,7 @@ def _ports() -> Iterator[int]:
             continue
         try:
             servers = connect_arguments(alias).servers
-        except Exception:  # without a way to connect there is no session; a subclassed engine raises anything
+        except Exception:  # without a way to connect there is no session; a subclassed engine raises anything  # noqa: BLE001
             continue
         for server in servers:
             port = server["port"]

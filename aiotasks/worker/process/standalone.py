@@ -92,7 +92,7 @@ class Standalone:
                     drive(runner.get_loop(), self._serve())
             except ImproperlyConfigured as error:
                 self._exit_code = report_error(str(error))
-            except Exception as error:
+            except Exception as error:  # it is reported below  # noqa: BLE001
                 failure = error
                 self._exit_code = 1
             if self._until_empty and failure is None:

@@ -171,7 +171,7 @@ class Runner:
             execution.end(await self._outcome(execution))
             if forks.generation != since:
                 forks.end()
-        except BaseException as error:  # any error is the task's: SystemExit must not stop the loop
+        except BaseException as error:  # any error is the task's: SystemExit must not stop the loop  # noqa: BLE001
             if forks.generation != since:
                 forks.end(error)
             if not execution.abandoned:  # else its thread sets the outcome
@@ -252,33 +252,15 @@ class Runner:
     ) -> Outcome:
         """``announced``: receivers of task_started may have set context variables."""
         awaitables: list[Awaitable[Any]] = []
-        since = forks.generation
-
-        def call() -> None:
-            # The outcome is made in the thread, so that it exists even if the loop has closed meanwhile.
-            current.set(execution)
-            try:
-                value = task.func(*args, **kwargs)
-                if forks.generation != since:
-                    forks.end()
-                if value is not None and isawaitable(value):
-                    awaitables.append(value)
-                    if execution.abandoned:
-                        self._release(execution, value)
-                else:
-                    execution.end(self._returned(value))
-            except BaseException as error:  # as on the loop
-                if forks.generation != since:
-                    forks.end(error)
-                execution.end(self._failed(error))
-
         context = execution.thread_context = Context()
         if announced and execution.context is not None:
             # Async code in the body makes its ORM calls in the body's thread, not in one of coroutine tasks.
             context.run(thread_sensitive_context.set, None)
             carry(execution.context, context, self._own)
         try:
-            running = self._threads.run(partial(context.run, call))
+            running = self._threads.run(
+                partial(context.run, self._call, execution, task, args, kwargs, awaitables)
+            )
         except NotStarted:  # the threads have logged it
             return Released(self._cancelled())
         execution.in_thread = True
@@ -296,6 +278,35 @@ class Runner:
         if execution.outcome is None:
             raise RuntimeError("The thread has ended the call without an outcome.")
         return execution.outcome
+
+    def _call(
+        self,
+        execution: Execution,
+        task: AnyTask,
+        args: Any,
+        kwargs: dict[str, Any],
+        awaitables: list[Awaitable[Any]],
+    ) -> None:
+        """Call the task in a thread; an awaitable that it returns goes to ``awaitables``, for the loop.
+
+        The outcome is made in the thread, so that it exists even if the loop has closed meanwhile.
+        """
+        since = forks.generation
+        current.set(execution)
+        try:
+            value = task.func(*args, **kwargs)
+            if forks.generation != since:
+                forks.end()
+            if value is not None and isawaitable(value):
+                awaitables.append(value)
+                if execution.abandoned:
+                    self._release(execution, value)
+            else:
+                execution.end(self._returned(value))
+        except BaseException as error:  # as on the loop  # noqa: BLE001
+            if forks.generation != since:
+                forks.end(error)
+            execution.end(self._failed(error))
 
     async def _on_loop(self, execution: Execution, awaitable: Awaitable[Any]) -> Outcome:
         """Await what a sync function has returned, as a sync wrapper around an async function does: from here
