@@ -229,6 +229,9 @@ class Claims(Protocol):
     async def stop(self) -> None:
         """Claim no more; returns when no claim is under way."""
 
+    def start_no_more(self) -> None:
+        """Give back what a claim under way brings."""
+
     def abort(self) -> None:
         """Give up a claim that has no reply."""
 

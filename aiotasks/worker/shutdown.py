@@ -125,6 +125,7 @@ class Shutdown:
     async def _cancel(self, stopping: "asyncio.Task[None]") -> list[Execution]:
         """Cancel the running tasks, and a claim without a reply; returns the tasks that didn't end."""
         end = asyncio.get_running_loop().time() + CANCEL_TIMEOUT
+        self._claimer.start_no_more()
         for execution in list(self._runner.running):
             self._runner.cancel(execution, "shutdown")
         self._hurried.clear()

@@ -108,6 +108,7 @@ class Claimer:
         self._changed = asyncio.Event()
         self._lanes_to_claim: set[Lane] = set(LANES)
         self._stopping = asyncio.Event()
+        self._starts = True
         self._stopped = asyncio.Event()
         self._scope = anyio.CancelScope(shield=True)
         self._poll_at = inf
@@ -170,6 +171,10 @@ class Claimer:
         """Claim until ``stop()``, whatever other part of the worker fails or is cancelled."""
         with self._scope:
             await self._run()
+
+    def start_no_more(self) -> None:
+        """Give back what a claim under way brings, because the grace is over."""
+        self._starts = False
 
     def abort(self) -> None:
         """Give up a claim that has no reply; the tasks that it has taken must be rescued."""
@@ -369,7 +374,7 @@ class Claimer:
                     turn = clock()
                 job = unstarted.popleft()
                 # The lease may have ended since the claim was sent: other workers may have these by now.
-                if not holds(claim.worker_id):
+                if not self._starts or not holds(claim.worker_id):
                     self._ownership.give_back(job)
                 elif job.lane == "thread":
                     self.prefetch.add(job)
