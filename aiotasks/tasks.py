@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from django.tasks import DEFAULT_TASK_BACKEND_ALIAS, DEFAULT_TASK_QUEUE_NAME, Task
 from django.tasks.base import DEFAULT_TASK_PRIORITY
 
 from .policies.policy import COLUMNS, PolicyFields, PolicyKeywords, parse_policies
+
+if TYPE_CHECKING:
+    from .results import PostgresTaskResult
 
 __all__ = ["PostgresTask", "task"]
 
@@ -46,6 +49,13 @@ class PostgresTask(Task, PolicyFields):  # type: ignore[type-arg]  # generic in 
         changes = {name: value for name, value in given.items() if value is not None}
         changes.update(policies)
         return replace(self, **changes)
+
+    if TYPE_CHECKING:
+        # Django's own methods, which return what the backend makes.
+        def enqueue(self, *args: Any, **kwargs: Any) -> PostgresTaskResult: ...
+        async def aenqueue(self, *args: Any, **kwargs: Any) -> PostgresTaskResult: ...
+        def get_result(self, result_id: str) -> PostgresTaskResult: ...
+        async def aget_result(self, result_id: str) -> PostgresTaskResult: ...
 
 
 @overload

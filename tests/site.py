@@ -1,14 +1,13 @@
 """Django's names with the types of this site, which Django's stubs can't know."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast
 
 from django.db import connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.tasks import TaskContext
 from django.tasks import default_task_backend as _default
 
-from aiotasks import PostgresTask, PostgresTaskResult
+from aiotasks import PostgresTaskResult
 from aiotasks.backend import PostgresBackend
 from aiotasks.rows import AnyResult
 from aiotasks.store.loop import resources
@@ -28,22 +27,7 @@ default_task_backend = cast(PostgresBackend, _default)
 type Context = TaskContext[..., Any]  # generic in the stubs alone
 
 if TYPE_CHECKING:
-
-    class SiteTask(PostgresTask):
-        """A task whose results can be cancelled. In the stubs that of a coroutine returns the coroutine."""
-
-        def using(self, **changes: Any) -> "SiteTask": ...
-        def enqueue(self, *args: Any, **kwargs: Any) -> PostgresTaskResult: ...
-        async def aenqueue(self, *args: Any, **kwargs: Any) -> PostgresTaskResult: ...
-        def get_result(self, result_id: str) -> PostgresTaskResult: ...
-        async def aget_result(self, result_id: str) -> PostgresTaskResult: ...
-
-    @overload
-    def task(function: Callable[..., Any], /) -> SiteTask: ...
-    @overload
-    def task(**options: Any) -> Callable[[Callable[..., Any]], SiteTask]: ...
-    def task(*args: Any, **options: Any) -> Any: ...
-
+    from aiotasks import task
 else:
     from django.tasks import task
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -41,7 +41,7 @@ def pooled(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     postgres_connection().close_pool()
 
 
-async def outcomes(results: list[AnyResult]) -> list[Any]:
+async def outcomes(results: Sequence[AnyResult]) -> list[Any]:
     found = []
     for result in results:
         await result.arefresh()
