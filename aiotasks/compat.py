@@ -110,7 +110,7 @@ def enter_thread_sensitive(executor: Executor) -> ThreadSensitiveContext:
     """
     context = ThreadSensitiveContext(executor=executor)
     with suppress(StopIteration):
-        context.__aenter__().send(None)  # type: ignore[no-untyped-call]
+        context.__aenter__().send(None)  # type: ignore[no-untyped-call]  # asgiref's has no types
     return context
 
 

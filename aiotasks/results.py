@@ -94,7 +94,7 @@ _OTHER_FIELDS = _defaults(PostgresTaskResult, _RESULT_FIELDS)
 _OTHER_SETTERS = [(getattr(PostgresTaskResult, name).__set__, make) for name, make in _OTHER_FIELDS]
 
 
-def _backend_of(result: TaskResult) -> Any:  # type: ignore[type-arg]
+def _backend_of(result: TaskResult) -> Any:  # type: ignore[type-arg]  # generic in the stubs alone
     return result.task.get_backend()
 
 

@@ -105,4 +105,5 @@ def job(row: Sequence[Any]) -> Job:
 def claimed_job(row: Sequence[Any], claim_id: UUID, backend: str) -> Job:
     """The Job of a row of ``{claimed_columns}``."""
     policy = stored_policy(row[_POLICY:])
+    # As above.
     return Job(*row[:_POLICY], policy, claim_id, backend, Status.RUNNING, None, None)  # type: ignore[call-arg]

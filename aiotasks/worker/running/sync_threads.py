@@ -24,11 +24,6 @@ class SyncThreads:
         self._done: deque[asyncio.Future[None]] = deque()
         self._wake_scheduled = False
 
-    @property
-    def is_short(self) -> bool:
-        """Whether the machine has refused a thread, so that ``capacity()`` may be below the limit."""
-        return self._pool.starts.refused
-
     def capacity(self) -> int:
         """The number of tasks that can run at a time at the moment."""
         return self._pool.capacity()
