@@ -21,12 +21,10 @@ class SyncThreads:
     def __init__(self, limit: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPool("aiotasks-sync", "sync tasks", limit, prepare=self._prepare)
+        # How many tasks can run at a time at the moment. The pool's method, as it is called for each task.
+        self.capacity = self._pool.capacity
         self._done: deque[asyncio.Future[None]] = deque()
         self._wake_scheduled = False
-
-    def capacity(self) -> int:
-        """The number of tasks that can run at a time at the moment."""
-        return self._pool.capacity()
 
     def run(self, call: Callable[[], None]) -> "asyncio.Future[None]":
         """Run ``call``, which must not raise and brings its own context, in a thread; the future is done
