@@ -66,7 +66,7 @@ RUNS = (
     Run(
         "terminate",
         database.terminate,
-        "0 lost, the pool whole again",
+        "0 lost, the pool whole again; outages of finishes > a fifth of the cuts",
         {"cuts": 300},
         {"cuts": 20},
     ),
