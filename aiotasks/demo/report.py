@@ -20,7 +20,7 @@ _FAILURES_SHOWN = 10
 
 
 def print_findings(console: Console, findings: Findings) -> None:
-    """Print a table of what stands out, then the failures, then the throughput."""
+    """Print a table of the extremes, then the failures, then the throughput."""
     console.print(_table(findings))
     for failure in findings.failures[:_FAILURES_SHOWN]:
         console.print(f"[red]failed[/] {escape(failure)}")

@@ -15,11 +15,11 @@ _HOST = "127.0.0.1"
 
 @asynccontextmanager
 async def serve(application: str, port: int) -> AsyncIterator[str]:
-    """Serve an ASGI application on a loopback port (0: any that is free), and yield the URL of its root."""
+    """Serve an ASGI application on a loopback port (0: any free one), and yield the URL of its root."""
     with _listener(port) as listener:
         config = uvicorn.Config(application, lifespan="on", log_config=None, access_log=False)
         server = _Server(config)
-        serving = asyncio.create_task(server.run_until_told(listener))
+        serving = asyncio.create_task(server.run_until_stopped(listener))
         try:
             await server.wait_until_started(serving)
             yield f"http://{_HOST}:{listener.getsockname()[1]}"
@@ -29,20 +29,20 @@ async def serve(application: str, port: int) -> AsyncIterator[str]:
 
 
 def _listener(port: int) -> socket.socket:
-    # Made here, as uvicorn calls sys.exit() when the port is taken.
+    # Not made by uvicorn, because it calls sys.exit() when the port is taken.
     try:
         return socket.create_server((_HOST, port))
     except OSError as error:
-        raise DemoError(f"The site can't have port {port}: {os.strerror(error.errno or 0)}.") from error
+        raise DemoError(f"The site can't use port {port}: {os.strerror(error.errno or 0)}.") from error
 
 
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # they are the demo's own
+        yield  # the demo handles signals itself
 
-    async def run_until_told(self, listener: socket.socket) -> None:
-        with suppress(SystemExit):  # it would stop the whole loop
+    async def run_until_stopped(self, listener: socket.socket) -> None:
+        with suppress(SystemExit):  # because it would stop the whole loop
             await self.serve(sockets=[listener])
         if not self.started:
             raise DemoError("The site did not start: the message above says why.")

@@ -1,4 +1,4 @@
-"""The settings of the demo's site: what a site of one's own needs is INSTALLED_APPS and TASKS."""
+"""The settings of the demo's site: another site needs only INSTALLED_APPS and TASKS of them."""
 
 import os
 
@@ -18,7 +18,7 @@ TASKS = {
     },
 }
 
-# The demo starts a PostgreSQL of its own and says here where it listens.
+# The demo starts a PostgreSQL of its own, and sets these variables to its address.
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",
@@ -31,7 +31,7 @@ DATABASES = {
 
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
 
-# By way of rich, so that a warning goes above the progress bar and not through it.
+# By rich, because it prints a warning above the progress bar and not through it.
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

@@ -1,4 +1,4 @@
-"""The demo from start to end: PostgreSQL, tables, site and worker, work, findings; then all down again."""
+"""The demo from start to end: PostgreSQL, tables, site and worker, work, findings, and the shutdown."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ from aiotasks.demo.stdlib import sources
 def show(console: Console, interrupts: Interrupts, *, port: int, stay: bool) -> bool:
     """Run the demo, with `stay` until it is interrupted; return whether every task was successful.
 
-    A signal waits for the end of the step under way, and cancels the work.
+    A signal takes effect at the end of the current step, or cancels the work.
     """
     with ExitStack() as stack:
         console.print("Starting PostgreSQL…")
@@ -64,7 +64,7 @@ async def _serve_and_work(console: Console, interrupts: Interrupts, *, port: int
 
 
 async def _until_interrupted[T](interrupts: Interrupts, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`; a signal, also one that came before, cancels it and raises Interrupted."""
+    """Await `work`; a signal, also an earlier one, cancels it and raises Interrupted."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
     interrupts.on_interrupt = lambda: loop.call_soon_threadsafe(task.cancel)

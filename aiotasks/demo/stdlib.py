@@ -1,4 +1,4 @@
-"""The demo's input: the source of the running Python's standard library, and what can be measured in it."""
+"""The demo's input: the source of the running Python's standard library, and its measures."""
 
 import ast
 import functools
@@ -7,7 +7,7 @@ import sysconfig
 from pathlib import Path
 from typing import TypedDict
 
-# Tests are no part of the library, and some of their data isn't meant to parse.
+# Tests aren't part of the library, and some of their data isn't valid Python.
 _TESTS = {"idle_test", "test", "tests"}
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -50,7 +50,7 @@ def sources() -> dict[str, Path]:
 
 
 def measure(source: bytes) -> Measures:
-    """Count what is in a module's source, and find how deep its blocks nest."""
+    """Count a module's lines, functions, classes and imports, and find how deep its blocks nest."""
     found = Measures(
         lines=len(source.splitlines()),
         functions=0,
@@ -85,5 +85,5 @@ def _module_name(path: Path) -> str:
 
 
 def _is_elif(parent: ast.AST, child: ast.AST) -> bool:
-    # The tree has an `elif` as an `if` inside of the first one's `else`; only the column tells them apart.
+    # The tree has an `elif` as an `if` inside of the first one's `else`; only the column distinguishes them.
     return isinstance(parent, ast.If) and isinstance(child, ast.If) and parent.col_offset == child.col_offset

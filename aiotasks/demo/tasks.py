@@ -17,13 +17,13 @@ class Page(TypedDict):
 
 @task(queue_name="sources")
 def measure_source(name: str) -> Measures:
-    """Parse a module of the standard library and measure it: it computes, so it is a plain function."""
+    """Parse a module of the standard library and measure it; a plain function, because it computes."""
     return measure(sources()[name].read_bytes())
 
 
 @task(queue_name="pages")
 async def fetch_page(url: str) -> Page:
-    """Ask the site for a page and time it: it waits, so it is a coroutine function."""
+    """Fetch a page of the site and time it; a coroutine function, because it waits."""
     # Loopback only: no proxy of the environment, and no CA certificates, which take 20 ms to load.
     async with httpx.AsyncClient(trust_env=False, verify=False, timeout=30) as client:
         started = time.perf_counter()

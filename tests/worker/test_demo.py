@@ -130,7 +130,7 @@ def test_a_taken_port_is_said_in_one_sentence(start: Start) -> None:
     second = start("--port", port)
     output, _ = second.communicate(timeout=30)
     assert second.returncode == 1
-    assert output.splitlines()[-1] == f"The site can't have port {port}: Address already in use."
+    assert output.splitlines()[-1] == f"The site can't use port {port}: Address already in use."
     first.send_signal(signal.SIGINT)
     first.wait(30)
 
@@ -150,7 +150,7 @@ def test_a_port_that_is_none_is_refused(start: Start, port: str) -> None:
     process = start(f"--port={port}")
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 2
-    assert output.endswith(f"argument --port: {port!r} is no port number: 0 to 65535\n")
+    assert output.endswith(f"argument --port: {port!r} isn't a port number from 0 to 65535\n")
 
 
 def test_sources_are_the_library_without_its_tests() -> None:
