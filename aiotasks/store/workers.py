@@ -1,11 +1,37 @@
 """Statements about workers' rows and leases."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from .statement_group import StatementGroup
 
-__all__ = ["WorkerStatements"]
+__all__ = ["Place", "Renewal", "WorkerStatements"]
+
+
+class Place(NamedTuple):
+    """A worker's place among ``number`` workers, itself included: ``rank`` of them have a lower id."""
+
+    number: int
+    rank: int
+
+
+class Renewal(NamedTuple):
+    """What a renewal of a lease has found.
+
+    renewed: False if the lease had expired, or was about to.
+    workers: the place among the live workers of the backend.
+    peers: the place among those that find every task that this worker could find; a worker that NOTIFY
+        doesn't wake is alone.
+    has_dead: whether the lease of another worker of the backend has expired, and its row stands.
+    clock: the database's clock, in epoch seconds.
+    """
+
+    renewed: bool
+    workers: Place
+    peers: Place
+    has_dead: bool
+    clock: float
 
 
 class WorkerStatements(StatementGroup):
@@ -48,15 +74,18 @@ class WorkerStatements(StatementGroup):
         even_expired: bool = False,
         remaining: float = 0.0,
         timeout: float | None = None,
-    ) -> bool | None:
-        """Return whether the lease was renewed: False if it has expired by the database's clock, or ends
-        within ``remaining`` seconds, unless ``even_expired``; None if the worker has no row. ``listening``:
+    ) -> Renewal | None:
+        """Renew the lease unless it has expired by the database's clock, or ends within ``remaining``
+        seconds; with ``even_expired`` in any case. Return None if the worker has no row. ``listening``:
         whether NOTIFY wakes the worker (None: not known).
         """
         rows = await self._fetch(
             "renew_lease", worker_id, lease_timeout, listening, even_expired, remaining, timeout=timeout
         )
-        return bool(rows[0][0]) if rows else None
+        if not rows:
+            return None
+        renewed, workers, workers_before, peers, peers_before, has_dead, clock = rows[0]
+        return Renewal(renewed, Place(workers, workers_before), Place(peers, peers_before), has_dead, clock)
 
     async def are_leases_locked(self, *, timeout: float | None = None) -> bool:
         """Return whether a lock on the table keeps every worker from renewing its lease."""

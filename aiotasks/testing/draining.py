@@ -33,6 +33,7 @@ from ..sync import drive
 from ..worker.build import Builder
 from ..worker.events import EventLog
 from ..worker.execution import Execution
+from ..worker.fleet import Fleet
 from ..worker.lease.lease import Lease, boottime
 from ..worker.maintenance.promoter import Promoter
 from ..worker.ownership import Ownership
@@ -107,6 +108,7 @@ class _Drain:
         self._claimer = builder.claimer(
             store,
             queues=[],
+            peers=Fleet(),
             lease=self._lease,
             slots=self._slots,
             runner=self,

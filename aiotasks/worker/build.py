@@ -17,6 +17,7 @@ from .claiming.quarantine import Quarantine
 from .claiming.rotation import QueueRotation
 from .events import NULL, Observer
 from .execution import Execution, RunContext
+from .fleet import Fleet
 from .protocols import Finishes, GivesBack, HasSlots, Leases, Starts
 from .running.runner import Runner, Threads
 from .slots import Slots
@@ -66,6 +67,7 @@ class Builder:
         store: Store,
         *,
         queues: Sequence[str],
+        peers: Fleet,
         lease: Leases,
         slots: Slots,
         runner: Starts,
@@ -75,8 +77,8 @@ class Builder:
     ) -> Claimer:
         """Make a Claimer with its budget.
 
-        queues: their names, sorted; empty for any. beyond_slots: whether it may claim more tasks than there
-        are free slots, where tasks are short.
+        queues: their names, sorted; empty for any. peers: the workers that share the polls. beyond_slots:
+        whether it may claim more tasks than there are free slots, where tasks are short.
         """
         prefetch = PrefetchBuffer(slots.threads, slots=slots, lease=lease, runner=runner, ownership=ownership)
         free_slots = FreeSlots(slots, prefetch)
@@ -86,6 +88,7 @@ class Builder:
             QueueRotation(store, backend=self.backend, queues=queues),
             backend=self.backend,
             poll_interval=self.options.poll_interval,
+            peers=peers,
             lease=lease,
             slots=free_slots,
             budget=Budget(

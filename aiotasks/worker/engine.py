@@ -18,6 +18,7 @@ from ..store.loop import LoopResources
 from .build import Builder
 from .events import Events
 from .execution import Execution
+from .fleet import Fleet
 from .handover import Handover
 from .hang import HangHandler
 from .lease.heartbeat import Heartbeat, Registration
@@ -89,10 +90,14 @@ class Engine:
 
         self.waker = Waker(loop_resources, backend, listens=options.notify and room.listens)
         self.lease = Lease(options.lease_timeout)
+        self.workers = Fleet()  # of the backend: they share its maintenance
+        self.peers = Fleet()  # that find the same tasks: they share the polls
         self.keeper = LeaseKeeper(
             self.lease,
             self.waker,
             events,
+            workers=self.workers,
+            peers=self.peers,
             connections=loop_resources.driver.cache,
             tried=tried,
             changed=self.changed,
@@ -130,6 +135,7 @@ class Engine:
         self.claimer = builder.claimer(
             store,
             queues=queues,
+            peers=self.peers,
             lease=self.lease,
             slots=self.slots,
             runner=self.runner,

@@ -7,6 +7,7 @@ from uuid import UUID
 from ..rows import Job, Lane
 from ..store.store import Store
 from ..store.wakeups import Wakeup
+from ..store.workers import Renewal
 from .execution import Execution, Reason
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ class KeepsLease(Protocol):
 
     def registered(self) -> None:
         """The worker has a lease under a new id, or renewals succeed again after some that failed."""
+
+    def renewed(self, renewal: Renewal, ahead: float) -> None:
+        """The lease was renewed. ``ahead``: seconds by which the database's clock is ahead of
+        ``time.monotonic()``.
+        """
 
     def lost(self, worker_id: UUID) -> None:
         """The lease under this id has ended, because the worker's row has gone."""

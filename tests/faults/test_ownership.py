@@ -334,8 +334,12 @@ async def test_a_dead_workers_row_stays_while_a_task_names_it(
     store = running_store()
     assert await store.remove_dead_workers("default") == []
     # An outage is nobody's crash: a lease whose row still stands may be renewed.
-    assert await store.renew_lease(worker, 60.0) is False
-    assert await store.renew_lease(worker, 60.0, even_expired=True)
+    refused = await store.renew_lease(worker, 60.0)
+    assert refused is not None
+    assert not refused.renewed
+    renewal = await store.renew_lease(worker, 60.0, even_expired=True)
+    assert renewal is not None
+    assert renewal.renewed
     assert await sweep(backend.config) == Rescued()
 
 
@@ -436,7 +440,7 @@ async def test_a_lease_that_can_not_be_renewed_is_given_up(
     tasks.seen.clear()
     hang = False
 
-    async def renew(self: Any, *args: Any, **kwargs: Any) -> bool | None:
+    async def renew(self: Any, *args: Any, **kwargs: Any) -> Any:
         while hang:  # noqa: ASYNC110  # on the heartbeat's loop, not the test's
             await asyncio.sleep(0.01)
         return await original(self, *args, **kwargs)

@@ -1,14 +1,24 @@
 """register_worker, renew_lease, remove_worker, remove_dead_workers."""
 
+import time
 import uuid
 from datetime import timedelta
+from typing import Any
+from uuid import UUID
 
 import asyncpg
+import pytest
 
 from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.store.store import Store
+from aiotasks.store.workers import Place, Renewal
 
 from .rows import claim, claimed, expire, finish, insert, worker
+
+
+async def is_renewed(store: Store, worker_id: UUID, *, even_expired: bool = False) -> bool | None:
+    renewal = await store.renew_lease(worker_id, 60.0, even_expired=even_expired)
+    return None if renewal is None else renewal.renewed
 
 
 async def test_a_worker_is_entered_with_what_it_says_of_itself(
@@ -29,11 +39,11 @@ async def test_a_lease_is_renewed_while_its_row_stands(store: Store, conn: async
     await expire(conn, worker_id)
     await insert(store)
     assert await claim(store, worker_id) == []
-    assert await store.renew_lease(worker_id, 60.0) is False  # whoever renews it learns of it first
+    assert await is_renewed(store, worker_id) is False  # whoever renews it learns of it first
     assert await claim(store, worker_id) == []
-    assert await store.renew_lease(worker_id, 60.0, even_expired=True) is True
+    assert await is_renewed(store, worker_id, even_expired=True) is True
     assert len(await claim(store, worker_id)) == 1
-    assert await store.renew_lease(worker_id, 60.0) is True
+    assert await is_renewed(store, worker_id) is True
 
 
 async def test_a_lease_whose_row_has_gone_stays_lost(store: Store, conn: asyncpg.Connection) -> None:
@@ -42,6 +52,79 @@ async def test_a_lease_whose_row_has_gone_stays_lost(store: Store, conn: asyncpg
     assert await store.renew_lease(worker_id, 60.0) is None
     assert await store.renew_lease(worker_id, 60.0, even_expired=True) is None
     assert await conn.fetchval("SELECT count(*) FROM aiotasks_worker") == 0
+
+
+async def enter(store: Store, *, listening: bool | None = True, **columns: Any) -> UUID:
+    """Register a worker, and renew its lease once."""
+    values: dict[str, Any] = {"backend": "default", "queues": [], "concurrency": 10, "threads": 10}
+    values |= columns
+    id = uuid.uuid4()
+    slots = values["concurrency"], values["threads"]
+    await store.register_worker(id, values["backend"], "host", 1, values["queues"], *slots, "0", 60.0)
+    await store.renew_lease(id, 60.0, listening)
+    return id
+
+
+async def renew(store: Store, worker_id: UUID, *, listening: bool = True) -> Renewal:
+    renewal = await store.renew_lease(worker_id, 60.0, listening)
+    assert renewal is not None
+    assert renewal.renewed
+    return renewal
+
+
+async def test_a_renewal_counts_the_workers(store: Store, conn: asyncpg.Connection) -> None:
+    ids = sorted([await enter(store) for _ in range(5)])
+    for rank, id in enumerate(ids):
+        renewal = await renew(store, id)
+        assert renewal.workers == renewal.peers == Place(5, rank)
+        assert not renewal.has_dead
+        assert renewal.clock == pytest.approx(time.time(), abs=60)
+    await store.remove_worker(ids[0])
+    await expire(conn, ids[1])
+    renewal = await renew(store, ids[3])
+    assert renewal.workers == renewal.peers == Place(3, 1)
+    assert renewal.has_dead
+    await store.remove_dead_workers("default")
+    assert not (await renew(store, ids[3])).has_dead
+    renewed = await store.renew_lease(ids[3], 60.0, True, remaining=3600.0)
+    assert renewed is not None
+    assert not renewed.renewed
+
+
+async def test_rows_of_others_are_not_counted(store: Store, conn: asyncpg.Connection) -> None:
+    """Those of other backends, even if dead, and those that were never renewed: of drain(), or just begun."""
+    id = await enter(store)
+    await expire(conn, await enter(store, backend="other"))
+    await enter(store, backend="other")
+    await worker(store)
+    renewal = await renew(store, id)
+    assert renewal.workers == renewal.peers == Place(1, 0)
+    assert not renewal.has_dead
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "peers"),
+    [
+        ({}, {"listening": False}, 1),
+        ({"listening": False}, {}, 1),
+        ({}, {"queues": ["a"]}, 1),
+        ({"queues": ["a"]}, {}, 2),
+        ({"queues": ["a"]}, {"queues": ["b", "a"]}, 2),
+        ({"queues": ["a", "b"]}, {"queues": ["b", "a"]}, 2),
+        ({"queues": ["a", "b"]}, {"queues": ["b", "c"]}, 1),
+        ({}, {"threads": 0}, 1),
+        ({"threads": 0}, {}, 2),
+        ({"threads": 0}, {"concurrency": 0}, 1),
+        ({"concurrency": 0}, {"concurrency": 1, "threads": 1}, 2),
+    ],
+)
+async def test_peers_find_whatever_this_worker_could(
+    store: Store, mine: dict[str, Any], others: dict[str, Any], peers: int
+) -> None:
+    id = await enter(store, **mine)
+    await enter(store, **others)
+    renewal = await renew(store, id, listening=mine.get("listening", True))
+    assert (renewal.workers.number, renewal.peers.number) == (2, peers)
 
 
 async def test_renewing_is_a_hot_update(conn: asyncpg.Connection) -> None:

@@ -28,6 +28,7 @@ from aiotasks.worker.claiming import overclaim as surplus_module
 from aiotasks.worker.claiming import prefetch as prefetch_module
 from aiotasks.worker.claiming.loop import Claimer
 from aiotasks.worker.events import Observer
+from aiotasks.worker.fleet import Fleet
 from aiotasks.worker.lease.lease import Lease, boottime
 from aiotasks.worker.maintenance.promoter import Promoter
 from aiotasks.worker.slots import Slots
@@ -249,6 +250,7 @@ def make_claimer(
     ).claimer(
         running_store(),
         queues=queues,
+        peers=Fleet(),
         lease=lease,
         slots=doubles,
         runner=doubles,

@@ -4,11 +4,19 @@
 -- was taken from the worker. (The worker learns of it before its lease is live again, because other leases may be
 -- as stale then: see rescue_jobs.)
 -- The lease runs from the statement's start, so a lock that delays the statement shortens the lease.
+--
+-- Returns also, for the turns that workers take (aiotasks/worker/fleet.py): how many live workers the backend has,
+-- and how many of these have a lower id; the same of those that find every task that this one could find, and are
+-- woken by NOTIFY; whether the lease of another worker has expired; and the database's clock. A row that has
+-- never been renewed (listening is NULL) isn't counted, because it may be that of a drain(). A worker that NOTIFY
+-- doesn't wake is alone among those that it wakes.
+-- The statement's start is also when the other rows were read: by a later time their leases would look too old.
 -- $1 worker id, $2 seconds, $3 whether it listens (NULL: not known), $4 whether to renew an expired lease,
 -- $5 seconds that the lease must have left at the least
 WITH mine AS MATERIALIZED (
-    SELECT worker.id, $4::boolean OR worker.lease_expires_at
-            > clock_timestamp() + make_interval(secs => $5::double precision) AS goes
+    SELECT worker.id, worker.backend, worker.queues, worker.concurrency, worker.threads,
+           $4::boolean OR worker.lease_expires_at
+               > clock_timestamp() + make_interval(secs => $5::double precision) AS goes
     FROM aiotasks_worker AS worker
     WHERE worker.id = $1::uuid
 ), renewed AS (
@@ -19,5 +27,27 @@ WITH mine AS MATERIALIZED (
     WHERE worker.id = mine.id AND mine.goes
     RETURNING worker.id
 )
-SELECT mine.goes AND EXISTS (SELECT FROM renewed)
+SELECT
+    mine.goes AND EXISTS (SELECT FROM renewed),
+    1 + count(*) FILTER (WHERE other.is_counted),
+    count(*) FILTER (WHERE other.is_counted AND other.id < mine.id),
+    1 + count(*) FILTER (WHERE other.is_peer),
+    count(*) FILTER (WHERE other.is_peer AND other.id < mine.id),
+    count(*) FILTER (WHERE NOT other.is_live) > 0,
+    extract(epoch FROM clock_timestamp())::double precision
 FROM mine
+LEFT JOIN LATERAL (
+    SELECT worker.id, live.is_live,
+           live.is_live AND worker.listening IS NOT NULL AS is_counted,
+           live.is_live AND worker.listening AND $3::boolean
+               AND (
+                   cardinality(worker.queues) = 0
+                   OR (cardinality(mine.queues) > 0 AND worker.queues @> mine.queues)
+               )
+               AND (worker.concurrency > 0 OR mine.concurrency = 0)
+               AND (worker.threads > 0 OR mine.threads = 0) AS is_peer
+    FROM aiotasks_worker AS worker
+    CROSS JOIN LATERAL (SELECT worker.lease_expires_at > statement_timestamp() AS is_live) AS live
+    WHERE worker.backend = mine.backend AND worker.id <> mine.id
+) AS other ON true
+GROUP BY mine.id, mine.goes

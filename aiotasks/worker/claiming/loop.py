@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import random
 import time
 import uuid
 from collections import Counter, deque
@@ -22,6 +21,7 @@ from ...rows import LANES, Job, Lane
 from ...store.store import Store
 from ...store.wakeups import INTERVAL, Wakeup
 from ..events import NULL, Observer
+from ..fleet import Fleet
 from ..protocols import GivesBack, Leases, Starts
 from .budget import Budget, FreeSlots
 from .overclaim import OverclaimPolicy
@@ -40,6 +40,10 @@ LOOK_AGAIN_DELAY = INTERVAL * 1.2
 # Seconds between two claims that ignore the watermarks, after wake-ups: tasks that became READY long ago and
 # were given back are below them.
 FORGET_INTERVAL = 1.0
+
+# A worker that is alone polls after this part of POLL_INTERVAL at the earliest, which is random enough for
+# workers that don't know of each other.
+EARLIEST_POLL = 0.2
 
 # Seconds for which tasks are started before the loop gets a turn. Chosen: a callback may wait for as long as
 # for a few statements.
@@ -65,8 +69,9 @@ class Claimer:
     - The next claim is under way while the jobs of one are started, where that leaves slots.
     - The worker never cancels a claim: its reply says what the worker owns. ``stop()`` waits for it.
     - A task that has been in two crashes is claimed alone (``Quarantine``).
-    - It claims on a wake-up, and whenever slots come free while there may be more. Polls at random times
-      within POLL_INTERVAL find the tasks without a NOTIFY.
+    - It claims on a wake-up, and whenever slots come free while there may be more. Polls within POLL_INTERVAL
+      find the tasks without a NOTIFY; its ``peers`` and this worker take turns at them. A worker whose slots
+      are taken at its turn looks as soon as one is free.
 
     slots: the free slots. budget: how many jobs a claim may take; ``overclaim`` is one of its strategies.
     prefetch: where jobs of the thread lane go. runner: where the others go. ownership: where jobs go back
@@ -80,6 +85,7 @@ class Claimer:
         *,
         backend: str,
         poll_interval: float,
+        peers: Fleet,
         lease: Leases,
         slots: FreeSlots,
         budget: Budget,
@@ -93,7 +99,6 @@ class Claimer:
         self._store = store
         self.rotation = rotation
         self._backend = backend
-        self._poll_interval = poll_interval
         self._lease = lease
         self._slots = slots
         self.budget = budget
@@ -111,7 +116,7 @@ class Claimer:
         self._starts = True
         self._stopped = asyncio.Event()
         self._scope = anyio.CancelScope(shield=True)
-        self._poll_at = inf
+        self._poll = peers.turn(poll_interval, earliest=EARLIEST_POLL, moved=self._changed)
         self._look_again_at = inf
         self._forgot_at = -inf
         self._outage = Outage(logger, "claims", "claims wait for the database", observer=observer)
@@ -182,19 +187,19 @@ class Claimer:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        self._poll_at = loop.time() + self._next_poll()
+        self._poll.next()
         try:
             while not self._stopping.is_set():
                 now = loop.time()
-                if now >= self._poll_at:
-                    self._poll_at = now + self._next_poll()
+                if now >= self._poll.at:
+                    self._poll.next()
                     self._look_at_everything(now)
                 elif now >= self._look_again_at:
                     self._look_again(now)
                 quiet_until = self.quarantine.quiet_until(now)
                 may_claim = quiet_until is None and self.budget.is_open()
                 if not may_claim or not (self._has_room_and_work() or self._suspect_lanes()):
-                    wake_at = min(self._poll_at, self._look_again_at, quiet_until or inf)
+                    wake_at = min(self._poll.at, self._look_again_at, quiet_until or inf)
                     with suppress(TimeoutError):
                         async with asyncio.timeout_at(wake_at):
                             await self._changed.wait()
@@ -232,9 +237,6 @@ class Claimer:
             self._look_again_at = self._forgot_at + FORGET_INTERVAL
             self._lanes_to_claim.update(LANES)
 
-    def _next_poll(self) -> float:
-        return self._poll_interval * random.uniform(0.2, 1.0)  # jitter keeps workers from polling together
-
     async def run_once(self) -> int:
         """Claim until the slots are full or a claim is short; returns the number of jobs."""
         claimed = 0
@@ -242,7 +244,7 @@ class Claimer:
         claim = await self._claim()
         while claim.jobs:
             claimed += len(claim.jobs)
-            is_due = clock() >= self._poll_at or self._suspect_lanes()  # run() does both
+            is_due = clock() >= self._poll.at or self._suspect_lanes()  # run() does both
             if not claim.more or is_due or not self.budget.is_open() or self._stopping.is_set():
                 await self._start_all(claim)
                 break

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -190,7 +191,7 @@ class Heartbeat:
                 worker_id, lease.timeout, is_woken, remaining=lease.should_remain(), timeout=timeout
             )
             self._outage.ended()
-            if renewed is False:
+            if renewed is not None and not renewed.renewed:
                 # After an outage, a pause of this process, or a step of the database's clock the leases of
                 # other workers may be as stale: this worker must not rescue before they have been renewed.
                 logger.warning(
@@ -201,9 +202,10 @@ class Heartbeat:
                 renewed = await store.renew_lease(
                     worker_id, lease.timeout, is_woken, even_expired=True, timeout=timeout
                 )
-            if renewed:
+            if renewed is not None and renewed.renewed:
                 if lease.renewed(worker_id, started):
                     self._on_worker_loop(self._keeper.registered)
+                self._on_worker_loop(partial(self._keeper.renewed, renewed, renewed.clock - time.monotonic()))
                 return
             if lease.end(worker_id) is not None:
                 self._on_worker_loop(partial(self._keeper.lost, worker_id))

@@ -4,7 +4,9 @@ import asyncio
 from uuid import UUID
 
 from ...db.cache import ConnectionCache
+from ...store.workers import Renewal
 from ..events import LeaseLoss, Observer
+from ..fleet import Fleet
 from ..protocols import Beats, Claims, Runs
 from ..waker import Waker
 from .lease import Lease
@@ -15,6 +17,8 @@ __all__ = ["LeaseKeeper"]
 class LeaseKeeper:
     """Cancels the tasks of a lease that is over, and has the worker claim under a new one.
 
+    workers: gets this worker's place among all workers of the backend. peers: gets that among those that find
+        the same tasks.
     connections: the pool's, of which some are closed when the heartbeat finds no connection.
     tried: is set once a try to get a lease has failed.
     changed: is set after each registration.
@@ -26,6 +30,8 @@ class LeaseKeeper:
         waker: Waker,
         observer: Observer,
         *,
+        workers: Fleet,
+        peers: Fleet,
         connections: ConnectionCache,
         tried: asyncio.Event,
         changed: asyncio.Event,
@@ -34,6 +40,8 @@ class LeaseKeeper:
         self._lease = lease
         self._waker = waker
         self._observer = observer
+        self._workers = workers
+        self._peers = peers
         self._connections = connections
         self._tried = tried
         self._changed = changed
@@ -56,6 +64,13 @@ class LeaseKeeper:
         self.registered_once.set()
         self._changed.set()
         self._claimer.wake()
+
+    def renewed(self, renewal: Renewal, ahead: float) -> None:
+        """Note how many workers there are. ``ahead``: seconds by which the database's clock is ahead of
+        ``time.monotonic()``.
+        """
+        self._workers.update(renewal.workers, ahead)
+        self._peers.update(renewal.peers, ahead)
 
     def lost(self, worker_id: UUID, reason: LeaseLoss = "removed") -> None:
         """Cancel all tasks: they were claimed under a lease that is over."""
