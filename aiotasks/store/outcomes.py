@@ -33,10 +33,13 @@ class Release(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """How many tasks a DELETE took, and the time of the last one in epoch seconds: where the next begins."""
+    """How many tasks a DELETE took, the time of the last one in epoch seconds (where the next DELETE begins),
+    and the seconds from the first one's time to it.
+    """
 
     number: int
     last: float
+    span: float
 
 
 class OutcomeStatements(StatementGroup):

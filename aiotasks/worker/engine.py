@@ -44,7 +44,8 @@ __all__ = ["Engine"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-# Seconds between two deletions of finished tasks whose time is over. Chosen: a task is kept a minute longer.
+# Seconds between two deletions of finished tasks whose time is over, where there are few. Chosen: a task is
+# kept a minute longer.
 PRUNE_INTERVAL = 60.0
 
 # Seconds for which the start waits for LISTEN to work, and goes on by polling.
@@ -225,10 +226,10 @@ class Engine:
 
     def _parts(self, hurried: asyncio.Event) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         async def sweep() -> None:
-            await periodically(self.rescuer.run_once, self.lease.interval, name="rescuer")
+            await periodically(self.rescuer.sweep, self.lease.interval, name="rescuer")
 
         async def prune() -> None:
-            await periodically(self.pruner.run_once, PRUNE_INTERVAL, name="pruner")
+            await periodically(self.pruner.run_round, PRUNE_INTERVAL, name="pruner")
 
         async def watch_lease() -> None:
             await self.keeper.watch(self.heartbeat)

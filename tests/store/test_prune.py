@@ -9,6 +9,7 @@ import asyncpg
 
 from aiotasks.rows import Status
 from aiotasks.store.loop import LoopResources
+from aiotasks.store.statements import load
 from aiotasks.store.store import Store
 
 from .rows import claim, fail, finish, insert, lane, new_job, worker
@@ -45,14 +46,14 @@ async def test_what_is_older_than_its_status_is_kept_goes(store: Store, conn: as
     _, new = await finished(store, conn, 3601, 3500)
     failed = await finished(store, conn, 9000, 3500, status="FAILED")
     (elsewhere,) = await finished(store, conn, 9000, backend="other")
-    number, last = await store.prune_jobs("default", Status.SUCCESSFUL, HOUR, EVER, 10)
+    number, last, _ = await store.prune_jobs("default", Status.SUCCESSFUL, HOUR, EVER, 10)
     assert (number, await left(conn)) == (1, sorted([new, *failed, elsewhere]))
     assert timedelta(seconds=last).total_seconds() < await conn.fetchval(
         "SELECT date_part('epoch', now() - interval '1 hour')"
     )
     assert (await store.prune_jobs("default", Status.FAILED, 2 * HOUR, EVER, 10)).number == 1
     assert await left(conn) == sorted([new, failed[1], elsewhere])
-    assert await store.prune_jobs("default", Status.FAILED, 2 * HOUR, EVER, 10) == (0, EVER)
+    assert await store.prune_jobs("default", Status.FAILED, 2 * HOUR, EVER, 10) == (0, EVER, 0)
 
 
 async def test_a_tasks_own_time_comes_first(store: Store, conn: asyncpg.Connection) -> None:
@@ -102,9 +103,9 @@ async def test_the_oldest_first_and_no_more_than_asked_for(store: Store, conn: a
         since, gone = EVER, 0
         for stay in ([ids[0]], []):
             if keep_result is None:
-                number, since = await store.prune_jobs("default", Status.SUCCESSFUL, HOUR, since, 2)
+                number, since, _ = await store.prune_jobs("default", Status.SUCCESSFUL, HOUR, since, 2)
             else:
-                number, since = await store.prune_kept_jobs("default", since, 2)
+                number, since, _ = await store.prune_kept_jobs("default", since, 2)
             gone += number
             assert await left(conn) == stay
         assert gone == 3
@@ -115,13 +116,40 @@ async def test_a_batch_begins_where_the_last_has_ended(store: Store, conn: async
         old, new = await finished(store, conn, 7 * HOUR, 5 * HOUR, keep_result=keep_result)
         since = await conn.fetchval("SELECT date_part('epoch', now() - interval '6 hours')")
         if keep_result is None:
-            number, last = await store.prune_jobs("default", Status.SUCCESSFUL, HOUR, since, 10)
+            number, last, _ = await store.prune_jobs("default", Status.SUCCESSFUL, HOUR, since, 10)
         else:
-            number, last = await store.prune_kept_jobs("default", since, 10)
+            number, last, _ = await store.prune_kept_jobs("default", since, 10)
         assert (number, await left(conn)) == (1, [old])
         assert abs(last - since - HOUR) < 60
         await conn.execute("DELETE FROM aiotasks_task")
         assert new != old
+
+
+async def test_a_batch_says_in_which_time_its_tasks_were_finished(
+    store: Store, conn: asyncpg.Connection
+) -> None:
+    await finished(store, conn, 7 * HOUR, 5 * HOUR, 4 * HOUR)
+    await finished(store, conn, 7 * HOUR, 5 * HOUR, 4 * HOUR, keep_result=1.0)
+    for batch in (
+        await store.prune_jobs("default", Status.SUCCESSFUL, HOUR, EVER, 2),
+        await store.prune_kept_jobs("default", EVER, 2),
+    ):
+        assert batch.number == 2
+        assert abs(batch.span - 2 * HOUR) < 60
+
+
+async def test_a_delete_does_not_wait_for_the_disk(store: Store, conn: asyncpg.Connection) -> None:
+    """That is local to its transaction."""
+    await finished(store, conn, 1.0)
+    async with conn.transaction():
+        for name, arguments in (
+            ("prune_jobs", ("default", "SUCCESSFUL", HOUR, EVER, 10)),
+            ("prune_kept_jobs", ("default", EVER, 10)),
+        ):
+            await conn.execute("SET LOCAL synchronous_commit = 'on'")
+            await conn.fetch(load(name).sql, *arguments)
+            assert await conn.fetchval("SHOW synchronous_commit") == "off"
+    assert await conn.fetchval("SHOW synchronous_commit") == "on"
 
 
 async def test_pruning_waits_for_nobody(store: Store, conn: asyncpg.Connection) -> None:
@@ -140,8 +168,8 @@ async def test_pruners_work_side_by_side(held: LoopResources, conn: asyncpg.Conn
     runs = await asyncio.gather(
         *(held.store.prune_jobs("default", Status.SUCCESSFUL, HOUR, EVER, 30) for _ in range(8))
     )
-    assert sum(number for number, _ in runs) == 200 - len(await left(conn))
-    assert max(number for number, _ in runs) == 30
+    assert sum(run.number for run in runs) == 200 - len(await left(conn))
+    assert max(run.number for run in runs) == 30
 
 
 async def test_the_time_is_stored_with_the_task(store: Store) -> None:

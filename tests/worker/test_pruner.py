@@ -17,6 +17,7 @@ from django.tasks.exceptions import TaskResultDoesNotExist
 
 import aiotasks
 from aiotasks.store.loop import close_pools
+from aiotasks.store.outcomes import Pruned
 from aiotasks.store.store import Store
 from aiotasks.worker import engine
 from aiotasks.worker.maintenance import pruner
@@ -99,32 +100,134 @@ def pruner_of(**values: Any) -> Pruner:
     )
 
 
-async def test_it_goes_in_small_batches_with_pauses(
+class Deletes:
+    """In place of the store and the clock. A DELETE takes ``cost`` seconds a task.
+
+    ``rate`` tasks a second were finished ``for_`` seconds long, and go on to be finished unless ``ended``.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *, rate: float, cost: float, for_: float, ended: bool = False
+    ) -> None:
+        self.now = 1_000_000.0
+        self.pauses: list[float] = []
+        self.began_at: list[float] = []
+        self._rate, self._cost = rate, cost
+        self.deleted_to = self.now - for_
+        self._end = self.now if ended else math.inf
+        monkeypatch.setattr(pruner, "asyncio", self)
+        monkeypatch.setattr(pruner, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    async def prune_jobs(self, backend: str, status: str, keep: float, since: float, limit: int) -> Pruned:
+        self.began_at.append(since)
+        number = min(limit, int(self.backlog()))
+        span = number / self._rate
+        self.deleted_to += span
+        self.now += number * self._cost
+        return Pruned(number, self.deleted_to if number else since, span)
+
+    async def prune_kept_jobs(self, backend: str, since: float, limit: int) -> Pruned:
+        return Pruned(0, since, 0.0)
+
+    def backlog(self) -> float:
+        """How many tasks are to be deleted."""
+        return (min(self.now, self._end) - self.deleted_to) * self._rate
+
+    def pruner(self) -> Pruner:
+        return Pruner(self, backend="default", keep_successful=HOUR, keep_failed=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cost", [2e-6, 1.5e-5])
+@pytest.mark.parametrize("rate", [100, 3_000, 30_000])
+async def test_it_keeps_up_with_what_is_finished(
+    monkeypatch: pytest.MonkeyPatch, rate: float, cost: float
+) -> None:
+    """As long as a DELETE takes less than half of the time in which its tasks were finished."""
+    deletes = Deletes(monkeypatch, rate=rate, cost=cost, for_=600.0)
+    one = deletes.pruner()
+    for _ in range(20):
+        soon = await one.run_round()
+        waiting = min(60.0, soon or 60.0)
+        assert deletes.backlog() < pruner.PRUNE_LIMIT
+        deletes.now += waiting
+    assert deletes.backlog() <= max(pruner.ROUND_TASKS, pruner.SHORTEST_INTERVAL * rate) * 1.01
+
+
+@pytest.mark.parametrize(("rate", "factor"), [(100, 4.0), (30_000, 0.5 / 0.3), (1_000_000, 0.5)])
+async def test_a_pause_is_long_where_there_is_time(
+    monkeypatch: pytest.MonkeyPatch, rate: float, factor: float
+) -> None:
+    """A fifth of a connection for what was finished slowly, never more than two thirds."""
+    deletes = Deletes(monkeypatch, rate=rate, cost=1e-5, for_=2_000 / rate, ended=True)
+    await deletes.pruner().run_once()
+    assert deletes.pauses[:3] == pytest.approx([500 * 1e-5 * factor] * 3)
+
+
+async def test_rounds_come_by_how_much_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def next_round(rate: float) -> float | None:
+        deletes = Deletes(monkeypatch, rate=rate, cost=2e-6, for_=0.0)
+        one = deletes.pruner()
+        deletes.now += 60.0
+        return await one.run_round()
+
+    assert await next_round(5) is None
+    assert await next_round(3_000) == pytest.approx(pruner.ROUND_TASKS / 3_000, rel=0.1)
+    assert await next_round(100_000) == pruner.SHORTEST_INTERVAL
+
+
+async def test_a_round_begins_where_the_last_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would read the dead index entries of what has been deleted since the last vacuum."""
+    deletes = Deletes(monkeypatch, rate=100, cost=2e-6, for_=60.0)
+    one = deletes.pruner()
+
+    async def first_of_a_round() -> tuple[float, float | None]:
+        deletes.began_at.clear()
+        soon = await one.run_round()
+        return deletes.began_at[0], soon
+
+    assert await first_of_a_round() == (-math.inf, 1.0)
+    end = deletes.deleted_to
+    deletes.now += 60.0
+    assert (await first_of_a_round())[0] == end
+    deletes.now += pruner.RESUMING  # what was locked when rounds passed it
+    assert (await first_of_a_round())[0] == -math.inf
+    end = deletes.deleted_to
+    deletes.now += 1.0
+    assert await first_of_a_round() == (end, None)
+    deletes.now += 60.0
+    assert (await first_of_a_round())[0] == -math.inf
+    deletes.now += 60.0
+    await one.run_once()
+    assert deletes.began_at[-1] != -math.inf
+    deletes.began_at.clear()
+    await one.run_once()
+    assert deletes.began_at[0] == -math.inf
+
+
+async def test_it_goes_in_small_batches(
     configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruner, "PRUNE_LIMIT", 10)
     finish(ledger, 25, hours=2)
     finish(ledger, 5, hours=2, status="FAILED")
     batches: list[int] = []
-    pauses: list[float] = []
     prune_jobs = Store.prune_jobs
 
-    async def seen(self: Store, *args: Any) -> Any:
-        number, since = await prune_jobs(self, *args)
-        batches.append(number)
-        return number, since
-
-    class Asyncio:
-        @staticmethod
-        async def sleep(seconds: float) -> None:
-            pauses.append(seconds)
+    async def seen(self: Store, *args: Any) -> Pruned:
+        pruned = await prune_jobs(self, *args)
+        batches.append(pruned.number)
+        return pruned
 
     monkeypatch.setattr(Store, "prune_jobs", seen)
-    monkeypatch.setattr(pruner, "asyncio", Asyncio)
     assert await pruner_of().run_once() == 30
-    assert batches == [10, 10, 5, 5]
-    assert len(pauses) == 2
-    assert min(pauses) > 0
+    assert batches == [10, 5, 10, 5]  # one kind doesn't wait for the other
     await close_pools()
 
 
@@ -133,14 +236,16 @@ async def test_what_a_batch_can_not_do_in_time_a_smaller_one_may(configure: Conf
     asked: list[int] = []
 
     class Slow:
-        async def prune_jobs(self, backend: str, status: str, keep: float, since: float, limit: int) -> Any:
+        async def prune_jobs(
+            self, backend: str, status: str, keep: float, since: float, limit: int
+        ) -> Pruned:
             asked.append(limit)
             if limit > 100:
                 raise utils.OperationalError("timeout")
-            return 0, since
+            return Pruned(0, since, 0.0)
 
-        async def prune_kept_jobs(self, backend: str, since: float, limit: int) -> Any:
-            return 0, since
+        async def prune_kept_jobs(self, backend: str, since: float, limit: int) -> Pruned:
+            return Pruned(0, since, 0.0)
 
     one = Pruner(Slow(), backend="default", keep_successful=1.0, keep_failed=None)  # type: ignore[arg-type]
     for _ in range(3):

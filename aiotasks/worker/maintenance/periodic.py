@@ -14,16 +14,23 @@ __all__ = ["periodically"]
 logger = logging.getLogger("aiotasks.worker")
 
 
-async def periodically(run_once: Callable[[], Awaitable[object]], interval: float, *, name: str) -> None:
+async def periodically(
+    run_once: Callable[[], Awaitable[float | None]], interval: float, *, name: str
+) -> None:
     """Await ``run_once`` about every ``interval`` seconds, forever, whatever it raises.
+
+    If it returns fewer seconds than ``interval``, the next round comes that soon.
 
     An error that waiting doesn't help against (tables are missing) is logged once, until it is over.
     """
     logged: type[Exception] | None = None
+    soon: float | None = None
     while True:
-        await asyncio.sleep(interval * random.uniform(0.8, 1.0))
+        wait = interval if soon is None else min(soon, interval)
+        await asyncio.sleep(wait * random.uniform(0.8, 1.0))
+        soon = None
         try:
-            await run_once()
+            soon = await run_once()
         except Exception as error:
             if isinstance(error, utils.Error) and is_transient(error):
                 continue

@@ -15,18 +15,43 @@ __all__ = ["Pruner"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-# Rows in one DELETE, which takes some milliseconds then. After one that took more than SLOW_DELETE seconds,
-# as with large results, there are half as many in the next.
+# Rows in one DELETE, which takes one or two milliseconds then; 1,000 cost as much a row. After a DELETE that
+# took more than SLOW_DELETE seconds, as with large results, there are half as many in the next.
 PRUNE_LIMIT = 500
 SLOW_DELETE = 0.25
 
-# The pause between two, as a multiple of the time that the last one took: pruning takes a fifth of one
-# connection at most.
-PAUSE_FACTOR = 4
+# The pause after a full batch is at most LONGEST_PAUSE times what the DELETE took (a fifth of a connection),
+# and at least SHORTEST_PAUSE times (two thirds). Between these it is CATCH_UP of the time in which the tasks
+# of the batch were finished: deletes go through the history twice as fast as it was made, and so keep up
+# with workers of any rate.
+LONGEST_PAUSE = 4.0
+SHORTEST_PAUSE = 0.5
+CATCH_UP = 0.5
+
+# How many tasks a round should find. At 3,000 tasks/s rounds are 1.7 s apart then, and the table's size is
+# even.
+ROUND_TASKS = 10 * PRUNE_LIMIT
+
+# Seconds between two rounds, at least, and seconds for which rounds begin where the one before has ended. A
+# task that a round has passed over, because another transaction had locked its row, waits for so long.
+SHORTEST_INTERVAL = 1.0
+RESUMING = 600.0
+
+
+class _Sweep:
+    """Deletes of one kind of tasks, and where the next one begins."""
+
+    def __init__(self, delete: Callable[[float, int], Awaitable[Pruned]]) -> None:
+        self.delete = delete
+        self.since = -inf
 
 
 class Pruner:
-    """Every worker has one. SKIP LOCKED lets them work side by side, without a leader."""
+    """Every worker has one. SKIP LOCKED lets them work side by side, without a leader.
+
+    When a worker's next round comes follows from how many tasks it has found. So workers share the rounds,
+    too, because the others' rounds become rare where one deletes everything.
+    """
 
     def __init__(
         self,
@@ -36,35 +61,77 @@ class Pruner:
         keep_successful: float | None,
         keep_failed: float | None,
     ) -> None:
-        self._store = store
         self._backend = backend
-        self._keep = {Status.SUCCESSFUL: keep_successful, Status.FAILED: keep_failed}
+        keep = {Status.SUCCESSFUL: keep_successful, Status.FAILED: keep_failed}
+        self._sweeps = [
+            *(
+                _Sweep(partial(store.prune_jobs, backend, status, seconds))
+                for status, seconds in keep.items()
+                if seconds is not None
+            ),
+            _Sweep(partial(store.prune_kept_jobs, backend)),
+        ]
         self._limit = PRUNE_LIMIT
+        self._began_anew = self._ended = time.monotonic()
 
     async def run_once(self) -> int:
         """Delete the tasks whose time is over; returns their number."""
+        self._begin_anew()
+        return await self._prune()
+
+    async def run_round(self) -> float | None:
+        """Delete the tasks whose time is over; returns the seconds until the next round should come, or None
+        where so few were found that it doesn't matter.
+        """
+        if time.monotonic() - self._began_anew > RESUMING:
+            self._begin_anew()
+        deleted = await self._prune()
+        ended = time.monotonic()
+        elapsed, self._ended = ended - self._ended, ended
+        if deleted < PRUNE_LIMIT:
+            self._begin_anew()
+            return None
+        return max(SHORTEST_INTERVAL, elapsed * ROUND_TASKS / deleted)
+
+    def _begin_anew(self) -> None:
+        """Have the next round look at all tasks.
+
+        Frequent rounds don't, because the dead index entries of what was deleted since the last vacuum come
+        first. Where an old snapshot keeps these, reading them would cost more than the round's own tasks.
+        """
+        self._began_anew = time.monotonic()
+        for sweep in self._sweeps:
+            sweep.since = -inf
+
+    async def _prune(self) -> int:
+        """Delete batch by batch, of each kind in turn; returns the number of tasks."""
         deleted = 0
-        for status, keep in self._keep.items():
-            if keep is not None:
-                deleted += await self._delete(partial(self._store.prune_jobs, self._backend, status, keep))
-        deleted += await self._delete(partial(self._store.prune_kept_jobs, self._backend))
+        unfinished = self._sweeps
+        while unfinished:
+            unfinished, sweeps = [], unfinished
+            for sweep in sweeps:
+                limit, began = self._limit, time.monotonic()
+                batch = await self._delete(sweep, limit)
+                deleted += batch.number
+                if batch.number >= limit:
+                    unfinished.append(sweep)
+                    await asyncio.sleep(_pause(time.monotonic() - began, batch.span))
         if deleted:
             logger.debug("Pruned finished tasks backend=%r count=%d", self._backend, deleted)
         return deleted
 
-    async def _delete(self, batch: Callable[[float, int], Awaitable[Pruned]]) -> int:
-        """Delete batch by batch, each from where the last one ended; returns the number of tasks."""
-        deleted = 0
-        since = -inf
-        while True:
-            limit, began = self._limit, time.monotonic()
-            # For the next try, should this one fail: a DELETE that times out may succeed for half the rows.
-            self._limit = max(1, limit // 2)
-            number, since = await batch(since, limit)
-            taken = time.monotonic() - began
-            if taken < SLOW_DELETE:
-                self._limit = min(PRUNE_LIMIT, limit * 2)
-            deleted += number
-            if number < limit:
-                return deleted
-            await asyncio.sleep(taken * PAUSE_FACTOR)
+    async def _delete(self, sweep: _Sweep, limit: int) -> Pruned:
+        """Delete up to ``limit`` tasks, from where the last DELETE has ended, and adapt the limit."""
+        began = time.monotonic()
+        # For the next try, should this one fail: a DELETE that times out may succeed for half the rows.
+        self._limit = max(1, limit // 2)
+        batch = await sweep.delete(sweep.since, limit)
+        if time.monotonic() - began < SLOW_DELETE:
+            self._limit = min(PRUNE_LIMIT, limit * 2)
+        sweep.since = batch.last
+        return batch
+
+
+def _pause(taken: float, span: float) -> float:
+    """Return the pause after a DELETE of ``taken`` seconds, with the tasks of ``span`` seconds."""
+    return min(max(CATCH_UP * span, SHORTEST_PAUSE * taken), LONGEST_PAUSE * taken)

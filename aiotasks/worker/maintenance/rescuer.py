@@ -52,8 +52,12 @@ class Rescuer:
         self._lost_tasks = lost_tasks
         self._observer = observer
 
+    async def sweep(self) -> None:
+        """Sweep once, as often as ``periodically`` does."""
+        await self.run_once()
+
     async def run_once(self) -> Rescued:
-        """Sweep once."""
+        """Sweep once; returns what was done."""
         worker_id = self._lease.worker_id
         if worker_id is None:
             return Rescued()
