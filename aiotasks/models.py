@@ -156,6 +156,8 @@ class Worker(models.Model):
     lease_expires_at = models.DateTimeField()
     # Whether NOTIFY wakes it; null: it hasn't renewed its lease yet, or is older than the column.
     listening = models.BooleanField(null=True)
+    # On which it alone LISTENs; null: it doesn't, or is older than the column.
+    channel = models.TextField(null=True)
 
     class Meta:
         required_db_vendor = "postgresql"

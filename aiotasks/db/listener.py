@@ -27,11 +27,14 @@ __all__ = ["Listener"]
 
 logger = logging.getLogger("aiotasks.store")
 
-# Seconds between probes, and within which one must arrive. A session can break without an error (a half-open
-# connection), so the listener sends itself notifications. Both together limit a time without NOTIFY to
-# 10 s.
+# Seconds without a notification after which a probe is sent, at most, and within which one must arrive. A
+# session can break without an error (a half-open connection), so a listener that has heard nothing has a
+# notification sent. Both together limit a time without NOTIFY to 10 s.
 PROBE_INTERVAL = 5.0
 PROBE_TIMEOUT = 5.0
+
+# What a probe says on the common channel. It is no message to any reader.
+PROBE = ""
 
 # If the first probe doesn't arrive, there is most likely a pooler in transaction mode, which loses LISTEN.
 # Seconds until the next try, at most, in case that somebody has fixed it.
@@ -46,16 +49,23 @@ class _Deaf(utils.OperationalError):
 
 
 class Listener[Message]:
-    """Passes notifications of ``channel`` on to its subscribers, and reconnects for as long as it has any.
+    """Passes the notifications of two channels on to its subscribers, and reconnects for as long as it has
+    any.
 
-    It LISTENs first and then calls its subscribers with None, so that no message falls between. It never
-    raises into the loop; its subscribers poll as well.
+    All listeners have ``channel``, and each an ``own_channel``. It LISTENs first and then calls its
+    subscribers with None, so that no message falls between. It never raises into the loop; its subscribers
+    poll as well.
 
     ``read`` returns the message of a payload, or None if it isn't one.
 
-    ``listening`` is set while notifications are known to arrive, so not before the first probe has. Probes
-    are sent by ``notify`` (channel, payloads) over another connection, because a pooler in transaction mode
-    delivers a session's own notifications, but no others.
+    ``listening`` is set while notifications are known to arrive, so not before the first probe has, on the
+    own channel. Later probes go to ``channel``: every listener hears them and puts its own off, so that a
+    hundred listeners send as many as one. ``notify`` (channel, payloads) sends probes over another
+    connection, because a pooler in transaction mode delivers a session's own notifications, but no others.
+
+    While it listens, its session holds a shared advisory lock on the hash of ``own_channel``. The lock ends
+    with the session, so that a statement can see whether anybody LISTENs there.
+    https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
     """
 
     def __init__(
@@ -67,6 +77,7 @@ class Listener[Message]:
         *,
         timeout: float,
     ) -> None:
+        self.own_channel = f"{channel}_{uuid.uuid4().hex}"
         self._alias = alias
         self._channel = channel
         self._read = read
@@ -76,7 +87,8 @@ class Listener[Message]:
         self._outage = Outage(logger, f"listener of {alias}", "NOTIFY is not received; polling instead")
         self._subscribers: set[Callback[Message]] = set()
         self._task: asyncio.Task[None] | None = None
-        self._probe = f"{channel}_probe_{uuid.uuid4().hex}"
+        self._heard = asyncio.Event()  # since the last probe was sent
+        self._heard_at = 0.0  # by the loop's clock
         self.listening = asyncio.Event()
 
     @contextmanager
@@ -130,44 +142,64 @@ class Listener[Message]:
     async def _listen(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         """LISTEN on ``connection`` until it fails; raises a ``django.db`` error then."""
         lost = asyncio.Event()
-        echo = asyncio.Event()
 
         def end(_: object) -> None:
             lost.set()
-            echo.set()  # it can't arrive
+            self._heard.set()  # nothing can arrive
 
         connection.add_termination_listener(end)
         with django_errors():
-            await connection.add_listener(self._probe, lambda *_: echo.set())
+            await connection.add_listener(self.own_channel, self._notified)
+            if not await self._arrives(self.own_channel):
+                await self._leave_no_trace(connection)
+                raise _Deaf
+            if not lost.is_set():
+                # Not before: a pooler's session would keep them for its next client.
+                await connection.add_listener(self._channel, self._notified)
+                await connection.execute(
+                    "SELECT pg_advisory_lock_shared(hashtextextended($1, 0))", self.own_channel
+                )
+                self.listening.set()
+                self._deaf = False
+                self._outage.ended()
+                logger.debug("Listening for NOTIFY database=%r", self._alias)
+                self._call(None)
             while True:
-                echo.clear()
-                await self._notify(self._probe, [""])
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(echo.wait(), PROBE_TIMEOUT)
-                if not echo.is_set():
-                    if self.listening.is_set():
-                        raise TimeoutError("a notification didn't arrive")
-                    await self._leave_no_trace(connection)
-                    raise _Deaf
-                if not lost.is_set() and not self.listening.is_set():
-                    # Not before: a pooler's session would keep the LISTEN for its next client.
-                    await connection.add_listener(self._channel, self._notified)
-                    self.listening.set()
-                    self._deaf = False
-                    self._outage.ended()
-                    logger.debug("Listening for NOTIFY database=%r", self._alias)
-                    self._call(None)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(lost.wait(), PROBE_INTERVAL)
+                await self._silence(lost)
                 if lost.is_set():
                     raise OSError("the server closed the connection")
+                if not await self._arrives(self._channel):
+                    raise TimeoutError("a notification didn't arrive")
+
+    async def _arrives(self, channel: str) -> bool:
+        """Send a probe, and return whether it or any other notification arrives."""
+        self._heard.clear()
+        await self._notify(channel, [PROBE])
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._heard.wait(), PROBE_TIMEOUT)
+        return self._heard.is_set()
+
+    async def _silence(self, lost: asyncio.Event) -> None:
+        """Wait until nothing has been heard for a while, or the connection is lost.
+
+        The while is random, so that of many listeners that hear each other's probes one sends the next.
+        """
+        heard_at = None
+        while heard_at != self._heard_at and not lost.is_set():
+            heard_at = self._heard_at
+            pause = PROBE_INTERVAL * random.uniform(0.5, 1.0)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(heard_at + pause):
+                    await lost.wait()
 
     async def _leave_no_trace(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         """UNLISTEN on the session of a pooler, if the pooler gives the same one again."""
         with suppress(utils.Error), django_errors():
-            await connection.execute(f"UNLISTEN {self._probe}", timeout=PROBE_TIMEOUT)
+            await connection.execute(f"UNLISTEN {self.own_channel}", timeout=PROBE_TIMEOUT)
 
     def _notified(self, connection: Any, pid: int, channel: str, payload: object) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        self._heard.set()
         if isinstance(payload, str) and (message := self._read(payload)) is not None:
             self._call(message)
 

@@ -24,8 +24,9 @@ from ..db.retry import repeat
 from ..rows import Job, NewJob
 from .batcher import Batcher
 from .block_threads import BlockSlots
+from .notifier import Notifier
 from .store import Store
-from .wakeups import CHANNEL, Notifier, read_payload, wakeups_of
+from .wakeups import CHANNEL, read_payload, wakeups_of
 
 __all__ = ["LoopResources", "close_pools", "resources"]
 

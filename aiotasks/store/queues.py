@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from .statement_group import StatementGroup
+from .wakeups import Wakeup
 
 __all__ = ["Due", "Promoted", "QueueStatements"]
 
@@ -45,6 +46,19 @@ class QueueStatements(StatementGroup):
         """The earliest scheduled task; None where there is none."""
         rows = await self._fetch("next_due", backend)
         return Due(*rows[0]) if rows else None
+
+    async def wake_workers(self, channel: str, wakeups: Sequence[Wakeup]) -> None:
+        """Notify two workers for each wake-up, on their own channels; where there are none, ``channel``."""
+        await self._fetch(
+            "wake_workers",
+            channel,
+            [wakeup.backend for wakeup in wakeups],
+            [wakeup.queue_name for wakeup in wakeups],
+            [wakeup.lane for wakeup in wakeups],
+            [wakeup.passed for wakeup in wakeups],
+            [wakeup.sender for wakeup in wakeups],
+            [wakeup.payload() for wakeup in wakeups],
+        )
 
     async def notify(self, channel: str, payloads: Sequence[str], *, alone: bool) -> bool:
         """Notify ``channel``; return whether that was done. ``alone``: this statement is a transaction of its

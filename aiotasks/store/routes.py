@@ -21,9 +21,10 @@ from ..db.drivers import DjangoDriver
 from ..rows import AnyResult, Job, NewJob
 from ..sync import drive
 from .loop import LoopResources, resources
+from .notifier import NOT_SENT, QUEUE_IS_FULL, send, throttle
 from .store import Store
 from .transaction import Transaction, current_transaction
-from .wakeups import CHANNEL, NOT_SENT, QUEUE_IS_FULL, Wakeup, cancel_wakeups, throttle, wakeups_of
+from .wakeups import Wakeup, cancel_wakeups, wakeups_of
 
 __all__ = ["DjangoRoute", "Route", "route_on_loop"]
 
@@ -144,11 +145,10 @@ def _notify(alias: str, wakeups: Iterable[Wakeup]) -> None:
 
 
 def _send(alias: str, wakeups: Iterable[Wakeup], *, alone: bool) -> None:
-    payloads = [wakeup.payload() for wakeup in wakeups]
     # Whether a NOTIFY is sent depends on the time, so Django's query log doesn't show it: assertNumQueries
     # counts one query for each enqueue.
     store = Store(DjangoDriver(alias, logged=False))
-    if not drive(store.notify(CHANNEL, payloads, alone=alone)):
+    if not drive(send(store, alias, wakeups, alone=alone)):
         logger.warning(QUEUE_IS_FULL)
 
 

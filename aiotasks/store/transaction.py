@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from django.core.exceptions import ImproperlyConfigured
@@ -22,8 +22,11 @@ from ..db.last_words import LastWords
 from ..db.statement_text import may_write
 from .blocks import Block, block_around, innermost
 from .loop import LoopResources, resources
+from .notifier import NOT_SENT, QUEUE_IS_FULL, send
 from .store import Store
-from .wakeups import CHANNEL, NOT_SENT, QUEUE_IS_FULL, Wakeup
+
+if TYPE_CHECKING:
+    from .wakeups import Wakeup
 
 __all__ = ["Transaction", "current_transaction", "transaction"]
 
@@ -252,9 +255,8 @@ async def _notify(block: Transaction, *, alone: bool) -> None:
     """
     if not block.wakeups:
         return
-    payloads = [wakeup.payload() for wakeup in block.wakeups]
     try:
-        if not await block.store.notify(CHANNEL, payloads, alone=alone):
+        if not await send(block.store, block.using, block.wakeups, alone=alone):
             logger.warning(QUEUE_IS_FULL)
     except utils.Error as error:
         if not alone:

@@ -48,6 +48,7 @@ class WorkerStatements(StatementGroup):
         threads: int,
         version: str,
         lease_timeout: float,
+        channel: str | None = None,
         *,
         timeout: float | None = None,
     ) -> None:
@@ -62,6 +63,7 @@ class WorkerStatements(StatementGroup):
             threads,
             version,
             lease_timeout,
+            channel,
             timeout=timeout,
         )
 

@@ -14,11 +14,12 @@ from .claiming.loop import Claimer
 from .claiming.overclaim import OverclaimPolicy
 from .claiming.prefetch import Prefetch, PrefetchBuffer
 from .claiming.quarantine import Quarantine
+from .claiming.relay import Relay
 from .claiming.rotation import QueueRotation
 from .events import NULL, Observer
 from .execution import Execution, RunContext
 from .fleet import Fleet
-from .protocols import Finishes, GivesBack, HasSlots, Leases, Starts
+from .protocols import Finishes, GivesBack, HasSlots, Leases, PassesOn, Starts
 from .running.runner import Runner, Threads
 from .slots import Slots
 from .writing.announcer import Announcer
@@ -74,11 +75,13 @@ class Builder:
         finisher: Finishes,
         ownership: GivesBack,
         beyond_slots: bool,
+        others: PassesOn | None = None,
     ) -> Claimer:
         """Make a Claimer with its budget.
 
         queues: their names, sorted; empty for any. peers: the workers that share the polls. beyond_slots:
-        whether it may claim more tasks than there are free slots, where tasks are short.
+        whether it may claim more tasks than there are free slots, where tasks are short. others: wakes other
+        workers, if there may be some.
         """
         prefetch = PrefetchBuffer(slots.threads, slots=slots, lease=lease, runner=runner, ownership=ownership)
         free_slots = FreeSlots(slots, prefetch)
@@ -101,6 +104,7 @@ class Builder:
             overclaim=overclaim,
             prefetch=prefetch,
             quarantine=Quarantine(runner),
+            relay=Relay(others, backend=self.backend),
             runner=runner,
             ownership=ownership,
             observer=self.observer,

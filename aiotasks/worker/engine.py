@@ -89,10 +89,10 @@ class Engine:
         self._backend, self._queues, self._concurrency, self._room = backend, queues, concurrency, room
         self._tried = tried
 
-        self.waker = Waker(loop_resources, backend, listens=options.notify and room.listens)
-        self.lease = Lease(options.lease_timeout)
         self.workers = Fleet()  # of the backend: they share its maintenance
         self.peers = Fleet()  # that find the same tasks: they share the polls
+        self.waker = Waker(loop_resources, backend, self.workers, listens=options.notify and room.listens)
+        self.lease = Lease(options.lease_timeout)
         self.keeper = LeaseKeeper(
             self.lease,
             self.waker,
@@ -107,7 +107,12 @@ class Engine:
             options,
             self.lease,
             Registration(
-                backend=backend, queues=queues, concurrency=concurrency, threads=threads, version=__version__
+                backend=backend,
+                queues=queues,
+                concurrency=concurrency,
+                threads=threads,
+                version=__version__,
+                channel=self.waker.channel,
             ),
             self.keeper,
             events,
@@ -144,6 +149,7 @@ class Engine:
             ownership=self.ownership,
             # A crash while tasks wait would count against each of them.
             beyond_slots=options.max_crashes > 1,
+            others=self.waker if self.waker.listens else None,
         )
 
         self.promoter = Promoter(
@@ -178,7 +184,7 @@ class Engine:
             observer=events,
         )
 
-        self.waker.connect(self.claimer, self.promoter, self.canceller)
+        self.waker.connect(self.claimer, self.promoter, self.canceller, self.heartbeat)
         self.ownership.connect(self.claimer)
         self.keeper.connect(self.runner, self.claimer)
         self.handover = Handover(self.ownership, self.lease, self.waker, builder)

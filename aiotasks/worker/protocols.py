@@ -29,6 +29,7 @@ __all__ = [
     "Leases",
     "LooksForCancelled",
     "LooksForDue",
+    "PassesOn",
     "Runs",
     "Starts",
     "Wakes",
@@ -85,6 +86,9 @@ class KeepsLease(Protocol):
 
 class Beats(Protocol):
     """The heartbeat."""
+
+    def beat_now(self) -> None:
+        """Renew the lease now, because what is stored with it has changed. May be called in any thread."""
 
     def renounce(self) -> UUID | None:
         """End the lease; the heartbeat registers under a new id as soon as it can.
@@ -263,6 +267,13 @@ class Wakes(Protocol):
         """Wake this worker and the others; ``since``: the earliest place of the tasks in their queues (epoch
         seconds), where that is in the past.
         """
+
+
+class PassesOn(Protocol):
+    """Where wake-ups go that this worker can't answer alone."""
+
+    def pass_on(self, wakeup: Wakeup) -> None:
+        """Wake two other workers for READY tasks of a lane; all, once enough workers have passed it on."""
 
 
 class WakesAfterRescue(Protocol):

@@ -3,14 +3,20 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import anyio
 
 from ..store.loop import LoopResources, resources
 from ..store.wakeups import Wakeup
-from .protocols import Claims, LooksForCancelled, LooksForDue
+from .fleet import Fleet
+from .protocols import Beats, Claims, LooksForCancelled, LooksForDue
 
 __all__ = ["Waker"]
+
+# Workers that pass a wake-up on before it goes to all. Each of them wakes two others, so that where half of
+# the workers are full, one in eight wake-ups goes to all; and a burst reaches all within some milliseconds.
+MOST_PASSES = 3
 
 # Seconds by which clocks may differ: a wake-up for a task that is due so soon may be for one that is READY.
 CLOCK_SKEW = 5.0
@@ -19,20 +25,30 @@ CLOCK_SKEW = 5.0
 class Waker:
     """Passes wake-ups on. ``connect`` must be called before anything else.
 
-    listens: whether the worker uses LISTEN. If it doesn't, it finds tasks by its polls.
+    workers: those of the backend. listens: whether the worker uses LISTEN. If it doesn't, it finds tasks by
+    its polls.
     """
 
-    def __init__(self, loop_resources: LoopResources, backend: str, *, listens: bool) -> None:
+    def __init__(self, loop_resources: LoopResources, backend: str, workers: Fleet, *, listens: bool) -> None:
         self.listens = listens
         self._options = loop_resources.options
         self._listener = loop_resources.listener
         self._backend = backend
+        self._workers = workers
 
-    def connect(self, claimer: Claims, promoter: LooksForDue, canceller: LooksForCancelled) -> None:
+    def connect(
+        self, claimer: Claims, promoter: LooksForDue, canceller: LooksForCancelled, heartbeat: Beats
+    ) -> None:
         """Name the parts that are to be woken."""
         self._claimer = claimer
         self._promoter = promoter
         self._canceller = canceller
+        self._heartbeat = heartbeat
+
+    @property
+    def channel(self) -> str | None:
+        """The channel on which this process alone LISTENs; None if the worker doesn't use LISTEN."""
+        return self._listener.own_channel if self.listens else None
 
     def is_woken(self) -> bool:
         """Return whether NOTIFY wakes the worker at the moment. May be called in any thread."""
@@ -56,6 +72,7 @@ class Waker:
     def receive(self, wakeup: Wakeup | None) -> None:
         """Wake the parts that ``wakeup`` concerns; all of them if it is None: some may have been missed."""
         if wakeup is None:
+            self._heartbeat.beat_now()  # from now on enqueues can choose this worker
             self._claimer.wake()
             self._promoter.look()
             self._canceller.look()
@@ -82,6 +99,15 @@ class Waker:
         """Wake the other workers only, over a connection of the running loop: it may be the heartbeat's."""
         if self._options.notify and wakeups:
             resources(self._options).notifier.notify(wakeups)
+
+    def pass_on(self, wakeup: Wakeup) -> None:
+        """Wake two other workers for READY tasks of a lane; all, once enough workers have passed it on."""
+        if self._workers.is_alone:
+            return
+        if wakeup.passed < MOST_PASSES:
+            self.notify([replace(wakeup, passed=wakeup.passed + 1, sender=self.channel, place=0)])
+        else:
+            self.notify([Wakeup(wakeup.backend, wakeup.queue_name)])
 
     def wake_after_rescue(self, wakeups: Sequence[Wakeup]) -> None:
         """Wake this worker and the others, for tasks that may have been in crashes."""

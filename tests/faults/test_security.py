@@ -244,7 +244,8 @@ def test_the_documented_enqueuer_can_do_no_workers_work(database: str, roles: No
         "UPDATE aiotasks_task SET args = '[]'",
         "UPDATE aiotasks_task SET task_path = 'x'",
         "DELETE FROM aiotasks_task",
-        "SELECT FROM aiotasks_worker",
+        "SELECT host FROM aiotasks_worker",
+        "UPDATE aiotasks_worker SET listening = false",
     ):
         with psycopg.connect(database, autocommit=True) as connection:
             connection.execute("SET ROLE site")

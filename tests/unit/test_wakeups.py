@@ -12,8 +12,9 @@ from django.db import utils
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotasks.store import wakeups
-from aiotasks.store.wakeups import CHANNEL, Notifier, Wakeup, read_payload, wakeups_of
+from aiotasks.store import notifier as notifier_module
+from aiotasks.store.notifier import Notifier
+from aiotasks.store.wakeups import CHANNEL, Wakeup, read_payload, wakeups_of
 from tests.store.rows import new_job
 
 MAX_NAME = 200
@@ -83,10 +84,10 @@ def test_one_wake_up_for_a_queue() -> None:
         new_job(queue_name="a", backend="other"),
     ]
     assert set(wakeups_of(jobs)) == {
-        Wakeup("default", "a"),
+        Wakeup("default", "a", lane="loop"),
         Wakeup("default", "a", soon.timestamp()),
         Wakeup("default", "b", later.timestamp()),
-        Wakeup("other", "a"),
+        Wakeup("other", "a", lane="loop"),
     }
     assert len(wakeups_of(jobs)) == 4
 
@@ -112,12 +113,12 @@ class Sent:
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wakeups, "throttle", wakeups.NotifyThrottle())
-    monkeypatch.setattr(wakeups, "SEND_TIMEOUT", 0.0)
+    monkeypatch.setattr(notifier_module, "throttle", notifier_module.NotifyThrottle())
+    monkeypatch.setattr(notifier_module, "SEND_TIMEOUT", 0.0)
 
 
 async def test_those_that_come_while_one_is_under_way_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wakeups, "INTERVAL", 0.0)  # so that none is known already
+    monkeypatch.setattr(notifier_module, "INTERVAL", 0.0)  # so that none is known already
     sent: Any = Sent()
     notifier = Notifier(sent, "default")
     notifier.notify([Wakeup("default", "a")])
@@ -146,7 +147,7 @@ async def test_what_was_told_a_moment_ago_is_not_told_again(monkeypatch: pytest.
     notifier.notify([Wakeup("default", "a", cancel=True)])  # looked for once, so told each time
     await notifier.all_sent()
     assert [len(payloads) for payloads in sent.calls] == [1, 2, 1]
-    now += wakeups.INTERVAL * 1.01
+    now += notifier_module.INTERVAL * 1.01
     notifier.notify([Wakeup("default", "a")])
     await notifier.all_sent()
     assert len(sent.calls) == 4

@@ -18,7 +18,7 @@ from django.utils import timezone
 import aiotasks
 from aiotasks.backend import PostgresBackend
 from aiotasks.rows import Lane
-from aiotasks.store import wakeups
+from aiotasks.store import notifier
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import Wakeup
 from aiotasks.worker.build import Builder
@@ -661,12 +661,13 @@ async def test_of_two_sync_enqueues_one_tells_and_both_start(
     configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second comes when the claim for the first is over."""
-    monkeypatch.setattr(wakeups, "INTERVAL", 1.5)
+    monkeypatch.setattr(notifier, "INTERVAL", 1.5)
     monkeypatch.setattr(claimer_module, "LOOK_AGAIN_DELAY", 1.6)
     configure(POLL_INTERVAL=HOUR)
     told: list[str] = []
-    await conn.add_listener(wakeups.CHANNEL, lambda *args: told.append(args[-1]))
     async with aiotasks.Worker() as worker:
+        await until(worker.engine.waker.is_woken)
+        await conn.add_listener(worker.engine.waker.channel, lambda *args: told.append(args[-1]))
         claimer = worker.engine.claimer
         for _ in range(20):
             tasks.seen.clear()
@@ -679,7 +680,7 @@ async def test_of_two_sync_enqueues_one_tells_and_both_start(
                 await sync_to_async(task.enqueue)(name)
                 enqueued.append(time.monotonic())
                 await until(lambda name=name: name in tasks.seen)
-            if enqueued[-1] - enqueued[0] < wakeups.INTERVAL:
+            if enqueued[-1] - enqueued[0] < notifier.INTERVAL:
                 break  # else two wake-ups are right: a busy machine was too slow
     assert tasks.seen == ["first", "second"]
     assert len(told) == 1

@@ -18,8 +18,9 @@ from django.db import utils
 
 from ...db.outage import Outage
 from ...rows import LANES, Job, Lane
+from ...store.notifier import INTERVAL
 from ...store.store import Store
-from ...store.wakeups import INTERVAL, Wakeup
+from ...store.wakeups import Wakeup
 from ..events import NULL, Observer
 from ..fleet import Fleet
 from ..protocols import GivesBack, Leases, Starts
@@ -27,6 +28,7 @@ from .budget import Budget, FreeSlots
 from .overclaim import OverclaimPolicy
 from .prefetch import PrefetchBuffer
 from .quarantine import Quarantine
+from .relay import Relay
 from .rotation import QueueRotation
 
 __all__ = ["Claimer"]
@@ -69,13 +71,14 @@ class Claimer:
     - The next claim is under way while the jobs of one are started, where that leaves slots.
     - The worker never cancels a claim: its reply says what the worker owns. ``stop()`` waits for it.
     - A task that has been in two crashes is claimed alone (``Quarantine``).
-    - It claims on a wake-up, and whenever slots come free while there may be more. Polls within POLL_INTERVAL
-      find the tasks without a NOTIFY; its ``peers`` and this worker take turns at them. A worker whose slots
-      are taken at its turn looks as soon as one is free.
+    - It claims on a wake-up, and whenever slots come free while there may be more. Of the two workers that an
+      enqueue wakes, the second claims only after LOOK_AGAIN_DELAY, in case the first can't. Polls within
+      POLL_INTERVAL find the tasks without a NOTIFY; its ``peers`` and this worker take turns at them. A
+      worker whose slots are taken at its turn looks as soon as one is free.
 
     slots: the free slots. budget: how many jobs a claim may take; ``overclaim`` is one of its strategies.
     prefetch: where jobs of the thread lane go. runner: where the others go. ownership: where jobs go back
-    that aren't started.
+    that aren't started. relay: where wake-ups go that other workers should have.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Claimer:
         overclaim: OverclaimPolicy,
         prefetch: PrefetchBuffer,
         quarantine: Quarantine,
+        relay: Relay,
         runner: Starts,
         ownership: GivesBack,
         observer: Observer = NULL,
@@ -105,6 +109,7 @@ class Claimer:
         self._overclaim = overclaim
         self.prefetch = prefetch
         self.quarantine = quarantine
+        self._relay = relay
         self._runner = runner
         self._ownership = ownership
         self._observer = observer
@@ -125,9 +130,13 @@ class Claimer:
         """Look for READY tasks: in the queue of ``wakeup``, or in all."""
         if not self.rotation.note_wakeup(wakeup):
             return
-        self._lanes_to_claim.update(LANES)
-        self._look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN_DELAY
+        now = asyncio.get_running_loop().time()
+        self._look_again_at = now + LOOK_AGAIN_DELAY
         self._changed.set()
+        if wakeup is None or wakeup.place != 2:
+            self._lanes_to_claim.update(LANES)
+        if wakeup is not None:
+            self._relay.woken(wakeup, has_room=wakeup.lane is None or self._has_room(wakeup.lane, now))
 
     def look_back(self, since: float) -> None:
         """Look for tasks with a place in their queue as of ``since`` (epoch seconds) or later."""
@@ -170,6 +179,7 @@ class Claimer:
         self._stopping.set()
         self._changed.set()
         self.prefetch.close()
+        self._relay.close()
         await self._stopped.wait()
 
     async def run(self) -> None:
@@ -221,6 +231,16 @@ class Claimer:
     def _has_room_and_work(self) -> bool:
         """Return whether there may be READY tasks that there is room for."""
         return any(self.budget.limit(lane) > 0 for lane in self._lanes_to_claim)
+
+    def _has_room(self, lane: Lane, now: float) -> bool:
+        """Return whether a task of the lane could be claimed at once."""
+        return (
+            not self.is_stopping
+            and self._lease.current_id() is not None
+            and self.quarantine.quiet_until(now) is None
+            and self.budget.is_open()
+            and self.budget.limit(lane) > 0
+        )
 
     def _look_at_everything(self, now: float) -> None:
         self._forgot_at = now
@@ -330,14 +350,18 @@ class Claimer:
             worker_id,
         )
         self._outage.ended()
+        # A full claim leaves more. A short one may, too: the head may have been locked for a moment, or tasks
+        # have been left out. After a wake-up there is another look soon anyway.
+        looks_soon = self._look_again_at <= asyncio.get_running_loop().time() + LOOK_AGAIN_DELAY
         for lane, request in requests.items():
-            self.rotation.learn(lane, request, [job for job in jobs if job.lane == lane])
+            found = [job for job in jobs if job.lane == lane]
+            self.rotation.learn(lane, request, found)
+            self._relay.claimed(lane, found, request.limit)
+            if found and not (looks_soon and len(found) < request.limit):
+                self._lanes_to_claim.add(lane)
+        self._lanes_to_claim.update(beyond)
         turn = {(lane, name): n for lane in LANES for n, name in enumerate(requests[lane].queues)}
         jobs.sort(key=lambda job: (-job.priority, turn[job.lane, job.queue_name], job.ready_at, job.id))
-        # A full claim leaves more. A short one may, too: the head may have been locked for a moment, or tasks
-        # have been left out.
-        self._lanes_to_claim.update(job.lane for job in jobs)
-        self._lanes_to_claim.update(beyond)
         if not jobs:
             self._overclaim.forget()
         full = sum(job.lane == "loop" for job in jobs) >= limits["loop"] > 0

@@ -42,6 +42,7 @@ class Registration:
     concurrency: int
     threads: int
     version: str
+    channel: str | None
 
 
 class Heartbeat:
@@ -100,7 +101,7 @@ class Heartbeat:
         Returns the id of the lease that was ended; None if there was none.
         """
         ended = self._lease.end()
-        self._poke()
+        self.beat_now()
         return ended
 
     def stop(self, last_words: Callable[[Store], Awaitable[None]] | None = None) -> "asyncio.Future[None]":
@@ -111,7 +112,7 @@ class Heartbeat:
         """
         self._last_words = last_words
         self._stopping = True
-        self._poke()
+        self.beat_now()
         return self._finished
 
     def join(self, timeout: float) -> None:
@@ -125,9 +126,10 @@ class Heartbeat:
     def resume(self) -> None:
         """Renew the lease again. May be called in any thread."""
         self._suspended = False
-        self._poke()
+        self.beat_now()
 
-    def _poke(self) -> None:
+    def beat_now(self) -> None:
+        """Renew the lease now, because what is stored with it has changed. May be called in any thread."""
         loop, wake = self._loop, self._wake
         if loop is not None and wake is not None:
             with suppress(RuntimeError):  # its loop has ended
@@ -161,7 +163,7 @@ class Heartbeat:
                 if self._last_words is None:
                     return
                 last_words = asyncio.ensure_future(self._last_words(store))
-                last_words.add_done_callback(lambda _: self._poke())
+                last_words.add_done_callback(lambda _: self.beat_now())
             if last_words is not None and last_words.done():
                 if (error := last_words.exception()) is not None:
                     logger.error("Could not settle the tasks in threads", exc_info=error)
@@ -225,6 +227,7 @@ class Heartbeat:
             mine.threads,
             mine.version,
             lease.timeout,
+            mine.channel,
             timeout=timeout,
         )
         self._outage.ended()

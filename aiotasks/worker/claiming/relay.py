@@ -1,0 +1,77 @@
+"""Relay: passes wake-ups on to other workers, where this one can't take all tasks that they tell of."""
+
+import asyncio
+from collections.abc import Collection
+
+from ...rows import Job, Lane
+from ...store.wakeups import Wakeup
+from ..protocols import PassesOn
+
+__all__ = ["Relay"]
+
+# Seconds within which wake-ups are passed on once. While all workers are full, each of them would pass on
+# every enqueue's; and what is passed on to all workers needn't be said by many of them. Chosen: short beside
+# a poll, and 50 NOTIFYs a second are a small part of what a server can do.
+PASS_INTERVAL = 0.02
+
+
+class Relay:
+    """A wake-up comes to two workers. The first passes it on
+
+    - at once, if it has no free slot;
+    - after a claim that has taken as many tasks as it was for, because there may be more: once, until a claim
+      takes fewer.
+
+    others: wakes other workers; None if there are none. backend: the backend of the tasks.
+    """
+
+    def __init__(self, others: PassesOn | None, *, backend: str) -> None:
+        self._others = others
+        self._backend = backend
+        self._passed: dict[Lane, int] = {}  # by how many the lane's last wake-up had been passed on
+        self._full: set[Lane] = set()  # lanes whose last claim has taken all that it was for
+        self._waiting: dict[tuple[str, Lane], Wakeup] = {}
+        self._quiet_until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def woken(self, wakeup: Wakeup, *, has_room: bool) -> None:
+        """Note a wake-up for this worker. ``has_room``: whether it can claim at once."""
+        if wakeup.lane is None:  # all workers have it
+            self._quiet_until = asyncio.get_running_loop().time() + PASS_INTERVAL
+            return
+        self._passed[wakeup.lane] = wakeup.passed
+        if wakeup.place == 1 and not has_room:
+            self._pass_on(wakeup)
+
+    def claimed(self, lane: Lane, jobs: Collection[Job], limit: int) -> None:
+        """Note what a claim of at most ``limit`` tasks has brought in a lane."""
+        if len(jobs) < limit:
+            self._full.discard(lane)
+        elif jobs and lane not in self._full:
+            self._full.add(lane)
+            for queue_name in {job.queue_name for job in jobs}:
+                self._pass_on(Wakeup(self._backend, queue_name, lane=lane, passed=self._passed.get(lane, 0)))
+
+    def close(self) -> None:
+        """Send what waits."""
+        self._send()
+
+    def _pass_on(self, wakeup: Wakeup) -> None:
+        if self._others is None or wakeup.lane is None:
+            return
+        self._waiting[wakeup.queue_name, wakeup.lane] = wakeup
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._quiet_until:
+            self._send()
+        elif self._timer is None:
+            self._timer = loop.call_at(self._quiet_until, self._send)
+
+    def _send(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, {}
+        if self._others is not None and waiting:
+            self._quiet_until = asyncio.get_running_loop().time() + PASS_INTERVAL
+            for wakeup in waiting.values():
+                self._others.pass_on(wakeup)

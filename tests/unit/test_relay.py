@@ -1,0 +1,103 @@
+"""Relay: which wake-ups a worker passes on, and how often."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from aiotasks.rows import Lane
+from aiotasks.store.wakeups import Wakeup
+from aiotasks.worker.claiming import relay as relay_module
+from aiotasks.worker.claiming.relay import Relay
+from tests.worker.harness import until
+
+
+class Others:
+    def __init__(self) -> None:
+        self.got: list[Wakeup] = []
+
+    def pass_on(self, wakeup: Wakeup) -> None:
+        self.got.append(wakeup)
+
+
+class Job:
+    def __init__(self, queue_name: str) -> None:
+        self.queue_name = queue_name
+
+
+def jobs(number: int, queue_name: str = "q") -> list[Any]:
+    return [Job(queue_name) for _ in range(number)]
+
+
+def news(place: int = 1, queue_name: str = "q", lane: Lane | None = "loop", passed: int = 0) -> Wakeup:
+    return Wakeup("default", queue_name, lane=lane, passed=passed, place=place)
+
+
+@pytest.fixture
+def others() -> Others:
+    return Others()
+
+
+@pytest.fixture
+def relay(others: Others) -> Relay:
+    return Relay(others, backend="default")
+
+
+async def test_the_first_passes_on_what_it_has_no_room_for(relay: Relay, others: Others) -> None:
+    relay.woken(news(), has_room=True)
+    relay.woken(news(place=2), has_room=False)  # the first passes it on, if need be
+    assert others.got == []
+    relay.woken(news(passed=2), has_room=False)
+    assert others.got == [news(passed=2)]
+
+
+async def test_a_full_claim_calls_others_once_until_one_is_short(relay: Relay, others: Others) -> None:
+    relay.woken(news(passed=1), has_room=True)
+    relay.claimed("loop", jobs(10), 10)
+    relay.claimed("thread", [], 0)  # no room, so nothing was asked for
+    relay.claimed("loop", jobs(10), 10)
+    assert others.got == [news(place=0, passed=1)]
+    relay.claimed("loop", jobs(9), 10)
+    relay.claimed("loop", jobs(10), 10)
+    await until(lambda: len(others.got) == 2)
+
+
+async def test_it_passes_on_once_in_a_while_and_forgets_none(
+    relay: Relay, others: Others, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "PASS_INTERVAL", 0.3)
+    for _ in range(50):
+        relay.woken(news(), has_room=False)
+    relay.woken(news(queue_name="other"), has_room=False)
+    relay.woken(news(lane="thread"), has_room=False)
+    assert len(others.got) == 1
+    await until(lambda: len(others.got) == 4)
+    assert set(others.got[1:]) == {news(), news(queue_name="other"), news(lane="thread")}
+
+
+async def test_what_all_have_heard_needs_no_passing_on_for_a_while(
+    relay: Relay, others: Others, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "PASS_INTERVAL", 0.3)
+    relay.woken(news(lane=None, place=0), has_room=True)
+    relay.claimed("loop", jobs(10), 10)
+    assert others.got == []
+    await until(lambda: others.got == [news(place=0)])
+
+
+async def test_at_the_end_nothing_waits(
+    relay: Relay, others: Others, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "PASS_INTERVAL", 3600)
+    relay.woken(news(), has_room=False)
+    relay.woken(news(queue_name="other"), has_room=False)
+    relay.close()
+    assert [wakeup.queue_name for wakeup in others.got] == ["q", "other"]
+
+
+async def test_a_worker_without_others_keeps_to_itself() -> None:
+    relay = Relay(None, backend="default")
+    relay.woken(news(), has_room=False)
+    relay.claimed("loop", jobs(1), 1)
+    await asyncio.sleep(0)
+    relay.close()
