@@ -91,7 +91,7 @@ class Engine:
 
         self.workers = Fleet()  # of the backend: they share its maintenance
         self.peers = Fleet()  # that find the same tasks: they share the polls
-        self.waker = Waker(loop_resources, backend, self.workers, listens=options.notify and room.listens)
+        self.waker = Waker(loop_resources, backend, listens=options.notify and room.listens)
         self.lease = Lease(options.lease_timeout)
         self.keeper = LeaseKeeper(
             self.lease,

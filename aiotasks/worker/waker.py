@@ -9,7 +9,6 @@ import anyio
 
 from ..store.loop import LoopResources, resources
 from ..store.wakeups import Wakeup
-from .fleet import Fleet
 from .protocols import Beats, Claims, LooksForCancelled, LooksForDue
 
 __all__ = ["Waker"]
@@ -25,16 +24,14 @@ CLOCK_SKEW = 5.0
 class Waker:
     """Passes wake-ups on. ``connect`` must be called before anything else.
 
-    workers: those of the backend. listens: whether the worker uses LISTEN. If it doesn't, it finds tasks by
-    its polls.
+    listens: whether the worker uses LISTEN. If it doesn't, it finds tasks by its polls.
     """
 
-    def __init__(self, loop_resources: LoopResources, backend: str, workers: Fleet, *, listens: bool) -> None:
+    def __init__(self, loop_resources: LoopResources, backend: str, *, listens: bool) -> None:
         self.listens = listens
         self._options = loop_resources.options
         self._listener = loop_resources.listener
         self._backend = backend
-        self._workers = workers
 
     def connect(
         self, claimer: Claims, promoter: LooksForDue, canceller: LooksForCancelled, heartbeat: Beats
@@ -102,8 +99,6 @@ class Waker:
 
     def pass_on(self, wakeup: Wakeup) -> None:
         """Wake two other workers for READY tasks of a lane; all, once enough workers have passed it on."""
-        if self._workers.is_alone:
-            return
         if wakeup.passed < MOST_PASSES:
             self.notify([replace(wakeup, passed=wakeup.passed + 1, sender=self.channel, place=0)])
         else:
