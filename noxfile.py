@@ -114,6 +114,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
+@nox.session(python=PYTHONS[0])
+def sustained(session: nox.Session) -> None:
+    """Enqueue and run 3,000 tasks/s for 20 minutes; `-- --rate 0 --minutes 5` as many as a worker runs."""
+    session.install("-r", "requirements/bench.txt", "-e", ".")
+    session.run("python", "-m", "benchmarks.sustained", *session.posargs)
+
+
 @nox.session(venv_backend="none")
 def pin(session: nox.Session) -> None:
     """Compile requirements/*.txt anew from pyproject.toml; `-- --upgrade` takes the newest versions."""

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from .results import RESULTS
 
-__all__ = ["draw", "write"]
+__all__ = ["add", "draw", "write"]
 
 PANELS = {"drain": "no-op", "drain-cpu": "1 ms of CPU", "drain-queries": "five ORM queries"}
 
@@ -64,28 +64,29 @@ def draw(rates: Mapping[str, Mapping[str, float]]) -> str:
         width=str(width),
         role="img",
     )
-    _add(svg, "title", "Tasks per second of one worker, by what the tasks do")
-    _add(svg, "style", STYLE)
+    add(svg, "title", "Tasks per second of one worker, by what the tasks do")
+    add(svg, "style", STYLE)
     for row, name in enumerate(names):
-        _add(svg, "text", name.replace("_", "-"), x=NAMES - 10, y=TOP + row * ROW + 16, text_anchor="end")
+        add(svg, "text", name.replace("_", "-"), x=NAMES - 10, y=TOP + row * ROW + 16, text_anchor="end")
     for column, (workload, title) in enumerate(PANELS.items()):
         left = NAMES + column * PANEL
-        _add(svg, "text", title, x=left, y=TOP - 16, class_="title")
+        add(svg, "text", title, x=left, y=TOP - 16, class_="title")
         most = max(rates[workload].values(), default=1.0)
         for row, name in enumerate(names):
             top, rate = TOP + row * ROW, rates[workload].get(name)
             length = 0 if rate is None else max(1, round(BAR * rate / most))
             if length:
-                _add(svg, "rect", x=left, y=top + 3, width=length, height=ROW - 6, class_=name)
+                add(svg, "rect", x=left, y=top + 3, width=length, height=ROW - 6, class_=name)
             number = "not measured" if rate is None else f"{rate:,.0f}"
             class_ = "note" if rate is None else "number"
-            _add(svg, "text", number, x=left + length + 6, y=top + 16, class_=class_)
+            add(svg, "text", number, x=left + length + 6, y=top + 16, class_=class_)
     note = "tasks/s, medians; each kind of task has a scale of its own"
-    _add(svg, "text", note, x=NAMES, y=height - 8, class_="note")
+    add(svg, "text", note, x=NAMES, y=height - 8, class_="note")
     ElementTree.indent(svg)
     return ElementTree.tostring(svg, encoding="unicode") + "\n"
 
 
-def _add(parent: ElementTree.Element, tag: str, text: str | None = None, **attributes: object) -> None:
+def add(parent: ElementTree.Element, tag: str, text: str | None = None, **attributes: object) -> None:
+    """Add an element; attributes that Python has a word of its own for end in an underscore."""
     named = {name.rstrip("_").replace("_", "-"): str(value) for name, value in attributes.items()}
     ElementTree.SubElement(parent, tag, named).text = text

@@ -13,7 +13,7 @@ from .run import Entry, Measurements
 from .statistics import Ratio, Spread, ratio
 from .workloads import Workload
 
-__all__ = ["RESULTS", "Result"]
+__all__ = ["RESULTS", "Result", "rounded"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -59,7 +59,7 @@ class Result:
             "rounds": self._found.rounds,
         }
         RESULTS.mkdir(exist_ok=True)
-        text = json.dumps(_rounded(content), indent=1, ensure_ascii=False)
+        text = json.dumps(rounded(content), indent=1, ensure_ascii=False)
         (RESULTS / f"{self._name}.json").write_text(text + "\n", "utf-8")
 
     def table(self, *, with_targets: bool) -> str:
@@ -96,12 +96,12 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Without digits that mean nothing."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value

@@ -1,5 +1,7 @@
 """The benchmarks' own arithmetic, and that what the table of workloads names is there."""
 
+from dataclasses import fields
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -7,6 +9,9 @@ import pytest
 from benchmarks import contenders, plot
 from benchmarks.contenders.common import percentile
 from benchmarks.statistics import Spread, ratio
+from benchmarks.sustained import curves
+from benchmarks.sustained.report import PARTS, findings
+from benchmarks.sustained.sampler import Sample, shape
 from benchmarks.workloads import WORKLOADS, Ideal, Target
 
 FASTER = Target("per_s", "least", 2.0, ("slow", "slower"))
@@ -92,3 +97,53 @@ def test_the_plot_shows_what_there_is() -> None:
     svg = plot.draw({"drain": {"aiotasks": 20_000.0, "slow": 200.0}, "drain-cpu": {}, "drain-queries": {}})
     texts = [element.text for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert {"aiotasks", "slow", "20,000", "200", "not measured"} <= set(texts)
+
+
+def samples(**curves: list[float]) -> list[Sample]:
+    """Two samples in each part of a run."""
+    steady: dict[str, Any] = {
+        **dict.fromkeys((field.name for field in fields(Sample)), 1.0),
+        "indexes_mb": {"a": 1.0, "b": 2.0},
+        "statements_ms": {"claim_jobs": 2.0, "rare": 2.0},
+        "calls_per_s": {"claim_jobs": 100.0, "rare": 0.1},
+    }
+    return [
+        Sample(
+            **{
+                **steady,
+                **{name: curve[number] for name, curve in curves.items()},
+                "seconds": 30.0 * number + 30,
+            }
+        )
+        for number in range(2 * PARTS)
+    ]
+
+
+def test_the_last_minute_of_twenty_is_compared_with_the_third() -> None:
+    rates = [100.0] * 4 + [200.0] * 2 + [0.0] * 32 + [150.0] * 2
+    found = {finding.name: finding for finding in findings(samples(finished_per_s=rates))}
+    rate = found["finished/s"]
+    assert (rate.earlier, rate.last, rate.ratio, rate.reached) == (200.0, 150.0, 0.75, False)
+    assert found["indexes, MB"].last == 3.0
+    assert "claim_jobs, ms" in found
+    assert "rare, ms" not in found
+    assert all(finding.reached for finding in found.values() if finding is not rate)
+
+
+def test_a_size_is_the_highest_of_a_quarter() -> None:
+    sizes = [1.0] * 10 + [10.0, 50.0] * 5 + [60.0] * 10 + [10.0, 56.0] * 5
+    (found,) = [finding for finding in findings(samples(table_mb=sizes)) if finding.name == "table, MB"]
+    assert (found.earlier, found.last, found.reached) == (50.0, 56.0, False)
+
+
+def test_the_curves_show_all_panels() -> None:
+    svg = ElementTree.fromstring(curves.draw(samples(), "a run"))
+    texts = {element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")}
+    assert {*curves.PANELS, "claim", "20 min"} <= texts
+
+
+def test_a_statement_is_known_by_what_the_server_keeps_of_it() -> None:
+    ours = "SELECT $1::text, 'a', NULL FROM t WHERE s IN ('A', 'B') AND n > 2"
+    theirs = "SELECT $1::text, $2, $3\n FROM t WHERE s IN ($4 /*, ... */) AND n > $5"
+    assert shape(ours) == shape(theirs)
+    assert shape(ours) != shape("SELECT $1::text, $2, $3 FROM t WHERE s = $4 AND n > $5")
