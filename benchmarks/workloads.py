@@ -67,8 +67,8 @@ def _share_of_ideal(measures: str, count: int, quick: int, ideal: Ideal, bound: 
     )
 
 
-def _wait(measures: str, count: int, *targets: Target) -> Workload:
-    return Workload(measures, "p50_ms", "ms", count, 20, targets)
+def _wait(measures: str, count: int, *targets: Target, baseline: str | None = None) -> Workload:
+    return Workload(measures, "p50_ms", "ms", count, 20, targets, baseline)
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -161,5 +161,17 @@ WORKLOADS: dict[str, Workload] = {
         "from the enqueue to the body of one task every 20 ms, during a flood in the worker's other queue",
         500,
         Target("p99_ms", "most", 50),
+    ),
+    "names-drain": _rate(
+        "the drain of no-ops in 10,000 queues by a worker that serves any name; in one queue in comparison",
+        20_000,
+        _at_least(0.5, "names-drain-1"),
+        baseline="names-drain-1",
+    ),
+    "names-trickle": _wait(
+        "the latency in 10,000 queues with one task waiting in each, for another lane; in one in comparison",
+        500,
+        Target("p50_ms", "most", 3, ("names-trickle-1",)),
+        baseline="names-trickle-1",
     ),
 }

@@ -132,7 +132,7 @@ async def read_status(backend: PostgresBackend) -> Status:
     options, alias = backend.config, backend.alias
     async with operator_connection(options.database, timeout=options.command_timeout) as connection:
         store = Store(connection)
-        found = await store.list_queues(alias)
+        found = list(dict.fromkeys(queue.queue_name for queue in await store.list_queues(alias)))
         names = found[:QUEUE_LIMIT]
         limit = max(COUNT_LIMIT_AT_LEAST, min(COUNT_LIMIT, COUNT_LIMIT_OF_ALL // max(1, len(names))))
         ready = await store.count_ready_jobs(alias, names, limit)

@@ -39,9 +39,11 @@ class ClaimStatements(StatementGroup):
         return [claimed_job(row, claim_id, backend) for row in rows]
 
     async def claim_suspect(
-        self, worker_id: UUID, claim_id: UUID, backend: str, lane: Lane, queues: Sequence[str]
+        self, worker_id: UUID, claim_id: UUID, backend: str, lane: Lane, queues: Sequence[str] | None
     ) -> list[Job]:
-        rows = await self._fetch("claim_suspect", worker_id, claim_id, backend, lane, list(queues))
+        """``queues``: None for any."""
+        names = None if queues is None else list(queues)
+        rows = await self._fetch("claim_suspect", worker_id, claim_id, backend, lane, names)
         return [claimed_job(row, claim_id, backend) for row in rows]
 
     async def release_lost_claims(

@@ -7,7 +7,18 @@ from typing import NamedTuple
 from .statement_group import StatementGroup
 from .wakeups import Wakeup
 
-__all__ = ["Due", "Promoted", "QueueStatements"]
+__all__ = ["START", "Due", "Promoted", "QueueStatements", "ReadyIn"]
+
+
+class ReadyIn(NamedTuple):
+    """A queue and a lane that have READY tasks."""
+
+    queue_name: str
+    lane: str
+
+
+# Before all queues.
+START = ReadyIn("", "")
 
 
 class Promoted(NamedTuple):
@@ -27,8 +38,14 @@ class Due(NamedTuple):
 class QueueStatements(StatementGroup):
     """Read and promote queues, and notify their workers."""
 
-    async def list_queues(self, backend: str) -> list[str]:
-        return [row[0] for row in await self._fetch("list_queues", backend)]
+    async def list_queues(
+        self, backend: str, after: ReadyIn = START, limit: int | None = None
+    ) -> list[ReadyIn]:
+        """List the queues and lanes that have READY tasks: at most ``limit`` of those behind ``after``.
+
+        They are in the database's order of names, which needn't be Python's.
+        """
+        return [ReadyIn(*row) for row in await self._fetch("list_queues", backend, *after, limit)]
 
     async def has_unfinished_jobs(
         self, backend: str, queues: Sequence[str] | None, lanes: Sequence[str]

@@ -37,9 +37,18 @@ def migrate() -> None:
 
 
 async def insert_rows(
-    connection: asyncpg.Connection, count: int, *, status: str = "READY", queue: str = "default"
+    connection: asyncpg.Connection,
+    count: int,
+    *,
+    status: str = "READY",
+    queue: str = "default",
+    names: int = 1,
+    lane: str = "loop",
 ) -> None:
-    """Add ``count`` no-ops by one statement, which takes none of this process's time."""
+    """Add ``count`` no-ops by one statement, which takes none of this process's time.
+
+    With several ``names`` they take turns in so many queues: "default 0", "default 1", …
+    """
     await connection.execute(
         f"""
         INSERT INTO aiotasks_task (
@@ -47,12 +56,14 @@ async def insert_rows(
             crashes, enqueued_at, ready_at, run_after, started_at, finished_at, return_value
         )
         SELECT
-            uuidv7(), 'default', $2, 'benchmarks.tasks.noop', 'loop', 0, $3, '[]', '{{}}', '{{}}', '{{}}',
-            0, now(), {_COLUMNS[status]}
-        FROM generate_series(1, $1::integer)
+            uuidv7(), 'default', $2 || CASE WHEN $4 > 1 THEN ' ' || n % $4 ELSE '' END,
+            'benchmarks.tasks.noop', $5, 0, $3, '[]', '{{}}', '{{}}', '{{}}', 0, now(), {_COLUMNS[status]}
+        FROM generate_series(1, $1::integer) AS n
         """,
         count,
         queue,
         status,
+        names,
+        lane,
         timeout=600,
     )

@@ -13,6 +13,7 @@ from django.db import utils
 from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.db.errors import constraint
 from aiotasks.db.statement import Statement
+from aiotasks.store.queues import START
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import CHANNEL
 
@@ -196,7 +197,15 @@ async def test_list_queues_names_those_with_ready_tasks(store: Store) -> None:
     await insert(store, queue_name="d", lane="thread")
     await insert(store, queue_name="later", run_after=soon())
     await claimed(store)  # its queue is RUNNING only
-    assert sorted(await store.list_queues("default")) == sorted(["a", "b", "c", "d", "Ä", "a b"])
+    both = [(name, lane) for name in ("a", "b", "c", "Ä", "a b") for lane in ("loop", "thread")]
+    listed = await store.list_queues("default")
+    assert sorted(listed) == sorted([*both, ("d", "thread")])
+    pieces = [START]
+    while piece := await store.list_queues("default", pieces[-1], 4):
+        assert len(piece) <= 4
+        pieces += piece
+    assert pieces[1:] == listed
+    assert await store.list_queues("other") == []
 
 
 async def test_has_unfinished_jobs(store: Store, conn: asyncpg.Connection) -> None:

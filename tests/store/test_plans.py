@@ -111,7 +111,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "select_jobs": lambda: (one, "default"),
         "promote_due_jobs": lambda: ("default", 50),
         "next_due": lambda: ("default",),
-        "list_queues": lambda: ("default",),
+        "list_queues": lambda: ("default", "", "", 50),
         "list_waiting": lambda: (100,),
         "oldest_running_job": lambda: ("default", 10),
         "count_failed_jobs": lambda: ("default", 10),
@@ -207,6 +207,53 @@ async def test_a_claims_cost_does_not_grow_with_the_backlog(
     await conn.execute("DELETE FROM aiotasks_task WHERE status = 'READY'")
     await conn.execute("VACUUM ANALYZE aiotasks_task")
     check_claim(await claim.explain(), 0)
+
+
+async def test_a_piece_of_the_walk_costs_by_its_steps(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    """Not by the queues that there are, nor by their tasks, nor by where it begins."""
+    await fill(conn, "READY", 20_000)
+    await conn.execute("UPDATE aiotasks_task SET queue_name = 'q ' || hashtext(id::text) % 5000")
+    for analyzed in (False, True):
+        if analyzed:
+            await conn.execute("VACUUM ANALYZE aiotasks_task")
+        for after in ("", "q 2", "q 99"):
+            plan = await warm["list_queues"].explain("default", after, "loop", 50)
+            assert 0 < plan.rows <= 50
+            assert not plan.kinds() & {"Sort", "Incremental Sort"}
+            assert plan.scans_of("aiotasks_task") <= {"Index Scan", "Index Only Scan"}
+            assert plan.indexes() == {"aiotasks_task_ready"}
+            assert plan.counted() <= 50
+            assert analyzed is False or plan.buffers < 50 * 6
+    claim = warm["claim_jobs"]
+    names = [f"q {number}" for number in range(200)]
+    none = ("{}", "{}", 0, False)
+    worker_id, claim_id = await conn.fetchval("SELECT id FROM aiotasks_worker LIMIT 1"), uuid.uuid4()
+    plan = await claim.explain(worker_id, claim_id, "default", names, [EVER] * 200, SLOTS, False, *none)
+    check_claim(plan, SLOTS)
+    absent = [f"absent {number}" for number in range(200)]
+    plan = await claim.explain(worker_id, claim_id, "default", absent, [EVER] * 200, SLOTS, False, *none)
+    assert plan.rows == 0
+    assert plan.buffers < 200 * 6
+
+
+async def test_suspects_of_any_queue_cost_as_little(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    await fill(conn, "READY", 30_000)
+    await conn.execute("UPDATE aiotasks_task SET queue_name = 'q ' || hashtext(id::text) % 5000")
+    for crashes in (0, 2):
+        await conn.execute(
+            "UPDATE aiotasks_task SET crashes = $1 "
+            "WHERE id IN (SELECT id FROM aiotasks_task WHERE status = 'READY' AND lane = 'loop' LIMIT 20)",
+            crashes,
+        )
+        worker_id = await conn.fetchval("SELECT id FROM aiotasks_worker LIMIT 1")
+        plan = await warm["claim_suspect"].explain(worker_id, uuid.uuid4(), "default", "loop", None)
+        assert plan.rows == (1 if crashes else 0)
+        assert plan.indexes() <= {"aiotasks_task_suspects", "aiotasks_worker_pkey"}
+        assert plan.buffers < 100
 
 
 async def test_the_others_cost_is_by_the_rows_that_they_touch(

@@ -39,7 +39,10 @@ async def test_a_task_whose_workers_row_has_gone_is_rescued_too(store: Store) ->
     assert [job.id for job in await rescue(store, 3, 10)] == [job.id]
 
 
-async def test_a_task_fails_after_so_many_crashes(store: Store, conn: asyncpg.Connection) -> None:
+@pytest.mark.parametrize("any_name", [False, True])
+async def test_a_task_fails_after_so_many_crashes(
+    store: Store, conn: asyncpg.Connection, any_name: bool
+) -> None:
     """Fault 7 of docs/faults.md: a task that kills its process does so forever, or takes others with it."""
     await insert(store)
     statuses = []
@@ -49,7 +52,8 @@ async def test_a_task_fails_after_so_many_crashes(store: Store, conn: asyncpg.Co
             assert await claim(store, worker_id) == []
             assert await store.claim_suspect(worker_id, uuid4(), "default", "thread", ["default"]) == []
             assert await store.claim_suspect(worker_id, uuid4(), "default", "loop", ["other"]) == []
-            assert len(await store.claim_suspect(worker_id, uuid4(), "default", "loop", ["default"])) == 1
+            queues = None if any_name else ["default"]
+            assert len(await store.claim_suspect(worker_id, uuid4(), "default", "loop", queues)) == 1
         else:
             assert len(await claim(store, worker_id)) == 1
         await expire(conn, worker_id)

@@ -1,6 +1,6 @@
 -- Take one READY task that has been in two crashes. claim_jobs leaves these tasks out. They have an index of
 -- their own, because there are few of them, and finding them in a long queue would read all of it.
--- $1 worker id, $2 a claim id never used before, $3 backend, $4 lane, $5 queue names
+-- $1 worker id, $2 a claim id never used before, $3 backend, $4 lane, $5 queue names (NULL: any)
 WITH claimer AS MATERIALIZED (
     SELECT worker.id, set_config('synchronous_commit', 'off', true)
     FROM aiotasks_worker AS worker
@@ -20,7 +20,7 @@ WHERE task.ctid = ANY(ARRAY(
         SELECT ready.ctid
         FROM aiotasks_task AS ready
         WHERE ready.status = 'READY' AND ready.crashes >= 2 AND ready.backend = $3::text
-          AND ready.lane = $4::text AND ready.queue_name = ANY($5::text[])
+          AND ready.lane = $4::text AND ($5::text[] IS NULL OR ready.queue_name = ANY($5::text[]))
         ORDER BY ready.priority DESC, ready.ready_at, ready.id
         LIMIT 1
         FOR UPDATE SKIP LOCKED

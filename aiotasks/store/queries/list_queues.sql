@@ -1,19 +1,24 @@
--- The names of the queues that have READY tasks, by a loose index scan of the READY index: the cost depends on
--- the number of names, not of tasks.
--- $1 backend
-WITH RECURSIVE queue (name) AS (
+-- The queues and lanes that have READY tasks, in the order of the READY index, by a loose scan of it: the cost
+-- depends on how many are listed, not on the tasks.
+-- $1 backend, $2 and $3 the queue name and lane to begin after, $4 how many at most (NULL: all)
+WITH RECURSIVE listed (queue_name, lane, number) AS (
     (
-        SELECT task.queue_name FROM aiotasks_task AS task
+        SELECT task.queue_name, task.lane, 1
+        FROM aiotasks_task AS task
         WHERE task.status = 'READY' AND task.backend = $1::text
-        ORDER BY task.queue_name LIMIT 1
+          AND (task.queue_name, task.lane) > ($2::text, $3::text)
+        ORDER BY task.queue_name, task.lane LIMIT 1
     )
     UNION ALL
-    SELECT (
-        SELECT task.queue_name FROM aiotasks_task AS task
-        WHERE task.status = 'READY' AND task.backend = $1::text AND task.queue_name > queue.name
-        ORDER BY task.queue_name LIMIT 1
-    )
-    FROM queue
-    WHERE queue.name IS NOT NULL
+    SELECT following.queue_name, following.lane, listed.number + 1
+    FROM listed
+    CROSS JOIN LATERAL (
+        SELECT task.queue_name, task.lane
+        FROM aiotasks_task AS task
+        WHERE task.status = 'READY' AND task.backend = $1::text
+          AND (task.queue_name, task.lane) > (listed.queue_name, listed.lane)
+        ORDER BY task.queue_name, task.lane LIMIT 1
+    ) AS following
+    WHERE $4::integer IS NULL OR listed.number < $4::integer
 )
-SELECT name FROM queue WHERE name IS NOT NULL
+SELECT queue_name, lane FROM listed

@@ -60,6 +60,7 @@ class _Claim:
     jobs: list[Job] = field(default_factory=list)
     full: bool = False  # it has brought as many coroutine tasks as it was for
     more: bool = False  # the next one may bring some, too
+    unasked: bool = False  # there may be tasks in queues that it didn't ask
 
 
 class Claimer:
@@ -204,6 +205,7 @@ class Claimer:
                 if now >= self._poll.at:
                     self._poll.next()
                     self._look_at_everything(now)
+                    self.rotation.walk()
                 elif now >= self._look_again_at:
                     self._look_again(now)
                 quiet_until = self.quarantine.quiet_until(now)
@@ -262,6 +264,8 @@ class Claimer:
         claimed = 0
         clock = asyncio.get_running_loop().time
         claim = await self._claim()
+        while claim.unasked and not claim.jobs and not self._stopping.is_set():
+            claim = await self._claim()
         while claim.jobs:
             claimed += len(claim.jobs)
             is_due = clock() >= self._poll.at or self._suspect_lanes()  # run() does both
@@ -302,12 +306,13 @@ class Claimer:
         if not self.quarantine.take_turn():
             return False
         for lane in self._suspect_lanes():
-            queues = await self.rotation.queues()
             worker_id = self._lease.current_id()
             if worker_id is None:
                 break
             self.quarantine.asks(lane)
-            claim = partial(self._store.claim_suspect, backend=self._backend, lane=lane, queues=queues)
+            claim = partial(
+                self._store.claim_suspect, backend=self._backend, lane=lane, queues=self.rotation.queues
+            )
             jobs = await self._fetch(claim, worker_id)
             if not jobs:
                 self.quarantine.none_in(lane)
@@ -327,19 +332,16 @@ class Claimer:
         if not any(limits.values()):
             return _Claim()
         beyond = {lane for lane in LANES if limits[lane] > max(0, free[lane])}
-        self.budget.used(beyond)
         # A wake-up during the claim adds them again.
         self._lanes_to_claim.difference_update([lane for lane in LANES if limits[lane]])
         worker_id = self._lease.current_id()
-        queues = await self.rotation.queues()
         if worker_id is None:
             return _Claim()  # a registration wakes the claimer
-        if not queues:
+        requests = await self.rotation.requests(limits, robust_only=beyond)
+        if not any(request.queues for request in requests.values()):
             self._outage.ended()  # the list of queues has been read
             return _Claim()
-        requests = {
-            lane: self.rotation.of(lane, queues, limits[lane], robust_only=lane in beyond) for lane in LANES
-        }
+        self.budget.used(beyond)
         jobs = await self._fetch(
             partial(
                 self._store.claim_jobs,
@@ -362,11 +364,13 @@ class Claimer:
         self._lanes_to_claim.update(beyond)
         turn = {(lane, name): n for lane in LANES for n, name in enumerate(requests[lane].queues)}
         jobs.sort(key=lambda job: (-job.priority, turn[job.lane, job.queue_name], job.ready_at, job.id))
+        unasked = self.rotation.unasked(requests)
+        self._lanes_to_claim.update(unasked)
         if not jobs:
             self._overclaim.forget()
         full = sum(job.lane == "loop" for job in jobs) >= limits["loop"] > 0
         more = full and (self._overclaim.expected or free["loop"] > limits["loop"])
-        return _Claim(worker_id, jobs, full, more)
+        return _Claim(worker_id, jobs, full, more, bool(unasked))
 
     async def _fetch(
         self, statement: Callable[[UUID, UUID], Awaitable[list[Job]]], worker_id: UUID

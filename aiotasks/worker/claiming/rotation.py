@@ -1,24 +1,24 @@
 """QueueRotation: from which queues the next claim takes tasks, in which order, and since when."""
 
-import asyncio
-from bisect import bisect_right
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from ...rows import LANES, Job, Lane, LaneRequest
 from ...store.store import Store
 from ...store.wakeups import Wakeup
+from .turns import PIECE, Turns
 
 __all__ = ["QueueRotation"]
-
-# Seconds for which a list of all queues is used, by a worker that serves any name. Chosen: a new queue is
-# known by its first wake-up anyway.
-QUEUES_TTL = 2.0
 
 # After a claim that emptied a queue, the next ones skip the tasks that became READY this long before its
 # newest: dead index entries, which an old snapshot keeps, cost 20 ms a claim. A transaction may commit a row
 # this much later than its ready_at says; the next poll finds those that come later still.
 WATERMARK_MARGIN = timedelta(seconds=10)
+
+# Watermarks of a worker that serves any name; with more it drops them all. Chosen: as many as it remembers
+# names of a kind.
+WATERMARKS_LIMIT = 1000
 
 _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -27,35 +27,46 @@ class QueueRotation:
     """Knows the queues that a worker serves, whose turn it is, and up to when they are empty.
 
     - The queue that has filled a claim comes last in the next one, so a flood in one queue holds the others
-      up for one claim, and several floods take turns.
+      up for one claim, and several floods take turns (``Turns``).
     - A claim that emptied the queues leaves a watermark: later claims look for newer tasks.
     """
 
     def __init__(self, store: Store, *, backend: str, queues: Sequence[str]) -> None:
+        """``queues``: the names that are served; empty for any."""
         self._store = store
         self._backend = backend
         self._queues = sorted(queues)
-        self._known_queues: list[str] = []
-        self._known_until = 0.0
-        self._wakeups = 0
-        self._served: dict[Lane, str] = dict.fromkeys(LANES, "")  # the queue that has had its turn
+        self._turns = {lane: Turns(self._queues) for lane in LANES}
         self._watermarks: dict[tuple[str, Lane], datetime] = {}
+        self._skipped: set[tuple[str, Lane]] = set()  # asked for newer tasks than a watermark only
         self._looked_back = False  # since the last claim was sent, which doesn't see that
+
+    @property
+    def queues(self) -> list[str] | None:
+        """The served queues, sorted; None if any name is served."""
+        return self._queues or None
 
     def note_wakeup(self, wakeup: Wakeup | None) -> bool:
         """Note a wake-up (None: for any queue); returns whether its queue is served here."""
-        if wakeup is not None and wakeup.backend != self._backend:
-            return False
-        self._wakeups += 1
         if wakeup is None:
             self.forget()
-        if wakeup is None or (not self._queues and wakeup.queue_name not in self._known_queues):
-            self._known_until = 0.0
+            self.walk()
             return True
-        return not self._queues or wakeup.queue_name in self._queues
+        if wakeup.backend != self._backend or (self._queues and wakeup.queue_name not in self._queues):
+            return False
+        lanes = LANES if wakeup.lane is None else [wakeup.lane]
+        self._tell((wakeup.queue_name, lane) for lane in lanes)
+        return True
+
+    def walk(self) -> None:
+        """Look for all queues that have READY tasks, if any name is served."""
+        for turns in self._turns.values():
+            turns.walk()
 
     def forget(self) -> None:
         """Drop all watermarks."""
+        self._tell(self._skipped)
+        self._skipped.clear()
         self._watermarks.clear()
         self._looked_back = True
 
@@ -64,26 +75,29 @@ class QueueRotation:
         self._watermarks = {key: min(mark, since) for key, mark in self._watermarks.items()}
         self._looked_back = True
 
-    async def queues(self) -> list[str]:
-        """Return the served queues, sorted; if any name is served, all that have READY tasks."""
-        if self._queues:
-            return self._queues
-        now = asyncio.get_running_loop().time()
-        if now >= self._known_until:
-            wakeups = self._wakeups
-            self._known_queues = sorted(await self._store.list_queues(self._backend))
-            if wakeups == self._wakeups:  # else the list may lack the queue of a wake-up meanwhile
-                self._known_until = now + QUEUES_TTL
-        return self._known_queues
+    async def requests(
+        self, limits: Mapping[Lane, int], *, robust_only: Collection[Lane] = ()
+    ) -> dict[Lane, LaneRequest]:
+        """Return what the next claim asks for, at most ``limits`` tasks.
 
-    def of(self, lane: Lane, queues: Sequence[str], limit: int, *, robust_only: bool) -> LaneRequest:
-        """Return what to ask for in a lane."""
+        Where no queues are left to ask, the walk goes on until it has found some, or has come round.
+        """
+        while lanes := [
+            lane for lane in LANES if limits[lane] and self._turns[lane].wants_piece(limits[lane])
+        ]:
+            await self._list_piece(lanes, max(PIECE, *limits.values()))
+            if any(limits[lane] and self._turns[lane].has_names() for lane in LANES):
+                break
         self._looked_back = False
-        turn = bisect_right(queues, self._served[lane])
-        order = [*queues[turn:], *queues[:turn]] if limit else []
-        return LaneRequest(
-            order, [self._watermarks.get((name, lane), _EVER) for name in order], limit, robust_only
-        )
+        return {lane: self._request(lane, limits[lane], lane in robust_only) for lane in LANES}
+
+    def unasked(self, requests: Mapping[Lane, LaneRequest]) -> set[Lane]:
+        """Return the lanes in which there may be queues with tasks beside those of ``requests``."""
+        return {
+            lane
+            for lane, request in requests.items()
+            if request.limit and self._turns[lane].has_more(request.queues)
+        }
 
     def watermark(self, lane: Lane, queue_name: str) -> datetime | None:
         """Return since when the next claim looks for tasks of this queue; None: for all."""
@@ -91,15 +105,40 @@ class QueueRotation:
 
     def learn(self, lane: Lane, request: LaneRequest, jobs: Sequence[Job]) -> None:
         """Learn from the reply to a claim which queue is next, or up to when all are empty."""
-        if not jobs:
+        if not request.queues:
             return
-        if len(jobs) < request.limit:
-            if self._looked_back:
-                return  # tasks that became READY during the claim may be older than all of its jobs
+        given = {job.queue_name for job in jobs}
+        is_full = len(jobs) >= request.limit
+        self._turns[lane].learn(request.queues, given, full=is_full, exhaustive=not request.robust_only)
+        # Tasks that became READY during the claim may be older than all of its jobs.
+        if jobs and not is_full and not self._looked_back:
             since = max(job.ready_at for job in jobs if job.ready_at is not None) - WATERMARK_MARGIN
-            self._watermarks |= {(name, lane): since for name in request.queues}
-            return
-        # The last queue that gave a job has more and begins; if one queue gave all, it has had its turn.
-        gave = {job.queue_name for job in jobs}
-        last = max(index for index, name in enumerate(request.queues) if name in gave)
-        self._served[lane] = request.queues[last if len(gave) == 1 else last - 1]
+            self._watermarks |= {(name, lane): since for name in (self._queues or given)}
+            if not self._queues and len(self._watermarks) > WATERMARKS_LIMIT:
+                self.forget()
+
+    def _request(self, lane: Lane, limit: int, robust_only: bool) -> LaneRequest:
+        names = self._turns[lane].next(limit, time.monotonic()) if limit else []
+        marks = [self._watermarks.get((name, lane)) for name in names]
+        self._skipped.update((name, lane) for name, mark in zip(names, marks, strict=True) if mark)
+        return LaneRequest(names, [mark or _EVER for mark in marks], limit, robust_only)
+
+    def _tell(self, queues: Iterable[tuple[str, Lane]]) -> None:
+        now = time.monotonic()
+        for name, lane in queues:
+            self._turns[lane].tell(name, now)
+
+    async def _list_piece(self, lanes: Collection[Lane], steps: int) -> None:
+        """List a piece of the walk for each of ``lanes``; lanes at the same place share a statement."""
+        for position in {self._turns[lane].position for lane in lanes}:
+            here = [
+                lane
+                for lane, turns in self._turns.items()
+                if turns.position == position and (lane in lanes or turns.takes_piece(steps))
+            ]
+            for lane in here:
+                self._turns[lane].begin_piece()
+            found = await self._store.list_queues(self._backend, position, steps)
+            last = found[-1] if len(found) == steps else None
+            for lane in here:
+                self._turns[lane].end_piece((queue.queue_name for queue in found if queue.lane == lane), last)

@@ -6,7 +6,7 @@ from importlib import metadata
 import aiotasks
 
 from ..site import migrate
-from . import depth, drains, enqueues, fairness, memory, snapshot, waits
+from . import depth, drains, enqueues, fairness, memory, names, snapshot, waits
 
 __all__ = ["REQUIRES", "STAGES", "WORKLOADS", "prepare", "versions"]
 
@@ -54,4 +54,8 @@ WORKLOADS = {
     "processes": partial(drains.with_processes, 2),
     "processes-one": partial(drains.with_processes, 1),
     "fairness": fairness.measure,
+    "names-drain": partial(names.drain, 10_000),
+    "names-trickle": partial(names.trickle, 10_000),
+    "names-drain-1": partial(names.drain, 1),
+    "names-trickle-1": partial(names.trickle, 1),
 }

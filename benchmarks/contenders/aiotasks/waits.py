@@ -1,6 +1,7 @@
 """Waits: from just before the enqueue, or from the due time, to the body, at an idle worker."""
 
 import asyncio
+import random
 from datetime import timedelta
 
 from django.utils import timezone
@@ -33,15 +34,23 @@ def _at_idle_worker(count: int, *, interval: float, delay: float = 0.0) -> dict[
         return latencies(run(measured()))
 
 
-async def waits(process: WorkerProcess, count: int, *, interval: float, delay: float = 0.0) -> list[float]:
-    """Seconds from the due time to the body, of a task every ``interval`` seconds, due ``delay`` later."""
+async def waits(
+    process: WorkerProcess, count: int, *, interval: float, delay: float = 0.0, names: int = 1
+) -> list[float]:
+    """Seconds from the due time to the body, of a task every ``interval`` seconds, due ``delay`` later.
+
+    With several ``names`` each task is in one of so many queues: those of ``insert_rows()``.
+    """
     from benchmarks import tasks
 
     due: dict[str, float] = {}
 
     async def enqueue() -> None:
+        task = tasks.now
+        if names > 1:
+            task = task.using(queue_name=f"default {random.randrange(names)}")
         at = timezone.now() + timedelta(seconds=delay)
-        result = await (tasks.now.using(run_after=at) if delay else tasks.now).aenqueue()
+        result = await (task.using(run_after=at) if delay else task).aenqueue()
         due[result.id] = at.timestamp()
 
     async with asyncio.TaskGroup() as group:
