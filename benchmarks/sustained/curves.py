@@ -65,10 +65,7 @@ PANELS: dict[str, dict[str, Curve]] = {
         "p50": lambda sample: sample.wait_p50_ms,
         "p99": lambda sample: sample.wait_p99_ms,
     },
-    "overdue for deletion, s; memory, 10 MB": {
-        "oldest row": lambda sample: sample.overdue_s,
-        "worker": lambda sample: sample.worker_mb / 10,
-    },
+    "overdue for deletion, s": {"the oldest row": lambda sample: sample.overdue_s},
 }
 
 
@@ -111,12 +108,12 @@ def _draw_panel(
     for part in (0.0, 0.5, 1.0):
         y = top + height - height * part
         add(svg, "line", x1=left, x2=left + width, y1=y, y2=y, class_="grid")
-        add(svg, "text", f"{most * part:,.4g}", x=left - 8, y=y + 4, text_anchor="end", class_="note")
+        add(svg, "text", _number(most * part), x=left - 8, y=y + 4, text_anchor="end", class_="note")
     add(svg, "text", "0", x=left, y=top + height + 18, class_="note")
     add(
         svg,
         "text",
-        f"{end / 60:.3g} min",
+        f"{_number(round(end / 60, 1))} min",
         x=left + width,
         y=top + height + 18,
         text_anchor="end",
@@ -132,6 +129,10 @@ def _draw_panel(
         add(svg, "polyline", points=points, class_=f"line{number}")
         add(svg, "text", label, x=x, y=top - 12, class_=f"label{number}")
         x += 8 * len(label) + 14
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
 
 
 def _round_up(value: float) -> float:

@@ -101,18 +101,26 @@ def pruner_of(**values: Any) -> Pruner:
 
 
 class Deletes:
-    """In place of the store and the clock. A DELETE takes ``cost`` seconds a task.
+    """In place of the store and the clock. A DELETE takes ``wait`` seconds, and ``cost`` seconds a task.
 
     ``rate`` tasks a second were finished ``for_`` seconds long, and go on to be finished unless ``ended``.
     """
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, *, rate: float, cost: float, for_: float, ended: bool = False
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        rate: float,
+        cost: float,
+        for_: float,
+        wait: float = 0.0,
+        ended: bool = False,
     ) -> None:
         self.now = 1_000_000.0
-        self.pauses: list[float] = []
+        self.pauses: list[float] = []  # by what the DELETEs before have taken
         self.began_at: list[float] = []
-        self._rate, self._cost = rate, cost
+        self.limits: list[int] = []
+        self._rate, self._cost, self._wait = rate, cost, wait
         self.deleted_to = self.now - for_
         self._end = self.now if ended else math.inf
         monkeypatch.setattr(pruner, "asyncio", self)
@@ -122,15 +130,17 @@ class Deletes:
         return self.now
 
     async def sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
+        self.pauses.append(seconds / self._taken)
         self.now += seconds
 
     async def prune_jobs(self, backend: str, status: str, keep: float, since: float, limit: int) -> Pruned:
         self.began_at.append(since)
+        self.limits.append(limit)
         number = min(limit, int(self.backlog()))
         span = number / self._rate
         self.deleted_to += span
-        self.now += number * self._cost
+        self._taken = self._wait + number * self._cost
+        self.now += self._taken
         return Pruned(number, self.deleted_to if number else since, span)
 
     async def prune_kept_jobs(self, backend: str, since: float, limit: int) -> Pruned:
@@ -140,34 +150,50 @@ class Deletes:
         """How many tasks are to be deleted."""
         return (min(self.now, self._end) - self.deleted_to) * self._rate
 
+    def slow_down(self, rate: float) -> None:
+        """Only so many tasks were finished since the last DELETE, for an hour."""
+        self._rate = rate
+        self.deleted_to, self.now = self.now, self.now + HOUR
+
     def pruner(self) -> Pruner:
         return Pruner(self, backend="default", keep_successful=HOUR, keep_failed=None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("cost", [2e-6, 1.5e-5])
-@pytest.mark.parametrize("rate", [100, 3_000, 30_000])
+@pytest.mark.parametrize(
+    ("rate", "cost", "wait"),
+    [(100, 2e-6, 0), (3_000, 1.5e-5, 0), (30_000, 2e-6, 0), (30_000, 1.5e-5, 0), (10_000, 2e-6, 0.05)],
+)
 async def test_it_keeps_up_with_what_is_finished(
-    monkeypatch: pytest.MonkeyPatch, rate: float, cost: float
+    monkeypatch: pytest.MonkeyPatch, rate: float, cost: float, wait: float
 ) -> None:
     """As long as a DELETE takes less than half of the time in which its tasks were finished."""
-    deletes = Deletes(monkeypatch, rate=rate, cost=cost, for_=600.0)
+    deletes = Deletes(monkeypatch, rate=rate, cost=cost, for_=600.0, wait=wait)
     one = deletes.pruner()
     for _ in range(20):
         soon = await one.run_round()
         waiting = min(60.0, soon or 60.0)
-        assert deletes.backlog() < pruner.PRUNE_LIMIT
+        assert deletes.backlog() < pruner.LARGEST_BATCH
         deletes.now += waiting
-    assert deletes.backlog() <= max(pruner.ROUND_TASKS, pruner.SHORTEST_INTERVAL * rate) * 1.01
+    assert deletes.backlog() <= max(pruner.ROUND_TASKS, pruner.SHORTEST_INTERVAL * rate) * 1.2
 
 
-@pytest.mark.parametrize(("rate", "factor"), [(100, 4.0), (30_000, 0.5 / 0.3), (1_000_000, 0.5)])
+@pytest.mark.parametrize(("rate", "factor"), [(100, 4.0), (30_000, 0.5 / 0.3 - 1), (1_000_000, 0.5)])
 async def test_a_pause_is_long_where_there_is_time(
     monkeypatch: pytest.MonkeyPatch, rate: float, factor: float
 ) -> None:
     """A fifth of a connection for what was finished slowly, never more than two thirds."""
-    deletes = Deletes(monkeypatch, rate=rate, cost=1e-5, for_=2_000 / rate, ended=True)
+    deletes = Deletes(monkeypatch, rate=rate, cost=1e-5, for_=10_000 / rate, ended=True)
     await deletes.pruner().run_once()
-    assert deletes.pauses[:3] == pytest.approx([500 * 1e-5 * factor] * 3)
+    assert deletes.pauses == pytest.approx([factor] * len(deletes.pauses))
+
+
+async def test_a_batch_is_large_where_small_ones_would_not_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Deletes(monkeypatch, rate=10_000, cost=2e-6, for_=2.0, wait=0.05, ended=True)
+    await slow.pruner().run_once()
+    assert slow.limits[:4] == [500, 1_000, 2_000, 2_000]
+    quick = Deletes(monkeypatch, rate=10_000, cost=2e-6, for_=2.0, ended=True)
+    await quick.pruner().run_once()
+    assert set(quick.limits) == {500}
 
 
 async def test_rounds_come_by_how_much_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +241,7 @@ async def test_it_goes_in_small_batches(
     configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruner, "PRUNE_LIMIT", 10)
+    monkeypatch.setattr(pruner, "LARGEST_BATCH", 10)
     finish(ledger, 25, hours=2)
     finish(ledger, 5, hours=2, status="FAILED")
     batches: list[int] = []
@@ -229,6 +256,18 @@ async def test_it_goes_in_small_batches(
     assert await pruner_of().run_once() == 30
     assert batches == [10, 5, 10, 5]  # one kind doesn't wait for the other
     await close_pools()
+
+
+async def test_it_goes_back_to_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the history is one of a low rate."""
+    deletes = Deletes(monkeypatch, rate=10_000, cost=2e-6, for_=2.0, wait=0.05)
+    one = deletes.pruner()
+    await one.run_round()
+    assert deletes.limits[-1] > pruner.PRUNE_LIMIT
+    deletes.slow_down(10)
+    await one.run_round()
+    await one.run_round()
+    assert deletes.limits[-1] == pruner.PRUNE_LIMIT
 
 
 async def test_what_a_batch_can_not_do_in_time_a_smaller_one_may(configure: Configure) -> None:

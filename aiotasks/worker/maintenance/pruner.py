@@ -15,18 +15,20 @@ __all__ = ["Pruner"]
 
 logger = logging.getLogger("aiotasks.worker")
 
-# Rows in one DELETE, which takes one or two milliseconds then; 1,000 cost as much a row. After a DELETE that
-# took more than SLOW_DELETE seconds, as with large results, there are half as many in the next.
+# Rows in one DELETE, which takes one or two milliseconds then. Where such DELETEs fall behind, because each
+# waits for a busy server or event loop, it is up to LARGEST_BATCH, for 5 ms. After one that took more than
+# SLOW_DELETE seconds, as with large results, there are half as many in the next.
 PRUNE_LIMIT = 500
+LARGEST_BATCH = 2_000
 SLOW_DELETE = 0.25
 
-# The pause after a full batch is at most LONGEST_PAUSE times what the DELETE took (a fifth of a connection),
-# and at least SHORTEST_PAUSE times (two thirds). Between these it is CATCH_UP of the time in which the tasks
-# of the batch were finished: deletes go through the history twice as fast as it was made, and so keep up
-# with workers of any rate.
-LONGEST_PAUSE = 4.0
-SHORTEST_PAUSE = 0.5
+# A full batch is followed by the next after CATCH_UP of the time in which its tasks were finished: deletes go
+# through the history twice as fast as it was made, and so keep up with workers of any rate. The pause between
+# two is at least SHORTEST_PAUSE times what the DELETE took (two thirds of a connection), and at most
+# LONGEST_PAUSE times (a fifth).
 CATCH_UP = 0.5
+SHORTEST_PAUSE = 0.5
+LONGEST_PAUSE = 4.0
 
 # How many tasks a round should find. At 3,000 tasks/s rounds are 1.7 s apart then, and the table's size is
 # even.
@@ -39,11 +41,34 @@ RESUMING = 600.0
 
 
 class _Sweep:
-    """Deletes of one kind of tasks, and where the next one begins."""
+    """Deletes of one kind of tasks: where the next one begins, and how many it takes."""
 
     def __init__(self, delete: Callable[[float, int], Awaitable[Pruned]]) -> None:
-        self.delete = delete
         self.since = -inf
+        self._delete = delete
+        self._limit = PRUNE_LIMIT
+
+    async def next_batch(self) -> tuple[int, float | None]:
+        """Delete a batch; returns the number of tasks, and the seconds to pause, or None if none are left."""
+        limit, began = self._limit, time.monotonic()
+        # For the next try, should this one fail: a DELETE that times out may succeed for half the rows.
+        self._limit = max(1, limit // 2)
+        batch = await self._delete(self.since, limit)
+        taken = time.monotonic() - began
+        self.since = batch.last
+        time_left = CATCH_UP * batch.span - taken
+        if taken < SLOW_DELETE:
+            self._limit = self._next_limit(limit, taken, time_left, full=batch.number >= limit)
+        if batch.number < limit:
+            return batch.number, None
+        return batch.number, min(max(time_left, SHORTEST_PAUSE * taken), LONGEST_PAUSE * taken)
+
+    def _next_limit(self, limit: int, taken: float, time_left: float, *, full: bool) -> int:
+        if full and time_left < SHORTEST_PAUSE * taken:
+            return min(limit * 2, LARGEST_BATCH)
+        if full and limit > PRUNE_LIMIT and time_left < LONGEST_PAUSE * taken:
+            return limit  # as many as it takes to keep up
+        return min(limit * 2, PRUNE_LIMIT)
 
 
 class Pruner:
@@ -71,7 +96,6 @@ class Pruner:
             ),
             _Sweep(partial(store.prune_kept_jobs, backend)),
         ]
-        self._limit = PRUNE_LIMIT
         self._began_anew = self._ended = time.monotonic()
 
     async def run_once(self) -> int:
@@ -110,28 +134,11 @@ class Pruner:
         while unfinished:
             unfinished, sweeps = [], unfinished
             for sweep in sweeps:
-                limit, began = self._limit, time.monotonic()
-                batch = await self._delete(sweep, limit)
-                deleted += batch.number
-                if batch.number >= limit:
+                number, pause = await sweep.next_batch()
+                deleted += number
+                if pause is not None:
                     unfinished.append(sweep)
-                    await asyncio.sleep(_pause(time.monotonic() - began, batch.span))
+                    await asyncio.sleep(pause)
         if deleted:
             logger.debug("Pruned finished tasks backend=%r count=%d", self._backend, deleted)
         return deleted
-
-    async def _delete(self, sweep: _Sweep, limit: int) -> Pruned:
-        """Delete up to ``limit`` tasks, from where the last DELETE has ended, and adapt the limit."""
-        began = time.monotonic()
-        # For the next try, should this one fail: a DELETE that times out may succeed for half the rows.
-        self._limit = max(1, limit // 2)
-        batch = await sweep.delete(sweep.since, limit)
-        if time.monotonic() - began < SLOW_DELETE:
-            self._limit = min(PRUNE_LIMIT, limit * 2)
-        sweep.since = batch.last
-        return batch
-
-
-def _pause(taken: float, span: float) -> float:
-    """Return the pause after a DELETE of ``taken`` seconds, with the tasks of ``span`` seconds."""
-    return min(max(CATCH_UP * span, SHORTEST_PAUSE * taken), LONGEST_PAUSE * taken)
