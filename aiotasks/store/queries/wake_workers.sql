@@ -4,50 +4,46 @@
 -- before have no channel of their own, the common channel is notified, too: all workers LISTEN on it.
 -- A worker's LISTEN session holds a lock on the name of its channel (see db/listener.py): if the lock can be had
 -- here, the session has ended, and the worker with it, most probably.
+-- (OFFSET 0: a subquery that is merged with its surroundings would choose again for each use.)
 -- synchronous_commit and a transaction of its own: as in notify.sql.
 -- $1 the common channel; per wake-up: $2 backends, $3 queue names, $4 lanes, $5 how many workers have passed it
 -- on, $6 the channels of the workers that pass it on, who aren't to be woken (NULL: it comes from an enqueue),
 -- $7 payloads for the common channel
-WITH news AS MATERIALIZED (
-    SELECT news.*
-    FROM unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[])
-        WITH ORDINALITY AS news (backend, queue_name, lane, passed, sender, payload, number)
-), listening AS MATERIALIZED (
-    SELECT worker.backend, worker.queues, worker.channel, worker.concurrency > 0 AS loop, worker.threads > 0 AS thread
-    FROM aiotasks_worker AS worker
-    WHERE worker.listening AND worker.lease_expires_at > statement_timestamp()
-), woken AS MATERIALIZED (
-    SELECT news.number, worker.channel, worker.place
-    FROM news
-    CROSS JOIN LATERAL (
-        SELECT candidate.channel, row_number() OVER () AS place
-        FROM (
-            SELECT listening.channel
-            FROM listening
-            WHERE listening.backend = news.backend
-              AND (listening.queues = '{}' OR news.queue_name = ANY(listening.queues))
-              AND CASE news.lane WHEN 'loop' THEN listening.loop ELSE listening.thread END
-              AND listening.channel <> coalesce(news.sender, '')
-            ORDER BY random()
-        ) AS candidate
-        WHERE NOT pg_try_advisory_xact_lock(hashtextextended(candidate.channel, 0))
-        LIMIT 2
-    ) AS worker
-)
-SELECT pg_notify(target.channel, target.payload), set_config('synchronous_commit', 'off', true)
-FROM (
+SELECT
+    pg_notify(
+        target.channel,
+        CASE WHEN target.channel = $1::text THEN news.payload
+        ELSE json_build_array(news.backend, news.queue_name, news.lane, news.passed, target.place)::text END
+    ),
+    set_config('synchronous_commit', 'off', true)
+FROM unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::text[], $7::text[])
+    AS news (backend, queue_name, lane, passed, sender, payload)
+CROSS JOIN LATERAL (
     SELECT
-        woken.channel,
-        json_build_array(news.backend, news.queue_name, news.lane, news.passed, woken.place)::text AS payload
-    FROM woken
-    JOIN news ON news.number = woken.number
-    UNION ALL
-    SELECT $1::text, news.payload
-    FROM news
-    WHERE (news.sender IS NULL AND NOT EXISTS (SELECT FROM woken WHERE woken.number = news.number))
-       OR EXISTS (
-           SELECT FROM listening
-           WHERE listening.channel IS NULL AND listening.backend = news.backend
-             AND (listening.queues = '{}' OR news.queue_name = ANY(listening.queues))
-       )
-) AS target
+        ARRAY(
+            SELECT candidate.channel
+            FROM (
+                SELECT worker.channel
+                FROM aiotasks_worker AS worker
+                WHERE worker.listening AND worker.lease_expires_at > statement_timestamp()
+                  AND worker.backend = news.backend
+                  AND (worker.queues = '{}' OR news.queue_name = ANY(worker.queues))
+                  AND CASE news.lane WHEN 'loop' THEN worker.concurrency ELSE worker.threads END > 0
+                  AND worker.channel <> coalesce(news.sender, '')
+                ORDER BY random()
+            ) AS candidate
+            WHERE NOT pg_try_advisory_xact_lock(hashtextextended(candidate.channel, 0))
+            LIMIT 2
+        ) AS channels,
+        EXISTS (
+            SELECT FROM aiotasks_worker AS worker
+            WHERE worker.listening AND worker.lease_expires_at > statement_timestamp()
+              AND worker.backend = news.backend AND worker.channel IS NULL
+              AND (worker.queues = '{}' OR news.queue_name = ANY(worker.queues))
+        ) AS has_old
+    OFFSET 0
+) AS chosen
+CROSS JOIN LATERAL unnest(
+    CASE WHEN chosen.has_old OR (news.sender IS NULL AND chosen.channels = '{}')
+    THEN chosen.channels || $1::text ELSE chosen.channels END
+) WITH ORDINALITY AS target (channel, place)
