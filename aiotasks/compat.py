@@ -189,10 +189,13 @@ def live_receivers(signal: Signal, sender: type) -> tuple[list[Any], list[Any]]:
     return sync_receivers, async_receivers
 
 
-def has_only(signal: Signal, receiver: Callable[..., Any]) -> bool:
-    """Whether ``receiver`` is the signal's only one, by its key, which holds the receiver's id."""
+def has_only(signal: Signal, receiver_id: int) -> bool:
+    """Whether the receiver with this ``id()`` is the signal's only one, by its key, which holds that id.
+
+    Not the receiver itself, because ``id()`` raises an audit event, for which a worker has a hook in Python.
+    """
     receivers = signal.receivers
-    return len(receivers) == 1 and receivers[0][0][0] == id(receiver)
+    return len(receivers) == 1 and receivers[0][0][0] == receiver_id
 
 
 def log_robust_failure(signal: Signal, receiver: Any, error: Exception) -> None:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from contextvars import copy_context
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -38,6 +38,7 @@ _LOGGERS = {
     django_signals.task_started: django_signals.log_task_started,
     django_signals.task_finished: django_signals.log_task_finished,
 }
+_LOGGER_IDS = {signal: id(receiver) for signal, receiver in _LOGGERS.items()}
 
 # The file of `logging` itself: a callHandlers from elsewhere is a patch.
 _HOME = logging.getLogger.__code__.co_filename
@@ -57,7 +58,7 @@ def audience(signal: Signal, sender: type) -> Audience:
     ``asend`` costs 176 µs with one sync receiver (a thread hop), ``send`` 11 µs, most of it for a log record,
     which Django's default LOGGING throws away.
     """
-    if has_only(signal, _LOGGERS[signal]):
+    if has_only(signal, _LOGGER_IDS[signal]):
         return Audience.LOGS if _is_kept(_LEVELS[signal]) else Audience.NOBODY
     sync_receivers, async_receivers = live_receivers(signal, sender)
     if async_receivers or any(receiver is not _LOGGERS[signal] for receiver in sync_receivers):
@@ -67,7 +68,7 @@ def audience(signal: Signal, sender: type) -> Audience:
 
 def has_receivers(signal: Signal, sender: type) -> bool:
     """Return whether there is a receiver beside Django's own, which logs."""
-    return not has_only(signal, _LOGGERS[signal]) and audience(signal, sender) is Audience.RECEIVERS
+    return not has_only(signal, _LOGGER_IDS[signal]) and audience(signal, sender) is Audience.RECEIVERS
 
 
 def _is_kept(level: int) -> bool:
@@ -79,7 +80,7 @@ def _is_kept(level: int) -> bool:
     if not django_signals.logger.isEnabledFor(level):
         return False
     call = type(django_signals.logger).callHandlers
-    if django_signals.logger.filters or type(call) is not FunctionType or call.__code__.co_filename != _HOME:
+    if django_signals.logger.filters or type(call) is not FunctionType or not _is_of_logging(call):
         return True  # monitoring tools look at records there (Sentry's breadcrumbs)
     found = False
     while logger is not None:
@@ -89,6 +90,12 @@ def _is_kept(level: int) -> bool:
                 return True
         logger = logger.parent if logger.propagate else None
     return not found and logging.lastResort is not None and level >= logging.lastResort.level
+
+
+@lru_cache(maxsize=16)  # reading __code__ raises an audit event, for which a worker has a hook in Python
+def _is_of_logging(function: FunctionType) -> bool:
+    """Return whether the function is one of ``logging`` itself."""
+    return function.__code__.co_filename == _HOME
 
 
 async def asend(signal: Signal, sender: type, result: AnyResult) -> None:
