@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..rows import JobTemplate, NewJob
-from .statement_group import StatementGroup
+from .statement_group import StatementGroup, first_if_all_alike
 
 __all__ = ["EnqueueStatements"]
 
@@ -44,8 +44,8 @@ class EnqueueStatements(StatementGroup):
             [job.id for job in jobs],
             [job.args for job in jobs],
             [job.kwargs for job in jobs],
-            _first_if_all_alike([numbers[id(job.template)] for job in jobs]),
-            _first_if_all_alike([job.enqueued_at for job in jobs]),
+            first_if_all_alike([numbers[id(job.template)] for job in jobs]),
+            first_if_all_alike([job.enqueued_at for job in jobs]),
             [template.backend for template in templates],
             [template.queue_name for template in templates],
             [template.task_path for template in templates],
@@ -55,7 +55,3 @@ class EnqueueStatements(StatementGroup):
             *map(list, zip(*(template.policy for template in templates), strict=True)),
             timeout=timeout,
         )
-
-
-def _first_if_all_alike[Value](values: list[Value]) -> list[Value]:
-    return values[:1] if values.count(values[0]) == len(values) else values

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from ..rows import Job, Status
 from .columns import job
-from .statement_group import StatementGroup
+from .statement_group import StatementGroup, first_if_all_alike
 
 __all__ = ["Finish", "OutcomeStatements", "Pruned", "Release"]
 
@@ -50,8 +50,9 @@ class OutcomeStatements(StatementGroup):
 
     async def finish_jobs(self, finishes: Iterable[Finish]) -> dict[UUID, datetime]:
         """Return finished_at by task id, for each task that was finished."""
-        columns = [list(column) for column in zip(*finishes, strict=True)]
-        return {row[0]: row[1] for row in await self._fetch("finish_jobs", *columns)}
+        ids, *columns = [list(column) for column in zip(*finishes, strict=True)]
+        ((finished, at),) = await self._fetch("finish_jobs", ids, *map(first_if_all_alike, columns))
+        return dict.fromkeys(finished, at)
 
     async def select_finished_jobs(
         self, ids: Sequence[UUID], claim_ids: Sequence[UUID]

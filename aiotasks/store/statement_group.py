@@ -6,7 +6,7 @@ from typing import Any
 from ..db.drivers import Driver
 from .statements import load
 
-__all__ = ["StatementGroup"]
+__all__ = ["StatementGroup", "first_if_all_alike"]
 
 
 class StatementGroup:
@@ -17,3 +17,8 @@ class StatementGroup:
 
     async def _fetch(self, name: str, *args: Any, timeout: float | None = None) -> Sequence[Sequence[Any]]:
         return await self.driver.fetch(load(name), *args, timeout=timeout)
+
+
+def first_if_all_alike[Value](values: list[Value]) -> list[Value]:
+    """Return one value in place of many that are the same, because every value of an array costs 0.3 µs."""
+    return values[:1] if values.count(values[0]) == len(values) else values

@@ -55,6 +55,39 @@ async def test_many_finish_at_once_each_with_its_own(store: Store) -> None:
     assert [found[job.id].return_value for job in jobs] == [str(n) for n in range(50)]
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+async def test_values_that_all_outcomes_share_reach_every_row(store: Store, number: int) -> None:
+    """They are sent once, so a value must not be taken for a row's own, nor a NULL for a shared value."""
+    _, jobs = await claimed(store, 2 * number)
+    alike = [Finish(*claim_of(job), Status.SUCCESSFUL, "null", None) for job in jobs[:number]]
+    assert (await store.finish_jobs(alike)).keys() == {job.id for job in jobs[:number]}
+    failed = [Finish(*claim_of(job), Status.FAILED, None, ERROR) for job in jobs[number:]]
+    assert (await store.finish_jobs(failed)).keys() == {job.id for job in jobs[number:]}
+    found = await store.select_jobs([job.id for job in jobs], "default")
+    assert sorted((job.status, job.return_value, *job.errors) for job in found) == (
+        [("FAILED", None, ERROR)] * number + [("SUCCESSFUL", "null")] * number
+    )
+
+
+async def test_outcomes_of_several_claims_and_kinds_in_one_statement(store: Store) -> None:
+    worker_id, (first,) = await claimed(store)
+    await insert(store, 2)
+    second, third = await claim(store, worker_id)
+    outcomes = [
+        Finish(*claim_of(first), Status.SUCCESSFUL, "1", None),
+        Finish(*claim_of(second), Status.FAILED, None, ERROR),
+        Finish(*claim_of(third), Status.SUCCESSFUL, "1", None),
+    ]
+    assert first.claim_id != second.claim_id
+    assert (await store.finish_jobs(outcomes)).keys() == {first.id, second.id, third.id}
+    found = {job.id: job for job in await store.select_jobs([first.id, second.id, third.id], "default")}
+    assert [(found[job.id].return_value, found[job.id].errors) for job in (first, second, third)] == [
+        ("1", []),
+        (None, [ERROR]),
+        ("1", []),
+    ]
+
+
 async def test_a_zombie_cannot_finish_what_was_claimed_again(store: Store, conn: asyncpg.Connection) -> None:
     """Faults 1 and 8 of docs/faults.md: the claim id is the fence, not the worker and not the attempt."""
     worker_id, (old,) = await claimed(store)

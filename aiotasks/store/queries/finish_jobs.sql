@@ -5,29 +5,41 @@
 -- LATERAL has each row looked up by its id, whatever the planner expects of the table; `status || ''`
 -- keeps it from reading all RUNNING rows by their index instead.
 -- Nested errors, which aiotasks doesn't write, are replaced, because nothing can be added to them.
--- $1 ids, $2 claim ids, $3 final statuses, $4 return values (JSON text or NULL),
--- $5 errors (JSON text or NULL)
-WITH mine AS MATERIALIZED (
-    SELECT held.ctid AS place, outcome.status, outcome.return_value, outcome.error
+-- Returns one row: the ids of the rows that were finished, and when.
+-- $1 ids, $2 claim ids, $3 final statuses, $4 return values (JSON text or NULL), $5 errors (JSON text or NULL);
+-- where these four have one value, it is for all rows
+WITH outcome AS (
+    SELECT
+        each.id,
+        coalesce(each.claim_id, ($2::uuid[])[1]) AS claim_id,
+        coalesce(each.status, ($3::text[])[1]) AS status,
+        CASE WHEN cardinality($4::text[]) = 1 THEN ($4::text[])[1] ELSE each.return_value END AS return_value,
+        CASE WHEN cardinality($5::text[]) = 1 THEN ($5::text[])[1] ELSE each.error END AS error
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[])
-        AS outcome (id, claim_id, status, return_value, error)
+        AS each (id, claim_id, status, return_value, error)
+), mine AS MATERIALIZED (
+    SELECT held.ctid AS place, outcome.status, outcome.return_value, outcome.error
+    FROM outcome
     CROSS JOIN LATERAL (
         SELECT task.ctid
         FROM aiotasks_task AS task
         WHERE task.id = outcome.id AND task.claim_id = outcome.claim_id AND task.status || '' = 'RUNNING'
         FOR UPDATE SKIP LOCKED
     ) AS held
+), finished AS (
+    UPDATE aiotasks_task AS task
+    SET status = mine.status,
+        return_value = mine.return_value::json,
+        errors = CASE
+            WHEN mine.error IS NULL THEN task.errors
+            WHEN array_ndims(task.errors) > 1 THEN ARRAY[mine.error::json]
+            ELSE task.errors || mine.error::json
+        END,
+        worker_id = NULL,
+        finished_at = statement_timestamp()
+    FROM mine
+    WHERE task.ctid = mine.place
+    RETURNING task.id
 )
-UPDATE aiotasks_task AS task
-SET status = mine.status,
-    return_value = mine.return_value::json,
-    errors = CASE
-        WHEN mine.error IS NULL THEN task.errors
-        WHEN array_ndims(task.errors) > 1 THEN ARRAY[mine.error::json]
-        ELSE task.errors || mine.error::json
-    END,
-    worker_id = NULL,
-    finished_at = statement_timestamp()
-FROM mine
-WHERE task.ctid = mine.place
-RETURNING task.id, task.finished_at
+SELECT coalesce(array_agg(finished.id), '{}'::uuid[]), statement_timestamp()
+FROM finished
