@@ -17,7 +17,7 @@ from .compat import RETURN_VALUE, set_frozen, slot_setters
 from .exceptions import InvalidRow
 from .policies.policy import policy_of
 from .registry import resolve
-from .rows import AnyResult, AnyTask, Job, Status
+from .rows import AnyResult, AnyTask, Job, Moment, Status, time_of
 from .tasks import PostgresTask
 
 __all__ = ["PostgresTaskResult", "arguments_of", "new_result", "parse_id", "result_of"]
@@ -218,11 +218,10 @@ def _error_of(stored: dict[str, str]) -> TaskError:
     return TaskError(exception_class_path=path, traceback=traceback)
 
 
-def _local(moment: datetime | None) -> datetime | None:
+def _local(moment: Moment | None) -> datetime | None:
     """Return a time from the database as Django shows it: aware, or naive and local where USE_TZ is False."""
-    if moment is None or moment.tzinfo is None or settings.USE_TZ:
-        return moment
-    return timezone.make_naive(moment)
+    time = time_of(moment)
+    return time if time is None or settings.USE_TZ else timezone.make_naive(time)
 
 
 def parse_id(result_id: str) -> UUID | None:

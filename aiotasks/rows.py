@@ -1,8 +1,8 @@
 """A row of the table, before and after it is claimed. No I/O."""
 
-from collections.abc import Callable
+from collections.abc import Buffer, Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
@@ -21,10 +21,13 @@ __all__ = [
     "JobTemplate",
     "Lane",
     "LaneRequest",
+    "Moment",
     "NewJob",
     "Status",
     "lane_of",
     "makes_generators",
+    "microseconds",
+    "time_of",
 ]
 
 
@@ -42,6 +45,10 @@ class Status(StrEnum):
     SUCCESSFUL = "SUCCESSFUL"
     FAILED = "FAILED"
 
+
+# A time as PostgreSQL sends it. ``time_of()`` reads it. Of most tasks no code asks for the times, and asyncpg
+# takes 0.65 µs to make a datetime, which is a tenth of a no-op's time for the four that a claim returns.
+type Moment = Buffer
 
 Lane = Literal["loop", "thread"]
 LANES: tuple[Lane, Lane] = ("loop", "thread")
@@ -100,18 +107,18 @@ class Job:
     kwargs: str
     errors: list[str]
     worker_ids: list[str]
-    enqueued_at: datetime
-    run_after: datetime | None
-    ready_at: datetime | None
-    started_at: datetime | None
-    last_attempted_at: datetime | None
+    enqueued_at: Moment
+    run_after: Moment | None
+    ready_at: Moment | None
+    started_at: Moment | None
+    last_attempted_at: Moment | None
     policy: Policy
     # The worker that claims knows these already.
     claim_id: UUID | None
     backend: str
     status: str
     return_value: str | None
-    finished_at: datetime | None
+    finished_at: Moment | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +132,16 @@ class LaneRequest:
     since: list[datetime]  # per queue: where to begin in its index, by ready_at
     limit: int
     robust_only: bool = False
+
+
+_ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def microseconds(moment: Moment | None) -> int:
+    """Return the microseconds since the beginning of 2000 (UTC); 0 for None."""
+    return int.from_bytes(moment or b"", signed=True)
+
+
+def time_of(moment: Moment | None) -> datetime | None:
+    """Return the moment as an aware datetime."""
+    return None if moment is None else _ORIGIN + timedelta(microseconds=microseconds(moment))

@@ -21,13 +21,18 @@ from ..rows import Job, Status
 __all__ = ["claimed_job", "expand", "job"]
 
 
+def _moment(time: str) -> str:
+    """The time as a ``Moment``."""
+    return f"timestamptz_send({time})"
+
+
 def _within_bounds(column: str) -> str:
     """The time, or NULL for one that Python can't hold in every time zone.
 
     aiotasks writes no such time, but others may have written it, and it must not make a statement fail of
     which other rows are a part.
     """
-    return (
+    return _moment(
         f"CASE WHEN task.{column} BETWEEN '0001-01-02 00:00+00' AND '9999-12-31 00:00+00' "
         f"THEN task.{column} END"
     )
@@ -47,8 +52,8 @@ _EXPRESSIONS = {
 
 # Of a claim: the order of claiming follows ready_at, which may lie ahead where the clock was set back.
 _EXPRESSIONS_OF_A_CLAIM = {
-    "ready_at": "least(task.ready_at, statement_timestamp())",
-    "last_attempted_at": "task.last_attempted_at",
+    "ready_at": _moment("least(task.ready_at, statement_timestamp())"),
+    "last_attempted_at": _moment("task.last_attempted_at"),
 }
 
 # Job's last fields: the worker that claims knows them, and every column costs a claim time.

@@ -25,7 +25,7 @@ from django.test.utils import CaptureQueriesContext
 
 from aiotasks.db.drivers import DjangoDriver
 from aiotasks.models import Task
-from aiotasks.rows import Job, LaneRequest, Status
+from aiotasks.rows import Job, LaneRequest, Status, time_of
 from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
 from aiotasks.sync import drive
@@ -41,7 +41,9 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def shown(job: Job) -> list[Any]:
-    return [job.id.int, job.status, job.args, job.return_value, job.errors, len(job.worker_ids)]
+    enqueued = time_of(job.enqueued_at)
+    values = [job.id.int, job.status, job.args, job.return_value, job.errors, len(job.worker_ids)]
+    return [*values, enqueued is not None and abs(datetime.now(UTC) - enqueued) < timedelta(hours=1)]
 
 
 def main() -> list[Any]:

@@ -27,6 +27,7 @@ from aiotasks.db.drivers import (
 )
 from aiotasks.db.errors import Code, as_django_error, django_errors, is_transient, sqlstate
 from aiotasks.db.statement import Statement
+from aiotasks.rows import time_of
 from aiotasks.store.loop import LoopResources
 from aiotasks.store.statements import load
 from aiotasks.store.store import Store
@@ -398,7 +399,7 @@ def test_arrays_with_nulls_do_not_depend_on_array_nulls(database: str) -> None:
     drive(store.insert_jobs(jobs))
     found = drive(store.select_jobs([uuid.UUID(job.id) for job in jobs], "default"))
     kept = {
-        str(job.id): (job.status, job.run_after, job.policy.keep_result, job.policy.max_crashes)
+        str(job.id): (job.status, time_of(job.run_after), job.policy.keep_result, job.policy.max_crashes)
         for job in found
     }
     assert kept == {

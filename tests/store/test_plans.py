@@ -282,7 +282,11 @@ async def test_finishes_and_releases_go_by_the_primary_key(
         rows = await conn.fetch("SELECT id, claim_id FROM aiotasks_task WHERE status = 'RUNNING' LIMIT 20")
         ids, claim_ids = [row[0] for row in rows], [row[1] for row in rows]
         for name, arguments, found in [
-            ("finish_jobs", (ids, claim_ids, ["SUCCESSFUL"] * 20, ["1"] * 20, [None] * 20), 1),  # all in one row
+            (
+                "finish_jobs",
+                (ids, claim_ids, ["SUCCESSFUL"] * 20, ["1"] * 20, [None] * 20),
+                1,
+            ),  # all in one row
             ("finish_jobs", (ids[:1], claim_ids[:1], ["SUCCESSFUL"], ["1"], [None]), 1),
             ("release_jobs", (ids, claim_ids, [0.0] * 20, [None] * 20), 20),
             ("select_jobs", (ids, "default"), 20),

@@ -28,7 +28,6 @@ django.conf.settings.configure(INSTALLED_APPS=["aiotasks"], TASKS={"default": {
 django.setup()
 from dataclasses import fields
 from uuid import uuid4
-from django.utils import timezone
 from aiotasks.policies.policy import NO_POLICY
 from aiotasks.rows import Job
 from aiotasks.results import new_result, result_of
@@ -42,11 +41,10 @@ assert other.metadata == {}
 if django.VERSION >= (6, 1):  # Django's own Task can't be pickled before
     assert pickle.loads(pickle.dumps(one)) == one
 assert "metadata={'mine': 1}" in repr(one)
-now = timezone.now()
 values = {field.name: None for field in fields(Job)}
 values |= {"id": uuid4(), "backend": "default", "queue_name": "elsewhere", "task_path": task.module_path}
 values |= {"lane": "thread", "priority": 5, "status": "READY", "args": "[1]", "kwargs": "{}", "errors": []}
-job = Job(**values | {"worker_ids": [], "policy": NO_POLICY, "enqueued_at": now, "ready_at": now})
+job = Job(**values | {"worker_ids": [], "policy": NO_POLICY, "enqueued_at": bytes(8), "ready_at": bytes(8)})
 read = result_of(job, {})
 assert (read.metadata, read.note, read.args) == ({}, "none", [1])
 assert result_of(job, {}).metadata is not read.metadata

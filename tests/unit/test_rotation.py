@@ -17,6 +17,7 @@ from aiotasks.worker.claiming.rotation import WATERMARK_MARGIN, QueueRotation
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(hours=1)
+MOMENT = int((NOW - datetime(2000, 1, 1, tzinfo=UTC)).total_seconds() * 1e6).to_bytes(8)
 
 
 class Table:
@@ -39,7 +40,7 @@ def make(table: Table | None = None, queues: Sequence[str] = ()) -> QueueRotatio
 
 
 def jobs(*names: str) -> Any:
-    return [SimpleNamespace(ready_at=NOW, queue_name=name) for name in names]
+    return [SimpleNamespace(ready_at=MOMENT, queue_name=name) for name in names]
 
 
 async def ask(

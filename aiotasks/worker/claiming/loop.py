@@ -17,7 +17,7 @@ import anyio
 from django.db import utils
 
 from ...db.outage import Outage
-from ...rows import LANES, Job, Lane
+from ...rows import LANES, Job, Lane, microseconds
 from ...store.notifier import INTERVAL
 from ...store.store import Store
 from ...store.wakeups import Wakeup
@@ -363,7 +363,14 @@ class Claimer:
                 self._lanes_to_claim.add(lane)
         self._lanes_to_claim.update(beyond)
         turn = {(lane, name): n for lane in LANES for n, name in enumerate(requests[lane].queues)}
-        jobs.sort(key=lambda job: (-job.priority, turn[job.lane, job.queue_name], job.ready_at, job.id))
+        jobs.sort(
+            key=lambda job: (
+                -job.priority,
+                turn[job.lane, job.queue_name],
+                microseconds(job.ready_at),
+                job.id,
+            )
+        )
         unasked = self.rotation.unasked(requests)
         self._lanes_to_claim.update(unasked)
         if not jobs:

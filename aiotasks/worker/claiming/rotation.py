@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from ...rows import LANES, Job, Lane, LaneRequest
+from ...rows import LANES, Job, Lane, LaneRequest, time_of
 from ...store.store import Store
 from ...store.wakeups import Wakeup
 from .turns import PIECE, Turns
@@ -112,7 +112,7 @@ class QueueRotation:
         self._turns[lane].learn(request.queues, given, full=is_full, exhaustive=not request.robust_only)
         # Tasks that became READY during the claim may be older than all of its jobs.
         if jobs and not is_full and not self._looked_back:
-            since = max(job.ready_at for job in jobs if job.ready_at is not None) - WATERMARK_MARGIN
+            since = max(time_of(job.ready_at) or _EVER for job in jobs) - WATERMARK_MARGIN
             self._watermarks |= {(name, lane): since for name in (self._queues or given)}
             if not self._queues and len(self._watermarks) > WATERMARKS_LIMIT:
                 self.forget()

@@ -14,6 +14,7 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
+from ...rows import time_of
 from ...store.loop import close_pools
 from ..belonging import own_tasks_hidden
 from ..worker import Worker
@@ -238,9 +239,9 @@ class Standalone:
         now = datetime.now(UTC)
         lines = [
             f"{execution.lane} task {execution.job.id} {execution.job.task_path}, for "
-            f"{(now - execution.job.last_attempted_at).total_seconds():.1f} s"
+            f"{(now - since).total_seconds():.1f} s"
             for execution in self._worker.running()
-            if execution.job.last_attempted_at is not None
+            if (since := time_of(execution.job.last_attempted_at)) is not None
         ]
         if self._loop is not None:
             lines.append(f"The event loop last ran {time.monotonic() - self._turn:.1f} s ago.")

@@ -16,7 +16,7 @@ from ...db.errors import is_row_fault, timed_out
 from ...db.outage import Outage
 from ...exceptions import TaskCancelled
 from ...redact import redacted
-from ...rows import Job
+from ...rows import Job, microseconds
 from ...store.batcher import Batcher
 from ...store.outcomes import Finish, Release
 from ...store.store import Store
@@ -302,7 +302,7 @@ def _wait(job: Job) -> float | None:
     """Seconds from READY to the claim, by the database's clock."""
     if job.ready_at is None or job.last_attempted_at is None:
         return None
-    return (job.last_attempted_at - job.ready_at).total_seconds()
+    return (microseconds(job.last_attempted_at) - microseconds(job.ready_at)) / 1_000_000
 
 
 def _size(execution: Execution) -> int:
