@@ -13,6 +13,8 @@ from .connection import operator_connection
 
 __all__ = [
     "Count",
+    "FleetUse",
+    "LaneTotal",
     "LaneUse",
     "Queue",
     "Running",
@@ -67,7 +69,8 @@ class LaneUse:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRow:
     """``queues``: empty for any. ``lease``: the seconds that are left, negative once it has expired.
-    ``listening``: whether NOTIFY wakes it; None: not known yet."""
+    ``listening``: whether NOTIFY wakes it; None: not known yet. ``has_channel``: whether NOTIFY can wake it
+    by itself."""
 
     id: UUID
     host: str
@@ -77,6 +80,7 @@ class WorkerRow:
     loop: LaneUse
     thread: LaneUse
     listening: bool | None
+    has_channel: bool
     version: str
     started_at: datetime
 
@@ -86,6 +90,31 @@ class WorkerRow:
 
     def serves(self, queue: str) -> bool:
         return not self.queues or queue in self.queues
+
+
+@dataclass(frozen=True, slots=True)
+class LaneTotal:
+    """How many tasks all live workers have claimed for a lane, and how many may run there at a time."""
+
+    running: Count
+    slots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetUse:
+    """The live workers of a backend together. ``listening``: NOTIFY wakes each by itself;
+    ``listening_to_all``: only all at once, because they are of the release before; ``polling``: NOTIFY
+    doesn't wake them; ``unknown``: not known yet. ``versions``: how many have each."""
+
+    workers: int
+    hosts: int
+    loop: LaneTotal
+    thread: LaneTotal
+    listening: int
+    listening_to_all: int
+    polling: int
+    unknown: int
+    versions: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +149,7 @@ class Status:
     failed_in_hour: Count
     failed_in_day: Count
     oldest_running: Running | None
+    fleet: FleetUse
     workers: list[WorkerRow]
     oldest_snapshot: Snapshot | None
     all_snapshots_seen: bool
@@ -170,9 +200,29 @@ async def read_status(backend: PostgresBackend) -> Status:
         failed_in_hour=Count(failed.in_hour, failed.in_hour >= COUNT_LIMIT or not failed.complete),
         failed_in_day=Count(failed.in_day, failed.in_day >= COUNT_LIMIT or not failed.complete),
         oldest_running=None if oldest is None else _running(oldest, workers),
+        fleet=_fleet([one for one in workers if one.alive], running_capped=all_running),
         workers=workers,
         oldest_snapshot=None if snapshot.holder is None else Snapshot(*snapshot.holder),
         all_snapshots_seen=snapshot.all_seen,
+    )
+
+
+def _fleet(alive: list[WorkerRow], *, running_capped: bool) -> FleetUse:
+    def total(lanes: list[LaneUse]) -> LaneTotal:
+        running = Count(sum(lane.running for lane in lanes), running_capped)
+        return LaneTotal(running, sum(lane.slots for lane in lanes))
+
+    ways = Counter((one.listening, one.listening is True and one.has_channel) for one in alive)
+    return FleetUse(
+        workers=len(alive),
+        hosts=len({one.host for one in alive}),
+        loop=total([one.loop for one in alive]),
+        thread=total([one.thread for one in alive]),
+        listening=ways[True, True],
+        listening_to_all=ways[True, False],
+        polling=ways[False, False],
+        unknown=ways[None, False],
+        versions=dict(sorted(Counter(one.version for one in alive).items())),
     )
 
 
@@ -196,6 +246,7 @@ async def select_workers(store: Store, backend: str, running: Iterable[RunningCo
             loop=LaneUse(running_on[row.id, "loop"], row.concurrency),
             thread=LaneUse(running_on[row.id, "thread"], row.threads),
             listening=row.listening,
+            has_channel=row.has_channel,
             version=row.version,
             started_at=row.started_at,
             lease=row.lease,

@@ -1,14 +1,14 @@
 """A backend's status for people: plain text in columns, for any terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from .status import LaneUse, Running, Snapshot, Status, WorkerRow
+from .status import FleetUse, LaneUse, Running, Snapshot, Status, WorkerRow
 
 __all__ = ["age", "counted", "printable", "status_as_text"]
 
 
 def status_as_text(status: Status) -> str:
-    """Return a table of the queues, one of the workers, and the holder of the oldest snapshot."""
+    """Return the queues, the workers with their totals, and the holder of the oldest snapshot."""
     parts = [f"Backend {status.backend!r}, DATABASES[{status.database!r}]"]
     if status.queues:
         rows = [
@@ -32,6 +32,7 @@ def status_as_text(status: Status) -> str:
         f"Oldest running task: {_running(status.oldest_running)}"
     )
     if status.workers:
+        parts.append(f"Live workers: {_fleet(status.fleet)}")
         header = ["worker", "queues", "lease", ">loop", ">threads", "wake-ups", "version", "id"]
         parts.append(_table(header, [_worker(worker) for worker in status.workers]))
     else:
@@ -50,6 +51,30 @@ def age(seconds: float) -> str:
     return f"{int(seconds)} s"
 
 
+def _fleet(fleet: FleetUse) -> str:
+    if not fleet.workers:
+        return "none"
+    wake_ups = {
+        "LISTEN": fleet.listening,
+        "LISTEN (all)": fleet.listening_to_all,
+        "polling": fleet.polling,
+        "unknown": fleet.unknown,
+    }
+    loop, thread = fleet.loop, fleet.thread
+    parts = [
+        f"{fleet.workers:,} on {counted(fleet.hosts, 'host')}",
+        f"loop {loop.running}/{loop.slots:,}, threads {thread.running}/{thread.slots:,}",
+        f"wake-ups {_numbers(wake_ups)}",
+    ]
+    if len(fleet.versions) > 1:
+        parts.append(f"versions {_numbers(fleet.versions)}")
+    return "; ".join(parts)
+
+
+def _numbers(of: Mapping[str, int]) -> str:
+    return ", ".join(f"{printable(name)}: {number:,}" for name, number in of.items() if number)
+
+
 def _worker(worker: WorkerRow) -> list[str]:
     return [
         printable(f"{worker.host}:{worker.pid}"),
@@ -57,10 +82,19 @@ def _worker(worker: WorkerRow) -> list[str]:
         f"{age(worker.lease)} left" if worker.alive else f"expired {age(-worker.lease)} ago",
         _lane(worker.loop),
         _lane(worker.thread),
-        {True: "LISTEN", False: "polling", None: "unknown"}[worker.listening],
+        _wake_up(worker),
         printable(worker.version),
         str(worker.id),
     ]
+
+
+def _wake_up(worker: WorkerRow) -> str:
+    match worker.listening:
+        case True:
+            return "LISTEN" if worker.has_channel else "LISTEN (all)"
+        case False:
+            return "polling"
+    return "unknown"
 
 
 def _lane(lane: LaneUse) -> str:

@@ -13,6 +13,7 @@ from .statement_group import StatementGroup
 __all__ = [
     "FailedCounts",
     "InspectionStatements",
+    "LiveWorkers",
     "NotifyQueue",
     "OldestRunning",
     "OldestSnapshot",
@@ -79,8 +80,20 @@ class NotifyQueue(NamedTuple):
     seconds: float | None
 
 
+class LiveWorkers(NamedTuple):
+    """How many workers with a live lease are alike. ``has_channel``: each can be woken by itself."""
+
+    backend: str
+    concurrency: int
+    threads: int
+    listening: bool | None
+    has_channel: bool
+    number: int
+
+
 class StoredWorker(NamedTuple):
-    """A worker's row. ``lease``: the seconds left, negative once it has expired."""
+    """A worker's row. ``lease``: the seconds left, negative once it has expired. ``has_channel``: it can be
+    woken by itself."""
 
     id: UUID
     host: str
@@ -89,6 +102,7 @@ class StoredWorker(NamedTuple):
     concurrency: int
     threads: int
     listening: bool | None
+    has_channel: bool
     version: str
     started_at: datetime
     lease: float
@@ -185,6 +199,10 @@ class InspectionStatements(StatementGroup):
 
     async def select_workers(self, backend: str) -> list[StoredWorker]:
         return [StoredWorker(*row) for row in await self._fetch("select_workers", backend)]
+
+    async def count_live_workers(self) -> list[LiveWorkers]:
+        """Of all backends that share the database."""
+        return [LiveWorkers(*row) for row in await self._fetch("count_live_workers")]
 
     async def oldest_snapshot(self) -> OldestSnapshot:
         ((all_seen, kind, *holder),) = await self._fetch("oldest_snapshot")

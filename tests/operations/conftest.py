@@ -79,9 +79,9 @@ def enter(sql: psycopg.Connection) -> Callable[..., UUID]:
             """
             INSERT INTO aiotasks_worker (
                 id, backend, host, pid, queues, concurrency, threads, version, started_at, lease_expires_at,
-                listening
+                listening, channel
             )
-            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, now(), now() + %s * interval '1 s', %s)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, now(), now() + %s * interval '1 s', %s, %s)
             """,
             [
                 id,
@@ -94,6 +94,7 @@ def enter(sql: psycopg.Connection) -> Callable[..., UUID]:
                 values.get("version", __version__),
                 values.get("lease", 60.0),
                 values.get("listening", True),
+                values.get("channel", f"aiotasks_{id.hex}"),
             ],
         )
         return id

@@ -19,6 +19,8 @@ from aiotasks import __version__
 from aiotasks.operations.check import CHECKS, diagnose, findings_as_text
 from aiotasks.operations.check.autovacuum import STORAGE
 from aiotasks.operations.check.finding import Finding
+from aiotasks.operations.check.permissions import WAKE
+from tests.conftest import ROOT
 from tests.proxy import Proxy
 from tests.worker.harness import Configure, wait_until
 
@@ -281,6 +283,7 @@ WORKER = (
 SITE = (
     "GRANT SELECT, INSERT ON aiotasks_task TO checker;"
     "GRANT UPDATE (status, errors, finished_at, cancel_requested_at) ON aiotasks_task TO checker;"
+    f"GRANT {WAKE} TO checker;"
 )
 
 
@@ -321,6 +324,26 @@ def test_the_grant_that_is_missing_is_named(
     assert found["permissions"]["remedy"] == f"GRANT {right} TO {role}"
     assert [name for name, finding in found.items() if finding["verdict"] == "error"] == ["permissions"]
     sql.execute(found["permissions"]["remedy"])
+    assert check()[1]["permissions"]["verdict"] == "ok"
+
+
+def test_a_site_that_cannot_choose_whom_to_wake(sql: psycopg.Connection, enter: Enter, role: str) -> None:
+    """Each of its enqueues wakes all workers: a warning, with the GRANT that is documented."""
+    enter()
+    sql.execute(SITE)
+    sql.execute(f"REVOKE SELECT (channel) ON aiotasks_worker FROM {role}")
+    code, found = check()
+    finding = found["permissions"]
+    assert (code, finding["verdict"]) == (0, "warning")
+    assert "wakes all workers instead of two" in finding["message"]
+    assert finding["remedy"] == f"GRANT {WAKE} TO {role}"
+    assert found["fleet"]["verdict"] == "not checked"
+    page = (ROOT / "docs/reference/permissions.md").read_text("utf-8")
+    assert f"{finding['remedy'].removesuffix(role)}site;" in page
+    sql.execute(finding["remedy"])
+    found = check()[1]
+    assert (found["permissions"]["verdict"], found["fleet"]["verdict"]) == ("ok", "ok")
+    sql.execute(f"GRANT SELECT ON aiotasks_worker TO {role}")  # more than it needs makes it no worker's
     assert check()[1]["permissions"]["verdict"] == "ok"
 
 
@@ -414,6 +437,23 @@ def test_a_pooler_in_transaction_mode(
     assert (code, findings["pooler"]["verdict"]) == ((1, "error") if size else (0, "ok"))
     assert ("Set STATEMENT_CACHE_SIZE to 0" in findings["pooler"]["remedy"]) is bool(size)
     assert findings["connections"]["verdict"] == "not checked"
+    assert "at most 30 connections to it." in findings["connections"]["message"]
+
+
+def test_connections_past_a_pooler_are_counted_apart(
+    enter: Enter, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def found(*args: Any) -> str:
+        return "transaction"
+
+    monkeypatch.setattr(f"{CHECK}.pooler.find_pooler", found)
+    monkeypatch.setitem(connections.databases, "direct", dict(connection.settings_dict))
+    configure(STATEMENT_CACHE_SIZE=0, LISTEN_DATABASE="direct")
+    enter()
+    enter(threads=0)
+    finding = check()[1]["connections"]
+    assert finding["verdict"] == "not checked"
+    assert "(2 running) open at most 48 connections to it, and 2 past it, for LISTEN." in finding["message"]
 
 
 def test_notify_that_is_turned_off(enter: Enter, configure: Configure) -> None:
@@ -505,6 +545,54 @@ def test_too_few_connections(sql: psycopg.Connection, enter: Enter) -> None:
     assert check()[1]["connections"]["verdict"] == "ok"
     (most,) = sql.execute("SHOW max_connections").fetchone() or ()
     assert f"of the {int(most) - 3} connections allowed" in check()[1]["connections"]["message"]
+
+
+def test_the_workers_of_all_backends_need_connections(
+    sql: psycopg.Connection, enter: Enter, settings: Any
+) -> None:
+    """With the sizes of the backend's own pools; those of a backend that TASKS hasn't are unknown."""
+    settings.TASKS = {
+        "default": {"BACKEND": BACKEND},
+        "mails": {"BACKEND": BACKEND, "OPTIONS": {"POOL_MAX_SIZE": 3}},
+        "dummy": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"},
+    }
+    enter(threads=0)  # pool 10, listener, heartbeat, 8 ORM threads
+    for _ in range(2):
+        enter(backend="mails", concurrency=0, threads=1)  # pool 3
+    enter(backend="renamed", concurrency=0, threads=0)  # 12
+    enter(backend="mails", lease=-1.0)
+    with database_with(sql, "CONNECTION LIMIT 44", "CONNECTION LIMIT -1"):
+        assert check()[1]["connections"]["verdict"] == "ok"
+    with database_with(sql, "CONNECTION LIMIT 43", "CONNECTION LIMIT -1"):
+        finding = only("connections")
+    assert finding["verdict"] == "warning"
+    assert "(4 running) open at most 44 of the 43 connections allowed" in finding["message"]
+    assert "POOL_MAX_SIZE and ASYNC_DB_THREADS as they are here" in finding["message"]
+    assert "--processes" in finding["remedy"]
+    assert "PgBouncer" in finding["remedy"]
+
+
+def test_how_the_workers_of_a_database_are_woken(enter: Enter) -> None:
+    """Workers of the release before have no channel: an enqueue of their backend wakes all of its workers."""
+    assert check()[1]["fleet"]["message"] == "No worker of any backend has a live lease."
+    enter()
+    enter()
+    enter(listening=None)
+    enter(backend="other", concurrency=0, listening=False, channel=None)
+    enter(backend="gone", channel=None, lease=-1.0)
+    found = check()[1]
+    assert found["fleet"]["verdict"] == "ok"
+    assert found["fleet"]["message"].startswith(
+        "Live workers on this database: 4, of 'default' (3), 'other' (1)."
+    )
+    for told in ("2 LISTEN on a channel of their own", "1 only poll", "1 not known yet"):
+        assert told in found["fleet"]["message"]
+    enter(backend="other", channel=None)
+    finding = only("fleet")
+    assert finding["verdict"] == "warning"
+    assert "1 LISTEN on the common channel alone" in finding["message"]
+    assert "of 'other' (1), every enqueue there wakes all workers" in finding["message"]
+    assert "restart the workers" in finding["remedy"]
 
 
 @pytest.mark.parametrize(("minutes", "told"), [(2, "120.0 s ahead of"), (-2, "120.0 s behind")])

@@ -19,6 +19,8 @@ from aiotasks.operations import status as module
 from aiotasks.operations.connection import operator_connection
 from aiotasks.operations.status import (
     Count,
+    FleetUse,
+    LaneTotal,
     LaneUse,
     Queue,
     Running,
@@ -143,6 +145,37 @@ async def test_workers(configure: Configure, fill: Fill, enter: Enter, ledger: L
             await postgres_result(result).acancel()
 
 
+def test_the_live_workers_together(fill: Fill, enter: Enter) -> None:
+    """Those of this backend, in one line."""
+    assert "Live workers" not in run("status")[1]
+    enter(host="gone", lease=-5.0)
+    assert "\n\nLive workers: none\n\n" in run("status")[1]
+    first = enter(host="a", pid=1, concurrency=50, threads=0)
+    second = enter(host="a", pid=2)
+    enter(host="b", version="0.0.1", channel=None)
+    enter(host="c", listening=False, channel=None)
+    enter(host="d", listening=None)
+    enter(host="elsewhere", backend="other")
+    fill("RUNNING", 3, worker=first)
+    fill("RUNNING", 1, worker=second, lane="thread")
+    fleet = status()["fleet"]
+    assert [fleet["workers"], fleet["hosts"]] == [5, 4]
+    assert fleet["loop"] == {"running": {"number": 3, "capped": False}, "slots": 450}
+    assert fleet["thread"] == {"running": {"number": 1, "capped": False}, "slots": 40}
+    assert {key: fleet[key] for key in ("listening", "listening_to_all", "polling", "unknown")} == {
+        "listening": 2,
+        "listening_to_all": 1,
+        "polling": 1,
+        "unknown": 1,
+    }
+    assert fleet["versions"] == {"0.0.1": 1, aiotasks.__version__: 4}
+    text = run("status")[1]
+    assert (
+        "\n\nLive workers: 5 on 4 hosts; loop 3/450, threads 1/40; "
+        "wake-ups LISTEN: 2, LISTEN (all): 1, polling: 1, unknown: 1; versions 0.0.1: 1, "
+    ) in text
+
+
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_a_worker_that_polls_says_so(configure: Configure, sql: psycopg.Connection) -> None:
     """Without NOTIFY, and when the listener has lost its line; back again when it has it again."""
@@ -259,6 +292,17 @@ def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
         "failed_in_hour": nothing,
         "failed_in_day": nothing,
         "oldest_running": None,
+        "fleet": {
+            "workers": 1,
+            "hosts": 1,
+            "loop": {"running": nothing, "slots": 100},
+            "thread": {"running": nothing, "slots": 10},
+            "listening": 1,
+            "listening_to_all": 0,
+            "polling": 0,
+            "unknown": 0,
+            "versions": {aiotasks.__version__: 1},
+        },
         "workers": [
             {
                 "id": str(id),
@@ -268,6 +312,7 @@ def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
                 "loop": {"running": 0, "slots": 100},
                 "thread": {"running": 0, "slots": 10},
                 "listening": True,
+                "has_channel": True,
                 "version": aiotasks.__version__,
             }
         ],
@@ -286,6 +331,7 @@ def test_the_table() -> None:
         loop=LaneUse(37, 100),
         thread=LaneUse(2, 10),
         listening=True,
+        has_channel=False,
         version="0.1.0",
         started_at=datetime.now(UTC),
     )
@@ -298,6 +344,7 @@ def test_the_table() -> None:
         loop=LaneUse(1_200, 2_000),
         thread=LaneUse(0, 0),
         listening=None,
+        has_channel=True,
         version="0.0.9",
         started_at=datetime.now(UTC),
     )
@@ -319,6 +366,17 @@ def test_the_table() -> None:
             workers=1,
         ),
     ]
+    fleet = FleetUse(
+        workers=1_001,
+        hosts=1,
+        loop=LaneTotal(Count(10_000, capped=True), 100_100),
+        thread=LaneTotal(Count(2, capped=False), 10),
+        listening=1_000,
+        listening_to_all=1,
+        polling=0,
+        unknown=0,
+        versions={"0.0.9\x1b[2J": 1_000, "0.1.0": 1},
+    )
     shown = status_as_text(
         Status(
             backend="default",
@@ -328,6 +386,7 @@ def test_the_table() -> None:
             failed_in_hour=Count(3, capped=False),
             failed_in_day=Count(10_000, capped=True),
             oldest_running=Running(UUID(int=7), "shop.tasks.report", 7_300.0, "web-1:4711"),
+            fleet=fleet,
             workers=[worker, gone],
             oldest_snapshot=Snapshot("replication slot", "standby", 1, None),
             all_snapshots_seen=True,
@@ -343,10 +402,14 @@ def test_the_table() -> None:
         "Failed: 3 in the last hour, 10,000+ in the last day",
         "Oldest running task: shop.tasks.report, 2 h, on web-1:4711 (00000000-0000-0000-0000-000000000007)",
         "",
-        "worker            queues           lease                     loop  threads  wake-ups  version  id",
-        "web-1:4711        any              24 s left               37/100     2/10  LISTEN    0.1.0    "
+        "Live workers: 1,001 on 1 host; loop 10,000+/100,100, threads 2/10; "
+        r"wake-ups LISTEN: 1,000, LISTEN (all): 1; versions '0.0.9\x1b[2J': 1,000, 0.1.0: 1",
+        "",
+        "worker            queues           lease                     loop  threads  wake-ups      version  "
+        "id",
+        "web-1:4711        any              24 s left               37/100     2/10  LISTEN (all)  0.1.0    "
         "00000000-0000-0000-0000-000000000001",
-        r"'web-2\x1b[2J:9'  'default, a\nb'  expired 1 min ago  1,200/2,000      0/0  unknown   0.0.9    "
+        r"'web-2\x1b[2J:9'  'default, a\nb'  expired 1 min ago  1,200/2,000      0/0  unknown       0.0.9    "
         "00000000-0000-0000-0000-000000000002",
         "",
         "Oldest snapshot: 1 transaction (replication slot standby)",

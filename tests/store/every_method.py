@@ -28,6 +28,7 @@ from aiotasks.models import Task
 from aiotasks.rows import Job, LaneRequest, Status, time_of
 from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
+from aiotasks.store.wakeups import Wakeup
 from aiotasks.sync import drive
 from tests.store.rows import EVER, methods_of_the_store, new_job
 
@@ -90,11 +91,12 @@ def main() -> list[Any]:
     seen.append([shown(job) for job in call("release_lost_claims", me, [claim_id], 0.0, error)])
     seen.append(call("claim_suspect", me, uuid.uuid4(), "default", "loop", ["default"]))
     seen.append(call("promote_due_jobs", "default", 10))
-    seen.append(call("renew_lease", me, 60.0, True))
+    seen.append(call("renew_lease", me, 60.0, True)[:-1])
     seen.append(call("are_leases_locked"))
     workers = call("select_workers", "default")
     seen.append(sorted([row.id == me, *row[1:6], row.version, row.lease > 0] for row in workers))
-    seen.append([row.listening for row in workers if row.id == me])
+    seen.append([(row.listening, row.has_channel) for row in workers if row.id == me])
+    seen.append([row[1:] for row in call("count_live_workers")])
     call("oldest_snapshot")
     seen.append([call("inspect_server")[:5], call("select_storage")])
     rights = call("select_rights")
@@ -114,6 +116,7 @@ def main() -> list[Any]:
     seen.append(sorted(shown(job) for job in found))
     call("wait_for_standbys")
     seen.append(call("notify", "aiotasks", ["a", "b"], alone=True))
+    seen.append(call("wake_workers", "aiotasks", [Wakeup("default", "%", lane="loop")]))
     with CaptureQueriesContext(connection) as queries:
         unseen = Store(DjangoDriver("default", logged=False))
         seen.append(drive(unseen.notify("aiotasks", ["a", "%"], alone=True)))

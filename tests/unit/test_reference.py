@@ -9,8 +9,10 @@ from aiotasks.conf import Options
 from aiotasks.models import Task, Worker
 from aiotasks.operations.check import CHECKS
 from aiotasks.policies.policy import Policy
+from aiotasks.store.statements import load
 from aiotasks.worker.process import cli
 from tests.conftest import ROOT
+from tests.unit.test_docs import QUERIES
 
 
 def page(name: str) -> str:
@@ -55,6 +57,13 @@ def test_columns() -> None:
     for model in (Task, Worker):
         table = section(text, f"`{model._meta.db_table}`")
         assert first_cells(table) == [field.column for field in model._meta.concrete_fields]
+
+
+def test_the_query_for_claims() -> None:
+    """docs/howto/scale.md looks for them in pg_stat_statements."""
+    (start,) = re.findall(r"query LIKE '(.+)%'", (ROOT / "docs/howto/scale.md").read_text("utf-8"))
+    found = {file.stem for file in QUERIES.glob("*.sql") if load(file.stem).sql.startswith(start)}
+    assert found == {"claim_jobs", "claim_suspect"}
 
 
 def test_exceptions() -> None:

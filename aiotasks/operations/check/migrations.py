@@ -17,7 +17,7 @@ __all__ = ["check", "missing_indexes"]
 
 
 async def check(examination: Examination) -> Result:
-    """Return whether all migrations are applied and all indexes usable; sets ``workers``."""
+    """Return whether all migrations are applied and all indexes usable; sets ``workers`` and ``fleet``."""
     names = _migrations()
     applied: set[str] | None
     try:
@@ -41,6 +41,7 @@ async def check(examination: Examination) -> Result:
             f"Run `manage.py migrate aiotasks --database {examination.database}`.",
         )
     try:
+        examination.fleet = await examination.store.count_live_workers()
         examination.workers = await select_workers(examination.store, examination.alias)
     except utils.ProgrammingError as error:
         if sqlstate(error) != Code.NO_PRIVILEGE:  # the next check says which right is missing

@@ -11,6 +11,14 @@ __all__ = ["check"]
 
 SITE = ("SELECT ON aiotasks_task", "INSERT ON aiotasks_task")
 
+# What an enqueue needs to choose the workers that it wakes: the columns that wake_workers reads.
+WAKE = (
+    "SELECT (backend, queues, concurrency, threads, listening, channel, lease_expires_at) ON aiotasks_worker"
+)
+
+# The rights that only workers need; a site may have SELECT on the table of workers, for the sake of WAKE.
+ONLY_WORKER = {*WORKER}.difference(SITE, ["SELECT ON aiotasks_worker"])
+
 
 async def check(examination: Examination) -> Result:
     """Return whether the role has the privileges that a site or a worker needs."""
@@ -33,11 +41,18 @@ def judge_rights(role: str, rights: AbstractSet[str]) -> Result:
     if not for_worker:
         lacks = f", but not enqueue: it lacks {', '.join(for_site)}" if for_site else ", and enqueue"
         return "ok", f"Role {role} may run a worker{lacks}.", ""
-    if rights & (set(WORKER) - set(SITE)):
+    if rights & ONLY_WORKER:
         return (
             "error",
             f"Role {role} is missing privileges needed to run a worker: {', '.join(for_worker)}.",
             _grant(for_worker, role),
+        )
+    if not for_site and WAKE not in rights:
+        return (
+            "warning",
+            f"Role {role} may enqueue and look up, but not choose the workers to wake: each of its enqueues "
+            "wakes all workers instead of two.",
+            _grant([WAKE], role),
         )
     if not for_site:
         return "ok", f"Role {role} may enqueue and look up, but not run a worker.", ""

@@ -5,16 +5,13 @@ from collections.abc import Mapping, Sequence
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import utils
-from django.tasks import task_backends
-from django.tasks.exceptions import InvalidTaskBackend
 
-from ...conf import Options
 from ...db.errors import Code, sqlstate
 from ...store.inspection import WaitingLane
 from ...store.store import Store
 from ..connection import operator_connection
 from ..status import WorkerRow, select_workers
-from .examination import Examination
+from .examination import Examination, options_of
 from .finding import Result
 
 __all__ = ["check", "judge_waiting"]
@@ -51,15 +48,15 @@ async def _waiting_elsewhere(
     alias: str, examination: Examination
 ) -> list[tuple[WaitingLane, list[WorkerRow]]]:
     """Return what waits of a backend that has another database, with its live workers."""
+    config = options_of(alias)
+    if config is None or config.database == examination.database:
+        return []
     try:
-        config = getattr(task_backends[alias], "config", None)
-        if not isinstance(config, Options) or config.database == examination.database:
-            return []
         async with operator_connection(config.database, timeout=examination.timeout) as connection:
             store = Store(connection)
             alive = [one for one in await select_workers(store, alias) if one.alive]
             found = await store.list_waiting(LIMIT)
-    except (ImproperlyConfigured, InvalidTaskBackend, utils.Error):
+    except (ImproperlyConfigured, utils.Error):
         return []  # the check of that backend reports it
     return [(one, alive) for one in found if one.backend == alias]
 
