@@ -120,6 +120,7 @@ class Deletes:
         self.pauses: list[float] = []  # by what the DELETEs before have taken
         self.began_at: list[float] = []
         self.limits: list[int] = []
+        self.fails_before = -math.inf  # DELETEs that begin there
         self._rate, self._cost, self._wait = rate, cost, wait
         self.deleted_to = self.now - for_
         self._end = self.now if ended else math.inf
@@ -135,6 +136,8 @@ class Deletes:
 
     async def prune_jobs(self, backend: str, status: str, keep: float, since: float, limit: int) -> Pruned:
         self.began_at.append(since)
+        if since < self.fails_before:
+            raise utils.OperationalError("timeout")
         self.limits.append(limit)
         number = min(limit, int(self.backlog()))
         span = number / self._rate
@@ -235,6 +238,21 @@ async def test_a_round_begins_where_the_last_has_ended(monkeypatch: pytest.Monke
     deletes.began_at.clear()
     await one.run_once()
     assert deletes.began_at[0] == -math.inf
+
+
+async def test_a_round_that_can_not_begin_anew_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old snapshot keeps millions of dead index entries before the first row."""
+    deletes = Deletes(monkeypatch, rate=100, cost=2e-6, for_=60.0)
+    one = deletes.pruner()
+    await one.run_round()
+    end = deletes.deleted_to
+    deletes.now += pruner.RESUMING + 1
+    deletes.fails_before = end
+    with pytest.raises(utils.OperationalError):
+        await one.run_round()
+    await one.run_round()
+    assert deletes.began_at[-2] >= end
+    assert deletes.backlog() < 1
 
 
 async def test_it_goes_in_small_batches(

@@ -44,18 +44,29 @@ class _Sweep:
     """Deletes of one kind of tasks: where the next one begins, and how many it takes."""
 
     def __init__(self, delete: Callable[[float, int], Awaitable[Pruned]]) -> None:
-        self.since = -inf
         self._delete = delete
+        self._since = -inf
+        self._anew = False
         self._limit = PRUNE_LIMIT
+
+    def begin_anew(self) -> None:
+        """Have the next batch begin with the oldest task.
+
+        If that fails, the one after it begins where the last one ended: an old snapshot may keep so many dead
+        index entries that reading them takes longer than a statement may.
+        """
+        self._anew = True
 
     async def next_batch(self) -> tuple[int, float | None]:
         """Delete a batch; returns the number of tasks, and the seconds to pause, or None if none are left."""
         limit, began = self._limit, time.monotonic()
         # For the next try, should this one fail: a DELETE that times out may succeed for half the rows.
         self._limit = max(1, limit // 2)
-        batch = await self._delete(self.since, limit)
+        since, self._anew = -inf if self._anew else self._since, False
+        batch = await self._delete(since, limit)
         taken = time.monotonic() - began
-        self.since = batch.last
+        if batch.number:
+            self._since = batch.last
         time_left = CATCH_UP * batch.span - taken
         if taken < SLOW_DELETE:
             self._limit = self._next_limit(limit, taken, time_left, full=batch.number >= limit)
@@ -125,7 +136,7 @@ class Pruner:
         """
         self._began_anew = time.monotonic()
         for sweep in self._sweeps:
-            sweep.since = -inf
+            sweep.begin_anew()
 
     async def _prune(self) -> int:
         """Delete batch by batch, of each kind in turn; returns the number of tasks."""
