@@ -6,7 +6,7 @@ from typing import Any
 __all__ = ["Failed", "Outcome", "Released", "Snoozed", "Succeeded"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: every task has one, and that takes three times as long
 class Succeeded:
     """The task returned. ``return_value`` is what it returned, ``text`` the same as JSON."""
 

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from uuid import UUID
 
 from ...rows import Job
@@ -12,9 +14,11 @@ __all__ = ["Lease", "boottime"]
 RENEWALS_PER_LEASE = 6
 
 
-def boottime() -> float:
-    """Return the seconds of a clock that runs on while the machine is suspended, as leases do."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+# boottime() returns the seconds of a clock that runs on while the machine is suspended, as leases do. A
+# function in Python would cost every task another call.
+boottime: Callable[[], float] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
 
 
 class Lease:
@@ -49,7 +53,10 @@ class Lease:
 
     def holds(self, worker_id: UUID | None) -> bool:
         """Return whether the lease under this id lasts still."""
-        return worker_id is not None and worker_id == self.current_id()
+        own = self.worker_id
+        # Mostly the same object, and UUID compares in Python.
+        is_own = worker_id is own or worker_id == own
+        return is_own and own is not None and self.deadline > boottime()
 
     def owns(self, job: Job) -> bool:
         """Return whether ``job`` was claimed under the lease that lasts now."""

@@ -187,7 +187,8 @@ class Runner:
                 task = await self._import(job.task_path)
         except UnknownTask as error:
             return self._unknown(job, error)
-        self._move(execution, lane_of(task.func))
+        if (lane := lane_of(task.func)) != execution.lane:
+            self._move(execution, lane)
         args, kwargs = arguments_of(job)
         announces = signals.audience(task_started, self._sender) is not signals.Audience.NOBODY
         if announces:
@@ -242,7 +243,7 @@ class Runner:
 
     def _move(self, execution: Execution, lane: Lane) -> None:
         """Move the execution to a slot of its function's lane."""
-        if lane != execution.lane and execution in self.running:
+        if execution in self.running:
             self._slots.release(execution.lane)
             self._slots.take(lane)
         execution.lane = lane

@@ -91,8 +91,9 @@ class Finisher:
 
     def finish(self, execution: Execution) -> None:
         """Write the execution's outcome soon; returns at once."""
+        if not self.pending:
+            self._all_written.clear()
         self.pending.add(execution)
-        self._all_written.clear()
         self._submit(execution)
 
     async def wait_idle(self, timeout: float) -> bool:
@@ -150,7 +151,8 @@ class Finisher:
         self._settle(execution)
 
     def _settle(self, execution: Execution) -> None:
-        execution.release_context()
+        if execution.run_context is not None:
+            execution.release_context()
         self.pending.discard(execution)
         self._on_settled(execution.job)
         if not self.pending:
