@@ -116,7 +116,7 @@ class _Drain:
             ownership=self._ownership,
             beyond_slots=False,
         )
-        self._promoter = Promoter(store, backend=alias, waker=self)
+        self._promoter = Promoter(store, backend=alias, waker=self, peers=Fleet())
 
     @classmethod
     async def run_all(cls, alias: str, timeout: float | None) -> int:

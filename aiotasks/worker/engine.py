@@ -156,6 +156,7 @@ class Engine:
             store,
             backend=backend,
             waker=self.waker,
+            peers=self.peers,
             # Without LISTEN no wake-up comes for a task that is due earlier than the one waited for.
             longest_wait=LONGEST_WAIT if self.waker.listens else options.poll_interval,
             observer=events,
@@ -186,7 +187,8 @@ class Engine:
 
         self.waker.connect(self.claimer, self.promoter, self.canceller, self.heartbeat)
         self.ownership.connect(self.claimer)
-        self.keeper.connect(self.runner, self.claimer)
+        self.rescue_turn = self.workers.turn(self.lease.interval)
+        self.keeper.connect(self.runner, self.claimer, self.rescue_turn)
         self.handover = Handover(self.ownership, self.lease, self.waker, builder)
         self.hang_handler = HangHandler(
             self.lease, self.heartbeat, self.runner, self.handover, events, own_process=own_process
@@ -231,11 +233,16 @@ class Engine:
         self.changed.set()
 
     def _parts(self, hurried: asyncio.Event) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        async def sweep() -> None:
-            await periodically(self.rescuer.sweep, self.lease.interval, name="rescuer")
+        async def rescue() -> None:
+            await periodically(self.rescuer.sweep, self.rescue_turn, name="rescuer")
+
+        async def release() -> None:
+            # Its own claims: nobody shares them.
+            turn = Fleet().turn(self.lease.interval)
+            await periodically(self.rescuer.release_lost_claims, turn, name="lost claims")
 
         async def prune() -> None:
-            await periodically(self.pruner.run_round, PRUNE_INTERVAL, name="pruner")
+            await periodically(self.pruner.run_round, self.workers.turn(PRUNE_INTERVAL), name="pruner")
 
         async def watch_lease() -> None:
             await self.keeper.watch(self.heartbeat)
@@ -251,7 +258,8 @@ class Engine:
             self.claimer.run,
             self.promoter.run,
             self.canceller.run,
-            sweep,
+            rescue,
+            release,
             prune,
             watch_lease,
             watch_heartbeat,

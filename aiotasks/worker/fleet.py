@@ -83,25 +83,26 @@ class Turn:
         self._interval = interval
         self._earliest = earliest
         self._moved = moved
-        self._now = False
+        self._latest = inf  # of the turn that comes after the action under way
 
     def next(self) -> None:
         """Begin to wait for the next turn: set ``at``."""
-        now = asyncio.get_running_loop().time()
-        self.at = now if self._now else now + self._seconds()
-        self._now = False
+        self.at = min(asyncio.get_running_loop().time() + self._seconds(), self._latest)
+        self._latest = inf
 
-    def take_now(self) -> None:
-        """Have the worker act at once, whoever's turn it is; if it is acting, once more after that."""
-        self._now = True
-        if self.at < inf:
-            self.next()
-            self._moved.set()
+    def take_within(self, seconds: float) -> None:
+        """Have this worker act within so many seconds, whoever's turn it is; if it is acting, once more."""
+        self._move(asyncio.get_running_loop().time() + seconds)
 
     def bring_forward(self) -> None:
         """Compute the turn again, and keep the earlier one: so that no change of the fleet delays it."""
-        at = asyncio.get_running_loop().time() + self._seconds()
-        if at < self.at < inf:
+        if self.at < inf:
+            self._move(asyncio.get_running_loop().time() + self._seconds())
+
+    def _move(self, at: float) -> None:
+        if self.at == inf:
+            self._latest = min(self._latest, at)
+        elif at < self.at:
             self.at = at
             self._moved.set()
 

@@ -40,6 +40,12 @@ class Ownership:
         ids = {execution.job.claim_id for execution in self.executions()} | self._claimer.claiming
         return {id for id in ids if id is not None}
 
+    def claimed_at(self) -> float:
+        """Return when the last claim ended that has taken tasks, or may have, by ``time.monotonic()``;
+        ``-inf`` if there was none.
+        """
+        return self._claimer.claimed_at
+
     def is_idle(self) -> bool:
         """Return whether nothing runs, or waits to be written."""
         return not self._runner.running and not self._finisher.pending

@@ -32,6 +32,7 @@ __all__ = [
     "PassesOn",
     "Runs",
     "Starts",
+    "TakesTurns",
     "Wakes",
     "WakesAfterRescue",
 ]
@@ -63,8 +64,10 @@ class Leases(Protocol):
 class KeepsLease(Protocol):
     """The part that the heartbeat reports to. All methods but the first are called on the worker's loop."""
 
-    def is_woken(self) -> bool:
-        """Return whether NOTIFY wakes the worker at the moment. Called in the heartbeat's thread."""
+    def is_woken(self) -> bool | None:
+        """Return whether NOTIFY wakes the worker at the moment; None if it claims no more, because it stops.
+        Called in the heartbeat's thread.
+        """
 
     def registered(self) -> None:
         """The worker has a lease under a new id, or renewals succeed again after some that failed."""
@@ -206,6 +209,11 @@ class HoldsClaims(Protocol):
     def held_claims(self) -> set[UUID]:
         """Return the ids of all claims that the worker holds; claims under way are among them."""
 
+    def claimed_at(self) -> float:
+        """Return when the last claim ended that has taken tasks, or may have, by ``time.monotonic()``;
+        ``-inf`` if there was none.
+        """
+
 
 class AnnouncesLost(Protocol):
     """Where news of tasks goes that a rescue has failed (``LostTasks``)."""
@@ -220,6 +228,16 @@ class Claims(Protocol):
     @property
     def claiming(self) -> set[UUID | None]:
         """The ids of the claims whose jobs haven't all been started."""
+
+    @property
+    def claimed_at(self) -> float:
+        """When the last claim ended that has taken tasks, or may have, by ``time.monotonic()``; ``-inf`` if
+        there was none.
+        """
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether ``stop()`` was called. May be asked in any thread."""
 
     def waiting(self) -> list[Job]:
         """Return the claimed jobs that haven't been started. May be called in any thread."""
@@ -281,6 +299,13 @@ class WakesAfterRescue(Protocol):
 
     def wake_after_rescue(self, wakeups: Sequence[Wakeup]) -> None:
         """Wake this worker and the others, for tasks that may have been in crashes."""
+
+
+class TakesTurns(Protocol):
+    """The worker's turn in what one worker at a time does (``Turn``)."""
+
+    def take_within(self, seconds: float) -> None:
+        """Have this worker act within so many seconds, whoever's turn it is."""
 
 
 class HandlesHang(Protocol):

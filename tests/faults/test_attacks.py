@@ -7,6 +7,7 @@ import threading
 import time
 from datetime import timedelta
 from functools import partial
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from aiotasks.db import connect as connect_module
 from aiotasks.exceptions import UnknownTask
 from aiotasks.registry import resolve
 from aiotasks.store.store import Store
+from aiotasks.worker.fleet import Fleet
 from aiotasks.worker.maintenance.promoter import Promoter
 from aiotasks.worker.running.sync_threads import SyncThreads
 from tests.conftest import RunningServer
@@ -228,7 +230,10 @@ async def test_a_wake_up_during_a_look_at_the_schedule_counts(
 ) -> None:
     store = running_store()
     scheduler = Promoter(
-        store, backend="default", waker=SimpleNamespace(wake=lambda wakeups, since=None: None)
+        store,
+        backend="default",
+        waker=SimpleNamespace(wake=lambda wakeups, since=None: None),
+        peers=Fleet(),
     )
     scheduler.waiting_for = time.time() + 10
     run_once = scheduler.run_once
@@ -324,12 +329,15 @@ async def test_a_due_task_that_is_locked_is_no_reason_to_spin(configure: Configu
     ledger.rows("UPDATE aiotasks_task SET run_after = now() - interval '1 s' RETURNING id")
     store = running_store()
     scheduler = Promoter(
-        store, backend="default", waker=SimpleNamespace(wake=lambda wakeups, since=None: None)
+        store,
+        backend="default",
+        waker=SimpleNamespace(wake=lambda wakeups, since=None: None),
+        peers=Fleet(),
     )
     with ledger.connection.transaction():
         ledger.connection.execute("SELECT FROM aiotasks_task FOR UPDATE")
         assert await scheduler.run_once() == 0.2
-    assert await scheduler.run_once() == 60.0
+    assert await scheduler.run_once() == inf
     assert ledger.task(result.id).status == "READY"
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -59,12 +60,13 @@ def make_rescuer(
     *,
     may_rescue: bool = True,
     held: Sequence[UUID | None] = (),
+    claimed_at: float = -inf,
     wake: Callable[[Any], None] = lambda wakeups: None,
 ) -> Rescuer:
     lease: Any = SimpleNamespace(
         worker_id=worker_id, may_rescue=lambda: may_rescue, should_remain=lambda: 0.0
     )
-    ownership: Any = SimpleNamespace(held_claims=lambda: set(held))
+    ownership: Any = SimpleNamespace(held_claims=lambda: set(held), claimed_at=lambda: claimed_at)
     waker: Any = SimpleNamespace(wake_after_rescue=wake)
     lost_tasks: Any = SimpleNamespace(announce=lambda job, error: None)
     return Rescuer(
@@ -261,27 +263,63 @@ async def test_a_claim_without_a_reply_is_given_back(backend: PostgresBackend) -
         worker,
         held=[held.claim_id],
         wake=woken.extend,
-        may_rescue=False,
     )
 
     async def released() -> bool:
-        return (await rescuer.run_once()).released == 2
+        await rescuer.release_lost_claims()
+        return bool(woken)
 
     await until(released)
     assert [wakeup.queue_name for wakeup in woken] == ["default"]
-    assert (await rescuer.run_once()).released == 0
     again = await claim(worker)
     assert {job.id for job in again} == {job.id for job in lost}
     assert all(len(job.worker_ids) == 1 for job in again)
 
 
-async def test_a_fresh_claim_is_not_taken_for_a_lost_one(backend: PostgresBackend) -> None:
+async def test_a_fresh_claim_is_not_taken_for_a_lost_one(
+    backend: PostgresBackend, conn: asyncpg.Connection
+) -> None:
     """51: as long as its reply may still be on the way."""
     await tasks.add.aenqueue(1, 2)
     worker = await register()
     await claim(worker)
     rescuer = make_rescuer(backend.config, worker)
-    assert await rescuer.run_once() == Rescued()
+    await rescuer.release_lost_claims()
+    assert await conn.fetchval("SELECT status FROM aiotasks_task") == "RUNNING"
+
+
+async def test_who_claims_nothing_looks_for_no_lost_claims(
+    backend: PostgresBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """51: from a claim on until its rows would have been found, and twice more; then every ten minutes."""
+    options = Options(command_timeout=10.0)
+    looks = 0
+    now = 1000.0
+
+    async def look(*args: Any) -> list[Any]:
+        nonlocal looks
+        looks += 1
+        return []
+
+    async def looks_of(rescuer: Rescuer, until: float) -> int:
+        nonlocal looks, now
+        looks = 0
+        while now < until:
+            await rescuer.release_lost_claims()
+            now += 5.0
+        return looks
+
+    monkeypatch.setattr(Store, "release_lost_claims", look)
+    monkeypatch.setattr("aiotasks.worker.maintenance.rescuer.time.monotonic", lambda: now)
+    rescuer = make_rescuer(options, uuid4())
+    assert await looks_of(rescuer, 1100.0) == 3
+    rescuer = make_rescuer(options, uuid4(), claimed_at=1101.0)
+    # Until 1111 rows may be too young, 1115 is the first look that finds all, and two more follow.
+    assert await looks_of(rescuer, 1200.0) == 6
+    assert await looks_of(rescuer, 1700.0) == 0
+    assert await looks_of(rescuer, 2200.0) == 1
+    rescuer = make_rescuer(options, uuid4(), held=[uuid4()])
+    assert await looks_of(rescuer, 2700.0) == 100
 
 
 @pytest.mark.parametrize("lane", ["loop", "thread"])

@@ -94,18 +94,18 @@ async def test_a_turn_that_is_waited_for_comes_when_it_is_moved() -> None:
     fleet = Fleet()
     place(fleet, 100, 50, 0.0)
     turn = fleet.turn(3600.0)
-    for move in (turn.take_now, turn.take_now):
+    for _ in range(2):
         waiting = asyncio.ensure_future(turn.wait())
         await asyncio.sleep(0)
         assert not waiting.done()
-        move()
+        turn.take_within(0.01)
         await asyncio.wait_for(waiting, 30)
         assert turn.at == inf
 
 
 async def test_who_is_called_before_it_waits_acts_at_once() -> None:
     turn = Fleet().turn(3600.0)
-    turn.take_now()
+    turn.take_within(0.0)
     await asyncio.wait_for(turn.wait(), 30)
     waiting = asyncio.ensure_future(turn.wait())
     await asyncio.sleep(0.01)

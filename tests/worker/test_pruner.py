@@ -211,6 +211,15 @@ async def test_rounds_come_by_how_much_there_is(monkeypatch: pytest.MonkeyPatch)
     assert await next_round(100_000) == pruner.SHORTEST_INTERVAL
 
 
+async def test_what_a_turn_finds_has_come_since_another_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a fleet of a hundred a worker's own last round is more than an hour ago."""
+    deletes = Deletes(monkeypatch, rate=3_000, cost=2e-6, for_=3 * HOUR)
+    one = deletes.pruner()
+    deletes.now += 2 * HOUR
+    deletes.deleted_to = deletes.now - 60.0
+    assert await one.run_round() == pytest.approx(pruner.ROUND_TASKS / 3_000, rel=0.1)
+
+
 async def test_a_round_begins_where_the_last_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else it would read the dead index entries of what has been deleted since the last vacuum."""
     deletes = Deletes(monkeypatch, rate=100, cost=2e-6, for_=60.0)

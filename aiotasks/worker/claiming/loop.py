@@ -115,6 +115,7 @@ class Claimer:
         self._ownership = ownership
         self._observer = observer
         self._claiming: set[UUID | None] = set()
+        self.claimed_at = -inf  # when a claim has last taken tasks, or may have, by time.monotonic()
         self._unstarted: deque[Job] = deque()  # of the claim whose jobs are being started
         self._changed = asyncio.Event()
         self._lanes_to_claim: set[Lane] = set(LANES)
@@ -122,7 +123,7 @@ class Claimer:
         self._starts = True
         self._stopped = asyncio.Event()
         self._scope = anyio.CancelScope(shield=True)
-        self._poll = peers.turn(poll_interval, earliest=EARLIEST_POLL, moved=self._changed)
+        self.poll = peers.turn(poll_interval, earliest=EARLIEST_POLL, moved=self._changed)
         self._look_again_at = inf
         self._forgot_at = -inf
         self._outage = Outage(logger, "claims", "claims wait for the database", observer=observer)
@@ -198,12 +199,12 @@ class Claimer:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        self._poll.next()
+        self.poll.next()
         try:
             while not self._stopping.is_set():
                 now = loop.time()
-                if now >= self._poll.at:
-                    self._poll.next()
+                if now >= self.poll.at:
+                    self.poll.next()
                     self._look_at_everything(now)
                     self.rotation.walk()
                 elif now >= self._look_again_at:
@@ -211,7 +212,7 @@ class Claimer:
                 quiet_until = self.quarantine.quiet_until(now)
                 may_claim = quiet_until is None and self.budget.is_open()
                 if not may_claim or not (self._has_room_and_work() or self._suspect_lanes()):
-                    wake_at = min(self._poll.at, self._look_again_at, quiet_until or inf)
+                    wake_at = min(self.poll.at, self._look_again_at, quiet_until or inf)
                     with suppress(TimeoutError):
                         async with asyncio.timeout_at(wake_at):
                             await self._changed.wait()
@@ -268,7 +269,7 @@ class Claimer:
             claim = await self._claim()
         while claim.jobs:
             claimed += len(claim.jobs)
-            is_due = clock() >= self._poll.at or self._suspect_lanes()  # run() does both
+            is_due = clock() >= self.poll.at or self._suspect_lanes()  # run() does both
             if not claim.more or is_due or not self.budget.is_open() or self._stopping.is_set():
                 await self._start_all(claim)
                 break
@@ -388,11 +389,15 @@ class Claimer:
         self._claiming.add(claim_id)
         jobs: list[Job] = []
         began = time.monotonic()
+        is_empty = False
         try:
             jobs = await statement(worker_id, claim_id)
+            is_empty = not jobs
             if self._observer.watches_tasks:
                 self._observer.claimed(len(jobs), time.monotonic() - began)
         finally:
+            if not is_empty:
+                self.claimed_at = time.monotonic()
             if not jobs:
                 self._claiming.discard(claim_id)
         return jobs

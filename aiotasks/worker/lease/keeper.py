@@ -7,7 +7,7 @@ from ...db.cache import ConnectionCache
 from ...store.workers import Renewal
 from ..events import LeaseLoss, Observer
 from ..fleet import Fleet
-from ..protocols import Beats, Claims, Runs
+from ..protocols import Beats, Claims, Runs, TakesTurns
 from ..waker import Waker
 from .lease import Lease
 
@@ -46,14 +46,17 @@ class LeaseKeeper:
         self._tried = tried
         self._changed = changed
 
-    def connect(self, runner: Runs, claimer: Claims) -> None:
-        """Name the parts that depend on the lease; before the heartbeat starts."""
+    def connect(self, runner: Runs, claimer: Claims, rescue: TakesTurns) -> None:
+        """Name the parts that depend on the lease, and the turn at a rescue; before the heartbeat starts."""
         self._runner = runner
         self._claimer = claimer
+        self._rescue = rescue
 
-    def is_woken(self) -> bool:
-        """Return whether NOTIFY wakes the worker at the moment. Called in the heartbeat's thread."""
-        return self._waker.is_woken()
+    def is_woken(self) -> bool | None:
+        """Return whether NOTIFY wakes the worker at the moment; None if it claims no more, because it stops.
+        Called in the heartbeat's thread.
+        """
+        return None if self._claimer.is_stopping else self._waker.is_woken()
 
     def registered(self) -> None:
         """Cancel the tasks that were claimed under another id: other workers may run them."""
@@ -66,11 +69,13 @@ class LeaseKeeper:
         self._claimer.wake()
 
     def renewed(self, renewal: Renewal, ahead: float) -> None:
-        """Note how many workers there are. ``ahead``: seconds by which the database's clock is ahead of
-        ``time.monotonic()``.
+        """Note how many workers there are, and have a dead one's tasks rescued at once. ``ahead``: seconds by
+        which the database's clock is ahead of ``time.monotonic()``.
         """
         self._workers.update(renewal.workers, ahead)
         self._peers.update(renewal.peers, ahead)
+        if renewal.has_dead:
+            self._rescue.take_within(0.0)
 
     def lost(self, worker_id: UUID, reason: LeaseLoss = "removed") -> None:
         """Cancel all tasks: they were claimed under a lease that is over."""

@@ -1,36 +1,31 @@
 """The loop that the maintenance parts share."""
 
-import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
 
 from django.db import utils
 
 from ...db.errors import is_transient
+from ..fleet import Turn
 
 __all__ = ["periodically"]
 
 logger = logging.getLogger("aiotasks.worker")
 
 
-async def periodically(
-    run_once: Callable[[], Awaitable[float | None]], interval: float, *, name: str
-) -> None:
-    """Await ``run_once`` about every ``interval`` seconds, forever, whatever it raises.
+async def periodically(run_once: Callable[[], Awaitable[float | None]], turn: Turn, *, name: str) -> None:
+    """Await ``run_once`` whenever it is the worker's ``turn``, forever, whatever it raises.
 
-    If it returns fewer seconds than ``interval``, the next round comes that soon.
+    If it returns seconds, it is awaited again within these, whoever's turn it is.
 
     An error that waiting doesn't help against (tables are missing) is logged once, until it is over.
     """
     logged: type[Exception] | None = None
-    soon: float | None = None
     while True:
-        wait = interval if soon is None else min(soon, interval)
-        await asyncio.sleep(wait * random.uniform(0.8, 1.0))
-        soon = None
+        await turn.wait()
         try:
-            soon = await run_once()
+            if (soon := await run_once()) is not None:
+                turn.take_within(soon)
         except Exception as error:
             if isinstance(error, utils.Error) and is_transient(error):
                 continue

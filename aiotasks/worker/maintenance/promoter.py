@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import suppress
+from math import inf
 
 from django.db import utils
 
@@ -10,6 +11,7 @@ from ...db.outage import Outage
 from ...store.store import Store
 from ...store.wakeups import Wakeup
 from ..events import NULL, Observer
+from ..fleet import Fleet
 from ..protocols import Wakes
 
 __all__ = ["LONGEST_WAIT", "Promoter"]
@@ -24,6 +26,11 @@ PROMOTE_LIMIT = 1000
 LONGEST_WAIT = 60.0
 SHORTEST_WAIT = 0.001
 
+# Seconds by which each worker looks later than the one before it when a task is due, and at most. Chosen: if
+# the first promotes it, the others find nothing; if its loop is blocked, the next one is soon enough.
+STAGGER = 0.1
+MOST_STAGGER = 1.0
+
 # A task that has been due for so many seconds wasn't promoted because its row is locked (by a cancel() in a
 # long transaction). It is looked for again after as many.
 LOCKED_WAIT = 0.2
@@ -34,6 +41,9 @@ class Promoter:
 
     A wake-up for a task that is due earlier makes it look again. It wakes the claimer with the earliest time
     that a promoted task was due at, because that is the task's place in its queue.
+
+    peers: the workers that are woken, too. Each of them waits for the next task, one after another, and they
+    take turns at looks within ``longest_wait`` seconds for one that they don't know of.
     """
 
     def __init__(
@@ -42,6 +52,7 @@ class Promoter:
         *,
         backend: str,
         waker: Wakes,
+        peers: Fleet,
         longest_wait: float = LONGEST_WAIT,
         observer: Observer = NULL,
     ) -> None:
@@ -49,31 +60,39 @@ class Promoter:
         self._backend = backend
         self._waker = waker
         self._observer = observer
-        self._longest_wait = min(LONGEST_WAIT, longest_wait)
         self.waiting_for: float | None = None  # when the next task is due (epoch seconds), if one is known
-        self._look = asyncio.Event()
+        self._peers = peers
+        self._changed = asyncio.Event()
+        self._look = False
+        self._turn = peers.turn(min(LONGEST_WAIT, longest_wait), moved=self._changed)
 
     def look(self, due: float | None = None) -> None:
         """Look for due tasks: now, or if ``due`` (epoch seconds) is earlier than the next known one."""
         if due is None or self.waiting_for is None or due < self.waiting_for:
-            self._look.set()
+            self._look = True
+            self._changed.set()
 
     async def run(self) -> None:
         """Promote the tasks that are due and wait for the next one, forever."""
         outage = Outage(logger, "promoter", "due tasks wait for the database", observer=self._observer)
+        loop = asyncio.get_running_loop()
         while True:
-            self._look.clear()
+            self._look = False
             try:
                 wait = await self.run_once()
                 outage.ended()
             except utils.Error as error:
                 wait = outage.failed(error)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._look.wait()
+            at = loop.time() + wait
+            self._turn.next()
+            while not self._look and loop.time() < min(at, self._turn.at):
+                self._changed.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(min(at, self._turn.at)):
+                        await self._changed.wait()
 
     async def run_once(self) -> float:
-        """Promote the tasks that are due; returns the seconds until the next look."""
+        """Promote the tasks that are due; returns the seconds until this worker looks for the next one."""
         self.waiting_for = None  # a wake-up meanwhile must count, whatever time it names
         while True:
             promoted = await self._store.promote_due_jobs(self._backend, PROMOTE_LIMIT)
@@ -85,7 +104,11 @@ class Promoter:
                 break
         following = await self._store.next_due(self._backend)
         if following is None:
-            return self._longest_wait
+            return inf
         self.waiting_for = following.run_after.timestamp()
         shortest = LOCKED_WAIT if following.seconds < -LOCKED_WAIT else SHORTEST_WAIT
-        return min(max(following.seconds, shortest), self._longest_wait)
+        return max(following.seconds, shortest) + self._stagger(self.waiting_for)
+
+    def _stagger(self, due: float) -> float:
+        """Return the seconds by which this worker looks later than the first, which the time decides."""
+        return min(MOST_STAGGER, STAGGER * ((self._peers.rank - int(due)) % self._peers.number))

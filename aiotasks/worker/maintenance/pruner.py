@@ -34,6 +34,10 @@ LONGEST_PAUSE = 4.0
 # even.
 ROUND_TASKS = 10 * PRUNE_LIMIT
 
+# Seconds in which what a round finds has come, at the most: in a fleet a worker's own last round may be hours
+# ago, and the last turn of another worker is not.
+LONGEST_ELAPSED = 60.0
+
 # Seconds between two rounds, at least, and seconds for which rounds begin where the one before has ended. A
 # task that a round has passed over, because another transaction had locked its row, waits for so long.
 SHORTEST_INTERVAL = 1.0
@@ -122,7 +126,7 @@ class Pruner:
             self._begin_anew()
         deleted = await self._prune()
         ended = time.monotonic()
-        elapsed, self._ended = ended - self._ended, ended
+        elapsed, self._ended = min(ended - self._ended, LONGEST_ELAPSED), ended
         if deleted < PRUNE_LIMIT:
             self._begin_anew()
             return None

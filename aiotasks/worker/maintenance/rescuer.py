@@ -1,6 +1,8 @@
 """Rescuer: gives back the tasks of dead workers, and those of claims whose reply was lost."""
 
+import time
 from dataclasses import dataclass
+from math import inf
 from uuid import UUID
 
 from ...codec import dump_error
@@ -17,19 +19,28 @@ __all__ = ["Rescued", "Rescuer"]
 # Rows in one UPDATE: it holds their locks for some ten milliseconds.
 RESCUE_LIMIT = 500
 
+# Looks for lost claims after the first one that can find the rows of the last: these may have been locked.
+LOOKS_AFTER_CLAIM = 2
+
+# Seconds between two looks for lost claims of a worker that has claimed nothing meanwhile. Chosen: the
+# network or a pooler may deliver a claim minutes after its connection was given up.
+LONGEST_PAUSE = 600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
-    """What one sweep has done: numbers of tasks made READY, FAILED and released, and of dead workers."""
+    """What one sweep has done: numbers of tasks made READY and FAILED, and of dead workers."""
 
     ready: int = 0
     failed: int = 0
-    released: int = 0
     workers: int = 0
 
 
 class Rescuer:
-    """Every worker has one. SKIP LOCKED lets them work side by side, without a leader."""
+    """Every worker has one. SKIP LOCKED lets them work side by side, without a leader.
+
+    The workers take turns at the rescue of dead workers' tasks. Lost claims are each worker's own.
+    """
 
     def __init__(
         self,
@@ -51,25 +62,28 @@ class Rescuer:
         self._waker = waker
         self._lost_tasks = lost_tasks
         self._observer = observer
+        self._looks_left = LOOKS_AFTER_CLAIM
+        self._asked_at = -inf  # by time.monotonic(), as the other times
+        self._looked_at = -inf
 
     async def sweep(self) -> None:
-        """Sweep once, as often as ``periodically`` does."""
+        """Rescue the tasks of dead workers."""
         await self.run_once()
 
     async def run_once(self) -> Rescued:
-        """Sweep once; returns what was done."""
+        """Rescue the tasks of dead workers; returns what was done."""
         worker_id = self._lease.worker_id
-        if worker_id is None:
+        if worker_id is None or not self._lease.may_rescue():
             return Rescued()
-        released = await self._release_lost_claims(worker_id)
-        if not self._lease.may_rescue():
-            return Rescued(released=released)
         ready, failed = await self._rescue(worker_id)
         workers = await self._store.remove_dead_workers(self._backend, worker_id)
-        return Rescued(ready, failed, released, len(workers))
+        return Rescued(ready, failed, len(workers))
 
-    async def _release_lost_claims(self, worker_id: UUID) -> int:
-        """Release the tasks of this worker's claims whose reply was lost; returns their number."""
+    async def release_lost_claims(self) -> None:
+        """Release the tasks of this worker's claims whose reply was lost, unless there can't be any."""
+        worker_id = self._lease.worker_id
+        if worker_id is None or not self._may_have_lost_claims():
+            return
         cancelled = TaskCancelled("The task was cancelled before it ran.")
         text = dump_error(cancelled, limit=self._options.max_error_size, redact=self._options.redact)
         released = await self._store.release_lost_claims(
@@ -82,7 +96,20 @@ class Rescuer:
         for job in released:
             if job.status == Status.FAILED:
                 self._lost_tasks.announce(job, cancelled)
-        return len(released)
+
+    def _may_have_lost_claims(self) -> bool:
+        """Return whether tasks may be RUNNING here that the worker doesn't know of, so that a look is due."""
+        asked_before, self._asked_at = self._asked_at, time.monotonic()
+        # Until then its rows may have been too young to be released at the look before this one.
+        hidden_until = self._ownership.claimed_at() + self._options.command_timeout
+        if self._ownership.held_claims() or hidden_until >= asked_before:
+            self._looks_left = LOOKS_AFTER_CLAIM
+        elif self._looks_left:
+            self._looks_left -= 1
+        elif self._asked_at - self._looked_at < LONGEST_PAUSE:
+            return False
+        self._looked_at = self._asked_at
+        return True
 
     async def _rescue(self, worker_id: UUID) -> tuple[int, int]:
         """Rescue the tasks of dead workers; returns how many are READY, and FAILED."""
