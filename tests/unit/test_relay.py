@@ -62,6 +62,11 @@ async def test_a_full_claim_calls_others_once_until_one_is_short(relay: Relay, o
     await until(lambda: len(others.got) == 2)
 
 
+async def test_a_claim_from_many_queues_calls_for_some(relay: Relay, others: Others) -> None:
+    relay.claimed("loop", [job for n in range(100) for job in jobs(1, f"q{n}")], 100)
+    assert len(others.got) == relay_module.PASS_QUEUES
+
+
 async def test_it_passes_on_once_in_a_while_and_forgets_none(
     relay: Relay, others: Others, monkeypatch: pytest.MonkeyPatch
 ) -> None:

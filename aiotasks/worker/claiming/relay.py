@@ -1,7 +1,8 @@
 """Relay: passes wake-ups on to other workers, where this one can't take all tasks that they tell of."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from itertools import islice
 
 from ...rows import Job, Lane
 from ...store.wakeups import Wakeup
@@ -13,6 +14,10 @@ __all__ = ["Relay"]
 # every enqueue's; and what is passed on to all workers needn't be said by many of them. Chosen: short beside
 # a poll, and 50 NOTIFYs a second are a small part of what a server can do.
 PASS_INTERVAL = 0.02
+
+# Queues of a full claim whose wake-ups are passed on, at most. Chosen: where tasks of more queues wait, their
+# own wake-ups have woken enough workers.
+PASS_QUEUES = 10
 
 
 class Relay:
@@ -30,7 +35,7 @@ class Relay:
         self._backend = backend
         self._passed: dict[Lane, int] = {}  # by how many the lane's last wake-up had been passed on
         self._full: set[Lane] = set()  # lanes whose last claim has taken all that it was for
-        self._waiting: dict[tuple[str, Lane], Wakeup] = {}
+        self._waiting: dict[tuple[str, Lane | None], Wakeup] = {}
         self._quiet_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -41,7 +46,7 @@ class Relay:
             return
         self._passed[wakeup.lane] = wakeup.passed
         if wakeup.place == 1 and not has_room:
-            self._pass_on(wakeup)
+            self._pass_on([wakeup])
 
     def claimed(self, lane: Lane, jobs: Collection[Job], limit: int) -> None:
         """Note what a claim of at most ``limit`` tasks has brought in a lane."""
@@ -49,17 +54,18 @@ class Relay:
             self._full.discard(lane)
         elif jobs and lane not in self._full:
             self._full.add(lane)
-            for queue_name in {job.queue_name for job in jobs}:
-                self._pass_on(Wakeup(self._backend, queue_name, lane=lane, passed=self._passed.get(lane, 0)))
+            passed = self._passed.get(lane, 0)
+            names = islice(dict.fromkeys(job.queue_name for job in jobs), PASS_QUEUES)
+            self._pass_on([Wakeup(self._backend, name, lane=lane, passed=passed) for name in names])
 
     def close(self) -> None:
         """Send what waits."""
         self._send()
 
-    def _pass_on(self, wakeup: Wakeup) -> None:
-        if self._others is None or wakeup.lane is None:
+    def _pass_on(self, wakeups: Iterable[Wakeup]) -> None:
+        if self._others is None:
             return
-        self._waiting[wakeup.queue_name, wakeup.lane] = wakeup
+        self._waiting |= {(wakeup.queue_name, wakeup.lane): wakeup for wakeup in wakeups}
         loop = asyncio.get_running_loop()
         if loop.time() >= self._quiet_until:
             self._send()
