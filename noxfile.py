@@ -121,6 +121,13 @@ def sustained(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.sustained", *session.posargs)
 
 
+@nox.session(python=PYTHONS[0])
+def fleet(session: nox.Session) -> None:
+    """Measure many workers on one database; `-- trickle --workers 1,50` some of it."""
+    session.install("-r", "requirements/bench.txt", "-e", ".")
+    session.run("python", "-m", "benchmarks.fleet", *session.posargs)
+
+
 @nox.session(venv_backend="none")
 def pin(session: nox.Session) -> None:
     """Compile requirements/*.txt anew from pyproject.toml; `-- --upgrade` takes the newest versions."""

@@ -9,7 +9,19 @@ from django.tasks import task
 
 from .models import ITEMS, Item
 
-__all__ = ["cpu", "noop", "now", "queries", "sleep", "slow_queries", "sync_noop", "sync_query", "sync_sleep"]
+__all__ = [
+    "cpu",
+    "noop",
+    "now",
+    "queries",
+    "sleep",
+    "slow_queries",
+    "started",
+    "sync_noop",
+    "sync_now",
+    "sync_query",
+    "sync_sleep",
+]
 
 
 @task
@@ -67,3 +79,17 @@ def sync_sleep(seconds: float) -> None:
 async def now() -> float:
     """When its body ran, by the machine's clock."""
     return time.time()
+
+
+@task
+def sync_now() -> float:
+    """When its body ran, in a thread."""
+    return time.time()
+
+
+@task
+async def started(seconds: float) -> float:
+    """When its body began, which then waits."""
+    at = time.time()
+    await asyncio.sleep(seconds)
+    return at

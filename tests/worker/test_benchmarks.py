@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,14 @@ def test_the_sustained_load_runs(tmp_path: Path) -> None:
     for statement in ("insert_jobs", "claim_jobs", "finish_jobs"):
         assert any(curves["statements_ms"][statement])
     ElementTree.parse(tmp_path / "sustained.svg")
+
+
+def test_a_fleet_is_measured() -> None:
+    found = run("benchmarks.fleet", "trickle", "drain")
+    _, trickle, drain, rows = found.stdout.split("\n\n")
+    columns, _, row = (re.findall(r"[^|]+", line) for line in trickle.splitlines()[:3])
+    figures = dict(zip(columns, row, strict=True))
+    for name in ("claims/task", "NOTIFYs/task", "finishes/task", "inserts/task"):
+        assert float(figures[f" {name} "]) > 0, name  # so the statements were told apart
+    assert "400 no-ops" in drain
+    assert rows.count("\n| 2 | 4 |") == 1
