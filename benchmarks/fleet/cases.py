@@ -218,7 +218,7 @@ def drain(server: MeasuredServer, fleet: Fleet, count: int) -> Figures:
         "workers' CPU µs/task": (fleet.cpu() - workers) / count * 1e6,
         "tasks/s": count / seconds,
         "tasks/claim": usage.rows[WORKERS, "claim_jobs"] / max(1, usage.claims()),
-        "tasks/finish": usage.rows[WORKERS, "finish_jobs"] / max(1, usage.calls[WORKERS, "finish_jobs"]),
+        "tasks/finish": count / max(1, usage.calls[WORKERS, "finish_jobs"]),
         "claiming µs/task": microseconds("claim_jobs"),
         "finishing µs/task": microseconds("finish_jobs"),
     }

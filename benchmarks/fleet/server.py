@@ -1,6 +1,5 @@
 """The PostgreSQL server that is measured: its CPU time, and its statements by kind."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -32,7 +31,8 @@ SETTINGS = {
     "pg_stat_statements.max": "1000",
 }
 
-TICKS = os.sysconf("SC_CLK_TCK")
+# The share of their words that two texts of one statement have in common: casts may be lost with a constant.
+SAME = 0.85
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,9 @@ class MeasuredServer:
 
     def __init__(self) -> None:
         self._server = PostgresServer(settings=SETTINGS)
-        self._kinds = {
-            _shape(statements.load(name).sql): name
-            for name in (file.name.removesuffix(".sql") for file in _queries())
-        }
+        names = [file.name.removesuffix(".sql") for file in _queries()]
+        self._words = {name: _words(statements.load(name).sql) for name in names}
+        self._kinds: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         self._server.__enter__()
@@ -111,9 +110,16 @@ class MeasuredServer:
         return usage
 
     def _kind(self, query: str) -> str:
-        if query.startswith(("BEGIN", "COMMIT", "ROLLBACK", "SET", "RESET", "LISTEN", "UNLISTEN")):
-            return query.split()[0].rstrip(";")
-        return self._kinds.get(_shape(query), "other")
+        """Return the name of the statement that has about the same words."""
+        if query not in self._kinds:
+            words = _words(query)
+
+            def likeness(name: str) -> float:
+                return len(words & self._words[name]) / len(words | self._words[name])
+
+            best = max(self._words, key=likeness)
+            self._kinds[query] = best if likeness(best) > SAME else "other"
+        return self._kinds[query]
 
     def _cpu(self) -> float:
         """Return the seconds of CPU time of all processes of the server, those included that have ended."""
@@ -147,11 +153,10 @@ def _queries() -> list[Path]:
     ]
 
 
-def _shape(sql: str) -> str:
-    """Return a statement without its constants, which pg_stat_statements shows as parameters."""
-    sql = re.sub(r"/\*.*?\*/", "", sql, flags=re.DOTALL)
-    sql = re.sub(r"'[^']*'|\$\d+|\b\d+(\.\d+)?\b|\b(true|false|null)\b", "?", sql, flags=re.IGNORECASE)
-    return re.sub(r"\?(\s*,\s*\?)+", "?", re.sub(r"\s+", " ", sql)).strip(" ;")
+def _words(sql: str) -> frozenset[str]:
+    """Return the words of a statement without its constants, which pg_stat_statements shows as parameters."""
+    sql = re.sub(r"/\*.*?\*/|'[^']*'|\b(true|false|null)\b", " ", sql, flags=re.DOTALL | re.IGNORECASE)
+    return frozenset(re.findall(r"[a-z_]{2,}", sql.lower()))
 
 
 def _difference(

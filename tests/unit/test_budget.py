@@ -14,7 +14,13 @@ from aiotasks.worker.claiming.budget import (
     FreeSlots,
     Strategy,
 )
-from aiotasks.worker.claiming.overclaim import AT_ONCE_FACTOR, OverclaimPolicy
+from aiotasks.worker.claiming.overclaim import (
+    AT_ONCE_FACTOR,
+    AT_ONCE_GROWTH,
+    AT_ONCE_LIMIT,
+    AT_ONCE_TIME,
+    OverclaimPolicy,
+)
 from aiotasks.worker.claiming.prefetch import Prefetch
 from aiotasks.worker.slots import Slots
 
@@ -61,9 +67,9 @@ def test_one_that_is_closed_closes_all() -> None:
 
 def test_nothing_is_claimed_while_too_much_waits_to_be_written() -> None:
     finisher: Any = SimpleNamespace(pending=set(), crowded=False, announcer=SimpleNamespace(pending=set()))
-    backpressure = Backpressure(finisher, slots=2)
+    backpressure = Backpressure(finisher, slots=200)
     assert backpressure.is_open()
-    finisher.pending = set(range(9))
+    finisher.pending = set(range(999))
     assert backpressure.is_open()
     finisher.announcer.pending = {"a receiver"}
     assert not backpressure.is_open()
@@ -73,20 +79,50 @@ def test_nothing_is_claimed_while_too_much_waits_to_be_written() -> None:
     assert not backpressure.is_open()
 
 
+def test_outcomes_of_two_large_claims_may_wait_whatever_the_slots() -> None:
+    pending: set[Any] = set(range(2 * AT_ONCE_LIMIT - 1))
+    finisher: Any = SimpleNamespace(
+        pending=pending, crowded=False, announcer=SimpleNamespace(pending=set[Any]())
+    )
+    backpressure = Backpressure(finisher, slots=1)
+    assert backpressure.is_open()
+    pending.add("one more")
+    assert not backpressure.is_open()
+
+
 def test_after_some_claims_beyond_the_slots_one_goes_by_the_slots() -> None:
     slots = Slots(loop=10, threads=0)
     overclaim = OverclaimPolicy(slots, allowed=True)
     budget = Budget(free_slots(slots), overclaim)
-    overclaim.learn([job()] * 10, 0.0001)
+    overclaim.learn([job()] * 10, 0.0001, 0.0001)
     assert overclaim.expected
     for _ in range(CLAIMS_BEYOND_IN_A_ROW):
-        assert budget.limit("loop") == 10 * AT_ONCE_FACTOR
+        assert budget.limit("loop") == 10 * AT_ONCE_GROWTH
         budget.used({"loop"})
     assert budget.limit("loop") == 10
     budget.used(set())
-    assert budget.limit("loop") == 10 * AT_ONCE_FACTOR
+    assert budget.limit("loop") == 10 * AT_ONCE_GROWTH
     overclaim.forget()
     assert budget.limit("loop") == 10
+
+
+def test_claims_grow_with_what_was_seen_to_end_at_once() -> None:
+    overclaim = OverclaimPolicy(Slots(loop=2, threads=0), allowed=True)
+    for number, limit in ((2, 2 * AT_ONCE_GROWTH), (2 * AT_ONCE_GROWTH, 2 * AT_ONCE_FACTOR)):
+        overclaim.learn([job()] * number, 0.0001, 0.0001)
+        assert overclaim.limit("loop", 2, 0) == limit
+    overclaim.learn([job()] * 2, 0.0001, 0.0001)  # it went by the slots, for the tasks that others leave out
+    assert overclaim.limit("loop", 2, 0) == 2 * AT_ONCE_FACTOR
+    overclaim.learn([job(max_crashes=1)] * 2, 0.0001, 0.0001)
+    assert overclaim.limit("loop", 2, 0) == 2
+
+
+def test_a_busy_machine_makes_no_smaller_claims_but_tasks_that_block_do() -> None:
+    overclaim = OverclaimPolicy(Slots(loop=100, threads=0), allowed=True)
+    for elapsed, limit in ((AT_ONCE_TIME, 200), (4 * AT_ONCE_TIME, 200), (20 * AT_ONCE_TIME, 50)):
+        overclaim.forget()
+        overclaim.learn([job()] * 100, elapsed, AT_ONCE_TIME / 2)
+        assert overclaim.limit("loop", 0, 0) == pytest.approx(limit, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +131,7 @@ def test_after_some_claims_beyond_the_slots_one_goes_by_the_slots() -> None:
 def test_nothing_beyond_the_slots_of_what_a_crash_would_harm(allowed: bool, jobs: list[Any]) -> None:
     slots = Slots(loop=10, threads=0)
     overclaim = OverclaimPolicy(slots, allowed=allowed)
-    overclaim.learn(jobs, 0.0001)
+    overclaim.learn(jobs, 0.0001, 0.0001)
     assert Budget(free_slots(slots), overclaim).limit("loop") == 10
 
 

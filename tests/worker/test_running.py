@@ -73,6 +73,8 @@ async def test_slots_are_a_limit_after_no_ops_too(
         "aiotasks.worker.claiming.overclaim.AT_ONCE_TIME", 3600
     )  # the largest claim, on any machine
     monkeypatch.setattr("aiotasks.worker.claiming.overclaim.AT_ONCE_FACTOR", 1000)
+    monkeypatch.setattr("aiotasks.worker.claiming.overclaim.AT_ONCE_GROWTH", 1000)
+    monkeypatch.setattr("aiotasks.worker.claiming.loop.PATIENCE", 3600)
     names = [str(n) for n in range(60)]
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 600)
     await default_task_backend.aenqueue_many(tasks.wait_for_release, [((name,), {}) for name in names])

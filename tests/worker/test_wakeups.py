@@ -539,11 +539,18 @@ def watch_claims(
     monkeypatch.setattr(running_store(), "claim_jobs", watched)
 
 
+def claim_far_beyond_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any machine, once tasks have ended at once."""
+    monkeypatch.setattr(surplus_module, "AT_ONCE_TIME", HOUR)
+    monkeypatch.setattr(surplus_module, "AT_ONCE_FACTOR", 1000)
+    monkeypatch.setattr(surplus_module, "AT_ONCE_GROWTH", 1000)
+    monkeypatch.setattr("aiotasks.worker.claiming.loop.PATIENCE", HOUR)
+
+
 async def test_tasks_that_are_over_at_once_let_claims_be_larger_than_the_slots(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(surplus_module, "AT_ONCE_TIME", HOUR)
-    monkeypatch.setattr(surplus_module, "AT_ONCE_FACTOR", 1000)
+    claim_far_beyond_the_slots(monkeypatch)
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 600)
     started: list[Any] = []
     limits: list[int] = []
@@ -565,8 +572,7 @@ async def test_what_finds_no_slot_after_all_is_dropped(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a claim of no-ops come others, which stay."""
-    monkeypatch.setattr(surplus_module, "AT_ONCE_TIME", HOUR)
-    monkeypatch.setattr(surplus_module, "AT_ONCE_FACTOR", 1000)
+    claim_far_beyond_the_slots(monkeypatch)
     await default_task_backend.aenqueue_many(tasks.note, [(("quick",), {})] * 10)
     await default_task_backend.aenqueue_many(tasks.note, [(("slow",), {})] * 300)
     started: list[Any] = []
@@ -596,12 +602,42 @@ async def test_what_finds_no_slot_after_all_is_dropped(
     assert limits[before:] == [10, 9]
 
 
+async def test_tasks_beyond_the_slots_do_not_wait_for_long_ones(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a claim of no-ops come tasks that keep the loop busy: others may have what waits for them."""
+    claim_far_beyond_the_slots(monkeypatch)
+    await default_task_backend.aenqueue_many(tasks.note, [(("quick",), {})] * 10)
+    await default_task_backend.aenqueue_many(tasks.note, [(("busy",), {})] * 200)
+    started: list[Any] = []
+    dropped: list[Any] = []
+
+    def end_at_once(job: Any) -> bool:
+        if "busy" in job.args:  # from now on the time is always over
+            monkeypatch.setattr("aiotasks.worker.claiming.loop.TURN_TIME", -HOUR)
+            monkeypatch.setattr("aiotasks.worker.claiming.loop.PATIENCE", -HOUR)
+        return True
+
+    claimer = make_claimer(
+        started,
+        {"loop": 10, "thread": 0},
+        ["default"],
+        await register(),
+        at_once=end_at_once,
+        drop=dropped.append,
+    )
+    assert await claimer.run_once() == 10
+    assert await claimer.run_once() == 200
+    assert len(started) == 10 + 1 + 10  # one is under way when the time is over, and ten have slots
+    assert len({job.id for job in [*started, *dropped]}) == 210
+    assert claimer.budget.limit("loop") == 10
+
+
 async def test_what_a_crash_would_harm_is_claimed_within_the_slots(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that is killed has begun what it has claimed, or hasn't: only the slots' worth may matter."""
-    monkeypatch.setattr(surplus_module, "AT_ONCE_TIME", HOUR)
-    monkeypatch.setattr(surplus_module, "AT_ONCE_FACTOR", 1000)
+    claim_far_beyond_the_slots(monkeypatch)
     started: list[Any] = []
     slots = {"loop": 10, "thread": 0}
     claimer = make_claimer(started, slots, ["default"], await register(), at_once=lambda job: True)

@@ -11,6 +11,9 @@ __all__ = ["AtMost", "Backpressure", "Budget", "FreeSlots", "Strategy", "TurnCou
 # database is down claims stop and memory stays bounded; in normal operation the limit is never reached.
 UNWRITTEN_FACTOR = 5
 
+# But at least so many, or two claims of short tasks would reach the limit where there are few slots.
+UNWRITTEN_LEAST = 500
+
 # Jobs of one claim at most: with more, the first waits too long for the last (measured: 150 ms for 10,000).
 CLAIM_LIMIT = 1000
 
@@ -87,7 +90,7 @@ class Backpressure(Strategy):
 
     def __init__(self, finisher: Finishes, *, slots: int) -> None:
         self._finisher = finisher
-        self._most = UNWRITTEN_FACTOR * slots
+        self._most = max(UNWRITTEN_FACTOR * slots, UNWRITTEN_LEAST)
 
     def is_open(self) -> bool:
         finisher = self._finisher

@@ -25,7 +25,7 @@ from ..events import NULL, Observer
 from ..fleet import Fleet
 from ..protocols import GivesBack, Leases, Starts
 from .budget import Budget, FreeSlots
-from .overclaim import OverclaimPolicy
+from .overclaim import PATIENCE, OverclaimPolicy
 from .prefetch import PrefetchBuffer
 from .quarantine import Quarantine
 from .relay import Relay
@@ -407,6 +407,7 @@ class Claimer:
         holds, start, free = self._lease.holds, self._runner.start, self._slots.free
         clock = time.monotonic  # uvloop's clock stands still within a turn of the loop
         began = turn = clock()
+        cpu_began = time.thread_time()
         at_once = threads = 0
         unstarted = self._unstarted = deque(claim.jobs)
         try:
@@ -414,6 +415,10 @@ class Claimer:
                 if clock() - turn > TURN_TIME:
                     await asyncio.sleep(0)
                     turn = clock()
+                    if turn - began > PATIENCE:
+                        unstarted = self._unstarted = self._without_surplus(unstarted)
+                        if not unstarted:
+                            break
                 job = unstarted.popleft()
                 # The lease may have ended since the claim was sent: other workers may have these by now.
                 if not self._starts or not holds(claim.worker_id):
@@ -428,6 +433,19 @@ class Claimer:
         finally:
             self._give_all_back(unstarted)  # if this was cancelled
             self._claiming.discard(claim.jobs[0].claim_id)
-        self._overclaim.forget()
         if claim.full and at_once == len(claim.jobs) - threads:
-            self._overclaim.learn(claim.jobs, clock() - began)
+            self._overclaim.learn(claim.jobs, clock() - began, time.thread_time() - cpu_began)
+        else:
+            self._overclaim.forget()
+
+    def _without_surplus(self, unstarted: Iterable[Job]) -> deque[Job]:
+        """Give back the coroutine tasks beyond the free slots; returns the other jobs."""
+        free = self._slots.free("loop")
+        kept: deque[Job] = deque()
+        for job in unstarted:
+            free -= job.lane == "loop"
+            if job.lane == "loop" and free < 0:
+                self._ownership.give_back(job)
+            else:
+                kept.append(job)
+        return kept
