@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 from django.db import connections, utils
 
+from ..compat import declare_array_types
 from . import libpq
 from .drivers import Connection
 from .errors import Code, django_errors, is_away, sqlstate
@@ -132,6 +133,7 @@ async def connect(alias: str, *, timeout: float, statement_cache_size: int, **op
         connection = await _first(
             lambda server: _open({**shared, **server}, arguments.contexts), arguments.servers
         )
+        declare_array_types(connection)
         if statement_cache_size:
             try:
                 await connection.execute(SESSION, timeout=timeout)

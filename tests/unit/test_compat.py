@@ -6,7 +6,10 @@ import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import fields
+from datetime import UTC, datetime
+from importlib.resources import files
 from typing import Any
+from uuid import uuid4
 
 import asgiref.local
 import asyncpg
@@ -19,6 +22,7 @@ from django.tasks import TaskResult
 from django.tasks.signals import task_enqueued
 
 from aiotasks import compat
+from aiotasks.store.statements import load
 from tests.site import postgres_connection
 
 local = asgiref.local.Local()
@@ -283,6 +287,35 @@ async def test_the_transport_and_the_protocol_of_a_connection(database: str) -> 
         assert callable(protocol.data_received)
         assert callable(protocol.connection_lost)
     assert compat.transport_and_protocol(object()) == (None, None)
+
+
+async def test_declared_array_types_are_not_looked_up(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[Any] = []
+    look_up = asyncpg.Connection._introspect_types
+
+    async def watched(self: Any, oids: Any, timeout: Any) -> Any:
+        looked_up.extend(oids)
+        return await look_up(self, oids, timeout)
+
+    monkeypatch.setattr(asyncpg.Connection, "_introspect_types", watched)
+    values = (
+        ("smallint", [1, None]),
+        ("integer", [2]),
+        ("double precision", [0.5]),
+        ("timestamptz", [datetime(2026, 1, 1, tzinfo=UTC)]),
+        ("uuid", [uuid4(), None]),
+    )
+    connection = await asyncpg.connect(database)
+    try:
+        compat.declare_array_types(connection)
+        for kind, value in values:
+            assert await connection.fetchval(f"SELECT $1::{kind}[]", value) == value
+        for file in (files("aiotasks.store") / "queries").iterdir():
+            await connection.prepare(load(file.name.removesuffix(".sql")).sql)
+        assert not looked_up  # else the type belongs in compat's _ARRAY_TYPES
+    finally:
+        await connection.close()
+    compat.declare_array_types(object())
 
 
 def test_every_name_has_a_test() -> None:
