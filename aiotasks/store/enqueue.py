@@ -42,8 +42,8 @@ class EnqueueStatements(StatementGroup):
         await self._fetch(
             "insert_jobs",
             [job.id for job in jobs],
-            [job.args for job in jobs],
-            [job.kwargs for job in jobs],
+            first_if_all_alike([job.args for job in jobs]),
+            first_if_all_alike([job.kwargs for job in jobs]),
             first_if_all_alike([numbers[id(job.template)] for job in jobs]),
             first_if_all_alike([job.enqueued_at for job in jobs]),
             [template.backend for template in templates],

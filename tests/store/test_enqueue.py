@@ -13,6 +13,7 @@ from django.db import utils
 from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.db.errors import constraint
 from aiotasks.db.statement import Statement
+from aiotasks.rows import time_of
 from aiotasks.store.queues import START
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import CHANNEL
@@ -31,9 +32,10 @@ async def test_what_is_inserted_is_read_back(store: Store) -> None:
     await store.insert_jobs([job])
     (found,) = await store.select_jobs([UUID(job.id)], "default")
     assert str(found.id) == job.id
-    for name in ("args", "kwargs", "enqueued_at"):
-        assert getattr(found, name) == getattr(job, name), name
-    for name in type(job.template).__slots__:
+    assert (found.args, found.kwargs) == (job.args, job.kwargs)
+    assert time_of(found.enqueued_at) == job.enqueued_at
+    assert time_of(found.run_after) == job.template.run_after
+    for name in set(type(job.template).__slots__) - {"run_after"}:
         assert getattr(found, name) == getattr(job.template, name), name
     assert (found.status, found.claim_id, found.ready_at) == ("SCHEDULED", None, None)
     assert (found.return_value, found.errors, found.worker_ids) == (None, [], [])
@@ -61,6 +63,18 @@ async def test_json_comes_back_as_it_went_in(store: Store, value: object) -> Non
     (found,) = await store.select_jobs([UUID(job.id)], "default")
     assert found.args == text
     assert repr(json.loads(found.kwargs)["k"]) == repr(value)
+
+
+@pytest.mark.parametrize("args", [["[1]", "[1]", "[1]"], ["[1]", "[2]", "[1]"]])
+@pytest.mark.parametrize("kwargs", [["{}", "{}", "{}"], ["{}", "{}", '{"a":1}']])
+async def test_arguments_reach_their_rows_also_where_all_share_them(
+    store: Store, args: list[str], kwargs: list[str]
+) -> None:
+    jobs = [new_job(args=a, kwargs=k) for a, k in zip(args, kwargs, strict=True)]
+    await store.insert_jobs(jobs)
+    found = {str(job.id): job for job in await store.select_jobs([UUID(job.id) for job in jobs], "default")}
+    assert [found[job.id].args for job in jobs] == args
+    assert [found[job.id].kwargs for job in jobs] == kwargs
 
 
 async def test_inserting_again_changes_nothing(store: Store, conn: asyncpg.Connection) -> None:

@@ -2,7 +2,7 @@
 -- the table has one of the ids already, none. Values that tasks share are passed once, as a template, because
 -- most of the caller's time goes into the values passed for each row.
 -- $1 ids, $2 args, $3 kwargs (JSON text), $4 the number of each task's template, from 1, $5 enqueued_at
--- (where these two have one value, it is for all tasks);
+-- (where these four have one value, it is for all tasks);
 -- per template: $6 backends, $7 queue names, $8 task paths, $9 lanes, $10 priorities, $11 run_after,
 -- from $12 on the policies
 INSERT INTO aiotasks_task (
@@ -20,7 +20,9 @@ SELECT
     {policy_arrays:12}
 FROM (
     SELECT
-        each.id, each.args, each.kwargs,
+        each.id,
+        coalesce(each.args, ($2::text[])[1]) AS args,
+        coalesce(each.kwargs, ($3::text[])[1]) AS kwargs,
         coalesce(each.template, ($4::integer[])[1]) AS template,
         coalesce(each.enqueued_at, ($5::timestamptz[])[1]) AS enqueued_at
     FROM unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::timestamptz[])
