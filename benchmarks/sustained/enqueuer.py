@@ -24,15 +24,22 @@ async def main(rate: float) -> None:
         await Flood("default").feed(_Unwatched())
         return
     noop = set_up("benchmarks.settings_sustained").noop
+    from django.db import Error
     from django.tasks import default_task_backend
+
+    async def enqueue(number: int) -> None:
+        try:
+            await default_task_backend.aenqueue_many(noop, [((), {})] * number)
+        except Error as error:  # the rate of enqueues shows it, too
+            print(f"{number} tasks could not be enqueued: {error}", file=sys.stderr)
 
     owed = 0.0
     async with asyncio.TaskGroup() as group:
         async for _ in ticks(sys.maxsize, INTERVAL):
             owed += rate * INTERVAL
-            calls, owed = int(owed), owed % 1
-            if calls:
-                group.create_task(default_task_backend.aenqueue_many(noop, [((), {})] * calls))
+            number, owed = int(owed), owed % 1
+            if number:
+                group.create_task(enqueue(number))
 
 
 class _Unwatched:
