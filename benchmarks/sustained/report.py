@@ -65,7 +65,10 @@ def findings(samples: Sequence[Sample]) -> list[Finding]:
     ) -> Finding:
         return Finding(name, mean(map(figure, third)), mean(map(figure, last)), bound, at_least)
 
-    found = [compare("finished/s", lambda sample: sample.finished_per_s, 0.95, at_least=True)]
+    found = [
+        compare("finished/s", lambda sample: sample.finished_per_s, 0.95, at_least=True),
+        compare("database CPU, µs a task", _cpu_of_a_task, 1.25),
+    ]
     # Sizes go up and down with each vacuum: the highest of the second quarter and of the last.
     second_quarter, last_quarter = _between(samples, end / 4, end / 2), _between(samples, end * 3 / 4, end)
     for name, size in SIZES.items():
@@ -77,6 +80,10 @@ def findings(samples: Sequence[Sample]) -> list[Finding]:
 def _between(samples: Sequence[Sample], start: float, end: float) -> list[Sample]:
     within = [sample for sample in samples if start < sample.seconds <= end]
     return within or [min(samples, key=lambda sample: abs(sample.seconds - end))]
+
+
+def _cpu_of_a_task(sample: Sample) -> float:
+    return 10**6 * sample.database_cpu / sample.finished_per_s if sample.finished_per_s else 0.0
 
 
 def _time_of(name: str) -> Callable[[Sample], float]:

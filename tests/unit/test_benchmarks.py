@@ -120,10 +120,10 @@ def samples(**curves: list[float]) -> list[Sample]:
 
 
 def test_the_last_minute_of_twenty_is_compared_with_the_third() -> None:
-    rates = [100.0] * 4 + [200.0] * 2 + [0.0] * 32 + [150.0] * 2
+    rates = [100.0] * 4 + [200.0] * 2 + [0.0] * 32 + [170.0] * 2
     found = {finding.name: finding for finding in findings(samples(finished_per_s=rates))}
     rate = found["finished/s"]
-    assert (rate.earlier, rate.last, rate.ratio, rate.reached) == (200.0, 150.0, 0.75, False)
+    assert (rate.earlier, rate.last, rate.ratio, rate.reached) == (200.0, 170.0, 0.85, False)
     assert found["indexes, MB"].last == 3.0
     assert "claim_jobs, ms" in found
     assert "rare, ms" not in found
