@@ -144,13 +144,18 @@ async def test_one_statement_tells_of_all_that_was_enqueued_in_a_block(
     later = timezone.now() + timedelta(hours=1)
 
     sent: list[int] = []
-    send = Store.notify
 
-    async def counted(self: Store, channel: str, payloads: Sequence[str], **kwargs: Any) -> bool:
-        sent.append(len(payloads))
-        return await send(self, channel, payloads, **kwargs)
+    def count(name: str) -> None:
+        send = getattr(Store, name)
 
-    monkeypatch.setattr(Store, "notify", counted)
+        async def counted(self: Store, channel: str, news: Sequence[Any], **kwargs: Any) -> Any:
+            sent.append(len(news))
+            return await send(self, channel, news, **kwargs)
+
+        monkeypatch.setattr(Store, name, counted)
+
+    count("notify")
+    count("wake_workers")
 
     def in_thread() -> None:
         with transaction.atomic():
@@ -164,7 +169,7 @@ async def test_one_statement_tells_of_all_that_was_enqueued_in_a_block(
                 enqueue(queue_name="inner too")
 
     await sync_to_async(in_thread)()
-    assert len(sent) == 2  # the block's, and its savepoint's
+    assert sorted(sent) == [2, 100]  # of those to wait for, and in another savepoint of those that are READY
     await until(lambda: len(notified) >= 102)
     assert len(notified) == 102
     assert {json.loads(payload)[1] for payload in notified} == {"default", "inner", "inner too"}
@@ -312,7 +317,7 @@ def test_a_notify_that_fails_is_no_failed_enqueue(
     async def notify(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr(Store, "notify", notify)
+    monkeypatch.setattr(Store, "wake_workers", notify)
     with transaction.atomic() if inside == "atomic()" else nullcontext():
         sync_api.call_sync(tasks.add, "enqueue", 1, 2)
     assert value_of(observer, COUNT) == 1

@@ -380,7 +380,7 @@ def test_every_method_by_psycopg_and_by_psycopg2(worker_env: dict[str, str]) -> 
         with django_connection.cursor() as cursor:
             cursor.execute("TRUNCATE aiotasks_task, aiotasks_worker")
     assert answers[0] == answers[1]
-    assert answers[0][4][0] == [7, "RUNNING", '["\\u0000", -0.0]', None, [], 1]
+    assert answers[0][4][0] == [7, "RUNNING", '["\\u0000", -0.0]', None, [], 1, True]
 
 
 async def test_times_are_aware_and_the_databases(held: LoopResources) -> None:
