@@ -153,6 +153,11 @@ class Deletes:
         """How many tasks are to be deleted."""
         return (min(self.now, self._end) - self.deleted_to) * self._rate
 
+    def fade(self, seconds: float) -> None:
+        """No task was finished for so long."""
+        self.now += seconds
+        self.deleted_to = self.now
+
     def slow_down(self, rate: float) -> None:
         """Only so many tasks were finished since the last DELETE, for an hour."""
         self._rate = rate
@@ -238,7 +243,13 @@ async def test_a_round_begins_where_the_last_has_ended(monkeypatch: pytest.Monke
     assert (await first_of_a_round())[0] == -math.inf
     end = deletes.deleted_to
     deletes.now += 1.0
-    assert await first_of_a_round() == (end, None)
+    since, soon = await first_of_a_round()
+    assert since == end
+    assert soon == pytest.approx(2.0, rel=0.01)  # few: rounds get rarer
+    deletes.fade(4.0)
+    assert (await first_of_a_round())[1] == pytest.approx(8.0, rel=0.01)
+    deletes.fade(50.0)
+    assert (await first_of_a_round())[1] is None
     deletes.now += 60.0
     assert (await first_of_a_round())[0] == -math.inf
     deletes.now += 60.0

@@ -129,7 +129,8 @@ class Pruner:
         elapsed, self._ended = min(ended - self._ended, LONGEST_ELAPSED), ended
         if deleted < PRUNE_LIMIT:
             self._begin_anew()
-            return None
+            # A quiet moment between busy ones costs no long pause.
+            return max(SHORTEST_INTERVAL, 2 * elapsed) if elapsed < LONGEST_ELAPSED / 2 else None
         return max(SHORTEST_INTERVAL, elapsed * ROUND_TASKS / deleted)
 
     def _begin_anew(self) -> None:
