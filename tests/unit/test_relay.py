@@ -43,16 +43,23 @@ def relay(others: Others) -> Relay:
     return Relay(others, backend="default")
 
 
-async def test_the_first_passes_on_what_it_has_no_room_for(relay: Relay, others: Others) -> None:
-    relay.woken(news(), has_room=True)
-    relay.woken(news(place=2), has_room=False)  # the first passes it on, if need be
+async def test_the_first_passes_on_what_it_cannot_claim(relay: Relay, others: Others) -> None:
+    relay.woken(news(place=2))  # the first passes it on, if need be
+    relay.woken(news())
+    relay.claims(["loop"])
+    relay.pass_on()
     assert others.got == []
-    relay.woken(news(passed=2), has_room=False)
-    assert others.got == [news(passed=2)]
+    relay.woken(news(passed=2))
+    relay.woken(news(lane="thread"))
+    relay.claims(["loop"])
+    assert others.got == [news(lane="thread")]
+    relay.pass_on()
+    assert others.got == [news(lane="thread")]
 
 
 async def test_a_full_claim_calls_others_once_until_one_is_short(relay: Relay, others: Others) -> None:
-    relay.woken(news(passed=1), has_room=True)
+    relay.woken(news(passed=1))
+    relay.claims(["loop"])
     relay.claimed("loop", jobs(10), 10)
     relay.claimed("thread", [], 0)  # no room, so nothing was asked for
     relay.claimed("loop", jobs(10), 10)
@@ -72,9 +79,11 @@ async def test_it_passes_on_once_in_a_while_and_forgets_none(
 ) -> None:
     monkeypatch.setattr(relay_module, "PASS_INTERVAL", 0.3)
     for _ in range(50):
-        relay.woken(news(), has_room=False)
-    relay.woken(news(queue_name="other"), has_room=False)
-    relay.woken(news(lane="thread"), has_room=False)
+        relay.woken(news())
+        relay.pass_on()
+    relay.woken(news(queue_name="other"))
+    relay.woken(news(lane="thread"))
+    relay.pass_on()
     assert len(others.got) == 1
     await until(lambda: len(others.got) == 4)
     assert set(others.got[1:]) == {news(), news(queue_name="other"), news(lane="thread")}
@@ -84,7 +93,7 @@ async def test_what_all_have_heard_needs_no_passing_on_for_a_while(
     relay: Relay, others: Others, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "PASS_INTERVAL", 0.3)
-    relay.woken(news(lane=None, place=0), has_room=True)
+    relay.woken(news(lane=None, place=0))
     relay.claimed("loop", jobs(10), 10)
     assert others.got == []
     await until(lambda: others.got == [news(place=0)])
@@ -94,15 +103,25 @@ async def test_at_the_end_nothing_waits(
     relay: Relay, others: Others, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "PASS_INTERVAL", 3600)
-    relay.woken(news(), has_room=False)
-    relay.woken(news(queue_name="other"), has_room=False)
+    relay.woken(news())
+    relay.pass_on()
+    relay.woken(news(queue_name="other"))
+    relay.pass_on()
+    relay.woken(news(queue_name="unanswered"))
     relay.close()
-    assert [wakeup.queue_name for wakeup in others.got] == ["q", "other"]
+    assert [wakeup.queue_name for wakeup in others.got] == ["q", "other", "unanswered"]
+
+
+async def test_what_comes_after_the_end_is_passed_on(relay: Relay, others: Others) -> None:
+    relay.close()
+    relay.woken(news())
+    assert others.got == [news()]
 
 
 async def test_a_worker_without_others_keeps_to_itself() -> None:
     relay = Relay(None, backend="default")
-    relay.woken(news(), has_room=False)
+    relay.woken(news())
+    relay.pass_on()
     relay.claimed("loop", jobs(1), 1)
     await asyncio.sleep(0)
     relay.close()

@@ -132,13 +132,12 @@ class Claimer:
         """Look for READY tasks: in the queue of ``wakeup``, or in all."""
         if not self.rotation.note_wakeup(wakeup):
             return
-        now = asyncio.get_running_loop().time()
-        self._look_again_at = now + LOOK_AGAIN_DELAY
+        self._look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN_DELAY
         self._changed.set()
         if wakeup is None or wakeup.place != 2:
             self._lanes_to_claim.update(LANES)
         if wakeup is not None:
-            self._relay.woken(wakeup, has_room=wakeup.lane is None or self._has_room(wakeup.lane, now))
+            self._relay.woken(wakeup)
 
     def look_back(self, since: float) -> None:
         """Look for tasks with a place in their queue as of ``since`` (epoch seconds) or later."""
@@ -211,7 +210,9 @@ class Claimer:
                     self._look_again(now)
                 quiet_until = self.quarantine.quiet_until(now)
                 may_claim = quiet_until is None and self.budget.is_open()
-                if not may_claim or not (self._has_room_and_work() or self._suspect_lanes()):
+                has_work = may_claim and self._has_room_and_work()
+                if not has_work and not (may_claim and self._suspect_lanes()):
+                    self._relay.pass_on()
                     wake_at = min(self.poll.at, self._look_again_at, quiet_until or inf)
                     with suppress(TimeoutError):
                         async with asyncio.timeout_at(wake_at):
@@ -219,7 +220,7 @@ class Claimer:
                     self._changed.clear()
                     continue
                 try:
-                    if not await self._claim_apart() and self._has_room_and_work():
+                    if not await self._claim_apart() and has_work:
                         await self.run_once()
                 except utils.Error as error:
                     pause = self._outage.failed(error)
@@ -234,16 +235,6 @@ class Claimer:
     def _has_room_and_work(self) -> bool:
         """Return whether there may be READY tasks that there is room for."""
         return any(self.budget.limit(lane) > 0 for lane in self._lanes_to_claim)
-
-    def _has_room(self, lane: Lane, now: float) -> bool:
-        """Return whether a task of the lane could be claimed at once."""
-        return (
-            not self.is_stopping
-            and self._lease.current_id() is not None
-            and self.quarantine.quiet_until(now) is None
-            and self.budget.is_open()
-            and self.budget.limit(lane) > 0
-        )
 
     def _look_at_everything(self, now: float) -> None:
         self._forgot_at = now
@@ -343,6 +334,7 @@ class Claimer:
             self._outage.ended()  # the list of queues has been read
             return _Claim()
         self.budget.used(beyond)
+        self._relay.claims(lane for lane in LANES if limits[lane])
         jobs = await self._fetch(
             partial(
                 self._store.claim_jobs,

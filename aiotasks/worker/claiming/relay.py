@@ -23,7 +23,7 @@ PASS_QUEUES = 10
 class Relay:
     """A wake-up comes to two workers. The first passes it on
 
-    - at once, if it has no free slot;
+    - if it can't claim;
     - after a claim that has taken as many tasks as it was for, because there may be more: once, until a claim
       takes fewer.
 
@@ -34,19 +34,30 @@ class Relay:
         self._others = others
         self._backend = backend
         self._passed: dict[Lane, int] = {}  # by how many the lane's last wake-up had been passed on
+        self._unanswered: list[Wakeup] = []  # no claim has been sent since
         self._full: set[Lane] = set()  # lanes whose last claim has taken all that it was for
         self._waiting: dict[tuple[str, Lane | None], Wakeup] = {}
         self._quiet_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
-    def woken(self, wakeup: Wakeup, *, has_room: bool) -> None:
-        """Note a wake-up for this worker. ``has_room``: whether it can claim at once."""
+    def woken(self, wakeup: Wakeup) -> None:
+        """Note a wake-up of this worker."""
         if wakeup.lane is None:  # all workers have it
             self._quiet_until = asyncio.get_running_loop().time() + PASS_INTERVAL
             return
         self._passed[wakeup.lane] = wakeup.passed
-        if wakeup.place == 1 and not has_room:
-            self._pass_on([wakeup])
+        if wakeup.place == 1:
+            self._unanswered.append(wakeup)
+            if self._is_closed:
+                self.pass_on()
+
+    def claims(self, lanes: Iterable[Lane]) -> None:
+        """A claim for these lanes is sent, which answers their wake-ups. There is no room in the others."""
+        if self._unanswered:
+            answered = set(lanes)
+            self._unanswered = [wakeup for wakeup in self._unanswered if wakeup.lane not in answered]
+            self.pass_on()
 
     def claimed(self, lane: Lane, jobs: Collection[Job], limit: int) -> None:
         """Note what a claim of at most ``limit`` tasks has brought in a lane."""
@@ -58,8 +69,16 @@ class Relay:
             names = islice(dict.fromkeys(job.queue_name for job in jobs), PASS_QUEUES)
             self._pass_on([Wakeup(self._backend, name, lane=lane, passed=passed) for name in names])
 
+    def pass_on(self) -> None:
+        """Pass on the wake-ups that no claim has answered: this worker can't claim for now."""
+        if self._unanswered:
+            unanswered, self._unanswered = self._unanswered, []
+            self._pass_on(unanswered)
+
     def close(self) -> None:
-        """Send what waits."""
+        """Pass on at once what waits, and what comes from now on: this worker claims no more."""
+        self._is_closed = True
+        self.pass_on()
         self._send()
 
     def _pass_on(self, wakeups: Iterable[Wakeup]) -> None:
