@@ -155,10 +155,10 @@ class Listener[Message]:
                 raise _Deaf
             if not lost.is_set():
                 # Not before: a pooler's session would keep them for its next client.
-                await connection.add_listener(self._channel, self._notified)
                 await connection.execute(
                     "SELECT pg_advisory_lock_shared(hashtextextended($1, 0))", self.own_channel
                 )
+                await connection.add_listener(self._channel, self._notified)
                 self.listening.set()
                 self._deaf = False
                 self._outage.ended()

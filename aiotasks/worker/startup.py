@@ -23,6 +23,7 @@ from ..store.outcomes import Finish
 from ..store.row_security import WORKER, HiddenRows, hidden_rows
 from ..store.session import GETS_IN, differences, djangos_session, our_session
 from ..store.store import Store
+from ..store.wakeups import CHANNEL
 from .free_descriptors import CONNECTION_DESCRIPTORS, SPARE_DESCRIPTORS, count_free_descriptors
 
 __all__ = [
@@ -281,7 +282,7 @@ async def _claim_and_finish_nothing(store: Store, backend: str) -> None:
     finishes = (
         store.finish_jobs([Finish(uuid.uuid4(), uuid.uuid4(), Status.FAILED, None, None)]) for _ in range(2)
     )
-    await asyncio.gather(*finishes, store.renew_lease(uuid.uuid4(), 0.0))
+    await asyncio.gather(*finishes, store.renew_lease(uuid.uuid4(), 0.0), store.wake_workers(CHANNEL, []))
 
 
 # Seconds for the comparison with Django's connection.

@@ -36,7 +36,7 @@ from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 
 BACKEND = "aiotasks.backend.PostgresBackend"
-NEW_SCHEMA = "0006_whole_states"
+NEW_SCHEMA = "0007_worker_channel"
 ADD = "tests.worker.tasks.add"
 elsewhere = tasks.add  # a Task, but at a path that isn't its own
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from math import inf
 from types import SimpleNamespace
 from typing import Any
@@ -806,7 +807,7 @@ async def test_of_two_sync_enqueues_one_tells_and_both_start(
     configure(POLL_INTERVAL=HOUR)
     told: list[str] = []
     async with aiotasks.Worker() as worker:
-        await until(worker.engine.waker.is_woken)
+        await until(partial(conn.fetchval, "SELECT bool_and(listening) FROM aiotasks_worker"))
         await conn.add_listener(worker.engine.waker.channel, lambda *args: told.append(args[-1]))
         claimer = worker.engine.claimer
         for _ in range(20):
