@@ -33,6 +33,9 @@ logger = logging.getLogger("aiotasks.store")
 PROBE_INTERVAL = 5.0
 PROBE_TIMEOUT = 5.0
 
+# A statement that chooses workers tries this lock, to see whether the session is there.
+LOCK = "SELECT pg_advisory_lock_shared(hashtextextended($1, 0))"
+
 # What a probe says on the common channel. It is no message to any reader.
 PROBE = ""
 
@@ -149,16 +152,16 @@ class Listener[Message]:
 
         connection.add_termination_listener(end)
         with django_errors():
-            await connection.add_listener(self.own_channel, self._notified)
+            async with asyncio.timeout(self._timeout):
+                await connection.add_listener(self.own_channel, self._notified)
             if not await self._arrives(self.own_channel):
                 await self._leave_no_trace(connection)
                 raise _Deaf
             if not lost.is_set():
                 # Not before: a pooler's session would keep them for its next client.
-                await connection.execute(
-                    "SELECT pg_advisory_lock_shared(hashtextextended($1, 0))", self.own_channel
-                )
-                await connection.add_listener(self._channel, self._notified)
+                async with asyncio.timeout(self._timeout):
+                    await connection.execute(LOCK, self.own_channel)
+                    await connection.add_listener(self._channel, self._notified)
                 self.listening.set()
                 self._deaf = False
                 self._outage.ended()

@@ -48,6 +48,7 @@ class Transaction(Block):
         self.store = store
         self.words = words
         self.wakeups: set[Wakeup] = set()
+        self.is_committing = False  # COMMIT has been sent
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
         """Run ``call`` where it would run without the block.
@@ -133,9 +134,15 @@ async def transaction(
             await _notify(block, alone=True)
     else:
         loop_resources = resources(options_for(using))
-        async with _pooled(loop_resources) as pooled, _block(using, pooled) as block:
-            yield pooled
-        loop_resources.notifier.notify(block.wakeups)
+        async with _pooled(loop_resources) as pooled:
+            block = None
+            try:
+                async with _block(using, pooled) as block:
+                    yield pooled
+            finally:
+                # The tasks may be stored even if the COMMIT was cancelled or had no answer.
+                if block is not None and block.is_committing:
+                    loop_resources.notifier.notify(block.wakeups)
 
 
 @asynccontextmanager
@@ -202,6 +209,7 @@ async def _block(
 
 async def _commit(block: Transaction, transaction: Any) -> None:
     block.open = False
+    block.is_committing = True
     try:
         await transaction.__aexit__(None, None, None)
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError, OSError) as error:

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 
 from ..rows import Job, Lane, NewJob, Status
 
-__all__ = ["CHANNEL", "Wakeup", "cancel_wakeups", "read_payload", "wakeups_of"]
+__all__ = ["ANY_QUEUE", "CHANNEL", "Wakeup", "cancel_wakeups", "read_payload", "wakeups_of"]
 
 CHANNEL = "aiotasks"
+
+# The queue name of a wake-up for all queues. No queue has it.
+ANY_QUEUE = ""
 
 
 @dataclass(frozen=True, slots=True)

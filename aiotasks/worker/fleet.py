@@ -74,13 +74,14 @@ class Fleet:
 class Turn:
     """This worker's turn in one action. Made by ``Fleet.turn()``.
 
+    interval: seconds in which the fleet has one turn.
     at: when it is, by the running loop's clock; ``inf`` before the first ``next()``.
     """
 
     def __init__(self, fleet: Fleet, interval: float, earliest: float, moved: asyncio.Event) -> None:
         self.at = inf
         self._fleet = fleet
-        self._interval = interval
+        self.interval = interval
         self._earliest = earliest
         self._moved = moved
         self._latest = inf  # of the turn that comes after the action under way
@@ -117,4 +118,4 @@ class Turn:
         self.at = inf
 
     def _seconds(self) -> float:
-        return self._fleet.seconds_to_turn(self._interval, self._earliest)
+        return self._fleet.seconds_to_turn(self.interval, self._earliest)

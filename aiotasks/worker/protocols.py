@@ -122,6 +122,9 @@ class HasCapacity(Protocol):
 class HasSlots(Protocol):
     """The worker's slots (``Slots``)."""
 
+    def has(self, lane: Lane) -> bool:
+        """Return whether the worker has slots in the lane, free or taken."""
+
     def free(self, lane: Lane) -> int:
         """Return how many more tasks may run in the lane; negative where more run than it has slots."""
 
@@ -292,6 +295,9 @@ class PassesOn(Protocol):
 
     def pass_on(self, wakeup: Wakeup) -> None:
         """Wake two other workers for READY tasks of a lane; all, once enough workers have passed it on."""
+
+    def pass_turn_on(self) -> None:
+        """Have all workers look for tasks in all of their queues."""
 
 
 class WakesAfterRescue(Protocol):

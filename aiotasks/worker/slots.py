@@ -20,6 +20,10 @@ class Slots:
         self._pool = pool
         self._taken: dict[Lane, int] = dict.fromkeys(LANES, 0)
 
+    def has(self, lane: Lane) -> bool:
+        """Return whether the worker has slots in the lane, free or taken."""
+        return (self._loop if lane == "loop" else self.threads) > 0
+
     def taken(self, lane: Lane) -> int:
         """Return how many tasks run in the lane."""
         return self._taken[lane]

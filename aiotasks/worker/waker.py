@@ -8,7 +8,7 @@ from dataclasses import replace
 import anyio
 
 from ..store.loop import LoopResources, resources
-from ..store.wakeups import Wakeup
+from ..store.wakeups import ANY_QUEUE, Wakeup
 from .protocols import Beats, Claims, LooksForCancelled, LooksForDue
 
 __all__ = ["Waker"]
@@ -80,7 +80,7 @@ class Waker:
             if wakeup.due is not None:
                 self._promoter.look(wakeup.due)
             if wakeup.due is None or wakeup.due <= time.time() + CLOCK_SKEW:
-                self._claimer.wake(wakeup)
+                self._claimer.wake(None if wakeup.queue_name == ANY_QUEUE else wakeup)
 
     def wake(self, wakeups: Sequence[Wakeup], *, since: float | None = None) -> None:
         """Wake this worker and the others; ``since``: the earliest place of the tasks in their queues (epoch
@@ -103,6 +103,10 @@ class Waker:
             self.notify([replace(wakeup, passed=wakeup.passed + 1, sender=self.channel, place=0)])
         else:
             self.notify([Wakeup(wakeup.backend, wakeup.queue_name)])
+
+    def pass_turn_on(self) -> None:
+        """Have all workers look for tasks in all of their queues."""
+        self.notify([Wakeup(self._backend, ANY_QUEUE)])
 
     def wake_after_rescue(self, wakeups: Sequence[Wakeup]) -> None:
         """Wake this worker and the others, for tasks that may have been in crashes."""

@@ -10,6 +10,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.rows import Lane
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import CHANNEL, Wakeup, read_payload
@@ -120,6 +121,36 @@ async def test_none_whose_session_has_ended_or_whose_lease_is_over(
         assert [(name, wakeup.place) for name, wakeup in woken.items() if wakeup] == [("c", 1)]
 
 
+async def test_a_look_at_a_dead_session_hides_it_from_nobody(
+    workers: Workers, conn: asyncpg.Connection, database: str
+) -> None:
+    """The look takes the session's lock. A transaction that stays open must not keep it."""
+    await workers.add("alive")
+    await workers.add("dead")
+    pid = workers.sessions["dead"].get_server_pid()
+    workers.sessions["dead"].terminate()
+
+    async def has_ended() -> bool:
+        return not await conn.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pid)
+
+    await until(has_ended)
+    other = await asyncpg.connect(database)
+    async with other.transaction():
+        await Store(ConnectionDriver(other)).wake_workers(CHANNEL, [news()])
+        woken = await workers.woken(news())
+    await other.close()
+    assert [(name, wakeup.place) for name, wakeup in woken.items() if wakeup] == [("alive", 1)]
+
+
+async def test_workers_of_one_process_are_woken_once(workers: Workers) -> None:
+    """They share its LISTEN session, and so its channel."""
+    await workers.add("shared")
+    await workers.add("shared")
+    woken = await workers.woken(news())
+    assert [wakeup.place for wakeup in woken.values() if wakeup] == [1]
+    assert {wakeup.place for _, wakeup in workers.heard if wakeup} == {1}
+
+
 async def test_where_there_is_none_all_are_woken(workers: Workers) -> None:
     """A worker that has just begun to LISTEN, and hasn't stored it yet."""
     await workers.add("new", listening=False)
@@ -134,6 +165,8 @@ async def test_workers_of_the_release_before_are_woken_too(workers: Workers) -> 
     assert {name for name in woken if "by all" not in name} == {"new"}
     assert woken["old by all"] == Wakeup("default", "q")
     assert set(await workers.woken(news(queue_name="other"))) == {"new"}
+    await workers.add("newer")
+    assert set(await workers.woken(news(sender=f"{CHANNEL}_new"))) == {"newer"}  # the old one has heard of it
 
 
 async def test_what_is_passed_on_goes_to_others(workers: Workers) -> None:

@@ -19,6 +19,9 @@ class Others:
     def pass_on(self, wakeup: Wakeup) -> None:
         self.got.append(wakeup)
 
+    def pass_turn_on(self) -> None:
+        """No test of these passes a turn on."""
+
 
 class Job:
     def __init__(self, queue_name: str) -> None:
@@ -125,3 +128,61 @@ async def test_a_worker_without_others_keeps_to_itself() -> None:
     relay.claimed("loop", jobs(1), 1)
     await asyncio.sleep(0)
     relay.close()
+
+
+async def test_a_full_claim_leaves_wake_ups_of_other_queues(relay: Relay, others: Others) -> None:
+    """Though the claim before was full, too: their tasks would wait for this worker's slots."""
+    relay.claimed("loop", jobs(5), 5)
+    others.got.clear()
+    for name in ("q", "left", "also"):
+        relay.woken(news(queue_name=name, passed=1))
+    relay.claims(["loop"])
+    relay.claimed("loop", jobs(5), 5)
+    await until(lambda: len(others.got) == 2)
+    assert set(others.got) == {news(queue_name="left", passed=1), news(queue_name="also", passed=1)}
+
+
+async def test_a_short_claim_has_answered_all(relay: Relay, others: Others) -> None:
+    relay.woken(news(queue_name="empty"))
+    relay.claims(["loop"])
+    relay.claimed("loop", jobs(4), 5)
+    relay.pass_on()
+    relay.close()
+    assert others.got == []
+
+
+async def test_a_claim_that_fails_passes_on_until_the_next(
+    relay: Relay, others: Others, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "PASS_INTERVAL", 0.0)
+    relay.woken(news())
+    relay.claims(["loop"])
+    relay.failed()
+    relay.woken(news(queue_name="during the pause"))
+    assert [wakeup.queue_name for wakeup in others.got] == ["q", "during the pause"]
+    relay.claims(["loop"])
+    relay.woken(news())
+    assert len(others.got) == 2
+
+
+async def test_what_waits_is_dropped_once_all_have_heard_it(
+    relay: Relay, others: Others, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "PASS_INTERVAL", 3600)
+    for name in ("first", "q", "other"):
+        relay.woken(news(queue_name=name))
+        relay.pass_on()
+    relay.woken(news(lane=None, place=0))
+    relay.close()
+    assert [wakeup.queue_name for wakeup in others.got] == ["first", "other"]
+
+
+async def test_at_the_end_it_passes_on_at_once(
+    relay: Relay, others: Others, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop may be closed before a timer."""
+    monkeypatch.setattr(relay_module, "PASS_INTERVAL", 3600)
+    relay.woken(news())
+    relay.close()
+    relay.woken(news(queue_name="late"))
+    assert [wakeup.queue_name for wakeup in others.got] == ["q", "late"]

@@ -13,3 +13,14 @@ def test_no_time_is_that_of_the_transactions_start() -> None:
     for query in queries:
         sql = load(query.name.removesuffix(".sql")).sql
         assert not re.search(r"\bnow\(\)|current_timestamp|transaction_timestamp|localtime", sql, re.I), query
+
+
+def test_long_values_are_written_once() -> None:
+    """Django's drivers write a parameter's value into the statement wherever it is named."""
+    for name, long_ones in {
+        "insert_jobs": (1, 2, 3),
+        "finish_jobs": (1, 2, 4, 5),
+        "insert_job": (7, 8),
+    }.items():
+        text = load(name).django_sql
+        assert [text.count(f"%(p{number})s") for number in long_ones] == [1] * len(long_ones), name

@@ -260,7 +260,7 @@ async def test_a_round_begins_where_the_last_has_ended(monkeypatch: pytest.Monke
     assert deletes.began_at[0] == -math.inf
 
 
-async def test_a_round_that_can_not_begin_anew_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_round_that_can_not_restart_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """An old snapshot keeps millions of dead index entries before the first row."""
     deletes = Deletes(monkeypatch, rate=100, cost=2e-6, for_=60.0)
     one = deletes.pruner()
@@ -270,6 +270,7 @@ async def test_a_round_that_can_not_begin_anew_goes_on(monkeypatch: pytest.Monke
     deletes.fails_before = end
     with pytest.raises(utils.OperationalError):
         await one.run_round()
+    deletes.now += pruner.RESUMING + 1  # in a fleet it has its turn so rarely
     await one.run_round()
     assert deletes.began_at[-2] >= end
     assert deletes.backlog() < 1

@@ -22,7 +22,7 @@ from aiotasks.backend import PostgresBackend
 from aiotasks.rows import Lane
 from aiotasks.store import notifier
 from aiotasks.store.store import Store
-from aiotasks.store.wakeups import Wakeup
+from aiotasks.store.wakeups import ANY_QUEUE, CHANNEL, Wakeup
 from aiotasks.worker.build import Builder
 from aiotasks.worker.claiming import budget as budget_module
 from aiotasks.worker.claiming import loop as claimer_module
@@ -240,6 +240,8 @@ def make_claimer(
     *,
     at_once: Callable[[Any], bool] = lambda job: False,
     drop: Callable[[Any], None] = lambda job: None,
+    poll: float = HOUR,
+    others: Any = None,
 ) -> Claimer:
     """``at_once`` says which jobs are over when they have been started; the others keep their slot."""
     options = default_task_backend.config
@@ -249,7 +251,7 @@ def make_claimer(
     lease = Lease(HOUR)
     lease.registered(worker_id, boottime())
     claimer = Builder(
-        backend="default", sender=PostgresBackend, options=replace(options, poll_interval=HOUR)
+        backend="default", sender=PostgresBackend, options=replace(options, poll_interval=poll)
     ).claimer(
         running_store(),
         queues=queues,
@@ -260,6 +262,7 @@ def make_claimer(
         finisher=finisher,
         ownership=ownership,
         beyond_slots=True,
+        others=others,
     )
     return claimer
 
@@ -962,3 +965,47 @@ async def test_who_is_told_of_during_a_look_is_looked_for_again(
     await until(lambda: started)
     await claimer.stop()
     await running
+
+
+class Turns:
+    """Stands for the other workers."""
+
+    def __init__(self) -> None:
+        self.passed_on = 0
+
+    def pass_on(self, wakeup: Wakeup) -> None:
+        """Not of interest."""
+
+    def pass_turn_on(self) -> None:
+        self.passed_on += 1
+
+
+@pytest.mark.parametrize("slots", [{"loop": 1, "thread": 1}, {"loop": 1, "thread": 0}])
+async def test_a_full_worker_passes_its_turn_at_the_poll_on(database: str, slots: dict[str, int]) -> None:
+    """Of a fleet of full workers the one with a free slot would have its own turn much later."""
+    turns = Turns()
+    started: list[Any] = []
+    claimer = make_claimer(started, slots, ["default"], await register(), poll=0.05, others=turns)
+    running = asyncio.create_task(claimer.run())
+    await until(lambda: claimer.quarantine.has_looked)  # it has had a turn
+    assert turns.passed_on == 0
+    await tasks.add.aenqueue(1, 2)
+    await until(lambda: len(started) == 1)
+    await until(lambda: turns.passed_on >= 2)
+    await claimer.stop()
+    await running
+
+
+async def test_a_turn_that_is_passed_on_has_an_idle_worker_look(
+    configure: Configure, ledger: Ledger, conn: asyncpg.Connection
+) -> None:
+    configure(POLL_INTERVAL=HOUR)
+    async with aiotasks.Worker() as worker:
+        await until(worker.engine.waker.is_woken)
+        await until(lambda: not worker.engine.claimer.lanes_to_claim)
+        (id,) = await insert(
+            running_store(), task_path=tasks.add.module_path, args="[1, 2]", queue_name="any"
+        )
+        payload = Wakeup("default", ANY_QUEUE).payload()
+        await conn.execute("SELECT pg_notify($1, $2)", CHANNEL, payload)
+        await until(lambda: ledger.task(str(id)).status == "SUCCESSFUL")

@@ -11,12 +11,18 @@
 WITH outcome AS (
     SELECT
         each.id,
-        coalesce(each.claim_id, ($2::uuid[])[1]) AS claim_id,
-        coalesce(each.status, ($3::text[])[1]) AS status,
-        CASE WHEN cardinality($4::text[]) = 1 THEN ($4::text[])[1] ELSE each.return_value END AS return_value,
-        CASE WHEN cardinality($5::text[]) = 1 THEN ($5::text[])[1] ELSE each.error END AS error
-    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[])
-        AS each (id, claim_id, status, return_value, error)
+        coalesce(each.claim_id, given.claim_ids[1]) AS claim_id,
+        coalesce(each.status, given.statuses[1]) AS status,
+        CASE WHEN cardinality(given.return_values) = 1 THEN given.return_values[1] ELSE each.return_value END
+            AS return_value,
+        CASE WHEN cardinality(given.errors) = 1 THEN given.errors[1] ELSE each.error END AS error
+    FROM (
+        -- Each parameter once, because Django's drivers write its value wherever it is named.
+        SELECT $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[]
+    ) AS given (ids, claim_ids, statuses, return_values, errors)
+    CROSS JOIN LATERAL unnest(
+        given.ids, given.claim_ids, given.statuses, given.return_values, given.errors
+    ) AS each (id, claim_id, status, return_value, error)
 ), mine AS MATERIALIZED (
     SELECT held.ctid AS place, outcome.status, outcome.return_value, outcome.error
     FROM outcome

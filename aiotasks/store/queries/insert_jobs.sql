@@ -21,10 +21,14 @@ SELECT
 FROM (
     SELECT
         each.id,
-        coalesce(each.args, ($2::text[])[1]) AS args,
-        coalesce(each.kwargs, ($3::text[])[1]) AS kwargs,
-        coalesce(each.template, ($4::integer[])[1]) AS template,
-        coalesce(each.enqueued_at, ($5::timestamptz[])[1]) AS enqueued_at
-    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::timestamptz[])
+        coalesce(each.args, given.args[1]) AS args,
+        coalesce(each.kwargs, given.kwargs[1]) AS kwargs,
+        coalesce(each.template, given.templates[1]) AS template,
+        coalesce(each.enqueued_at, given.enqueued_at[1]) AS enqueued_at
+    FROM (
+        -- Each parameter once, because Django's drivers write its value wherever it is named.
+        SELECT $1::uuid[], $2::text[], $3::text[], $4::integer[], $5::timestamptz[]
+    ) AS given (ids, args, kwargs, templates, enqueued_at)
+    CROSS JOIN LATERAL unnest(given.ids, given.args, given.kwargs, given.templates, given.enqueued_at)
         AS each (id, args, kwargs, template, enqueued_at)
 ) AS new

@@ -2,8 +2,9 @@
 -- have a live lease, two at random, each on its own channel. The first claims at once, the second a few
 -- milliseconds later, should the first be unable to. Where there is none, and where workers of the release
 -- before have no channel of their own, the common channel is notified, too: all workers LISTEN on it.
--- A worker's LISTEN session holds a lock on the name of its channel (see db/listener.py): if the lock can be had
--- here, the session has ended, and the worker with it, most probably.
+-- A worker's LISTEN session holds a shared lock on the name of its channel (see db/listener.py): if the exclusive
+-- one can be had here, the session has ended, and the worker with it, most probably. If not even the shared one can
+-- be had, another wake-up has found that just now.
 -- (OFFSET 0: a subquery that is merged with its surroundings would choose again for each use.)
 -- synchronous_commit and a transaction of its own: as in notify.sql.
 -- $1 the common channel; per wake-up: $2 backends, $3 queue names, $4 lanes, $5 how many workers have passed it
@@ -30,9 +31,12 @@ CROSS JOIN LATERAL (
                   AND (worker.queues = '{}' OR news.queue_name = ANY(worker.queues))
                   AND CASE news.lane WHEN 'loop' THEN worker.concurrency ELSE worker.threads END > 0
                   AND worker.channel <> coalesce(news.sender, '')
+                GROUP BY worker.channel
                 ORDER BY random()
             ) AS candidate
-            WHERE NOT pg_try_advisory_xact_lock(hashtextextended(candidate.channel, 0))
+            CROSS JOIN LATERAL hashtextextended(candidate.channel, 0) AS lock (key)
+            WHERE CASE WHEN pg_try_advisory_xact_lock(lock.key) THEN false
+                ELSE pg_try_advisory_xact_lock_shared(lock.key) END
             LIMIT 2
         ) AS channels,
         EXISTS (
@@ -44,6 +48,6 @@ CROSS JOIN LATERAL (
     OFFSET 0
 ) AS chosen
 CROSS JOIN LATERAL unnest(
-    CASE WHEN chosen.has_old OR (news.sender IS NULL AND chosen.channels = '{}')
+    CASE WHEN news.sender IS NULL AND (chosen.has_old OR chosen.channels = '{}')
     THEN chosen.channels || $1::text ELSE chosen.channels END
 ) WITH ORDINALITY AS target (channel, place)

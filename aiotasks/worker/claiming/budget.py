@@ -70,6 +70,10 @@ class FreeSlots(Strategy):
         self._slots = slots
         self._threads = threads
 
+    def has(self, lane: Lane) -> bool:
+        """Return whether the worker has slots in the lane."""
+        return self._slots.has(lane)
+
     def free(self, lane: Lane) -> int:
         """Return the slots of the lane that no claimed task is to have; negative if too many were claimed."""
         return self._slots.free("loop") if lane == "loop" else self._threads.free()

@@ -106,6 +106,7 @@ class Claimer:
         self._backend = backend
         self._lease = lease
         self._slots = slots
+        self._lanes = [lane for lane in LANES if slots.has(lane)]
         self.budget = budget
         self._overclaim = overclaim
         self.prefetch = prefetch
@@ -125,14 +126,19 @@ class Claimer:
         self._scope = anyio.CancelScope(shield=True)
         self.poll = peers.turn(poll_interval, earliest=EARLIEST_POLL, moved=self._changed)
         self._look_again_at = inf
+        self._woken_since = inf  # when the first wake-up came that there was no other look after
         self._forgot_at = -inf
         self._outage = Outage(logger, "claims", "claims wait for the database", observer=observer)
 
     def wake(self, wakeup: Wakeup | None = None) -> None:
         """Look for READY tasks: in the queue of ``wakeup``, or in all."""
+        if wakeup is not None and wakeup.lane is not None and wakeup.lane not in self._lanes:
+            return  # it is for another worker of this process
         if not self.rotation.note_wakeup(wakeup):
             return
-        self._look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN_DELAY
+        now = asyncio.get_running_loop().time()
+        self._look_again_at = now + LOOK_AGAIN_DELAY
+        self._woken_since = min(self._woken_since, now)
         self._changed.set()
         if wakeup is None or wakeup.place != 2:
             self._lanes_to_claim.update(LANES)
@@ -199,6 +205,7 @@ class Claimer:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         self.poll.next()
+        has_turn = False
         try:
             while not self._stopping.is_set():
                 now = loop.time()
@@ -206,10 +213,19 @@ class Claimer:
                     self.poll.next()
                     self._look_at_everything(now)
                     self.rotation.walk()
+                    has_turn = True
                 elif now >= self._look_again_at:
                     self._look_again(now)
+                elif (
+                    now - self._woken_since >= FORGET_INTERVAL
+                ):  # wake-ups have put the look off all the time
+                    self._woken_since = now
+                    self._look_at_everything(now)
                 quiet_until = self.quarantine.quiet_until(now)
                 may_claim = quiet_until is None and self.budget.is_open()
+                if has_turn and not (may_claim and all(self.budget.limit(lane) > 0 for lane in self._lanes)):
+                    self._relay.pass_turn_on()
+                has_turn = False
                 has_work = may_claim and self._has_room_and_work()
                 if not has_work and not (may_claim and self._suspect_lanes()):
                     self._relay.pass_on()
@@ -223,6 +239,7 @@ class Claimer:
                     if not await self._claim_apart() and has_work:
                         await self.run_once()
                 except utils.Error as error:
+                    self._relay.failed()
                     pause = self._outage.failed(error)
                     self._lanes_to_claim.update(LANES)
                     self.quarantine.suspect(loop.time())  # it may have been the claim for these that failed
@@ -244,7 +261,7 @@ class Claimer:
 
     def _look_again(self, now: float) -> None:
         """Some time after a wake-up: look for tasks that have come since, and once a second for all."""
-        self._look_again_at = inf
+        self._look_again_at = self._woken_since = inf
         if now - self._forgot_at >= FORGET_INTERVAL:
             self._look_at_everything(now)
         else:

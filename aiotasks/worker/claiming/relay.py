@@ -1,14 +1,17 @@
-"""Relay: passes wake-ups on to other workers, where this one can't take all tasks that they tell of."""
+"""Relay: passes wake-ups on to other workers, where this one can't take all of their tasks."""
 
 import asyncio
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from itertools import islice
 
-from ...rows import Job, Lane
+from ...rows import LANES, Job, Lane
 from ...store.wakeups import Wakeup
 from ..protocols import PassesOn
 
 __all__ = ["Relay"]
+
+type _Key = tuple[str, Lane | None]  # a wake-up's queue and lane
 
 # Seconds within which wake-ups are passed on once. While all workers are full, each of them would pass on
 # every enqueue's; and what is passed on to all workers needn't be said by many of them. Chosen: short beside
@@ -23,9 +26,11 @@ PASS_QUEUES = 10
 class Relay:
     """A wake-up comes to two workers. The first passes it on
 
-    - if it can't claim;
-    - after a claim that has taken as many tasks as it was for, because there may be more: once, until a claim
-      takes fewer.
+    - if it can't claim, or its claim fails;
+    - after a claim that has taken as many tasks as it was for, and none of the wake-up's queue.
+
+    After such a claim it also wakes others for the queues that it has taken tasks from, because there may be
+    more: once, until a claim takes fewer.
 
     others: wakes other workers; None if there are none. backend: the backend of the tasks.
     """
@@ -34,59 +39,89 @@ class Relay:
         self._others = others
         self._backend = backend
         self._passed: dict[Lane, int] = {}  # by how many the lane's last wake-up had been passed on
-        self._unanswered: list[Wakeup] = []  # no claim has been sent since
+        self._unanswered: dict[_Key, Wakeup] = {}  # no claim has been sent since
+        self._asked: dict[_Key, Wakeup] = {}  # the claim under way answers them
         self._full: set[Lane] = set()  # lanes whose last claim has taken all that it was for
-        self._waiting: dict[tuple[str, Lane | None], Wakeup] = {}
+        self._waiting: dict[_Key, Wakeup] = {}
         self._quiet_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._claims = True  # for all that is known, a claim can be sent
         self._is_closed = False
 
     def woken(self, wakeup: Wakeup) -> None:
         """Note a wake-up of this worker."""
         if wakeup.lane is None:  # all workers have it
             self._quiet_until = asyncio.get_running_loop().time() + PASS_INTERVAL
+            for lane in LANES:
+                self._waiting.pop((wakeup.queue_name, lane), None)
             return
         self._passed[wakeup.lane] = wakeup.passed
         if wakeup.place == 1:
-            self._unanswered.append(wakeup)
-            if self._is_closed:
+            self._unanswered[wakeup.queue_name, wakeup.lane] = wakeup
+            if not self._claims:
                 self.pass_on()
 
     def claims(self, lanes: Iterable[Lane]) -> None:
         """A claim for these lanes is sent, which answers their wake-ups. There is no room in the others."""
+        self._claims = not self._is_closed
+        self._asked = {}
         if self._unanswered:
             answered = set(lanes)
-            self._unanswered = [wakeup for wakeup in self._unanswered if wakeup.lane not in answered]
+            self._asked = {key: wakeup for key, wakeup in self._unanswered.items() if key[1] in answered}
+            for key in self._asked:
+                del self._unanswered[key]
             self.pass_on()
 
     def claimed(self, lane: Lane, jobs: Collection[Job], limit: int) -> None:
         """Note what a claim of at most ``limit`` tasks has brought in a lane."""
         if len(jobs) < limit:
             self._full.discard(lane)
-        elif jobs and lane not in self._full:
+            return
+        names = dict.fromkeys(job.queue_name for job in jobs)
+        left = [wakeup for (name, of), wakeup in self._asked.items() if of == lane and name not in names]
+        if jobs and lane not in self._full:
             self._full.add(lane)
             passed = self._passed.get(lane, 0)
-            names = islice(dict.fromkeys(job.queue_name for job in jobs), PASS_QUEUES)
-            self._pass_on([Wakeup(self._backend, name, lane=lane, passed=passed) for name in names])
+            left += [
+                Wakeup(self._backend, name, lane=lane, passed=passed) for name in islice(names, PASS_QUEUES)
+            ]
+        if left:
+            self._pass_on(left)
 
     def pass_on(self) -> None:
         """Pass on the wake-ups that no claim has answered: this worker can't claim for now."""
         if self._unanswered:
-            unanswered, self._unanswered = self._unanswered, []
-            self._pass_on(unanswered)
+            unanswered, self._unanswered = self._unanswered, {}
+            self._pass_on(unanswered.values())
+
+    def pass_turn_on(self) -> None:
+        """Have others look for all tasks: it is this worker's turn, and it can't claim for now."""
+        if self._others is not None:
+            self._others.pass_turn_on()
+
+    def failed(self) -> None:
+        """A claim has failed: pass on its wake-ups, and those that come before the next claim."""
+        self._claims = False
+        self._unanswered |= self._asked
+        self._asked = {}
+        self.pass_on()
 
     def close(self) -> None:
         """Pass on at once what waits, and what comes from now on: this worker claims no more."""
         self._is_closed = True
+        self._claims = False
         self.pass_on()
         self._send()
 
     def _pass_on(self, wakeups: Iterable[Wakeup]) -> None:
         if self._others is None:
             return
-        self._waiting |= {(wakeup.queue_name, wakeup.lane): wakeup for wakeup in wakeups}
+        for wakeup in wakeups:
+            key = (wakeup.queue_name, wakeup.lane)
+            passed = max(wakeup.passed, self._waiting.get(key, wakeup).passed)
+            self._waiting[key] = replace(wakeup, passed=passed)
         loop = asyncio.get_running_loop()
-        if loop.time() >= self._quiet_until:
+        if self._is_closed or loop.time() >= self._quiet_until:
             self._send()
         elif self._timer is None:
             self._timer = loop.call_at(self._quiet_until, self._send)

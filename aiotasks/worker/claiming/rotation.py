@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from ...rows import LANES, Job, Lane, LaneRequest, time_of
+from ...rows import LANES, Job, Lane, LaneRequest, microseconds, time_of
 from ...store.store import Store
 from ...store.wakeups import Wakeup
 from .turns import PIECE, Turns
@@ -55,7 +55,7 @@ class QueueRotation:
         if wakeup.backend != self._backend or (self._queues and wakeup.queue_name not in self._queues):
             return False
         lanes = LANES if wakeup.lane is None else [wakeup.lane]
-        self._tell((wakeup.queue_name, lane) for lane in lanes)
+        self._note_wakeups((wakeup.queue_name, lane) for lane in lanes)
         return True
 
     def walk(self) -> None:
@@ -65,7 +65,7 @@ class QueueRotation:
 
     def forget(self) -> None:
         """Drop all watermarks."""
-        self._tell(self._skipped)
+        self._note_wakeups(self._skipped)
         self._skipped.clear()
         self._watermarks.clear()
         self._looked_back = True
@@ -112,7 +112,8 @@ class QueueRotation:
         self._turns[lane].learn(request.queues, given, full=is_full, exhaustive=not request.robust_only)
         # Tasks that became READY during the claim may be older than all of its jobs.
         if jobs and not is_full and not self._looked_back:
-            since = max(time_of(job.ready_at) or _EVER for job in jobs) - WATERMARK_MARGIN
+            newest = max((job.ready_at for job in jobs), key=microseconds)
+            since = (time_of(newest) or _EVER) - WATERMARK_MARGIN
             self._watermarks |= {(name, lane): since for name in (self._queues or given)}
             if not self._queues and len(self._watermarks) > WATERMARKS_LIMIT:
                 self.forget()
@@ -123,10 +124,10 @@ class QueueRotation:
         self._skipped.update((name, lane) for name, mark in zip(names, marks, strict=True) if mark)
         return LaneRequest(names, [mark or _EVER for mark in marks], limit, robust_only)
 
-    def _tell(self, queues: Iterable[tuple[str, Lane]]) -> None:
+    def _note_wakeups(self, queues: Iterable[tuple[str, Lane]]) -> None:
         now = time.monotonic()
         for name, lane in queues:
-            self._turns[lane].tell(name, now)
+            self._turns[lane].note_wakeup(name, now)
 
     async def _list_piece(self, lanes: Collection[Lane], steps: int) -> None:
         """List a piece of the walk for each of ``lanes``; lanes at the same place share a statement."""

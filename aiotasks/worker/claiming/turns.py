@@ -23,7 +23,7 @@ class Turns:
     A worker that serves named queues asks for all of them in each claim. One that serves any name can't:
     there may be thousands. It asks for the names
 
-    - that wake-ups have told of,
+    - that wake-ups have named,
     - that the walk has found, which goes over all names with READY tasks, piece by piece, and
     - that have given tasks, until they give none.
 
@@ -35,10 +35,10 @@ class Turns:
     def __init__(self, queues: Sequence[str]) -> None:
         """``queues``: the names to serve; empty for any."""
         self._serves_any = not queues
-        self._told: dict[str, float] = {}  # each with the time of the last wake-up
+        self._named: dict[str, float] = {}  # each with the time of the last wake-up
         self._found: dict[str, None] = {}
         self._given: dict[str, None] = dict.fromkeys(queues)
-        self._told_first = True
+        self._named_first = True
         self._filled: str | None = None  # the queue that has filled the last claim alone
         self._first = self._second = 0  # how many names of either kind the claim under way may reach
         self._asked_at = 0.0
@@ -47,12 +47,12 @@ class Turns:
         self.position = START
         """Where the next piece of the walk begins."""
 
-    def tell(self, name: str, now: float) -> None:
+    def note_wakeup(self, name: str, now: float) -> None:
         """Note a wake-up for this queue at ``now`` (seconds)."""
         if not self._serves_any:
             return
-        if name in self._told or len(self._told) < NAMES_LIMIT:
-            self._told[name] = now
+        if name in self._named or len(self._named) < NAMES_LIMIT:
+            self._named[name] = now
         else:
             self.walk()
 
@@ -71,7 +71,7 @@ class Turns:
 
     def has_names(self) -> bool:
         """Return whether there are queues to ask."""
-        return bool(self._told or self._found or self._given)
+        return bool(self._named or self._found or self._given)
 
     def begin_piece(self) -> None:
         """A piece of the walk is about to be listed."""
@@ -88,9 +88,9 @@ class Turns:
     def next(self, limit: int, now: float) -> list[str]:
         """Return the names that a claim of ``limit`` tasks asks for, in their order."""
         self._asked_at = now
-        told = [name for name in self._told if name not in self._given]
+        named = [name for name in self._named if name not in self._given]
         others = [*self._found, *self._given]
-        first, second = (told, others) if self._told_first else (others, told)
+        first, second = (named, others) if self._named_first else (others, named)
         names = dict.fromkeys([*first, *second])
         if self._filled in names:
             del names[self._filled]
@@ -101,7 +101,7 @@ class Turns:
     def has_more(self, asked: Collection[str]) -> bool:
         """Return whether there are names beside those ``asked`` for, or the walk goes on."""
         return self._rounds > 0 or not (
-            self._told.keys() <= (names := set(asked))
+            self._named.keys() <= (names := set(asked))
             and self._found.keys() <= names
             and self._given.keys() <= names
         )
@@ -114,7 +114,7 @@ class Turns:
         has none.
         """
         passed = asked
-        told_first, self._told_first = self._told_first, True
+        named_first, self._named_first = self._named_first, True
         if full:
             last = max(index for index, name in enumerate(asked) if name in given)
             # The last queue that gave a task has more, and begins. If it gave all, it has had its turn.
@@ -122,14 +122,14 @@ class Turns:
             passed = asked[: last + 1 if is_alone else last]
             self._filled = asked[last] if is_alone else None
             if last < self._first and self._second:
-                self._told_first = not told_first
+                self._named_first = not named_first
         for name in passed:
             self._found.pop(name, None)
             self._given.pop(name, None)
             # For INTERVAL a wake-up may stand for tasks that are still on their way.
-            told_at = self._told.get(name)
-            if told_at is not None and told_at <= self._asked_at - INTERVAL:
-                del self._told[name]
+            named_at = self._named.get(name)
+            if named_at is not None and named_at <= self._asked_at - INTERVAL:
+                del self._named[name]
             if name in given or not self._serves_any or not exhaustive:
                 self._given[name] = None
         while self._serves_any and len(self._given) > NAMES_LIMIT:

@@ -53,10 +53,10 @@ class Lease:
 
     def holds(self, worker_id: UUID | None) -> bool:
         """Return whether the lease under this id lasts still."""
-        own = self.worker_id
-        # Mostly the same object, and UUID compares in Python.
-        is_own = worker_id is own or worker_id == own
-        return is_own and own is not None and self.deadline > boottime()
+        if worker_id is None or self.deadline <= boottime():
+            return False
+        own = self.worker_id  # after the deadline, which a later lease under another id moves
+        return worker_id is own or worker_id == own  # mostly the same object, and UUID compares in Python
 
     def owns(self, job: Job) -> bool:
         """Return whether ``job`` was claimed under the lease that lasts now."""

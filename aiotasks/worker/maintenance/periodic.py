@@ -27,6 +27,7 @@ async def periodically(run_once: Callable[[], Awaitable[float | None]], turn: Tu
             if (soon := await run_once()) is not None:
                 turn.take_within(soon)
         except Exception as error:
+            turn.take_within(turn.interval)  # of a large fleet's worker the next turn may be hours away
             if isinstance(error, utils.Error) and is_transient(error):
                 continue
             if type(error) is not logged:

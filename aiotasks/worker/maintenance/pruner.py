@@ -50,23 +50,23 @@ class _Sweep:
     def __init__(self, delete: Callable[[float, int], Awaitable[Pruned]]) -> None:
         self._delete = delete
         self._since = -inf
-        self._anew = False
+        self._restarts = False
         self._limit = PRUNE_LIMIT
 
-    def begin_anew(self) -> None:
+    def restart(self) -> None:
         """Have the next batch begin with the oldest task.
 
         If that fails, the one after it begins where the last one ended: an old snapshot may keep so many dead
         index entries that reading them takes longer than a statement may.
         """
-        self._anew = True
+        self._restarts = True
 
     async def next_batch(self) -> tuple[int, float | None]:
         """Delete a batch; returns the number of tasks, and the seconds to pause, or None if none are left."""
         limit, began = self._limit, time.monotonic()
         # For the next try, should this one fail: a DELETE that times out may succeed for half the rows.
         self._limit = max(1, limit // 2)
-        since, self._anew = -inf if self._anew else self._since, False
+        since, self._restarts = -inf if self._restarts else self._since, False
         batch = await self._delete(since, limit)
         taken = time.monotonic() - began
         if batch.number:
@@ -111,37 +111,40 @@ class Pruner:
             ),
             _Sweep(partial(store.prune_kept_jobs, backend)),
         ]
-        self._began_anew = self._ended = time.monotonic()
+        self._restarted_at = self._ended = time.monotonic()
+        self._has_failed = False  # the last round
 
     async def run_once(self) -> int:
         """Delete the tasks whose time is over; returns their number."""
-        self._begin_anew()
+        self._restart()
         return await self._prune()
 
     async def run_round(self) -> float | None:
         """Delete the tasks whose time is over; returns the seconds until the next round should come, or None
         where so few were found that it doesn't matter.
         """
-        if time.monotonic() - self._began_anew > RESUMING:
-            self._begin_anew()
+        if time.monotonic() - self._restarted_at > RESUMING and not self._has_failed:
+            self._restart()
+        self._has_failed = True
         deleted = await self._prune()
+        self._has_failed = False
         ended = time.monotonic()
         elapsed, self._ended = min(ended - self._ended, LONGEST_ELAPSED), ended
         if deleted < PRUNE_LIMIT:
-            self._begin_anew()
+            self._restart()
             # A quiet moment between busy ones costs no long pause.
             return max(SHORTEST_INTERVAL, 2 * elapsed) if elapsed < LONGEST_ELAPSED / 2 else None
         return max(SHORTEST_INTERVAL, elapsed * ROUND_TASKS / deleted)
 
-    def _begin_anew(self) -> None:
+    def _restart(self) -> None:
         """Have the next round look at all tasks.
 
         Frequent rounds don't, because the dead index entries of what was deleted since the last vacuum come
         first. Where an old snapshot keeps these, reading them would cost more than the round's own tasks.
         """
-        self._began_anew = time.monotonic()
+        self._restarted_at = time.monotonic()
         for sweep in self._sweeps:
-            sweep.begin_anew()
+            sweep.restart()
 
     async def _prune(self) -> int:
         """Delete batch by batch, of each kind in turn; returns the number of tasks."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import inf
 from uuid import UUID
 
+from django.db import utils
+
 from ...codec import dump_error
 from ...conf import Options
 from ...exceptions import TaskCancelled, WorkerLost
@@ -86,9 +88,13 @@ class Rescuer:
             return
         cancelled = TaskCancelled("The task was cancelled before it ran.")
         text = dump_error(cancelled, limit=self._options.max_error_size, redact=self._options.redact)
-        released = await self._store.release_lost_claims(
-            worker_id, list(self._ownership.held_claims()), self._options.command_timeout, text
-        )
+        try:
+            released = await self._store.release_lost_claims(
+                worker_id, list(self._ownership.held_claims()), self._options.command_timeout, text
+            )
+        except utils.Error:
+            self._looks_left = LOOKS_AFTER_CLAIM  # nothing has been seen
+            raise
         if released:
             self._observer.released(len(released), "claim without a reply")
             queues = {job.queue_name for job in released if job.status == Status.READY}
