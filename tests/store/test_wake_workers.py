@@ -187,8 +187,7 @@ async def test_many_queues_in_one_statement(workers: Workers) -> None:
     assert Counter(heard) == {f"q{n}": 2 for n in range(300)}
 
 
-async def test_a_caller_commits_nothing_but_its_wake_up(store: Store, conn: asyncpg.Connection) -> None:
-    """The setting that makes its commit cheap is local to it."""
+async def test_the_setting_for_its_commit_is_local(conn: asyncpg.Connection) -> None:
     before = await conn.fetchval("SHOW synchronous_commit")
-    await store.wake_workers(CHANNEL, [news()])
-    assert await conn.fetchval("SHOW synchronous_commit") == before
+    await Store(ConnectionDriver(conn)).wake_workers(CHANNEL, [news()])
+    assert await conn.fetchval("SHOW synchronous_commit") == before == "on"

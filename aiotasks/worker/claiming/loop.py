@@ -216,9 +216,8 @@ class Claimer:
                     has_turn = True
                 elif now >= self._look_again_at:
                     self._look_again(now)
-                elif (
-                    now - self._woken_since >= FORGET_INTERVAL
-                ):  # wake-ups have put the look off all the time
+                elif now - self._woken_since >= FORGET_INTERVAL:
+                    # Wake-ups have put the look off all the time.
                     self._woken_since = now
                     self._look_at_everything(now)
                 quiet_until = self.quarantine.quiet_until(now)
