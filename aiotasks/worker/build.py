@@ -10,6 +10,7 @@ from ..rows import Job
 from ..store.store import Store
 from ..store.wakeups import Wakeup
 from .claiming.budget import AtMost, Backpressure, Budget, FreeSlots
+from .claiming.intake import Intake
 from .claiming.loop import Claimer
 from .claiming.overclaim import OverclaimPolicy
 from .claiming.prefetch import Prefetch, PrefetchBuffer
@@ -77,7 +78,7 @@ class Builder:
         beyond_slots: bool,
         others: PassesOn | None = None,
     ) -> Claimer:
-        """Make a Claimer with its budget.
+        """Make a Claimer with its budget and its Intake.
 
         queues: their names, sorted; empty for any. peers: the workers that share the polls. beyond_slots:
         whether it may claim more tasks than there are free slots, where tasks are short. others: wakes other
@@ -86,27 +87,40 @@ class Builder:
         prefetch = PrefetchBuffer(slots.threads, slots=slots, lease=lease, runner=runner, ownership=ownership)
         free_slots = FreeSlots(slots, prefetch)
         overclaim = OverclaimPolicy(slots, allowed=beyond_slots)
-        return Claimer(
+        budget = Budget(
+            Backpressure(finisher, slots=slots.total),
+            free_slots,
+            overclaim,
+            Prefetch(prefetch, slots, allowed=beyond_slots),
+            AtMost(),
+        )
+        rotation = QueueRotation(store, backend=self.backend, queues=queues)
+        relay = Relay(others, backend=self.backend)
+        intake = Intake(
             store,
-            QueueRotation(store, backend=self.backend, queues=queues),
+            rotation,
             backend=self.backend,
+            lease=lease,
+            slots=free_slots,
+            budget=budget,
+            overclaim=overclaim,
+            prefetch=prefetch,
+            relay=relay,
+            runner=runner,
+            ownership=ownership,
+            observer=self.observer,
+        )
+        return Claimer(
+            intake,
+            rotation,
             poll_interval=self.options.poll_interval,
             peers=peers,
             lease=lease,
             slots=free_slots,
-            budget=Budget(
-                Backpressure(finisher, slots=slots.total),
-                free_slots,
-                overclaim,
-                Prefetch(prefetch, slots, allowed=beyond_slots),
-                AtMost(),
-            ),
-            overclaim=overclaim,
+            budget=budget,
             prefetch=prefetch,
             quarantine=Quarantine(runner),
-            relay=Relay(others, backend=self.backend),
-            runner=runner,
-            ownership=ownership,
+            relay=relay,
             observer=self.observer,
         )
 

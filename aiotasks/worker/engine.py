@@ -186,7 +186,7 @@ class Engine:
         )
 
         self.waker.connect(self.claimer, self.promoter, self.canceller, self.heartbeat)
-        self.ownership.connect(self.claimer)
+        self.ownership.connect(self.claimer.intake)
         self.rescue_turn = self.workers.turn(self.lease.interval)
         self.keeper.connect(self.runner, self.claimer, self.rescue_turn)
         self.handover = Handover(self.ownership, self.lease, self.waker, builder)
@@ -285,6 +285,7 @@ class Engine:
     async def _shut_down(self, hurried: asyncio.Event, grace: float, keep_threads: bool) -> bool:
         shutdown = Shutdown(
             self.claimer,
+            self.claimer.intake,
             self.runner,
             self.finisher,
             self.heartbeat,

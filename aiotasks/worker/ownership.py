@@ -7,7 +7,7 @@ from uuid import UUID
 from ..rows import Job
 from .execution import Execution
 from .outcomes import Released
-from .protocols import Claims, Finishes, Runs
+from .protocols import Finishes, Runs, TakesIn
 
 __all__ = ["Ownership"]
 
@@ -23,9 +23,9 @@ class Ownership:
         self._runner = runner
         self._finisher = finisher
 
-    def connect(self, claimer: Claims) -> None:
-        """Name the part that claims."""
-        self._claimer = claimer
+    def connect(self, intake: TakesIn) -> None:
+        """Name the part that sends claims and starts their jobs."""
+        self._intake = intake
 
     def executions(self) -> set[Execution]:
         """Return the executions that run, or whose outcomes aren't written. May be called in any thread."""
@@ -33,18 +33,18 @@ class Ownership:
 
     def unstarted(self) -> list[Job]:
         """Return the claimed jobs that haven't been started. May be called in any thread."""
-        return self._claimer.waiting()
+        return self._intake.waiting()
 
     def held_claims(self) -> set[UUID]:
         """Return the ids of all claims that the worker holds; claims under way are among them."""
-        ids = {execution.job.claim_id for execution in self.executions()} | self._claimer.claiming
+        ids = {execution.job.claim_id for execution in self.executions()} | self._intake.claiming
         return {id for id in ids if id is not None}
 
     def claimed_at(self) -> float:
         """Return when the last claim ended that has taken tasks, or may have, by ``time.monotonic()``;
         ``-inf`` if there was none.
         """
-        return self._claimer.claimed_at
+        return self._intake.claimed_at
 
     def is_idle(self) -> bool:
         """Return whether nothing runs, or waits to be written."""

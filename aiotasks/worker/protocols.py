@@ -32,6 +32,7 @@ __all__ = [
     "PassesOn",
     "Runs",
     "Starts",
+    "TakesIn",
     "TakesTurns",
     "Wakes",
     "WakesAfterRescue",
@@ -225,8 +226,8 @@ class AnnouncesLost(Protocol):
         """Log that ``job`` is FAILED by ``error``, and send ``task_finished`` soon."""
 
 
-class Claims(Protocol):
-    """The claimer."""
+class TakesIn(Protocol):
+    """The part that sends claims and starts their jobs (``Intake``)."""
 
     @property
     def claiming(self) -> set[UUID | None]:
@@ -238,12 +239,19 @@ class Claims(Protocol):
         there was none.
         """
 
+    def waiting(self) -> list[Job]:
+        """Return the claimed jobs that haven't been started. May be called in any thread."""
+
+    def start_no_more(self) -> None:
+        """Give back what a claim under way brings."""
+
+
+class Claims(Protocol):
+    """The claimer."""
+
     @property
     def is_stopping(self) -> bool:
         """Whether ``stop()`` was called. May be asked in any thread."""
-
-    def waiting(self) -> list[Job]:
-        """Return the claimed jobs that haven't been started. May be called in any thread."""
 
     def wake(self, wakeup: Wakeup | None = None) -> None:
         """Look for READY tasks: in the queue of ``wakeup``, or in all."""
@@ -259,9 +267,6 @@ class Claims(Protocol):
 
     async def stop(self) -> None:
         """Claim no more; returns when no claim is under way."""
-
-    def start_no_more(self) -> None:
-        """Give back what a claim under way brings."""
 
     def abort(self) -> None:
         """Give up a claim that has no reply."""

@@ -10,7 +10,7 @@ from .. import logs
 from .execution import Execution
 from .handover import Handover
 from .ownership import Ownership
-from .protocols import Beats, Claims, Finishes, Runs
+from .protocols import Beats, Claims, Finishes, Runs, TakesIn
 
 __all__ = ["Shutdown"]
 
@@ -35,6 +35,7 @@ class Shutdown:
     def __init__(
         self,
         claimer: Claims,
+        intake: TakesIn,
         runner: Runs,
         finisher: Finishes,
         heartbeat: Beats,
@@ -45,6 +46,7 @@ class Shutdown:
         hurried: asyncio.Event,
     ) -> None:
         self._claimer = claimer
+        self._intake = intake
         self._runner = runner
         self._finisher = finisher
         self._heartbeat = heartbeat
@@ -125,7 +127,7 @@ class Shutdown:
     async def _cancel(self, stopping: "asyncio.Task[None]") -> list[Execution]:
         """Cancel the running tasks, and a claim without a reply; returns the tasks that didn't end."""
         end = asyncio.get_running_loop().time() + CANCEL_TIMEOUT
-        self._claimer.start_no_more()
+        self._intake.start_no_more()
         for execution in list(self._runner.running):
             self._runner.cancel(execution, "shutdown")
         self._hurried.clear()

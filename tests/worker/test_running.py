@@ -76,7 +76,7 @@ async def test_slots_are_a_limit_after_no_ops_too(
     monkeypatch.setattr("aiotasks.worker.claiming.overclaim.AT_ONCE_GROWTH", 1000)
     # Else the claim with the first task that waits may be one by the slots.
     monkeypatch.setattr("aiotasks.worker.claiming.budget.CLAIMS_BEYOND_IN_A_ROW", 3600)
-    monkeypatch.setattr("aiotasks.worker.claiming.loop.PATIENCE", 3600)
+    monkeypatch.setattr("aiotasks.worker.claiming.intake.PATIENCE", 3600)
     names = [str(n) for n in range(60)]
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 600)
     await default_task_backend.aenqueue_many(tasks.wait_for_release, [((name,), {}) for name in names])

@@ -548,7 +548,7 @@ def claim_far_beyond_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surplus_module, "AT_ONCE_TIME", HOUR)
     monkeypatch.setattr(surplus_module, "AT_ONCE_FACTOR", 1000)
     monkeypatch.setattr(surplus_module, "AT_ONCE_GROWTH", 1000)
-    monkeypatch.setattr("aiotasks.worker.claiming.loop.PATIENCE", HOUR)
+    monkeypatch.setattr("aiotasks.worker.claiming.intake.PATIENCE", HOUR)
 
 
 async def test_tasks_that_are_over_at_once_let_claims_be_larger_than_the_slots(
@@ -618,8 +618,8 @@ async def test_tasks_beyond_the_slots_do_not_wait_for_long_ones(
 
     def end_at_once(job: Any) -> bool:
         if "busy" in job.args:  # from now on the time is always over
-            monkeypatch.setattr("aiotasks.worker.claiming.loop.TURN_TIME", -HOUR)
-            monkeypatch.setattr("aiotasks.worker.claiming.loop.PATIENCE", -HOUR)
+            monkeypatch.setattr("aiotasks.worker.claiming.intake.TURN_TIME", -HOUR)
+            monkeypatch.setattr("aiotasks.worker.claiming.intake.PATIENCE", -HOUR)
         return True
 
     claimer = make_claimer(
@@ -692,7 +692,7 @@ async def test_short_sync_tasks_are_claimed_ahead_but_what_a_crash_would_harm(
     for expected in (20, 16, 12, 12):
         assert await claimer.run_once() == expected
         assert len(started) == 4
-        assert started[0].claim_id in claimer.claiming
+        assert started[0].claim_id in claimer.intake.claiming
         assert await claimer.run_once() == 0  # there is enough
         for _ in range(3):
             end()
@@ -705,7 +705,7 @@ async def test_short_sync_tasks_are_claimed_ahead_but_what_a_crash_would_harm(
     end()
     assert await claimer.run_once() == 4
     assert [job.id for job in started] == fragile[:4]
-    assert not claimer.claiming
+    assert not claimer.intake.claiming
     while await claimer.run_once() or started:
         end()
     assert len({job.id for job in seen}) == len(seen) == 110
@@ -764,15 +764,17 @@ async def test_claims_are_held_until_all_of_their_jobs_are_started(
     held: list[bool] = []
 
     def look(job: Any) -> bool:
-        held.append(job.claim_id in claimer.claiming)
+        held.append(job.claim_id in claimer.intake.claiming)
         return False
 
     started: list[Any] = []
     claimer = make_claimer(started, {"loop": 10, "thread": 0}, ["default"], await register(), at_once=look)
-    watch_claims(claimer, monkeypatch, lambda claim_id, limit: held.append(claim_id in claimer.claiming))
+    watch_claims(
+        claimer, monkeypatch, lambda claim_id, limit: held.append(claim_id in claimer.intake.claiming)
+    )
     assert await claimer.run_once() == 6
     assert held == [True] * 9
-    assert not claimer.claiming
+    assert not claimer.intake.claiming
 
 
 async def test_a_claim_that_fails_is_held_no_longer_and_harms_no_other(
@@ -793,11 +795,11 @@ async def test_a_claim_that_fails_is_held_no_longer_and_harms_no_other(
     watch_claims(claimer, monkeypatch, fail)
     with pytest.raises(utils.OperationalError):
         await claimer.run_once()
-    assert not claimer.claiming
+    assert not claimer.intake.claiming
     with pytest.raises(utils.OperationalError):  # the one behind, while these are started
         await claimer.run_once()
     assert len(started) == 3
-    assert not claimer.claiming
+    assert not claimer.intake.claiming
     assert await claimer.run_once() == 3
 
 
@@ -890,7 +892,7 @@ async def test_what_a_cancelled_claimer_has_claimed_goes_back(
 ) -> None:
     """Of the claim whose jobs it is starting, and of the next, which is under way."""
     monkeypatch.setattr(budget_module, "CLAIM_LIMIT", 5)
-    monkeypatch.setattr(claimer_module, "TURN_TIME", 0.0)
+    monkeypatch.setattr("aiotasks.worker.claiming.intake.TURN_TIME", 0.0)
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 15)
     started: list[Any] = []
     dropped: list[Any] = []
@@ -909,7 +911,7 @@ async def test_what_a_cancelled_claimer_has_claimed_goes_back(
     await until(lambda: len(started) + len(dropped) >= 10)
     assert len(started) == 1
     assert len({job.id for job in [*started, *dropped]}) == 10
-    assert not claimer.claiming
+    assert not claimer.intake.claiming
 
 
 async def test_who_has_been_in_two_crashes_is_claimed_apart(database: str, conn: asyncpg.Connection) -> None:
@@ -922,7 +924,7 @@ async def test_who_has_been_in_two_crashes_is_claimed_apart(database: str, conn:
     claimer = make_claimer(started, {"loop": 20, "thread": 5}, ["default"], await register())
     claimer.suspect()
     running = asyncio.ensure_future(claimer.run())
-    await until(lambda: started and not claimer.claiming)
+    await until(lambda: started and not claimer.intake.claiming)
     claimer.wake()
     for _ in range(10):  # it sees that, and waits all the same
         await asyncio.sleep(0)

@@ -2,30 +2,24 @@
 
 import asyncio
 import logging
-import time
-import uuid
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from math import inf
-from uuid import UUID
 
 import anyio
 from django.db import utils
 
 from ...db.outage import Outage
-from ...rows import LANES, Job, Lane, microseconds
+from ...rows import LANES, Job, Lane
 from ...store.notifier import INTERVAL
-from ...store.store import Store
 from ...store.wakeups import Wakeup
 from ..events import NULL, Observer
 from ..fleet import Fleet
-from ..protocols import GivesBack, Leases, Starts
+from ..protocols import Leases
 from .budget import Budget, FreeSlots
-from .overclaim import PATIENCE, OverclaimPolicy
+from .intake import Claim, Intake
 from .prefetch import PrefetchBuffer
 from .quarantine import Quarantine
 from .relay import Relay
@@ -47,28 +41,12 @@ FORGET_INTERVAL = 1.0
 # workers that don't know of each other.
 EARLIEST_POLL = 0.2
 
-# Seconds for which tasks are started before the loop gets a turn. Chosen: a callback may wait for as long as
-# for a few statements.
-TURN_TIME = 0.005
-
-
-@dataclass
-class _Claim:
-    """The reply to one claim."""
-
-    worker_id: UUID | None = None
-    jobs: list[Job] = field(default_factory=list)
-    full: bool = False  # it has brought as many coroutine tasks as it was for
-    more: bool = False  # the next one may bring some, too
-    unasked: bool = False  # there may be tasks in queues that it didn't ask
-
 
 class Claimer:
-    """Claims for one worker.
+    """Decides when one worker claims, and in which lanes.
 
     - It claims as many jobs as its budget allows: no more than there are free slots, so that no task waits
-      inside a worker, unless tasks are short. A job that finds no slot after all is given back, and keeps its
-      place in the queue.
+      inside a worker, unless tasks are short.
     - The next claim is under way while the jobs of one are started, where that leaves slots.
     - The worker never cancels a claim: its reply says what the worker owns. ``stop()`` waits for it.
     - A task that has been in two crashes is claimed alone (``Quarantine``).
@@ -77,51 +55,38 @@ class Claimer:
       POLL_INTERVAL find the tasks without a NOTIFY; its ``peers`` and this worker take turns at them. A
       worker whose slots are taken at its turn looks as soon as one is free.
 
-    slots: the free slots. budget: how many jobs a claim may take; ``overclaim`` is one of its strategies.
-    prefetch: where jobs of the thread lane go. runner: where the others go. ownership: where jobs go back
-    that aren't started. relay: where wake-ups go that other workers should have.
+    intake: sends the claims and starts their jobs. slots: the free slots. budget: how many jobs a claim may
+    take. prefetch: where jobs of the thread lane wait. relay: where wake-ups go that other workers should
+    have.
     """
 
     def __init__(
         self,
-        store: Store,
+        intake: Intake,
         rotation: QueueRotation,
         *,
-        backend: str,
         poll_interval: float,
         peers: Fleet,
         lease: Leases,
         slots: FreeSlots,
         budget: Budget,
-        overclaim: OverclaimPolicy,
         prefetch: PrefetchBuffer,
         quarantine: Quarantine,
         relay: Relay,
-        runner: Starts,
-        ownership: GivesBack,
         observer: Observer = NULL,
     ) -> None:
-        self._store = store
+        self.intake = intake
         self.rotation = rotation
-        self._backend = backend
         self._lease = lease
         self._slots = slots
         self._lanes = [lane for lane in LANES if slots.has(lane)]
         self.budget = budget
-        self._overclaim = overclaim
         self.prefetch = prefetch
         self.quarantine = quarantine
         self._relay = relay
-        self._runner = runner
-        self._ownership = ownership
-        self._observer = observer
-        self._claiming: set[UUID | None] = set()
-        self.claimed_at = -inf  # when a claim has last taken tasks, or may have, by time.monotonic()
-        self._unstarted: deque[Job] = deque()  # of the claim whose jobs are being started
         self._changed = asyncio.Event()
         self._lanes_to_claim: set[Lane] = set(LANES)
         self._stopping = asyncio.Event()
-        self._starts = True
         self._stopped = asyncio.Event()
         self._scope = anyio.CancelScope(shield=True)
         self.poll = peers.turn(poll_interval, earliest=EARLIEST_POLL, moved=self._changed)
@@ -164,15 +129,6 @@ class Claimer:
         """Whether ``stop()`` was called."""
         return self._stopping.is_set()
 
-    @property
-    def claiming(self) -> set[UUID | None]:
-        """The ids of the claims whose jobs haven't all been started."""
-        return self._claiming | self.prefetch.claim_ids
-
-    def waiting(self) -> list[Job]:
-        """Return the claimed jobs that haven't been started. May be called in any thread."""
-        return [*list(self._unstarted), *self.prefetch.waiting()]
-
     def slot_freed(self, job: Job | None = None) -> None:
         """A lane has room again, or the outcome of ``job`` is written: claim, if there may be more."""
         self.prefetch.feed()
@@ -193,10 +149,6 @@ class Claimer:
         """Claim until ``stop()``, whatever other part of the worker fails or is cancelled."""
         with self._scope:
             await self._run()
-
-    def start_no_more(self) -> None:
-        """Give back what a claim under way brings, because the grace is over."""
-        self._starts = False
 
     def abort(self) -> None:
         """Give up a claim that has no reply; the tasks that it has taken must be rescued."""
@@ -278,27 +230,21 @@ class Claimer:
             claimed += len(claim.jobs)
             is_due = clock() >= self.poll.at or self._suspect_lanes()  # run() does both
             if not claim.more or is_due or not self.budget.is_open() or self._stopping.is_set():
-                await self._start_all(claim)
+                await self.intake.start(claim)
                 break
             following = asyncio.create_task(self._claim(claim.jobs), name="aiotasks claim")
             try:
                 await asyncio.sleep(0)  # lets it be sent
-                await self._start_all(claim)
+                await self.intake.start(claim)
                 claim = await asyncio.shield(following)
             except BaseException:  # cancelled, for the most part
                 following.add_done_callback(self._give_back_claimed)
                 raise
         return claimed
 
-    def _give_back_claimed(self, following: "asyncio.Task[_Claim]") -> None:
+    def _give_back_claimed(self, following: "asyncio.Task[Claim]") -> None:
         if not following.cancelled() and following.exception() is None:
-            self._give_all_back(following.result().jobs)
-
-    def _give_all_back(self, jobs: Iterable[Job]) -> None:
-        """Give back the jobs of a claim."""
-        for job in jobs:
-            self._ownership.give_back(job)
-            self._claiming.discard(job.claim_id)
+            self.intake.give_back(following.result().jobs)
 
     def _suspect_lanes(self) -> list[Lane]:
         """Return the lanes with room in which there may be a task to claim alone; none without a lease."""
@@ -318,142 +264,33 @@ class Claimer:
             if worker_id is None:
                 break
             self.quarantine.asks(lane)
-            claim = partial(
-                self._store.claim_suspect, backend=self._backend, lane=lane, queues=self.rotation.queues
-            )
-            jobs = await self._fetch(claim, worker_id)
-            if not jobs:
+            claim = await self.intake.fetch_suspect(worker_id, lane)
+            if not claim.jobs:
                 self.quarantine.none_in(lane)
                 continue
-            if self.quarantine.admit(jobs[0], asyncio.get_running_loop().time()):
-                await self._start_all(_Claim(worker_id, jobs))
+            if self.quarantine.admit(claim.jobs[0], asyncio.get_running_loop().time()):
+                await self.intake.start(claim)
             else:
-                self._give_all_back(jobs)
+                self.intake.give_back(claim.jobs)
             return True
         return False
 
-    async def _claim(self, unstarted: Sequence[Job] = ()) -> _Claim:
+    async def _claim(self, unstarted: Sequence[Job] = ()) -> Claim:
         """Claim once, beside jobs that haven't been started yet."""
         taken = Counter(job.lane for job in unstarted)
-        free = {lane: self._slots.free(lane) - taken[lane] for lane in LANES}
         limits = {lane: self.budget.limit(lane, taken[lane]) for lane in LANES}
         if not any(limits.values()):
-            return _Claim()
-        beyond = {lane for lane in LANES if limits[lane] > max(0, free[lane])}
+            return Claim()
         # A wake-up during the claim adds them again.
         self._lanes_to_claim.difference_update([lane for lane in LANES if limits[lane]])
         worker_id = self._lease.current_id()
         if worker_id is None:
-            return _Claim()  # a registration wakes the claimer
-        requests = await self.rotation.requests(limits, robust_only=beyond)
-        if not any(request.queues for request in requests.values()):
-            self._outage.ended()  # the list of queues has been read
-            return _Claim()
-        self.budget.used(beyond)
-        self._relay.claims(lane for lane in LANES if limits[lane])
-        jobs = await self._fetch(
-            partial(
-                self._store.claim_jobs,
-                backend=self._backend,
-                loop=requests["loop"],
-                thread=requests["thread"],
-            ),
-            worker_id,
-        )
+            return Claim()  # a registration wakes the claimer
+        free = {lane: self._slots.free(lane) - taken[lane] for lane in LANES}
+        claim = await self.intake.fetch(worker_id, limits, free)
         self._outage.ended()
-        # A full claim leaves more. A short one may, too: the head may have been locked for a moment, or tasks
-        # have been left out. After a wake-up there is another look soon anyway.
-        looks_soon = self._look_again_at <= asyncio.get_running_loop().time() + LOOK_AGAIN_DELAY
-        for lane, request in requests.items():
-            found = [job for job in jobs if job.lane == lane]
-            self.rotation.learn(lane, request, found)
-            self._relay.claimed(lane, found, request.limit)
-            if found and not (looks_soon and len(found) < request.limit):
-                self._lanes_to_claim.add(lane)
-        self._lanes_to_claim.update(beyond)
-        turn = {(lane, name): n for lane in LANES for n, name in enumerate(requests[lane].queues)}
-        jobs.sort(
-            key=lambda job: (
-                -job.priority,
-                turn[job.lane, job.queue_name],
-                microseconds(job.ready_at),
-                job.id,
-            )
-        )
-        unasked = self.rotation.unasked(requests)
-        self._lanes_to_claim.update(unasked)
-        if not jobs:
-            self._overclaim.forget()
-        full = sum(job.lane == "loop" for job in jobs) >= limits["loop"] > 0
-        more = full and (self._overclaim.expected or free["loop"] > limits["loop"])
-        return _Claim(worker_id, jobs, full, more, bool(unasked))
-
-    async def _fetch(
-        self, statement: Callable[[UUID, UUID], Awaitable[list[Job]]], worker_id: UUID
-    ) -> list[Job]:
-        # Register the claim id before sending: if the loop blocks before the reply is read, our own sweep
-        # must not release these rows.
-        claim_id = uuid.uuid4()
-        self._claiming.add(claim_id)
-        jobs: list[Job] = []
-        began = time.monotonic()
-        is_empty = False
-        try:
-            jobs = await statement(worker_id, claim_id)
-            is_empty = not jobs
-            if self._observer.watches_tasks:
-                self._observer.claimed(len(jobs), time.monotonic() - began)
-        finally:
-            if not is_empty:
-                self.claimed_at = time.monotonic()
-            if not jobs:
-                self._claiming.discard(claim_id)
-        return jobs
-
-    async def _start_all(self, claim: _Claim) -> None:
-        """Start the jobs of one claim, and learn how many ended at once."""
-        holds, start, free = self._lease.holds, self._runner.start, self._slots.free
-        clock = time.monotonic  # uvloop's clock stands still within a turn of the loop
-        began = turn = clock()
-        cpu_began = time.thread_time()
-        at_once = threads = 0
-        unstarted = self._unstarted = deque(claim.jobs)
-        try:
-            while unstarted:
-                if clock() - turn > TURN_TIME:
-                    await asyncio.sleep(0)
-                    turn = clock()
-                    if turn - began > PATIENCE:
-                        unstarted = self._unstarted = self._without_surplus(unstarted)
-                        if not unstarted:
-                            break
-                job = unstarted.popleft()
-                # The lease may have ended since the claim was sent: other workers may have these by now.
-                if not self._starts or not holds(claim.worker_id):
-                    self._ownership.give_back(job)
-                elif job.lane == "thread":
-                    self.prefetch.add(job)
-                    threads += 1
-                elif free("loop") <= 0:
-                    self._ownership.give_back(job)
-                elif start(job):
-                    at_once += 1
-        finally:
-            self._give_all_back(unstarted)  # if this was cancelled
-            self._claiming.discard(claim.jobs[0].claim_id)
-        if claim.full and at_once == len(claim.jobs) - threads:
-            self._overclaim.learn(claim.jobs, clock() - began, time.thread_time() - cpu_began)
-        else:
-            self._overclaim.forget()
-
-    def _without_surplus(self, unstarted: Iterable[Job]) -> deque[Job]:
-        """Give back the coroutine tasks beyond the free slots; returns the other jobs."""
-        free = self._slots.free("loop")
-        kept: deque[Job] = deque()
-        for job in unstarted:
-            free -= job.lane == "loop"
-            if job.lane == "loop" and free < 0:
-                self._ownership.give_back(job)
-            else:
-                kept.append(job)
-        return kept
+        self._lanes_to_claim |= claim.left
+        # After a wake-up there is another look soon anyway.
+        if self._look_again_at > asyncio.get_running_loop().time() + LOOK_AGAIN_DELAY:
+            self._lanes_to_claim |= claim.short
+        return claim
