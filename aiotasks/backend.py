@@ -23,7 +23,7 @@ from .codec import dump_error, dump_json
 from .conf import Options
 from .db.errors import about_tables
 from .exceptions import TaskCancelled, UnknownTask
-from .policies.policy import policy_of
+from .policies.policy import PolicyFields, policy_of
 from .registry import resolve
 from .results import new_result, parse_id, result_of
 from .rows import AnyResult, AnyTask, JobTemplate, NewJob, Status, lane_of, makes_generators
@@ -248,6 +248,7 @@ class PostgresBackend(BaseTaskBackend):
             lane=lane_of(task.func),
             priority=int(task.priority),
             run_after=run_after,
+            expires=task.expires if isinstance(task, PolicyFields) else None,
             policy=policy_of(task),
         )
         jobs: list[NewJob] = []

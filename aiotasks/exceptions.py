@@ -5,8 +5,14 @@
     Exception
     └── AiotasksError
         ├── DatabaseNotReady    no tables, no such database or no access (an ImproperlyConfigured too)
+        ├── DuplicateTask       another task holds the unique key of the one to enqueue
+        ├── GiveUp              raised by a task: FAILED, whatever attempts are left
         ├── InvalidRow          a row of the table holds what aiotasks never writes (a ValueError too)
+        ├── Retry               raised by a task: this attempt failed, and the next one is at that time
+        ├── Snooze              raised by a task: run it again later, no attempt spent
         ├── TaskCancelled       stored: the task was cancelled by acancel() or cancel()
+        ├── TaskExpired         stored: the task wasn't started in time
+        ├── TaskTimeout         stored: the attempt has run for longer than its timeout (a TimeoutError too)
         ├── TransactionClosed   code that outlived its atomic() or transaction() block
         ├── UnknownTask         a stored task path that leads to no Task here (an ImportError too)
         └── WorkerLost          stored: the worker died while it ran the task
@@ -17,13 +23,24 @@ Errors of PostgreSQL reach callers as Django's own ``django.db`` errors, whichev
 with the driver's error as ``__cause__``.
 """
 
+from datetime import timedelta
+from typing import Any
+
 from django.core.exceptions import ImproperlyConfigured
+
+from .policies.seconds import parse_seconds
 
 __all__ = [
     "AiotasksError",
     "DatabaseNotReady",
+    "DuplicateTask",
+    "GiveUp",
     "InvalidRow",
+    "Retry",
+    "Snooze",
     "TaskCancelled",
+    "TaskExpired",
+    "TaskTimeout",
     "TransactionClosed",
     "UnknownTask",
     "WorkerLost",
@@ -38,6 +55,22 @@ class DatabaseNotReady(AiotasksError, ImproperlyConfigured):
     """The database can't be used, and waiting won't help: no tables, no such database, no access."""
 
 
+class DuplicateTask(AiotasksError):
+    """Another task holds the unique key of a task that was to be enqueued with ``on_conflict="raise"``.
+
+    ``result`` is that task's TaskResult.
+    """
+
+    def __init__(self, key: str, result: Any) -> None:
+        super().__init__(f"Task {result.id} holds the unique key {key!r:.200}.")
+        self.key = key
+        self.result = result
+
+
+class GiveUp(AiotasksError):
+    """Raise it in a task that shouldn't be tried again: it is FAILED with this error at once."""
+
+
 class InvalidRow(AiotasksError, ValueError):
     """A row of the table holds what aiotasks never writes: other code has changed it."""
 
@@ -45,8 +78,39 @@ class InvalidRow(AiotasksError, ValueError):
         super().__init__(f"The row of task {str(id)!r} can't be read: {reason}.")
 
 
+class Retry(AiotasksError):
+    """Raise it in a task to have it tried again, while it has attempts left.
+
+    after: seconds or a timedelta until the next attempt; None: as the task's backoff says. Raises ValueError
+    for anything else.
+    """
+
+    def __init__(self, message: str = "", *, after: float | timedelta | None = None) -> None:
+        self.after = None if after is None else _delay("after", after)
+        super().__init__(message or "The task asked for another attempt.")
+
+
+class Snooze(AiotasksError):
+    """Raise it in a task to have it run again later: no error is stored and no attempt spent.
+
+    for_: seconds or a timedelta. Raises ValueError for anything else.
+    """
+
+    def __init__(self, *, for_: float | timedelta) -> None:
+        self.seconds = _delay("for_", for_)
+        super().__init__(f"The task is to run again in {self.seconds:g} s.")
+
+
 class TaskCancelled(AiotasksError):
     """The task was cancelled by ``acancel()`` or ``cancel()``."""
+
+
+class TaskExpired(AiotasksError):
+    """The task wasn't started within its ``expires`` seconds from when it was due."""
+
+
+class TaskTimeout(AiotasksError, TimeoutError):
+    """An attempt has run for longer than the task's ``timeout``."""
 
 
 class TransactionClosed(AiotasksError):
@@ -66,3 +130,14 @@ class UnknownTask(AiotasksError, ImportError):
 
 class WorkerLost(AiotasksError):
     """The worker that ran the task stopped renewing its lease: it was killed, or hung."""
+
+
+# Seconds. The next attempt's time must fit into PostgreSQL's timestamps and Python's datetime.
+LONGEST_DELAY = 100 * 365 * 86_400.0
+
+
+def _delay(name: str, value: Any) -> float:
+    try:
+        return parse_seconds(value, high=LONGEST_DELAY, longest="100 years")
+    except ValueError as error:
+        raise ValueError(f"{name} must be {error}, not {value!r}.") from None

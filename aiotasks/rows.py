@@ -76,6 +76,7 @@ class JobTemplate:
     lane: Lane
     priority: int
     run_after: datetime | None
+    expires: float | None  # seconds from when it is due until it may not be started any more
     policy: Policy
 
 
@@ -112,6 +113,7 @@ class Job:
     ready_at: Moment | None
     started_at: Moment | None
     last_attempted_at: Moment | None
+    failures: int | None  # failed executions that count towards max_attempts; None: none
     policy: Policy
     # The worker that claims knows these already.
     claim_id: UUID | None
@@ -119,6 +121,11 @@ class Job:
     status: str
     return_value: str | None
     finished_at: Moment | None
+    # These it doesn't need, so that a claim leaves them None.
+    expires_at: Moment | None = None
+    errors_omitted: int | None = None
+    snoozes: int | None = None
+    unique_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 from django.tasks import DEFAULT_TASK_BACKEND_ALIAS, DEFAULT_TASK_QUEUE_NAME, Task
 from django.tasks.base import DEFAULT_TASK_PRIORITY
 
-from .policies.policy import COLUMNS, PolicyFields, PolicyKeywords, parse_policies
+from .policies.policy import CallKeywords, PolicyFields, PolicyKeywords, check_keywords, parse_policies
 
 if TYPE_CHECKING:
     from .results import PostgresTaskResult
@@ -31,15 +31,15 @@ class PostgresTask(Task, PolicyFields):  # type: ignore[type-arg]  # generic in 
         queue_name: str | None = None,
         run_after: datetime | None = None,
         backend: str | None = None,
-        **policies: Unpack[PolicyKeywords],
+        **policies: Unpack[CallKeywords],
     ) -> "PostgresTask":
         """Return a copy with other values.
 
         Of the four that are Django's, None leaves the value as it is. A policy that isn't given stays as it
-        is; one that is None is the backend's again.
+        is; one that is None is the backend's again. Raises TypeError for a policy that only the decorator
+        takes (max_attempts, backoff, timeout, …), InvalidTask for a bad value.
         """
-        if unknown := policies.keys() - COLUMNS.keys():
-            raise TypeError(f"using() got an unexpected keyword argument {min(unknown)!r}")
+        check_keywords("using()", {**policies}, CallKeywords)
         given: dict[str, Any] = {
             "priority": priority,
             "queue_name": queue_name,
@@ -84,8 +84,7 @@ def task(
     Works on Django 6.0, whose own decorator passes no keywords on, and with any backend: a backend
     that isn't aiotasks' ignores the policies. Raises InvalidTask, as Django's does.
     """
-    if unknown := policies.keys() - COLUMNS.keys():
-        raise TypeError(f"task() got an unexpected keyword argument {min(unknown)!r}")
+    check_keywords("task()", {**policies}, PolicyKeywords)
 
     def wrapper(function: Callable[..., Any]) -> PostgresTask:
         values: dict[str, Any] = {**policies}

@@ -13,6 +13,7 @@ from typing import Any
 from django.contrib.postgres.operations import (
     AddConstraintNotValid,
     AddIndexConcurrently,
+    NotInTransactionMixin,
     RemoveIndexConcurrently,
 )
 from django.core.management.base import CommandError
@@ -66,6 +67,26 @@ class _Alter(_Online):
         raise NotImplementedError
 
 
+class AddTable(_Online, migrations.CreateModel):
+    """CreateModel that does nothing if it has been done before."""
+
+    @property
+    def model_name(self) -> str:  # type: ignore[override]  # an attribute in the base
+        return str(self.name)
+
+    def _forwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
+        if schema_editor.collect_sql or not self._is_done(schema_editor, model):
+            run()
+
+    def _backwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
+        if schema_editor.collect_sql or self._is_done(schema_editor, model):
+            run()
+
+    def _is_done(self, schema_editor: Any, model: Any) -> bool:
+        with schema_editor.connection.cursor() as cursor:
+            return model._meta.db_table in schema_editor.connection.introspection.table_names(cursor)
+
+
 class AddColumn(_Alter, migrations.AddField):
     """AddField, for a column that is nullable or has a default in the database: no row is rewritten."""
 
@@ -97,6 +118,27 @@ class AddIndex(_Online, AddIndexConcurrently):
     def _backwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
         with _without_limits(schema_editor):
             run()
+
+
+class AddUnique(_Online, NotInTransactionMixin, migrations.AddConstraint):
+    """AddConstraint of a UniqueConstraint with a condition, which is a unique index, built CONCURRENTLY; one
+    that an interrupted run has left INVALID is built again.
+    """
+
+    def _forwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
+        self._ensure_not_in_transaction(schema_editor)
+        if not _is_valid(schema_editor, self.constraint.name):
+            create = str(self.constraint.create_sql(model, schema_editor))
+            with _without_limits(schema_editor):
+                schema_editor.execute(
+                    create.replace("UNIQUE INDEX", "UNIQUE INDEX CONCURRENTLY", 1), params=None
+                )
+
+    def _backwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
+        self._ensure_not_in_transaction(schema_editor)
+        name = schema_editor.quote_name(self.constraint.name)
+        with _without_limits(schema_editor):
+            schema_editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
 
 
 class RemoveIndex(_Online, RemoveIndexConcurrently):

@@ -1,8 +1,9 @@
 """``keep_result``, KEEP_SUCCESSFUL and KEEP_FAILED: for how long a finished task is kept."""
 
 import math
-from datetime import timedelta
 from typing import Any
+
+from .seconds import parse_seconds
 
 __all__ = ["parse_keep_result", "parse_keep_time"]
 
@@ -12,10 +13,7 @@ LONGEST_KEPT = 100 * 365 * 86_400.0
 
 def parse_keep_time(value: Any) -> float:
     """The time in seconds, of seconds or a timedelta. Raises ValueError, which says what it must be."""
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST_KEPT:
-        raise ValueError("seconds or a timedelta, from 0 to 100 years")
-    return float(seconds)
+    return parse_seconds(value, high=LONGEST_KEPT, longest="100 years")
 
 
 def parse_keep_result(value: Any) -> float:

@@ -26,29 +26,43 @@ def _moment(time: str) -> str:
     return f"timestamptz_send({time})"
 
 
-def _within_bounds(column: str) -> str:
+def _within_bounds(time: str) -> str:
     """The time, or NULL for one that Python can't hold in every time zone.
 
     aiotasks writes no such time, but others may have written it, and it must not make a statement fail of
     which other rows are a part.
     """
     return _moment(
-        f"CASE WHEN task.{column} BETWEEN '0001-01-02 00:00+00' AND '9999-12-31 00:00+00' "
-        f"THEN task.{column} END"
+        f"CASE WHEN {time} BETWEEN '0001-01-02 00:00+00' AND '9999-12-31 00:00+00' THEN {time} END"
     )
 
 
 # Of the columns that aren't returned as they are.
-_EXPRESSIONS = {
-    "args": "task.args::text",
-    "kwargs": "task.kwargs::text",
-    "return_value": "task.return_value::text",
-    "errors": "task.errors::text[]",
-    "worker_ids": "task.worker_ids::text[]",
-} | {
-    name: _within_bounds(name)
-    for name in ("enqueued_at", "run_after", "ready_at", "started_at", "last_attempted_at", "finished_at")
-}
+_EXPRESSIONS = (
+    {
+        "args": "task.args::text",
+        "kwargs": "task.kwargs::text",
+        "return_value": "task.return_value::text",
+        "errors": "task.errors::text[]",
+        "worker_ids": "task.worker_ids::text[]",
+    }
+    | {
+        name: _within_bounds(f"task.{name}")
+        for name in (
+            "enqueued_at",
+            "ready_at",
+            "started_at",
+            "last_attempted_at",
+            "finished_at",
+            "expires_at",
+        )
+    }
+    | {
+        # What the caller asked for: a retry or a snooze overwrites run_after, which the promotions go by. Not
+        # '-infinity' for "nothing": psycopg can't read it.
+        "run_after": _within_bounds("nullif(coalesce(task.asked_run_after, task.run_after), 'epoch')")
+    }
+)
 
 # Of a claim: the order of claiming follows ready_at, which may lie ahead where the clock was set back.
 _EXPRESSIONS_OF_A_CLAIM = {
@@ -56,14 +70,13 @@ _EXPRESSIONS_OF_A_CLAIM = {
     "last_attempted_at": _moment("task.last_attempted_at"),
 }
 
-# Job's last fields: the worker that claims knows them, and every column costs a claim time.
-_KNOWN_TO_THE_CLAIMER = ("claim_id", "backend", "status", "return_value", "finished_at")
-
+# A claim returns Job's fields up to the policy: the worker knows the others or doesn't need them, and every
+# column costs time.
 _NAMES = tuple(field.name for field in fields(Job))
-_CLAIMED_NAMES = _NAMES[: -len(_KNOWN_TO_THE_CLAIMER)]
-
-# Where the policies stand in a row.
 _POLICY = _NAMES.index("policy")
+_CLAIMED_NAMES = _NAMES[: _POLICY + 1]
+
+# Where the policies end in a row.
 _AFTER_POLICY = _POLICY + len(COLUMNS)
 
 

@@ -25,6 +25,7 @@ class EnqueueStatements(StatementGroup):
             job.kwargs,
             job.enqueued_at,
             template.run_after,
+            template.expires,
             *template.policy,
             timeout=timeout,
         )
@@ -52,6 +53,7 @@ class EnqueueStatements(StatementGroup):
             [template.lane for template in templates],
             [template.priority for template in templates],
             [template.run_after for template in templates],
+            [template.expires for template in templates],
             *map(list, zip(*(template.policy for template in templates), strict=True)),
             timeout=timeout,
         )

@@ -34,6 +34,7 @@ def new_job(**values: Any) -> NewJob:
         "lane": "loop",
         "priority": 0,
         "run_after": None,
+        "expires": None,
         "policy": Policy(**{name: values.pop(name) for name in COLUMNS if name in values}),
     }
     own: dict[str, Any] = {"id": str(uuid7()), "args": "[]", "kwargs": "{}", "enqueued_at": datetime.now(UTC)}

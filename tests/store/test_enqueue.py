@@ -35,7 +35,7 @@ async def test_what_is_inserted_is_read_back(store: Store) -> None:
     assert (found.args, found.kwargs) == (job.args, job.kwargs)
     assert time_of(found.enqueued_at) == job.enqueued_at
     assert time_of(found.run_after) == job.template.run_after
-    for name in set(type(job.template).__slots__) - {"run_after"}:
+    for name in set(type(job.template).__slots__) - {"run_after", "expires"}:
         assert getattr(found, name) == getattr(job.template, name), name
     assert (found.status, found.claim_id, found.ready_at) == ("SCHEDULED", None, None)
     assert (found.return_value, found.errors, found.worker_ids) == (None, [], [])
