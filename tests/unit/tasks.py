@@ -1,5 +1,7 @@
 """What stored paths may lead to."""
 
+from typing import Any
+
 from django.tasks import task as django_task
 
 from aiotasks import task
@@ -17,6 +19,26 @@ def sync_good() -> int:
 
 @django_task
 def plain() -> None:
+    pass
+
+
+def backoff(exception: BaseException, result: Any) -> float:
+    return 1.0
+
+
+@task(
+    max_attempts=5,
+    backoff=backoff,
+    retry_on=OSError,
+    give_up_on=(PermissionError,),
+    timeout=60,
+    expires=3600,
+    unique_key="key",
+    on_conflict="replace",
+    unique_for="waiting",
+    keep_run_after=True,
+)
+def with_policies() -> None:
     pass
 
 

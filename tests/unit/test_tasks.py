@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import django
 import pytest
 from django.tasks import Task
+from django.tasks import task as django_task
 from django.tasks.exceptions import InvalidTask
 
 from aiotasks import PostgresTask, UnknownTask, task
@@ -88,6 +89,89 @@ def test_what_django_refuses_is_refused() -> None:
         task(lambda: None)
 
 
+SECONDS = ["expires", "timeout", "unique_for", "keep_result"]
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize("value", [90, 90.0, timedelta(seconds=90)])
+def test_times_are_seconds_or_a_timedelta(name: str, value: Any) -> None:
+    changed = task(**{name: value})(tasks.function)
+    assert (getattr(changed, name), type(getattr(changed, name))) == (90.0, float)
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize("value", [-1, "90", True, math.nan, -math.inf, timedelta(-1), [90]])
+def test_times_are_checked(name: str, value: Any) -> None:
+    with pytest.raises(InvalidTask) as caught:
+        task(**{name: value})(tasks.function)
+    assert "seconds or a timedelta" in str(caught.value)
+    assert f"not {value!r}." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_attempts": 0}, "max_attempts must be a whole number from 1 to 32000, not 0."),
+        ({"max_attempts": 2.0}, "max_attempts must be a whole number from 1 to 32000, not 2.0."),
+        ({"max_attempts": True}, "not True."),
+        ({"backoff": 5}, "backoff must be a function (exception, task_result)"),
+        ({"backoff": OSError}, "backoff must be a function (exception, task_result)"),
+        ({"retry_on": "OSError"}, "retry_on must be an exception class, or a tuple of them, not 'OSError'."),
+        ({"give_up_on": (OSError, int)}, "give_up_on must be an exception class, or a tuple of them"),
+        ({"unique_key": ""}, "unique_key must be a string with at least one character"),
+        ({"unique_key": b"x"}, "not b'x'."),
+        ({"unique_for": "ever"}, "unique_for must be 'unfinished', 'waiting', or seconds"),
+        ({"on_conflict": "ignore"}, "on_conflict must be one of 'return', 'raise', 'replace', not 'ignore'."),
+        ({"on_conflict": "replace", "unique_for": "unfinished"}, "unique_for can only be 'waiting'"),
+        ({"keep_run_after": True}, "keep_run_after=True is for on_conflict='replace'"),
+        ({"keep_run_after": 1}, "keep_run_after must be True or False, not 1."),
+    ],
+)
+def test_a_bad_policy_is_an_invalid_task_that_names_the_value(given: Any, message: str) -> None:
+    with pytest.raises(InvalidTask) as caught:
+        task(**given)(tasks.function)
+    assert message in str(caught.value)
+    if django.VERSION >= (6, 1):
+        decorator: Any = django_task  # whose keywords the stubs don't know
+        with pytest.raises(InvalidTask) as of_django:
+            decorator(**given)(tasks.function)
+        assert str(of_django.value) == str(caught.value)
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="Django 6.0's decorator takes no keywords")
+def test_djangos_own_decorator_takes_policies() -> None:
+    decorator: Any = django_task
+    policies = {"max_attempts": 5, "retry_on": OSError, "expires": timedelta(hours=1), "unique_key": "key"}
+    made = decorator(priority=3, **policies)(tasks.function)
+    assert made == task(priority=3, max_attempts=5, retry_on=OSError, expires=3600, unique_key="key")(
+        tasks.function
+    )
+    assert (made.max_attempts, made.retry_on, made.expires) == (5, (OSError,), 3600.0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_attempts": 2},
+        {"backoff": tasks.function},
+        {"timeout": 1},
+        {"retry_on": OSError},
+        {"give_up_on": OSError},
+        {"unique_for": "waiting"},
+        {"on_conflict": "raise"},
+        {"keep_run_after": True},
+    ],
+)
+def test_using_leaves_to_the_code_how_a_task_is_run(given: Any) -> None:
+    ((name, value),) = given.items()
+    with pytest.raises(
+        TypeError, match=rf"using\(\) takes no {name}: .* belongs to its code.*@task\({name}="
+    ):
+        tasks.good.using(**given)
+    for other in ({"max_crashes": 1}, {"keep_result": 1}, {"expires": 1}, {"unique_key": "x"}):
+        assert tasks.good.using(**other) != tasks.good
+
+
 def test_using_changes_what_is_given_and_nothing_else() -> None:
     when = datetime.now(UTC)
     changed = tasks.good.using(priority=3, queue_name="emails", run_after=when, max_crashes=2)
@@ -116,6 +200,10 @@ def test_over_another_backend_the_policies_are_ignored() -> None:
 def test_a_task_is_pickled() -> None:
     changed = tasks.good.using(priority=3, max_crashes=2)
     assert pickle.loads(pickle.dumps(changed)) == changed
+    all_policies = tasks.with_policies.using(unique_key="a key", keep_result=math.inf)
+    again = pickle.loads(pickle.dumps(all_policies))
+    assert again == all_policies
+    assert (again.backoff, again.retry_on, again.unique_for) == (tasks.backoff, (OSError,), "waiting")
 
 
 def test_a_path_leads_to_its_task() -> None:

@@ -1,0 +1,125 @@
+"""Tasks with policies, of the site's tests that run without PostgreSQL."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import aiotasks
+from aiotasks import task
+
+calls: list[Any] = []
+
+
+def half_a_second(exception: BaseException, result: Any) -> float | None:
+    calls.append(("backoff", type(exception), result.attempts))
+    return 0.5
+
+
+def no_more(exception: BaseException, result: Any) -> float | None:
+    return None
+
+
+@task(max_attempts=3, backoff=half_a_second)
+def third_time(name: str = "") -> str:
+    calls.append(name)
+    if len([call for call in calls if call == name]) < 3:
+        raise LookupError(name)
+    return name
+
+
+@task(max_attempts=3)
+async def always_fails() -> None:
+    calls.append("always")
+    raise LookupError("always")
+
+
+@task(max_attempts=5, backoff=no_more)
+def stopped_by_backoff() -> None:
+    raise LookupError
+
+
+@task(max_attempts=5, retry_on=OSError)
+def not_retried() -> None:
+    raise LookupError
+
+
+@task(max_attempts=5, give_up_on=(LookupError,))
+def given_up_on() -> None:
+    raise KeyError("a subclass")
+
+
+@task(max_attempts=5)
+def gives_up() -> None:
+    raise aiotasks.GiveUp("pointless")
+
+
+@task(max_attempts=2, retry_on=OSError)
+def asks_again() -> None:
+    raise aiotasks.Retry(after=timedelta(hours=1))
+
+
+@task
+def snoozes() -> None:
+    raise aiotasks.Snooze(for_=60)
+
+
+@task(timeout=0.01)
+async def too_slow() -> None:
+    await asyncio.Event().wait()
+
+
+@task(timeout=60)
+async def own_timeout() -> None:
+    raise TimeoutError("its own")
+
+
+@task(timeout=timedelta(seconds=60), takes_context=True)
+async def attempt_number(context: Any) -> int:
+    return int(context.attempt)
+
+
+@task(unique_key="one", expires=60, keep_result=5, max_crashes=1)
+def one() -> None:
+    pass
+
+
+def key_of(name: str) -> str | None:
+    return f"of {name}" if name else None
+
+
+@task(unique_key=key_of)
+def by_name(name: str) -> None:
+    pass
+
+
+@task(unique_key="strict", on_conflict="raise")
+def strict() -> None:
+    pass
+
+
+@task(unique_key="latest", on_conflict="replace")
+def latest(value: int) -> None:
+    pass
+
+
+@task(unique_key="throttled", on_conflict="replace", keep_run_after=True)
+def throttled(value: int) -> None:
+    pass
+
+
+@task(unique_key="hourly", unique_for=timedelta(hours=1))
+def hourly() -> None:
+    pass
+
+
+@task(unique_key="itself")
+def enqueues_itself(deep: bool = True) -> str:
+    calls.append("itself")
+    return str(enqueues_itself.using(backend="immediate").enqueue(False).id) if deep else ""
+
+
+@task(unique_key="follow-up", unique_for="waiting")
+def follows_up(deep: bool = True) -> None:
+    calls.append("follow-up")
+    if deep:
+        follows_up.using(backend="immediate").enqueue(False)
