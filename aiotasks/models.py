@@ -67,11 +67,12 @@ class Task(models.Model):
     failures = models.SmallIntegerField(null=True)  # failed executions that count towards max_attempts
     errors_omitted = models.IntegerField(null=True)  # of ``errors``, between its first 20 and its last 20
     snoozes = models.SmallIntegerField(null=True)
-    # The task holds it while it is unfinished (``unique_waiting``: while it waits), and in any case until
-    # ``unique_until``. The next task that takes the key clears it here.
+    # The task holds it until ``unique_until``; without that while it is unfinished (``unique_waiting``: while
+    # it waits). The next task that takes the key moves it to ``former_key`` here.
     unique_key = models.TextField(null=True)
     unique_until = models.DateTimeField(null=True)
     unique_waiting = models.BooleanField(null=True)
+    former_key = models.TextField(null=True)
 
     class Meta:
         required_db_vendor = "postgresql"  # `migrate` leaves other databases alone
