@@ -98,9 +98,11 @@ def test_after_some_claims_beyond_the_slots_one_goes_by_the_slots() -> None:
     assert overclaim.expected
     for _ in range(CLAIMS_BEYOND_IN_A_ROW):
         assert budget.limit("loop") == 10 * AT_ONCE_GROWTH
-        budget.used({"loop"})
+        budget.used({"loop", "thread"}, {"loop"})
     assert budget.limit("loop") == 10
-    budget.used(set())
+    budget.used({"thread"}, set())  # it took no task of the loop, so the turn isn't over
+    assert budget.limit("loop") == 10
+    budget.used({"loop", "thread"}, set())
     assert budget.limit("loop") == 10 * AT_ONCE_GROWTH
     overclaim.forget()
     assert budget.limit("loop") == 10
@@ -146,5 +148,5 @@ def test_sync_tasks_are_claimed_ahead_while_the_machine_gives_all_threads() -> N
     assert budget.limit("thread") == 3
     pool.threads = 4
     for _ in range(CLAIMS_BEYOND_IN_A_ROW):
-        budget.used({"thread"})
+        budget.used({"thread"}, {"thread"})
     assert budget.limit("thread") == 4

@@ -572,6 +572,29 @@ async def test_tasks_that_are_over_at_once_let_claims_be_larger_than_the_slots(
     assert limits[4:] == [10]
 
 
+async def test_a_claim_for_threads_alone_shows_nothing_of_the_loop(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the turn by the slots one is under way while tasks of the loop are started."""
+    claim_far_beyond_the_slots(monkeypatch)
+    monkeypatch.setattr(surplus_module, "AT_ONCE_LIMIT", 20)
+    await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 200)
+    limits: list[tuple[int, int]] = []
+    claim_jobs = running_store().claim_jobs
+
+    async def watched(*args: Any, loop: Any, thread: Any, **kwargs: Any) -> Any:
+        limits.append((loop.limit, thread.limit))
+        return await claim_jobs(*args, loop=loop, thread=thread, **kwargs)
+
+    monkeypatch.setattr(running_store(), "claim_jobs", watched)
+    claimer = make_claimer(
+        [], {"loop": 2, "thread": 1}, ["default"], await register(), at_once=lambda job: True
+    )
+    while await claimer.run_once():
+        pass
+    assert limits[:11] == [(2, 1), *[(20, 1)] * 4, (0, 1), (2, 1), *[(20, 1)] * 4]
+
+
 async def test_what_finds_no_slot_after_all_is_dropped(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,8 +36,8 @@ class Strategy:
         """
         return limit
 
-    def used(self, beyond: Collection[Lane]) -> None:
-        """A claim is sent that goes beyond the free slots of these lanes, and of no other."""
+    def used(self, asked: Collection[Lane], beyond: Collection[Lane]) -> None:
+        """A claim is sent for tasks of the lanes ``asked``; it goes beyond the free slots of ``beyond``."""
 
 
 class Budget:
@@ -57,10 +57,10 @@ class Budget:
             limit = strategy.limit(lane, limit, unstarted)
         return limit
 
-    def used(self, beyond: Collection[Lane]) -> None:
-        """A claim is sent that goes beyond the free slots of these lanes, and of no other."""
+    def used(self, asked: Collection[Lane], beyond: Collection[Lane]) -> None:
+        """A claim is sent for tasks of the lanes ``asked``; it goes beyond the free slots of ``beyond``."""
         for strategy in self._strategies:
-            strategy.used(beyond)
+            strategy.used(asked, beyond)
 
 
 class FreeSlots(Strategy):
@@ -108,9 +108,10 @@ class TurnCounter:
         self._lane = lane
         self._number = 0
 
-    def count(self, beyond: Collection[Lane]) -> None:
-        """A claim is sent that goes beyond the free slots of these lanes, and of no other."""
-        self._number = self._number + 1 if self._lane in beyond else 0
+    def count(self, asked: Collection[Lane], beyond: Collection[Lane]) -> None:
+        """A claim is sent for tasks of the lanes ``asked``; it goes beyond the free slots of ``beyond``."""
+        if self._lane in asked:  # a claim for another lane alone is no turn of this one
+            self._number = self._number + 1 if self._lane in beyond else 0
 
     def is_over(self) -> bool:
         """Return whether the next claim has to go by the free slots."""

@@ -108,8 +108,9 @@ class Intake:
         requests = await self._rotation.requests(limits, robust_only=beyond)
         if not (requests["loop"].queues or requests["thread"].queues):
             return Claim()
-        self._budget.used(beyond)
-        self._relay.claims([lane for lane in LANES if limits[lane]])
+        asked = [lane for lane in LANES if limits[lane]]
+        self._budget.used(asked, beyond)
+        self._relay.claims(asked)
         jobs = await self._send(
             partial(
                 self._store.claim_jobs,
@@ -137,7 +138,7 @@ class Intake:
             )
         )
         unasked = self._rotation.unasked(requests)
-        if not jobs:
+        if "loop" in asked and not any(job.lane == "loop" for job in jobs):
             self._overclaim.forget()
         full = "loop" in filled
         return Claim(
@@ -190,6 +191,8 @@ class Intake:
         finally:
             self.give_back(unstarted)  # if this was cancelled
             self._claiming.discard(claim.jobs[0].claim_id)
+        if threads == len(claim.jobs):
+            return  # these show nothing of the loop lane
         if claim.full and at_once == len(claim.jobs) - threads:
             self._overclaim.learn(claim.jobs, clock() - began, time.thread_time() - cpu_began)
         else:

@@ -55,8 +55,8 @@ class OverclaimPolicy(Strategy):
             return limit
         return max(limit, self._at_once)
 
-    def used(self, beyond: Collection[Lane]) -> None:
-        self._turns.count(beyond)
+    def used(self, asked: Collection[Lane], beyond: Collection[Lane]) -> None:
+        self._turns.count(asked, beyond)
 
     def forget(self) -> None:
         """Discard the estimate for the loop lane."""

@@ -137,5 +137,5 @@ class Prefetch(Strategy):
             return limit
         return max(limit, self._buffer.ahead() - unstarted)
 
-    def used(self, beyond: Collection[Lane]) -> None:
-        self._turns.count(beyond)
+    def used(self, asked: Collection[Lane], beyond: Collection[Lane]) -> None:
+        self._turns.count(asked, beyond)
