@@ -43,7 +43,7 @@ class Pruned(NamedTuple):
 
 
 class OutcomeStatements(StatementGroup):
-    """Finish, release and cancel tasks; look results up, and prune them."""
+    """Finish, release, cancel and expire tasks; look results up, and prune them."""
 
     async def select_jobs(self, ids: Sequence[UUID], backend: str) -> list[Job]:
         return [job(row) for row in await self._fetch("select_jobs", list(ids), backend)]
@@ -71,6 +71,12 @@ class OutcomeStatements(StatementGroup):
     async def cancel_jobs(self, ids: Sequence[UUID], backend: str, error: str) -> list[Job]:
         """Return the rows that were cancelled: FAILED, or RUNNING with a request to their worker."""
         return [job(row) for row in await self._fetch("cancel_jobs", sorted(ids), backend, error)]
+
+    async def expire_jobs(self, backend: str, error: str, limit: int) -> list[Job]:
+        """Return the rows of waiting tasks that weren't started in time, which are FAILED now with ``error``
+        (JSON text).
+        """
+        return [job(row) for row in await self._fetch("expire_jobs", backend, error, limit)]
 
     async def select_cancelled_jobs(self, worker_id: UUID) -> set[UUID]:
         return {row[0] for row in await self._fetch("select_cancelled_jobs", worker_id)}

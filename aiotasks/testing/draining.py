@@ -35,10 +35,12 @@ from ..worker.events import EventLog
 from ..worker.execution import Execution
 from ..worker.fleet import Fleet
 from ..worker.lease.lease import Lease, boottime
+from ..worker.maintenance.expirer import Expirer
 from ..worker.maintenance.promoter import Promoter
 from ..worker.ownership import Ownership
 from ..worker.slots import Slots
 from ..worker.startup import backend_of
+from ..worker.writing.lost import LostTasks
 from .calls import Count, here_or_awaited
 
 __all__ = ["drain"]
@@ -63,6 +65,7 @@ def drain(backend: str = "default", *, timeout: float | None = TIMEOUT) -> Any:
     FAILED, as its result says. Tasks scheduled for later are left alone. Sync tasks and ORM calls run where
     the test's own do, so that they see what it sees. If a transaction is open there, each task has a
     savepoint: a database error outside ``atomic()`` undoes the writes of its task, and nothing else.
+    Tasks that have expired are FAILED, and don't count.
 
     ``timeout`` is for all of it, in seconds (None: no limit). Raises TimeoutError, which says what the
     drain waited for; ImproperlyConfigured for an alias that isn't a backend of aiotasks, or has a mistake in
@@ -117,6 +120,8 @@ class _Drain:
             beyond_slots=False,
         )
         self._promoter = Promoter(store, backend=alias, waker=self, peers=Fleet())
+        lost_tasks = LostTasks(self._finisher, None, sender=type(backend), options=backend.config)
+        self._expirer = Expirer(store, backend=alias, options=backend.config, lost_tasks=lost_tasks)
 
     @classmethod
     async def run_all(cls, alias: str, timeout: float | None) -> int:
@@ -146,6 +151,8 @@ class _Drain:
         try:
             while True:
                 await self._promoter.run_once()
+                if await self._expirer.run_once():
+                    await self._finisher.announcer.all_announced()
                 self._claimer.wake()
                 if not await self._claim():
                     break

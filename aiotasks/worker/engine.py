@@ -25,6 +25,7 @@ from .lease.heartbeat import Heartbeat, Registration
 from .lease.keeper import LeaseKeeper
 from .lease.lease import Lease
 from .maintenance.canceller import Canceller
+from .maintenance.expirer import Expirer
 from .maintenance.periodic import periodically
 from .maintenance.promoter import LONGEST_WAIT, Promoter
 from .maintenance.pruner import Pruner
@@ -161,6 +162,7 @@ class Engine:
             longest_wait=LONGEST_WAIT if self.waker.listens else options.poll_interval,
             observer=events,
         )
+        lost_tasks = LostTasks(self.finisher, self.importer, sender=sender, options=options)
         self.rescuer = Rescuer(
             store,
             backend=backend,
@@ -168,9 +170,10 @@ class Engine:
             lease=self.lease,
             ownership=self.ownership,
             waker=self.waker,
-            lost_tasks=LostTasks(self.finisher, self.importer, sender=sender, options=options),
+            lost_tasks=lost_tasks,
             observer=events,
         )
+        self.expirer = Expirer(store, backend=backend, options=options, lost_tasks=lost_tasks)
         self.pruner = Pruner(
             store,
             backend=backend,
@@ -241,6 +244,10 @@ class Engine:
             turn = Fleet().turn(self.lease.interval)
             await periodically(self.rescuer.release_lost_claims, turn, name="lost claims")
 
+        async def expire() -> None:
+            turn = self.workers.turn(self._options.poll_interval)
+            await periodically(self.expirer.sweep, turn, name="expirer")
+
         async def prune() -> None:
             await periodically(self.pruner.run_round, self.workers.turn(PRUNE_INTERVAL), name="pruner")
 
@@ -260,6 +267,7 @@ class Engine:
             self.canceller.run,
             rescue,
             release,
+            expire,
             prune,
             watch_lease,
             watch_heartbeat,

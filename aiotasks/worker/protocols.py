@@ -220,10 +220,13 @@ class HoldsClaims(Protocol):
 
 
 class AnnouncesLost(Protocol):
-    """Where news of tasks goes that a rescue has failed (``LostTasks``)."""
+    """Where news of tasks goes that failed without an execution (``LostTasks``)."""
 
     def announce(self, job: Job, error: Exception) -> None:
         """Log that ``job`` is FAILED by ``error``, and send ``task_finished`` soon."""
+
+    async def wait_idle(self, timeout: float) -> None:
+        """Wait until no receiver runs, for at most ``timeout`` seconds."""
 
 
 class TakesIn(Protocol):

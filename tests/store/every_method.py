@@ -91,6 +91,7 @@ def main() -> list[Any]:
     seen.append([shown(job) for job in call("release_lost_claims", me, [claim_id], 0.0, error)])
     seen.append(call("claim_suspect", me, uuid.uuid4(), "default", "loop", ["default"]))
     seen.append(call("promote_due_jobs", "default", 10))
+    seen.append([shown(job) for job in call("expire_jobs", "default", error, 10)])
     seen.append(call("renew_lease", me, 60.0, True)[:-1])
     seen.append(call("are_leases_locked"))
     workers = call("select_workers", "default")

@@ -111,6 +111,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "select_jobs": lambda: (one, "default"),
         "promote_due_jobs": lambda: ("default", 50),
         "next_due": lambda: ("default",),
+        "expire_jobs": lambda: ("default", "{}", 50),
         "list_queues": lambda: ("default", "", "", 50),
         "list_waiting": lambda: (100,),
         "oldest_running_job": lambda: ("default", 10),
@@ -269,6 +270,27 @@ async def test_the_others_cost_is_by_the_rows_that_they_touch(
             assert plan.buffers < 100, name
             if name != "has_unfinished_jobs":  # where the first row read is one, no index is faster
                 assert "Seq Scan" not in plan.scans_of("aiotasks_task"), name
+
+
+async def test_a_look_for_expired_tasks_costs_by_what_it_finds(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    """Not by the tasks that wait, with a time to expire or without."""
+    for status in ("READY", "SCHEDULED"):
+        await fill(conn, status, 30_000)
+    await conn.execute(
+        "UPDATE aiotasks_task SET expires_at = clock_timestamp() + interval '1 day' WHERE priority > 1"
+    )
+    for expired in (0, 60):
+        await conn.execute(
+            "UPDATE aiotasks_task SET expires_at = clock_timestamp() "
+            "WHERE id IN (SELECT id FROM aiotasks_task WHERE status = 'READY' LIMIT $1)",
+            expired,
+        )
+        plan = await warm["expire_jobs"].explain()
+        assert plan.rows == min(expired, 50)
+        assert plan.indexes() == {"aiotasks_task_expiring"}
+        assert plan.buffers < 100 + 20 * plan.rows
 
 
 async def test_finishes_and_releases_go_by_the_primary_key(

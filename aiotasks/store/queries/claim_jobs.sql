@@ -20,7 +20,8 @@
 -- of the loop lane: $4 queue names, $5 where to begin per queue (ready_at), $6 how many at most,
 -- $7 whether it goes beyond the slots, and leaves out tasks that a crash before their start would harm;
 -- $8, $9, $10, $11: the same of the thread lane.
--- Tasks that have been in two crashes are left out: claim_suspect takes those.
+-- Tasks that have been in two crashes are left out: claim_suspect takes those. So are tasks that weren't started
+-- in time: expire_jobs fails those.
 WITH claimer AS MATERIALIZED (
     SELECT worker.id, set_config('synchronous_commit', 'off', true), seen.snapshot,
            pg_snapshot_xmax(seen.snapshot)::text::bigint >> 32 << 32 AS epoch
@@ -58,6 +59,7 @@ WHERE task.ctid = ANY(ARRAY(
                   )
               )
               AND ready.crashes < 2
+              AND (ready.expires_at IS NULL OR ready.expires_at > statement_timestamp())
             ORDER BY ready.priority DESC, ready.ready_at, ready.id
             LIMIT $6::integer
             FOR UPDATE SKIP LOCKED
@@ -87,6 +89,7 @@ WHERE task.ctid = ANY(ARRAY(
                   )
               )
               AND ready.crashes < 2
+              AND (ready.expires_at IS NULL OR ready.expires_at > statement_timestamp())
             ORDER BY ready.priority DESC, ready.ready_at, ready.id
             LIMIT $10::integer
             FOR UPDATE SKIP LOCKED

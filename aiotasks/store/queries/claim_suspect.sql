@@ -21,6 +21,7 @@ WHERE task.ctid = ANY(ARRAY(
         FROM aiotasks_task AS ready
         WHERE ready.status = 'READY' AND ready.crashes >= 2 AND ready.backend = $3::text
           AND ready.lane = $4::text AND ($5::text[] IS NULL OR ready.queue_name = ANY($5::text[]))
+          AND (ready.expires_at IS NULL OR ready.expires_at > statement_timestamp())
         ORDER BY ready.priority DESC, ready.ready_at, ready.id
         LIMIT 1
         FOR UPDATE SKIP LOCKED

@@ -1,8 +1,10 @@
-"""LostTasks: the log and ``task_finished`` for tasks that a rescue has failed."""
+"""LostTasks: the log and ``task_finished`` for tasks that failed without an execution."""
 
 import asyncio
 import logging
 from concurrent.futures import Executor
+
+import anyio
 
 from ... import signals
 from ...conf import Options
@@ -18,12 +20,15 @@ logger = logging.getLogger("aiotasks.worker")
 
 
 class LostTasks:
-    """Announces failures that no execution of this worker has brought. They count as failed here.
+    """Announces failures that no execution of this worker has brought: tasks of lost workers, and tasks that
+    expired. They count as failed here.
 
-    importer: imports the tasks' modules, which may take long.
+    importer: imports the tasks' modules, which may take long; None: the loop's default executor.
     """
 
-    def __init__(self, finisher: Finisher, importer: Executor, *, sender: type, options: Options) -> None:
+    def __init__(
+        self, finisher: Finisher, importer: Executor | None, *, sender: type, options: Options
+    ) -> None:
         self._finisher = finisher
         self._importer = importer
         self._sender = sender
@@ -32,6 +37,11 @@ class LostTasks:
     def announce(self, job: Job, error: Exception) -> None:
         """Log that ``job`` is FAILED by ``error``, and send ``task_finished`` soon."""
         self._finisher.announcer.start(self._announce(job, error))
+
+    async def wait_idle(self, timeout: float) -> None:
+        """Wait until no receiver of ``task_finished`` runs, for at most ``timeout`` seconds."""
+        with anyio.move_on_after(timeout):
+            await self._finisher.announcer.all_announced()
 
     async def _announce(self, job: Job, error: Exception) -> None:
         self._finisher.failed += 1
@@ -45,4 +55,5 @@ class LostTasks:
         except InvalidRow as broken:
             logger.error("Could not send task_finished id=%s error=%r", job.id, str(broken))
             return
-        await signals.asend_finished(self._sender, result, error)
+        # Each task has an error of its own: raising one for the receivers adds to its traceback.
+        await signals.asend_finished(self._sender, result, type(error)(*error.args))

@@ -1,0 +1,49 @@
+"""Expirer: fails waiting tasks that weren't started within their ``expires`` seconds."""
+
+from ...codec import dump_error
+from ...conf import Options
+from ...exceptions import TaskExpired
+from ...store.store import Store
+from ..protocols import AnnouncesLost
+
+__all__ = ["Expirer"]
+
+# Rows in one UPDATE. Half as many as the outcomes and receivers at which every worker stops to claim
+# (UNWRITTEN_LEAST), so that a sweep keeps no worker from claiming.
+EXPIRE_LIMIT = 250
+
+# Seconds for which a sweep waits for the receivers of a full batch before it goes on, so that many tasks that
+# expire at once don't become as many calls at once. Receivers may hang; others' tasks must not wait for them.
+LONGEST_PAUSE = 5.0
+
+
+class Expirer:
+    """Every worker has one, and they take turns. SKIP LOCKED lets them work side by side, without a leader.
+
+    An expired task isn't started, because the claims leave it out. A sweep only ends it, so that it may come
+    later: nothing is asked of the database but once in the turn's interval.
+    """
+
+    def __init__(self, store: Store, *, backend: str, options: Options, lost_tasks: AnnouncesLost) -> None:
+        self._store = store
+        self._backend = backend
+        self._options = options
+        self._lost_tasks = lost_tasks
+
+    async def sweep(self) -> None:
+        """Fail the tasks that have expired."""
+        await self.run_once()
+
+    async def run_once(self) -> int:
+        """Fail the tasks that have expired; returns their number."""
+        error = TaskExpired("The task wasn't started in time: it expired while it waited.")
+        text = dump_error(error, limit=self._options.max_error_size, redact=self._options.redact)
+        expired = 0
+        while True:
+            jobs = await self._store.expire_jobs(self._backend, text, EXPIRE_LIMIT)
+            for job in jobs:
+                self._lost_tasks.announce(job, error)
+            expired += len(jobs)
+            if len(jobs) < EXPIRE_LIMIT:
+                return expired
+            await self._lost_tasks.wait_idle(LONGEST_PAUSE)
