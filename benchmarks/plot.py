@@ -1,33 +1,23 @@
-"""The plot of README.md: three kinds of tasks side by side, as far as there are results.
-
-Written by hand, as it is a few bars: the text stays text, the colours follow the reader's light or dark
-mode, the same results give the same file, and nothing but the standard library is needed.
-"""
+"""The plot of README.md: three kinds of tasks side by side, as far as there are results."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from xml.etree import ElementTree
 
 from .results import RESULTS
+from .svg import add, begin, text_of
 
-__all__ = ["add", "draw", "write"]
+__all__ = ["draw", "write"]
 
 PANELS = {"drain": "no-op", "drain-cpu": "1 ms of CPU", "drain-queries": "five ORM queries"}
 
-STYLE = """
-text { font: 13px system-ui, sans-serif; fill: #1f2328 }
-.title { font-weight: 600 }
-.note { fill: #59636e }
-.number { font-variant-numeric: tabular-nums }
+LIGHT = """\
 rect { fill: #9aa4af }
 rect.aiotasks { fill: #0969da }
-@media (prefers-color-scheme: dark) {
-  text { fill: #f0f6fc }
-  .note { fill: #9198a1 }
+"""
+DARK = """\
   rect { fill: #656c76 }
   rect.aiotasks { fill: #4493f8 }
-}
 """
 
 # In pixels. A panel's longest bar leaves room for its number.
@@ -57,20 +47,13 @@ def draw(rates: Mapping[str, Mapping[str, float]]) -> str:
         key=lambda name: (name != "aiotasks", -max(panel.get(name, 0.0) for panel in rates.values()), name),
     )
     width, height = NAMES + len(PANELS) * PANEL, TOP + len(names) * ROW + BOTTOM
-    svg = ElementTree.Element(
-        "svg",
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width} {height}",
-        width=str(width),
-        role="img",
-    )
-    add(svg, "title", "Tasks per second of one worker, by what the tasks do")
-    add(svg, "style", STYLE)
+    title = "Tasks per second of one worker, by what the tasks do"
+    svg = begin(title, width, height, light=LIGHT, dark=DARK)
     for row, name in enumerate(names):
         add(svg, "text", name.replace("_", "-"), x=NAMES - 10, y=TOP + row * ROW + 16, text_anchor="end")
-    for column, (workload, title) in enumerate(PANELS.items()):
+    for column, (workload, kind) in enumerate(PANELS.items()):
         left = NAMES + column * PANEL
-        add(svg, "text", title, x=left, y=TOP - 16, class_="title")
+        add(svg, "text", kind, x=left, y=TOP - 16, class_="title")
         most = max(rates[workload].values(), default=1.0)
         for row, name in enumerate(names):
             top, rate = TOP + row * ROW, rates[workload].get(name)
@@ -82,11 +65,4 @@ def draw(rates: Mapping[str, Mapping[str, float]]) -> str:
             add(svg, "text", number, x=left + length + 6, y=top + 16, class_=class_)
     note = "tasks/s, medians; each kind of task has a scale of its own"
     add(svg, "text", note, x=NAMES, y=height - 8, class_="note")
-    ElementTree.indent(svg)
-    return ElementTree.tostring(svg, encoding="unicode") + "\n"
-
-
-def add(parent: ElementTree.Element, tag: str, text: str | None = None, **attributes: object) -> None:
-    """Add an element; attributes that Python has a word of its own for end in an underscore."""
-    named = {name.rstrip("_").replace("_", "-"): str(value) for name, value in attributes.items()}
-    ElementTree.SubElement(parent, tag, named).text = text
+    return text_of(svg)

@@ -1,33 +1,28 @@
-"""The run as small curves, as an SVG whose colours follow the reader's light or dark mode."""
+"""The run as small curves, in an SVG."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from xml.etree import ElementTree
 
-from ..plot import add
+from ..svg import add, begin, text_of
 from .sampler import Sample
 
 __all__ = ["draw"]
 
-STYLE = """
-text { font: 13px system-ui, sans-serif; fill: #1f2328 }
-.title { font-weight: 600 }
-.note { fill: #59636e; font-variant-numeric: tabular-nums }
+LIGHT = """\
 .grid { stroke: #d1d9e0 }
 polyline { fill: none; stroke-width: 1.5 }
 .line0 { stroke: #0969da } text.label0 { fill: #0969da }
 .line1 { stroke: #bc4c00 } text.label1 { fill: #bc4c00 }
 .line2 { stroke: #1a7f37 } text.label2 { fill: #1a7f37 }
 .line3 { stroke: #8250df } text.label3 { fill: #8250df }
-@media (prefers-color-scheme: dark) {
-  text { fill: #f0f6fc }
-  .note { fill: #9198a1 }
+"""
+DARK = """\
   .grid { stroke: #3d444d }
   .line0 { stroke: #4493f8 } text.label0 { fill: #4493f8 }
   .line1 { stroke: #db6d28 } text.label1 { fill: #db6d28 }
   .line2 { stroke: #3fb950 } text.label2 { fill: #3fb950 }
   .line3 { stroke: #ab7df8 } text.label3 { fill: #ab7df8 }
-}
 """
 
 type Curve = Callable[[Sample], float | None]
@@ -72,21 +67,11 @@ PANELS: dict[str, dict[str, Curve]] = {
 def draw(samples: Sequence[Sample], title: str) -> str:
     """Return the SVG of all panels, over minutes."""
     rows = math.ceil(len(PANELS) / COLUMNS)
-    width, height = COLUMNS * WIDTH, rows * HEIGHT
-    svg = ElementTree.Element(
-        "svg",
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width} {height}",
-        width=str(width),
-        role="img",
-    )
-    add(svg, "title", title)
-    add(svg, "style", STYLE)
+    svg = begin(title, COLUMNS * WIDTH, rows * HEIGHT, light=LIGHT, dark=DARK)
     for number, (name, curves) in enumerate(PANELS.items()):
         row, column = divmod(number, COLUMNS)
         _draw_panel(svg, samples, name, curves, left=column * WIDTH + LEFT, top=row * HEIGHT + TOP)
-    ElementTree.indent(svg)
-    return ElementTree.tostring(svg, encoding="unicode") + "\n"
+    return text_of(svg)
 
 
 def _draw_panel(
@@ -108,8 +93,8 @@ def _draw_panel(
     for part in (0.0, 0.5, 1.0):
         y = top + height - height * part
         add(svg, "line", x1=left, x2=left + width, y1=y, y2=y, class_="grid")
-        add(svg, "text", _number(most * part), x=left - 8, y=y + 4, text_anchor="end", class_="note")
-    add(svg, "text", "0", x=left, y=top + height + 18, class_="note")
+        add(svg, "text", _number(most * part), x=left - 8, y=y + 4, text_anchor="end", class_="note number")
+    add(svg, "text", "0", x=left, y=top + height + 18, class_="note number")
     add(
         svg,
         "text",
@@ -117,7 +102,7 @@ def _draw_panel(
         x=left + width,
         y=top + height + 18,
         text_anchor="end",
-        class_="note",
+        class_="note number",
     )
     x = left
     for number, (label, line) in enumerate(values.items()):
