@@ -1,5 +1,6 @@
 """`python -m aiotasks.demo`, in processes of its own, on a few modules instead of the whole library."""
 
+import asyncio
 import os
 import re
 import signal
@@ -14,6 +15,8 @@ import httpx
 import psutil
 import pytest
 
+from aiotasks.demo import client
+from aiotasks.demo.errors import DemoError
 from aiotasks.demo.stdlib import measure, sources
 from tests.conftest import ROOT
 
@@ -151,6 +154,34 @@ def test_a_port_that_is_none_is_refused(start: Start, port: str) -> None:
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 2
     assert output.endswith(f"argument --port: {port!r} isn't a port number from 0 to 65535\n")
+
+
+async def test_it_gives_up_once_nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each module that is done puts that off."""
+    monkeypatch.setattr(client, "_PATIENCE", 3600.0)
+    requests = done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if done == 3:
+            monkeypatch.setattr(client, "_PATIENCE", 0.1)
+
+    async def answer_four(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        await reader.readuntil(b"\r\n\r\n")
+        requests += 1
+        if requests <= 4:
+            writer.write(b"HTTP/1.1 500 Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        else:
+            await reader.read()  # until the client has left
+        writer.close()
+
+    async with await asyncio.start_server(answer_four, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        examining = client.examine(f"http://{host}:{port}", map(str, range(6)), advance)
+        with pytest.raises(DemoError, match="Only 4 tasks have ended, and none"):
+            await asyncio.wait_for(examining, 60)
 
 
 def test_sources_are_the_library_without_its_tests() -> None:
