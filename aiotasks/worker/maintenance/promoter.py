@@ -1,8 +1,6 @@
 """Promoter: makes scheduled tasks READY when they are due, by a timer for the next one."""
 
-import asyncio
 import logging
-from contextlib import suppress
 from math import inf
 
 from django.db import utils
@@ -62,34 +60,24 @@ class Promoter:
         self._observer = observer
         self.waiting_for: float | None = None  # when the next task is due (epoch seconds), if one is known
         self._peers = peers
-        self._changed = asyncio.Event()
-        self._look = False
-        self._turn = peers.turn(min(LONGEST_WAIT, longest_wait), moved=self._changed)
+        self._turn = peers.turn(min(LONGEST_WAIT, longest_wait))
 
     def look(self, due: float | None = None) -> None:
         """Look for due tasks: now, or if ``due`` (epoch seconds) is earlier than the next known one."""
         if due is None or self.waiting_for is None or due < self.waiting_for:
-            self._look = True
-            self._changed.set()
+            self._turn.take_within(0.0)
 
     async def run(self) -> None:
         """Promote the tasks that are due and wait for the next one, forever."""
         outage = Outage(logger, "promoter", "due tasks wait for the database", observer=self._observer)
-        loop = asyncio.get_running_loop()
         while True:
-            self._look = False
             try:
                 wait = await self.run_once()
                 outage.ended()
             except utils.Error as error:
                 wait = outage.failed(error)
-            at = loop.time() + wait
-            self._turn.next()
-            while not self._look and loop.time() < min(at, self._turn.at):
-                self._changed.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout_at(min(at, self._turn.at)):
-                        await self._changed.wait()
+            self._turn.take_within(wait)
+            await self._turn.wait()
 
     async def run_once(self) -> float:
         """Promote the tasks that are due; returns the seconds until this worker looks for the next one."""
