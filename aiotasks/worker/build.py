@@ -9,7 +9,8 @@ from ..conf import Options
 from ..rows import Job
 from ..store.store import Store
 from ..store.wakeups import Wakeup
-from .claiming.budget import AtMost, Backpressure, Budget, FreeSlots
+from .claiming.backpressure import Backpressure
+from .claiming.budget import AtMost, Budget, FreeSlots
 from .claiming.intake import Intake
 from .claiming.loop import Claimer
 from .claiming.overclaim import OverclaimPolicy

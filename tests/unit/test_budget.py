@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from aiotasks.worker.claiming import budget as budget_module
+from aiotasks.worker.claiming.backpressure import Backpressure
 from aiotasks.worker.claiming.budget import (
     CLAIMS_BEYOND_IN_A_ROW,
     AtMost,
-    Backpressure,
     Budget,
     FreeSlots,
     Strategy,

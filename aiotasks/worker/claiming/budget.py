@@ -3,16 +3,9 @@
 from collections.abc import Collection
 
 from ...rows import Lane
-from ..protocols import Finishes, HasFreeThreads, HasSlots
+from ..protocols import HasFreeThreads, HasSlots
 
-__all__ = ["AtMost", "Backpressure", "Budget", "FreeSlots", "Strategy", "TurnCounter"]
-
-# Outcomes that aren't written and receivers that haven't ended, as a multiple of the slots. Chosen: while the
-# database is down claims stop and memory stays bounded; in normal operation the limit is never reached.
-UNWRITTEN_FACTOR = 5
-
-# But at least so many, or two claims of short tasks would reach the limit where there are few slots.
-UNWRITTEN_LEAST = 500
+__all__ = ["AtMost", "Budget", "FreeSlots", "Strategy", "TurnCounter"]
 
 # Jobs of one claim at most: with more, the first waits too long for the last (measured: 150 ms for 10,000).
 CLAIM_LIMIT = 1000
@@ -87,18 +80,6 @@ class AtMost(Strategy):
 
     def limit(self, lane: Lane, limit: int, unstarted: int) -> int:
         return min(limit, CLAIM_LIMIT)
-
-
-class Backpressure(Strategy):
-    """Nothing while too many outcomes wait to be written, or receivers of signals have too much to do."""
-
-    def __init__(self, finisher: Finishes, *, slots: int) -> None:
-        self._finisher = finisher
-        self._most = max(UNWRITTEN_FACTOR * slots, UNWRITTEN_LEAST)
-
-    def is_open(self) -> bool:
-        finisher = self._finisher
-        return len(finisher.pending) + len(finisher.announcer.pending) < self._most and not finisher.crowded
 
 
 class TurnCounter:
