@@ -1,6 +1,6 @@
 """Relay: which wake-ups a worker passes on, and how often."""
 
-import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -121,13 +121,37 @@ async def test_what_comes_after_the_end_is_passed_on(relay: Relay, others: Other
     assert others.got == [news()]
 
 
-async def test_a_worker_without_others_keeps_to_itself() -> None:
+async def test_a_worker_without_others_keeps_no_wake_ups() -> None:
+    """There is nobody to pass them on to, and new queues may come for as long as the worker runs."""
     relay = Relay(None, backend="default")
-    relay.woken(news())
-    relay.pass_on()
-    relay.claimed("loop", jobs(1), 1)
-    await asyncio.sleep(0)
+    before = wakeups_in_memory()
+    for number in range(10):
+        relay.woken(news(lane=None, place=0))
+        relay.woken(news(queue_name=f"not claimed {number}"))
+        relay.pass_on()
+        relay.woken(news(queue_name=f"left {number}"))
+        relay.claims(["loop"])
+        relay.claimed("loop", jobs(5), 5)
+        relay.woken(news(queue_name=f"failed {number}"))
+        relay.claims(["loop"])
+        relay.failed()
+    relay.pass_turn_on()
+    assert wakeups_in_memory() == before
     relay.close()
+
+
+def wakeups_in_memory() -> int:
+    gc.collect()
+    return sum(isinstance(one, Wakeup) for one in gc.get_objects())
+
+
+async def test_a_claim_that_is_given_up_after_the_end_passes_on(relay: Relay, others: Others) -> None:
+    relay.woken(news())
+    relay.claims(["loop"])
+    relay.close()
+    assert others.got == []  # the claim under way may answer it
+    relay.failed()
+    assert others.got == [news()]
 
 
 async def test_a_full_claim_leaves_wake_ups_of_other_queues(relay: Relay, others: Others) -> None:

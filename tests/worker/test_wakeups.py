@@ -997,12 +997,42 @@ class Turns:
 
     def __init__(self) -> None:
         self.passed_on = 0
+        self.wakeups: list[Wakeup] = []
 
     def pass_on(self, wakeup: Wakeup) -> None:
-        """Not of interest."""
+        self.wakeups.append(wakeup)
 
     def pass_turn_on(self) -> None:
         self.passed_on += 1
+
+
+async def test_a_claim_that_is_given_up_passes_its_wake_ups_on(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Perhaps it has taken nothing, and the second worker that was woken is full."""
+    others = Turns()
+    claimer = make_claimer([], {"loop": 1, "thread": 1}, ["default"], await register(), others=others)
+    running = asyncio.ensure_future(claimer.run())
+    await until(lambda: not claimer.lanes_to_claim)
+    sent = asyncio.Event()
+
+    async def hang(*args: Any, **kwargs: Any) -> Any:
+        sent.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(running_store(), "claim_jobs", hang)
+    wakeup = Wakeup("default", "default", lane="loop", place=1)
+    claimer.wake(wakeup)
+    await sent.wait()
+    stopping = asyncio.ensure_future(claimer.stop())
+    await asyncio.sleep(0)
+    assert others.wakeups == []
+    claimer.abort()
+    await stopping
+    await running
+    assert others.wakeups == [wakeup]
+    claimer.wake(wakeup)  # the worker LISTENs for a moment longer
+    assert others.wakeups == [wakeup, wakeup]
 
 
 @pytest.mark.parametrize("slots", [{"loop": 1, "thread": 1}, {"loop": 1, "thread": 0}])

@@ -197,6 +197,9 @@ class Claimer:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(pause):
                             await self._stopping.wait()
+        except BaseException:  # abort(), for the most part: nobody knows what the claim has taken
+            self._relay.failed()
+            raise
         finally:
             self._stopped.set()
 

@@ -100,7 +100,7 @@ class Relay:
             self._others.pass_turn_on()
 
     def failed(self) -> None:
-        """A claim has failed: pass on its wake-ups, and those that come before the next claim."""
+        """A claim has failed, or is given up: pass on its wake-ups, and those that come before the next."""
         self._claims = False
         self._unanswered |= self._asked
         self._asked = {}
