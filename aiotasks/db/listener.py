@@ -110,6 +110,12 @@ class Listener[Message]:
                 self._task.cancel()
                 self._task = None
 
+    def pass_on(self, message: Message, *, sender: Callback[Message]) -> None:
+        """Call the subscribers with ``message`` as if it had been notified, but for the ``sender``."""
+        for callback in list(self._subscribers):
+            if callback != sender:
+                callback(message)
+
     async def close(self) -> None:
         """Stop listening; waits for the connection to be closed."""
         self._subscribers.clear()

@@ -100,7 +100,12 @@ class Waker:
     def pass_on(self, wakeup: Wakeup) -> None:
         """Wake two other workers for READY tasks of a lane; all, once enough workers have passed it on."""
         if wakeup.passed < MOST_PASSES:
-            self.notify([replace(wakeup, passed=wakeup.passed + 1, sender=self.channel, place=0)])
+            passed_on = replace(wakeup, passed=wakeup.passed + 1, sender=self.channel, place=0)
+            if not wakeup.place:
+                # It hasn't come from the channel, which other workers of this process share, and isn't sent
+                # there.
+                self._listener.pass_on(passed_on, sender=self.receive)
+            self.notify([passed_on])
         else:
             self.notify([Wakeup(wakeup.backend, wakeup.queue_name)])
 

@@ -7,11 +7,13 @@ from collections.abc import Callable
 import asyncpg
 import pytest
 
+import aiotasks
 from aiotasks.store.wakeups import CHANNEL
-from tests.site import default_task_backend
+from tests.site import default_task_backend, running_store
+from tests.store.rows import insert
 
 from . import tasks
-from .harness import Ledger, Process, Start, until, wait_until
+from .harness import Configure, Ledger, Process, Start, until, wait_until
 
 HOUR = 3600
 
@@ -106,3 +108,48 @@ def test_one_that_stops_passes_it_on(fleet: StartFleet, ledger: Ledger) -> None:
     stopping.send(signal.SIGTERM)
     stopping.wait_for("stopping")
     enqueue_ten(ledger, beside=1)
+
+
+# --- Workers of one process, which share a channel
+
+
+async def test_each_worker_of_a_process_gets_its_own_wake_ups(
+    configure: Configure, conn: asyncpg.Connection, ledger: Ledger
+) -> None:
+    """By queue, and by lane."""
+    configure(**OPTIONS)
+    heard: list[str] = []
+    await conn.add_listener(CHANNEL, lambda *args: heard.append(args[-1]) if args[-1] else None)  # no probe
+    async with (
+        aiotasks.Worker(queues=["a"], threads=0),
+        aiotasks.Worker(queues=["b"], threads=0),
+        aiotasks.Worker(queues=["a", "b"], concurrency=0),
+    ):
+        await until(lambda: listening(ledger) == 3)
+        assert ledger.value("SELECT count(DISTINCT channel) FROM aiotasks_worker") == 1
+        number = 0
+        for task in (tasks.add, tasks.add_sync) * 3:
+            for name in ("a", "b"):
+                number += 1
+                await task.using(queue_name=name).aenqueue(1, 2)
+                await until(lambda number=number: ledger.statuses() == {"SUCCESSFUL": number})
+    assert heard == []  # so nobody else was told
+    await conn.reset()
+
+
+async def test_a_full_worker_calls_the_others_of_its_process(
+    configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it passes on goes to other channels than its own."""
+    monkeypatch.setattr("aiotasks.worker.claiming.loop.FORGET_INTERVAL", HOUR)
+    configure(**OPTIONS)
+    async with (
+        aiotasks.Worker(concurrency=1, threads=1, grace=0) as first,
+        aiotasks.Worker(concurrency=1, threads=1, grace=0) as second,
+    ):
+        await until(lambda: listening(ledger) == 2)
+        for claimer in (first.engine.claimer, second.engine.claimer):
+            await until(lambda claimer=claimer: claimer.quarantine.has_looked and not claimer.lanes_to_claim)
+        await insert(running_store(), 2, task_path=tasks.wait_for_release.module_path)
+        first.engine.claimer.wake()  # as at a poll
+        await until(lambda: ledger.statuses() == {"RUNNING": 2})

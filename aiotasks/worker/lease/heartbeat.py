@@ -233,6 +233,8 @@ class Heartbeat:
         self._outage.ended()
         lease.registered(worker_id, started)
         self._on_worker_loop(self._keeper.registered)
+        if self._keeper.is_woken():
+            self.beat_now()  # LISTEN works since before the row, which says so from its first renewal on
 
     async def _is_locked_out(self, store: Store, error: utils.Error) -> bool:
         """Return whether the renewal has failed because the table is locked; then the deadline moves on.
