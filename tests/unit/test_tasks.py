@@ -163,7 +163,7 @@ def test_djangos_own_decorator_takes_policies() -> None:
     ],
 )
 def test_using_leaves_to_the_code_how_a_task_is_run(given: Any) -> None:
-    ((name, value),) = given.items()
+    (name,) = given
     with pytest.raises(
         TypeError, match=rf"using\(\) takes no {name}: .* belongs to its code.*@task\({name}="
     ):
