@@ -9,6 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from .policies.crashes import MOST_CRASHES
 from .policies.keep import parse_keep_time
+from .policies.retry import MOST_ATTEMPTS, Backoff, parse_backoff
 
 __all__ = ["MovedTasks", "Options", "shown"]
 
@@ -109,6 +110,22 @@ def _path(value: Any) -> str | None:
     raise ValueError("the dotted path of a function, or None")
 
 
+def _backoff(value: Any) -> str | Backoff | None:
+    if value is None or (isinstance(value, str) and _is_path(value)):
+        return value
+    try:
+        hash(value)  # Options are hashed by it
+        return parse_backoff(value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "a function (exception, task_result) that returns seconds, its dotted path, or None"
+        ) from None
+
+
+# Options that may as well stand beside BACKEND, where Django's proposal for retries has them.
+BESIDE = frozenset({"MAX_ATTEMPTS", "BACKOFF"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """A backend's OPTIONS. The fields are the option names in lower case.
@@ -132,6 +149,10 @@ class Options:
     # An event loop that is blocked for this long is given up; None: never.
     loop_timeout: float | None = 300.0
     max_crashes: int = 3
+    # For tasks that say nothing themselves: the failed executions after which a task is FAILED, and the
+    # function (or its dotted path) that says how long it waits before; None: aiotasks.backoff.exponential().
+    max_attempts: int = 1
+    backoff: str | Backoff | None = None
     async_db_threads: int = 8
     # For how long finished tasks are kept; None: forever.
     keep_successful: float | None = 86_400.0
@@ -159,6 +180,8 @@ class Options:
         given = params.get("OPTIONS", {})
         if not isinstance(given, Mapping):
             raise ImproperlyConfigured(f"TASKS[{alias!r}]['OPTIONS'] must be a dict, not {shown(given)}.")
+        if not BESIDE.isdisjoint(params):
+            given = _with_those_beside(alias, params, given)
         try:
             # With the types, because 1 and True are equal as keys, but not as options.
             key = tuple(
@@ -198,6 +221,20 @@ class Options:
         return options
 
 
+def _with_those_beside(alias: str, params: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return OPTIONS with those of ``BESIDE``. Raises ImproperlyConfigured for two values of one of them."""
+    values = dict(given)
+    for name in sorted(BESIDE.intersection(params)):
+        value = params[name]
+        if name in values and values[name] != value:
+            raise ImproperlyConfigured(
+                f"TASKS[{alias!r}][{name!r}] is {shown(value)}, and TASKS[{alias!r}]['OPTIONS'][{name!r}] is "
+                f"{shown(values[name])}: give it once."
+            )
+        values[name] = value
+    return values
+
+
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "DATABASE": _alias,
     "LISTEN_DATABASE": _other_alias,
@@ -212,6 +249,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "LEASE_TIMEOUT": _number(0.5, 86_400),
     "LOOP_TIMEOUT": _number_or_none(1, 86_400),
     "MAX_CRASHES": _whole(0, MOST_CRASHES),
+    "MAX_ATTEMPTS": _whole(1, MOST_ATTEMPTS),
+    "BACKOFF": _backoff,
     "ASYNC_DB_THREADS": _whole(1, 1000),
     "KEEP_SUCCESSFUL": _keep_time,
     "KEEP_FAILED": _keep_time,

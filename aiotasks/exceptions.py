@@ -28,7 +28,7 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-from .policies.seconds import parse_seconds
+from .policies.retry import parse_delay
 
 __all__ = [
     "AiotasksError",
@@ -132,12 +132,8 @@ class WorkerLost(AiotasksError):
     """The worker that ran the task stopped renewing its lease: it was killed, or hung."""
 
 
-# Seconds. The next attempt's time must fit into PostgreSQL's timestamps and Python's datetime.
-LONGEST_DELAY = 100 * 365 * 86_400.0
-
-
 def _delay(name: str, value: Any) -> float:
     try:
-        return parse_seconds(value, high=LONGEST_DELAY, longest="100 years")
+        return parse_delay(value)
     except ValueError as error:
         raise ValueError(f"{name} must be {error}, not {value!r}.") from None

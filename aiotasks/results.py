@@ -9,7 +9,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.tasks import TaskResult, TaskResultStatus
-from django.tasks.base import TaskError
+from django.tasks.base import TASK_REFRESH_ATTRS, TaskError
 from django.utils import timezone
 
 from .codec import decode
@@ -20,12 +20,37 @@ from .registry import resolve
 from .rows import AnyResult, AnyTask, Job, Moment, Status, time_of
 from .tasks import PostgresTask
 
-__all__ = ["PostgresTaskResult", "arguments_of", "new_result", "parse_id", "result_of"]
+__all__ = ["PostgresTaskResult", "arguments_of", "error_of", "new_result", "parse_id", "result_of"]
+
+
+# What refresh() copies.
+_REFRESHED = (*TASK_REFRESH_ATTRS, "failures", "snoozes", "errors_omitted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresTaskResult(TaskResult):  # type: ignore[type-arg,misc]  # the stubs differ
-    """A TaskResult that can cancel its task."""
+    """A TaskResult that can cancel its task.
+
+    failures: failed executions after which the task is tried again; a retry by hand begins from 0.
+    snoozes: how often the task has put itself off. errors_omitted: of a task with more than 40 errors
+    ``errors`` has the first 20 and the last 20, and so many are left out.
+    """
+
+    failures: int = 0
+    snoozes: int = 0
+    errors_omitted: int = 0
+
+    def refresh(self) -> None:
+        """Read the task's state again."""
+        self._copy(_backend_of(self).get_result(self.id))
+
+    async def arefresh(self) -> None:
+        """See refresh()."""
+        self._copy(await _backend_of(self).aget_result(self.id))
+
+    def _copy(self, refreshed: "PostgresTaskResult") -> None:
+        for name in _REFRESHED:
+            set_frozen(self, name, getattr(refreshed, name))
 
     async def acancel(self) -> bool:
         """Cancel the task; return whether that was still possible.
@@ -60,6 +85,9 @@ _RESULT_FIELDS = (
     "errors",
     "worker_ids",
     RETURN_VALUE,
+    "failures",
+    "snoozes",
+    "errors_omitted",
 )
 _RESULT_SETTERS = slot_setters(PostgresTaskResult, _RESULT_FIELDS)
 
@@ -119,6 +147,9 @@ def new_result(
         [],
         [],
         None,
+        0,
+        0,
+        0,
     )
     for set_field, value in zip(_RESULT_SETTERS, values, strict=True):
         set_field(result, value)
@@ -170,9 +201,12 @@ def result_of(job: Job, moved_tasks: Mapping[str, str]) -> AnyResult:
             args=args,
             kwargs=kwargs,
             backend=job.backend,
-            errors=[_error_of(decode(text)) for text in job.errors],
+            errors=[error_of(decode(text)) for text in job.errors],
             worker_ids=list(job.worker_ids),  # coalesced look-ups share the job
             _return_value=decode(job.return_value),
+            failures=job.failures or 0,
+            snoozes=job.snoozes or 0,
+            errors_omitted=job.errors_omitted or 0,
             **{name: make() for name, make in _OTHER_FIELDS},
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
@@ -211,7 +245,8 @@ def _make[Kind](kind: type[Kind], **values: Any) -> Kind:
     return instance
 
 
-def _error_of(stored: dict[str, str]) -> TaskError:
+def error_of(stored: dict[str, str]) -> TaskError:
+    """The TaskError of a stored error. Raises TypeError or KeyError for one that aiotasks hasn't written."""
     path, traceback = stored["class"], stored["traceback"]
     if not isinstance(path, str) or not isinstance(traceback, str):
         raise TypeError("an error's class and traceback are strings")

@@ -4,6 +4,8 @@ A statement names a list in braces, and gets it when it is loaded. The row must 
 
 - ``{job_columns}``: Job's fields
 - ``{claimed_columns}``: the same without the fields that the worker that claims knows
+- ``{errors_for_one_more}``: the errors without those that one more takes the place of, and
+  ``{errors_omitted_with_one_more}``: how many are left out then
 - ``{policy_columns}``: the names of the policies' columns
 - ``{policy_values:11}``: their values, as parameters from $11 on
 - ``{policy_arrays:12}``: the same of arrays, whose elements ``new.template`` numbers
@@ -94,12 +96,26 @@ def _policy_arrays(first: int) -> str:
     )
 
 
+# A task that is tried again and again keeps its first and its last 20 errors. Others may have written nested
+# ones, to which nothing can be added.
+_ERRORS_FOR_ONE_MORE = """CASE
+            WHEN array_ndims(task.errors) > 1 THEN '{}'
+            WHEN cardinality(task.errors) < 40 THEN task.errors
+            ELSE task.errors[:20] || task.errors[cardinality(task.errors) - 18:]
+        END"""
+_ERRORS_OMITTED_WITH_ONE_MORE = """CASE
+            WHEN cardinality(task.errors) < 40 OR array_ndims(task.errors) > 1 THEN task.errors_omitted
+            ELSE coalesce(task.errors_omitted, 0) + cardinality(task.errors) - 39
+        END"""
+
 _POLICIES = ", ".join(f"task.{name}" for name in COLUMNS)
 _LISTS = {
     "job_columns": _expressions(_NAMES, _EXPRESSIONS | {"policy": _POLICIES}),
     "claimed_columns": _expressions(
         _CLAIMED_NAMES, _EXPRESSIONS | _EXPRESSIONS_OF_A_CLAIM | {"policy": _POLICIES}
     ),
+    "errors_for_one_more": _ERRORS_FOR_ONE_MORE,
+    "errors_omitted_with_one_more": _ERRORS_OMITTED_WITH_ONE_MORE,
     "policy_columns": ", ".join(COLUMNS),
 }
 _PARAMETERS = {"policy_values": _policy_values, "policy_arrays": _policy_arrays}

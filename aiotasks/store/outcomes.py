@@ -9,7 +9,7 @@ from ..rows import Job, Status
 from .columns import job
 from .statement_group import StatementGroup, first_if_all_alike
 
-__all__ = ["Finish", "OutcomeStatements", "Pruned", "Release"]
+__all__ = ["Finish", "OutcomeStatements", "Pruned", "Release", "Released"]
 
 
 class Finish(NamedTuple):
@@ -24,12 +24,23 @@ class Finish(NamedTuple):
 
 class Release(NamedTuple):
     """A task to be READY again in ``delay`` seconds. ``window``: for how many seconds the task may be unknown
-    to all workers; None: it is known."""
+    to all workers; None: it is known. ``error``: JSON text, if the attempt has failed. ``snoozes``: True if
+    the task has asked for the delay without having failed."""
 
     id: UUID
     claim_id: UUID
     delay: float
-    window: float | None
+    window: float | None = None
+    error: str | None = None
+    snoozes: bool | None = None
+
+
+class Released(NamedTuple):
+    """The queue of a task that was released; None if the task is still its claim's and must be failed: it has
+    expired, has been unknown for too long, or, if ``cancelled``, is to be cancelled."""
+
+    queue_name: str | None
+    cancelled: bool
 
 
 class Pruned(NamedTuple):
@@ -61,12 +72,12 @@ class OutcomeStatements(StatementGroup):
         rows = await self._fetch("select_finished_jobs", list(ids), list(claim_ids))
         return {row[0]: row[1] for row in rows}
 
-    async def release_jobs(self, releases: Iterable[Release]) -> dict[UUID, str | None]:
-        """Return, by task id, the queue name of each task that was released, and None for each task that is
-        still this claim's and must be failed instead.
-        """
-        columns = [list(column) for column in zip(*releases, strict=True)]
-        return {row[0]: row[1] for row in await self._fetch("release_jobs", *columns)}
+    async def release_jobs(self, releases: Iterable[Release]) -> dict[UUID, Released]:
+        """Return what became of each task that was this claim's, by its id."""
+        ids, claim_ids, delays, *columns = [list(column) for column in zip(*releases, strict=True)]
+        shortened = [[] if column.count(None) == len(column) else column for column in columns]
+        rows = await self._fetch("release_jobs", ids, claim_ids, delays, *shortened)
+        return {row[0]: Released(row[1], row[2]) for row in rows}
 
     async def cancel_jobs(self, ids: Sequence[UUID], backend: str, error: str) -> list[Job]:
         """Return the rows that were cancelled: FAILED, or RUNNING with a request to their worker."""

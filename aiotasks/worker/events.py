@@ -9,7 +9,7 @@ from typing import Literal
 from uuid import UUID
 
 from ..rows import Job
-from .outcomes import Outcome
+from .outcomes import Outcome, Retried
 
 __all__ = ["NULL", "EventLog", "Events", "LeaseLoss", "Observer", "ReleaseReason"]
 
@@ -51,6 +51,9 @@ class Observer:
         The attempt has taken ``seconds`` (None if it never began). Before its claim the task has been READY
         for ``wait`` seconds by the database's clock (None if that isn't known).
         """
+
+    def retried(self, job: Job, outcome: Retried, seconds: float | None) -> None:
+        """The attempt has failed after ``seconds``, and the task will be tried again: that is stored."""
 
     def fenced(self, job: Job, outcome: Outcome) -> None:
         """The outcome was rejected, because this worker no longer owns the task."""
@@ -127,6 +130,9 @@ class Events(Observer):
 
     def finished(self, job: Job, outcome: Outcome, seconds: float | None, wait: float | None) -> None:
         self._each(lambda one: one.finished(job, outcome, seconds, wait))
+
+    def retried(self, job: Job, outcome: Retried, seconds: float | None) -> None:
+        self._each(lambda one: one.retried(job, outcome, seconds))
 
     def fenced(self, job: Job, outcome: Outcome) -> None:
         self._each(lambda one: one.fenced(job, outcome))

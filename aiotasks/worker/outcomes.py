@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Failed", "Outcome", "Released", "Snoozed", "Succeeded"]
+__all__ = ["Failed", "Outcome", "Released", "Retried", "Snoozed", "Succeeded"]
 
 
 @dataclass(slots=True)  # not frozen: every task has one, and that takes three times as long
@@ -33,15 +33,31 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True)
-class Snoozed:
-    """The task cannot be imported here: READY again after ``delay`` seconds, no attempt spent.
+class Retried:
+    """The task raised and is tried again after ``delay`` seconds: SCHEDULED; with 0, READY at the end of its
+    queue. The error of ``failure`` is stored.
 
-    If no worker could import it for a whole ``window`` (seconds), it is FAILED with ``failure`` instead.
+    If it would be due after it has expired, or if a user has cancelled it meanwhile, it is FAILED with
+    ``failure``. ``failures``: its failed executions, this one included; ``most``: the number that ends it.
     """
 
     delay: float
-    window: float
     failure: Failed
+    failures: int
+    most: int
 
 
-Outcome = Succeeded | Failed | Released | Snoozed
+@dataclass(frozen=True, slots=True)
+class Snoozed:
+    """The task is to run again after ``delay`` seconds, no attempt spent.
+
+    window: None if the task has asked for it. It is FAILED with ``failure`` if it would have expired by then.
+    Otherwise the task cannot be imported here: it is FAILED if no worker could import it for so many seconds.
+    """
+
+    delay: float
+    failure: Failed
+    window: float | None = None
+
+
+Outcome = Succeeded | Failed | Released | Retried | Snoozed

@@ -17,6 +17,9 @@ __all__ = ["Waker"]
 # the workers are full, one in eight wake-ups goes to all; and a burst reaches all within some milliseconds.
 MOST_PASSES = 3
 
+# Queues whose next due task is remembered; there may be any number of them. Chosen.
+MOST_ANNOUNCED = 1000
+
 # Seconds by which clocks may differ: a wake-up for a task that is due so soon may be for one that is READY.
 CLOCK_SKEW = 5.0
 
@@ -32,6 +35,7 @@ class Waker:
         self._options = loop_resources.options
         self._listener = loop_resources.listener
         self._backend = backend
+        self._announced: dict[str, float] = {}  # by queue: the time (epoch seconds) that all look at next
 
     def connect(
         self, claimer: Claims, promoter: LooksForDue, canceller: LooksForCancelled, heartbeat: Beats
@@ -89,13 +93,32 @@ class Waker:
         if since is not None:
             self._claimer.look_back(since)
         for wakeup in wakeups:
-            self.receive(wakeup)
+            if wakeup.due is None:
+                self.receive(wakeup)
+            else:  # it isn't READY: the promoter will wake the claimer
+                self._promoter.look(wakeup.due)
         self.notify(wakeups)
 
     def notify(self, wakeups: Sequence[Wakeup]) -> None:
-        """Wake the other workers only, over a connection of the running loop: it may be the heartbeat's."""
+        """Wake the other workers only, over a connection of the running loop: it may be the heartbeat's.
+
+        Not for a task that is due after another one of its queue that they were woken for: they will look
+        then, and find the next.
+        """
         if self._options.notify and wakeups:
-            resources(self._options).notifier.notify(wakeups)
+            news = [wakeup for wakeup in wakeups if wakeup.due is None or self._is_news(wakeup, wakeup.due)]
+            if news:
+                resources(self._options).notifier.notify(news)
+
+    def _is_news(self, wakeup: Wakeup, due: float) -> bool:
+        now = time.time()
+        if now < self._announced.get(wakeup.queue_name, 0.0) <= due:
+            return False
+        if len(self._announced) >= MOST_ANNOUNCED:
+            self._announced = {name: at for name, at in self._announced.items() if at > now}
+        if len(self._announced) < MOST_ANNOUNCED:
+            self._announced[wakeup.queue_name] = due
+        return True
 
     def pass_on(self, wakeup: Wakeup) -> None:
         """Wake two other workers for READY tasks of a lane; all, once enough workers have passed it on."""

@@ -83,8 +83,8 @@ def main() -> list[Any]:
     seen.append(sorted(id.int for id in call("finish_jobs", outcomes)))
     mine = call("select_finished_jobs", [job.id for job in claimed], [claim_id] * 5)
     seen.append(sorted(id.int for id in mine))
-    releases = [Release(given_back, claim_id, 0.0, None), Release(deferred, claim_id, 5.0, 60.0)]
-    seen.append({id.int: name for id, name in call("release_jobs", releases).items()})
+    releases = [Release(given_back, claim_id, 0.0, error=error), Release(deferred, claim_id, 5.0, 60.0)]
+    seen.append({id.int: each.queue_name for id, each in call("release_jobs", releases).items()})
     cancelled = call("cancel_jobs", [asked, uuid.UUID(int=1)], "default", error)
     seen.append(sorted(shown(job) for job in cancelled))
     seen.append([id.int for id in call("select_cancelled_jobs", me)])

@@ -100,10 +100,18 @@ async def fail(store: Store, *jobs: Job, error: str = "{}") -> dict[UUID, dateti
 
 
 async def release(
-    store: Store, *jobs: Job, delay: float = 0.0, window: float | None = None
+    store: Store,
+    *jobs: Job,
+    delay: float = 0.0,
+    window: float | None = None,
+    error: str | None = None,
+    snoozes: bool | None = None,
 ) -> dict[UUID, str | None]:
     """Give these back; returns the queues of those released, None for those that are to be failed."""
-    return await store.release_jobs(Release(*claim_of(job), delay, window) for job in jobs)
+    released = await store.release_jobs(
+        Release(*claim_of(job), delay, window, error, snoozes) for job in jobs
+    )
+    return {id: each.queue_name for id, each in released.items()}
 
 
 async def expire(conn: asyncpg.Connection, worker_id: UUID) -> None:

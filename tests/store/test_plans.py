@@ -107,7 +107,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "claim_suspect": lambda: (alive, uuid.uuid4(), "default", "loop", QUEUES),
         "finish_jobs": lambda: (one, other, ["FAILED"], [None], ["{}"]),
         "select_finished_jobs": lambda: (one, other),
-        "release_jobs": lambda: (one, other, [0.0], [None]),
+        "release_jobs": lambda: (one, other, [0.0], [None], [], []),
         "select_jobs": lambda: (one, "default"),
         "promote_due_jobs": lambda: ("default", 50),
         "next_due": lambda: ("default",),
@@ -310,7 +310,7 @@ async def test_finishes_and_releases_go_by_the_primary_key(
                 1,
             ),  # all in one row
             ("finish_jobs", (ids[:1], claim_ids[:1], ["SUCCESSFUL"], ["1"], [None]), 1),
-            ("release_jobs", (ids, claim_ids, [0.0] * 20, [None] * 20), 20),
+            ("release_jobs", (ids, claim_ids, [0.0] * 20, [None] * 20, [], []), 20),
             ("select_jobs", (ids, "default"), 20),
             ("select_finished_jobs", (ids, claim_ids), 20),
         ]:

@@ -299,6 +299,7 @@ async def test_declared_array_types_are_not_looked_up(database: str, monkeypatch
 
     monkeypatch.setattr(asyncpg.Connection, "_introspect_types", watched)
     values = (
+        ("boolean", [True, None]),
         ("smallint", [1, None]),
         ("integer", [2]),
         ("double precision", [0.5]),

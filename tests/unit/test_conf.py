@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
+from aiotasks.backoff import Exponential as exponential_class
+from aiotasks.backoff import exponential, linear
 from aiotasks.conf import MovedTasks, Options
 
 NAN = float("nan")
@@ -24,6 +26,11 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "LOOP_TIMEOUT": ([None, 1, 300.0, 86_400], [0, 0.9, 86_401, NAN, "300", True]),
     "LEASE_TIMEOUT": ([0.5, 86_400], [0, 0.4, 86_401, NAN, "30", True]),
     "MAX_CRASHES": ([0, 32_000], [-1, 32_001, "3", True, 1.5]),
+    "MAX_ATTEMPTS": ([1, 5, 32_000], [0, -1, 32_001, "3", True, 1.5, None]),
+    "BACKOFF": (
+        [None, "mysite.tasks.backoff", print, exponential(), linear()],
+        ["backoff", "", "..", 5, True, [], exponential_class],
+    ),
     "ASYNC_DB_THREADS": ([1, 1000], [0, 1001, "8", True]),
     "KEEP_SUCCESSFUL": ([0, 100, timedelta(days=1), None], [-1, 4e9, NAN, float("inf"), "1d", True]),
     "KEEP_FAILED": ([0.5, timedelta(0), None], [timedelta(-1), timedelta.max, NAN, float("inf"), "1d", True]),

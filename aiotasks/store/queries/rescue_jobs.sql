@@ -33,8 +33,9 @@ WITH rescuer AS MATERIALIZED (
 UPDATE aiotasks_task AS task
 SET status = CASE WHEN lost.fails THEN 'FAILED' ELSE 'READY' END,
     crashes = least(lost.crashes, 32767),
-    errors = CASE WHEN array_ndims(task.errors) > 1 THEN '{}' ELSE task.errors END
+    errors = {errors_for_one_more}
         || CASE WHEN lost.cancelled THEN $5::json ELSE $3::json END,
+    errors_omitted = {errors_omitted_with_one_more},
     ready_at = CASE WHEN lost.fails THEN task.ready_at ELSE clock_timestamp() END,
     finished_at = CASE WHEN lost.fails THEN statement_timestamp() END,
     unknown_since = NULL,

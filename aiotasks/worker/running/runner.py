@@ -15,10 +15,10 @@ from django.tasks import TaskContext
 from django.tasks.signals import task_finished, task_started
 
 from ... import forks, signals
-from ...codec import dump_error, dump_json
+from ...codec import dump_json
 from ...compat import thread_sensitive_context
 from ...conf import Options
-from ...exceptions import InvalidRow, TaskCancelled, UnknownTask
+from ...exceptions import InvalidRow, UnknownTask
 from ...registry import known, resolve
 from ...results import arguments_of, result_of
 from ...rows import AnyTask, Job, Lane, lane_of
@@ -27,7 +27,7 @@ from ..events import NULL, Observer
 from ..execution import Execution, NotStarted, Reason, RunContext, carry, carry_here
 from ..outcomes import Failed, Outcome, Released, Snoozed, Succeeded
 from ..protocols import HasSlots
-from ..task_factory import ExitRaised
+from .failures import Failures
 
 __all__ = ["Runner"]
 
@@ -83,6 +83,7 @@ class Runner:
         self._closing = closing
         self._importer = importer
         self._observer = observer
+        self._failures = Failures(options)
         self._unknowns: dict[
             str, tuple[Snoozed, float]
         ] = {}  # by path, with the loop's time until which that holds
@@ -162,7 +163,8 @@ class Runner:
             return
         self._leave(execution)
         if execution.outcome is None:  # cancelled before its first step, or by itself at its last
-            execution.end(self._raised(execution, asyncio.CancelledError("the task cancelled itself")))
+            error = asyncio.CancelledError("the task cancelled itself")
+            execution.end(self._ended_by_worker(execution, error) or self._failures.failed(error))
         self._done(execution)
 
     async def _run(self, execution: Execution) -> None:
@@ -174,8 +176,11 @@ class Runner:
         except BaseException as error:  # any error is the task's: SystemExit must not stop the loop  # noqa: BLE001
             if forks.generation != since:
                 forks.end(error)
-            if not execution.abandoned:  # else its thread sets the outcome
-                execution.end(self._raised(execution, error))
+            if execution.abandoned:
+                return  # its thread sets the outcome
+            outcome = await self._failed_outcome(execution, error)
+            if not execution.abandoned:
+                execution.end(outcome)
 
     async def _outcome(self, execution: Execution) -> Outcome:
         job = execution.job
@@ -263,7 +268,7 @@ class Runner:
                 partial(context.run, self._call, execution, task, args, kwargs, awaitables)
             )
         except NotStarted:  # the threads have logged it
-            return Released(self._cancelled())
+            return Released(self._failures.cancelled())
         execution.in_thread = True
         execution.began = time.monotonic()
         try:
@@ -307,7 +312,7 @@ class Runner:
         except BaseException as error:  # as on the loop  # noqa: BLE001
             if forks.generation != since:
                 forks.end(error)
-            execution.end(self._failed(error))
+            execution.end(self._failures.outcome_in_thread(execution, error))
 
     async def _on_loop(self, execution: Execution, awaitable: Awaitable[Any]) -> Outcome:
         """Await what a sync function has returned, as a sync wrapper around an async function does: from here
@@ -323,12 +328,27 @@ class Runner:
     def _release(self, execution: Execution, awaitable: Awaitable[Any]) -> None:
         """Close the awaitable of an execution that was abandoned in its thread, and release the task."""
         _close(awaitable)
-        execution.end(Released(self._cancelled()))
+        execution.end(Released(self._failures.cancelled()))
 
-    def _returned(self, value: Any) -> Succeeded:
-        return Succeeded(*dump_json(value, where="the return value", limit=self._options.max_result_size))
+    def _returned(self, value: Any) -> Succeeded | Failed:
+        try:
+            return Succeeded(*dump_json(value, where="the return value", limit=self._options.max_result_size))
+        except Exception as error:  # another attempt would do again what the body has done to its end  # noqa: BLE001
+            return self._failures.failed(error)
 
-    def _raised(self, execution: Execution, error: BaseException) -> Outcome:
+    async def _failed_outcome(self, execution: Execution, error: BaseException) -> Outcome:
+        """Return the outcome of an execution that has ended with ``error`` on the loop."""
+        outcome = self._ended_by_worker(execution, error)
+        if outcome is not None:
+            return outcome
+        try:
+            return await self._failures.outcome(execution, error)
+        except asyncio.CancelledError as cancelled:  # during its backoff
+            ended = self._ended_by_worker(execution, cancelled)
+            return self._failures.undecided(error, cancelled) if ended is None else ended
+
+    def _ended_by_worker(self, execution: Execution, error: BaseException) -> Outcome | None:
+        """Return the outcome of an execution that the worker has cancelled; None if it hasn't."""
         if isinstance(error, asyncio.CancelledError) and execution.cancelled_for is None and self._closing():
             execution.cancelled_for = "shutdown"  # the loop's runner cancels all asyncio tasks
         if isinstance(error, InvalidRow):
@@ -338,17 +358,8 @@ class Runner:
                 str(error),
             )
         if execution.cancelled_for == "cancelled":
-            return self._cancelled()
-        return Released(self._cancelled()) if execution.cancelled_for is not None else self._failed(error)
-
-    def _cancelled(self) -> Failed:
-        return self._failed(TaskCancelled("The task was cancelled while it ran."))
-
-    def _failed(self, error: BaseException) -> Failed:
-        if isinstance(error, ExitRaised):
-            error = error.original
-        options = self._options
-        return Failed(error, dump_error(error, limit=options.max_error_size, redact=options.redact))
+            return self._failures.cancelled()
+        return Released(self._failures.cancelled()) if execution.cancelled_for is not None else None
 
     def _unknown(self, job: Job, error: UnknownTask) -> Snoozed:
         """Snooze the job. For a flood of such jobs the task is imported and logged once, not for each."""
@@ -363,7 +374,7 @@ class Runner:
             )
             if len(self._unknowns) >= MOST_UNKNOWNS:
                 self._unknowns.clear()
-        snoozed = Snoozed(UNKNOWN_DELAY, UNKNOWN_WINDOW, self._failed(error))
+        snoozed = Snoozed(UNKNOWN_DELAY, self._failures.failed(error), UNKNOWN_WINDOW)
         self._unknowns[job.task_path] = snoozed, self._loop.time() + UNKNOWN_DELAY / 2
         return snoozed
 

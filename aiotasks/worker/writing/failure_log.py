@@ -9,8 +9,9 @@ from django.tasks import signals as django_signals
 from ... import logs
 from ...codec import decode
 from ...rows import Job
+from ..outcomes import Retried
 
-__all__ = ["log_failure"]
+__all__ = ["log_failure", "log_retry"]
 
 logger = logging.getLogger("aiotasks.worker")
 
@@ -30,21 +31,46 @@ def log_failure(job: Job, text: str, seconds: float | None = None) -> None:
     report and Django mails to ADMINS, and once is enough. The traceback is left out if the same handler
     shows it with Django's record.
     """
-    stored = decode(text)
-    traceback: str = stored["traceback"].rstrip("\n")
-    shown = ""
-    if "\n" in traceback and not _is_shown_by_django():
-        # Indented, so that no message can look like a log record.
-        shown = "\n" + indent(_CONTROLS.sub(_escaped, traceback), "  ")
+    error, shown = _shown(text, traceback=not _is_shown_by_django())
     logger.warning(
         "Task failed path=%r id=%s attempt=%d%s error=%r%s",
         job.task_path,
         job.id,
         len(job.worker_ids),
         "" if seconds is None else f" seconds={seconds:.3f}",
-        _last_words(stored["class"], traceback)[:MESSAGE_LIMIT],
+        error,
         shown,
     )
+
+
+def log_retry(job: Job, outcome: Retried, seconds: float | None) -> None:
+    """Log that an attempt has failed and the task will be tried again. ``seconds``: as in ``log_failure``.
+
+    The only record of it: Django's is for a task's end.
+    """
+    error, shown = _shown(outcome.failure.text, traceback=True)
+    logger.warning(
+        "Task failed; it is tried again path=%r id=%s failures=%d max_attempts=%d next_in=%.3f%s error=%r%s",
+        job.task_path,
+        job.id,
+        outcome.failures,
+        outcome.most,
+        outcome.delay,
+        "" if seconds is None else f" seconds={seconds:.3f}",
+        error,
+        shown,
+    )
+
+
+def _shown(text: str, *, traceback: bool) -> tuple[str, str]:
+    """The last words of a stored error; and on new lines its traceback, if ``traceback`` and there is one."""
+    stored = decode(text)
+    lines: str = stored["traceback"].rstrip("\n")
+    error = _last_words(stored["class"], lines)[:MESSAGE_LIMIT]
+    if not traceback or "\n" not in lines:
+        return error, ""
+    # Indented, so that no message can look like a log record.
+    return error, "\n" + indent(_CONTROLS.sub(_escaped, lines), "  ")
 
 
 def _is_shown_by_django() -> bool:

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
@@ -23,9 +24,9 @@ from ...store.store import Store
 from ...store.wakeups import Wakeup
 from ..events import NULL, Observer
 from ..execution import Execution
-from ..outcomes import Failed, Released, Snoozed, Succeeded
+from ..outcomes import Failed, Released, Retried, Snoozed, Succeeded
 from .announcer import Announcer
-from .failure_log import log_failure
+from .failure_log import log_failure, log_retry
 from .writers import Statements
 
 __all__ = ["Finisher"]
@@ -38,8 +39,9 @@ FINISH_LIMIT = 500
 # Seconds until a row that another session has locked is tried again.
 LOCKED_DELAY = 0.2
 
-# When a row was finished; "locked" if another session locks it; None if the row wasn't ours, or was released.
-type Written = datetime | Literal["locked"] | None
+# When a row was finished; "released" if it will run again; "locked" if another session locks it; None if the
+# row wasn't ours.
+type Written = datetime | Literal["released", "locked"] | None
 
 
 class Finisher:
@@ -69,6 +71,7 @@ class Finisher:
         self.succeeded = 0
         self.failed = 0
         self.given_back = 0
+        self.retried = 0
         self._store = store
         self.announcer = announcer
         self._backend = backend
@@ -129,12 +132,14 @@ class Finisher:
 
     def answered(self, execution: Execution, written: Written) -> None:
         """The Batcher's answer: the outcome is written, fenced, released, or to be tried again."""
-        if written == "locked":
-            # Not within the batch: one lock (a cancel() inside a long atomic()) would delay every outcome.
-            asyncio.get_running_loop().call_later(LOCKED_DELAY, self._submit, execution)
-            return
         outcome = execution.outcome
-        if written is not None:
+        if written.__class__ is str:
+            if written == "locked":
+                # Not within the batch: one lock (a cancel() inside a long atomic()) would delay all outcomes.
+                asyncio.get_running_loop().call_later(LOCKED_DELAY, self._submit, execution)
+                return
+            self._released(execution)
+        elif isinstance(written, datetime):
             if isinstance(outcome, Failed):
                 self.failed += 1
                 log_failure(execution.job, outcome.text, execution.seconds)
@@ -146,9 +151,16 @@ class Finisher:
                 self.announcer.announce(execution, written)
             except Exception:  # the rest of the batch must be settled
                 logger.exception("Could not send task_finished id=%s", execution.job.id)
-        elif isinstance(outcome, Released | Snoozed):
-            self.given_back += 1
         self._settle(execution)
+
+    def _released(self, execution: Execution) -> None:
+        """The task will run again."""
+        if isinstance(execution.outcome, Retried):
+            self.retried += 1
+            log_retry(execution.job, execution.outcome, execution.seconds)
+            self._observer.retried(execution.job, execution.outcome, execution.seconds)
+        else:
+            self.given_back += 1
 
     def _settle(self, execution: Execution) -> None:
         if execution.run_context is not None:
@@ -175,15 +187,19 @@ class Finisher:
         for execution in executions:
             statements.add(execution.job, execution.outcome)
         finishes = statements.finishes
-        refused, locked = await self._release(statements.releases) if statements.releases else (set(), set())
-        if refused:  # their window is over, or users have cancelled them
-            for execution in executions:
-                if execution.job.id in refused:
-                    execution.outcome = statements.failures[execution.job.id] or self._cancelled()
-                    statements.add(execution.job, execution.outcome)
+        repeated = any(execution.perhaps_written for execution in executions)
+        freed = _NOTHING
+        if statements.releases:
+            freed = await self._release(statements.releases, repeated=repeated)
+            if given_back := sum(
+                1 for row in statements.releases if row.error is None and row.id in freed.gone
+            ):
+                self._observer.released(given_back, "given back")
+            self._wake_for([execution.job for execution in executions], freed.gone)
+            if freed.refused:
+                self._fail(executions, freed.refused, statements)
         finished: dict[UUID, datetime | None] = {}
         if finishes:
-            repeated = any(execution.perhaps_written for execution in executions)
             try:
                 finished = await self._finish(finishes, repeated=repeated)
             except utils.Error:
@@ -191,18 +207,30 @@ class Finisher:
                 for execution in executions:
                     execution.perhaps_written = True
                 raise
-        # A task that another worker took while this one was releasing it isn't fenced.
-        in_time = {*finished, *statements.failures}
+        answers: dict[UUID, Written] = {
+            **{id: "locked" if at is None else at for id, at in finished.items()},
+            **dict.fromkeys(freed.locked, "locked"),
+            **dict.fromkeys(freed.gone, "released"),
+        }
         for execution in executions:
-            if execution.job.id not in in_time:
+            # A task that another worker took while this one was giving it back isn't fenced.
+            if execution.job.id not in answers and not isinstance(execution.outcome, Released | Snoozed):
                 self.fenced += 1
                 if execution.outcome is not None:
                     self._observer.fenced(execution.job, execution.outcome)
-        locked |= {id for id, finished_at in finished.items() if finished_at is None}
-        return [
-            "locked" if execution.job.id in locked else finished.get(execution.job.id)
-            for execution in executions
-        ]
+        return [answers.get(execution.job.id) for execution in executions]
+
+    def _fail(
+        self, executions: Sequence[Execution], refused: Mapping[UUID, bool], statements: Statements
+    ) -> None:
+        """Make the outcome Failed where the database has refused to release the task."""
+        for execution in executions:
+            if (cancelled := refused.get(execution.job.id)) is not None:
+                failure = statements.failures[execution.job.id]
+                if failure is None or (cancelled and isinstance(execution.outcome, Snoozed)):
+                    failure = self._cancelled()
+                execution.outcome = failure
+                statements.add(execution.job, failure)
 
     def _cancelled(self) -> Failed:
         """The outcome of a task that a user cancelled, and that hasn't run to its end here."""
@@ -238,21 +266,40 @@ class Finisher:
         found, _ = await self._persist(lambda: self._store.select_finished_jobs(ids, claim_ids))
         return found
 
-    async def _release(self, releases: list[Release]) -> tuple[set[UUID], set[UUID]]:
-        """Release rows; returns the ids that must be FAILED instead, and those that are locked."""
-        released, _ = await self._persist(lambda: self._store.release_jobs(releases))
-        delays = {row.id: row.delay for row in releases}
-        wakeups = [
-            Wakeup(self._backend, queue_name, time.time() + delays[id] if delays[id] else None)
-            for id, queue_name in released.items()
-            if queue_name is not None
-        ]
-        self._wake(wakeups)
-        if wakeups:
-            self._observer.released(len(wakeups), "given back")
-        found = await self._look_up([(row.id, row.claim_id) for row in releases if row.id not in released])
+    async def _release(self, releases: list[Release], *, repeated: bool = False) -> "_Freed":
+        """Release rows. A batch that times out is split, as in ``_finish``."""
+        try:
+            answers, again = await self._persist(
+                lambda: self._store.release_jobs(releases), patient=len(releases) == 1
+            )
+        except _TookTooLong:
+            middle = len(releases) // 2
+            first = await self._release(releases[:middle], repeated=True)
+            return first.with_(await self._release(releases[middle:], repeated=True))
+        missing = [release for release in releases if release.id not in answers]
+        found = await self._look_up([(release.id, release.claim_id) for release in missing])
         locked = {id for id, finished_at in found.items() if finished_at is None}
-        return {id for id, queue_name in released.items() if queue_name is None}, locked
+        refused = {id: row.cancelled for id, row in answers.items() if row.queue_name is None}
+        # A try whose reply was lost has released the missing ones that aren't locked.
+        kept = {*refused, *locked} if repeated or again else {*refused, *(release.id for release in missing)}
+        return _Freed({row.id: row.delay for row in releases if row.id not in kept}, refused, locked)
+
+    def _wake_for(self, jobs: Sequence[Job], gone: Mapping[UUID, float]) -> None:
+        """Have workers look for the jobs that are ``gone``: once a queue for those that are READY, and once
+        for the earliest of those that are due later. ``gone``: ids, and seconds until they are due.
+        """
+        delays: dict[tuple[str, bool], float] = {}
+        for job in jobs:
+            if (delay := gone.get(job.id)) is not None:
+                key = job.queue_name, delay > 0
+                delays[key] = min(delay, delays.get(key, delay))
+        now = time.time()
+        self._wake(
+            [
+                Wakeup(self._backend, queue_name, now + delay if waits else None)
+                for (queue_name, waits), delay in delays.items()
+            ]
+        )
 
     async def _persist[Result](
         self, write: Callable[[], Awaitable[Result]], *, patient: bool = True
@@ -275,6 +322,25 @@ class Finisher:
             else:
                 self._outage.ended()
                 return result, again
+
+
+@dataclass(frozen=True, slots=True)
+class _Freed:
+    """What became of tasks that were to be released.
+
+    gone: the seconds until they are due, of those that were. refused: those that must be FAILED instead, and
+    whether that is because they are to be cancelled. locked: those that another session locks.
+    """
+
+    gone: dict[UUID, float] = field(default_factory=dict)
+    refused: dict[UUID, bool] = field(default_factory=dict)
+    locked: set[UUID] = field(default_factory=set)
+
+    def with_(self, other: "_Freed") -> "_Freed":
+        return _Freed(self.gone | other.gone, self.refused | other.refused, self.locked | other.locked)
+
+
+_NOTHING = _Freed()
 
 
 class _TookTooLong(Exception):
@@ -310,4 +376,6 @@ def _wait(job: Job) -> float | None:
 def _size(execution: Execution) -> int:
     """The bytes that an outcome takes in a statement."""
     outcome = execution.outcome
+    if isinstance(outcome, Retried):
+        outcome = outcome.failure
     return len(outcome.text) if isinstance(outcome, Succeeded | Failed) else 0

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from ...rows import Job, Status
 from ...store.outcomes import Finish, Release
-from ..outcomes import Failed, Outcome, Released, Snoozed, Succeeded
+from ..outcomes import Failed, Outcome, Released, Retried, Snoozed, Succeeded
 
 __all__ = ["WRITERS", "Statements"]
 
@@ -23,7 +23,7 @@ class Statements:
     """The rows of the two statements that write a batch of outcomes.
 
     ``failures``: for each row to release, the outcome that it gets if it must not become READY again (it
-    was to be cancelled, or its window is over); None for a plain TaskCancelled.
+    was to be cancelled, has expired, or its window is over); None for a plain TaskCancelled.
     """
 
     __slots__ = ("failures", "finishes", "releases")
@@ -47,12 +47,18 @@ def _failed(statements: Statements, id: UUID, claim_id: UUID, outcome: Failed) -
 
 
 def _released(statements: Statements, id: UUID, claim_id: UUID, outcome: Released) -> None:
-    statements.releases.append(Release(id, claim_id, 0.0, None))
+    statements.releases.append(Release(id, claim_id, 0.0))
+    statements.failures[id] = outcome.failure
+
+
+def _retried(statements: Statements, id: UUID, claim_id: UUID, outcome: Retried) -> None:
+    statements.releases.append(Release(id, claim_id, outcome.delay, error=outcome.failure.text))
     statements.failures[id] = outcome.failure
 
 
 def _snoozed(statements: Statements, id: UUID, claim_id: UUID, outcome: Snoozed) -> None:
-    statements.releases.append(Release(id, claim_id, outcome.delay, outcome.window))
+    snoozes = True if outcome.window is None else None
+    statements.releases.append(Release(id, claim_id, outcome.delay, outcome.window, snoozes=snoozes))
     statements.failures[id] = outcome.failure
 
 
@@ -60,5 +66,6 @@ WRITERS: dict[type, Callable[[Statements, UUID, Any, Any], None]] = {
     Succeeded: _succeeded,
     Failed: _failed,
     Released: _released,
+    Retried: _retried,
     Snoozed: _snoozed,
 }

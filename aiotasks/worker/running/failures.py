@@ -1,0 +1,171 @@
+"""Failures: from the error of an execution to its outcome, with the task's own backoff in between."""
+
+import asyncio
+from collections.abc import Awaitable
+from inspect import isawaitable
+from typing import Any
+
+from ... import forks
+from ...backoff import ReadyMade
+from ...codec import decode, dump_error
+from ...compat import set_frozen
+from ...conf import Options
+from ...exceptions import TaskCancelled, TaskExpired
+from ...policies.retry import Backoff
+from ...registry import known
+from ...results import error_of, result_of
+from ...rows import AnyResult
+from ..execution import Execution
+from ..outcomes import Failed, Outcome, Retried, Snoozed
+from ..task_factory import ExitRaised
+from .verdict import Delay, judge, most_attempts, seconds_of
+
+__all__ = ["Failures"]
+
+# Seconds that an `async def` backoff may take. Chosen: it may ask a server, but a slot waits for it.
+BACKOFF_TIMEOUT = 10.0
+
+
+class Failures:
+    """Decides whether a task that has raised is FAILED, is tried again, or is snoozed.
+
+    A backoff of the user's runs where the body has run. Whatever it does, there is an outcome: if it raises,
+    takes too long or returns nonsense, the task is FAILED with that error, whose traceback ends with the
+    task's own as its context.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+
+    def failed(self, error: BaseException) -> Failed:
+        """Return the outcome of a task that is not tried again."""
+        if isinstance(error, ExitRaised):
+            error = error.original
+        options = self._options
+        return Failed(error, dump_error(error, limit=options.max_error_size, redact=options.redact))
+
+    def cancelled(self) -> Failed:
+        """Return the outcome of a task that a user has cancelled."""
+        return self.failed(TaskCancelled("The task was cancelled while it ran."))
+
+    async def outcome(
+        self, execution: Execution, error: BaseException, *, in_thread: bool = False
+    ) -> Outcome:
+        """Return the outcome of an execution that has ended with ``error``. Call it on the loop.
+
+        in_thread: run a sync backoff in a thread, because the body has been in one.
+        Raises only CancelledError, if the execution is cancelled meanwhile: see ``undecided``.
+        """
+        error = _original(error)
+        decided = self._decide(execution, error)
+        if not callable(decided):
+            return decided
+        since = forks.generation
+        try:
+            result = self._result(execution, error)
+            answer = await asyncio.to_thread(decided, error, result) if in_thread else decided(error, result)
+            if isawaitable(answer):
+                answer = await _within_limit(answer)
+            if forks.generation != since:
+                forks.end()
+            return self._answered(execution, error, answer)
+        except BaseException as raised:  # a backoff may raise anything
+            if forks.generation != since:
+                forks.end(raised)
+            if isinstance(raised, asyncio.CancelledError):
+                raise
+            return self.undecided(error, raised)
+
+    def outcome_in_thread(self, execution: Execution, error: BaseException) -> Outcome:
+        """The same in the thread that the body has run in: never raises."""
+        error = _original(error)
+        decided = self._decide(execution, error)
+        if not callable(decided):
+            return decided
+        since = forks.generation
+        try:
+            answer = decided(error, self._result(execution, error))
+            if forks.generation != since:
+                forks.end()
+            if isawaitable(answer):
+                waiting = asyncio.run_coroutine_threadsafe(_within_limit(answer), self._loop)
+                answer = waiting.result(BACKOFF_TIMEOUT + 1.0)  # the loop may be blocked
+            return self._answered(execution, error, answer)
+        except BaseException as raised:  # as above  # noqa: BLE001
+            if forks.generation != since:
+                forks.end(raised)
+            return self.undecided(error, raised)
+
+    def _decide(self, execution: Execution, error: BaseException) -> Outcome | Backoff:
+        """The outcome, or the user's backoff to be asked."""
+        try:
+            task = known(execution.job.task_path, self._options.moved_tasks)
+            failures = (execution.job.failures or 0) + 1
+            verdict = judge(task, self._options, failures, error)
+            if verdict is None:
+                return self.failed(error)
+            if isinstance(verdict, ReadyMade):
+                verdict = Delay(verdict.after(failures))
+            return self._later(execution, error, verdict) if isinstance(verdict, Delay) else verdict
+        except BaseException as raised:  # code of the user's may raise anything  # noqa: BLE001
+            return self.undecided(error, raised)
+
+    def _answered(self, execution: Execution, error: BaseException, answer: Any) -> Outcome:
+        seconds = seconds_of(answer)
+        return self.failed(error) if seconds is None else self._later(execution, error, Delay(seconds))
+
+    def _later(self, execution: Execution, error: BaseException, delay: Delay) -> Outcome:
+        if delay.snoozes:
+            late = TaskExpired(f"The task snoozed for {delay.seconds:g} s, which is longer than it may wait.")
+            late.__cause__ = error
+            return Snoozed(delay.seconds, self.failed(late))
+        task = known(execution.job.task_path, self._options.moved_tasks)
+        return Retried(
+            delay.seconds,
+            self.failed(error),
+            (execution.job.failures or 0) + 1,
+            most_attempts(task, self._options),
+        )
+
+    def undecided(self, error: BaseException, raised: BaseException) -> Failed:
+        """Return the outcome of a task whose backoff has raised instead of a decision about ``error``."""
+        raised = _original(raised)
+        shown = _shown_with(raised)
+        if all(error is not one for one in shown):  # __eq__ is user code
+            shown[-1].__context__ = error
+            shown[-1].__suppress_context__ = False
+        return self.failed(raised)
+
+    def _result(self, execution: Execution, error: BaseException) -> AnyResult:
+        """The task's result as it is stored if the task is tried again: with this failure."""
+        result = result_of(execution.job, self._options.moved_tasks)
+        stored = error_of(decode(self.failed(error).text))
+        set_frozen(result, "errors", [*result.errors, stored])
+        set_frozen(result, "failures", (execution.job.failures or 0) + 1)
+        return result
+
+
+async def _within_limit(answer: Awaitable[Any]) -> Any:
+    try:
+        async with asyncio.timeout(BACKOFF_TIMEOUT) as limit:
+            return await answer
+    except TimeoutError:
+        if not limit.expired():
+            raise  # its own
+        raise TimeoutError(f"The backoff hasn't ended within {BACKOFF_TIMEOUT:g} s.") from None
+
+
+def _original(error: BaseException) -> BaseException:
+    return error.original if isinstance(error, ExitRaised) else error
+
+
+def _shown_with(error: BaseException) -> list[BaseException]:
+    """The errors that a traceback of ``error`` shows, itself first."""
+    shown: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and all(current is not one for one in shown):
+        shown.append(current)
+        context = None if current.__suppress_context__ else current.__context__
+        current = context if current.__cause__ is None else current.__cause__
+    return shown
