@@ -6,6 +6,7 @@ Importing it needs no app registry and no settings.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bulk import BulkCounts
     from .exceptions import (
         AiotasksError,
         DatabaseNotReady,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         UnknownTask,
         WorkerLost,
     )
+    from .filters import TaskFilter
     from .results import PostgresTaskResult
     from .store.atomic import atomic
     from .store.transaction import transaction
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AiotasksError",
+    "BulkCounts",
     "DatabaseNotReady",
     "DuplicateTask",
     "GiveUp",
@@ -39,6 +42,7 @@ __all__ = [
     "Snooze",
     "TaskCancelled",
     "TaskExpired",
+    "TaskFilter",
     "TaskTimeout",
     "TransactionClosed",
     "UnknownTask",
@@ -55,6 +59,7 @@ __version__ = "0.1.0"
 # is imported at its first use (PEP 562).
 _HOMES = {
     "AiotasksError": "exceptions",
+    "BulkCounts": "bulk",
     "DatabaseNotReady": "exceptions",
     "DuplicateTask": "exceptions",
     "GiveUp": "exceptions",
@@ -65,6 +70,7 @@ _HOMES = {
     "Snooze": "exceptions",
     "TaskCancelled": "exceptions",
     "TaskExpired": "exceptions",
+    "TaskFilter": "filters",
     "TaskTimeout": "exceptions",
     "TransactionClosed": "exceptions",
     "UnknownTask": "exceptions",

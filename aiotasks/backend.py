@@ -19,6 +19,7 @@ from django.tasks.signals import task_enqueued
 from django.utils import timezone
 
 from . import checks, signals
+from .bulk import BulkCounts, Cancel, Delete, Progress, Retry, Which, act
 from .codec import dump_error, dump_json
 from .conf import Options
 from .db.errors import about_tables
@@ -134,6 +135,28 @@ class PostgresBackend(BaseTaskBackend):
         """Cancel a task; return whether that was still possible. See ``PostgresTaskResult.acancel``."""
         return await self._dispatch(PostgresBackend._cancel, result)
 
+    async def acancel_many(self, which: Which, *, progress: Progress | None = None) -> BulkCounts:
+        """Cancel tasks, as ``acancel`` does one; return how many had which outcome.
+
+        which: a TaskFilter, or ids or results. progress: called with the counts so far after each batch of
+        500 tasks, each of which is a transaction of its own unless one is open; what it raises ends the
+        action. Raises TypeError for another ``which``, ``django.db`` errors where the database fails: what
+        is done by then stays done.
+        """
+        return await self._dispatch(PostgresBackend._cancel_many, which, progress)
+
+    async def aretry_many(self, which: Which, *, progress: Progress | None = None) -> BulkCounts:
+        """Have FAILED tasks run again, with all their attempts and their history.
+
+        They don't expire any more. A task whose unique key another task holds isn't retried. Parameters and
+        errors: see ``acancel_many``.
+        """
+        return await self._dispatch(PostgresBackend._retry_many, which, progress)
+
+    async def adelete_many(self, which: Which, *, progress: Progress | None = None) -> BulkCounts:
+        """Delete tasks that don't run, without a signal. Parameters and errors: see ``acancel_many``."""
+        return await self._dispatch(PostgresBackend._delete_many, which, progress)
+
     async def _dispatch[Result](
         self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any
     ) -> Result:
@@ -207,10 +230,23 @@ class PostgresBackend(BaseTaskBackend):
             await route.send_finished(type(self), result, error)
         return job is not None
 
+    async def _cancel_many(self, route: Route, which: Which, progress: Progress | None = None) -> BulkCounts:
+        action = Cancel(route, self.alias, type(self), self.config)
+        return await act(action, which, route, self.alias, progress)
+
+    async def _retry_many(self, route: Route, which: Which, progress: Progress | None = None) -> BulkCounts:
+        return await act(Retry(route, self.alias), which, route, self.alias, progress)
+
+    async def _delete_many(self, route: Route, which: Which, progress: Progress | None = None) -> BulkCounts:
+        return await act(Delete(route, self.alias), which, route, self.alias, progress)
+
     enqueue = SyncMethod(_enqueue, name="aenqueue")
     enqueue_many = SyncMethod(_enqueue_many, name="aenqueue_many")
     get_result = SyncMethod(_get_result, name="aget_result")
     cancel = SyncMethod(_cancel, name="acancel")
+    cancel_many = SyncMethod(_cancel_many, name="acancel_many")
+    retry_many = SyncMethod(_retry_many, name="aretry_many")
+    delete_many = SyncMethod(_delete_many, name="adelete_many")
 
     def _check_path(self, task: AnyTask) -> None:
         """Refuse a task that its path doesn't lead back to: a worker has nothing but the path."""

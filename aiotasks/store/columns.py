@@ -9,6 +9,7 @@ A statement names a list in braces, and gets it when it is loaded. The row must 
 - ``{policy_columns}``: the names of the policies' columns
 - ``{policy_values:11}``: their values, as parameters from $11 on
 - ``{policy_arrays:12}``: the same of arrays, whose elements ``new.template`` numbers
+- ``{values_of_a_retry}``: what a task that runs again gets, with ``held.run_after`` as its time
 """
 
 import re
@@ -108,6 +109,21 @@ _ERRORS_OMITTED_WITH_ONE_MORE = """CASE
             ELSE coalesce(task.errors_omitted, 0) + cardinality(task.errors) - 39
         END"""
 
+# Not its history: errors, worker_ids and started_at stay.
+_OF_A_RETRY = """status = CASE WHEN held.run_after > statement_timestamp() THEN 'SCHEDULED' ELSE 'READY' END,
+    run_after = held.run_after,
+    asked_run_after = NULL,
+    ready_at = CASE WHEN held.run_after > statement_timestamp() THEN NULL ELSE clock_timestamp() END,
+    expires_at = NULL,
+    failures = NULL,
+    crashes = 0,
+    unknown_since = NULL,
+    cancel_requested_at = NULL,
+    finished_at = NULL,
+    return_value = NULL,
+    claim_id = NULL,
+    worker_id = NULL"""
+
 _POLICIES = ", ".join(f"task.{name}" for name in COLUMNS)
 _LISTS = {
     "job_columns": _expressions(_NAMES, _EXPRESSIONS | {"policy": _POLICIES}),
@@ -117,6 +133,7 @@ _LISTS = {
     "errors_for_one_more": _ERRORS_FOR_ONE_MORE,
     "errors_omitted_with_one_more": _ERRORS_OMITTED_WITH_ONE_MORE,
     "policy_columns": ", ".join(COLUMNS),
+    "values_of_a_retry": _OF_A_RETRY,
 }
 _PARAMETERS = {"policy_values": _policy_values, "policy_arrays": _policy_arrays}
 

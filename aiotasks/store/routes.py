@@ -5,8 +5,10 @@
 - otherwise: coalesced over the pool of the running loop.
 """
 
+import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 from typing import Protocol
 from uuid import UUID
@@ -18,6 +20,7 @@ from .. import signals
 from ..compat import on_commit_hooks, savepoints
 from ..conf import Options
 from ..db.drivers import DjangoDriver
+from ..db.retry import repeat
 from ..rows import AnyResult, Job, NewJob
 from ..sync import drive
 from .loop import LoopResources, resources
@@ -49,6 +52,15 @@ class Route(Protocol):
 
     async def cancel(self, backend: str, id: UUID, error: str) -> Job | None:
         """Cancel a task and wake its owner; returns None if it is too late to cancel it."""
+
+    async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
+        """Return what ``call`` makes of the Store. It may be called again where the database was away."""
+
+    def wake(self, wakeups: Iterable[Wakeup]) -> None:
+        """Wake the workers after the commit."""
+
+    async def pause(self, seconds: float) -> None:
+        """Wait so long."""
 
     async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
         """Send one of Django's task signals; a receiver's exception is the caller's."""
@@ -88,6 +100,15 @@ class DjangoRoute:
         jobs = await self._store.cancel_jobs([id], backend, error)
         self._notify_on_commit(cancel_wakeups(jobs))
         return jobs[0] if jobs else None
+
+    async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
+        return await call(self._store)
+
+    def wake(self, wakeups: Iterable[Wakeup]) -> None:
+        self._notify_on_commit(list(wakeups))
+
+    async def pause(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251  # sync code drives this, and never suspends
 
     async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
         signal.send(sender, task_result=result)  # Signal.send bridges async receivers itself
@@ -177,6 +198,16 @@ class TransactionRoute:
             self._transaction.wakeups.update(cancel_wakeups(jobs))
         return jobs[0] if jobs else None
 
+    async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
+        return await call(self._transaction.store)
+
+    def wake(self, wakeups: Iterable[Wakeup]) -> None:
+        if self._options.notify:
+            self._transaction.wakeups.update(wakeups)
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
     async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
         await signals.asend(signal, sender, result)
 
@@ -208,6 +239,17 @@ class LoopRoute:
         if self._loop_resources.options.notify:
             self._loop_resources.notifier.notify(cancel_wakeups(jobs))
         return jobs[0] if jobs else None
+
+    async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
+        store = self._loop_resources.store
+        return await repeat(lambda: call(store), within=self._loop_resources.options.command_timeout)
+
+    def wake(self, wakeups: Iterable[Wakeup]) -> None:
+        if self._loop_resources.options.notify:
+            self._loop_resources.notifier.notify(wakeups)
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
     async def send(self, signal: Signal, sender: type, result: AnyResult) -> None:
         await signals.asend(signal, sender, result)

@@ -1,5 +1,6 @@
 """Store: all statements of the package, over one driver."""
 
+from .bulk import BulkStatements
 from .claims import ClaimStatements
 from .enqueue import EnqueueStatements
 from .inspection import InspectionStatements
@@ -16,6 +17,7 @@ class Store(
     OutcomeStatements,
     QueueStatements,
     WorkerStatements,
+    BulkStatements,
     InspectionStatements,
 ):
     """One method for each file of ``queries/``, named as the file. It decides nothing: callers do."""

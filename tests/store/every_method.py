@@ -24,8 +24,10 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.test.utils import CaptureQueriesContext
 
 from aiotasks.db.drivers import DjangoDriver
+from aiotasks.filters import TaskFilter
 from aiotasks.models import Task
 from aiotasks.rows import Job, LaneRequest, Status, time_of
+from aiotasks.store.bulk import Leg, Place
 from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import Wakeup
@@ -115,6 +117,7 @@ def main() -> list[Any]:
     seen.append([shown(job) for job in call("rescue_jobs", "default", 3, error, 10, '{"c": 1}', other)])
     found = call("select_jobs", [uuid.UUID(int=n) for n in range(12)], "default")
     seen.append(sorted(shown(job) for job in found))
+    seen.append(bulk([job.id for job in found], queue, error))
     call("wait_for_standbys")
     seen.append(call("notify", "aiotasks", ["a", "b"], alone=True))
     seen.append(call("wake_workers", "aiotasks", [Wakeup("default", "%", lane="loop")]))
@@ -123,6 +126,36 @@ def main() -> list[Any]:
         seen.append(drive(unseen.notify("aiotasks", ["a", "%"], alone=True)))
     seen.append(len(queries))
     seen.append(models())
+    return seen
+
+
+def bulk(ids: list[uuid.UUID], queue: str, error: str) -> list[Any]:
+    """The bulk actions' statements, on all tasks."""
+    chosen = TaskFilter(queue_name=queue, enqueued_before=datetime.now(UTC) + timedelta(hours=1))
+    end = datetime.now(UTC).timestamp() + 60.0
+    legs = [Leg("ready", Status.READY, *each) for each in call("list_ready", "default", queue)]
+    legs += [Leg("scheduled", Status.SCHEDULED), Leg("running", Status.RUNNING), Leg("key", Status.READY)]
+    legs += [
+        Leg(branch, status)
+        for branch in ("finished", "kept")
+        for status in (Status.FAILED, Status.SUCCESSFUL)
+    ]
+    walked: dict[str, list[int]] = {}
+    for leg in legs:
+        step = call("walk_jobs", "default", leg, Place(), end, 100, chosen)
+        assert call("walk_jobs", "default", leg, step.last, end, 100, chosen).looked_at == 0
+        walked[str(leg)] = [id.int for id in step.ids]
+    seen = [
+        walked,
+        sorted((id.int, status) for id, status in call("select_statuses", ids, "default").items()),
+    ]
+    waiting = [Status.READY, Status.SCHEDULED]
+    cancelled = call("cancel_free_jobs", ids, "default", waiting, error)
+    seen.append(sorted([job.id.int, job.queue_name, job.is_running] for job in cancelled))
+    seen.append(
+        sorted([job.id.int, *job[1:3], job.due is None] for job in call("retry_jobs", ids[:-1], "default"))
+    )
+    seen.append(sorted(id.int for id in call("delete_jobs", ids[-1:], "default", [*Status])))
     return seen
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from aiotasks.store.statements import load
 from tests.conftest import ROOT
 
 HOME = "https://github.com/aiotasks/django-aiotasks/blob/main/"
@@ -62,7 +63,7 @@ def test_the_state_machine_has_every_statement_that_changes_a_status() -> None:
     page = (ROOT / "docs/internals/overview.md").read_text("utf-8")
     (diagram,) = re.findall(r"^stateDiagram-v2\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     changing = re.compile(r"INSERT INTO aiotasks_task\b|DELETE FROM aiotasks_task\b|SET status\b")
-    found = {path.stem for path in QUERIES.glob("*.sql") if changing.search(path.read_text("utf-8"))}
+    found = {path.stem for path in QUERIES.glob("*.sql") if changing.search(load(path.stem).sql)}
     assert set(_STATEMENT.findall(diagram)) == found
 
 

@@ -1,0 +1,77 @@
+"""TaskFilter: which tasks a bulk action is for."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.conf import settings
+from django.utils import timezone
+
+from .rows import Status
+
+__all__ = ["TaskFilter"]
+
+_TEXTS = ("queue_name", "task_path", "unique_key")
+_TIMES = ("enqueued_after", "enqueued_before", "finished_after", "finished_before")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFilter:
+    """Which tasks an action is for: those to which all of these apply. None: any; so ``TaskFilter()`` is for
+    all tasks of the backend.
+
+    ``queue_name``, ``task_path`` (``app.tasks.send``) and ``unique_key``: exactly this one.
+    ``status``: a status of the table or several: SCHEDULED (waits for its time, also for a retry's), READY,
+    RUNNING, SUCCESSFUL, FAILED. Kept as a tuple.
+    ``enqueued_after``, ``enqueued_before``, ``finished_after``, ``finished_before``: from this time on, and
+    before this time. A task that isn't finished matches no time of that.
+
+    Raises ValueError for another status, and for a naive time where USE_TZ is on; TypeError for a value of
+    another type.
+    """
+
+    queue_name: str | None = None
+    task_path: str | None = None
+    status: str | Iterable[str] | None = None
+    unique_key: str | None = None
+    enqueued_after: datetime | None = None
+    enqueued_before: datetime | None = None
+    finished_after: datetime | None = None
+    finished_before: datetime | None = None
+
+    def __post_init__(self) -> None:
+        for name in _TEXTS:
+            if not isinstance(value := getattr(self, name), str | None):
+                raise TypeError(f"{name} must be a string, not {value!r:.300}.")
+        for name in _TIMES:
+            object.__setattr__(self, name, _aware(name, getattr(self, name)))
+        object.__setattr__(self, "status", _statuses(self.status))
+
+    @property
+    def statuses(self) -> tuple[Status, ...] | None:
+        """``status`` as it is kept."""
+        return self.status  # type: ignore[return-value]  # see __post_init__
+
+
+def _statuses(value: str | Iterable[str] | None) -> tuple[Status, ...] | None:
+    if value is None:
+        return None
+    names = [value] if isinstance(value, str) else list(value)
+    try:
+        return tuple(dict.fromkeys(Status(name) for name in names))
+    except ValueError:
+        raise ValueError(
+            f"status must be one of {', '.join(Status)}, or several of them, not {value!r:.300}."
+        ) from None
+
+
+def _aware(name: str, value: datetime | None) -> datetime | None:
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
+        raise TypeError(f"{name} must be a datetime, not {value!r:.300}.")
+    if not timezone.is_naive(value):
+        return value
+    if settings.USE_TZ:
+        raise ValueError(f"{name} must be an aware datetime, not {value.isoformat()}.")
+    return timezone.make_aware(value)

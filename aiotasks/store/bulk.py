@@ -1,0 +1,114 @@
+"""Statements of bulk actions: walk through the tasks that a filter is for, and cancel, retry or delete tasks.
+
+Those that write leave out what another transaction has locked.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+from ..filters import TaskFilter
+from ..rows import Lane, Status
+from .statement_group import StatementGroup
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+__all__ = ["BulkStatements", "CancelledJob", "Leg", "Place", "ReadyLeg", "RetriedJob", "Step"]
+
+# The place before all others.
+NO_ID = UUID(int=0)
+
+
+class Place(NamedTuple):
+    """The place of a task in a leg: its time in epoch seconds, and its id."""
+
+    at: float = float("-inf")
+    id: UUID = NO_ID
+
+
+class Leg(NamedTuple):
+    """A part of a walk: the tasks of a branch of walk_jobs.sql. The last three are for READY tasks."""
+
+    branch: str
+    status: Status
+    queue_name: str | None = None
+    lane: Lane | None = None
+    priority: int | None = None
+
+
+class Step(NamedTuple):
+    """The tasks found, the place of the last one looked at, and how many those were."""
+
+    ids: list[UUID]
+    last: Place
+    looked_at: int
+
+
+class ReadyLeg(NamedTuple):
+    """A queue, lane and priority that has READY tasks."""
+
+    queue_name: str
+    lane: Lane
+    priority: int
+
+
+class CancelledJob(NamedTuple):
+    """A task that was cancelled, or ``is_running`` and asked to end."""
+
+    id: UUID
+    queue_name: str
+    is_running: bool
+
+
+class RetriedJob(NamedTuple):
+    """A task that is to run again. ``due``: when, in epoch seconds; None: it is READY."""
+
+    id: UUID
+    queue_name: str
+    lane: Lane
+    due: float | None
+
+
+class BulkStatements(StatementGroup):
+    """Walk, cancel, retry and delete."""
+
+    async def list_ready(self, backend: str, queue_name: str | None) -> list[ReadyLeg]:
+        """In the order of their claims. ``queue_name``: only this queue's."""
+        return [ReadyLeg(*row) for row in await self._fetch("list_ready", backend, queue_name)]
+
+    async def walk_jobs(
+        self, backend: str, leg: Leg, after: Place, end: float, limit: int, chosen: TaskFilter
+    ) -> Step:
+        """Look at ``limit`` tasks of the leg behind ``after``, up to ``end`` in epoch seconds."""
+        times: Sequence[datetime | None] = (
+            chosen.enqueued_after,
+            chosen.enqueued_before,
+            chosen.finished_after,
+            chosen.finished_before,
+        )
+        texts = (chosen.queue_name, chosen.task_path, chosen.unique_key)
+        ((ids, at, id, looked_at),) = await self._fetch(
+            "walk_jobs", backend, *leg, *after, end, limit, *texts, *times
+        )
+        return Step(list(ids), after if id is None else Place(at, id), looked_at)
+
+    async def select_statuses(self, ids: Sequence[UUID], backend: str) -> dict[UUID, Status]:
+        """Return the statuses of the tasks that are there."""
+        rows = await self._fetch("select_statuses", list(ids), backend)
+        return {id: Status(status) for id, status in rows if status in set(Status)}
+
+    async def cancel_free_jobs(
+        self, ids: Sequence[UUID], backend: str, statuses: Sequence[Status], error: str
+    ) -> list[CancelledJob]:
+        """Cancel the tasks with these statuses."""
+        rows = await self._fetch("cancel_free_jobs", list(ids), backend, list(statuses), error)
+        return [CancelledJob(*row) for row in rows]
+
+    async def retry_jobs(self, ids: Sequence[UUID], backend: str) -> list[RetriedJob]:
+        """Have FAILED tasks run again, but those whose unique key another task has taken."""
+        return [RetriedJob(*row) for row in await self._fetch("retry_jobs", list(ids), backend)]
+
+    async def delete_jobs(self, ids: Sequence[UUID], backend: str, statuses: Sequence[Status]) -> list[UUID]:
+        """Delete the tasks with these statuses."""
+        return [row[0] for row in await self._fetch("delete_jobs", list(ids), backend, list(statuses))]

@@ -1,0 +1,414 @@
+"""cancel_many, retry_many, delete_many: by ids and by filters, over all three ways to the database."""
+
+import asyncio
+import itertools
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from django.db import transaction as django_transaction
+from django.utils import timezone
+
+import aiotasks
+from aiotasks import BulkCounts, TaskFilter, bulk
+from aiotasks.rows import Status
+from tests import tasks
+from tests.site import default_task_backend as backend
+from tests.site import running_store
+from tests.store import rows
+from tests.worker.harness import until
+
+from .support import Api, Heard, run_all, worker
+
+HOUR = timedelta(hours=1)
+
+
+async def put(conn: asyncpg.Connection, status: str, number: int = 1, **values: Any) -> list[UUID]:
+    """Rows of a status, as if workers had made them so."""
+    ids = await rows.insert(running_store(), number, task_path="tests.tasks.anoop", **values)
+    finished = status in ("SUCCESSFUL", "FAILED")
+    await conn.execute(
+        """
+        UPDATE aiotasks_task SET status = $2, finished_at = CASE WHEN $3 THEN statement_timestamp() END,
+            run_after = CASE WHEN $2 = 'SCHEDULED' THEN now() + interval '1 hour' ELSE run_after END,
+            ready_at = CASE WHEN $2 <> 'SCHEDULED' THEN now() END,
+            started_at = CASE WHEN $2 NOT IN ('SCHEDULED', 'READY') THEN now() END,
+            claim_id = CASE WHEN $2 = 'RUNNING' THEN gen_random_uuid() END,
+            worker_id = CASE WHEN $2 = 'RUNNING' THEN $4::uuid END,
+            worker_ids = CASE WHEN $2 NOT IN ('SCHEDULED', 'READY') THEN ARRAY[$4::uuid] ELSE '{}' END
+        WHERE id = ANY($1)
+        """,
+        ids,
+        status,
+        finished,
+        uuid4(),
+    )
+    return ids
+
+
+async def one_of_each(conn: asyncpg.Connection, **values: Any) -> dict[str, UUID]:
+    return {status: (await put(conn, status, **values))[0] for status in Status}
+
+
+async def statuses(conn: asyncpg.Connection) -> dict[UUID, str]:
+    return dict(await conn.fetch("SELECT id, status FROM aiotasks_task"))
+
+
+# --- What each action does with each status
+
+
+async def test_cancel(database: str, conn: asyncpg.Connection, api: Api, heard: list[Heard]) -> None:
+    ids = await one_of_each(conn)
+    counts = await api.call(backend, "cancel_many", [*ids.values(), uuid4(), "no id"])
+    assert counts == BulkCounts(cancelled=2, requested=1, refused=2, missing=2)
+    assert str(counts) == "2 cancelled, 1 requested, 2 refused, 2 missing"
+    after = await statuses(conn)
+    assert [after[ids[status]] for status in ("SCHEDULED", "READY", "RUNNING", "SUCCESSFUL")] == [
+        "FAILED",
+        "FAILED",
+        "RUNNING",
+        "SUCCESSFUL",
+    ]
+    for status in ("SCHEDULED", "READY"):
+        result = await backend.aget_result(str(ids[status]))
+        assert result.errors[-1].exception_class is aiotasks.TaskCancelled
+        assert result.finished_at is not None
+    assert (await rows.row(conn, ids["RUNNING"]))["cancel_requested_at"] is not None
+    assert {one.fields["id"] for one in heard} == {str(ids["SCHEDULED"]), str(ids["READY"])}
+    assert {(one.signal, one.fields["status"], type(one.error)) for one in heard} == {
+        ("task_finished", "FAILED", aiotasks.TaskCancelled)
+    }
+    again = await api.call(backend, "cancel_many", list(ids.values()))
+    assert again == BulkCounts(requested=1, refused=4)
+
+
+async def test_retry(database: str, conn: asyncpg.Connection, api: Api) -> None:
+    ids = await one_of_each(conn)
+    await conn.execute(
+        """
+        UPDATE aiotasks_task SET failures = 3, crashes = 2, unknown_since = now(), expires_at = now(),
+            cancel_requested_at = now(), return_value = '1', snoozes = 2, errors = ARRAY[$2::json, $2::json],
+            asked_run_after = 'epoch', run_after = now()
+        WHERE id = $1
+        """,
+        ids["FAILED"],
+        '{"class": "builtins.OSError", "traceback": "OSError"}',
+    )
+    before = await rows.row(conn, ids["FAILED"])
+    counts = await api.call(backend, "retry_many", ids.values())
+    assert counts == BulkCounts(retried=1, refused=4)
+    after = await rows.row(conn, ids["FAILED"])
+    assert after["status"] == "READY"
+    assert after["ready_at"] > before["finished_at"]
+    for name in ("errors", "worker_ids", "started_at", "enqueued_at", "snoozes"):
+        assert after[name] == before[name], name
+    for name in (
+        *("failures", "unknown_since", "cancel_requested_at", "return_value", "expires_at", "finished_at"),
+        *("run_after", "asked_run_after", "claim_id", "worker_id"),
+    ):
+        assert after[name] is None, name
+    assert after["crashes"] == 0
+    await conn.execute("DELETE FROM aiotasks_task WHERE id <> $1", ids["FAILED"])
+    await run_all()
+    result = await backend.aget_result(str(ids["FAILED"]))
+    assert (result.status, result.attempts, len(result.errors)) == ("SUCCESSFUL", 2, 2)
+
+
+async def test_a_retry_waits_for_the_time_that_was_asked_for(
+    database: str, conn: asyncpg.Connection, api: Api
+) -> None:
+    task = tasks.anoop.using(run_after=timezone.now() + HOUR)
+    result = await task.aenqueue()
+    late = await tasks.anoop.using(run_after=timezone.now() - HOUR).aenqueue()
+    assert (await api.call(backend, "cancel_many", [result, late])).cancelled == 2
+    assert (await api.call(backend, "retry_many", [result, late])).retried == 2
+    assert await statuses(conn) == {UUID(result.id): "SCHEDULED", UUID(late.id): "READY"}
+    await result.arefresh()
+    assert (result.status, result.task.run_after, result.finished_at) == ("READY", task.run_after, None)
+
+
+async def test_delete(database: str, conn: asyncpg.Connection, api: Api, heard: list[Heard]) -> None:
+    ids = await one_of_each(conn)
+    counts = await api.call(backend, "delete_many", ids.values())
+    assert counts == BulkCounts(deleted=4, refused=1)
+    assert await statuses(conn) == {ids["RUNNING"]: "RUNNING"}
+    assert heard == []
+
+
+# --- Filters
+
+
+async def test_an_empty_filter_is_for_all(database: str, conn: asyncpg.Connection, api: Api) -> None:
+    ids = await one_of_each(conn)
+    kept = await put(conn, "FAILED", keep_result=60.0)
+    others = await rows.insert(running_store(), backend="other")
+    assert await api.call(backend, "cancel_many", TaskFilter()) == BulkCounts(cancelled=2, requested=1)
+    counts = await api.call(backend, "retry_many", TaskFilter())
+    assert counts == BulkCounts(retried=4)  # two of them were cancelled
+    after = await statuses(conn)
+    assert [after[id] for id in kept] == ["READY"]
+    assert await api.call(backend, "delete_many", TaskFilter()) == BulkCounts(deleted=5)
+    assert await statuses(conn) == {ids["RUNNING"]: "RUNNING", others[0]: "READY"}
+
+
+@pytest.mark.parametrize("keep_result", [None, 3600.0])
+async def test_each_field_of_a_filter(
+    database: str, conn: asyncpg.Connection, keep_result: float | None
+) -> None:
+    """Of every status there is one row that the filter is for, and one for each way not to be it."""
+    now = timezone.now()
+    right = {"queue_name": "a", "task_path": "tests.tasks.anoop", "enqueued_at": now - HOUR}
+    wrong: list[dict[str, Any]] = [{"queue_name": "b"}, {"task_path": "tests.tasks.noop"}]
+    wrong += [{"enqueued_at": now - 2 * HOUR}, {"enqueued_at": now}]
+    chosen = TaskFilter(
+        queue_name="a",
+        task_path="tests.tasks.anoop",
+        enqueued_after=now - timedelta(minutes=90),
+        enqueued_before=now - timedelta(minutes=30),
+    )
+    for status in Status:
+        await conn.execute("TRUNCATE aiotasks_task")
+        found: list[UUID] = []
+        for values in [right, *({**right, **one} for one in wrong)]:
+            path = values.pop("task_path")
+            ids = await put(conn, status, keep_result=keep_result, **values)
+            await conn.execute("UPDATE aiotasks_task SET task_path = $2 WHERE id = ANY($1)", ids, path)
+            found = found or ids
+            values["task_path"] = path
+        before = await statuses(conn)
+        counts = await backend.adelete_many(chosen)
+        if status is Status.RUNNING:
+            assert counts == BulkCounts()
+            assert await backend.acancel_many(chosen) == BulkCounts(requested=1)
+            assert (await rows.row(conn, found[0]))["cancel_requested_at"] is not None
+        else:
+            assert counts == BulkCounts(deleted=1)
+            assert before.keys() - (await statuses(conn)).keys() == set(found)
+
+
+async def test_by_the_time_of_the_end(database: str, conn: asyncpg.Connection) -> None:
+    ids = await put(conn, "FAILED", 3) + await put(conn, "FAILED", 3, keep_result=3600.0)
+    await put(conn, "READY")
+    now = timezone.now()
+    for id, hours in zip(ids, itertools.cycle([3, 2, 1])):
+        await conn.execute("UPDATE aiotasks_task SET finished_at = $2 WHERE id = $1", id, now - hours * HOUR)
+    chosen = TaskFilter(finished_after=now - 2.5 * HOUR, finished_before=now - 1.5 * HOUR)
+    assert await backend.adelete_many(chosen) == BulkCounts(deleted=2)
+    assert {ids[1], ids[4]}.isdisjoint(await statuses(conn))
+    exactly = TaskFilter(finished_after=now - 3 * HOUR, finished_before=now - HOUR)
+    assert await backend.adelete_many(exactly) == BulkCounts(deleted=2)
+    assert await backend.adelete_many(TaskFilter(finished_after=now - HOUR)) == BulkCounts(deleted=2)
+
+
+async def test_by_status_and_unique_key(database: str, conn: asyncpg.Connection, api: Api) -> None:
+    ids = await one_of_each(conn)
+    waiting = TaskFilter(status=["SCHEDULED", "READY"])
+    assert await api.call(backend, "cancel_many", waiting) == BulkCounts(cancelled=2)
+    assert await api.call(backend, "retry_many", TaskFilter(status="SUCCESSFUL")) == BulkCounts()
+    assert await api.call(backend, "delete_many", TaskFilter(status="SUCCESSFUL")) == BulkCounts(deleted=1)
+    await conn.execute("UPDATE aiotasks_task SET unique_key = 'k' WHERE id = $1", ids["FAILED"])
+    assert await api.call(backend, "cancel_many", TaskFilter(unique_key="k")) == BulkCounts()
+    keyed = TaskFilter(unique_key="k", queue_name="default")
+    assert await api.call(backend, "retry_many", keyed) == BulkCounts(retried=1)
+    assert (await statuses(conn))[ids["FAILED"]] == "READY"
+    assert await api.call(backend, "delete_many", TaskFilter(unique_key="k", queue_name="x")) == BulkCounts()
+
+
+def test_bad_filters() -> None:
+    with pytest.raises(ValueError, match=r"status must be one of SCHEDULED, .*, not 'DONE'"):
+        TaskFilter(status="DONE")
+    with pytest.raises(ValueError, match="enqueued_after must be an aware datetime"):
+        TaskFilter(enqueued_after=timezone.now().replace(tzinfo=None))
+    with pytest.raises(TypeError, match="finished_before must be a datetime"):
+        TaskFilter(finished_before="now")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="queue_name must be a string"):
+        TaskFilter(queue_name=1)  # type: ignore[arg-type]
+    assert hash(TaskFilter(status=["READY"])) == hash(TaskFilter(status="READY"))
+
+
+@pytest.mark.parametrize("wrong", ["an id", b"x", 5, None])
+async def test_bad_ids(database: str, wrong: Any) -> None:
+    with pytest.raises(TypeError, match="A TaskFilter, or a list of ids or results, is wanted"):
+        await backend.acancel_many(wrong)
+
+
+# --- Batches
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "BATCH", 3)
+    monkeypatch.setattr(bulk, "LOOK_AT", 4)
+    monkeypatch.setattr(bulk, "LOCKED_FOR", 0.2)
+
+
+async def test_batches_and_their_progress(
+    database: str, conn: asyncpg.Connection, api: Api, small: None
+) -> None:
+    for priority, queue in itertools.product((5, 0, -5), "ab"):
+        await rows.insert(running_store(), 6, priority=priority, queue_name=queue)
+    await put(conn, "SCHEDULED", 10)
+    await put(conn, "RUNNING", 10)
+    await put(conn, "FAILED", 10)
+    await put(conn, "SUCCESSFUL", 5, keep_result=9.0)
+    seen: list[BulkCounts] = []
+    counts = await api.call(backend, "cancel_many", TaskFilter(), progress=seen.append)
+    assert counts == BulkCounts(cancelled=46, requested=10)
+    assert seen[-1] == counts
+    assert seen == sorted(seen)
+    assert all(1 <= sum(after) - sum(before) <= 3 for before, after in itertools.pairwise(seen))
+    assert await api.call(backend, "retry_many", TaskFilter()) == BulkCounts(retried=56)
+    assert await api.call(backend, "delete_many", TaskFilter()) == BulkCounts(deleted=61)
+
+
+async def test_what_is_locked_is_left_and_come_back_to(
+    database: str, conn: asyncpg.Connection, api: Api, small: None
+) -> None:
+    ids = await put(conn, "READY", 8)
+    lock = conn.transaction()
+    await lock.start()
+    await conn.execute("SELECT FROM aiotasks_task WHERE id = ANY($1) FOR UPDATE", [ids[0], ids[7]])
+    counts = await api.call(backend, "cancel_many", ids)
+    assert counts == BulkCounts(cancelled=6, locked=2)
+    released: list[BulkCounts] = []
+
+    def progress(counts: BulkCounts) -> None:
+        released.append(counts)
+
+    again = asyncio.create_task(api.call(backend, "cancel_many", TaskFilter(), progress=progress))
+    await until(lambda: bool(released))
+    assert released[0] == BulkCounts(locked=2)
+    await lock.rollback()
+    assert await again == BulkCounts(cancelled=2)
+
+
+async def test_an_action_that_is_stopped_keeps_what_it_has_done(
+    database: str, conn: asyncpg.Connection, api: Api, small: None
+) -> None:
+    await put(conn, "READY", 10)
+
+    def stop(counts: BulkCounts) -> None:
+        if counts.cancelled >= 4:
+            raise InterruptedError(counts.cancelled)
+
+    with pytest.raises(InterruptedError) as caught:
+        await api.call(backend, "cancel_many", TaskFilter(), progress=stop)
+    done = list((await statuses(conn)).values()).count("FAILED")
+    assert 4 <= done < 10
+    assert caught.value.args == (done,)
+    assert (await api.call(backend, "cancel_many", TaskFilter())).cancelled == 10 - done
+
+
+async def test_cancelling_the_action_itself(database: str, conn: asyncpg.Connection, small: None) -> None:
+    await put(conn, "READY", 200)
+    seen: list[BulkCounts] = []
+    action = asyncio.create_task(backend.acancel_many(TaskFilter(), progress=seen.append))
+    await until(lambda: len(seen) > 3)
+    action.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await action
+    # The statement under way may have gone through, or not.
+    done = list((await statuses(conn)).values()).count("FAILED")
+    assert seen[-1].cancelled <= done <= seen[-1].cancelled + 3
+    assert (await backend.acancel_many(TaskFilter())).cancelled == 200 - done
+
+
+async def test_a_coroutine_can_not_be_told_of_progress(database: str) -> None:
+    async def progress(counts: BulkCounts) -> None:
+        pass
+
+    with pytest.raises(TypeError, match="progress must be an ordinary function"):
+        await backend.acancel_many([], progress=progress)  # type: ignore[arg-type]
+
+
+# --- Transactions
+
+
+async def test_batches_join_the_transaction_around_them(
+    database: str, conn: asyncpg.Connection, small: None
+) -> None:
+    ids = await put(conn, "READY", 8)
+    async with aiotasks.transaction() as inside:
+        assert await backend.acancel_many(ids) == BulkCounts(cancelled=8)
+        assert set((await statuses(conn)).values()) == {"READY"}
+        assert set((await statuses(inside)).values()) == {"FAILED"}
+        # Others see what a batch has done at the commit, so a batch that meets its own work finds it done.
+        assert await backend.acancel_many(ids) == BulkCounts(refused=8)
+    assert set((await statuses(conn)).values()) == {"FAILED"}
+    async with aiotasks.atomic():
+        assert await backend.aretry_many(TaskFilter()) == BulkCounts(retried=8)
+        assert set((await statuses(conn)).values()) == {"FAILED"}
+    assert set((await statuses(conn)).values()) == {"READY"}
+    async with aiotasks.transaction():
+        assert await backend.adelete_many(TaskFilter()) == BulkCounts(deleted=8)
+    assert await statuses(conn) == {}
+
+
+def test_sync_batches_join_atomic(database: str, observer: Any, small: None) -> None:
+    for _ in range(5):
+        tasks.noop.enqueue()
+    with django_transaction.atomic():
+        assert backend.delete_many(TaskFilter()) == BulkCounts(deleted=5)
+        django_transaction.set_rollback(True)
+    assert observer.execute("SELECT count(*) FROM aiotasks_task").fetchone() == (5,)
+    with django_transaction.atomic():
+        assert backend.cancel_many(TaskFilter()) == BulkCounts(cancelled=5)
+    assert backend.retry_many(TaskFilter(status="FAILED")) == BulkCounts(retried=5)
+
+
+# --- With workers
+
+
+async def test_running_tasks_are_cancelled_by_their_workers(database: str, either: Api) -> None:
+    results = [await tasks.asleep.aenqueue(60.0) for _ in range(5)]
+    async with worker():
+
+        async def all_run() -> bool:
+            for result in results:
+                await result.arefresh()
+            return all(result.status == "RUNNING" for result in results)
+
+        await until(all_run)
+        assert await either.call(backend, "cancel_many", TaskFilter()) == BulkCounts(requested=5)
+
+        async def all_ended() -> bool:
+            for result in results:
+                await result.arefresh()
+            return all(result.is_finished for result in results)
+
+        await until(all_ended)
+    assert {result.errors[-1].exception_class for result in results} == {aiotasks.TaskCancelled}
+
+
+async def test_a_retry_wakes_the_workers_once_a_queue_and_batch(
+    database: str, conn: asyncpg.Connection, notified: list[str], api: Api
+) -> None:
+    await put(conn, "FAILED", 50)
+    await put(conn, "FAILED", 50, queue_name="b")
+    assert await api.call(backend, "retry_many", TaskFilter()) == BulkCounts(retried=100)
+    await until(lambda: len(notified) >= 2)
+    await conn.execute("SELECT 1")
+    assert sorted(notified) == ['["default", "b", null]', '["default", "default", null]']
+
+
+async def test_actions_beside_workers_lose_and_double_nothing(
+    database: str, conn: asyncpg.Connection
+) -> None:
+    """Every task that was cancelled never ran; every other ran once; a cancelled one that is retried runs."""
+    results = await backend.aenqueue_many(tasks.anoop, [((), {})] * 1500)
+    async with worker(concurrency=50) as running:
+        counts = await backend.acancel_many(TaskFilter())
+        done = await backend.acancel_many([result.id for result in results])
+        assert done.cancelled == 0
+        await running.wait_until_empty()
+        found = await conn.fetch("SELECT status, cardinality(worker_ids) AS runs FROM aiotasks_task")
+        assert len(found) == 1500
+        never = [row for row in found if row["status"] == "FAILED" and row["runs"] == 0]
+        assert counts.cancelled <= len(never) <= counts.cancelled + counts.requested
+        assert all(row["runs"] == 1 for row in found if row["status"] == "SUCCESSFUL")
+        retried = await backend.aretry_many(TaskFilter(status="FAILED"))
+        await running.wait_until_empty()
+    assert {row[0] for row in await conn.fetch("SELECT status FROM aiotasks_task")} == {"SUCCESSFUL"}
+    assert retried.retried >= counts.cancelled
