@@ -19,6 +19,7 @@ from aiotasks.worker.claiming.overclaim import (
     AT_ONCE_GROWTH,
     AT_ONCE_LIMIT,
     AT_ONCE_TIME,
+    LEAST_SHARE,
     OverclaimPolicy,
 )
 from aiotasks.worker.claiming.prefetch import Prefetch
@@ -121,9 +122,10 @@ def test_claims_grow_with_what_was_seen_to_end_at_once() -> None:
 
 def test_a_busy_machine_makes_no_smaller_claims_but_tasks_that_block_do() -> None:
     overclaim = OverclaimPolicy(Slots(loop=100, threads=0), allowed=True)
-    for elapsed, limit in ((AT_ONCE_TIME, 200), (4 * AT_ONCE_TIME, 200), (20 * AT_ONCE_TIME, 50)):
+    share = 1 / LEAST_SHARE  # of a worker that gets so little of the CPU
+    for elapsed, limit in ((1, 200), (share / 2, 200), (share, 100), (2 * share, 50)):
         overclaim.forget()
-        overclaim.learn([job()] * 100, elapsed, AT_ONCE_TIME / 2)
+        overclaim.learn([job()] * 100, elapsed * AT_ONCE_TIME, AT_ONCE_TIME / 2)
         assert overclaim.limit("loop", 0, 0) == pytest.approx(limit, abs=1)
 
 

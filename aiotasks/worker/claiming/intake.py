@@ -16,7 +16,7 @@ from ...store.store import Store
 from ..events import NULL, Observer
 from ..protocols import GivesBack, Leases, Starts
 from .budget import Budget, FreeSlots
-from .overclaim import PATIENCE, OverclaimPolicy
+from .overclaim import PATIENCE, OverclaimPolicy, time_spent
 from .prefetch import PrefetchBuffer
 from .relay import Relay
 from .rotation import QueueRotation
@@ -173,7 +173,7 @@ class Intake:
                 if clock() - turn > TURN_TIME:
                     await asyncio.sleep(0)
                     turn = clock()
-                    if turn - began > PATIENCE:
+                    if time_spent(turn - began, time.thread_time() - cpu_began) > PATIENCE:
                         unstarted = self._unstarted = self._without_surplus(unstarted)
                         if not unstarted:
                             break

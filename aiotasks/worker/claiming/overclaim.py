@@ -6,7 +6,7 @@ from ...rows import Job, Lane
 from ..protocols import HasSlots
 from .budget import Strategy, TurnCounter
 
-__all__ = ["OverclaimPolicy"]
+__all__ = ["OverclaimPolicy", "time_spent"]
 
 # Tasks that wait for nothing take a slot for as long as they run, and no longer. After a claim of such tasks
 # alone the next one takes as many as end within this many seconds, but at most so many. Measured: a claim of
@@ -26,9 +26,10 @@ AT_ONCE_FACTOR = 25
 # times as fast. But it counts as at least this share of the clock's: a task that blocks in a call takes none.
 LEAST_SHARE = 0.1
 
-# Seconds after which the tasks beyond the free slots are given back: those before them weren't short after
-# all. Fifty times AT_ONCE_TIME, so that a busy machine is no reason.
-PATIENCE = 0.5
+# Seconds, measured likewise, after which the tasks beyond the free slots are given back: those before them
+# weren't short after all. Twenty times AT_ONCE_TIME, and 2 seconds by the clock. After 0.5 s by the clock
+# fifty workers of a busy machine gave a tenth of 40,000 no-ops back, and each time all of them claimed.
+PATIENCE = 0.2
 
 
 class OverclaimPolicy(Strategy):
@@ -67,7 +68,7 @@ class OverclaimPolicy(Strategy):
 
         ``elapsed``: how many seconds that took. ``cpu``: the CPU time of the loop's thread meanwhile.
         """
-        seconds = max(cpu, elapsed * LEAST_SHARE)
+        seconds = time_spent(elapsed, cpu)
         if not self._allowed or seconds <= 0 or not all(map(_is_robust, jobs)):
             self.forget()
             return
@@ -75,6 +76,14 @@ class OverclaimPolicy(Strategy):
         shown = max(number, self._at_once)  # a claim that goes by the slots shows less than those before it
         limit = min(AT_ONCE_LIMIT, AT_ONCE_GROWTH * shown, AT_ONCE_FACTOR * self._slots.free("loop"))
         self._at_once = min(limit, int(number * AT_ONCE_TIME / seconds))
+
+
+def time_spent(elapsed: float, cpu: float) -> float:
+    """Return the seconds that tasks count for.
+
+    ``elapsed``: how many seconds they took. ``cpu``: the CPU time of the loop's thread meanwhile.
+    """
+    return max(cpu, elapsed * LEAST_SHARE)
 
 
 def _is_robust(job: Job) -> bool:
