@@ -125,12 +125,37 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "cancel_jobs": lambda: (one, "default", "{}"),
         "select_cancelled_jobs": lambda: (alive,),
         "release_lost_claims": lambda: (alive, one, 10.0, "{}"),
+        "list_ready": lambda: ("default", None),
+        "walk_jobs": lambda: walk("finished", "FAILED"),
+        "select_statuses": lambda: (one, "default"),
+        "cancel_free_jobs": lambda: (one, "default", ["READY"], "{}"),
+        "retry_jobs": lambda: (one, "default"),
+        "delete_jobs": lambda: (one, "default", ["FAILED"]),
         "prune_jobs": lambda: ("default", "SUCCESSFUL", 86_400.0, -math.inf, 50),
         "prune_kept_jobs": lambda: ("default", -math.inf, 50),
         "remove_dead_workers": lambda: ("default", alive),
         "renew_lease": lambda: (alive, 30.0, True, False, 10.0),
     }
     return {name: Prepared(conn, name, made) for name, made in arguments.items()}
+
+
+# Long before every task, as a number, because _literal() writes it.
+BEGIN, NIL, END = -1e9, uuid.UUID(int=0), 1e11
+
+
+def walk(branch: str, status: str, limit: int = 50, at: float = BEGIN, **chosen: Any) -> tuple[Any, ...]:
+    """The arguments of walk_jobs. chosen: queue, lane and priority of the leg, or the filter's values."""
+    leg = [chosen.get(name) for name in ("queue", "lane", "priority")]
+    filters = (
+        "queue_name",
+        "task_path",
+        "unique_key",
+        "after",
+        "before",
+        "finished_after",
+        "finished_before",
+    )
+    return ("default", branch, status, *leg, at, NIL, END, limit, *(chosen.get(name) for name in filters))
 
 
 async def fill(conn: asyncpg.Connection, status: str, number: int) -> None:
@@ -318,6 +343,89 @@ async def test_finishes_and_releases_go_by_the_primary_key(
             assert plan.rows == found, name
             assert plan.indexes() == {"aiotasks_task_pkey"}, name
             assert plan.buffers < 50 + 50 * len(arguments[0]), name
+
+
+async def test_bulk_actions_go_by_the_primary_key(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    for status in ("READY", "RUNNING", "FAILED"):
+        await fill(conn, status, 20_000)
+    for analyzed in (False, True):
+        if analyzed:
+            await conn.execute("ANALYZE aiotasks_task")
+        for name, status, arguments in [
+            ("cancel_free_jobs", "READY", (["READY", "RUNNING"], "{}")),
+            ("cancel_free_jobs", "RUNNING", (["READY", "RUNNING"], "{}")),
+            ("retry_jobs", "FAILED", ()),
+            ("delete_jobs", "FAILED", (["FAILED"],)),
+            ("select_statuses", "FAILED", ()),
+        ]:
+            found = await conn.fetch("SELECT id FROM aiotasks_task WHERE status = $1 LIMIT 500", status)
+            plan = await warm[name].explain([row[0] for row in found], "default", *arguments)
+            assert plan.rows == 500, name
+            assert plan.indexes() == {"aiotasks_task_pkey"}, name
+            assert plan.scans_of("aiotasks_task") <= {"Index Scan", "Tid Scan"}, name
+            assert plan.counted() == 500, name
+
+
+@pytest.mark.parametrize(
+    ("branch", "status", "index"),
+    [
+        ("scheduled", "SCHEDULED", "aiotasks_task_scheduled"),
+        ("ready", "READY", "aiotasks_task_ready"),
+        ("running", "RUNNING", "aiotasks_task_running"),
+        ("finished", "FAILED", "aiotasks_task_prunable"),
+        ("kept", "FAILED", "aiotasks_task_kept"),
+        ("key", "FAILED", "aiotasks_task_unique"),
+    ],
+)
+async def test_a_walk_reads_one_index_and_what_it_looks_at(
+    conn: asyncpg.Connection, warm: dict[str, Prepared], branch: str, status: str, index: str
+) -> None:
+    """Not what the filter leaves out behind it, nor what the steps before have looked at."""
+    for each in ("SCHEDULED", "READY", "RUNNING", "FAILED", "SUCCESSFUL"):
+        await fill(conn, each, 10_000)
+    await conn.execute(
+        """
+        UPDATE aiotasks_task SET
+            finished_at = CASE WHEN finished_at IS NOT NULL THEN now() - random() * interval '1 day' END,
+            run_after = CASE WHEN status = 'SCHEDULED' THEN now() + random() * interval '1 day' END,
+            keep_result = CASE WHEN hashtext(id::text) % 2 = 0 THEN 86400 * 30 END,
+            unique_key = CASE WHEN status = 'FAILED' THEN id::text END
+        """
+    )
+    leg = {"queue": "a", "lane": "loop", "priority": 3} if branch == "ready" else {}
+    key = await conn.fetchval("SELECT unique_key FROM aiotasks_task WHERE unique_key IS NOT NULL LIMIT 1")
+    if branch == "key":
+        leg["unique_key"] = key
+    for analyzed in (False, True):
+        if analyzed:
+            await conn.execute("VACUUM ANALYZE aiotasks_task")
+        at = BEGIN
+        for chosen in ({}, {"task_path": "none"}):
+            plan = await warm["walk_jobs"].explain(*walk(branch, status, 100, at, **leg, **chosen))
+            assert plan.rows == 1
+            plan.nodes = [node for node in plan.nodes if node["Actual Loops"]]
+            assert plan.indexes() == {index}
+            assert "Seq Scan" not in plan.scans_of("aiotasks_task")
+            assert plan.counted() <= (10_000 if branch == "running" else 200)
+            # Where the next step begins: in the middle.
+            at = {"scheduled": 43_200.0, "ready": 0.005, "finished": -43_200.0, "kept": 86_400 * 29.5}.get(
+                branch, 0.0
+            )
+            at += await conn.fetchval("SELECT date_part('epoch', now())")
+
+
+async def test_the_priorities_of_queues_are_listed_by_their_number(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    await fill(conn, "READY", 30_000)
+    for queue, number in ((None, 10), ("b", 2), ("none", 0)):
+        plan = await warm["list_ready"].explain("default", queue)
+        assert plan.rows == number
+        assert plan.indexes() <= {"aiotasks_task_ready"}
+        assert plan.counted() <= 2 * number + 5
+        assert plan.buffers < 20 + 20 * number
 
 
 async def test_counts_cost_by_what_they_count(conn: asyncpg.Connection, warm: dict[str, Prepared]) -> None:
