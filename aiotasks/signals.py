@@ -15,6 +15,7 @@ from django.tasks import signals as django_signals
 
 from . import logs
 from .compat import has_only, live_receivers, log_robust_failure, restore_context
+from .exceptions import TaskCancelled
 from .rows import AnyResult
 
 __all__ = [
@@ -40,6 +41,29 @@ _LOGGERS = {
 }
 _LOGGER_IDS = {signal: id(receiver) for signal, receiver in _LOGGERS.items()}
 
+
+class _CancelsAtInfo(logging.Filter):
+    """Has Django's record of a cancelled task's end at INFO, with one line in place of the traceback.
+
+    Django logs every FAILED task at ERROR, which error trackers report, and which is mailed to ADMINS under
+    its default LOGGING. A cancel is what somebody has asked for. It is decided on the record, because Django
+    has no say in the level, and the receiver that logs may be wrapped by monitoring tools.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if record.levelno != logging.ERROR or not isinstance(error, TaskCancelled):
+            return True
+        record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+        record.exc_info = None
+        record.msg = f"{record.msg} error=%r"
+        record.args = (*record.args, str(error)) if isinstance(record.args, tuple) else (str(error),)
+        return django_signals.logger.isEnabledFor(logging.INFO)
+
+
+_own_filters = [_CancelsAtInfo()]
+django_signals.logger.addFilter(_own_filters[0])
+
 # The file of `logging` itself: a callHandlers from elsewhere is a patch.
 _HOME = logging.getLogger.__code__.co_filename
 
@@ -53,7 +77,8 @@ class Audience(Enum):
 
 
 def audience(signal: Signal, sender: type) -> Audience:
-    """Return who receives ``signal`` (of a task that didn't fail; failures are logged at ERROR).
+    """Return who receives ``signal`` (of a task that didn't fail, or was cancelled; other failures are
+    logged at ERROR).
 
     ``asend`` costs 176 µs with one sync receiver (a thread hop), ``send`` 11 µs, most of it for a log record,
     which Django's default LOGGING throws away.
@@ -80,7 +105,8 @@ def _is_kept(level: int) -> bool:
     if not django_signals.logger.isEnabledFor(level):
         return False
     call = type(django_signals.logger).callHandlers
-    if django_signals.logger.filters or type(call) is not FunctionType or not _is_of_logging(call):
+    filters = django_signals.logger.filters
+    if (filters and filters != _own_filters) or type(call) is not FunctionType or not _is_of_logging(call):
         return True  # monitoring tools look at records there (Sentry's breadcrumbs)
     found = False
     while logger is not None:
@@ -119,8 +145,11 @@ async def asend_started(sender: type, result: AnyResult) -> None:
 
 async def asend_finished(sender: type, result: AnyResult, exception: BaseException | None) -> None:
     """Send ``task_finished``, on failure with ``exception`` as ``sys.exc_info()``, as Django promises."""
-    if audience(django_signals.task_finished, sender) is Audience.RECEIVERS:
+    receivers = audience(django_signals.task_finished, sender)
+    if receivers is Audience.RECEIVERS:
         await _asend_finished(sender, result, exception)
+    elif isinstance(exception, TaskCancelled) and receivers is Audience.NOBODY:
+        return
     elif logs.are_threaded():
         send_finished(sender, result, exception)
     else:

@@ -1,9 +1,11 @@
 """``acancel()``: what waits ends at once, what runs is asked to, what is final stays."""
 
 import asyncio
+import logging
 import pickle
 import re
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -17,7 +19,7 @@ from aiotasks import PostgresTaskResult
 from aiotasks.rows import AnyResult, AnyTask, Status
 from aiotasks.store.outcomes import Finish
 from tests import tasks
-from tests.site import postgres_result, running_store
+from tests.site import default_task_backend, postgres_result, running_store
 from tests.store import rows
 from tests.worker import tasks as worker_tasks
 from tests.worker.harness import until
@@ -91,8 +93,8 @@ async def test_the_rescue_of_a_cancelled_task_fails_it(database: str, conn: asyn
 
 
 def logged_seconds(caplog: pytest.LogCaptureFixture) -> float:
-    """How long the one failed attempt has taken, by its line of the log."""
-    (seconds,) = re.findall(r"Task failed .* seconds=(\d+\.\d{3}) error=", caplog.text)
+    """How long the one cancelled attempt has taken, by its line of the log."""
+    (seconds,) = re.findall(r"Task cancelled .* seconds=(\d+\.\d{3})\n", caplog.text)
     return float(seconds)
 
 
@@ -202,3 +204,86 @@ async def begun(result: AnyResult) -> None:
         return result.status == TaskResultStatus.RUNNING
 
     await until(is_running)
+
+
+# --- The log
+
+
+@pytest.fixture
+def records() -> Iterator[list[logging.LogRecord]]:
+    """What a handler of the site gets of Django's log of tasks, as mail_admins does."""
+    kept: list[logging.LogRecord] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            kept.append(record)
+
+    logger, handler = logging.getLogger("django.tasks"), Handler()
+    logger.addHandler(handler)
+    yield kept
+    logger.removeHandler(handler)
+
+
+def finished_records(records: list[logging.LogRecord]) -> list[tuple[str, str, bool]]:
+    found = [record for record in records if " state=FAILED" in record.getMessage()]
+    return [(one.levelname, one.getMessage().partition(" error=")[2], one.exc_info is None) for one in found]
+
+
+async def test_a_cancel_of_a_waiting_task_is_no_error(
+    database: str, api: Api, records: list[logging.LogRecord]
+) -> None:
+    result = await api.enqueue(tasks.anoop)
+    assert await api.call(result, "cancel")
+    (record,) = [record for record in records if record.levelno > logging.DEBUG]
+    assert record.getMessage() == (
+        f"Task id={result.id} path=tests.tasks.anoop state=FAILED "
+        "error='The task was cancelled before it ran.'"
+    )
+    assert (record.levelname, record.exc_info) == ("INFO", None)
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+async def test_a_cancel_of_a_running_task_is_no_error(
+    database: str, records: list[logging.LogRecord], caplog: pytest.LogCaptureFixture, level: int
+) -> None:
+    django_logger = logging.getLogger("django.tasks")
+    before = django_logger.level
+    django_logger.setLevel(level)
+    try:
+        result = await tasks.asleep.aenqueue(60.0)
+        failing = await tasks.afail.aenqueue()
+        async with worker():
+            await begun(result)
+            await result.acancel()
+            await finished(result)
+            await finished(failing)
+            await until(lambda: len(finished_records(records)) == (2 if level == logging.INFO else 1))
+    finally:
+        django_logger.setLevel(before)
+    cancelled = [("INFO", "'The task was cancelled while it ran.'", True)] if level == logging.INFO else []
+    assert sorted(finished_records(records)) == [("ERROR", "", False), *cancelled]
+    (line,) = [one for one in caplog.records if one.getMessage().startswith("Task cancelled")]
+    assert line.levelname == "INFO"
+    assert f"id={result.id} attempt=1 seconds=" in line.getMessage()
+
+
+async def test_a_cancel_is_not_mailed_to_admins(
+    database: str, api: Api, records: list[logging.LogRecord]
+) -> None:
+    """Django's default LOGGING has a handler for ERRORs on ``django``, which mails them."""
+    (handler,) = logging.getLogger("django.tasks").handlers
+    handler.setLevel(logging.ERROR)
+    logging.getLogger("django.tasks").removeHandler(handler)
+    logging.getLogger("django").addHandler(handler)
+    try:
+        result = await api.enqueue(tasks.anoop)
+        await api.call(result, "cancel")
+        await api.call(default_task_backend, "cancel_many", [(await api.enqueue(tasks.anoop)).id])
+        failing = await tasks.afail.aenqueue()
+        await run_all()
+        await until(lambda: bool(records))
+    finally:
+        logging.getLogger("django").removeHandler(handler)
+    assert [record.getMessage() for record in records] == [
+        f"Task id={failing.id} path=tests.tasks.afail state=FAILED"
+    ]

@@ -8,12 +8,16 @@ from django.tasks import signals as django_signals
 
 from ... import logs
 from ...codec import decode
+from ...exceptions import TaskCancelled
 from ...rows import Job
 from ..outcomes import Retried
 
 __all__ = ["log_failure", "log_retry"]
 
 logger = logging.getLogger("aiotasks.worker")
+
+# As dump_error() stores it.
+CANCELLED = f"{TaskCancelled.__module__}.{TaskCancelled.__qualname__}"
 
 # Characters of the error's message in that line.
 MESSAGE_LIMIT = 1000
@@ -30,14 +34,22 @@ def log_failure(job: Job, text: str, seconds: float | None = None) -> None:
     At WARNING and without ``exc_info``: Django's own record of it, at ERROR, is what error trackers
     report and Django mails to ADMINS, and once is enough. The traceback is left out if the same handler
     shows it with Django's record.
+
+    A cancel is logged at INFO, because somebody has asked for it.
     """
+    took = "" if seconds is None else f" seconds={seconds:.3f}"
+    if decode(text)["class"] == CANCELLED:
+        logger.info(
+            "Task cancelled path=%r id=%s attempt=%d%s", job.task_path, job.id, len(job.worker_ids), took
+        )
+        return
     error, shown = _shown(text, traceback=not _is_shown_by_django())
     logger.warning(
         "Task failed path=%r id=%s attempt=%d%s error=%r%s",
         job.task_path,
         job.id,
         len(job.worker_ids),
-        "" if seconds is None else f" seconds={seconds:.3f}",
+        took,
         error,
         shown,
     )
