@@ -9,8 +9,8 @@
 --
 -- A claim beyond the slots passes over rows that transactions have locked or updated which its snapshot doesn't see
 -- as ended: other claims, for the most part. Without that, a row that another worker has claimed since the snapshot
--- would be followed to its new version and locked there, only to be found RUNNING. That took fifty sessions a tenth to a
--- quarter of the CPU time, and the finish of such a row had to be tried again. A transaction's id in a row has no epoch.
+-- would be followed to its new version and locked there, only to be found RUNNING: with fifty sessions a WAL record a
+-- claimed row more, and every tenth finish had to be tried again. A transaction's id in a row has no epoch.
 --
 -- Returns only the columns that the caller doesn't know, because every column costs time. A row that aiotasks
 -- hasn't written may hold times that Python can't hold, or nested arrays: it must not make the claim of all other
