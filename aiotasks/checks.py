@@ -13,6 +13,7 @@ from django.tasks.exceptions import InvalidTaskBackend
 
 from .conf import Options, shown
 from .exceptions import UnknownTask
+from .policies.retry import load_backoff
 from .redact import load_redactor
 from .registry import resolve
 
@@ -26,8 +27,9 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
     of DATABASES, E004 it isn't PostgreSQL, E005 QUEUES isn't a list of names, E006 its settings can't
     be used, E007 one of MOVED_TASKS leads to no task, E008 REDACT leads to no function, E009 a
     connection parameter requires safety that asyncpg can't give, E010 each tenant of django-tenants has
-    tables of its own, W001 asyncpg doesn't support a connection parameter, W003 a router keeps the
-    tables out of DATABASE, W004 threads keep their connections under ASGI.
+    tables of its own, E011 BACKOFF leads to no function, W001 asyncpg doesn't support a connection
+    parameter, W003 a router keeps the tables out of DATABASE, W004 threads keep their connections under
+    ASGI.
     """
     messages: list[CheckMessage] = []
     where = f"TASKS[{alias!r}]"
@@ -62,7 +64,12 @@ def check_backend(alias: str, params: Mapping[str, Any]) -> list[CheckMessage]:
         messages += [*_check_router(where, options.database), *_check_age(where, options.database)]
     if options.listen_database not in (None, options.database):
         messages += _check_database(where, "LISTEN_DATABASE", options.listen_database)
-    return [*messages, *_check_moved_tasks(where, options.moved_tasks), *_check_redact(where, options.redact)]
+    return [
+        *messages,
+        *_check_moved_tasks(where, options.moved_tasks),
+        *_check_redact(where, options.redact),
+        *_check_backoff(where, options.backoff),
+    ]
 
 
 def _check_tenants(where: str) -> list[CheckMessage]:
@@ -124,6 +131,24 @@ def _check_redact(where: str, path: str | None) -> list[CheckMessage]:
                     id="aiotasks.E008",
                 )
             ]
+    return []
+
+
+def _check_backoff(where: str, backoff: object) -> list[CheckMessage]:
+    if not isinstance(backoff, str) or not apps.ready:
+        return []  # its module may import models
+    try:
+        load_backoff(backoff)
+    except (Exception, SystemExit) as error:  # as above  # noqa: BLE001
+        reason = f"{type(error).__name__}: {error}"
+        return [
+            Error(
+                f"{where}: BACKOFF {backoff!r} leads to no function ({reason}).",
+                hint="Set it to a function of an exception and a task's result that returns seconds, or to "
+                "its dotted path.",
+                id="aiotasks.E011",
+            )
+        ]
     return []
 
 

@@ -190,14 +190,14 @@ class Options:
             )
             known = _cache.get(key)
         except TypeError:  # an unhashable value, which _parse() reports
-            return cls._parse(alias, given)
+            return cls._parse(alias, given, params)
         if known is None:
             # Django makes a backend per thread and context, so parsing must cost next to nothing.
-            known = _cache[key] = cls._parse(alias, given)
+            known = _cache[key] = cls._parse(alias, given, params)
         return known
 
     @classmethod
-    def _parse(cls, alias: str, given: Mapping[str, Any]) -> "Options":
+    def _parse(cls, alias: str, given: Mapping[str, Any], params: Mapping[str, Any]) -> "Options":
         names = {field.name.upper() for field in fields(cls)}
         values: dict[str, Any] = {}
         for name, value in given.items():
@@ -209,8 +209,9 @@ class Options:
             try:
                 values[name.lower()] = _CHECKS[name](value)
             except ValueError as error:
+                where = "" if name in BESIDE and name in params else "['OPTIONS']"
                 raise ImproperlyConfigured(
-                    f"TASKS[{alias!r}]['OPTIONS'][{name!r}] must be {error}, not {shown(value)}."
+                    f"TASKS[{alias!r}]{where}[{name!r}] must be {error}, not {shown(value)}."
                 ) from None
         options = cls(**values)
         if options.pool_min_size > options.pool_max_size:

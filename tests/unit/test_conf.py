@@ -99,6 +99,24 @@ def test_the_pools_sizes_must_fit() -> None:
         read(POOL_MIN_SIZE=11)
 
 
+def test_two_options_may_stand_beside_the_backend() -> None:
+    """Where Django's proposal for retries has them."""
+    beside = Options.from_params(
+        "default", {"MAX_ATTEMPTS": 3, "BACKOFF": "a.b", "OPTIONS": {"NOTIFY": False}}
+    )
+    assert beside == read(MAX_ATTEMPTS=3, BACKOFF="a.b", NOTIFY=False)
+    assert (
+        Options.from_params("default", {"MAX_ATTEMPTS": 3, "OPTIONS": {"MAX_ATTEMPTS": 3}}).max_attempts == 3
+    )
+    with pytest.raises(ImproperlyConfigured) as caught:
+        Options.from_params("default", {"MAX_ATTEMPTS": 3, "OPTIONS": {"MAX_ATTEMPTS": 4}})
+    assert "is 3, and" in str(caught.value)
+    with pytest.raises(
+        ImproperlyConfigured, match=r"TASKS\['emails'\]\['MAX_ATTEMPTS'\] must be a whole number"
+    ):
+        Options.from_params("emails", {"MAX_ATTEMPTS": "3"})
+
+
 def test_the_defaults() -> None:
     assert Options.from_params("default", {}) == read() == Options()
 

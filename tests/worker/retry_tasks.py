@@ -1,6 +1,7 @@
 """Tasks that fail on purpose, and backoffs of every kind."""
 
 import asyncio
+import random
 import threading
 from datetime import timedelta
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import aiotasks
 from aiotasks import backoff, task
 from tests.site import Context
+
+from .tasks import arecord, record
 
 # What tasks and backoffs have seen, in their order.
 seen: list[Any] = []
@@ -210,3 +213,27 @@ def fails_by_the_options() -> None:
 async def fails_and_asks_long() -> None:
     seen.append("failed")
     raise Flaky("of the task")
+
+
+# --- For the battery
+
+RANDOM_ATTEMPTS = 6
+RANDOM_BACKOFF = backoff.exponential(0.05, longest=1.0)
+
+
+@task(max_attempts=RANDOM_ATTEMPTS, backoff=RANDOM_BACKOFF, takes_context=True)
+async def fails_at_random(context: Context, chance: float) -> None:
+    """Fail with this probability, and write which of both happened."""
+    await asyncio.sleep(random.uniform(0.0, 0.02))
+    if random.random() < chance:
+        await arecord("fail", context)
+        raise Flaky("at random")
+    await arecord("end", context)
+
+
+@task(max_attempts=RANDOM_ATTEMPTS, backoff=RANDOM_BACKOFF, takes_context=True)
+def fails_at_random_sync(context: Context, chance: float) -> None:
+    failing = random.random() < chance
+    record("fail" if failing else "end", context.task_result.id)
+    if failing:
+        raise Flaky("at random")

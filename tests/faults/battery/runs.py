@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import database, inside, network, processes
+from . import database, inside, network, processes, retries
 
 __all__ = ["RUNS", "Run"]
 
@@ -83,6 +83,13 @@ RUNS = (
         "0 lost, no wedge afterwards, shutdown ≤ grace + 2 s",
         {"episodes": 30},
         {"episodes": 4},
+    ),
+    Run(
+        "retry",
+        retries.retry,
+        "0 lost, every attempt is a failure, a crash or the success, none beyond max_attempts",
+        {"tasks": 20_000, "kills": 20, "restarts": 5},
+        {"tasks": 400, "kills": 2, "restarts": 1},
     ),
     Run(
         "blocked",
