@@ -89,7 +89,7 @@ RUNS = (
         retries.retry,
         "0 lost, every attempt is a failure, a crash or the success, none beyond max_attempts",
         {"tasks": 20_000, "kills": 20, "restarts": 5},
-        {"tasks": 400, "kills": 2, "restarts": 1},
+        {"tasks": 200, "kills": 1, "restarts": 1},
     ),
     Run(
         "blocked",
