@@ -110,7 +110,9 @@ _ERRORS_OMITTED_WITH_ONE_MORE = """CASE
         END"""
 
 # Not its history: errors, worker_ids and started_at stay.
-_OF_A_RETRY = """status = CASE WHEN held.run_after > statement_timestamp() THEN 'SCHEDULED' ELSE 'READY' END,
+_OF_A_RETRY = f"""status = CASE WHEN held.run_after > statement_timestamp() THEN 'SCHEDULED' ELSE 'READY' END,
+    errors = {_ERRORS_FOR_ONE_MORE},
+    errors_omitted = {_ERRORS_OMITTED_WITH_ONE_MORE},
     run_after = held.run_after,
     asked_run_after = NULL,
     ready_at = CASE WHEN held.run_after > statement_timestamp() THEN NULL ELSE clock_timestamp() END,

@@ -5,11 +5,11 @@ No database and no worker. What they imitate of the policies, and what not, is i
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime, timedelta
-from inspect import iscoroutinefunction
+from inspect import isawaitable, iscoroutinefunction
 from traceback import format_exception
 from typing import Any
 
@@ -24,12 +24,14 @@ from django.utils import timezone
 
 from ..codec import normalize
 from ..compat import RETURN_VALUE, set_frozen
-from ..exceptions import DuplicateTask, GiveUp, Retry, Snooze, TaskCancelled, TaskTimeout
+from ..conf import Options
+from ..exceptions import DuplicateTask, Snooze, TaskCancelled, TaskTimeout
 from ..policies.policy import PolicyFields
 from ..results import new_result
 from ..rows import AnyResult, AnyTask
 from ..signatures import check_call
 from ..tasks import PostgresTask
+from ..worker.running.verdict import Delay, judge, seconds_of
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7
@@ -81,6 +83,7 @@ class ImmediateBackend(_TestBackend, DjangosImmediateBackend):
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
+        self._params = params
         self._running: list[AnyResult] = []
 
     def enqueue(  # type: ignore[override]  # the base's parameters are generic in the stubs
@@ -104,6 +107,10 @@ class ImmediateBackend(_TestBackend, DjangosImmediateBackend):
         """Return False: it is too late."""
         return False
 
+    def _options(self) -> Options:
+        """MAX_ATTEMPTS and BACKOFF, as of a PostgresBackend."""
+        return Options.from_params(self.alias, self._params)
+
     def _attempt(self, result: AnyResult) -> bool:
         """Run the body once; return whether no other attempt follows."""
         now = timezone.now()
@@ -122,8 +129,13 @@ class ImmediateBackend(_TestBackend, DjangosImmediateBackend):
             return True
         except BaseException as error:  # as workers do  # noqa: BLE001
             result.errors.append(_error_of(error))
-            if _is_tried_again(result, error):
-                _set(result, status=TaskResultStatus.READY)
+            try:
+                again = _is_tried_again(self._options(), result, error)
+            except BaseException as raised:  # a backoff's  # noqa: BLE001
+                result.errors[-1] = _error_of(raised)
+                again = False
+            if again:
+                _set(result, status=TaskResultStatus.READY, failures=len(result.errors))
                 return False
             _set(result, status=TaskResultStatus.FAILED, finished_at=timezone.now())
             task_finished.send(type(self), task_result=result)  # with the error in sys.exc_info()
@@ -202,19 +214,17 @@ async def _within(seconds: float, function: Callable[..., Any], *args: Any, **kw
         raise TaskTimeout(f"The attempt has run for longer than its timeout of {seconds:g} s.") from None
 
 
-def _is_tried_again(result: AnyResult, error: BaseException) -> bool:
-    task = result.task
-    if not isinstance(task, PolicyFields) or isinstance(error, GiveUp):
-        return False
-    if len(result.errors) >= (task.max_attempts or 1):
-        return False
-    if isinstance(error, Retry):
-        return True
-    if task.retry_on is not None and not isinstance(error, task.retry_on):
-        return False
-    if task.give_up_on is not None and isinstance(error, task.give_up_on):
-        return False
-    return task.backoff is None or task.backoff(error, result) is not None
+def _is_tried_again(options: Options, result: AnyResult, error: BaseException) -> bool:
+    """Return what a worker decides. Raises what a backoff raises."""
+    verdict = judge(result.task, options, len(result.errors), error)
+    if verdict is None or isinstance(verdict, Delay):
+        return verdict is not None
+    answer = verdict(error, result)
+    return seconds_of(async_to_sync(_awaited)(answer) if isawaitable(answer) else answer) is not None
+
+
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    return await answer
 
 
 # --- Unique keys

@@ -62,10 +62,11 @@ def drain(backend: str = "default", *, timeout: float | None = TIMEOUT) -> Any:
 
     ``drain()`` in sync code, ``await drain()`` in coroutines. The tasks pass through the real
     claim, runner and finisher, one at a time; tasks that they enqueue run, too, and a task that fails is
-    FAILED, as its result says. Tasks scheduled for later are left alone. Sync tasks and ORM calls run where
-    the test's own do, so that they see what it sees. If a transaction is open there, each task has a
-    savepoint: a database error outside ``atomic()`` undoes the writes of its task, and nothing else.
-    Tasks that have expired are FAILED, and don't count.
+    FAILED, as its result says. One with attempts left runs again if its next attempt is due at once. Tasks
+    scheduled for later are left alone, as those that wait for an attempt or have snoozed. Sync tasks and ORM
+    calls run where the test's own do, so that they see what it sees. If a transaction is open there, each
+    task has a savepoint: a database error outside ``atomic()`` undoes the writes of its task, and nothing
+    else. Tasks that have expired are FAILED, and don't count.
 
     ``timeout`` is for all of it, in seconds (None: no limit). Raises TimeoutError, which says what the
     drain waited for; ImproperlyConfigured for an alias that isn't a backend of aiotasks, or has a mistake in

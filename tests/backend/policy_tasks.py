@@ -123,3 +123,8 @@ def follows_up(deep: bool = True) -> None:
     calls.append("follow-up")
     if deep:
         follows_up.using(backend="immediate").enqueue(False)
+
+
+@task
+def raises() -> None:
+    raise RuntimeError("as always")

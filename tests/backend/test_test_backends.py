@@ -235,3 +235,28 @@ async def test_cancelling_what_has_run_is_too_late() -> None:
     assert not await result.acancel()
     waiting = await over("dummy", tasks.by_name).aenqueue("x")
     assert await waiting.acancel()
+
+
+def test_options_and_backoffs_are_those_of_workers(settings: Any) -> None:
+    """MAX_ATTEMPTS and BACKOFF as of PostgresBackend; one that raises ends the task."""
+    asked: list[tuple[int, int]] = []
+
+    async def backoff(exception: BaseException, result: Any) -> float | None:
+        asked.append((result.attempts, len(result.errors)))
+        if len(asked) == 2:
+            raise LookupError("of the backoff") from exception
+        return 60.0
+
+    settings.TASKS |= {
+        "immediate": {
+            "BACKEND": "aiotasks.testing.ImmediateBackend",
+            "MAX_ATTEMPTS": 9,
+            "OPTIONS": {"BACKOFF": backoff},
+        }
+    }
+    result = over("immediate", tasks.raises).enqueue()
+    assert (result.status, result.attempts, asked) == ("FAILED", 2, [(1, 1), (2, 2)])
+    assert [error.exception_class_path for error in result.errors] == [
+        "builtins.RuntimeError",
+        "builtins.LookupError",
+    ]

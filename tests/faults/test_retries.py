@@ -371,12 +371,7 @@ class Fate:
 
     async def _hand_retry(self) -> None:
         """As an operator's retry does: attempts and crashes anew, the history stays."""
-        changed = await self._conn.fetch(
-            "UPDATE aiotasks_task SET status = 'READY', ready_at = clock_timestamp(), finished_at = NULL,"
-            " failures = NULL, crashes = 0, cancel_requested_at = NULL, claim_id = NULL, expires_at = NULL"
-            " WHERE id = $1 AND status = 'FAILED' RETURNING id",
-            self._id,
-        )
+        changed = await self._store.retry_jobs([self._id], "default")
         if changed:
             self.failures = self.crashes = 0
 

@@ -7,14 +7,17 @@ from typing import Any
 
 import asyncpg
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.tasks import TaskResultStatus
 from django.tasks.signals import task_finished, task_started
 
 import aiotasks
 from aiotasks.rows import AnyResult, Job
+from aiotasks.testing import drain as adrain
 from aiotasks.worker.events import Observer
 from aiotasks.worker.outcomes import Retried
 from aiotasks.worker.running import failures
+from tests.examples import example
 from tests.site import postgres_result
 
 from . import retry_tasks as tasks
@@ -262,11 +265,11 @@ async def test_options_are_for_tasks_that_say_nothing(configure: Configure) -> N
     assert (result.attempts, classes(result)) == (2, ["Flaky", "Flaky"])
 
 
-async def test_a_backoff_that_is_not_there_ends_the_task_alone(configure: Configure) -> None:
+async def test_a_worker_does_not_start_with_a_backoff_that_is_not_there(configure: Configure) -> None:
     configure(MAX_ATTEMPTS=2, BACKOFF="nowhere.backoff")
-    (result,) = await run_to_the_end(await tasks.fails_by_the_options.aenqueue())
-    assert (result.attempts, classes(result)) == (1, ["ModuleNotFoundError"])
-    assert f"{FLAKY}: by the options" in result.errors[0].traceback
+    with pytest.raises(ImproperlyConfigured, match=r"BACKOFF 'nowhere\.backoff' leads to no function"):
+        async with aiotasks.Worker():
+            pass
 
 
 # --- Wake-ups
@@ -311,3 +314,46 @@ async def test_a_retry_is_due_in_time_for_a_worker_that_waits_for_a_later_task(
 
         await until(ended, 10.0)
     assert result.return_value == 2
+
+
+# --- The page
+
+
+async def test_the_page_on_retries(database: str) -> None:
+    async def get_status(url: str) -> int:
+        raise ConnectionError(url)
+
+    async def deliver(message: int) -> str:
+        return ("busy", "no such address", "not yet", "done")[message]
+
+    with example("howto/retries.md") as page:
+        await page.run(get_status=get_status)
+        await page.run()
+        await page.run()
+        await page.run(deliver=deliver)
+        assert page.blocks == []
+        fetched = await page.fetch.aenqueue("https://example.com")
+        sent = [await page.send.aenqueue(message) for message in range(4)]
+        waits = page.as_the_server_says
+        assert waits(page.Busy(7.0), fetched) == 7.0
+        assert waits(ValueError(), fetched).total_seconds() == 0
+        await adrain()
+        for result in (fetched, *sent):
+            await result.arefresh()
+        assert (fetched.status, fetched.failures) == (TaskResultStatus.READY, 1)
+        assert [(one.status, one.failures, one.snoozes) for one in sent] == [
+            (TaskResultStatus.READY, 1, 0),
+            (TaskResultStatus.FAILED, 0, 0),
+            (TaskResultStatus.READY, 0, 1),
+            (TaskResultStatus.SUCCESSFUL, 0, 0),
+        ]
+
+
+async def test_a_drain_runs_attempts_that_are_due(database: str) -> None:
+    """And leaves later ones alone, as it does tasks of later."""
+    at_once, later = await tasks.retry_after.aenqueue(0), await tasks.retry_after.aenqueue(3600)
+    assert await adrain() == 3
+    await at_once.arefresh()
+    await later.arefresh()
+    assert (at_once.status, later.status) == (TaskResultStatus.SUCCESSFUL, TaskResultStatus.READY)
+    assert later.attempts == 1
