@@ -2,7 +2,6 @@
 
 import asyncio
 import uuid
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -126,39 +125,6 @@ async def test_a_claim_passes_over_rows_that_another_holds(store: Store, conn: a
         await conn.execute("SELECT FROM aiotasks_task WHERE id = $1 FOR UPDATE", first)
         assert [job.id for job in await claim(store, worker_id)] == [second]
     assert [job.id for job in await claim(store, worker_id)] == [first]
-
-
-async def test_a_claim_beyond_the_slots_touches_no_row_that_was_claimed_since_its_snapshot(
-    held: LoopResources, conn: asyncpg.Connection
-) -> None:
-    """It would lock the row until its end, and the finish of the worker that has it would pass it over.
-
-    The server says so by an error where the snapshot is a transaction's.
-    """
-    ids = await insert(held.store, 10)
-    workers = [await worker(held.store) for _ in range(2)]
-    robust = replace(lane(), robust_only=True)
-    async with conn.transaction(isolation="repeatable_read"):
-        assert await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE status = 'READY'") == 10
-        others = await claim(held.store, workers[1], loop=lane(slots=4))
-        jobs = await claim(Store(ConnectionDriver(conn)), workers[0], loop=robust)
-    assert [job.id for job in (*others, *jobs)] == ids
-
-
-async def test_a_claim_beyond_the_slots_takes_rows_that_were_locked_before(
-    store: Store, conn: asyncpg.Connection
-) -> None:
-    """Promoted and released rows were, and those of a claim that was rolled back."""
-    ids = await insert(store, 3)
-    worker_id = await worker(store)
-    robust = replace(lane(), robust_only=True)
-    transaction = conn.transaction()
-    await transaction.start()
-    assert len(await claim(Store(ConnectionDriver(conn)), worker_id, loop=lane(slots=1))) == 1
-    await transaction.rollback()
-    await conn.execute("SELECT FROM aiotasks_task WHERE id = $1 FOR UPDATE", ids[1])
-    assert await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE xmax <> 0") == 2
-    assert [job.id for job in await claim(store, worker_id, loop=robust)] == ids
 
 
 async def test_a_claim_does_not_wait_for_the_disk_and_the_rest_does(conn: asyncpg.Connection) -> None:

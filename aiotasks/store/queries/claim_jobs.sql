@@ -7,26 +7,19 @@
 -- A claim need not survive a crash of the server (the task is READY then, and the late finish
 -- fenced), so it doesn't wait for the disk; set_config is local to this statement.
 --
--- A claim beyond the slots passes over rows that transactions have locked or updated which its snapshot doesn't see
--- as ended: other claims, for the most part. Without that, a row that another worker has claimed since the snapshot
--- would be followed to its new version and locked there, only to be found RUNNING: with fifty sessions a WAL record a
--- claimed row more, and every tenth finish had to be tried again. A transaction's id in a row has no epoch.
---
 -- Returns only the columns that the caller doesn't know, because every column costs time. A row that aiotasks
 -- hasn't written may hold times that Python can't hold, or nested arrays: it must not make the claim of all other
 -- rows fail.
 --
 -- $1 worker id, $2 a claim id never used before, $3 backend,
 -- of the loop lane: $4 queue names, $5 where to begin per queue (ready_at), $6 how many at most,
--- $7 whether it goes beyond the slots, and leaves out tasks that a crash before their start would harm;
+-- $7 whether to leave out tasks that a crash before their start would harm;
 -- $8, $9, $10, $11: the same of the thread lane.
 -- Tasks that have been in two crashes are left out: claim_suspect takes those. So are tasks that weren't started
 -- in time: expire_jobs fails those.
 WITH claimer AS MATERIALIZED (
-    SELECT worker.id, set_config('synchronous_commit', 'off', true), seen.snapshot,
-           pg_snapshot_xmax(seen.snapshot)::text::bigint >> 32 << 32 AS epoch
+    SELECT worker.id, set_config('synchronous_commit', 'off', true)
     FROM aiotasks_worker AS worker
-    CROSS JOIN pg_current_snapshot() AS seen (snapshot)
     WHERE worker.id = $1::uuid AND worker.lease_expires_at > clock_timestamp()
 )
 UPDATE aiotasks_task AS task
@@ -46,18 +39,7 @@ WHERE task.ctid = ANY(ARRAY(
             FROM aiotasks_task AS ready
             WHERE ready.status = 'READY' AND ready.backend = $3::text AND ready.lane = 'loop'
               AND ready.queue_name = source.queue_name AND ready.ready_at >= source.since
-              AND (
-                  NOT $7::boolean
-                  OR (
-                      ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1
-                      AND (
-                          ready.xmax = 0
-                          OR pg_visible_in_snapshot(
-                              (claimer.epoch + ready.xmax::text::bigint)::text::xid8, claimer.snapshot
-                          )
-                      )
-                  )
-              )
+              AND (NOT $7::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
               AND ready.crashes < 2
               AND (ready.expires_at IS NULL OR ready.expires_at > statement_timestamp())
             ORDER BY ready.priority DESC, ready.ready_at, ready.id
@@ -76,18 +58,7 @@ WHERE task.ctid = ANY(ARRAY(
             FROM aiotasks_task AS ready
             WHERE ready.status = 'READY' AND ready.backend = $3::text AND ready.lane = 'thread'
               AND ready.queue_name = source.queue_name AND ready.ready_at >= source.since
-              AND (
-                  NOT $11::boolean
-                  OR (
-                      ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1
-                      AND (
-                          ready.xmax = 0
-                          OR pg_visible_in_snapshot(
-                              (claimer.epoch + ready.xmax::text::bigint)::text::xid8, claimer.snapshot
-                          )
-                      )
-                  )
-              )
+              AND (NOT $11::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
               AND ready.crashes < 2
               AND (ready.expires_at IS NULL OR ready.expires_at > statement_timestamp())
             ORDER BY ready.priority DESC, ready.ready_at, ready.id
