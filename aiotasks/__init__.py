@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bulk import BulkCounts
+    from .context import PostgresTaskContext
     from .exceptions import (
         AiotasksError,
         DatabaseNotReady,
@@ -37,6 +38,7 @@ __all__ = [
     "GiveUp",
     "InvalidRow",
     "PostgresTask",
+    "PostgresTaskContext",
     "PostgresTaskResult",
     "Retry",
     "Snooze",
@@ -65,6 +67,7 @@ _HOMES = {
     "GiveUp": "exceptions",
     "InvalidRow": "exceptions",
     "PostgresTask": "tasks",
+    "PostgresTaskContext": "context",
     "PostgresTaskResult": "results",
     "Retry": "exceptions",
     "Snooze": "exceptions",

@@ -333,6 +333,12 @@ class _TestThread:
         coroutine = sync_to_async(Context().run, thread_sensitive=True)(call)
         return asyncio.get_running_loop().create_task(coroutine, context=self._context.copy())
 
+    def widen(self) -> None:
+        """Do nothing: this thread has no other in its place, so the drain waits for its task."""
+
+    def narrow(self) -> None:
+        """Do nothing."""
+
     async def enter_savepoints(self) -> "_Savepoints":
         """Open the savepoints. If this is cancelled meanwhile, none stays open."""
         entering = self.run(_Savepoints)

@@ -119,7 +119,8 @@ class Engine:
             events,
         )
 
-        self.sync_threads = SyncThreads(threads or 1)
+        # Where connections are few, a thread in the place of a stuck one has none.
+        self.sync_threads = SyncThreads(threads or 1, spare=0 if room.shared else threads)
         # Not the loop's default executor, whose threads tasks may occupy for as long as they like.
         self.importer = ThreadPoolExecutor(IMPORT_THREADS, thread_name_prefix="aiotasks-import")
         self.orm_threads = OrmThreads(
@@ -319,4 +320,4 @@ class Engine:
         logger.info("stopped")
         with anyio.move_on_after(LAST_WORDS if all_ended else 0):
             await logs.flushed()
-        return stuck or not all_ended
+        return stuck or not all_ended or self.runner.deadlines.has_coroutines()

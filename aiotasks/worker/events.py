@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 from uuid import UUID
 
-from ..rows import Job
+from ..rows import Job, Lane
 from .outcomes import Outcome, Retried
 
 __all__ = ["NULL", "EventLog", "Events", "LeaseLoss", "Observer", "ReleaseReason"]
@@ -66,6 +66,14 @@ class Observer:
 
     def lease_lost(self, worker_id: UUID, running: int, reason: LeaseLoss) -> None:
         """The lease is over; the worker cancels its ``running`` tasks and registers under another id."""
+
+    def outlasted(self, job: Job, lane: Lane, stack: str) -> None:
+        """The time of the attempt is over, and its outcome made; its body goes on, on the loop after it has
+        ignored its cancellation, or in its thread. ``stack``: where it is.
+        """
+
+    def returned(self, job: Job) -> None:
+        """The body of an attempt that had outlasted its time has ended; what it has returned is ignored."""
 
     def outage_began(self, part: str, error: Exception) -> None:
         """The database refuses what ``part`` of the worker asks for, or can't be reached. From any thread."""
@@ -146,6 +154,12 @@ class Events(Observer):
     def lease_lost(self, worker_id: UUID, running: int, reason: LeaseLoss) -> None:
         self._each(lambda one: one.lease_lost(worker_id, running, reason))
 
+    def outlasted(self, job: Job, lane: Lane, stack: str) -> None:
+        self._each(lambda one: one.outlasted(job, lane, stack))
+
+    def returned(self, job: Job) -> None:
+        self._each(lambda one: one.returned(job))
+
     def outage_began(self, part: str, error: Exception) -> None:
         self._each(lambda one: one.outage_began(part, error))
 
@@ -187,6 +201,18 @@ class EventLog(Observer):
             reason,
             running,
         )
+
+    def outlasted(self, job: Job, lane: Lane, stack: str) -> None:
+        logger.warning(
+            "A task goes on after its timeout; its attempt is over lane=%s id=%s path=%r\n%s",
+            lane,
+            job.id,
+            job.task_path,
+            stack,
+        )
+
+    def returned(self, job: Job) -> None:
+        logger.info("A task that went on after its timeout has ended id=%s path=%r", job.id, job.task_path)
 
     def loop_blocked(self, seconds: float, task_name: str | None, stack: str) -> None:
         logger.warning("The event loop is blocked seconds=%.1f task=%r\n%s", seconds, task_name, stack)

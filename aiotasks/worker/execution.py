@@ -12,10 +12,12 @@ from .outcomes import Outcome, Released
 if TYPE_CHECKING:
     import asyncio
 
+    from ..policies.timeout import TimeLimit
+
 __all__ = ["Execution", "NotStarted", "Reason", "RunContext", "carry", "carry_here"]
 
 # Why the worker cancels a running task.
-type Reason = Literal["shutdown", "lost lease", "cancelled"]
+type Reason = Literal["shutdown", "lost lease", "cancelled", "timed out"]
 
 
 class NotStarted(RuntimeError):
@@ -52,9 +54,10 @@ class Execution:
     """A job that is being run, and its state.
 
     cancelled_for: why the worker cancelled it; None if it didn't. Whatever the body raises after
-        that, the job is released instead of failing.
+        that, the job is released instead of failing; after its time is over, only CancelledError is ours.
     asked_to_end: why it was cancelled while its body was in a thread. That has no effect until the body is
         back on the loop, if it ever is.
+    limit: the time of the attempt; None without a ``timeout``, or before the body begins.
     result: the job as receivers and the task's context get it, made only if one of them needs it.
     perhaps_written: a statement with its outcome may have succeeded.
     context: that of receivers and body. thread_context: that of a body in a thread, because a context
@@ -71,6 +74,7 @@ class Execution:
         "interference_logged",
         "job",
         "lane",
+        "limit",
         "outcome",
         "perhaps_written",
         "result",
@@ -92,6 +96,7 @@ class Execution:
         self.perhaps_written = False
         self.cancelled_for: Reason | None = None
         self.asked_to_end: Reason | None = None
+        self.limit: TimeLimit | None = None
         self.in_thread = False  # its body is in a thread, which can't be cancelled
         self.began: float | None = None  # when it, or its body in a thread, began: monotonic clock
         self.seconds: float | None = (
@@ -106,11 +111,19 @@ class Execution:
             self.seconds = time.monotonic() - self.began
         self.outcome = outcome
 
+    def is_cancelled(self) -> bool:
+        """Return whether nobody waits for the body's result any more. May be called in any thread."""
+        return self.abandoned or self.cancelled_for is not None or self.asked_to_end is not None
+
     def given_back(self) -> "Execution":
         """Return an execution of the same claim that is Released: a thread may still end this one."""
+        return self.settled(Released())
+
+    def settled(self, outcome: Outcome) -> "Execution":
+        """Return an execution of the same claim with ``outcome``, which the body of this one can't change."""
         other = Execution(self.job)
-        other.began = self.began
-        other.end(Released())
+        other.lane, other.in_thread, other.began = self.lane, self.in_thread, self.began
+        other.end(outcome)
         return other
 
     def release_context(self) -> None:

@@ -10,8 +10,8 @@ from .execution import Execution
 from .handover import Handover
 from .lease.lease import Lease
 from .process.exits import leave_now
-from .process.stacks import stack_of_thread
 from .protocols import Beats, Runs
+from .stacks import stack_of_thread
 
 if TYPE_CHECKING:
     import asyncio

@@ -82,7 +82,8 @@ type _Call = Callable[[Callable[[], None]], None]
 class ThreadPool:
     """At most ``limit`` threads, started as needed, that run calls, each as a separate job.
 
-    ``prepare`` is called in each thread at its start.
+    ``prepare`` is called in each thread at its start. ``spare``: how many more threads there may be, in the
+    place of those that don't give their calls back.
     """
 
     def __init__(
@@ -91,26 +92,56 @@ class ThreadPool:
         what: str,
         limit: int,
         *,
+        spare: int = 0,
         daemon: bool = True,
         connects: bool = True,
         prepare: Callable[[], None] | None = None,
     ) -> None:
         self.threads: list[threading.Thread] = []
         self._name = name
-        self._limit = limit
+        self._base = self._limit = self._usable = limit
+        self._spare = spare
+        self._stuck = 0  # threads that don't give their calls back
+        self._leaving = 0  # threads that end as soon as they are free
         self._daemon = daemon
         self._prepare = prepare
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._put = 0  # the number of calls so far
-        self._ended: list[int] = []  # the number that each thread has run: written by that thread alone
-        self._lock = threading.Lock()  # for put() alone: a thread that ends a call must not wait for it
+        # The number of calls that each thread has run: written by that thread alone.
+        self._ended: dict[int, int] = {}
+        self._started = 0
+        # Not for a thread that ends a call, which must not wait for it, but for one that ends itself.
+        self._lock = threading.Lock()
         self.starts = ThreadStarts(what, connects=connects)
 
     def capacity(self) -> int:
         """The number of calls that can run at a time: below the limit while the machine refuses threads."""
         if not self.starts.refused:
-            return self._limit
-        return min(self._limit, len(self.threads) + self.starts.may_start())
+            return self._usable
+        running = len(self.threads) - self._leaving - self._stuck
+        return min(self._usable, max(0, running) + self.starts.may_start())
+
+    def widen(self) -> None:
+        """Have another thread in the place of one that doesn't give its call back, if a spare one is left.
+
+        Without one fewer calls can run at a time.
+        """
+        with self._lock:
+            self._set_stuck(self._stuck + 1)
+
+    def narrow(self) -> None:
+        """Note that such a thread gives its call back, and end one that isn't needed any more."""
+        with self._lock:
+            self._set_stuck(self._stuck - 1)
+            surplus = len(self.threads) - self._leaving - self._limit
+            for _ in range(surplus):
+                self._leaving += 1
+                self._calls.put(None)
+
+    def _set_stuck(self, number: int) -> None:
+        self._stuck = number
+        self._limit = self._base + min(number, self._spare)
+        self._usable = self._limit - number
 
     def put(self, call: _Call, *, may_wait: bool) -> None:
         """Have a thread run ``call``, which must not raise.
@@ -119,8 +150,9 @@ class ThreadPool:
         no thread at all.
         """
         with self._lock:
-            running = len(self.threads)
-            started = running >= self._limit or running > self._put - sum(self._ended) or self._start()
+            running = len(self.threads) - self._leaving
+            unended = self._put - sum(self._ended.values())
+            started = running >= self._limit or running > unended or self._start()
             if not started and not (running and may_wait):
                 raise NotStarted("can't start new thread")
             self._put += 1
@@ -148,17 +180,22 @@ class ThreadPool:
                 taken.append(call)
 
     def _start(self) -> bool:
-        name = f"{self._name}-{len(self.threads) + 1}"
+        number = self._started + 1
+        name = f"{self._name}-{number}"
 
         def start() -> threading.Thread:
-            self._ended.append(0)
-            number = len(self._ended) - 1
             thread = threading.Thread(target=self._work, args=(number,), name=name, daemon=self._daemon)
-            thread.start()
+            self._ended[number] = 0
+            try:
+                thread.start()
+            except BaseException:
+                del self._ended[number]
+                raise
             return thread
 
         thread = self.starts.start(start, len(self.threads))
         if thread is not None:
+            self._started = number
             self.threads.append(thread)
         return thread is not None
 
@@ -183,3 +220,8 @@ class ThreadPool:
             call(after)
             del call  # its objects must not live until the next call
         django.close()
+        with self._lock:
+            if self._leaving:  # else all end
+                self._leaving -= 1
+                self._put -= self._ended.pop(number)
+                self.threads.remove(threading.current_thread())

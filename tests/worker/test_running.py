@@ -16,7 +16,7 @@ import aiotasks
 from aiotasks.registry import resolve
 from aiotasks.rows import AnyResult, Job
 from aiotasks.store.loop import close_pools
-from aiotasks.worker.running import runner as runner_module
+from aiotasks.worker.running import imports as imports_module
 from tests.site import default_task_backend
 
 from . import tasks
@@ -195,7 +195,7 @@ async def test_one_import_for_all_that_wait_for_it(database: str, monkeypatch: p
 
     await default_task_backend.aenqueue_many(tasks.note, [((str(n),), {}) for n in range(20)])
     monkeypatch.setattr("aiotasks.registry._resolved", {})
-    monkeypatch.setattr(runner_module, "resolve", slow)
+    monkeypatch.setattr(imports_module, "resolve", slow)
     async with aiotasks.Worker(concurrency=10, threads=1) as worker:
         await until(lambda: worker.engine.slots.taken("loop") == 10)
         assert tasks.seen == []
@@ -216,7 +216,7 @@ async def test_who_is_cancelled_during_an_import_takes_nobody_with_it(
 
     results = await default_task_backend.aenqueue_many(tasks.note, [((str(n),), {}) for n in range(3)])
     monkeypatch.setattr("aiotasks.registry._resolved", {})
-    monkeypatch.setattr(runner_module, "resolve", slow)
+    monkeypatch.setattr(imports_module, "resolve", slow)
     async with aiotasks.Worker() as worker:
         runner, slots = worker.engine.runner, worker.engine.slots
         await until(lambda: slots.taken("loop") == 3)

@@ -17,6 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 from ...rows import time_of
 from ...store.loop import close_pools
 from ..belonging import own_tasks_hidden
+from ..stacks import stack_of_thread, stacks_of_tasks, stacks_of_threads
 from ..worker import Worker
 from .default_executor import DefaultExecutor
 from .event_loop import drive, worker_loop
@@ -25,7 +26,6 @@ from .forked_child import unshared
 from .kills import kills_refused
 from .pipe import SupervisorPipe
 from .signals import IGNORED, QUIT, REPORT, STOP, ProcessSignals, signal_name
-from .stacks import stack_of_thread, stacks_of_tasks, stacks_of_threads
 from .supervisor import TASKS_FAILED
 
 __all__ = ["Standalone"]

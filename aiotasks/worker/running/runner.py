@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
@@ -11,15 +10,16 @@ from functools import partial
 from inspect import isawaitable
 from typing import Any, Protocol
 
-from django.tasks import TaskContext
 from django.tasks.signals import task_finished, task_started
 
 from ... import forks, signals
 from ...codec import dump_json
 from ...compat import thread_sensitive_context
 from ...conf import Options
+from ...context import PostgresTaskContext
 from ...exceptions import InvalidRow, UnknownTask
-from ...registry import known, resolve
+from ...policies.timeout import TimeLimit
+from ...registry import known
 from ...results import arguments_of, result_of
 from ...rows import AnyTask, Job, Lane, lane_of
 from ..belonging import OwnTask, current
@@ -27,7 +27,9 @@ from ..events import NULL, Observer
 from ..execution import Execution, NotStarted, Reason, RunContext, carry, carry_here
 from ..outcomes import Failed, Outcome, Released, Snoozed, Succeeded
 from ..protocols import HasSlots
+from .deadlines import Deadlines, HasSpareThreads, timed_out
 from .failures import Failures
+from .imports import MOST_UNKNOWNS, Imports
 
 __all__ = ["Runner"]
 
@@ -38,11 +40,8 @@ logger = logging.getLogger("aiotasks.worker")
 UNKNOWN_DELAY = 10.0
 UNKNOWN_WINDOW = 3600.0
 
-# Unknown paths that are remembered; the table may hold any number of them.
-MOST_UNKNOWNS = 1000
 
-
-class Threads(Protocol):
+class Threads(HasSpareThreads, Protocol):
     """The threads that sync tasks run in."""
 
     def run(self, call: Callable[[], None]) -> "asyncio.Future[None]": ...
@@ -81,16 +80,16 @@ class Runner:
         self._own = tuple(make_context().context)
         self._done = done
         self._closing = closing
-        self._importer = importer
         self._observer = observer
         self._failures = Failures(options)
         self._unknowns: dict[
             str, tuple[Snoozed, float]
         ] = {}  # by path, with the loop's time until which that holds
         self._loop = asyncio.get_running_loop()
-        self._importing: dict[str, asyncio.Future[AnyTask]] = {}
-        self._imported_here: set[str] = set()  # paths that were tried on the loop's thread
+        self._settling: set[OwnTask] = set()
+        self._imports = Imports(options.moved_tasks, importer)
         self._slots = slots
+        self.deadlines = Deadlines(self, threads, observer)
 
     def start(self, job: Job) -> bool:
         """Begin to run ``job``; returns at its first wait (False) or at its end (True)."""
@@ -117,6 +116,8 @@ class Runner:
         if execution.task.done():
             self._finished(execution)
             return True
+        if execution.limit is not None:
+            self.deadlines.watch(execution)
         execution.task.add_done_callback(lambda _: self._finished(execution))
         return False
 
@@ -131,8 +132,28 @@ class Runner:
     def abandon(self, execution: Execution) -> None:
         """Give up waiting for the execution: its slot is free, and ``done`` won't be called."""
         execution.abandoned = True
+        self.deadlines.forget(execution)
         self._leave(execution)
         self._cancel_task(execution)
+
+    def give_up(self, execution: Execution, where: str) -> None:
+        """Ignore whatever an execution still does whose time is over, and call ``done`` with its outcome.
+
+        ``where``: the stack of its body. Its slot is taken until a backoff has decided.
+        """
+        execution.cancelled_for = execution.cancelled_for or execution.asked_to_end or "timed out"
+        execution.abandoned = True
+        if not execution.in_thread:
+            self._cancel_task(execution)
+        settling = OwnTask(
+            self._settle(execution, timed_out(execution, where=where)),
+            loop=self._loop,
+            context=execution.context,
+            name=execution.job.task_path,
+            eager_start=True,
+        )
+        self._settling.add(settling)
+        settling.add_done_callback(self._settling.discard)
 
     def _cancel_task(self, execution: Execution) -> bool:
         """Cancel its asyncio task in its own name: asyncio tasks of the worker that it awaits are spared."""
@@ -153,6 +174,8 @@ class Runner:
             self._slots.release(execution.lane)
 
     def _finished(self, execution: Execution) -> None:
+        if execution.limit is not None:
+            self.deadlines.ended(execution)
         # Receivers of task_finished run in the RunContext; without any it is released before the write.
         if execution.abandoned or not signals.has_receivers(task_finished, self._sender):
             execution.release_context()
@@ -167,6 +190,15 @@ class Runner:
             execution.end(self._ended_by_worker(execution, error) or self._failures.failed(error))
         self._done(execution)
 
+    async def _settle(self, execution: Execution, error: BaseException) -> None:
+        outcome = await self._failed_outcome(execution, error)
+        if execution not in self.running:  # a shutdown has parted from it meanwhile
+            return
+        self._leave(execution)
+        if not execution.in_thread:
+            execution.release_context()
+        self._done(execution.settled(outcome))
+
     async def _run(self, execution: Execution) -> None:
         since = forks.generation
         try:
@@ -177,7 +209,9 @@ class Runner:
             if forks.generation != since:
                 forks.end(error)
             if execution.abandoned:
-                return  # its thread sets the outcome
+                return  # it has an outcome, or its thread sets it
+            if execution.limit is not None:
+                execution.limit.end()  # a backoff has a limit of its own
             outcome = await self._failed_outcome(execution, error)
             if not execution.abandoned:
                 execution.end(outcome)
@@ -189,7 +223,7 @@ class Runner:
             if task is None:
                 if (snoozed := self._snoozed_lately(job.task_path)) is not None:
                     return snoozed
-                task = await self._import(job.task_path)
+                task = await self._imports.resolve(job.task_path)
         except UnknownTask as error:
             return self._unknown(job, error)
         if (lane := lane_of(task.func)) != execution.lane:
@@ -201,50 +235,15 @@ class Runner:
             await signals.asend_started(self._sender, execution.result)
         if task.takes_context:
             execution.result = execution.result or result_of(job, self._options.moved_tasks)
-            args.insert(0, TaskContext(task_result=execution.result))
+            args.insert(0, PostgresTaskContext(task_result=execution.result, running=execution))
+        if (timeout := getattr(task, "timeout", None)) is not None:
+            execution.limit = TimeLimit(timeout)
         if execution.lane == "thread":
             return await self._in_thread(execution, task, args, kwargs, announced=announces)
+        if execution.limit is not None:
+            execution.limit.begin()
+            self.deadlines.watch(execution)
         return self._returned(await task.func(*args, **kwargs))
-
-    async def _import(self, task_path: str) -> AnyTask:
-        """Import the task in a thread, because that runs user code and may take long. Imports are shared."""
-        importing = self._importing.get(task_path)
-        if importing is None:
-            try:
-                importing = self._loop.run_in_executor(
-                    self._importer, resolve, task_path, self._options.moved_tasks
-                )
-            except RuntimeError:  # no more threads: this blocks the loop, but the task runs
-                return Context().run(resolve, task_path, self._options.moved_tasks)
-            self._importing[task_path] = importing
-            importing.add_done_callback(lambda _: self._importing.pop(task_path))
-        try:
-            return await asyncio.shield(importing)
-        except UnknownTask as error:
-            if (task := known(task_path, self._options.moved_tasks)) is not None:
-                return task  # meanwhile imported on this thread for another job
-            if not self._may_import_here(task_path, error):
-                raise
-        return Context().run(resolve, task_path, self._options.moved_tasks)
-
-    def _may_import_here(self, task_path: str, error: UnknownTask) -> bool:
-        """Whether to try the import once more on the loop's thread, once for each path.
-
-        If that is the main thread, the module may need it, for ``signal.signal()``. A module that doesn't
-        exist or has a syntax error fails in any thread.
-        """
-        cause = error.__cause__
-        if (
-            cause is None
-            or isinstance(cause, ImportError | SyntaxError)
-            or threading.current_thread() is not threading.main_thread()
-            or task_path in self._imported_here
-        ):
-            return False
-        if len(self._imported_here) >= MOST_UNKNOWNS:
-            self._imported_here.clear()
-        self._imported_here.add(task_path)
-        return True
 
     def _move(self, execution: Execution, lane: Lane) -> None:
         """Move the execution to a slot of its function's lane."""
@@ -271,6 +270,8 @@ class Runner:
             return Released(self._failures.cancelled())
         execution.in_thread = True
         execution.began = time.monotonic()
+        if execution.limit is not None:
+            self.deadlines.watch(execution)
         try:
             await running
         except asyncio.CancelledError:
@@ -278,7 +279,9 @@ class Runner:
             if execution.abandoned and awaitables:
                 self._release(execution, awaitables[0])
             raise
-        if awaitables:
+        if awaitables and execution.abandoned:
+            self._release(execution, awaitables[0])
+        elif awaitables:
             carry_here(context, self._own)
             return await self._on_loop(execution, awaitables[0])
         if execution.outcome is None:
@@ -299,6 +302,8 @@ class Runner:
         """
         since = forks.generation
         current.set(execution)
+        if execution.limit is not None:
+            execution.limit.begin()
         try:
             value = task.func(*args, **kwargs)
             if forks.generation != since:
@@ -312,7 +317,12 @@ class Runner:
         except BaseException as error:  # as on the loop  # noqa: BLE001
             if forks.generation != since:
                 forks.end(error)
-            execution.end(self._failures.outcome_in_thread(execution, error))
+            if execution.limit is not None:
+                execution.limit.end()
+            if execution.cancelled_for is None:
+                execution.end(self._failures.outcome_in_thread(execution, error))
+            else:  # its time was over before, and its outcome is made
+                execution.end(Released())
 
     async def _on_loop(self, execution: Execution, awaitable: Awaitable[Any]) -> Outcome:
         """Await what a sync function has returned, as a sync wrapper around an async function does: from here
@@ -341,14 +351,18 @@ class Runner:
         outcome = self._ended_by_worker(execution, error)
         if outcome is not None:
             return outcome
+        if execution.cancelled_for == "timed out" and isinstance(error, asyncio.CancelledError):
+            error = timed_out(execution, error)
         try:
-            return await self._failures.outcome(execution, error)
+            return await self._failures.outcome(execution, error, in_thread=execution.in_thread)
         except asyncio.CancelledError as cancelled:  # during its backoff
             ended = self._ended_by_worker(execution, cancelled)
             return self._failures.undecided(error, cancelled) if ended is None else ended
 
     def _ended_by_worker(self, execution: Execution, error: BaseException) -> Outcome | None:
-        """Return the outcome of an execution that the worker has cancelled; None if it hasn't."""
+        """Return the outcome of an execution that the worker has cancelled; None if it hasn't, or because the
+        time was over.
+        """
         if isinstance(error, asyncio.CancelledError) and execution.cancelled_for is None and self._closing():
             execution.cancelled_for = "shutdown"  # the loop's runner cancels all asyncio tasks
         if isinstance(error, InvalidRow):
@@ -357,9 +371,12 @@ class Runner:
                 execution.job.id,
                 str(error),
             )
-        if execution.cancelled_for == "cancelled":
-            return self._failures.cancelled()
-        return Released(self._failures.cancelled()) if execution.cancelled_for is not None else None
+        match execution.cancelled_for:
+            case None | "timed out":
+                return None
+            case "cancelled":
+                return self._failures.cancelled()
+        return Released(self._failures.cancelled())
 
     def _unknown(self, job: Job, error: UnknownTask) -> Snoozed:
         """Snooze the job. For a flood of such jobs the task is imported and logged once, not for each."""

@@ -13,14 +13,15 @@ __all__ = ["SyncThreads"]
 
 
 class SyncThreads:
-    """Runs sync tasks, at most ``limit`` at a time.
+    """Runs sync tasks, at most ``limit`` at a time, beside those that outlast their time limits.
 
-    ``async_to_sync`` inside a task runs its coroutine on the worker's loop.
+    ``async_to_sync`` inside a task runs its coroutine on the worker's loop. ``spare``: how many threads may
+    be opened in the place of stuck ones.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, spare: int = 0) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pool = ThreadPool("aiotasks-sync", "sync tasks", limit, prepare=self._prepare)
+        self._pool = ThreadPool("aiotasks-sync", "sync tasks", limit, spare=spare, prepare=self._prepare)
         # How many tasks can run at a time at the moment. The pool's method, as it is called for each task.
         self.capacity = self._pool.capacity
         self._done: deque[asyncio.Future[None]] = deque()
@@ -44,6 +45,14 @@ class SyncThreads:
         call()
         after()
         self._notify(future)
+
+    def widen(self) -> None:
+        """Have another thread in the place of one that its task doesn't give back, if there may be more."""
+        self._pool.widen()
+
+    def narrow(self) -> None:
+        """Note that such a thread has come back."""
+        self._pool.narrow()
 
     def close(self) -> None:
         """Let idle threads end."""

@@ -1,0 +1,190 @@
+"""Tasks with a time limit, in both lanes. A test lets go of those that wait, by ``released``."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import Any
+
+from asgiref.sync import sync_to_async
+
+from aiotasks import PostgresTaskContext, task
+
+seen: list[Any] = []
+released = threading.Event()
+contexts: list[PostgresTaskContext] = []
+
+# Seconds. Short enough to wait for, and none of these bodies ends by itself.
+SHORT = 0.05
+# Long enough for whatever a test does before it is over.
+LONG = 60.0
+
+
+@task(timeout=LONG)
+async def ends_in_time(value: str) -> str:
+    await asyncio.sleep(0.001)
+    return value
+
+
+@task(timeout=LONG)
+def ends_in_time_sync(value: str) -> str:
+    return value
+
+
+@task(timeout=LONG)
+async def does_not_wait(value: str) -> str:
+    return value
+
+
+@task(timeout=SHORT)
+async def sleeps() -> None:
+    await asyncio.sleep(3600)
+
+
+@task(timeout=SHORT)
+async def cleans_up() -> None:
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        await asyncio.sleep(0.01)
+        seen.append("cleaned up")
+
+
+@task(timeout=SHORT)
+async def returns_all_the_same() -> str:
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(3600)
+    return "partial"
+
+
+@task(timeout=SHORT)
+async def raises_its_own_error() -> None:
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        raise LookupError("what was cut off") from None
+
+
+@task(timeout=LONG)
+async def has_its_own_timeout() -> None:
+    async with asyncio.timeout(0.01):
+        await asyncio.sleep(3600)
+
+
+@task(timeout=SHORT)
+async def has_a_longer_timeout() -> None:
+    async with asyncio.timeout(3600):
+        await asyncio.sleep(3600)
+
+
+@task(timeout=SHORT)
+async def blocks_the_loop() -> str:
+    end = time.monotonic() + 3 * SHORT
+    while time.monotonic() < end:
+        pass
+    return "late"
+
+
+@task(timeout=SHORT)
+async def blocks_the_loop_and_waits() -> None:
+    await blocks_the_loop.func()
+    await asyncio.sleep(3600)
+
+
+@task(timeout=SHORT)
+async def ignores_cancellation() -> str:
+    seen.append("begun")
+    while not released.is_set():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.005)
+    seen.append("ended")
+    return "ignored"
+
+
+@task(timeout=SHORT)
+async def queries_after_its_time() -> None:
+    from aiotasks.models import Worker
+
+    seen.append("begun")
+    while not released.is_set():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.005)
+    try:
+        await sync_to_async(Worker.objects.count)()
+    except RuntimeError as error:
+        seen.append(str(error))
+
+
+@task(timeout=LONG, takes_context=True)
+async def shows_its_context(context: PostgresTaskContext) -> list[Any]:
+    contexts.append(context)
+    assert context.deadline is not None
+    return [context.deadline.isoformat(), context.remaining(), context.is_cancelled(), context.attempt]
+
+
+@task(timeout=LONG, takes_context=True)
+def shows_its_context_sync(context: PostgresTaskContext) -> list[Any]:
+    contexts.append(context)
+    assert context.deadline is not None
+    return [context.deadline.isoformat(), context.remaining(), context.is_cancelled(), context.attempt]
+
+
+@task(takes_context=True)
+async def has_no_limit(context: PostgresTaskContext) -> list[Any]:
+    return [context.deadline, context.remaining(), context.is_cancelled()]
+
+
+@task(takes_context=True)
+def waits_until_cancelled(context: PostgresTaskContext) -> str:
+    """A sync task that ends where it is asked to."""
+    seen.append("begun")
+    while not context.is_cancelled():
+        time.sleep(0.005)
+    return "noticed"
+
+
+@task(timeout=SHORT, takes_context=True)
+def waits_until_its_time_is_over(context: PostgresTaskContext) -> str:
+    seen.append("begun")
+    while not context.is_cancelled():
+        time.sleep(0.001)
+    return "noticed"
+
+
+@task(timeout=SHORT)
+def waits(name: str = "") -> str:
+    seen.append(("begun", name))
+    released.wait(60)
+    seen.append(("ended", name))
+    return "too late"
+
+
+@task(timeout=SHORT)
+def waits_and_fails() -> None:
+    seen.append("begun")
+    released.wait(60)
+    raise LookupError("too late")
+
+
+async def _waits(seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "awaited"
+
+
+@task(timeout=SHORT)
+def returns_a_coroutine(seconds: float) -> Awaitable[str]:
+    return _waits(seconds)
+
+
+@task(timeout=SHORT)
+def returns_a_coroutine_late() -> Awaitable[str]:
+    seen.append("begun")
+    released.wait(60)
+    return _waits(0)
+
+
+@task
+def note_sync(name: str) -> str:
+    seen.append(name)
+    return name
