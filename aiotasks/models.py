@@ -184,6 +184,8 @@ class Worker(models.Model):
     listening = models.BooleanField(null=True)
     # On which it alone LISTENs; null: it doesn't, or is older than the column.
     channel = models.TextField(null=True)
+    # Threads that don't come back from tasks whose time is over; null: as with listening.
+    stuck_threads = models.IntegerField(null=True)
 
     class Meta:
         required_db_vendor = "postgresql"

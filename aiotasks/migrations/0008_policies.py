@@ -23,6 +23,7 @@ class Migration(migrations.Migration):
         AddColumn("task", "unique_until", models.DateTimeField(null=True)),
         AddColumn("task", "unique_waiting", models.BooleanField(null=True)),
         AddColumn("task", "former_key", models.TextField(null=True)),
+        AddColumn("worker", "stuck_threads", models.IntegerField(null=True)),
         AddIndex(
             "task",
             models.Index(

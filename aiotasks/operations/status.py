@@ -70,7 +70,7 @@ class LaneUse:
 class WorkerRow:
     """``queues``: empty for any. ``lease``: the seconds that are left, negative once it has expired.
     ``listening``: whether NOTIFY wakes it; None: not known yet. ``has_channel``: whether NOTIFY can wake it
-    by itself."""
+    by itself. ``stuck_threads``: those that don't come back from tasks whose time is over."""
 
     id: UUID
     host: str
@@ -81,6 +81,7 @@ class WorkerRow:
     thread: LaneUse
     listening: bool | None
     has_channel: bool
+    stuck_threads: int
     version: str
     started_at: datetime
 
@@ -104,7 +105,8 @@ class LaneTotal:
 class FleetUse:
     """The live workers of a backend together. ``listening``: NOTIFY wakes each by itself;
     ``listening_to_all``: only all at once, because they are of the release before; ``polling``: NOTIFY
-    doesn't wake them; ``unknown``: not known yet. ``versions``: how many have each."""
+    doesn't wake them; ``unknown``: not known yet. ``stuck_threads``: see WorkerRow.
+    ``versions``: how many have each."""
 
     workers: int
     hosts: int
@@ -114,6 +116,7 @@ class FleetUse:
     listening_to_all: int
     polling: int
     unknown: int
+    stuck_threads: int
     versions: dict[str, int]
 
 
@@ -222,6 +225,7 @@ def _fleet(alive: list[WorkerRow], *, running_capped: bool) -> FleetUse:
         listening_to_all=ways[True, False],
         polling=ways[False, False],
         unknown=ways[None, False],
+        stuck_threads=sum(one.stuck_threads for one in alive),
         versions=dict(sorted(Counter(one.version for one in alive).items())),
     )
 
@@ -247,6 +251,7 @@ async def select_workers(store: Store, backend: str, running: Iterable[RunningCo
             thread=LaneUse(running_on[row.id, "thread"], row.threads),
             listening=row.listening,
             has_channel=row.has_channel,
+            stuck_threads=row.stuck_threads,
             version=row.version,
             started_at=row.started_at,
             lease=row.lease,

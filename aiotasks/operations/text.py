@@ -63,7 +63,8 @@ def _fleet(fleet: FleetUse) -> str:
     loop, thread = fleet.loop, fleet.thread
     parts = [
         f"{fleet.workers:,} on {counted(fleet.hosts, 'host')}",
-        f"loop {loop.running}/{loop.slots:,}, threads {thread.running}/{thread.slots:,}",
+        f"loop {loop.running}/{loop.slots:,}, threads {thread.running}/{thread.slots:,}"
+        + _stuck(fleet.stuck_threads),
         f"wake-ups {_numbers(wake_ups)}",
     ]
     if len(fleet.versions) > 1:
@@ -81,7 +82,7 @@ def _worker(worker: WorkerRow) -> list[str]:
         printable(", ".join(worker.queues)) or "any",
         f"{age(worker.lease)} left" if worker.alive else f"expired {age(-worker.lease)} ago",
         _lane(worker.loop),
-        _lane(worker.thread),
+        _lane(worker.thread) + _stuck(worker.stuck_threads),
         _wake_up(worker),
         printable(worker.version),
         str(worker.id),
@@ -99,6 +100,10 @@ def _wake_up(worker: WorkerRow) -> str:
 
 def _lane(lane: LaneUse) -> str:
     return f"{lane.running:,}/{lane.slots:,}"
+
+
+def _stuck(threads: int) -> str:
+    return f" ({threads:,} stuck)" if threads else ""
 
 
 def _running(task: Running | None) -> str:

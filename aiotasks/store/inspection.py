@@ -93,7 +93,7 @@ class LiveWorkers(NamedTuple):
 
 class StoredWorker(NamedTuple):
     """A worker's row. ``lease``: the seconds left, negative once it has expired. ``has_channel``: it can be
-    woken by itself."""
+    woken by itself. ``stuck_threads``: those that don't come back from tasks whose time is over."""
 
     id: UUID
     host: str
@@ -104,6 +104,7 @@ class StoredWorker(NamedTuple):
     listening: bool | None
     has_channel: bool
     version: str
+    stuck_threads: int
     started_at: datetime
     lease: float
 

@@ -73,16 +73,25 @@ class WorkerStatements(StatementGroup):
         lease_timeout: float,
         listening: bool | None = None,
         *,
+        stuck_threads: int = 0,
         even_expired: bool = False,
         remaining: float = 0.0,
         timeout: float | None = None,
     ) -> Renewal | None:
         """Renew the lease unless it has expired by the database's clock, or ends within ``remaining``
         seconds; with ``even_expired`` in any case. Return None if the worker has no row. ``listening``:
-        whether NOTIFY wakes the worker (None: not known).
+        whether NOTIFY wakes the worker (None: not known). ``stuck_threads``: how many of its threads don't
+        come back from tasks whose time is over.
         """
         rows = await self._fetch(
-            "renew_lease", worker_id, lease_timeout, listening, even_expired, remaining, timeout=timeout
+            "renew_lease",
+            worker_id,
+            lease_timeout,
+            listening,
+            even_expired,
+            remaining,
+            stuck_threads,
+            timeout=timeout,
         )
         if not rows:
             return None

@@ -31,6 +31,7 @@ from .maintenance.promoter import LONGEST_WAIT, Promoter
 from .maintenance.pruner import Pruner
 from .maintenance.rescuer import Rescuer
 from .ownership import Ownership
+from .recycler import Recycler
 from .running.orm_threads import OrmThreads
 from .running.sync_threads import SyncThreads
 from .running.watchdog import LoopWatchdog
@@ -62,7 +63,8 @@ IMPORT_THREADS = 4
 class Engine:
     """The parts of one worker. Made on the loop that it runs on, once the database is there.
 
-    tried: is set once the worker has started, or a first try has failed.
+    tried: is set once the worker has started, or a first try has failed. worn: while threads are stuck, and
+        only a new process helps.
     own_process: the process is the worker's alone, and ends if the loop hangs.
     """
 
@@ -76,6 +78,7 @@ class Engine:
         concurrency: int,
         room: Room,
         tried: asyncio.Event,
+        worn: asyncio.Event,
         own_process: bool,
         events: Events,
     ) -> None:
@@ -192,7 +195,8 @@ class Engine:
         self.waker.connect(self.claimer, self.promoter, self.canceller, self.heartbeat)
         self.ownership.connect(self.claimer.intake)
         self.rescue_turn = self.workers.turn(self.lease.interval)
-        self.keeper.connect(self.runner, self.claimer, self.rescue_turn)
+        self.keeper.connect(self.runner, self.sync_threads, self.claimer, self.rescue_turn)
+        self.recycler = Recycler(self.sync_threads, self.ownership, self.heartbeat, events, worn=worn)
         self.handover = Handover(self.ownership, self.lease, self.waker, builder)
         self.hang_handler = HangHandler(
             self.lease, self.heartbeat, self.runner, self.handover, events, own_process=own_process
@@ -266,6 +270,7 @@ class Engine:
             self.claimer.run,
             self.promoter.run,
             self.canceller.run,
+            self.recycler.run,
             rescue,
             release,
             expire,

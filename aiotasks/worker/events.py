@@ -75,6 +75,11 @@ class Observer:
     def returned(self, job: Job) -> None:
         """The body of an attempt that had outlasted its time has ended; what it has returned is ignored."""
 
+    def worn(self, stuck: int) -> None:
+        """So many threads don't come back from tasks that have outlasted their time, and nothing but a new
+        process helps: the worker is idle otherwise, or has no thread left.
+        """
+
     def outage_began(self, part: str, error: Exception) -> None:
         """The database refuses what ``part`` of the worker asks for, or can't be reached. From any thread."""
 
@@ -160,6 +165,9 @@ class Events(Observer):
     def returned(self, job: Job) -> None:
         self._each(lambda one: one.returned(job))
 
+    def worn(self, stuck: int) -> None:
+        self._each(lambda one: one.worn(stuck))
+
     def outage_began(self, part: str, error: Exception) -> None:
         self._each(lambda one: one.outage_began(part, error))
 
@@ -213,6 +221,13 @@ class EventLog(Observer):
 
     def returned(self, job: Job) -> None:
         logger.info("A task that went on after its timeout has ended id=%s path=%r", job.id, job.task_path)
+
+    def worn(self, stuck: int) -> None:
+        logger.warning(
+            "Threads are stuck in tasks that have outlasted their timeouts; only a new process frees them "
+            "stuck=%d",
+            stuck,
+        )
 
     def loop_blocked(self, seconds: float, task_name: str | None, stack: str) -> None:
         logger.warning("The event loop is blocked seconds=%.1f task=%r\n%s", seconds, task_name, stack)

@@ -24,8 +24,10 @@ __all__ = [
     "HasCapacity",
     "HasFreeThreads",
     "HasSlots",
+    "HasStuckThreads",
     "HoldsClaims",
     "KeepsLease",
+    "KnowsWork",
     "Leases",
     "LooksForCancelled",
     "LooksForDue",
@@ -68,6 +70,11 @@ class KeepsLease(Protocol):
     def is_woken(self) -> bool | None:
         """Return whether NOTIFY wakes the worker at the moment; None if it claims no more, because it stops.
         Called in the heartbeat's thread.
+        """
+
+    def stuck_threads(self) -> int:
+        """Return how many threads are stuck in tasks that have outlasted their time. Called in the
+        heartbeat's thread.
         """
 
     def registered(self) -> None:
@@ -118,6 +125,29 @@ class HasCapacity(Protocol):
 
     def capacity(self) -> int:
         """Return how many tasks can run at a time: fewer than wanted while the machine refuses threads."""
+
+
+class HasStuckThreads(Protocol):
+    """The threads of sync tasks, of which some don't come back at their tasks' time limits."""
+
+    @property
+    def stuck(self) -> int:
+        """How many haven't come back. May be asked in any thread."""
+
+    @property
+    def usable(self) -> int:
+        """How many sync tasks can run at a time beside them."""
+
+    @property
+    def stuck_changed(self) -> "asyncio.Event":
+        """Is set when ``stuck`` has changed."""
+
+
+class KnowsWork(Protocol):
+    """The part that knows what the worker has to do (``Ownership``)."""
+
+    def is_idle(self) -> bool:
+        """Return whether nothing runs, or waits to be written."""
 
 
 class HasSlots(Protocol):

@@ -99,9 +99,10 @@ class ThreadPool:
     ) -> None:
         self.threads: list[threading.Thread] = []
         self._name = name
-        self._base = self._limit = self._usable = limit
+        self._base = self._limit = limit
+        self.usable = limit  # the calls that can run at a time beside stuck ones, if no thread is refused
         self._spare = spare
-        self._stuck = 0  # threads that don't give their calls back
+        self.stuck = 0  # threads that don't give their calls back
         self._leaving = 0  # threads that end as soon as they are free
         self._daemon = daemon
         self._prepare = prepare
@@ -117,9 +118,9 @@ class ThreadPool:
     def capacity(self) -> int:
         """The number of calls that can run at a time: below the limit while the machine refuses threads."""
         if not self.starts.refused:
-            return self._usable
-        running = len(self.threads) - self._leaving - self._stuck
-        return min(self._usable, max(0, running) + self.starts.may_start())
+            return self.usable
+        running = len(self.threads) - self._leaving - self.stuck
+        return min(self.usable, max(0, running) + self.starts.may_start())
 
     def widen(self) -> None:
         """Have another thread in the place of one that doesn't give its call back, if a spare one is left.
@@ -127,21 +128,21 @@ class ThreadPool:
         Without one fewer calls can run at a time.
         """
         with self._lock:
-            self._set_stuck(self._stuck + 1)
+            self._set_stuck(self.stuck + 1)
 
     def narrow(self) -> None:
         """Note that such a thread gives its call back, and end one that isn't needed any more."""
         with self._lock:
-            self._set_stuck(self._stuck - 1)
+            self._set_stuck(self.stuck - 1)
             surplus = len(self.threads) - self._leaving - self._limit
             for _ in range(surplus):
                 self._leaving += 1
                 self._calls.put(None)
 
     def _set_stuck(self, number: int) -> None:
-        self._stuck = number
+        self.stuck = number
         self._limit = self._base + min(number, self._spare)
-        self._usable = self._limit - number
+        self.usable = self._limit - number
 
     def put(self, call: _Call, *, may_wait: bool) -> None:
         """Have a thread run ``call``, which must not raise.

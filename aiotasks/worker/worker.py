@@ -83,6 +83,7 @@ class Worker:
         self.stuck = False  # after the end: a task, an unwritten outcome or a receiver has outlasted it
         self._main_task: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()  # the start has succeeded, or failed once
+        self._worn = asyncio.Event()
         self._stopping = asyncio.Event()
         self._hurried = asyncio.Event()
         self._built = asyncio.Event()  # there was a database, so there are parts
@@ -139,8 +140,13 @@ class Worker:
             self.engine.give_up(timeout, blamed=())
 
     def running(self) -> list[Execution]:
-        """Return the executions that run at the moment. May be called in any thread."""
-        return list(self.engine.runner.running) if hasattr(self, "engine") else []
+        """Return the executions that run at the moment, also those that have outlasted their time. May be
+        called in any thread.
+        """
+        if not hasattr(self, "engine"):
+            return []
+        runner = self.engine.runner
+        return [*list(runner.running), *list(runner.deadlines.outlasting)]
 
     def outcomes(self) -> tuple[int, int, int]:
         """Return how many tasks have succeeded here, failed, and been given back."""
@@ -190,6 +196,12 @@ class Worker:
             await asyncio.sleep(backoff(failures) if failures else 0.05)
         await main_task
 
+    async def wait_until_worn(self) -> None:
+        """Wait until threads are stuck in tasks that have outlasted their time, and only a new process helps:
+        the worker is idle otherwise, or has no thread left.
+        """
+        await self._worn.wait()
+
     def _started_task(self) -> "asyncio.Task[None]":
         if self._main_task is None:
             raise RuntimeError("This Worker has not been started: use it by `async with`.")
@@ -231,6 +243,7 @@ class Worker:
             concurrency=self.concurrency,
             room=room,
             tried=self._tried,
+            worn=self._worn,
             own_process=self.own_process,
             events=self.events,
         )

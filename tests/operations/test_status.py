@@ -332,6 +332,7 @@ def test_the_table() -> None:
         thread=LaneUse(2, 10),
         listening=True,
         has_channel=False,
+        stuck_threads=0,
         version="0.1.0",
         started_at=datetime.now(UTC),
     )
@@ -345,6 +346,7 @@ def test_the_table() -> None:
         thread=LaneUse(0, 0),
         listening=None,
         has_channel=True,
+        stuck_threads=0,
         version="0.0.9",
         started_at=datetime.now(UTC),
     )
@@ -375,6 +377,7 @@ def test_the_table() -> None:
         listening_to_all=1,
         polling=0,
         unknown=0,
+        stuck_threads=0,
         versions={"0.0.9\x1b[2J": 1_000, "0.1.0": 1},
     )
     shown = status_as_text(

@@ -2,15 +2,25 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from django.tasks import TaskResultStatus
+from django.utils import timezone
 
 import aiotasks
+from aiotasks import registry
+from aiotasks.operations.status import read_status
+from aiotasks.operations.text import status_as_text
+from aiotasks.registry import resolve
 from aiotasks.rows import AnyResult
+from aiotasks.testing import drain as aiotasks_drain
+from aiotasks.worker.execution import Execution
 from aiotasks.worker.running import deadlines
+from aiotasks.worker.running import imports as imports_module
 from tests.site import default_task_backend
 
 from . import timeout_tasks as tasks
@@ -136,3 +146,315 @@ async def test_an_abandoned_coroutine_marks_the_end_as_stuck(database: str, shor
     assert worker.stuck
     tasks.released.set()
     await until(lambda: not worker.engine.runner.deadlines.outlasting)
+
+
+# --- Threads
+
+
+async def test_a_thread_at_its_limit_is_recorded_fenced_and_replaced(
+    database: str, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The attempt is over while its thread goes on; the next task has a thread of its own."""
+    caplog.set_level(logging.INFO, "aiotasks.worker")
+    result = await tasks.waits.aenqueue("first")
+    async with aiotasks.Worker(grace=5, threads=1) as worker, asyncio.timeout(TIMEOUT):
+        threads = worker.engine.sync_threads
+        await until(lambda: ledger.task(result.id).status == "FAILED")
+        assert (threads.stuck, threads.usable) == (1, 1)
+        following = await tasks.note_sync.aenqueue("next")
+        await worker.wait_until_empty()
+        assert await outcome(following) == "next"
+        assert ("ended", "first") not in tasks.seen
+        assert len(threads._pool.threads) == 2
+        assert [execution.job.task_path for execution in worker.running()] == [tasks.waits.module_path]
+        tasks.released.set()
+        await until(lambda: not worker.engine.runner.deadlines.outlasting)
+        await until(lambda: len(threads._pool.threads) == 1)
+        assert (threads.stuck, threads.usable) == (0, 1)
+        assert await outcome(await run(worker, tasks.note_sync, "last")) == "last"
+    assert not worker.stuck
+    assert ("ended", "first") in tasks.seen
+    assert await outcome(result) == [TASK_TIMEOUT]
+    assert "released.wait" in result.errors[0].traceback  # where it was
+    assert [r.message for r in caplog.records if "lane=thread" in r.message and "waits" in r.message]
+
+
+async def run(worker: aiotasks.Worker, task: Any, *args: Any) -> AnyResult:
+    result: AnyResult = await task.aenqueue(*args)
+    await worker.wait_until_empty()
+    return result
+
+
+async def test_no_more_than_twice_the_threads_are_stuck(database: str, ledger: Ledger) -> None:
+    """Then nothing of the lane is claimed, until a thread comes back."""
+    for name in ("first", "second"):
+        await tasks.waits.aenqueue(name)
+    async with aiotasks.Worker(grace=5, threads=1) as worker, asyncio.timeout(TIMEOUT):
+        threads = worker.engine.sync_threads
+        await until(lambda: ledger.statuses() == {"FAILED": 2})
+        assert (threads.stuck, threads.usable, threads.capacity()) == (2, 0, 0)
+        third = await tasks.note_sync.aenqueue("third")
+        on_loop = await tasks.does_not_wait.aenqueue("loop")
+        await until(lambda: ledger.task(on_loop.id).status == "SUCCESSFUL")
+        assert ledger.task(third.id).status == "READY"
+        await until(worker._worn.is_set)
+        tasks.released.set()
+        await worker.wait_until_empty()
+        await until(lambda: len(threads._pool.threads) == 1)
+    assert await outcome(third) == "third"
+
+
+@pytest.mark.parametrize("late", [tasks.waits_and_fails, tasks.returns_a_coroutine_late])
+async def test_what_a_thread_makes_of_it_later_is_ignored(database: str, late: Any) -> None:
+    result = await late.aenqueue()
+    async with aiotasks.Worker(grace=5, threads=1) as worker, asyncio.timeout(TIMEOUT):
+        await worker.wait_until_empty()
+        tasks.released.set()
+        await until(lambda: not worker.engine.runner.deadlines.outlasting)
+        assert worker.engine.finisher.fenced == 0
+        assert await outcome(await run(worker, tasks.note_sync, "next")) == "next"
+    assert await outcome(result) == [TASK_TIMEOUT]
+    assert result.attempts == 1
+
+
+async def test_the_coroutine_of_a_sync_function_has_the_same_limit(database: str) -> None:
+    ends, sleeps = await tasks.returns_a_coroutine.aenqueue(0), await tasks.returns_a_coroutine.aenqueue(3600)
+    await drain()
+    assert await outcome(ends) == "awaited"
+    assert await outcome(sleeps) == [TASK_TIMEOUT]
+    assert "in _waits" in sleeps.errors[0].traceback
+
+
+async def test_a_stuck_thread_keeps_no_worker_from_ending(database: str, ledger: Ledger) -> None:
+    """Its row is finished, so there is no lease to keep."""
+    result = await tasks.waits.aenqueue()
+    async with aiotasks.Worker(grace=60) as worker, asyncio.timeout(TIMEOUT):
+        await until(lambda: ledger.task(result.id).status == "FAILED")
+    assert not worker.stuck
+    assert ledger.workers() == 0
+    tasks.released.set()
+    await until(lambda: not worker.engine.runner.deadlines.outlasting)
+
+
+async def test_others_see_how_many_threads_are_stuck(database: str, ledger: Ledger) -> None:
+    result = await tasks.waits.aenqueue()
+    async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+        await until(lambda: ledger.task(result.id).status == "FAILED")
+        await until(lambda: ledger.value("SELECT stuck_threads FROM aiotasks_worker") == 1)
+        status = await read_status(default_task_backend)
+        assert (status.fleet.stuck_threads, status.workers[0].stuck_threads) == (1, 1)
+        assert status_as_text(status).count("/10 (1 stuck)") == 2
+        tasks.released.set()
+        await until(lambda: ledger.value("SELECT stuck_threads FROM aiotasks_worker") == 0)
+        await worker.wait_until_empty()
+
+
+# --- Races
+
+
+def let_time_pass(worker: aiotasks.Worker, execution: Execution) -> None:
+    """Have the limit of a task that has begun be over at this moment."""
+    assert execution.limit is not None
+    execution.limit._ends_at = time.monotonic()
+    worker.engine.runner.deadlines.forget(execution)
+    worker.engine.runner.deadlines.watch(execution)
+
+
+async def begun(worker: aiotasks.Worker) -> Execution:
+    await until(lambda: "begun" in tasks.seen)
+    (execution,) = worker.engine.runner.running
+    return execution
+
+
+@pytest.mark.parametrize("task", [tasks.ends_at_its_limit, tasks.ends_at_its_limit_sync])
+async def test_the_end_at_the_moment_of_the_limit(database: str, ledger: Ledger, task: Any) -> None:
+    """One outcome each, whichever comes first, and nothing stays behind."""
+    number = 200 if task is tasks.ends_at_its_limit else 40
+    results = await default_task_backend.aenqueue_many(task, [((n,), {}) for n in range(number)])
+    async with aiotasks.Worker(grace=5, threads=4) as worker, asyncio.timeout(TIMEOUT):
+        await worker.wait_until_empty()
+        deadlines = worker.engine.runner.deadlines
+        await until(lambda: not deadlines.outlasting)
+        assert deadlines._timers == {}
+        await until(lambda: len(worker.engine.sync_threads._pool.threads) <= 4)
+        assert worker.engine.slots._taken == {"loop": 0, "thread": 0}
+        assert worker.engine.finisher.fenced == 0
+    for n, result in enumerate(results):
+        assert await outcome(result) in (n, [TASK_TIMEOUT])
+        assert result.attempts == 1
+
+
+@pytest.mark.parametrize("task", [tasks.sleeps_long, tasks.waits_long])
+async def test_a_cancel_before_the_limit_decides(database: str, task: Any) -> None:
+    result = await task.aenqueue()
+    async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+        execution = await begun(worker)
+        worker.engine.runner.cancel(execution, "cancelled")
+        let_time_pass(worker, execution)
+        await worker.wait_until_empty()
+    assert await outcome(result) == ["aiotasks.exceptions.TaskCancelled"]
+
+
+async def test_a_cancel_after_the_limit_changes_nothing(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "CANCEL_TIMEOUT", 0.2)
+    result = await tasks.ignores_cancellation_long.aenqueue()
+    async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+        execution = await begun(worker)
+        let_time_pass(worker, execution)
+        await until(lambda: execution.cancelled_for == "timed out")
+        await result.acancel()
+        await worker.engine.canceller.run_once()
+        assert execution.cancelled_for == "timed out"
+        await worker.wait_until_empty()
+        tasks.released.set()
+        await until(lambda: not worker.engine.runner.deadlines.outlasting)
+    assert await outcome(result) == [TASK_TIMEOUT]
+
+
+async def test_a_cancelled_coroutine_holds_its_slot_no_longer_than_its_limit(
+    database: str, short_grace: None
+) -> None:
+    """One that ignores the user's cancel is given up as one that ignores ours."""
+    result = await tasks.ignores_cancellation_long.aenqueue()
+    async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+        execution = await begun(worker)
+        worker.engine.runner.cancel(execution, "cancelled")
+        let_time_pass(worker, execution)
+        await worker.wait_until_empty()
+        tasks.released.set()
+        await until(lambda: not worker.engine.runner.deadlines.outlasting)
+    assert await outcome(result) == ["aiotasks.exceptions.TaskCancelled"]
+
+
+async def test_a_shutdown_after_the_limit_gives_back(database: str, ledger: Ledger) -> None:
+    """As long as the body is in its clean-up: no attempt is spent."""
+    result = await tasks.ignores_cancellation_long.aenqueue()
+    async with aiotasks.Worker(grace=0) as worker, asyncio.timeout(TIMEOUT):
+        execution = await begun(worker)
+        let_time_pass(worker, execution)
+        await until(lambda: execution.cancelled_for == "timed out")
+    assert worker.stuck
+    assert (ledger.task(result.id).status, ledger.task(result.id).worker_ids) == ("READY", [])
+    assert worker.engine.runner.deadlines._timers == {}
+    tasks.released.set()
+    assert execution.task is not None
+    await until(execution.task.done)
+
+
+async def test_a_shutdown_before_the_limit_keeps_the_thread(database: str, ledger: Ledger) -> None:
+    """An embedded worker's stop outlasts the grace: the lease is kept until the thread has ended."""
+    result = await tasks.waits_long.aenqueue()
+    async with aiotasks.Worker(grace=0) as worker, asyncio.timeout(TIMEOUT):
+        execution = await begun(worker)
+        worker.engine.runner.cancel(execution, "shutdown")
+        let_time_pass(worker, execution)
+        await until(lambda: worker.engine.runner.deadlines._timers == {})
+        assert execution in worker.engine.runner.running
+    assert ledger.task(result.id).status == "RUNNING"
+    tasks.released.set()
+    await until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
+    await until(lambda: ledger.workers() == 0)
+
+
+async def test_the_limit_moves_with_a_coroutine_to_the_loop(database: str) -> None:
+    result = await tasks.returns_a_coroutine_at_once.aenqueue()
+    async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+        execution = await begun(worker)
+        await until(lambda: not execution.in_thread)
+        let_time_pass(worker, execution)
+        await worker.wait_until_empty()
+    assert await outcome(result) == [TASK_TIMEOUT]
+
+
+async def test_an_import_is_no_part_of_the_time(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit counts from when the body begins."""
+
+    def slow(*args: Any) -> Any:
+        began = time.monotonic()
+        while time.monotonic() < began + 3 * tasks.SHORT:
+            time.sleep(0.001)
+        return resolve(*args)
+
+    monkeypatch.setattr(imports_module, "resolve", slow)
+    monkeypatch.setattr(registry, "_resolved", {})
+    results = [await tasks.returns_a_coroutine.aenqueue(0), await tasks.returns_all_the_same.aenqueue()]
+    await drain()
+    assert [await outcome(result) for result in results] == ["awaited", "partial"]
+
+
+async def test_a_limit_ends_in_an_attempt_of_its_own(database: str) -> None:
+    """Subject to retry; a backoff is asked off the loop after a thread's time-out, and once."""
+    result, sync = await tasks.times_out_once.aenqueue(), await tasks.times_out_once_sync.aenqueue()
+    async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+        await worker.wait_until_empty()
+        assert [await outcome(each) for each in (result, sync)] == [2, 2]
+        tasks.released.set()
+        await until(lambda: not worker.engine.runner.deadlines.outlasting)
+        await worker.wait_until_empty()
+    assert tasks.seen == [("TaskTimeout", False), "the first has ended"]
+    for each in (result, sync):
+        await each.arefresh()
+        assert [error.exception_class_path for error in each.errors] == [TASK_TIMEOUT]
+
+
+# --- The context
+
+
+@pytest.mark.parametrize("task", [tasks.shows_its_context, tasks.shows_its_context_sync])
+async def test_the_context_shows_the_time(database: str, task: Any) -> None:
+    result = await task.aenqueue()
+    before = timezone.now()
+    await drain()
+    deadline, remaining, is_cancelled, attempt = await outcome(result)
+    assert before < datetime.fromisoformat(deadline) <= timezone.now() + timedelta(seconds=tasks.LONG)
+    assert 0 < remaining <= tasks.LONG
+    assert (is_cancelled, attempt) == (False, 1)
+
+
+async def test_the_context_without_a_limit(database: str) -> None:
+    result = await tasks.has_no_limit.aenqueue()
+    await drain()
+    assert await outcome(result) == [None, None, False]
+
+
+async def test_a_naive_deadline_where_the_times_are(database: str, settings: Any) -> None:
+    settings.USE_TZ = False
+    result = await tasks.shows_its_context.aenqueue()
+    await drain()
+    assert datetime.fromisoformat((await outcome(result))[0]).tzinfo is None
+
+
+async def test_a_sync_task_learns_that_it_is_cancelled(database: str) -> None:
+    result = await tasks.waits_until_cancelled.aenqueue()
+    async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+        await until(lambda: "begun" in tasks.seen)
+        await result.acancel()
+        await worker.wait_until_empty()
+    assert await outcome(result) == "noticed"
+
+
+async def test_a_sync_task_learns_that_its_time_is_over(database: str) -> None:
+    result = await tasks.waits_until_its_time_is_over.aenqueue()
+    async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+        await worker.wait_until_empty()
+        await until(lambda: not worker.engine.runner.deadlines.outlasting)
+    assert await outcome(result) in ("noticed", [TASK_TIMEOUT])
+
+
+async def test_a_sync_task_learns_that_the_grace_is_over(database: str) -> None:
+    await tasks.waits_until_cancelled.aenqueue()
+    async with aiotasks.Worker(grace=0), asyncio.timeout(TIMEOUT):
+        await until(lambda: "begun" in tasks.seen)
+    # The thread ends by itself, or the run would find it left behind.
+
+
+# --- In a drain
+
+
+async def test_a_drain_keeps_to_limits(database: str) -> None:
+    """Its thread is the test's own, so it waits for a sync function, which is too late all the same."""
+    results = [await task.aenqueue() for task in (tasks.sleeps, tasks.is_too_long_for_a_drain)]
+    assert await aiotasks_drain() == 2
+    assert [await outcome(result) for result in results] == [[TASK_TIMEOUT]] * 2

@@ -188,3 +188,77 @@ def returns_a_coroutine_late() -> Awaitable[str]:
 def note_sync(name: str) -> str:
     seen.append(name)
     return name
+
+
+# --- Those whose time the test lets pass
+
+
+@task(timeout=LONG)
+async def sleeps_long() -> None:
+    seen.append("begun")
+    await asyncio.sleep(3600)
+
+
+@task(timeout=LONG)
+async def ignores_cancellation_long() -> None:
+    seen.append("begun")
+    while not released.is_set():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.005)
+
+
+@task(timeout=LONG)
+def waits_long() -> str:
+    seen.append("begun")
+    released.wait(60)
+    return "too late"
+
+
+@task(timeout=LONG)
+def returns_a_coroutine_at_once() -> Awaitable[str]:
+    seen.append("begun")
+    return _waits(3600)
+
+
+# Of the many that end at the moment of their limit.
+NARROW = 0.02
+
+
+@task(timeout=NARROW)
+async def ends_at_its_limit(number: int) -> int:
+    await asyncio.sleep(NARROW)
+    return number
+
+
+@task(timeout=NARROW)
+def ends_at_its_limit_sync(number: int) -> int:
+    time.sleep(NARROW)
+    return number
+
+
+@task(timeout=SHORT, max_attempts=2, backoff=lambda error, result: 0, takes_context=True)
+async def times_out_once(context: PostgresTaskContext) -> int:
+    if context.attempt == 1:
+        await asyncio.sleep(3600)
+    return context.attempt
+
+
+def _backoff(error: BaseException, result: Any) -> float:
+    seen.append((type(error).__name__, threading.current_thread() is threading.main_thread()))
+    return 0.0
+
+
+@task(timeout=SHORT, max_attempts=2, backoff=_backoff, takes_context=True)
+def times_out_once_sync(context: PostgresTaskContext) -> int:
+    if context.attempt == 1:
+        released.wait(60)
+        seen.append("the first has ended")
+    return context.attempt
+
+
+@task(timeout=SHORT)
+def is_too_long_for_a_drain() -> str:
+    end = time.monotonic() + 4 * SHORT
+    while time.monotonic() < end:
+        time.sleep(0.001)
+    return "too late"

@@ -5,6 +5,7 @@ SELECT
     worker.id, worker.host, worker.pid,
     ARRAY(SELECT queue.name FROM unnest(worker.queues) AS queue (name) WHERE queue.name IS NOT NULL)::text[],
     worker.concurrency, worker.threads, worker.listening, worker.channel IS NOT NULL, worker.version,
+    coalesce(worker.stuck_threads, 0),
     least(greatest(worker.started_at, bounds.first), bounds.last),
     extract(
         epoch FROM least(greatest(worker.lease_expires_at, bounds.first), bounds.last) - statement_timestamp()

@@ -49,7 +49,7 @@ class Heartbeat:
     """Registers the worker and renews its lease until stopped.
 
     - ``keeper`` is called on the worker's loop with what becomes of the lease.
-    - Every renewal stores whether NOTIFY wakes the worker.
+    - Every renewal stores whether NOTIFY wakes the worker, and how many of its threads are stuck.
     - A lease whose row has gone is lost: the worker registers again, under a new id.
     - The worker's loop may end the lease (``renounce``). It enforces the deadline too, because a dead
       connection can hang this thread.
@@ -188,9 +188,14 @@ class Heartbeat:
         timeout = max(0.25, lease.interval)
         worker_id = lease.worker_id
         if worker_id is not None:
-            is_woken = self._keeper.is_woken()
+            is_woken, stuck = self._keeper.is_woken(), self._keeper.stuck_threads()
             renewed = await store.renew_lease(
-                worker_id, lease.timeout, is_woken, remaining=lease.should_remain(), timeout=timeout
+                worker_id,
+                lease.timeout,
+                is_woken,
+                stuck_threads=stuck,
+                remaining=lease.should_remain(),
+                timeout=timeout,
             )
             self._outage.ended()
             if renewed is not None and not renewed.renewed:
@@ -202,7 +207,12 @@ class Heartbeat:
                 )
                 lease.unsteady()
                 renewed = await store.renew_lease(
-                    worker_id, lease.timeout, is_woken, even_expired=True, timeout=timeout
+                    worker_id,
+                    lease.timeout,
+                    is_woken,
+                    stuck_threads=stuck,
+                    even_expired=True,
+                    timeout=timeout,
                 )
             if renewed is not None and renewed.renewed:
                 if lease.renewed(worker_id, started):

@@ -7,7 +7,7 @@ from ...db.cache import ConnectionCache
 from ...store.workers import Renewal
 from ..events import LeaseLoss, Observer
 from ..fleet import Fleet
-from ..protocols import Beats, Claims, Runs, TakesTurns
+from ..protocols import Beats, Claims, HasStuckThreads, Runs, TakesTurns
 from ..waker import Waker
 from .lease import Lease
 
@@ -46,9 +46,12 @@ class LeaseKeeper:
         self._tried = tried
         self._changed = changed
 
-    def connect(self, runner: Runs, claimer: Claims, rescue: TakesTurns) -> None:
-        """Name the parts that depend on the lease, and the turn at a rescue; before the heartbeat starts."""
+    def connect(self, runner: Runs, threads: HasStuckThreads, claimer: Claims, rescue: TakesTurns) -> None:
+        """Name the parts that depend on the lease or that it shows, and the turn at a rescue; before the
+        heartbeat starts.
+        """
         self._runner = runner
+        self._threads = threads
         self._claimer = claimer
         self._rescue = rescue
 
@@ -57,6 +60,12 @@ class LeaseKeeper:
         Called in the heartbeat's thread.
         """
         return None if self._claimer.is_stopping else self._waker.is_woken()
+
+    def stuck_threads(self) -> int:
+        """Return how many threads are stuck in tasks that have outlasted their time. Called in the
+        heartbeat's thread.
+        """
+        return self._threads.stuck
 
     def registered(self) -> None:
         """Cancel the tasks that were claimed under another id: other workers may run them."""

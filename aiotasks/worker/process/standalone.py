@@ -26,7 +26,7 @@ from .forked_child import unshared
 from .kills import kills_refused
 from .pipe import SupervisorPipe
 from .signals import IGNORED, QUIT, REPORT, STOP, ProcessSignals, signal_name
-from .supervisor import TASKS_FAILED
+from .supervisor import START_AGAIN, TASKS_FAILED
 
 __all__ = ["Standalone"]
 
@@ -142,6 +142,10 @@ class Standalone:
                 await worker.wait_for_database()
                 pipe.notify_ready()
 
+        async def ask_for_another() -> None:
+            await worker.wait_until_worn()
+            self._exit_code = START_AGAIN
+
         async def work() -> None:
             # Before the start is over: if a task ends its worker by then, the supervisor must not take that
             # for a mistake in the settings.
@@ -149,7 +153,11 @@ class Standalone:
             async with worker:
                 if notifying is not None:
                     await notifying
-                ends = [worker.wait()] + ([worker.wait_until_empty()] if self._until_empty else [])
+                ends = [worker.wait()]
+                if self._until_empty:
+                    ends.append(worker.wait_until_empty())
+                if pipe is not None:  # else nobody would start another
+                    ends.append(ask_for_another())
                 await _until_first(*ends)
 
         try:

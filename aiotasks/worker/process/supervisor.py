@@ -20,12 +20,16 @@ import anyio
 from .exits import leave_now
 from .signals import QUIT, REPORT, STOP, ProcessSignals
 
-__all__ = ["TASKS_FAILED", "Supervisor"]
+__all__ = ["START_AGAIN", "TASKS_FAILED", "Supervisor"]
 
 logger = logging.getLogger("aiotasks.supervisor")
 
 # The exit code of a worker with --until-empty if tasks have failed.
 TASKS_FAILED = 3
+
+# The exit code of a worker that asks for a new process, because threads of it are stuck in tasks. It is
+# EX_TEMPFAIL of sysexits.h.
+START_AGAIN = 75
 
 # Seconds until a worker that died is replaced: doubled for each one that dies young.
 FIRST_PAUSE = 0.5
@@ -49,7 +53,8 @@ class Supervisor:
 
     command: starts one worker, given ``--supervised FD`` at its end.
     grace: seconds for which a worker's stop waits for running tasks. KILL_AFTER later it is killed.
-    until_empty: a worker that exits with 0 or TASKS_FAILED is done, and isn't replaced.
+    until_empty: a worker that exits with 0 or TASKS_FAILED is done, and isn't replaced. One that exits with
+        START_AGAIN is replaced, and counts as one with failed tasks: their time was over.
     change: returns a description once the code has changed; awaited again and again.
     """
 
@@ -169,6 +174,12 @@ class Supervisor:
                 self._note_exit(code)
             elif edition.over.is_set():
                 failures = 0
+            elif code == START_AGAIN and child.ready:
+                failures = 0
+                if self._until_empty:
+                    self._exit_code = self._exit_code or TASKS_FAILED
+                logger.info("A worker has ended to be started again pid=%d", child.pid)
+                await edition.rest(FIRST_PAUSE)
             elif code in (0, TASKS_FAILED) and self._until_empty:
                 self._exit_code = self._exit_code or code
                 edition.proven.set()
@@ -213,7 +224,7 @@ class Supervisor:
 
     def _note_exit(self, code: int) -> None:
         # A worker that still imports is ended by the signal itself.
-        if code != 0 and -code not in {*STOP, QUIT} and not self._exit_code:
+        if code not in (0, START_AGAIN) and -code not in {*STOP, QUIT} and not self._exit_code:
             self._exit_code = code if code > 0 else 128 - code  # as a shell reports it
 
 

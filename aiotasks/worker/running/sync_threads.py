@@ -22,6 +22,7 @@ class SyncThreads:
     def __init__(self, limit: int, *, spare: int = 0) -> None:
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPool("aiotasks-sync", "sync tasks", limit, spare=spare, prepare=self._prepare)
+        self.stuck_changed = asyncio.Event()
         # How many tasks can run at a time at the moment. The pool's method, as it is called for each task.
         self.capacity = self._pool.capacity
         self._done: deque[asyncio.Future[None]] = deque()
@@ -46,13 +47,25 @@ class SyncThreads:
         after()
         self._notify(future)
 
+    @property
+    def stuck(self) -> int:
+        """How many threads don't come back from tasks whose time is over. May be asked in any thread."""
+        return self._pool.stuck
+
+    @property
+    def usable(self) -> int:
+        """How many tasks can run at a time beside those."""
+        return max(0, self._pool.usable)
+
     def widen(self) -> None:
         """Have another thread in the place of one that its task doesn't give back, if there may be more."""
         self._pool.widen()
+        self.stuck_changed.set()
 
     def narrow(self) -> None:
         """Note that such a thread has come back."""
         self._pool.narrow()
+        self.stuck_changed.set()
 
     def close(self) -> None:
         """Let idle threads end."""
