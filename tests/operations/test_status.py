@@ -167,6 +167,7 @@ def test_the_live_workers_together(fill: Fill, enter: Enter) -> None:
         "listening_to_all": 1,
         "polling": 1,
         "unknown": 1,
+        "stuck_threads": 0,
     }
     assert fleet["versions"] == {"0.0.1": 1, aiotasks.__version__: 4}
     text = run("status")[1]
@@ -301,6 +302,7 @@ def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
             "listening_to_all": 0,
             "polling": 0,
             "unknown": 0,
+            "stuck_threads": 0,
             "versions": {aiotasks.__version__: 1},
         },
         "workers": [
@@ -313,6 +315,7 @@ def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
                 "thread": {"running": 0, "slots": 10},
                 "listening": True,
                 "has_channel": True,
+                "stuck_threads": 0,
                 "version": aiotasks.__version__,
             }
         ],
