@@ -45,6 +45,8 @@ class Command(BaseCommand):
             command = commands.add_parser(name, help=what)
             cli.add_backend(command)
             command.add_argument("--json", action="store_true", help="print JSON")
+            if name == "check":
+                cli.add_grace(command, help="the --grace of the workers (25)")
         prune.add_arguments(
             commands.add_parser("prune", help="delete finished tasks whose time is over, as the workers do")
         )
@@ -66,7 +68,7 @@ class Command(BaseCommand):
             case "status":
                 self._show_status(options["backend"], as_json=options["json"])
             case "check":
-                self._check_set_up(options["backend"], as_json=options["json"])
+                self._check_set_up(options["backend"], options["grace"], as_json=options["json"])
             case "prune":
                 backend = _backend(options["backend"])
                 self.stdout.write(_run(backend, prune.run(backend, options["older_than"])))
@@ -76,8 +78,8 @@ class Command(BaseCommand):
         status = _run(backend, read_status(backend))
         self.stdout.write(_json(asdict(status)) if as_json else status_as_text(status))
 
-    def _check_set_up(self, alias: str, *, as_json: bool) -> None:
-        findings = asyncio.run(diagnose(alias))
+    def _check_set_up(self, alias: str, grace: float, *, as_json: bool) -> None:
+        findings = asyncio.run(diagnose(alias, grace=grace))
         failed = any(finding.verdict == "error" for finding in findings)
         if as_json:
             found = [asdict(finding) for finding in findings]

@@ -20,10 +20,11 @@ from . import (
     permissions,
     pooler,
     session,
+    timeouts,
     versions,
     waiting,
 )
-from .examination import Examination, remedy_for
+from .examination import GRACE, Examination, remedy_for
 from .finding import Finding, Result
 from .settings import check_settings
 
@@ -43,26 +44,30 @@ _CHECKS: dict[str, Callable[[Examination], Awaitable[Result]]] = {
     "clock": clock.check,
     "versions": versions.check,
     "waiting": waiting.check,
+    "timeouts": timeouts.check,
 }
 
 CHECKS = ("settings", *_CHECKS)
 
 
-async def diagnose(alias: str) -> list[Finding]:
-    """Run all checks of ``TASKS[alias]``; mistakes and failures are findings, not exceptions."""
+async def diagnose(alias: str, *, grace: float = GRACE) -> list[Finding]:
+    """Run all checks of ``TASKS[alias]``; mistakes and failures are findings, not exceptions.
+
+    ``grace``: the seconds for which a stop of its workers waits.
+    """
     findings = check_settings(alias)
     if any(finding.verdict == "error" for finding in findings):
         return findings + _not_checked(_CHECKS, "The settings have mistakes.")
-    return findings + await _examine(backend_of(alias))
+    return findings + await _examine(backend_of(alias), grace)
 
 
-async def _examine(backend: PostgresBackend) -> list[Finding]:
+async def _examine(backend: PostgresBackend, grace: float) -> list[Finding]:
     names = list(_CHECKS)
     alias, timeout = backend.config.database, backend.config.command_timeout
     findings: list[Finding] = []
     try:
         async with operator_connection(alias, timeout=timeout) as connection:
-            examination = Examination(backend, connection)
+            examination = Examination(backend, connection, grace=grace)
             for name, check in _CHECKS.items():
                 try:
                     result = await check(examination)

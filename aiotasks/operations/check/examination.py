@@ -15,7 +15,10 @@ from ...store.store import Store
 from ..connection import OperatorConnection
 from ..status import WorkerRow
 
-__all__ = ["Examination", "Pooler", "options_of", "remedy_for"]
+__all__ = ["GRACE", "Examination", "Pooler", "options_of", "remedy_for"]
+
+# Seconds for which the stop of a worker waits, if its command line doesn't say otherwise.
+GRACE = 25.0
 
 type Pooler = Literal["none", "session", "transaction"]
 
@@ -30,12 +33,15 @@ class Examination:
 
     server: Server
 
-    def __init__(self, backend: PostgresBackend, connection: OperatorConnection) -> None:
+    def __init__(
+        self, backend: PostgresBackend, connection: OperatorConnection, *, grace: float = GRACE
+    ) -> None:
         self.alias = backend.alias
         self.options = backend.config
         self.database = backend.config.database
         self.timeout = backend.config.command_timeout
         self.connection = connection
+        self.grace = grace  # of the workers, in seconds: their rows don't show it
         self.store = Store(connection)
         self.pooler: Pooler = "none"
         self.workers: list[WorkerRow] | None = None

@@ -38,6 +38,17 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="default", metavar="ALIAS", help="an alias of TASKS (default)")
 
 
+def add_grace(parser: argparse.ArgumentParser, *, help: str) -> None:
+    """Add the option for how long a stop of a worker waits."""
+    parser.add_argument(
+        "--grace",
+        type=_number(float, 0, 86_400, "a number of seconds from 0 to 86400"),
+        default=25.0,
+        metavar="SECONDS",
+        help=help,
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that ``python -m aiotasks.worker`` and ``manage.py aiotasks worker`` share."""
     whole = _number(int, 0, inf, "a whole number of 0 or more")
@@ -67,11 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exit as soon as nothing is ready, running or due: with 3 if tasks have failed",
     )
     ends.add_argument("--reload", action="store_true", help="restart when the code changes (for development)")
-    parser.add_argument(
-        "--grace",
-        type=_number(float, 0, 86_400, "a number of seconds from 0 to 86400"),
-        default=25.0,
-        metavar="SECONDS",
+    add_grace(
+        parser,
         help="how long a stop waits for running tasks (25: below the 30 s of Kubernetes; Docker and "
         "supervisord kill after 10 s by default)",
     )
