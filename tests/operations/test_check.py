@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +15,7 @@ import psycopg
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection, connections
+from django.test import override_settings
 
 from aiotasks import __version__
 from aiotasks.operations.check import CHECKS, diagnose, findings_as_text
@@ -641,6 +643,49 @@ def test_the_lines_for_people() -> None:
         "",
         "1 error, 0 warnings.",
     ]
+
+
+LIMITED = """
+from aiotasks import task
+
+@task(timeout=5)
+def short(): ...
+
+@task(timeout=40)
+def long(): ...
+
+@task(timeout=5, max_attempts=3)
+def again(): ...
+
+@task(timeout=40, max_attempts=3)
+async def coroutine(): ...
+
+@task(max_attempts=3)
+def unlimited(): ...
+"""
+
+
+def test_time_limits_of_sync_tasks(
+    enter: Enter, sql: psycopg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the tasks of an installed app."""
+    (tmp_path / "limited_shop").mkdir()
+    (tmp_path / "limited_shop/__init__.py").touch()
+    (tmp_path / "limited_shop/tasks.py").write_text(LIMITED)
+    monkeypatch.syspath_prepend(tmp_path)
+    enter()
+    with override_settings(INSTALLED_APPS=["aiotasks", "limited_shop"]):
+        found = check()[1]["timeouts"]
+        assert found["verdict"] == "warning"
+        assert (
+            "grace of 25 s, so that a stop gives them back while they run: limited_shop.tasks.long."
+            in (found["message"])
+        )
+        assert "goes on: limited_shop.tasks.again." in found["message"]
+        assert "limited_shop.tasks.long" not in check("--grace", "60")[1]["timeouts"]["message"]
+    assert check()[1]["timeouts"]["verdict"] == "ok"
+    sql.execute("UPDATE aiotasks_worker SET stuck_threads = 2")
+    assert "stuck in tasks whose time is over: 2." in check()[1]["timeouts"]["message"]
 
 
 def test_nothing_stays_open(sql: psycopg.Connection, enter: Enter) -> None:

@@ -24,7 +24,7 @@ from aiotasks.worker.running import imports as imports_module
 from tests.site import default_task_backend
 
 from . import timeout_tasks as tasks
-from .harness import TIMEOUT, Ledger, until
+from .harness import TIMEOUT, Ledger, Start, until, wait_until
 
 TASK_TIMEOUT = "aiotasks.exceptions.TaskTimeout"
 
@@ -458,3 +458,62 @@ async def test_a_drain_keeps_to_limits(database: str) -> None:
     results = [await task.aenqueue() for task in (tasks.sleeps, tasks.is_too_long_for_a_drain)]
     assert await aiotasks_drain() == 2
     assert [await outcome(result) for result in results] == [[TASK_TIMEOUT]] * 2
+
+
+# --- Processes
+
+# Seconds for what has several starts of processes in it, on a busy machine.
+SLOW = 120.0
+
+
+def test_a_supervised_worker_with_stuck_threads_is_started_again(start: Start, ledger: Ledger) -> None:
+    """Once it is idle otherwise: its own end, which is no crash, and nothing is lost."""
+    process = start("-m", "aiotasks.worker", "--processes", "2", "--threads", "2")
+    wait_until(lambda: process.log.count("connections: at most") >= 2, SLOW)
+    before = {row.pid for row in ledger.rows("SELECT pid FROM aiotasks_worker")}
+    stuck = tasks.never_comes_back.enqueue()
+    wait_until(lambda: "A worker has ended to be started again pid=" in process.log, SLOW)
+    assert "only a new process frees them stuck=1" in process.log
+    wait_until(lambda: process.log.count("connections: at most") >= 3, SLOW)
+    after = {row.pid for row in ledger.rows("SELECT pid FROM aiotasks_worker")}
+    assert len(before & after) == 1
+    assert "A worker has ended; starting another" not in process.log
+    following = tasks.note_sync.enqueue("next")
+    wait_until(lambda: ledger.task(following.id).status == "SUCCESSFUL")
+    assert process.stop() == 0
+    row = ledger.task(stuck.id)
+    assert (row.status, len(row.worker_ids), row.crashes) == ("FAILED", 1, 0)
+
+
+def test_a_worker_without_a_supervisor_only_logs(start_worker: Start, ledger: Ledger) -> None:
+    """Nobody would start another. All of its threads are stuck, and it goes on with coroutines."""
+    worker = start_worker("--threads", "1")
+    results = [tasks.never_comes_back.enqueue() for _ in range(2)]
+    worker.wait_for("only a new process frees them stuck=2")
+    following = tasks.does_not_wait.enqueue("next")
+    wait_until(lambda: ledger.task(following.id).status == "SUCCESSFUL")
+    assert {ledger.task(result.id).status for result in results} == {"FAILED"}
+    assert worker.is_alive()
+    assert worker.stop() == 0
+
+
+def test_a_coroutine_that_never_ends_keeps_no_process(start: Start, ledger: Ledger) -> None:
+    """Abandoned after five seconds, it swallows every cancellation: `--until-empty` ends all the same."""
+    result = tasks.never_ends.enqueue()
+    worker = start("-m", "aiotasks.worker", "--until-empty")
+    assert worker.wait(SLOW) == 3
+    assert "lane=loop" in worker.log
+    assert "in never_ends" in worker.log
+    assert ledger.task(result.id).status == "FAILED"
+    assert ledger.workers() == 0
+
+
+def test_call_command_leaves_with_it(start: Start, ledger: Ledger) -> None:
+    """Where the caller's process would go on, closing the loop would wait forever."""
+    tasks.never_ends.enqueue()
+    code = (
+        "import django; django.setup(); from django.core.management import call_command;"
+        "call_command('aiotasks', 'worker', '--until-empty')"
+    )
+    assert start("-c", code).wait(SLOW) == 3
+    assert ledger.workers() == 0

@@ -262,3 +262,15 @@ def is_too_long_for_a_drain() -> str:
     while time.monotonic() < end:
         time.sleep(0.001)
     return "too late"
+
+
+@task(timeout=SHORT)
+def never_comes_back() -> None:
+    threading.Event().wait()
+
+
+@task(timeout=SHORT)
+async def never_ends() -> None:
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)

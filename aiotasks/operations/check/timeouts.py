@@ -45,14 +45,12 @@ def judge_timeouts(tasks: Iterable[PostgresTask], *, grace: float, max_attempts:
     )
     messages, remedies = [], []
     if stuck:
-        messages.append(
-            f"Threads of live workers that don't come back from tasks whose time is over: {stuck:,}."
-        )
+        messages.append(f"Threads of live workers that are stuck in tasks whose time is over: {stuck:,}.")
         remedies.append("The log of those workers shows where they are.")
     if long:
         messages.append(
-            f"Sync tasks whose timeout exceeds the workers' grace of {grace:g} s, so that a stop gives them back "
-            f"while they run: {_named(long)}."
+            f"Sync tasks whose timeout exceeds the workers' grace of {grace:g} s, so that a stop gives them "
+            f"back while they run: {_named(long)}."
         )
         remedies.append("Make the timeout shorter, or the grace longer (check --grace, if it is).")
     if again:
@@ -60,9 +58,7 @@ def judge_timeouts(tasks: Iterable[PostgresTask], *, grace: float, max_attempts:
             "Sync tasks with a timeout and several attempts, of which the next may begin while the thread of "
             f"the last goes on: {_named(again)}."
         )
-        remedies.append(
-            "Have the function end by itself in time: see context.remaining() and is_cancelled()."
-        )
+        remedies.append("Have the function end by itself in time: context.remaining() says what is left.")
     if messages:
         return "warning", " ".join(messages), " ".join(remedies)
     return "ok", "No time limit of a sync task outlasts a stop, or lets two attempts overlap.", ""
