@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -21,6 +22,7 @@ from aiotasks.testing import drain as aiotasks_drain
 from aiotasks.worker.execution import Execution
 from aiotasks.worker.running import deadlines
 from aiotasks.worker.running import imports as imports_module
+from tests.conftest import ROOT
 from tests.site import default_task_backend
 
 from . import timeout_tasks as tasks
@@ -517,3 +519,38 @@ def test_call_command_leaves_with_it(start: Start, ledger: Ledger) -> None:
     )
     assert start("-c", code).wait(SLOW) == 3
     assert ledger.workers() == 0
+
+
+# --- The examples of docs/howto/timeouts.md
+
+
+@pytest.fixture
+def examples(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """What the code of the page defines, as if it were in the module of this file's tasks."""
+    page = (ROOT / "docs/howto/timeouts.md").read_text("utf-8")
+    found: dict[str, Any] = {
+        "__name__": tasks.__name__,
+        "read_rows": lambda path: ["a", "b"],
+        "save_row": tasks.seen.append,
+    }
+    for code in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(code, found)
+    monkeypatch.setattr(registry, "_resolved", {})
+    for name in ("fetch_rates", "import_rows", "fetch_page", "refresh_totals", "convert"):
+        monkeypatch.setattr(tasks, name, found[name], raising=False)
+    ledger.connection.execute("CREATE MATERIALIZED VIEW totals AS SELECT 1 AS total")
+    yield found
+    ledger.connection.execute("DROP MATERIALIZED VIEW totals")
+
+
+async def test_the_examples_of_the_page(database: str, examples: dict[str, Any]) -> None:
+    """Those that need nothing of the network."""
+    results = [
+        await examples["import_rows"].aenqueue("rows.csv"),
+        await examples["convert"].aenqueue(["echo", "done"]),
+        await examples["refresh_totals"].aenqueue(),
+        await examples["fetch_rates"].aenqueue("EUR"),
+    ]
+    await drain()
+    assert [await outcome(result) for result in results] == [2, "done\n", None, None]
+    assert tasks.seen == ["a", "b"]
