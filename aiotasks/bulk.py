@@ -165,10 +165,10 @@ class _Run:
         statuses = await self.route.run(lambda store: store.select_statuses(ids, self.backend))
         outcomes = {}
         for id in ids:
-            if (status := statuses.get(id)) is None:
+            if (stored := statuses.get(id)) is None:
                 outcomes[id] = "missing"
             else:
-                outcomes[id] = "locked" if status in self.action.statuses else "refused"
+                outcomes[id] = "locked" if stored.status in self.action.statuses else "refused"
         return outcomes
 
 
@@ -309,7 +309,13 @@ class Retry:
         """Retry them, and wake workers: once a queue."""
         jobs: list[RetriedJob] = await self._route.run(lambda store: store.retry_jobs(ids, self._backend))
         self._route.wake(self._wakeups(jobs))
-        return dict.fromkeys((job.id for job in jobs), "retried")
+        outcomes = dict.fromkeys((job.id for job in jobs), "retried")
+        if left := [id for id in ids if id not in outcomes]:
+            statuses = await self._route.run(lambda store: store.select_statuses(left, self._backend))
+            for id, stored in statuses.items():
+                if stored.status == Status.FAILED and stored.lost_key:
+                    outcomes[id] = "key_taken"
+        return outcomes
 
     def _wakeups(self, jobs: Iterable[RetriedJob]) -> set[Wakeup]:
         ready = {

@@ -14,7 +14,16 @@ from .statement_group import StatementGroup
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["BulkStatements", "CancelledJob", "Leg", "Place", "ReadyLeg", "RetriedJob", "Step"]
+__all__ = [
+    "BulkStatements",
+    "CancelledJob",
+    "Leg",
+    "Place",
+    "ReadyLeg",
+    "RetriedJob",
+    "Step",
+    "Stored",
+]
 
 # The place before all others.
 NO_ID = UUID(int=0)
@@ -70,6 +79,13 @@ class RetriedJob(NamedTuple):
     due: float | None
 
 
+class Stored(NamedTuple):
+    """A task's status. ``lost_key``: another task has taken its unique key."""
+
+    status: Status
+    lost_key: bool
+
+
 class BulkStatements(StatementGroup):
     """Walk, cancel, retry and delete."""
 
@@ -93,10 +109,12 @@ class BulkStatements(StatementGroup):
         )
         return Step(list(ids), after if id is None else Place(at, id), looked_at)
 
-    async def select_statuses(self, ids: Sequence[UUID], backend: str) -> dict[UUID, Status]:
+    async def select_statuses(self, ids: Sequence[UUID], backend: str) -> dict[UUID, Stored]:
         """Return the statuses of the tasks that are there."""
         rows = await self._fetch("select_statuses", list(ids), backend)
-        return {id: Status(status) for id, status in rows if status in set(Status)}
+        return {
+            id: Stored(Status(status), lost_key) for id, status, lost_key in rows if status in set(Status)
+        }
 
     async def cancel_free_jobs(
         self, ids: Sequence[UUID], backend: str, statuses: Sequence[Status], error: str

@@ -15,6 +15,7 @@ import aiotasks
 from aiotasks import BulkCounts, TaskFilter, bulk
 from aiotasks.rows import Status
 from tests import tasks
+from tests.examples import example
 from tests.site import default_task_backend as backend
 from tests.site import running_store
 from tests.store import rows
@@ -412,3 +413,25 @@ async def test_actions_beside_workers_lose_and_double_nothing(
         await running.wait_until_empty()
     assert {row[0] for row in await conn.fetch("SELECT status FROM aiotasks_task")} == {"SUCCESSFUL"}
     assert retried.retried >= counts.cancelled
+
+
+async def test_the_examples_of_the_guide(
+    database: str, conn: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with example("howto/bulk.md") as page:
+        waiting = await put(conn, "READY", 2, queue_name="emails")
+        failed = await put(conn, "FAILED", 3)
+        await conn.execute("UPDATE aiotasks_task SET task_path = 'shop.tasks.charge' WHERE status = 'FAILED'")
+        await page.run()
+        after = await statuses(conn)
+        assert [after[id] for id in waiting + failed] == ["FAILED"] * 2 + ["READY"] * 3
+        assert page.counts == BulkCounts()  # nothing has failed so long ago
+        result, other_result = [await backend.aget_result(str(id)) for id in waiting]
+        await page.run(result=result, other_result=other_result)
+        assert page.counts == BulkCounts(retried=2)
+        await page.run()
+        assert page.counts == BulkCounts(cancelled=2)
+        await conn.execute("UPDATE aiotasks_task SET status = 'FAILED', finished_at = now()")
+        await page.run()
+        assert page.blocks == []
+    assert capsys.readouterr().out == "2 cancelled\n3 retried\n"

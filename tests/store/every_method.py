@@ -145,7 +145,7 @@ def bulk(ids: list[uuid.UUID], queue: str, error: str) -> list[Any]:
         step = call("walk_jobs", "default", leg, Place(), end, 100, chosen)
         assert call("walk_jobs", "default", leg, step.last, end, 100, chosen).looked_at == 0
         walked[str(leg)] = [id.int for id in step.ids]
-    seen = [
+    seen: list[Any] = [
         walked,
         sorted((id.int, status) for id, status in call("select_statuses", ids, "default").items()),
     ]
