@@ -23,11 +23,12 @@ from .bulk import BulkCounts, Cancel, Delete, Progress, Retry, Which, act
 from .codec import dump_error, dump_json
 from .conf import Options
 from .db.errors import about_tables
-from .exceptions import TaskCancelled, UnknownTask
-from .policies.policy import PolicyFields, policy_of
+from .exceptions import DuplicateTask, TaskCancelled, UnknownTask
+from .policies.policy import Policy, PolicyFields, policy_of
+from .policies.unique import UniqueRule, keep_for_period, key_of_call, rule_of
 from .registry import resolve
-from .results import new_result, parse_id, result_of
-from .rows import AnyResult, AnyTask, JobTemplate, NewJob, Status, lane_of, makes_generators
+from .results import duplicate_of, new_result, parse_id, result_of
+from .rows import AnyResult, AnyTask, JobTemplate, NewJob, Status, UniqueJob, lane_of, makes_generators
 from .signatures import check_call
 from .store.blocks import belongs_to_django
 from .store.routes import DjangoRoute, Route, route_on_loop
@@ -206,12 +207,38 @@ class PostgresBackend(BaseTaskBackend):
         self._check_path(task)
         await route.room()
         jobs, results = self._new(task, calls, many=many)
+        if (
+            isinstance(task, PolicyFields)
+            and task.unique_key is not None
+            and any(isinstance(job, UniqueJob) for job in jobs)
+        ):
+            return await self._store_unique(route, jobs, results, rule_of(task))
         if jobs:
             await route.insert(jobs)
+        await self._send_enqueued(route, results)
+        return results
+
+    async def _store_unique(
+        self, route: Route, jobs: list[NewJob], results: list[AnyResult], rule: UniqueRule
+    ) -> list[AnyResult]:
+        """Store the jobs whose keys no other task holds, and return the results of those that do. Raises
+        DuplicateTask."""
+        settled = await route.insert_unique(jobs)
+        new: list[AnyResult] = []
+        for number, (holder, is_replaced, _) in enumerate(settled):
+            if holder is None:
+                new.append(results[number])
+                continue
+            results[number] = duplicate_of(holder, self.config.moved_tasks)
+            if not is_replaced and rule.on_conflict != "return":
+                raise DuplicateTask(holder.unique_key or "", results[number])
+        await self._send_enqueued(route, new)
+        return results
+
+    async def _send_enqueued(self, route: Route, results: list[AnyResult]) -> None:
         if signals.audience(task_enqueued, type(self)) is not signals.Audience.NOBODY:
             for result in results:
                 await route.send(task_enqueued, type(self), result)
-        return results
 
     async def _get_result(self, route: Route, result_id: str) -> AnyResult:
         id = parse_id(result_id)
@@ -277,6 +304,8 @@ class PostgresBackend(BaseTaskBackend):
         run_after = task.run_after
         if run_after is not None and timezone.is_naive(run_after):
             run_after = timezone.make_aware(run_after)
+        unique_key = task.unique_key if isinstance(task, PolicyFields) else None
+        rule = rule_of(task) if isinstance(task, PolicyFields) and unique_key is not None else None
         template = JobTemplate(
             backend=self.alias,
             queue_name=task.queue_name,
@@ -285,17 +314,20 @@ class PostgresBackend(BaseTaskBackend):
             priority=int(task.priority),
             run_after=run_after,
             expires=task.expires if isinstance(task, PolicyFields) else None,
-            policy=policy_of(task),
+            policy=policy_of(task) if rule is None else self._policy_of_unique(task, rule),
         )
         jobs: list[NewJob] = []
         results: list[AnyResult] = []
         size = 0
+        key: str | None = None
         for call in calls:
             try:
                 args, kwargs = _pair(call)
                 check_call(task.func, template.task_path, args, kwargs, takes_context=task.takes_context)
                 plain_args, args_text = dump_json(args, where="args", limit=limit)
                 plain_kwargs, kwargs_text = dump_json(kwargs, where="kwargs", limit=limit)
+                if unique_key is not None:
+                    key = key_of_call(unique_key, template.task_path, plain_args, plain_kwargs)
             except (TypeError, ValueError) as error:
                 if not many:
                     raise
@@ -308,9 +340,18 @@ class PostgresBackend(BaseTaskBackend):
                     "them in several parts, inside a transaction where it must be all or none."
                 )
             id = str(uuid7())
-            jobs.append(NewJob(id, template, args_text, kwargs_text, enqueued_at))
+            if key is None or rule is None:
+                jobs.append(NewJob(id, template, args_text, kwargs_text, enqueued_at))
+            else:
+                jobs.append(UniqueJob(id, template, args_text, kwargs_text, enqueued_at, key, rule))
             results.append(new_result(task, id, now, plain_args, plain_kwargs, self.alias))
         return jobs, results
+
+    def _policy_of_unique(self, task: AnyTask, rule: UniqueRule) -> Policy:
+        """The policies to store: a row that holds its key for a period must be kept for that long."""
+        policy = policy_of(task)
+        defaults = (self.config.keep_successful, self.config.keep_failed)
+        return policy._replace(keep_result=keep_for_period(policy.keep_result, rule.period, defaults))
 
     def close(self) -> None:
         """Do nothing: connections belong to event loops, and end with them."""

@@ -1,7 +1,7 @@
 """PostgresTaskResult, and how a row becomes one."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -20,7 +20,15 @@ from .registry import resolve
 from .rows import AnyResult, AnyTask, Job, Moment, Status, time_of
 from .tasks import PostgresTask
 
-__all__ = ["PostgresTaskResult", "arguments_of", "error_of", "new_result", "parse_id", "result_of"]
+__all__ = [
+    "PostgresTaskResult",
+    "arguments_of",
+    "duplicate_of",
+    "error_of",
+    "new_result",
+    "parse_id",
+    "result_of",
+]
 
 
 # What refresh() copies.
@@ -33,12 +41,14 @@ class PostgresTaskResult(TaskResult):  # type: ignore[type-arg,misc]  # the stub
 
     failures: failed executions after which the task is tried again; a retry by hand begins from 0.
     snoozes: how often the task has put itself off. errors_omitted: of a task with more than 40 errors
-    ``errors`` has the first 20 and the last 20, and so many are left out.
+    ``errors`` has the first 20 and the last 20, and so many are left out. is_duplicate: whether the enqueue
+    that returned the result has stored no task, because this one holds its unique key.
     """
 
     failures: int = 0
     snoozes: int = 0
     errors_omitted: int = 0
+    is_duplicate: bool = field(default=False, compare=False)
 
     def refresh(self) -> None:
         """Read the task's state again."""
@@ -88,6 +98,7 @@ _RESULT_FIELDS = (
     "failures",
     "snoozes",
     "errors_omitted",
+    "is_duplicate",
 )
 _RESULT_SETTERS = slot_setters(PostgresTaskResult, _RESULT_FIELDS)
 
@@ -150,6 +161,7 @@ def new_result(
         0,
         0,
         0,
+        False,
     )
     for set_field, value in zip(_RESULT_SETTERS, values, strict=True):
         set_field(result, value)
@@ -207,10 +219,18 @@ def result_of(job: Job, moved_tasks: Mapping[str, str]) -> AnyResult:
             failures=job.failures or 0,
             snoozes=job.snoozes or 0,
             errors_omitted=job.errors_omitted or 0,
+            is_duplicate=False,
             **{name: make() for name, make in _OTHER_FIELDS},
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise InvalidRow(job.id, f"{type(error).__name__}: {error}") from error
+
+
+def duplicate_of(job: Job, moved_tasks: Mapping[str, str]) -> AnyResult:
+    """Return the result of a task that holds the unique key of an enqueue. Raises as ``result_of()``."""
+    result = result_of(job, moved_tasks)
+    set_frozen(result, "is_duplicate", True)
+    return result
 
 
 def _task_of(job: Job, moved_tasks: Mapping[str, str]) -> AnyTask:

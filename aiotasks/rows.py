@@ -12,6 +12,7 @@ from uuid import UUID
 from django.tasks import Task, TaskResult
 
 from .policies.policy import Policy
+from .policies.unique import UniqueRule
 
 __all__ = [
     "LANES",
@@ -24,6 +25,7 @@ __all__ = [
     "Moment",
     "NewJob",
     "Status",
+    "UniqueJob",
     "lane_of",
     "makes_generators",
     "microseconds",
@@ -89,6 +91,14 @@ class NewJob:
     args: str
     kwargs: str
     enqueued_at: datetime
+
+
+@dataclass(slots=True)
+class UniqueJob(NewJob):
+    """A row to insert unless another one holds its key. ``key`` is as it is stored."""
+
+    key: str
+    rule: UniqueRule
 
 
 @dataclass(slots=True)

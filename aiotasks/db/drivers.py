@@ -7,20 +7,29 @@ needn't know which one they have.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Protocol
 
 import asyncpg
 from django.db import connections, utils
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .cache import ConnectionCache
-from .errors import UNREADABLE, Code, django_errors, sqlstate, was_rolled_back
+from .cache import ConnectionCache, is_dead
+from .errors import UNREADABLE, Code, django_errors, sqlstate, timed_out, was_rolled_back
 from .last_words import LastWords
 from .statement import Statement
 
-__all__ = ["AsyncpgDriver", "Connection", "ConnectionDriver", "DjangoDriver", "Driver", "Row"]
+__all__ = [
+    "MOST_TRIES",
+    "AsyncpgDriver",
+    "Connection",
+    "ConnectionDriver",
+    "DjangoDriver",
+    "Driver",
+    "Row",
+    "pause_after_rollback",
+]
 
 # How often a statement is sent that PostgreSQL rolls back each time (a serialization failure, a deadlock),
 # and the longest pause between two tries in seconds.
@@ -70,7 +79,7 @@ class AsyncpgDriver:
             except utils.OperationalError as error:
                 if tries >= MOST_TRIES or not was_rolled_back(error):
                     raise
-                await asyncio.sleep(_pause(tries))
+                await asyncio.sleep(pause_after_rollback(tries))
                 tries += 1
 
     async def _fetch(self, statement: Statement, args: Sequence[Any], timeout: float) -> Sequence[Row]:
@@ -91,6 +100,36 @@ class AsyncpgDriver:
                 raise
             finally:
                 await self.cache.release(connection, keep=done)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator["ConnectionDriver"]:
+        """A transaction of several statements over one connection; an exception rolls it back."""
+        with django_errors():
+            await self.open()
+            connection = await self.cache.acquire(timeout=self._timeout)
+        ended = False
+        try:
+            transaction = connection.transaction()
+            with django_errors():
+                await transaction.start()
+            try:
+                yield ConnectionDriver(connection)
+            except BaseException:
+                with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                    await transaction.rollback()
+                    ended = True
+                raise
+            with django_errors():
+                await transaction.commit()
+            ended = True
+        except utils.Error as error:
+            if timed_out(error) or sqlstate(error) == Code.READ_ONLY:  # as in _fetch()
+                await self.cache.drop_all()
+            raise
+        finally:
+            if not ended and not is_dead(connection):
+                connection.terminate()  # the pool would lend it with the transaction open
+            await self.cache.release(connection, keep=ended)
 
 
 class ConnectionDriver:
@@ -114,6 +153,22 @@ class ConnectionDriver:
                         raise ended from error
                     raise
                 return rows
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator["ConnectionDriver"]:
+        """A savepoint, for the statements of the driver that it yields; other callers wait for its end."""
+        async with self._lock:
+            savepoint = self._connection.transaction()
+            with django_errors():
+                await savepoint.start()
+            try:
+                yield ConnectionDriver(self._connection, self._words)
+            except BaseException:
+                with django_errors():
+                    await savepoint.rollback()
+                raise
+            with django_errors():
+                await savepoint.commit()
 
 
 class DjangoDriver:
@@ -151,7 +206,7 @@ class DjangoDriver:
                     connection.close()  # its server is a standby after a failover; the next may not be
                 if tries >= MOST_TRIES or not was_rolled_back(error) or not connection.get_autocommit():
                     raise
-            time.sleep(_pause(tries))  # noqa: ASYNC251  # sync code drives this, and never suspends
+            time.sleep(pause_after_rollback(tries))  # noqa: ASYNC251  # sync code drives this, and never suspends
             tries += 1
 
     @contextmanager
@@ -165,7 +220,7 @@ class DjangoDriver:
             yield cursor
 
 
-def _pause(tries: int) -> float:
+def pause_after_rollback(tries: int) -> float:
     """Seconds to wait after so many rolled-back tries, with jitter, because the others try again, too."""
     return min(LONGEST_PAUSE, 0.002 * 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)
 

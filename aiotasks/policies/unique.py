@@ -1,8 +1,11 @@
 """``unique_key``, ``unique_for``, ``on_conflict`` and ``keep_run_after``: one task of a key at a time."""
 
+import math
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Literal, get_args
+from hashlib import sha256
+from inspect import iscoroutine, iscoroutinefunction
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from .seconds import parse_seconds
 
@@ -10,11 +13,16 @@ __all__ = [
     "OnConflict",
     "UniqueFor",
     "UniqueKey",
+    "UniqueRule",
     "check_unique",
+    "keep_for_period",
+    "key_of_call",
     "parse_keep_run_after",
     "parse_on_conflict",
     "parse_unique_for",
     "parse_unique_key",
+    "rule_of",
+    "stored_key",
 ]
 
 # A key, or a function of the task's arguments that returns one (None: this call isn't unique).
@@ -27,20 +35,33 @@ type OnConflict = Literal["return", "raise", "replace"]
 
 _ON_CONFLICT = get_args(OnConflict.__value__)
 
+# Bytes of a key in the table. An entry of the index may have 2,704, of which the backend's name and the entry
+# itself take some.
+LONGEST_KEY = 2000
+
 # The longest time in seconds for which a key may be held: as long as a result may be kept.
 LONGEST = 100 * 365 * 86_400.0
 
 
 def parse_unique_key(value: Any) -> UniqueKey:
     """The key or the function itself. Raises ValueError, which says what it must be."""
-    if not (isinstance(value, str) and value and "\0" not in value) and (
-        not callable(value) or isinstance(value, type)
+    if not _is_key(value) and (
+        isinstance(value, str | type) or not callable(value) or iscoroutinefunction(value)
     ):
-        raise ValueError(
-            "a string with at least one character and without NUL, or a function of the arguments"
-        )
+        raise ValueError(f"{A_KEY}, or a function of the arguments (not a coroutine function)")
     key: UniqueKey = value
     return key
+
+
+A_KEY = "a string of at least one character, without NUL and surrogates"
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and "\0" not in value and not _has_surrogates(value)
+
+
+def _has_surrogates(value: str) -> bool:
+    return not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def parse_unique_for(value: Any) -> str | float:
@@ -83,3 +104,79 @@ def check_unique(
         raise ValueError(
             f"keep_run_after=True is for on_conflict='replace', and says nothing about {on_conflict!r}."
         )
+
+
+class UniqueRule(NamedTuple):
+    """How the key of one call is held, and what an enqueue does that meets it."""
+
+    period: float | None  # seconds for which the key is held; None: as the task's status says
+    waiting: bool  # whether the key is held only while the task waits
+    on_conflict: str
+    keep_run_after: bool
+
+
+class UniqueFields(Protocol):
+    """The fields of a task that its rule follows from."""
+
+    @property
+    def unique_for(self) -> str | float | None: ...
+    @property
+    def on_conflict(self) -> str | None: ...
+    @property
+    def keep_run_after(self) -> bool | None: ...
+
+
+def rule_of(task: UniqueFields) -> UniqueRule:
+    """The rule of a task that has a unique_key."""
+    held, on_conflict = task.unique_for, task.on_conflict or "return"
+    return UniqueRule(
+        period=held if isinstance(held, float) else None,
+        waiting=held == "waiting" or on_conflict == "replace",
+        on_conflict=on_conflict,
+        keep_run_after=bool(task.keep_run_after),
+    )
+
+
+def keep_for_period(
+    keep: float | None, period: float | None, defaults: tuple[float | None, float | None]
+) -> float | None:
+    """The keep_result of a task that holds its key for ``period`` seconds: with its row the key would go.
+
+    keep: its own keep_result. defaults: the backend's KEEP_SUCCESSFUL and KEEP_FAILED, which count where it
+    is None; there None is forever.
+    """
+    if period is None:
+        return keep
+    if keep is not None:
+        return max(keep, period)
+    times = [math.inf if each is None else each for each in defaults]
+    return None if min(times) >= period else max(period, *times)
+
+
+def key_of_call(unique_key: UniqueKey, task_path: str, args: list[Any], kwargs: dict[str, Any]) -> str | None:
+    """The key of one call, as it is stored; None for a call that isn't unique.
+
+    Raises TypeError or ValueError if the function fails or returns something else than a key.
+    """
+    if isinstance(unique_key, str):
+        return stored_key(unique_key)
+    try:
+        key = unique_key(*args, **kwargs)
+    except Exception as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"unique_key of {task_path} failed: {type(error).__name__}: {error}") from error
+    if key is None:
+        return None
+    if not isinstance(key, str):
+        if iscoroutine(key):
+            key.close()  # or Python warns that nobody has awaited it
+        raise TypeError(f"unique_key of {task_path} must return a str or None, not {key!r:.200}.")
+    if not _is_key(key):
+        raise ValueError(f"unique_key of {task_path} must return {A_KEY}, not {key!r:.200}.")
+    return stored_key(key)
+
+
+def stored_key(key: str) -> str:
+    """The key as the table has it: itself, or where it is too long for an index, its hash."""
+    text = key.encode()
+    return str(key) if len(text) <= LONGEST_KEY else f"sha256:{sha256(text).hexdigest()}"

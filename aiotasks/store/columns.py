@@ -10,6 +10,7 @@ A statement names a list in braces, and gets it when it is loaded. The row must 
 - ``{policy_values:11}``: their values, as parameters from $11 on
 - ``{policy_arrays:12}``: the same of arrays, whose elements ``new.template`` numbers
 - ``{values_of_a_retry}``: what a task that runs again gets, with ``held.run_after`` as its time
+- ``{key_is_free}``: whether the row holds its unique key no longer
 """
 
 import re
@@ -126,6 +127,18 @@ _OF_A_RETRY = f"""status = CASE WHEN held.run_after > statement_timestamp() THEN
     claim_id = NULL,
     worker_id = NULL"""
 
+# A period counts alone. Without one a task that may not be started any more is as good as finished: a caller
+# who is referred to it would wait for nothing.
+_KEY_IS_FREE = """(
+    CASE
+        WHEN task.unique_until IS NOT NULL THEN task.unique_until <= statement_timestamp()
+        WHEN task.status IN ('SCHEDULED', 'READY')
+            THEN coalesce(task.expires_at <= statement_timestamp(), false)
+        WHEN task.status = 'RUNNING' THEN coalesce(task.unique_waiting, false)
+        ELSE true
+    END
+)"""
+
 _POLICIES = ", ".join(f"task.{name}" for name in COLUMNS)
 _LISTS = {
     "job_columns": _expressions(_NAMES, _EXPRESSIONS | {"policy": _POLICIES}),
@@ -136,6 +149,7 @@ _LISTS = {
     "errors_omitted_with_one_more": _ERRORS_OMITTED_WITH_ONE_MORE,
     "policy_columns": ", ".join(COLUMNS),
     "values_of_a_retry": _OF_A_RETRY,
+    "key_is_free": _KEY_IS_FREE,
 }
 _PARAMETERS = {"policy_values": _policy_values, "policy_arrays": _policy_arrays}
 

@@ -1,15 +1,20 @@
 """Statements that store new tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from uuid import UUID
 
-from ..rows import JobTemplate, NewJob
+from ..rows import Job, JobTemplate, NewJob, UniqueJob
+from .columns import job
 from .statement_group import StatementGroup, first_if_all_alike
 
-__all__ = ["EnqueueStatements"]
+__all__ = ["PRIMARY_KEY", "EnqueueStatements"]
+
+# The constraint that an insert violates which is repeated after a lost reply.
+PRIMARY_KEY = "aiotasks_task_pkey"
 
 
 class EnqueueStatements(StatementGroup):
-    """Insert tasks, one or many."""
+    """Insert tasks, one or many; and what a unique key takes besides."""
 
     async def insert_job(self, job: NewJob, *, timeout: float | None = None) -> None:
         template = job.template
@@ -57,3 +62,120 @@ class EnqueueStatements(StatementGroup):
             *map(list, zip(*(template.policy for template in templates), strict=True)),
             timeout=timeout,
         )
+
+    async def insert_unique_job(self, new: UniqueJob, *, lock_timeout: float) -> tuple[bool, Job | None]:
+        """Return whether the task was stored, else the task that holds the key. (False, None): try again,
+        the key has changed hands. Waits ``lock_timeout`` seconds at most for another transaction."""
+        template = new.template
+        (row,) = await self._fetch(
+            "insert_unique_job",
+            new.id,
+            template.backend,
+            template.queue_name,
+            template.task_path,
+            template.lane,
+            template.priority,
+            new.args,
+            new.kwargs,
+            new.enqueued_at,
+            template.run_after,
+            template.expires,
+            new.key,
+            new.rule.period,
+            new.rule.waiting,
+            _milliseconds(lock_timeout),
+            *template.policy,
+        )
+        found = _job_of(row[2:])
+        if found is not None and str(found.id) == new.id:  # by an earlier try, whose reply was lost
+            return True, None
+        return row[0], found
+
+    async def insert_unique_jobs(
+        self, new: Sequence[UniqueJob], *, lock_timeout: float, timeout: float | None = None
+    ) -> set[str]:
+        """Store tasks of one template and rule, whose keys differ; return the keys of those stored."""
+        template, rule = new[0].template, new[0].rule
+        rows = await self._fetch(
+            "insert_unique_jobs",
+            [each.id for each in new],
+            [each.args for each in new],
+            [each.kwargs for each in new],
+            [each.key for each in new],
+            template.backend,
+            template.queue_name,
+            template.task_path,
+            template.lane,
+            template.priority,
+            new[0].enqueued_at,
+            template.run_after,
+            template.expires,
+            rule.period,
+            _milliseconds(lock_timeout),
+            rule.waiting,
+            *template.policy,
+            timeout=timeout,
+        )
+        stored = {str(id) for id, _ in rows}
+        return {each.key for each in new if each.id in stored}
+
+    async def free_unique_keys(
+        self, backend: str, keys: Collection[str], *, lock_timeout: float, timeout: float | None = None
+    ) -> dict[str, Job]:
+        """Take keys from the tasks that hold them no longer; return the holders of the others."""
+        rows = await self._fetch(
+            "free_unique_keys", backend, sorted(keys), _milliseconds(lock_timeout), timeout=timeout
+        )
+        return _by_key(rows)
+
+    async def lock_unique_keys(
+        self, backend: str, keys: Collection[str], *, lock_timeout: float, timeout: float | None = None
+    ) -> dict[str, Job]:
+        """Keep the waiting holders of keys from being claimed until the transaction ends; return them."""
+        rows = await self._fetch(
+            "lock_unique_keys", backend, sorted(keys), _milliseconds(lock_timeout), timeout=timeout
+        )
+        return _by_key(rows)
+
+    async def replace_waiting_jobs(
+        self,
+        ids: Sequence[UUID],
+        new: Sequence[UniqueJob],
+        *,
+        lock_timeout: float,
+        timeout: float | None = None,
+    ) -> dict[str, Job]:
+        """Give the waiting tasks ``ids`` the arguments of ``new``, and its priority and time; return by key
+        those that were still waiting. All of ``new`` have one template and rule, except for single ones."""
+        template = new[0].template
+        rows = await self._fetch(
+            "replace_waiting_jobs",
+            list(ids),
+            [each.key for each in new],
+            [each.args for each in new],
+            [each.kwargs for each in new],
+            template.backend,
+            template.priority,
+            template.run_after,
+            template.expires,
+            new[0].rule.keep_run_after,
+            _milliseconds(lock_timeout),
+            timeout=timeout,
+        )
+        return _by_key(rows)
+
+
+def _milliseconds(seconds: float) -> str:
+    """A value for lock_timeout. Not 0, which means forever."""
+    return f"{max(1, round(seconds * 1000))}ms"
+
+
+def _job_of(columns: Sequence[object]) -> Job | None:
+    """The Job of a row's columns; None where an outer join has found no row."""
+    return None if columns[0] is None else job(columns)
+
+
+def _by_key(rows: Sequence[Sequence[object]]) -> dict[str, Job]:
+    """The jobs of rows ``(setting, *columns)`` by their unique keys."""
+    found = (_job_of(row[1:]) for row in rows)
+    return {each.unique_key: each for each in found if each is not None and each.unique_key is not None}

@@ -24,8 +24,10 @@ from ..db.retry import repeat
 from ..rows import Job, NewJob
 from .batcher import Batcher
 from .block_threads import BlockSlots
+from .enqueue import PRIMARY_KEY
 from .notifier import Notifier
 from .store import Store
+from .unique import UniqueEnqueuer
 from .wakeups import CHANNEL, read_payload, wakeups_of
 
 __all__ = ["LoopResources", "close_pools", "resources"]
@@ -49,8 +51,6 @@ LOOKUP_LIMIT = 100
 # worker whose tasks have all connections couldn't claim, finish or rescue, nor run the task that a block
 # waits for. Two, because a claim and a finish run side by side.
 NOT_FOR_BLOCKS = 2
-
-PRIMARY_KEY = "aiotasks_task_pkey"
 
 
 class LoopResources:
@@ -77,6 +77,7 @@ class LoopResources:
         self.enqueuer: Batcher[NewJob, None] = Batcher(
             self.insert, limit=ENQUEUE_LIMIT, size=lambda job: len(job.args) + len(job.kwargs)
         )
+        self.unique = UniqueEnqueuer(self.driver, self.store, self.blocks, options)
         self.lookups: Batcher[tuple[str, UUID], Job | None] = Batcher(self._select, limit=LOOKUP_LIMIT)
         self._closer = self._close_with_loop()
         with suppress(StopIteration):  # run up to its yield, which registers it in the loop

@@ -25,8 +25,10 @@ from ..rows import AnyResult, Job, NewJob
 from ..sync import drive
 from .loop import LoopResources, resources
 from .notifier import NOT_SENT, QUEUE_IS_FULL, send, throttle
+from .settling import Settled, wakeups_after
 from .store import Store
 from .transaction import Transaction, current_transaction
+from .unique import settle_in_transaction, settle_over_django
 from .wakeups import Wakeup, cancel_wakeups, wakeups_of
 
 __all__ = ["DjangoRoute", "Route", "route_on_loop"]
@@ -46,6 +48,10 @@ class Route(Protocol):
 
     async def insert(self, jobs: Sequence[NewJob]) -> None:
         """Store the tasks; durable on return, unless a transaction is open."""
+
+    async def insert_unique(self, jobs: Sequence[NewJob]) -> list[Settled]:
+        """Store those tasks whose unique keys no other task holds; as ``insert()`` otherwise. All or none: a
+        duplicate among several that is to raise has none stored."""
 
     async def select(self, backend: str, id: UUID) -> Job | None:
         """Look a task up."""
@@ -80,13 +86,22 @@ class DjangoRoute:
         """Return at once: there is room, because a caller runs one statement at a time."""
 
     async def insert(self, jobs: Sequence[NewJob]) -> None:
+        self._refuse_other_connection()
+        await self._store.insert_jobs(jobs)
+        self._notify_on_commit(wakeups_of(jobs))
+
+    async def insert_unique(self, jobs: Sequence[NewJob]) -> list[Settled]:
+        self._refuse_other_connection()
+        settled = await settle_over_django(self._store, jobs, self._options)
+        self._notify_on_commit(wakeups_after(jobs, settled))
+        return settled
+
+    def _refuse_other_connection(self) -> None:
         if current_transaction(self._options.database) is not None:
             raise RuntimeError(
                 "A sync enqueue() can't join the aiotasks.transaction() block around it. "
                 "Use aenqueue() there, or transaction.atomic() around sync code."
             )
-        await self._store.insert_jobs(jobs)
-        self._notify_on_commit(wakeups_of(jobs))
 
     def _notify_on_commit(self, wakeups: Sequence[Wakeup]) -> None:
         if self._options.notify and wakeups:
@@ -188,6 +203,12 @@ class TransactionRoute:
         if self._options.notify:
             self._transaction.wakeups.update(wakeups_of(jobs))
 
+    async def insert_unique(self, jobs: Sequence[NewJob]) -> list[Settled]:
+        settled = await settle_in_transaction(self._transaction.driver, jobs, self._options)
+        if self._options.notify:
+            self._transaction.wakeups.update(wakeups_after(jobs, settled))
+        return settled
+
     async def select(self, backend: str, id: UUID) -> Job | None:
         jobs = await self._transaction.store.select_jobs([id], backend)
         return jobs[0] if jobs else None
@@ -229,6 +250,16 @@ class LoopRoute:
             await self._loop_resources.enqueuer.call(jobs[0])
         else:
             await self._loop_resources.insert(jobs)
+
+    async def insert_unique(self, jobs: Sequence[NewJob]) -> list[Settled]:
+        wakeups = wakeups_of(jobs)  # they may be stored even if this is cancelled or has no answer
+        try:
+            settled = await self._loop_resources.unique.insert(jobs)
+            wakeups = wakeups_after(jobs, settled)
+        finally:
+            if self._loop_resources.options.notify:
+                self._loop_resources.notifier.notify(wakeups)
+        return settled
 
     async def select(self, backend: str, id: UUID) -> Job | None:
         return await self._loop_resources.lookups.call((backend, id))

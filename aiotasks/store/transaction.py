@@ -42,10 +42,13 @@ class Transaction(Block):
     name = "aiotasks.transaction()"
     is_django = False
 
-    def __init__(self, using: str, connection: Connection, store: Store, words: LastWords) -> None:
+    def __init__(
+        self, using: str, connection: Connection, driver: ConnectionDriver, words: LastWords
+    ) -> None:
         super().__init__(using)
         self.connection = connection
-        self.store = store
+        self.driver = driver
+        self.store = Store(driver)
         self.words = words
         self.wakeups: set[Wakeup] = set()
         self.is_committing = False  # COMMIT has been sent
@@ -185,9 +188,9 @@ async def _block(
     Errors of the body are passed on as they are; start, commit and rollback raise Django's.
     """
     words = outer.words if outer else LastWords(connection)
-    # A nested block uses the same connection, so the same lock: its store's.
-    store = outer.store if outer else Store(ConnectionDriver(connection, words))
-    block = Transaction(using, connection, store, words)
+    # A nested block uses the same connection, so the same lock: its driver's.
+    driver = outer.driver if outer else ConnectionDriver(connection, words)
+    block = Transaction(using, connection, driver, words)
     try:
         transaction = connection.transaction()
         with django_errors():

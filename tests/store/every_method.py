@@ -26,7 +26,8 @@ from django.test.utils import CaptureQueriesContext
 from aiotasks.db.drivers import DjangoDriver
 from aiotasks.filters import TaskFilter
 from aiotasks.models import Task
-from aiotasks.rows import Job, LaneRequest, Status, time_of
+from aiotasks.policies.unique import UniqueRule
+from aiotasks.rows import Job, LaneRequest, Status, UniqueJob, time_of
 from aiotasks.store.bulk import Leg, Place
 from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
@@ -47,6 +48,26 @@ def shown(job: Job) -> list[Any]:
     enqueued = time_of(job.enqueued_at)
     values = [job.id.int, job.status, job.args, job.return_value, job.errors, len(job.worker_ids)]
     return [*values, enqueued is not None and abs(datetime.now(UTC) - enqueued) < timedelta(hours=1)]
+
+
+def unique_keys() -> list[Any]:
+    """A new task, its duplicates, and a replaced one: of a backend that no worker here serves."""
+    rule = UniqueRule(None, waiting=True, on_conflict="replace", keep_run_after=False)
+    first, second, third = (
+        UniqueJob(job.id, job.template, job.args, job.kwargs, job.enqueued_at, key, rule)
+        for job, key in ((new_job(backend="unique", args=f'["%{n}"]'), f"% $1 {n}") for n in (1, 1, 2))
+    )
+    lock = {"lock_timeout": 1.0}
+    seen: list[Any] = [call("insert_unique_job", first, **lock), *call("insert_unique_job", second, **lock)]
+    seen[-1] = seen[-1].args
+    seen.append(sorted(call("insert_unique_jobs", [second, third], **lock)))
+    seen += [
+        {key: job.args for key, job in call(name, "unique", [first.key, "no"], **lock).items()}
+        for name in ("free_unique_keys", "lock_unique_keys")
+    ]
+    replaced = call("replace_waiting_jobs", [uuid.UUID(first.id)], [second], **lock)
+    seen.append({key: [job.args, str(job.id) == first.id] for key, job in replaced.items()})
+    return seen
 
 
 def main() -> list[Any]:
@@ -125,6 +146,7 @@ def main() -> list[Any]:
         unseen = Store(DjangoDriver("default", logged=False))
         seen.append(drive(unseen.notify("aiotasks", ["a", "%"], alone=True)))
     seen.append(len(queries))
+    seen.append(unique_keys())
     seen.append(models())
     return seen
 

@@ -8,6 +8,7 @@ import json
 import math
 import uuid
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -15,6 +16,7 @@ import pytest
 
 from aiotasks.db.connect import connect
 from aiotasks.db.drivers import ConnectionDriver
+from aiotasks.policies.policy import COLUMNS
 from aiotasks.store.statements import load
 from aiotasks.store.store import Store
 
@@ -102,7 +104,52 @@ def _literal(value: Any) -> str:
 def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared]:
     one, other = [uuid.uuid4()], [uuid.uuid4()]
     both = (QUEUES, [EVER] * len(QUEUES), SLOTS, True) * 2
+    same = ("default", "default", "x", "loop", 0)
+    no_policy = [None] * len(COLUMNS)
+    keys = ["k 1", "k 2", "k 3"]
     arguments: dict[str, Callable[[], tuple[Any, ...]]] = {
+        "insert_unique_job": lambda: (
+            uuid.uuid4(),
+            *same[:5],
+            "[]",
+            "{}",
+            datetime.now(UTC),
+            None,
+            None,
+            "k 0",
+            None,
+            False,
+            "1s",
+            *no_policy,
+        ),
+        "insert_unique_jobs": lambda: (
+            [uuid.uuid4() for _ in keys],
+            ["[]"] * 3,
+            ["{}"] * 3,
+            keys,
+            *same,
+            datetime.now(UTC),
+            None,
+            None,
+            None,
+            "1s",
+            False,
+            *no_policy,
+        ),
+        "free_unique_keys": lambda: ("default", keys, "1s"),
+        "lock_unique_keys": lambda: ("default", keys, "1s"),
+        "replace_waiting_jobs": lambda: (
+            [uuid.uuid4() for _ in keys],
+            keys,
+            ["[]"] * 3,
+            ["{}"] * 3,
+            "default",
+            0,
+            None,
+            None,
+            False,
+            "1s",
+        ),
         "claim_jobs": lambda: (alive, uuid.uuid4(), "default", *both),
         "claim_suspect": lambda: (alive, uuid.uuid4(), "default", "loop", QUEUES),
         "finish_jobs": lambda: (one, other, ["FAILED"], [None], ["{}"]),
@@ -316,6 +363,37 @@ async def test_a_look_for_expired_tasks_costs_by_what_it_finds(
         assert plan.rows == min(expired, 50)
         assert plan.indexes() == {"aiotasks_task_expiring"}
         assert plan.buffers < 100 + 20 * plan.rows
+
+
+async def test_a_key_costs_the_same_among_many(conn: asyncpg.Connection, warm: dict[str, Prepared]) -> None:
+    """Of tasks that wait and of those that are finished, whose keys stay where they are."""
+    for status in ("READY", "SUCCESSFUL"):
+        await fill(conn, status, 30_000)
+    await conn.execute("UPDATE aiotasks_task SET unique_key = 'k ' || id WHERE unique_key IS NULL")
+    for analyzed in (False, True):
+        if analyzed:
+            await conn.execute("VACUUM ANALYZE aiotasks_task")
+        rows = await conn.fetch(
+            "SELECT id, unique_key FROM aiotasks_task WHERE status = 'READY' AND lane = 'loop' LIMIT 20"
+        )
+        ids, keys = [row[0] for row in rows], [row[1] for row in rows]
+        for name, arguments in [
+            ("free_unique_keys", ("default", keys, "1s")),
+            ("lock_unique_keys", ("default", keys, "1s")),
+            (
+                "replace_waiting_jobs",
+                (ids, keys, ["[]"] * 20, ["{}"] * 20, "default", 0, None, None, False, "1s"),
+            ),
+        ]:
+            plan = await warm[name].explain(*arguments)
+            assert plan.rows == 20, name
+            assert plan.indexes() <= {"aiotasks_task_unique", "aiotasks_task_pkey"}, name
+            assert "Seq Scan" not in plan.scans_of("aiotasks_task"), name
+            assert plan.buffers < 50 + 50 * 20, name
+        for name in ("insert_unique_job", "insert_unique_jobs"):
+            plan = await warm[name].explain()
+            assert plan.indexes() <= {"aiotasks_task_unique"}, name
+            assert "Seq Scan" not in plan.scans_of("aiotasks_task"), name
 
 
 async def test_finishes_and_releases_go_by_the_primary_key(

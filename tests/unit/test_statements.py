@@ -21,6 +21,9 @@ def test_long_values_are_written_once() -> None:
         "insert_jobs": (1, 2, 3),
         "finish_jobs": (1, 2, 4, 5),
         "insert_job": (7, 8),
+        "insert_unique_job": (7, 8),
+        "insert_unique_jobs": (1, 2, 3, 4),
+        "replace_waiting_jobs": (3, 4),
     }.items():
         text = load(name).django_sql
         assert [text.count(f"%(p{number})s") for number in long_ones] == [1] * len(long_ones), name

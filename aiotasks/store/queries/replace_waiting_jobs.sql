@@ -1,0 +1,53 @@
+-- Give tasks that wait other arguments and another priority, and another time unless they are to keep theirs. A retry
+-- that waits begins again with all of its attempts. A task that waits no more, has expired or has lost its key isn't
+-- returned: its key is free. Waits for locked rows (a claim) as long as $10 says at most (55P03).
+-- One row of NULLs if there are none.
+-- $1 ids, $2 unique keys, $3 args, $4 kwargs (JSON text); the same for all: $5 backend, $6 priority, $7 run_after,
+-- $8 expires (seconds), $9 whether they keep their time, $10 lock_timeout
+WITH limits AS MATERIALIZED (
+    SELECT current_setting('lock_timeout') AS before, set_config('lock_timeout', $10::text, true) AS now
+), mine AS MATERIALIZED (
+    SELECT found.id, each.args, each.kwargs
+    FROM limits
+    CROSS JOIN LATERAL (
+        SELECT task.id
+        FROM aiotasks_task AS task
+        WHERE task.id = ANY($1::uuid[]) AND task.backend = $5::text AND task.unique_key = ANY($2::text[])
+          AND task.status IN ('SCHEDULED', 'READY')
+          AND (task.expires_at IS NULL OR task.expires_at > statement_timestamp())
+        ORDER BY task.unique_key
+        FOR UPDATE
+    ) AS found
+    JOIN unnest($1::uuid[], $3::text[], $4::text[]) AS each (id, args, kwargs) ON each.id = found.id
+), replaced AS (
+    UPDATE aiotasks_task AS task
+    SET args = mine.args::json,
+        kwargs = mine.kwargs::json,
+        priority = $6::smallint,
+        failures = NULL,
+        run_after = CASE WHEN $9::boolean THEN task.run_after ELSE $7::timestamptz END,
+        asked_run_after = CASE WHEN $9::boolean THEN task.asked_run_after END,
+        expires_at = CASE
+            WHEN $9::boolean THEN task.expires_at
+            ELSE greatest($7::timestamptz, statement_timestamp()) + make_interval(secs => $8::double precision)
+        END,
+        status = CASE
+            WHEN $9::boolean THEN task.status
+            WHEN $7::timestamptz > statement_timestamp() THEN 'SCHEDULED'
+            ELSE 'READY'
+        END,
+        ready_at = CASE
+            WHEN $9::boolean THEN task.ready_at
+            WHEN $7::timestamptz > statement_timestamp() THEN NULL
+            ELSE coalesce(task.ready_at, statement_timestamp())
+        END
+    FROM mine
+    WHERE task.id = mine.id
+    RETURNING
+        {job_columns}
+)
+SELECT set_config('lock_timeout', limits.before, true), replaced.*
+FROM limits
+-- The count has all rows locked before the first is returned, and with it the setting put back.
+CROSS JOIN (SELECT count(*) FROM replaced) AS first
+LEFT JOIN replaced ON true

@@ -1,0 +1,223 @@
+"""Settling: the statements that decide which of some calls with unique keys is stored."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from django.db import utils
+
+from ..rows import Job, NewJob, Status, UniqueJob, time_of
+from .store import Store
+from .wakeups import Wakeup, wakeups_of
+
+__all__ = ["STORED", "Duplicates", "Limits", "Settled", "Settling", "wakeups_after"]
+
+# How often in a row a key may change hands between a statement's snapshot and its insert, before it is an
+# error. Each time another session has taken and freed it within about a millisecond.
+MOST_CHANGES = 20
+
+
+class Settled(NamedTuple):
+    """What became of one call. ``holder``: the task that holds its key; None: it was stored. ``is_replaced``:
+    the holder has taken the call's arguments, and was ``before`` until then."""
+
+    holder: Job | None = None
+    is_replaced: bool = False
+    before: Job | None = None
+
+
+STORED = Settled()
+
+
+class Duplicates(Exception):  # it rolls back, and is no error
+    """Some of many calls with ``on_conflict="raise"`` are duplicates: to be rolled back, for all or none is
+    stored."""
+
+    def __init__(self, settled: list[Settled]) -> None:
+        super().__init__()
+        self.settled = settled
+
+
+class Limits(NamedTuple):
+    """Seconds that a statement may wait for locks, and for its answer (None: the driver's default)."""
+
+    lock: float
+    answer: float | None = None
+
+
+def waits(job: Job) -> bool:
+    """Whether the task waits to be run, for the first time or again."""
+    return job.status in (Status.SCHEDULED, Status.READY)
+
+
+class Settling:
+    """Settles calls as if they had come one after another.
+
+    All of ``jobs`` have one backend; those of different keys have one template and one rule, too. ``run()``
+    may be called again after an error, but not after the rollback of what it has written.
+
+    in_transaction: others see the tasks later than these statements, at a commit. A duplicate then locks the
+    holder that it relies on, if that holds its key only until it starts: it must not start before the commit.
+    """
+
+    def __init__(
+        self, jobs: Sequence[NewJob], limits: Limits, moved_tasks: Mapping[str, str], *, in_transaction: bool
+    ) -> None:
+        self._backend = jobs[0].template.backend
+        self._limits = limits
+        self._moved_tasks = moved_tasks
+        self._in_transaction = in_transaction
+        self._settled: list[Settled] = [STORED] * len(jobs)
+        self._plain = [job for job in jobs if not isinstance(job, UniqueJob)]
+        self._waiting: dict[str, deque[tuple[int, UniqueJob]]] = {}  # by key, in the order of the calls
+        for number, job in enumerate(jobs):
+            if isinstance(job, UniqueJob):
+                self._waiting.setdefault(job.key, deque()).append((number, job))
+        self.has_failed = False  # one of the calls is to raise
+
+    async def run(self, store: Store) -> list[Settled]:
+        """Settle all calls over ``store``."""
+        if self._plain:
+            await store.insert_jobs(self._plain, timeout=self._limits.answer)
+            self._plain = []
+        changes = 0
+        while self._waiting:
+            before = self._left()
+            await self._settle_some(store)
+            changes = changes + 1 if self._left() == before else 0
+            if changes >= MOST_CHANGES:
+                raise utils.OperationalError(
+                    f"The unique key {next(iter(self._waiting))!r:.200} has changed hands {MOST_CHANGES} "
+                    "times during one enqueue."
+                )
+        return self._settled
+
+    async def run_all_or_none(self, store: Store) -> list[Settled]:
+        """The same for calls of which none is to be stored if one is to raise: raises Duplicates then, to be
+        rolled back."""
+        settled = await self.run(store)
+        if self.has_failed:
+            raise Duplicates(settled)
+        return settled
+
+    def note_stored(self) -> None:
+        """Note that the first call that waits was stored, by a statement whose reply was lost."""
+        self._settle(next(iter(self._waiting)), STORED)
+
+    def _left(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def _first(self, key: str) -> UniqueJob:
+        return self._waiting[key][0][1]
+
+    def _settle(self, key: str, settled: Settled) -> None:
+        """Settle the first call of a key that waits."""
+        waiting = self._waiting[key]
+        number, job = waiting.popleft()
+        self._settled[number] = settled
+        if not waiting:
+            del self._waiting[key]
+        if settled.holder is not None and job.rule.on_conflict == "raise":
+            self.has_failed = True
+
+    async def _settle_some(self, store: Store) -> None:
+        """Settle at least one call of each key, unless the key changes hands meanwhile."""
+        stored, held = await self._insert(store)
+        for key in stored:
+            self._settle(key, STORED)
+        replaceable = {key: holder for key, holder in held.items() if self._may_replace(holder, key)}
+        if replaceable:
+            await self._replace(store, replaceable)
+        relied_on = {key: holder for key, holder in held.items() if key not in replaceable}
+        if self._in_transaction:
+            relied_on = await self._lock_waiting(store, relied_on)
+        for key, holder in relied_on.items():
+            self._settle(key, Settled(holder))
+            # It is the holder for those that came next, too, whatever their own rule says.
+            while key in self._waiting and self._first(key).rule.on_conflict != "replace":
+                self._settle(key, Settled(holder))
+
+    async def _insert(self, store: Store) -> tuple[set[str], dict[str, Job]]:
+        """Try to store the first call of each key. Returns the keys stored, and the holders of others."""
+        lock, answer = self._limits
+        if len(self._waiting) == 1:
+            (key,) = self._waiting
+            is_stored, holder = await store.insert_unique_job(self._first(key), lock_timeout=lock)
+            return ({key} if is_stored else set()), ({} if holder is None else {key: holder})
+        firsts = [self._first(key) for key in self._waiting]
+        stored = await store.insert_unique_jobs(firsts, lock_timeout=lock, timeout=answer)
+        others = self._waiting.keys() - stored
+        if not others:
+            return stored, {}
+        held = await store.free_unique_keys(self._backend, others, lock_timeout=lock, timeout=answer)
+        return stored, held
+
+    def _may_replace(self, holder: Job, key: str) -> bool:
+        first = self._first(key)
+        path = holder.task_path
+        return (
+            first.rule.on_conflict == "replace"
+            and waits(holder)
+            and first.template.task_path in (path, self._moved_tasks.get(path))
+        )
+
+    async def _replace(self, store: Store, held: Mapping[str, Job]) -> None:
+        """Give each holder the arguments of the last of the calls that wait, as far as they are alike."""
+        calls = {key: self._alike(key) for key in held}
+        replaced = await store.replace_waiting_jobs(
+            [holder.id for holder in held.values()],
+            [calls[key][-1] for key in held],
+            lock_timeout=self._limits.lock,
+            timeout=self._limits.answer,
+        )
+        for key, after in replaced.items():
+            for _ in calls[key]:
+                self._settle(key, Settled(after, is_replaced=True, before=held[key]))
+
+    def _alike(self, key: str) -> list[UniqueJob]:
+        """The calls of a key that wait, up to the first one of another task or rule."""
+        first = self._first(key)
+        alike = []
+        for _, job in self._waiting[key]:
+            if job.rule != first.rule or job.template.task_path != first.template.task_path:
+                break
+            alike.append(job)
+        return alike
+
+    async def _lock_waiting(self, store: Store, held: Mapping[str, Job]) -> dict[str, Job]:
+        """Lock the holders that must not start before the commit; those that have started are left out."""
+        to_lock = [key for key, holder in held.items() if self._first(key).rule.waiting and waits(holder)]
+        if not to_lock:
+            return dict(held)
+        lock, answer = self._limits
+        locked = await store.lock_unique_keys(self._backend, to_lock, lock_timeout=lock, timeout=answer)
+        return {key: holder for key, holder in held.items() if key not in to_lock} | locked
+
+
+def wakeups_after(jobs: Sequence[NewJob], settled: Sequence[Settled]) -> list[Wakeup]:
+    """Wake-ups for the tasks that were stored, and for those that were replaced and may be due earlier."""
+    stored = []
+    replaced: set[Wakeup] = set()
+    for job, (holder, _, before) in zip(jobs, settled, strict=True):
+        if holder is None:
+            stored.append(job)
+        elif before is not None and not _is_known(before, holder, job.enqueued_at):
+            replaced.add(_wakeup_of(holder))
+    return [*wakeups_of(stored), *replaced]
+
+
+def _is_known(before: Job, after: Job, now: datetime) -> bool:
+    """Whether the workers know of a time that isn't later than the task's: they look then, and find it."""
+    if after.status == Status.READY or before.status == Status.READY:
+        return after.status == before.status
+    known, due = time_of(before.run_after), time_of(after.run_after)
+    # A past time is what the caller asked for; the task waits for a retry, of which only one worker knows.
+    return known is not None and due is not None and now < known <= due
+
+
+def _wakeup_of(job: Job) -> Wakeup:
+    if job.status == Status.READY:
+        return Wakeup(job.backend, job.queue_name, lane=job.lane)
+    due = time_of(job.run_after)
+    return Wakeup(job.backend, job.queue_name, None if due is None else due.timestamp())

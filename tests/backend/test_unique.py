@@ -1,0 +1,359 @@
+"""Unique keys, as callers see them: async and sync, in transactions and in bulk."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from contextvars import Context
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import connection, transaction, utils
+from django.utils import timezone
+
+import aiotasks
+from aiotasks import DuplicateTask, PostgresTaskResult
+from aiotasks.rows import AnyResult
+from tests import unique_tasks as tasks
+from tests.site import default_task_backend
+from tests.worker.harness import Configure, until
+
+from .support import Api, Heard, worker
+
+COUNT = "SELECT count(*) FROM aiotasks_task"
+LATER = timedelta(hours=1)
+
+
+class Rollback(Exception):
+    pass
+
+
+@asynccontextmanager
+async def rolled_back(block: Any) -> AsyncIterator[None]:
+    """A block that ends with an exception."""
+    with suppress(Rollback):
+        async with block:
+            yield
+            raise Rollback
+
+
+@pytest.fixture(autouse=True)
+def ran(database: str) -> Iterator[list[tuple[str, object]]]:
+    tasks.ran.clear()
+    yield tasks.ran
+    tasks.gate.clear()
+
+
+def many(task: Any) -> Any:
+    return default_task_backend, "enqueue_many", task
+
+
+async def test_a_duplicate_is_the_result_of_the_first(
+    api: Api, conn: asyncpg.Connection, heard: list[Heard]
+) -> None:
+    first = await api.enqueue(tasks.once, 1)
+    again = await api.enqueue(tasks.once, 2)
+    assert (first.is_duplicate, again.is_duplicate) == (False, True)
+    assert again == first
+    assert (again.id, again.args) == (first.id, [1])
+    assert await conn.fetchval(COUNT) == 1
+    assert [(each.signal, each.fields["id"]) for each in heard] == [("task_enqueued", first.id)]
+    found = await api.call(tasks.once, "get_result", first.id)
+    assert found.is_duplicate is False
+    assert await api.call(again, "cancel")
+    assert not (await api.enqueue(tasks.once)).is_duplicate
+
+
+async def test_a_function_makes_the_key_of_the_arguments(api: Api, conn: asyncpg.Connection) -> None:
+    ids = [(await api.enqueue(tasks.by_argument, key)).id for key in (1, 2, 1, None, None)]
+    assert ids[0] == ids[2]
+    assert len(set(ids)) == 4
+    other = tasks.by_argument.using(unique_key="by argument 2")
+    assert (await api.enqueue(other, 3)).id == ids[1]
+    assert not (await api.enqueue(tasks.once.using(unique_key=None))).is_duplicate
+    keys = await conn.fetch("SELECT unique_key FROM aiotasks_task ORDER BY unique_key")
+    assert [each[0] for each in keys] == ["by argument 1", "by argument 2", None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (1, TypeError, "must return a str or None, not 1"),
+        ("", ValueError, "must return a string of at least one character"),
+        ("a\0", ValueError, "without NUL"),
+        ("\ud800", ValueError, "surrogates"),
+        ("TypeError", TypeError, "unique_key of tests.unique_tasks.reindex failed: TypeError: no"),
+        ("KeyError", ValueError, "unique_key of tests.unique_tasks.reindex failed: KeyError"),
+    ],
+)
+async def test_a_function_that_makes_no_key_stores_nothing(
+    api: Api, conn: asyncpg.Connection, value: object, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        await api.enqueue(tasks.reindex, value)
+    with pytest.raises(error, match=rf"calls\[1\]: .*{text}"):
+        await api.call(*many(tasks.reindex), [(["good"], {}), ([value], {})])
+    assert await conn.fetchval(COUNT) == 0
+
+
+async def test_a_long_key_is_stored_as_its_hash(api: Api, conn: asyncpg.Connection) -> None:
+    fits, long = "é" * 1000, "é" * 1001
+    for key in (fits, long):
+        assert not (await api.enqueue(tasks.once.using(unique_key=key))).is_duplicate
+        assert (await api.enqueue(tasks.once.using(unique_key=key))).is_duplicate
+    assert not (await api.enqueue(tasks.once.using(unique_key=f"{long}!"))).is_duplicate
+    lengths = await conn.fetch("SELECT length(unique_key) FROM aiotasks_task")
+    assert sorted(each[0] for each in lengths) == [71, 71, 1000]
+
+
+async def test_raising_says_which_task_has_the_key(api: Api, conn: asyncpg.Connection) -> None:
+    first = await api.enqueue(tasks.refuse, 1)
+    with pytest.raises(DuplicateTask, match=f"Task {first.id} holds the unique key 'refuse'") as caught:
+        await api.enqueue(tasks.refuse, 2)
+    assert (caught.value.result.id, caught.value.result.is_duplicate) == (first.id, True)
+    assert caught.value.key == "refuse"
+    # All or none.
+    with pytest.raises(DuplicateTask):
+        await api.call(*many(tasks.refuse.using(unique_key="other")), [([1], {}), ([2], {})])
+    assert await conn.fetchval(COUNT) == 1
+
+
+async def test_a_period_longer_than_results_are_kept_keeps_the_row(
+    api: Api, conn: asyncpg.Connection, configure: Configure
+) -> None:
+    async def kept(task: Any) -> float | None:
+        id = (await api.enqueue(task)).id
+        value: float | None = await conn.fetchval("SELECT keep_result FROM aiotasks_task WHERE id = $1", id)
+        return value
+
+    task = tasks.periodical
+    assert await kept(task) is None  # kept for a day, and for two weeks, anyway
+    assert await kept(task.using(unique_key="2", keep_result=5)) == 3600
+    assert await kept(task.using(unique_key="3", keep_result=7200)) == 7200
+    configure(KEEP_SUCCESSFUL=60, KEEP_FAILED=7200)
+    assert await kept(task.using(unique_key="4")) == 7200
+    configure(KEEP_SUCCESSFUL=60, KEEP_FAILED=90)
+    assert await kept(task.using(unique_key="5")) == 3600
+    configure(KEEP_SUCCESSFUL=60, KEEP_FAILED=None)
+    assert await kept(task.using(unique_key="6")) == float("inf")
+
+
+async def test_debouncing_and_throttling(api: Api, conn: asyncpg.Connection, heard: list[Heard]) -> None:
+    due = [timezone.now() + LATER * number for number in (1, 2, 3)]
+    for task, last in ((tasks.debounced, due[2]), (tasks.throttled, due[0])):
+        results = [await api.enqueue(task.using(run_after=at), 1, n) for n, at in enumerate(due)]
+        assert len({each.id for each in results}) == 1
+        assert [each.is_duplicate for each in results] == [False, True, True]
+        assert [each.args for each in results] == [[1, 0], [1, 1], [1, 2]]
+        (stored,) = await conn.fetch("SELECT * FROM aiotasks_task WHERE id = $1", results[0].id)
+        assert (stored["args"], stored["run_after"]) == ("[1,2]", last)
+    assert len(heard) == 2  # one for each task, of its first enqueue
+
+
+async def test_bulk_has_its_results_in_order(api: Api, conn: asyncpg.Connection, heard: list[Heard]) -> None:
+    first = await api.enqueue(tasks.by_argument, 1, "first")
+    calls: Any = [([key, n], {}) for n, key in enumerate([2, 1, None, 2, 3, 1, None])]
+    results = await api.call(*many(tasks.by_argument), calls)
+    assert [each.is_duplicate for each in results] == [False, True, False, True, False, True, False]
+    assert [each.args[1] for each in results] == [0, "first", 2, 0, 4, "first", 6]
+    assert results[1].id == results[5].id == first.id
+    assert results[0].id == results[3].id
+    assert await conn.fetchval(COUNT) == 5
+    assert len(heard) == 5
+    latest = await api.call(*many(tasks.debounced), [([key, n], {}) for n, key in enumerate("abab")])
+    assert [each.is_duplicate for each in latest] == [False, False, True, True]
+    assert [each.args for each in latest[2:]] == [["a", 2], ["b", 3]]
+    assert await conn.fetchval(COUNT) == 7
+
+
+async def test_workers_are_woken_for_new_and_earlier_tasks_alone(
+    notified: list[str], conn: asyncpg.Connection
+) -> None:
+    async def enqueue(task: Any, *args: Any, at: Any = None) -> int:
+        before = len(notified)
+        await (task if at is None else task.using(run_after=at)).aenqueue(*args)
+        await asyncio.sleep(0.02)  # a wake-up of the same kind is left out within 5 ms
+        await conn.execute("SELECT pg_notify('aiotasks', 'sync')")
+        await conn.execute("SELECT 1")
+        return len([payload for payload in notified[before:] if payload != "sync"])
+
+    now = timezone.now()
+    assert await enqueue(tasks.once) == 1
+    assert await enqueue(tasks.once) == 0
+    assert await enqueue(tasks.debounced, 1, at=now + LATER) == 1
+    assert await enqueue(tasks.debounced, 1, at=now + 2 * LATER) == 0  # they look in an hour, and see
+    assert await enqueue(tasks.debounced, 1, at=now + LATER) == 1
+    assert await enqueue(tasks.debounced, 1) == 1
+    assert await enqueue(tasks.debounced, 1) == 0  # they know of a task that is READY
+    assert await enqueue(tasks.debounced, 1, at=now + LATER) == 1  # but not of this time
+
+
+# Transactions
+
+
+async def test_a_rolled_back_task_has_no_key(conn: asyncpg.Connection) -> None:
+    async with rolled_back(aiotasks.transaction()):
+        first = await tasks.once.aenqueue()
+        assert (await tasks.once.aenqueue()).id == first.id
+    async with rolled_back(aiotasks.atomic()):
+        assert not (await tasks.once.aenqueue()).is_duplicate
+    assert not (await tasks.once.aenqueue()).is_duplicate
+    assert await conn.fetchval(COUNT) == 1
+
+
+async def test_savepoints_give_keys_back(conn: asyncpg.Connection) -> None:
+    async with aiotasks.transaction():
+        async with rolled_back(aiotasks.transaction()):
+            assert not (await tasks.once.aenqueue(1)).is_duplicate
+        kept = await tasks.once.aenqueue(2)
+        assert not kept.is_duplicate
+    assert (await tasks.once.aenqueue()).id == kept.id
+
+    def in_sync() -> None:
+        with transaction.atomic():
+            with suppress(Rollback), transaction.atomic():
+                assert not tasks.by_argument.enqueue(1).is_duplicate
+                raise Rollback
+            assert not tasks.by_argument.enqueue(1).is_duplicate
+            assert tasks.by_argument.enqueue(1).is_duplicate
+
+    await sync_to_async(in_sync)()
+    assert await conn.fetchval(COUNT) == 2
+
+
+async def test_bulk_in_a_transaction_is_all_or_none(conn: asyncpg.Connection) -> None:
+    calls: Any = [([1], {}), ([2], {})]
+    await tasks.refuse.using(unique_key="taken").aenqueue()
+
+    def key(value: int) -> str:
+        return "taken" if value == 2 else "free"
+
+    task = tasks.refuse.using(unique_key=key)
+    async with aiotasks.transaction():
+        with pytest.raises(DuplicateTask):
+            await default_task_backend.aenqueue_many(task, calls)
+        await tasks.once.aenqueue()
+    async with aiotasks.atomic():
+        with pytest.raises(DuplicateTask):
+            await default_task_backend.aenqueue_many(task, calls)
+        await tasks.by_argument.aenqueue(1)
+    keys = await conn.fetch("SELECT unique_key FROM aiotasks_task ORDER BY 1")
+    assert [each[0] for each in keys] == ["by argument 1", "once", "taken"]
+
+
+LOCKED = r"with the unique key 'once' hasn't ended within COMMAND_TIMEOUT \(1 s\)"
+
+
+async def test_a_conflict_with_an_open_transaction_ends_with_words(
+    database: str, configure: Configure
+) -> None:
+    """Everywhere alike; Django's transaction goes on afterwards."""
+    configure(COMMAND_TIMEOUT=1.0)
+    holder = await asyncpg.connect(database)
+    async with aiotasks.transaction(connection=holder):
+        await tasks.once.aenqueue("uncommitted")
+        await asyncio.create_task(_all_ways(), context=Context())  # outside of the block
+    await holder.close()
+    assert (await tasks.once.aenqueue()).is_duplicate
+
+
+async def _all_ways() -> None:
+    def by_django() -> PostgresTaskResult:
+        with pytest.raises(utils.OperationalError, match=LOCKED):
+            tasks.once.enqueue()
+        with transaction.atomic():
+            with pytest.raises(utils.OperationalError, match=LOCKED):
+                tasks.once.enqueue()
+            result = tasks.by_argument.enqueue(1)
+        connection.close()
+        return result
+
+    with pytest.raises(utils.OperationalError, match=LOCKED):
+        await tasks.once.aenqueue()
+    with pytest.raises(utils.OperationalError, match="with one of 2 unique keys"):
+        await default_task_backend.aenqueue_many(
+            tasks.by_argument.using(unique_key=lambda key: key), [(["once"], {}), (["b"], {})]
+        )
+    result = await sync_to_async(by_django)()
+    assert (await tasks.by_argument.aenqueue(1)).id == result.id
+    async with rolled_back(aiotasks.transaction()):
+        with pytest.raises(utils.OperationalError, match=LOCKED):
+            await tasks.once.aenqueue()
+
+
+# Concurrency
+
+
+async def test_concurrent_calls_of_a_key_share_statements(
+    statements: list[str], conn: asyncpg.Connection
+) -> None:
+    results = await asyncio.gather(*(tasks.once.aenqueue(n) for n in range(100)))
+    assert len({each.id for each in results}) == 1
+    assert sum(not each.is_duplicate for each in results) == 1
+    assert statements.count("insert_unique_job") <= 4
+    statements.clear()
+    results = await asyncio.gather(*(tasks.debounced.aenqueue(1, n) for n in range(100)))
+    assert len(statements) <= 8
+    assert await conn.fetchval("SELECT args FROM aiotasks_task WHERE id = $1", results[0].id) == "[1,99]"
+    outcomes = await asyncio.gather(*(tasks.refuse.aenqueue(n) for n in range(20)), return_exceptions=True)
+    assert sum(isinstance(each, DuplicateTask) for each in outcomes) == 19
+
+
+async def test_a_cancelled_caller_leaves_the_others_theirs(conn: asyncpg.Connection) -> None:
+    for turns in range(12):
+        calls = [asyncio.ensure_future(tasks.by_argument.aenqueue(turns)) for _ in range(5)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        calls[0].cancel()
+        results = await asyncio.gather(*calls[1:])
+        assert len({each.id for each in results}) == 1
+    assert await conn.fetchval(COUNT) == 12
+
+
+async def test_a_conflict_slows_nobody_else(database: str, configure: Configure) -> None:
+    """With callers that wait for 20 keys of an open transaction, others' enqueues go on."""
+    configure(COMMAND_TIMEOUT=5.0, POOL_MAX_SIZE=4)
+    holder = await asyncpg.connect(database)
+    around = holder.transaction()
+    await around.start()
+    async with aiotasks.transaction(connection=holder):
+        await default_task_backend.aenqueue_many(tasks.by_argument, [([n], {}) for n in range(20)])
+    waiting = [asyncio.ensure_future(tasks.by_argument.aenqueue(n % 20)) for n in range(60)]
+    for _ in range(50):  # each would have to wait for all of them
+        await tasks.by_argument.aenqueue(None)
+    await tasks.once.aenqueue()
+    assert not any(each.done() for each in waiting)
+    await around.commit()
+    assert all(each.is_duplicate for each in await asyncio.gather(*waiting))
+    await holder.close()
+
+
+# Workers
+
+
+async def test_a_change_made_while_the_task_runs_gets_one_more_run(ran: list[tuple[str, object]]) -> None:
+    gate = asyncio.Event()
+    tasks.gate.append(gate)
+    async with worker() as running:
+        await tasks.follow.aenqueue(1, "first")
+        await until(lambda: bool(ran))
+        results = [await tasks.follow.aenqueue(1, n) for n in range(3)]
+        assert [each.is_duplicate for each in results[1:]] in ([True, True], [False, True])
+        gate.set()
+        await running.wait_until_empty()
+    assert [each[0] for each in ran].count("follow 1") <= 3
+    assert ran[1] == ("follow 1", 0)
+
+
+async def test_a_finished_tasks_key_is_free_for_the_next(ran: list[tuple[str, object]]) -> None:
+    ids = set()
+    async with worker() as running:
+        for n in range(3):
+            ids.add((await tasks.once.aenqueue(n)).id)
+            await running.wait_until_empty()
+    assert len(ids) == 3
+    assert ran == [("once", n) for n in range(3)]
+    result: AnyResult = await tasks.once.aget_result(ids.pop())
+    assert result.is_finished
