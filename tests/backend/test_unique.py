@@ -17,6 +17,7 @@ import aiotasks
 from aiotasks import DuplicateTask, PostgresTaskResult
 from aiotasks.rows import AnyResult
 from tests import unique_tasks as tasks
+from tests.examples import example
 from tests.site import default_task_backend
 from tests.worker.harness import Configure, until
 
@@ -357,3 +358,19 @@ async def test_a_finished_tasks_key_is_free_for_the_next(ran: list[tuple[str, ob
     assert ran == [("once", n) for n in range(3)]
     result: AnyResult = await tasks.once.aget_result(ids.pop())
     assert result.is_finished
+
+
+async def test_the_page_on_unique_tasks(database: str, conn: asyncpg.Connection) -> None:
+    with example("howto/unique.md") as page:
+        while page.blocks:
+            await page.run()
+    keys = await conn.fetch("SELECT unique_key FROM aiotasks_task ORDER BY unique_key")
+    assert [each[0] for each in keys] == [
+        "import 21",
+        "import 22",
+        "import 30",
+        "import 7",
+        "import 8",
+        "publish prices",
+        "render 1",
+    ]

@@ -21,7 +21,12 @@ WITH limits AS MATERIALIZED (
     JOIN unnest($1::uuid[], $3::text[], $4::text[]) AS each (id, args, kwargs) ON each.id = found.id
 ), replaced AS (
     UPDATE aiotasks_task AS task
-    SET args = mine.args::json,
+    SET status = CASE
+            WHEN $9::boolean THEN task.status
+            WHEN $7::timestamptz > statement_timestamp() THEN 'SCHEDULED'
+            ELSE 'READY'
+        END,
+        args = mine.args::json,
         kwargs = mine.kwargs::json,
         priority = $6::smallint,
         failures = NULL,
@@ -30,11 +35,6 @@ WITH limits AS MATERIALIZED (
         expires_at = CASE
             WHEN $9::boolean THEN task.expires_at
             ELSE greatest($7::timestamptz, statement_timestamp()) + make_interval(secs => $8::double precision)
-        END,
-        status = CASE
-            WHEN $9::boolean THEN task.status
-            WHEN $7::timestamptz > statement_timestamp() THEN 'SCHEDULED'
-            ELSE 'READY'
         END,
         ready_at = CASE
             WHEN $9::boolean THEN task.ready_at
