@@ -63,7 +63,9 @@ class EnqueueStatements(StatementGroup):
             timeout=timeout,
         )
 
-    async def insert_unique_job(self, new: UniqueJob, *, lock_timeout: float) -> tuple[bool, Job | None]:
+    async def insert_unique_job(
+        self, new: UniqueJob, *, lock_timeout: float, timeout: float | None = None
+    ) -> tuple[bool, Job | None]:
         """Return whether the task was stored, else the task that holds the key. (False, None): try again,
         the key has changed hands. Waits ``lock_timeout`` seconds at most for another transaction."""
         template = new.template
@@ -85,6 +87,7 @@ class EnqueueStatements(StatementGroup):
             new.rule.waiting,
             _milliseconds(lock_timeout),
             *template.policy,
+            timeout=timeout,
         )
         found = _job_of(row[2:])
         if found is not None and str(found.id) == new.id:  # by an earlier try, whose reply was lost

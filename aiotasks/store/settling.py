@@ -143,7 +143,9 @@ class Settling:
         lock, answer = self._limits
         if len(self._waiting) == 1:
             (key,) = self._waiting
-            is_stored, holder = await store.insert_unique_job(self._first(key), lock_timeout=lock)
+            is_stored, holder = await store.insert_unique_job(
+                self._first(key), lock_timeout=lock, timeout=answer
+            )
             return ({key} if is_stored else set()), ({} if holder is None else {key: holder})
         firsts = [self._first(key) for key in self._waiting]
         stored = await store.insert_unique_jobs(firsts, lock_timeout=lock, timeout=answer)

@@ -164,7 +164,8 @@ async def settle_in_transaction(
     A lock that lasts for COMMAND_TIMEOUT ends the transaction, as any error in it does: a savepoint around
     every enqueue would take two statements more.
     """
-    limits = Limits(options.command_timeout)
+    # The server gives up first, whose error says what it has waited for.
+    limits = Limits(options.command_timeout, 2 * options.command_timeout)
     settling = Settling(jobs, limits, options.moved_tasks, in_transaction=True)
     try:
         if len(jobs) == 1:

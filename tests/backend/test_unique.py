@@ -16,6 +16,8 @@ from django.utils import timezone
 import aiotasks
 from aiotasks import DuplicateTask, PostgresTaskResult
 from aiotasks.rows import AnyResult
+from aiotasks.store.loop import resources
+from aiotasks.store.notifier import throttle
 from tests import unique_tasks as tasks
 from tests.examples import example
 from tests.site import default_task_backend
@@ -29,6 +31,14 @@ LATER = timedelta(hours=1)
 
 class Rollback(Exception):
     pass
+
+
+@asynccontextmanager
+async def closing(session: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
+    try:
+        yield session
+    finally:
+        await session.close()
 
 
 @asynccontextmanager
@@ -170,15 +180,17 @@ async def test_bulk_has_its_results_in_order(api: Api, conn: asyncpg.Connection,
 
 
 async def test_workers_are_woken_for_new_and_earlier_tasks_alone(
-    notified: list[str], conn: asyncpg.Connection
+    notified: list[str], conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(throttle, "should_notify_now", lambda *args: True)
+
     async def enqueue(task: Any, *args: Any, at: Any = None) -> int:
         before = len(notified)
         await (task if at is None else task.using(run_after=at)).aenqueue(*args)
-        await asyncio.sleep(0.02)  # a wake-up of the same kind is left out within 5 ms
+        await resources(default_task_backend.config).notifier.all_sent()
         await conn.execute("SELECT pg_notify('aiotasks', 'sync')")
-        await conn.execute("SELECT 1")
-        return len([payload for payload in notified[before:] if payload != "sync"])
+        await until(lambda: "sync" in notified[before:])
+        return len(notified) - before - 1
 
     now = timezone.now()
     assert await enqueue(tasks.once) == 1
@@ -253,10 +265,9 @@ async def test_a_conflict_with_an_open_transaction_ends_with_words(
     """Everywhere alike; Django's transaction goes on afterwards."""
     configure(COMMAND_TIMEOUT=1.0)
     holder = await asyncpg.connect(database)
-    async with aiotasks.transaction(connection=holder):
+    async with closing(holder), aiotasks.transaction(connection=holder):
         await tasks.once.aenqueue("uncommitted")
         await asyncio.create_task(_all_ways(), context=Context())  # outside of the block
-    await holder.close()
     assert (await tasks.once.aenqueue()).is_duplicate
 
 
@@ -316,19 +327,18 @@ async def test_a_cancelled_caller_leaves_the_others_theirs(conn: asyncpg.Connect
 async def test_a_conflict_slows_nobody_else(database: str, configure: Configure) -> None:
     """With callers that wait for 20 keys of an open transaction, others' enqueues go on."""
     configure(COMMAND_TIMEOUT=5.0, POOL_MAX_SIZE=4)
-    holder = await asyncpg.connect(database)
-    around = holder.transaction()
-    await around.start()
-    async with aiotasks.transaction(connection=holder):
-        await default_task_backend.aenqueue_many(tasks.by_argument, [([n], {}) for n in range(20)])
-    waiting = [asyncio.ensure_future(tasks.by_argument.aenqueue(n % 20)) for n in range(60)]
-    for _ in range(50):  # each would have to wait for all of them
-        await tasks.by_argument.aenqueue(None)
-    await tasks.once.aenqueue()
-    assert not any(each.done() for each in waiting)
-    await around.commit()
-    assert all(each.is_duplicate for each in await asyncio.gather(*waiting))
-    await holder.close()
+    async with closing(await asyncpg.connect(database)) as holder:
+        around = holder.transaction()
+        await around.start()
+        async with aiotasks.transaction(connection=holder):
+            await default_task_backend.aenqueue_many(tasks.by_argument, [([n], {}) for n in range(20)])
+        waiting = [asyncio.ensure_future(tasks.by_argument.aenqueue(n % 20)) for n in range(60)]
+        for _ in range(50):  # each would have to wait for all of them
+            await tasks.by_argument.aenqueue(None)
+        await tasks.once.aenqueue()
+        assert not any(each.done() for each in waiting)
+        await around.commit()
+        assert all(each.is_duplicate for each in await asyncio.gather(*waiting))
 
 
 # Workers
