@@ -14,12 +14,14 @@ from itertools import batched
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
+from django.db import utils
 from django.tasks import TaskResult
 from django.tasks.signals import task_finished
 
 from . import signals
 from .codec import dump_error
 from .conf import Options
+from .db.errors import Code, constraint, sqlstate
 from .exceptions import InvalidRow, TaskCancelled, UnknownTask
 from .filters import TaskFilter
 from .results import parse_id, result_of
@@ -42,6 +44,12 @@ LOOK_UP = 100
 # Seconds without progress after which tasks that are still locked are left, and between two tries at first
 # and at most. A worker locks its rows for milliseconds.
 LOCKED_FOR, SHORTEST_PAUSE, LONGEST_PAUSE = 3.0, 0.02, 0.5
+
+# Seconds for which a statement waits for a unique key that another transaction has written. One that enqueues
+# ends sooner.
+LOCK_TIMEOUT = 0.2
+
+UNIQUE_KEYS = "aiotasks_task_unique"
 
 # Seconds by which the clock of a caller that has enqueued tasks may be ahead of the database's.
 CLOCKS_DIFFER = 86_400.0
@@ -314,8 +322,27 @@ class Retry:
             statuses = await self._route.run(lambda store: store.select_statuses(left, self._backend))
             for id, stored in statuses.items():
                 if stored.status == Status.FAILED and stored.lost_key:
-                    outcomes[id] = "key_taken"
+                    outcomes[id] = await self._take_back_key(id)
         return outcomes
+
+    async def _take_back_key(self, id: UUID) -> str:
+        """Retry a task whose unique key another task has taken, one at a time: it may hold the key."""
+        try:
+            job, by_another = await self._route.run_alone(
+                lambda store: store.retry_unique_job(id, self._backend, lock_timeout=LOCK_TIMEOUT)
+            )
+        except utils.IntegrityError as error:
+            if constraint(error) != UNIQUE_KEYS:
+                raise
+            return "key_taken"  # in between
+        except utils.OperationalError as error:
+            if sqlstate(error) != Code.LOCK_TIMEOUT:
+                raise
+            return "locked"  # a transaction that is open has written the key
+        if job is None:
+            return "key_taken" if by_another else "locked"
+        self._route.wake(self._wakeups([job]))
+        return "retried"
 
     def _wakeups(self, jobs: Iterable[RetriedJob]) -> set[Wakeup]:
         ready = {

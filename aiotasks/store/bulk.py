@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BulkStatements",
     "CancelledJob",
+    "KeyTaken",
     "Leg",
     "Place",
     "ReadyLeg",
@@ -86,6 +87,13 @@ class Stored(NamedTuple):
     lost_key: bool
 
 
+class KeyTaken(NamedTuple):
+    """``retried``: None if nothing was done. ``by_another``: because another task holds the key."""
+
+    retried: RetriedJob | None
+    by_another: bool
+
+
 class BulkStatements(StatementGroup):
     """Walk, cancel, retry and delete."""
 
@@ -126,6 +134,15 @@ class BulkStatements(StatementGroup):
     async def retry_jobs(self, ids: Sequence[UUID], backend: str) -> list[RetriedJob]:
         """Have FAILED tasks run again, but those whose unique key another task has taken."""
         return [RetriedJob(*row) for row in await self._fetch("retry_jobs", list(ids), backend)]
+
+    async def retry_unique_job(self, id: UUID, backend: str, *, lock_timeout: float) -> KeyTaken:
+        """Have a FAILED task run again with its unique key, if no other task holds it.
+
+        An IntegrityError: another task has taken the key meanwhile.
+        """
+        milliseconds = f"{round(lock_timeout * 1000)}ms"
+        ((_, by_another, *row),) = await self._fetch("retry_unique_job", id, backend, milliseconds)
+        return KeyTaken(None if row[0] is None else RetriedJob(*row), by_another)
 
     async def delete_jobs(self, ids: Sequence[UUID], backend: str, statuses: Sequence[Status]) -> list[UUID]:
         """Delete the tasks with these statuses."""

@@ -9,11 +9,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from typing import Protocol
 from uuid import UUID
 
-from django.db import connections, utils
+from django.db import connections, transaction, utils
 from django.dispatch import Signal
 
 from .. import signals
@@ -61,6 +62,9 @@ class Route(Protocol):
 
     async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
         """Return what ``call`` makes of the Store. It may be called again where the database was away."""
+
+    async def run_alone[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
+        """The same, once. If it fails, a transaction that is open goes on as if it hadn't been called."""
 
     def wake(self, wakeups: Iterable[Wakeup]) -> None:
         """Wake the workers after the commit."""
@@ -118,6 +122,12 @@ class DjangoRoute:
 
     async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
         return await call(self._store)
+
+    async def run_alone[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
+        connection = connections[self._options.database]
+        is_open = connection.in_atomic_block or not connection.get_autocommit()
+        with transaction.atomic(self._options.database) if is_open else nullcontext():
+            return await call(self._store)
 
     def wake(self, wakeups: Iterable[Wakeup]) -> None:
         self._notify_on_commit(list(wakeups))
@@ -222,6 +232,10 @@ class TransactionRoute:
     async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
         return await call(self._transaction.store)
 
+    async def run_alone[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
+        async with self._transaction.driver.savepoint() as inner:
+            return await call(Store(inner))
+
     def wake(self, wakeups: Iterable[Wakeup]) -> None:
         if self._options.notify:
             self._transaction.wakeups.update(wakeups)
@@ -274,6 +288,9 @@ class LoopRoute:
     async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
         store = self._loop_resources.store
         return await repeat(lambda: call(store), within=self._loop_resources.options.command_timeout)
+
+    async def run_alone[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
+        return await call(self._loop_resources.store)
 
     def wake(self, wakeups: Iterable[Wakeup]) -> None:
         if self._loop_resources.options.notify:

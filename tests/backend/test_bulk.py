@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 from django.db import transaction as django_transaction
 from django.utils import timezone
+from psycopg import connect
 
 import aiotasks
 from aiotasks import BulkCounts, TaskFilter, bulk
@@ -413,6 +414,152 @@ async def test_actions_beside_workers_lose_and_double_nothing(
         await running.wait_until_empty()
     assert {row[0] for row in await conn.fetch("SELECT status FROM aiotasks_task")} == {"SUCCESSFUL"}
     assert retried.retried >= counts.cancelled
+
+
+async def test_an_action_ends_beside_tasks_that_fail_again(
+    database: str, conn: asyncpg.Connection, small: None
+) -> None:
+    """As fast as they are retried: each is retried once, in a walk of many steps."""
+    await put(conn, "FAILED", 30)
+    await put(conn, "FAILED", 30, keep_result=3600.0)
+
+    def fail_again(counts: BulkCounts) -> None:
+        with connect(database, autocommit=True) as other:
+            other.execute(
+                "UPDATE aiotasks_task SET status = 'FAILED', finished_at = clock_timestamp() "
+                "WHERE status = 'READY'"
+            )
+
+    assert await backend.aretry_many(TaskFilter(), progress=fail_again) == BulkCounts(retried=60)
+    # Tasks that become READY meanwhile are left out, too.
+    await conn.execute("UPDATE aiotasks_task SET status = 'READY', ready_at = now(), finished_at = NULL")
+
+    def enqueue(counts: BulkCounts) -> None:
+        with connect(database, autocommit=True) as other:
+            other.execute(
+                "UPDATE aiotasks_task SET status = 'READY', ready_at = clock_timestamp(), finished_at = NULL "
+                "WHERE status = 'FAILED'"
+            )
+
+    assert await backend.acancel_many(TaskFilter(), progress=enqueue) == BulkCounts(cancelled=60)
+
+
+# --- Unique keys
+
+
+async def lost(conn: asyncpg.Connection, key: str, number: int = 1, **values: Any) -> list[UUID]:
+    """FAILED tasks whose key another task has taken."""
+    ids = await put(conn, "FAILED", number, **values)
+    await conn.execute("UPDATE aiotasks_task SET former_key = $2 WHERE id = ANY($1)", ids, key)
+    return ids
+
+
+async def holds(conn: asyncpg.Connection, status: str, key: str) -> UUID:
+    """A task of that status that has the key."""
+    (id,) = await put(conn, status)
+    await conn.execute("UPDATE aiotasks_task SET unique_key = $2 WHERE id = $1", id, key)
+    return id
+
+
+async def holds_in(conn: asyncpg.Connection, key: str) -> UUID:
+    """A new READY task that has the key, in the transaction that is open."""
+    id: UUID = await conn.fetchval(
+        """
+        INSERT INTO aiotasks_task (id, backend, queue_name, task_path, lane, priority, status, args, kwargs,
+            errors, worker_ids, crashes, enqueued_at, ready_at, unique_key)
+        VALUES (gen_random_uuid(), 'default', 'default', 'tests.tasks.anoop', 'loop', 0, 'READY', '[]', '{}',
+            '{}', '{}', 0, now(), now(), $1)
+        RETURNING id
+        """,
+        key,
+    )
+    return id
+
+
+async def keys(conn: asyncpg.Connection) -> dict[UUID, tuple[str | None, str | None]]:
+    found = await conn.fetch("SELECT id, unique_key, former_key FROM aiotasks_task")
+    return {row[0]: (row[1], row[2]) for row in found}
+
+
+async def test_a_retried_task_has_its_unique_key_again(
+    database: str, conn: asyncpg.Connection, api: Api
+) -> None:
+    first, second = await lost(conn, "a", 2)
+    (third,) = await lost(conn, "b")
+    done = await holds(conn, "SUCCESSFUL", "b")  # which holds it no longer
+    own = await holds(conn, "FAILED", "c")  # nobody has taken it
+    counts = await api.call(backend, "retry_many", [first, second, third, own])
+    assert counts == BulkCounts(retried=3, key_taken=1)
+    found = await keys(conn)
+    assert {found[first], found[second]} == {("a", None), (None, "a")}
+    assert (found[third], found[done], found[own]) == (("b", None), (None, "b"), ("c", None))
+    after = await statuses(conn)
+    assert sorted([after[first], after[second]]) == ["FAILED", "READY"]
+    assert (after[third], after[own]) == ("READY", "READY")
+
+
+@pytest.mark.parametrize("status", ["SCHEDULED", "READY", "RUNNING"])
+async def test_a_key_that_another_task_holds_is_taken(
+    database: str, conn: asyncpg.Connection, api: Api, status: str
+) -> None:
+    ids = await lost(conn, "a", 3)
+    holder = await holds(conn, status, "a")
+    free = await put(conn, "FAILED")
+    before = await keys(conn)
+    assert await api.call(backend, "retry_many", TaskFilter()) == BulkCounts(retried=1, key_taken=3)
+    assert await keys(conn) == before
+    after = await statuses(conn)
+    assert [after[id] for id in ids] == ["FAILED"] * 3
+    assert (after[holder], after[free[0]]) == (status, "READY")
+
+
+@pytest.mark.parametrize("way", ["loop", "transaction", "atomic"])
+async def test_a_race_for_a_key(
+    database: str, conn: asyncpg.Connection, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another session takes it after the statement has looked: one says key_taken, and the batch goes on."""
+    monkeypatch.setattr(bulk, "LOCK_TIMEOUT", 30.0)
+    await lost(conn, "a")
+    await put(conn, "FAILED", 2)
+    other = conn.transaction()
+    await other.start()
+    holder = await holds_in(conn, "a")
+
+    async def retry() -> BulkCounts:
+        if way == "loop":
+            return await backend.aretry_many(TaskFilter())
+        block = aiotasks.transaction if way == "transaction" else aiotasks.atomic
+        async with block():
+            counts = await backend.aretry_many(TaskFilter())
+            assert await backend.aretry_many([holder]) in (BulkCounts(refused=1), BulkCounts(missing=1))
+        return counts
+
+    retrying = asyncio.create_task(retry())
+    observer = await asyncpg.connect(database)
+
+    async def waits() -> Any:
+        return await observer.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+            "AND datname = current_database()"
+        )
+
+    await until(waits)
+    await observer.close()
+    await other.commit()
+    assert await retrying == BulkCounts(retried=2, key_taken=1)
+    assert sorted((await statuses(conn)).values()) == ["FAILED", "READY", "READY", "READY"]
+
+
+async def test_a_key_of_an_open_transaction_is_not_waited_for_long(
+    database: str, conn: asyncpg.Connection, api: Api, small: None
+) -> None:
+    (id,) = await lost(conn, "a")
+    other = conn.transaction()
+    await other.start()
+    await holds_in(conn, "a")
+    assert await api.call(backend, "retry_many", [id]) == BulkCounts(locked=1)
+    await other.rollback()
+    assert await api.call(backend, "retry_many", [id]) == BulkCounts(retried=1)
 
 
 async def test_the_examples_of_the_guide(

@@ -177,6 +177,8 @@ def bulk(ids: list[uuid.UUID], queue: str, error: str) -> list[Any]:
     seen.append(
         sorted([job.id.int, *job[1:3], job.due is None] for job in call("retry_jobs", ids[:-1], "default"))
     )
+    taken = call("retry_unique_job", ids[-1], "default", lock_timeout=1.0)
+    seen.append([taken.retried is None, taken.by_another])
     seen.append(sorted(id.int for id in call("delete_jobs", ids[-1:], "default", [*Status])))
     return seen
 

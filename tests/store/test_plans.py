@@ -177,6 +177,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "select_statuses": lambda: (one, "default"),
         "cancel_free_jobs": lambda: (one, "default", ["READY"], "{}"),
         "retry_jobs": lambda: (one, "default"),
+        "retry_unique_job": lambda: (uuid.uuid4(), "default", "100ms"),
         "delete_jobs": lambda: (one, "default", ["FAILED"]),
         "prune_jobs": lambda: ("default", "SUCCESSFUL", 86_400.0, -math.inf, 50),
         "prune_kept_jobs": lambda: ("default", -math.inf, 50),

@@ -1,7 +1,7 @@
 -- Have FAILED tasks run again, as if they had just been enqueued, but for their history: errors, worker_ids and
 -- started_at stay. Those alone that no other transaction has locked. A task whose time hasn't come is SCHEDULED for it.
 -- A task doesn't expire any more, because its expires_at is over, or soon will be.
--- A task whose unique key another task has taken stays as it is.
+-- A task whose unique key another task has taken stays as it is: see retry_unique_job.
 -- Returns id, queue name, lane, and when it is due in epoch seconds (NULL: it is READY).
 -- $1 ids, $2 backend
 WITH held AS MATERIALIZED (
