@@ -63,13 +63,14 @@ class Failures:
             return decided
         since = forks.generation
         try:
-            result = self._result(execution, error)
+            failure = self.failed(error)
+            result = self._result(execution, failure)
             answer = await asyncio.to_thread(decided, error, result) if in_thread else decided(error, result)
             if isawaitable(answer):
                 answer = await _within_limit(answer)
             if forks.generation != since:
                 forks.end()
-            return self._answered(execution, error, answer)
+            return self._answered(execution, failure, answer)
         except BaseException as raised:  # a backoff may raise anything
             if forks.generation != since:
                 forks.end(raised)
@@ -85,13 +86,14 @@ class Failures:
             return decided
         since = forks.generation
         try:
-            answer = decided(error, self._result(execution, error))
+            failure = self.failed(error)
+            answer = decided(error, self._result(execution, failure))
             if forks.generation != since:
                 forks.end()
             if isawaitable(answer):
                 waiting = asyncio.run_coroutine_threadsafe(_within_limit(answer), self._loop)
                 answer = waiting.result(BACKOFF_TIMEOUT + 1.0)  # the loop may be blocked
-            return self._answered(execution, error, answer)
+            return self._answered(execution, failure, answer)
         except BaseException as raised:  # as above  # noqa: BLE001
             if forks.generation != since:
                 forks.end(raised)
@@ -107,26 +109,27 @@ class Failures:
                 return self.failed(error)
             if isinstance(verdict, ReadyMade):
                 verdict = Delay(verdict.after(failures))
-            return self._later(execution, error, verdict) if isinstance(verdict, Delay) else verdict
+            if not isinstance(verdict, Delay):
+                return verdict
+            if verdict.snoozes:
+                return self._snoozed(error, verdict.seconds)
+            return self._retried(execution, self.failed(error), verdict.seconds)
         except BaseException as raised:  # code of the user's may raise anything  # noqa: BLE001
             return self.undecided(error, raised)
 
-    def _answered(self, execution: Execution, error: BaseException, answer: Any) -> Outcome:
+    def _answered(self, execution: Execution, failure: Failed, answer: Any) -> Outcome:
         seconds = seconds_of(answer)
-        return self.failed(error) if seconds is None else self._later(execution, error, Delay(seconds))
+        return failure if seconds is None else self._retried(execution, failure, seconds)
 
-    def _later(self, execution: Execution, error: BaseException, delay: Delay) -> Outcome:
-        if delay.snoozes:
-            late = TaskExpired(f"The task snoozed for {delay.seconds:g} s, which is longer than it may wait.")
-            late.__cause__ = error
-            return Snoozed(delay.seconds, self.failed(late))
+    def _retried(self, execution: Execution, failure: Failed, seconds: float) -> Retried:
         task = known(execution.job.task_path, self._options.moved_tasks)
-        return Retried(
-            delay.seconds,
-            self.failed(error),
-            (execution.job.failures or 0) + 1,
-            most_attempts(task, self._options),
-        )
+        failures = (execution.job.failures or 0) + 1
+        return Retried(seconds, failure, failures, most_attempts(task, self._options))
+
+    def _snoozed(self, error: BaseException, seconds: float) -> Snoozed:
+        late = TaskExpired(f"The task snoozed for {seconds:g} s, which is longer than it may wait.")
+        late.__cause__ = error
+        return Snoozed(seconds, self.failed(late))
 
     def undecided(self, error: BaseException, raised: BaseException) -> Failed:
         """Return the outcome of a task whose backoff has raised instead of a decision about ``error``."""
@@ -137,10 +140,10 @@ class Failures:
             shown[-1].__suppress_context__ = False
         return self.failed(raised)
 
-    def _result(self, execution: Execution, error: BaseException) -> AnyResult:
+    def _result(self, execution: Execution, failure: Failed) -> AnyResult:
         """The task's result as it is stored if the task is tried again: with this failure."""
         result = result_of(execution.job, self._options.moved_tasks)
-        stored = error_of(decode(self.failed(error).text))
+        stored = error_of(decode(failure.text))
         set_frozen(result, "errors", [*result.errors, stored])
         set_frozen(result, "failures", (execution.job.failures or 0) + 1)
         return result
