@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import database, inside, network, processes, retries
+from . import bulk, database, inside, network, processes, retries
 
 __all__ = ["RUNS", "Run"]
 
@@ -90,6 +90,13 @@ RUNS = (
         "0 lost, every attempt is a failure, a crash or the success, none beyond max_attempts",
         {"tasks": 20_000, "kills": 20, "restarts": 5},
         {"tasks": 200, "kills": 1, "restarts": 1},
+    ),
+    Run(
+        "bulk",
+        bulk.bulk,
+        "0 lost, no final state changes but by a retry, every retry that was counted has happened",
+        {"tasks": 20_000, "rounds": 20, "kills": 10, "restarts": 5},
+        {"tasks": 150, "rounds": 2, "kills": 1, "restarts": 1},
     ),
     Run(
         "blocked",
