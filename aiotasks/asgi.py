@@ -24,7 +24,7 @@ def with_worker(
     app: Application,
     *,
     backend: str = "default",
-    queues: Sequence[str] | None = None,
+    queues: Sequence[str] | Mapping[str, int | None] | None = None,
     concurrency: int = 20,
     threads: int = 4,
     grace: float = 25.0,

@@ -1,7 +1,7 @@
 """A row of the table, before and after it is claimed. No I/O."""
 
 from collections.abc import Buffer, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -142,13 +142,15 @@ class Job:
 class LaneRequest:
     """The jobs that a claim may take for a lane: at most ``limit``, from these queues in this order.
 
-    ``robust_only`` leaves out tasks that a crash of the worker before their start would harm.
+    ``robust_only`` leaves out tasks that a crash of the worker before their start would harm. ``most``: how
+    many jobs of each queue at most; empty where only ``limit`` counts.
     """
 
     queues: list[str]
     since: list[datetime]  # per queue: where to begin in its index, by ready_at
     limit: int
     robust_only: bool = False
+    most: list[int] = field(default_factory=list)
 
 
 _ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)

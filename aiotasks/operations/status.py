@@ -10,6 +10,7 @@ from ..backend import PostgresBackend
 from ..store.inspection import OldestRunning, ReadyCount, RunningCount
 from ..store.store import Store
 from .connection import operator_connection
+from .pauses import Pause, pause_of
 
 __all__ = [
     "Count",
@@ -149,6 +150,7 @@ class Status:
     database: str
     queues: list[Queue]
     queues_capped: bool
+    pauses: list[Pause]
     failed_in_hour: Count
     failed_in_day: Count
     oldest_running: Running | None
@@ -172,6 +174,7 @@ async def read_status(backend: PostgresBackend) -> Status:
         scheduled = await store.count_scheduled_jobs(alias, COUNT_LIMIT)
         running = await store.count_running_jobs(alias, COUNT_LIMIT)
         workers = await select_workers(store, alias, running)
+        pauses = [pause_of(one) for one in await store.select_pauses(alias)]
         failed = await store.count_failed_jobs(alias, COUNT_LIMIT)
         oldest = await store.oldest_running_job(alias, COUNT_LIMIT)
         snapshot = await store.oldest_snapshot()
@@ -200,6 +203,7 @@ async def read_status(backend: PostgresBackend) -> Status:
         database=options.database,
         queues=queues,
         queues_capped=len(found) > len(names),
+        pauses=pauses,
         failed_in_hour=Count(failed.in_hour, failed.in_hour >= COUNT_LIMIT or not failed.complete),
         failed_in_day=Count(failed.in_day, failed.in_day >= COUNT_LIMIT or not failed.complete),
         oldest_running=None if oldest is None else _running(oldest, workers),

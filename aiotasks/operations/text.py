@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from .pauses import Pause
 from .status import FleetUse, LaneUse, Running, Snapshot, Status, WorkerRow
 
 __all__ = ["age", "counted", "printable", "status_as_text"]
@@ -27,6 +28,9 @@ def status_as_text(status: Status) -> str:
             parts.append("There are more queues than these.")
     else:
         parts.append("No task is waiting or running.")
+    if status.pauses:
+        header = ["paused", "name", ">since", "until", "reason"]
+        parts.append(_table(header, [_pause(pause) for pause in status.pauses]))
     parts.append(
         f"Failed: {status.failed_in_hour} in the last hour, {status.failed_in_day} in the last day\n"
         f"Oldest running task: {_running(status.oldest_running)}"
@@ -49,6 +53,11 @@ def age(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size):,} {unit}"
     return f"{int(seconds)} s"
+
+
+def _pause(pause: Pause) -> list[str]:
+    until = "resumed" if pause.until is None else pause.until.isoformat(sep=" ", timespec="seconds")
+    return [pause.kind, printable(pause.name), age(pause.age), until, printable(pause.reason)]
 
 
 def _fleet(fleet: FleetUse) -> str:

@@ -35,6 +35,8 @@ class ClaimStatements(StatementGroup):
             thread.since,
             thread.limit,
             thread.robust_only,
+            loop.most,
+            thread.most,
         )
         return [claimed_job(row, claim_id, backend) for row in rows]
 

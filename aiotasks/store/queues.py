@@ -29,10 +29,13 @@ class Promoted(NamedTuple):
 
 
 class Due(NamedTuple):
-    """When the earliest scheduled task is due, and in how many seconds by the database's clock."""
+    """When the earliest scheduled task is due or a pause is over, whichever comes first, and in how many
+    seconds by the database's clock; and when the next pause is over (None: there is none).
+    """
 
-    run_after: datetime
+    at: datetime
     seconds: float
+    pause_end: datetime | None
 
 
 class QueueStatements(StatementGroup):
@@ -60,7 +63,7 @@ class QueueStatements(StatementGroup):
         return [Promoted(*row) for row in await self._fetch("promote_due_jobs", backend, limit)]
 
     async def next_due(self, backend: str) -> Due | None:
-        """The earliest scheduled task; None where there is none."""
+        """The earliest scheduled task or end of a pause; None where there is none."""
         rows = await self._fetch("next_due", backend)
         return Due(*rows[0]) if rows else None
 

@@ -12,6 +12,7 @@ __all__ = ["WORKER", "HiddenRows", "Restriction", "hidden_rows"]
 WORKER = (
     *("SELECT ON aiotasks_task", "UPDATE ON aiotasks_task", "DELETE ON aiotasks_task"),
     *(f"{kind} ON aiotasks_worker" for kind in ("SELECT", "INSERT", "UPDATE", "DELETE")),
+    "SELECT ON aiotasks_pause",
 )
 
 _POLICY = "CREATE POLICY aiotasks ON {table} TO {role} USING (true) WITH CHECK (true)"

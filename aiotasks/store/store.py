@@ -5,6 +5,7 @@ from .claims import ClaimStatements
 from .enqueue import EnqueueStatements
 from .inspection import InspectionStatements
 from .outcomes import OutcomeStatements
+from .pauses import PauseStatements
 from .queues import QueueStatements
 from .workers import WorkerStatements
 
@@ -16,6 +17,7 @@ class Store(
     ClaimStatements,
     OutcomeStatements,
     QueueStatements,
+    PauseStatements,
     WorkerStatements,
     BulkStatements,
     InspectionStatements,

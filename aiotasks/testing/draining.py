@@ -245,6 +245,9 @@ class _Drain:
             self._claimer.look_back(since)
         self._claimer.wake()
 
+    def wake_self(self) -> None:
+        """Do nothing: each claim of a drain follows a wake-up for all queues."""
+
     def _next_claimed(self) -> Job:
         job = self._claimed.popleft()
         self._slots.release(job.lane)

@@ -1,6 +1,6 @@
 """Builder: a worker's claimer, runner and finisher, wired in one way for engine, ``drain()`` and tests."""
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from .claiming.loop import Claimer
 from .claiming.overclaim import OverclaimPolicy
 from .claiming.prefetch import Prefetch, PrefetchBuffer
 from .claiming.quarantine import Quarantine
+from .claiming.queue_limits import QueueLimits
 from .claiming.relay import Relay
 from .claiming.rotation import QueueRotation
 from .events import NULL, Observer
@@ -77,13 +78,14 @@ class Builder:
         finisher: Finishes,
         ownership: GivesBack,
         beyond_slots: bool,
+        limits: Mapping[str, int] | None = None,
         others: PassesOn | None = None,
     ) -> Claimer:
         """Make a Claimer with its budget and its Intake.
 
         queues: their names, sorted; empty for any. peers: the workers that share the polls. beyond_slots:
-        whether it may claim more tasks than there are free slots, where tasks are short. others: wakes other
-        workers, if there may be some.
+        whether it may claim more tasks than there are free slots, where tasks are short. limits: how many
+        tasks of a queue at a time, by its name. others: wakes other workers, if there may be some.
         """
         prefetch = PrefetchBuffer(slots.threads, slots=slots, lease=lease, runner=runner, ownership=ownership)
         free_slots = FreeSlots(slots, prefetch)
@@ -97,6 +99,12 @@ class Builder:
         )
         rotation = QueueRotation(store, backend=self.backend, queues=queues)
         relay = Relay(others, backend=self.backend)
+
+        def held() -> Iterator[Job]:
+            yield from (execution.job for execution in runner.running)
+            yield from intake.waiting()
+
+        queue_limits = QueueLimits(limits or {}, held=held)
         intake = Intake(
             store,
             rotation,
@@ -104,6 +112,7 @@ class Builder:
             lease=lease,
             slots=free_slots,
             budget=budget,
+            queue_limits=queue_limits,
             overclaim=overclaim,
             prefetch=prefetch,
             relay=relay,
@@ -119,6 +128,7 @@ class Builder:
             lease=lease,
             slots=free_slots,
             budget=budget,
+            queue_limits=queue_limits,
             prefetch=prefetch,
             quarantine=Quarantine(runner),
             relay=relay,

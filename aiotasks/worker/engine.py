@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -75,6 +75,7 @@ class Engine:
         backend: str,
         sender: type,
         queues: Sequence[str],
+        limits: Mapping[str, int],
         concurrency: int,
         room: Room,
         tried: asyncio.Event,
@@ -154,6 +155,7 @@ class Engine:
             ownership=self.ownership,
             # A crash while tasks wait would count against each of them.
             beyond_slots=options.max_crashes > 1,
+            limits=limits,
             others=self.waker if self.waker.listens else None,
         )
 

@@ -327,6 +327,9 @@ class Wakes(Protocol):
         seconds), where that is in the past.
         """
 
+    def wake_self(self) -> None:
+        """Wake this worker alone, for tasks in all of its queues."""
+
 
 class PassesOn(Protocol):
     """Where wake-ups go that this worker can't answer alone."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import resource
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import anyio
@@ -33,6 +33,7 @@ __all__ = [
     "check_privileges",
     "explain",
     "find_room",
+    "limits_of",
     "number_of_slots",
     "queues_of",
     "reach_database",
@@ -40,6 +41,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger("aiotasks.worker")
+
+# Of one queue's tasks at a time. What a claim is told must fit into PostgreSQL's integer.
+MAX_QUEUE_LIMIT = 1_000_000
 
 
 def backend_of(alias: str) -> PostgresBackend:
@@ -59,7 +63,7 @@ def backend_of(alias: str) -> PostgresBackend:
     return backend
 
 
-def queues_of(backend: PostgresBackend, wanted: Sequence[str] | None) -> list[str]:
+def queues_of(backend: PostgresBackend, wanted: Sequence[str] | Mapping[str, int | None] | None) -> list[str]:
     """Return the queues to serve, sorted; empty for any name. Raises TypeError and ValueError."""
     known = backend.queues
     if wanted is None:
@@ -77,6 +81,23 @@ def queues_of(backend: PostgresBackend, wanted: Sequence[str] | None) -> list[st
                 f"({', '.join(sorted(known)) or 'any name'})."
             )
     return sorted(set(wanted))
+
+
+def limits_of(wanted: Sequence[str] | Mapping[str, int | None] | None) -> dict[str, int]:
+    """Return how many tasks of a queue may run at a time, by the names of those that have a limit. Raises
+    TypeError and ValueError.
+    """
+    if not isinstance(wanted, Mapping):
+        return {}
+    limits = {name: limit for name, limit in wanted.items() if limit is not None}
+    for name, limit in limits.items():
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise TypeError(f"The limit of queue {name!r} must be a whole number or None, not {limit!r}.")
+        if not 0 < limit <= MAX_QUEUE_LIMIT:
+            raise ValueError(
+                f"The limit of queue {name!r} must be from 1 to {MAX_QUEUE_LIMIT:,}, and is {limit!r}."
+            )
+    return limits
 
 
 def number_of_slots(name: str, value: int) -> int:

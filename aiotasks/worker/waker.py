@@ -99,6 +99,10 @@ class Waker:
                 self._promoter.look(wakeup.due)
         self.notify(wakeups)
 
+    def wake_self(self) -> None:
+        """Wake this worker alone, for tasks in all of its queues."""
+        self._claimer.wake()
+
     def notify(self, wakeups: Sequence[Wakeup]) -> None:
         """Wake the other workers only, over a connection of the running loop: it may be the heartbeat's.
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import Context
 from types import TracebackType
 from typing import Self
@@ -21,6 +21,7 @@ from .startup import (
     check_descriptors,
     check_privileges,
     find_room,
+    limits_of,
     number_of_slots,
     queues_of,
     reach_database,
@@ -41,7 +42,8 @@ class Worker:
             ...
 
     backend: an alias of TASKS.
-    queues: names to serve; None for all of the backend's QUEUES (any name, where that is empty).
+    queues: names to serve; None for all of the backend's QUEUES (any name, where that is empty). A mapping
+        has with each name how many of its tasks may run here at a time, or None: ``{"reports": 2}``.
     concurrency: slots for coroutine tasks, which run on this loop.
     threads: slots for sync tasks, which run in threads. Either may be 0: not served, then.
     grace: seconds for which the end of the block waits for running tasks. Then coroutines are
@@ -60,7 +62,7 @@ class Worker:
         self,
         *,
         backend: str = "default",
-        queues: Sequence[str] | None = None,
+        queues: Sequence[str] | Mapping[str, int | None] | None = None,
         concurrency: int = 100,
         threads: int = 10,
         grace: float = 25.0,
@@ -70,6 +72,7 @@ class Worker:
         found = backend_of(backend)
         self.backend = backend
         self.queues = queues_of(found, queues)
+        self.queue_limits = limits_of(queues)
         self.concurrency = number_of_slots("concurrency", concurrency)
         self.threads = number_of_slots("threads", threads)
         if not self.concurrency and not self.threads:
@@ -240,6 +243,7 @@ class Worker:
             backend=self.backend,
             sender=self._sender,
             queues=self.queues,
+            limits=self.queue_limits,
             concurrency=self.concurrency,
             room=room,
             tried=self._tried,

@@ -281,6 +281,7 @@ def test_tables_that_were_dropped_behind_the_migrations_back(sql: psycopg.Connec
 WORKER = (
     "GRANT SELECT, UPDATE, DELETE ON aiotasks_task TO checker;"
     "GRANT SELECT, INSERT, UPDATE, DELETE ON aiotasks_worker TO checker;"
+    "GRANT SELECT ON aiotasks_pause TO checker;"
 )
 SITE = (
     "GRANT SELECT, INSERT ON aiotasks_task TO checker;"

@@ -17,6 +17,7 @@ import aiotasks
 from aiotasks.db.statement import Statement
 from aiotasks.operations import status as module
 from aiotasks.operations.connection import operator_connection
+from aiotasks.operations.pauses import Pause
 from aiotasks.operations.status import (
     Count,
     FleetUse,
@@ -258,7 +259,9 @@ def test_a_role_that_may_not_see_others_sessions_is_told_so(sql: psycopg.Connect
     """And to read both tables is all that it needs."""
     fill("READY", 1)
     options = connection.settings_dict["OPTIONS"]
-    sql.execute("CREATE ROLE onlooker; GRANT SELECT ON aiotasks_task, aiotasks_worker TO onlooker")
+    sql.execute(
+        "CREATE ROLE onlooker; GRANT SELECT ON aiotasks_task, aiotasks_worker, aiotasks_pause TO onlooker"
+    )
     options["assume_role"] = "onlooker"
     try:
         assert status()["all_snapshots_seen"] is False
@@ -290,6 +293,7 @@ def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
             }
         ],
         "queues_capped": False,
+        "pauses": [],
         "failed_in_hour": nothing,
         "failed_in_day": nothing,
         "oldest_running": None,
@@ -389,6 +393,16 @@ def test_the_table() -> None:
             database="default",
             queues=queues,
             queues_capped=False,
+            pauses=[
+                Pause(
+                    kind="queue",
+                    name="mails",
+                    reason="over\nload",
+                    age=7_300.0,
+                    until=datetime(2030, 1, 1, tzinfo=UTC),
+                ),
+                Pause(kind="task", name="shop.tasks.report", reason="", age=1.0, until=None),
+            ],
             failed_in_hour=Count(3, capped=False),
             failed_in_day=Count(10_000, capped=True),
             oldest_running=Running(UUID(int=7), "shop.tasks.report", 7_300.0, "web-1:4711"),
@@ -404,6 +418,10 @@ def test_the_table() -> None:
         "queue      ready  oldest  scheduled  running  workers",
         "default  10,000+   3 min      1,204       37        1",
         r"'a\nb'         0       -         0+        0        1",
+        "",
+        "paused  name               since  until                      reason",
+        r"queue   mails                2 h  2030-01-01 00:00:00+00:00  'over\nload'",
+        "task    shop.tasks.report    1 s  resumed",
         "",
         "Failed: 3 in the last hour, 10,000+ in the last day",
         "Oldest running task: shop.tasks.report, 2 h, on web-1:4711 (00000000-0000-0000-0000-000000000007)",

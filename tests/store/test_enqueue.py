@@ -142,7 +142,7 @@ async def test_next_due_is_the_earliest(store: Store, conn: asyncpg.Connection) 
     await insert(store)  # READY rows are nobody's timer
     due = await store.next_due("default")
     assert due is not None
-    assert due.run_after == first
+    assert due.at == first
     now = await conn.fetchval("SELECT clock_timestamp()")
     assert isinstance(due.seconds, float)
     assert due.seconds >= (first - now).total_seconds()

@@ -103,7 +103,7 @@ def _literal(value: Any) -> str:
 
 def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared]:
     one, other = [uuid.uuid4()], [uuid.uuid4()]
-    both = (QUEUES, [EVER] * len(QUEUES), SLOTS, True) * 2
+    both: tuple[Any, ...] = (*(QUEUES, [EVER] * len(QUEUES), SLOTS, True) * 2, [], [])
     same = ("default", "default", "x", "loop", 0)
     no_policy = [None] * len(COLUMNS)
     keys = ["k 1", "k 2", "k 3"]
@@ -158,6 +158,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "select_jobs": lambda: (one, "default"),
         "promote_due_jobs": lambda: ("default", 50),
         "next_due": lambda: ("default",),
+        "select_pauses": lambda: ("default",),
         "expire_jobs": lambda: ("default", "{}", 50),
         "list_queues": lambda: ("default", "", "", 50),
         "list_waiting": lambda: (100,),
@@ -271,7 +272,7 @@ async def test_a_claims_cost_does_not_grow_with_the_backlog(
     check_claim(await claim.explain(), 2 * SLOTS)
     suspect = await warm["claim_suspect"].explain()
     assert suspect.rows == 0
-    assert suspect.indexes() <= {"aiotasks_task_suspects", "aiotasks_worker_pkey"}
+    assert suspect.indexes() <= {"aiotasks_task_suspects", "aiotasks_worker_pkey", "aiotasks_pause_name"}
     assert suspect.buffers < 50
     for status in ("SCHEDULED", "SUCCESSFUL"):
         await fill(conn, status, 30_000)
@@ -302,7 +303,7 @@ async def test_a_piece_of_the_walk_costs_by_its_steps(
             assert analyzed is False or plan.buffers < 50 * 6
     claim = warm["claim_jobs"]
     names = [f"q {number}" for number in range(200)]
-    none = ("{}", "{}", 0, False)
+    none = ("{}", "{}", 0, False, "{}", "{}")
     worker_id, claim_id = await conn.fetchval("SELECT id FROM aiotasks_worker LIMIT 1"), uuid.uuid4()
     plan = await claim.explain(worker_id, claim_id, "default", names, [EVER] * 200, SLOTS, False, *none)
     check_claim(plan, SLOTS)
@@ -326,7 +327,7 @@ async def test_suspects_of_any_queue_cost_as_little(
         worker_id = await conn.fetchval("SELECT id FROM aiotasks_worker LIMIT 1")
         plan = await warm["claim_suspect"].explain(worker_id, uuid.uuid4(), "default", "loop", None)
         assert plan.rows == (1 if crashes else 0)
-        assert plan.indexes() <= {"aiotasks_task_suspects", "aiotasks_worker_pkey"}
+        assert plan.indexes() <= {"aiotasks_task_suspects", "aiotasks_worker_pkey", "aiotasks_pause_name"}
         assert plan.buffers < 100
 
 

@@ -119,3 +119,6 @@ async def test_workers_wait_for_a_due_task_one_after_another(
 class _Nobody:
     def wake(self, wakeups: object, *, since: float | None = None) -> None:
         pass
+
+    def wake_self(self) -> None:
+        pass

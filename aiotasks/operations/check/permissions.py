@@ -16,8 +16,9 @@ WAKE = (
     "SELECT (backend, queues, concurrency, threads, listening, channel, lease_expires_at) ON aiotasks_worker"
 )
 
-# The rights that only workers need; a site may have SELECT on the table of workers, for the sake of WAKE.
-ONLY_WORKER = {*WORKER}.difference(SITE, ["SELECT ON aiotasks_worker"])
+# The rights that only workers need. A site may have SELECT on the table of workers, for the sake of WAKE, and
+# pause.
+ONLY_WORKER = {*WORKER}.difference(SITE, ["SELECT ON aiotasks_worker", "SELECT ON aiotasks_pause"])
 
 
 async def check(examination: Examination) -> Result:

@@ -14,11 +14,22 @@
 -- $1 worker id, $2 a claim id never used before, $3 backend,
 -- of the loop lane: $4 queue names, $5 where to begin per queue (ready_at), $6 how many at most,
 -- $7 whether to leave out tasks that a crash before their start would harm;
--- $8, $9, $10, $11: the same of the thread lane.
+-- $8, $9, $10, $11: the same of the thread lane;
+-- $12, $13: how many at most per queue, of either lane (empty: as many as of all queues).
 -- Tasks that have been in two crashes are left out: claim_suspect takes those. So are tasks that weren't started
--- in time: expire_jobs fails those.
+-- in time, which expire_jobs fails, and those that are paused: a pause holds from the next claim of any worker on.
+-- Of a paused queue nothing is read. The tasks of a paused path are passed over one by one, as locked ones are.
+-- One array holds both (no path has a space), NULL where nothing is paused: it was 0.3 µs a row to compare with an
+-- empty array, and 20 µs a claim to read the table twice by its index (hence the `|| ''`: it has few rows).
 WITH claimer AS MATERIALIZED (
-    SELECT worker.id, set_config('synchronous_commit', 'off', true)
+    SELECT
+        worker.id, set_config('synchronous_commit', 'off', true),
+        nullif(ARRAY(
+            SELECT CASE pause.kind WHEN 'queue' THEN 'queue ' ELSE '' END || pause.name
+            FROM aiotasks_pause AS pause
+            WHERE pause.backend || '' = $3::text
+              AND (pause.until IS NULL OR pause.until > statement_timestamp())
+        ), '{}') AS paused
     FROM aiotasks_worker AS worker
     WHERE worker.id = $1::uuid AND worker.lease_expires_at > clock_timestamp()
 )
@@ -33,7 +44,7 @@ WHERE task.ctid = ANY(ARRAY(
     (
         SELECT head.ctid
         FROM claimer
-        CROSS JOIN unnest($4::text[], $5::timestamptz[]) AS source (queue_name, since)
+        CROSS JOIN unnest($4::text[], $5::timestamptz[], $12::integer[]) AS source (queue_name, since, most)
         CROSS JOIN LATERAL (
             SELECT ready.ctid
             FROM aiotasks_task AS ready
@@ -42,17 +53,19 @@ WHERE task.ctid = ANY(ARRAY(
               AND (NOT $7::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
               AND ready.crashes < 2
               AND (ready.expires_at IS NULL OR ready.expires_at > statement_timestamp())
+              AND (claimer.paused IS NULL OR ready.task_path <> ALL(claimer.paused))
             ORDER BY ready.priority DESC, ready.ready_at, ready.id
-            LIMIT $6::integer
+            LIMIT least($6::integer, source.most)
             FOR UPDATE SKIP LOCKED
         ) AS head
+        WHERE claimer.paused IS NULL OR 'queue ' || source.queue_name <> ALL(claimer.paused)
         LIMIT $6::integer
     )
     UNION ALL
     (
         SELECT head.ctid
         FROM claimer
-        CROSS JOIN unnest($8::text[], $9::timestamptz[]) AS source (queue_name, since)
+        CROSS JOIN unnest($8::text[], $9::timestamptz[], $13::integer[]) AS source (queue_name, since, most)
         CROSS JOIN LATERAL (
             SELECT ready.ctid
             FROM aiotasks_task AS ready
@@ -61,10 +74,12 @@ WHERE task.ctid = ANY(ARRAY(
               AND (NOT $11::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
               AND ready.crashes < 2
               AND (ready.expires_at IS NULL OR ready.expires_at > statement_timestamp())
+              AND (claimer.paused IS NULL OR ready.task_path <> ALL(claimer.paused))
             ORDER BY ready.priority DESC, ready.ready_at, ready.id
-            LIMIT $10::integer
+            LIMIT least($10::integer, source.most)
             FOR UPDATE SKIP LOCKED
         ) AS head
+        WHERE claimer.paused IS NULL OR 'queue ' || source.queue_name <> ALL(claimer.paused)
         LIMIT $10::integer
     )
 ))

@@ -22,6 +22,12 @@ WHERE task.ctid = ANY(ARRAY(
         WHERE ready.status = 'READY' AND ready.crashes >= 2 AND ready.backend = $3::text
           AND ready.lane = $4::text AND ($5::text[] IS NULL OR ready.queue_name = ANY($5::text[]))
           AND (ready.expires_at IS NULL OR ready.expires_at > statement_timestamp())
+          AND NOT EXISTS (
+              SELECT FROM aiotasks_pause AS pause
+              WHERE pause.backend = $3::text
+                AND pause.name = CASE pause.kind WHEN 'queue' THEN ready.queue_name ELSE ready.task_path END
+                AND (pause.until IS NULL OR pause.until > statement_timestamp())
+          )
         ORDER BY ready.priority DESC, ready.ready_at, ready.id
         LIMIT 1
         FOR UPDATE SKIP LOCKED

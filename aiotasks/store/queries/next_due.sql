@@ -1,9 +1,30 @@
--- The earliest scheduled task: when it is due, and in how many seconds by the database's clock. Times that
--- Python can't hold are left out: 'infinity' never is due, and the next promotion takes '-infinity'.
+-- What comes next: a scheduled task is due, or a pause is over, whose tasks can be started then. When that is, in
+-- how many seconds by the database's clock, and when the next pause is over (NULL: there is none).
+-- Times that Python can't hold are left out: 'infinity' never is due, and the next promotion takes '-infinity'.
 -- $1 backend
-SELECT task.run_after, extract(epoch FROM task.run_after - clock_timestamp())::double precision
-FROM aiotasks_task AS task
-WHERE task.status = 'SCHEDULED' AND task.backend = $1::text
-  AND task.run_after BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00'
-ORDER BY task.run_after
-LIMIT 1
+SELECT
+    next.at,
+    extract(epoch FROM next.at - clock_timestamp())::double precision,
+    next.pause_end
+FROM (
+    SELECT
+        pause.ends AS pause_end,
+        least(
+            pause.ends,
+            (
+                SELECT task.run_after
+                FROM aiotasks_task AS task
+                WHERE task.status = 'SCHEDULED' AND task.backend = $1::text
+                  AND task.run_after BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00'
+                ORDER BY task.run_after
+                LIMIT 1
+            )
+        ) AS at
+    FROM (
+        SELECT min(pause.until) AS ends
+        FROM aiotasks_pause AS pause
+        WHERE pause.backend = $1::text
+          AND pause.until > statement_timestamp() AND pause.until < '9998-01-01 00:00+00'
+    ) AS pause
+) AS next
+WHERE next.at IS NOT NULL

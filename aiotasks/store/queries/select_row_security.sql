@@ -23,6 +23,6 @@ CROSS JOIN LATERAL (
           )
     ) AS policy
 ) AS found
-WHERE tables.oid IN (to_regclass('aiotasks_task'), to_regclass('aiotasks_worker'))
+WHERE tables.oid IN (to_regclass('aiotasks_task'), to_regclass('aiotasks_worker'), to_regclass('aiotasks_pause'))
   AND row_security_active(tables.oid) AND NOT coalesce(found.for_all, false)
 ORDER BY tables.relname, kind.name

@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from ..protocols import GivesBack, Leases, Starts
 from .budget import Budget, FreeSlots
 from .overclaim import PATIENCE, OverclaimPolicy, time_spent
 from .prefetch import PrefetchBuffer
+from .queue_limits import QueueLimits
 from .relay import Relay
 from .rotation import QueueRotation
 
@@ -51,9 +52,10 @@ class Intake:
     A job whose lease has ended by the time that its claim is read, or that finds no slot, is given back, and
     keeps its place in the queue.
 
-    slots: the free slots. budget: counts the claims beyond them; ``overclaim``, one of its strategies, learns
-    how many jobs ended at once. prefetch: where jobs of the thread lane go. runner: where the others go.
-    ownership: where jobs go back that aren't started. relay: knows which wake-ups a claim answers.
+    slots: the free slots. queue_limits: narrows each claim. budget: counts the claims beyond the slots;
+    ``overclaim``, one of its strategies, learns how many jobs ended at once. prefetch: where jobs of the
+    thread lane go. runner: where the others go. ownership: where jobs go back that aren't started. relay:
+    knows which wake-ups a claim answers.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Intake:
         lease: Leases,
         slots: FreeSlots,
         budget: Budget,
+        queue_limits: QueueLimits,
         overclaim: OverclaimPolicy,
         prefetch: PrefetchBuffer,
         relay: Relay,
@@ -78,6 +81,7 @@ class Intake:
         self._lease = lease
         self._slots = slots
         self._budget = budget
+        self._queue_limits = queue_limits
         self._overclaim = overclaim
         self._prefetch = prefetch
         self._relay = relay
@@ -102,15 +106,25 @@ class Intake:
         """Give back what a claim under way brings, because the grace is over."""
         self._starts = False
 
-    async def fetch(self, worker_id: UUID, limits: Mapping[Lane, int], free: Mapping[Lane, int]) -> Claim:
-        """Claim at most ``limits`` tasks of the lanes, where there are ``free`` slots."""
+    async def fetch(
+        self,
+        worker_id: UUID,
+        limits: Mapping[Lane, int],
+        free: Mapping[Lane, int],
+        unstarted: Sequence[Job] = (),
+    ) -> Claim:
+        """Claim at most ``limits`` tasks of the lanes, where there are ``free`` slots.
+
+        ``unstarted``: jobs of the claim before, that nothing has been done with yet.
+        """
         beyond = {lane for lane in LANES if limits[lane] > max(0, free[lane])}
-        requests = await self._rotation.requests(limits, robust_only=beyond)
+        wanted = await self._rotation.requests(limits, robust_only=beyond)
+        requests = self._queue_limits.restrict(wanted, unstarted)
         if not (requests["loop"].queues or requests["thread"].queues):
             return Claim()
         asked = [lane for lane in LANES if limits[lane]]
         self._budget.used(asked, beyond)
-        self._relay.claims(asked)
+        self._relay.claims(asked, without=self._queue_limits.at_limit)
         jobs = await self._send(
             partial(
                 self._store.claim_jobs,
@@ -128,6 +142,8 @@ class Intake:
             self._relay.claimed(lane, found, request.limit)
             if found:
                 (filled if len(found) >= request.limit else short).add(lane)
+        learned = self._queue_limits.learn(requests, jobs)
+        self._relay.filled(learned.filled, asked)
         turn = {(lane, name): n for lane in LANES for n, name in enumerate(requests[lane].queues)}
         jobs.sort(
             key=lambda job: (
@@ -137,7 +153,7 @@ class Intake:
                 job.id,
             )
         )
-        unasked = self._rotation.unasked(requests)
+        unasked = self._rotation.unasked(wanted)
         if "loop" in asked and not any(job.lane == "loop" for job in jobs):
             self._overclaim.forget()
         full = "loop" in filled
@@ -148,16 +164,17 @@ class Intake:
             more=full and (self._overclaim.expected or free["loop"] > limits["loop"]),
             unasked=bool(unasked),
             # A full claim leaves more, and one beyond the slots has left tasks out.
-            left=filled | beyond | unasked,
+            left=filled | beyond | unasked | learned.left,
             # So may a short one: the head may have been locked for a moment.
             short=short,
         )
 
     async def fetch_suspect(self, worker_id: UUID, lane: Lane) -> Claim:
         """Claim one task of the lane that has been in two crashes, if there is one."""
-        statement = partial(
-            self._store.claim_suspect, backend=self._backend, lane=lane, queues=self._rotation.queues
-        )
+        queues = self._queue_limits.served(self._rotation.queues)
+        if queues == []:
+            return Claim()
+        statement = partial(self._store.claim_suspect, backend=self._backend, lane=lane, queues=queues)
         return Claim(worker_id, await self._send(statement, worker_id))
 
     async def start(self, claim: Claim) -> None:

@@ -22,6 +22,7 @@ from .budget import Budget, FreeSlots
 from .intake import Claim, Intake
 from .prefetch import PrefetchBuffer
 from .quarantine import Quarantine
+from .queue_limits import QueueLimits
 from .relay import Relay
 from .rotation import QueueRotation
 
@@ -56,8 +57,8 @@ class Claimer:
       worker whose slots are taken at its turn looks as soon as one is free.
 
     intake: sends the claims and starts their jobs. slots: the free slots. budget: how many jobs a claim may
-    take. prefetch: where jobs of the thread lane wait. relay: where wake-ups go that other workers should
-    have.
+    take. queue_limits: which queues have as many as they may. prefetch: where jobs of the thread lane wait.
+    relay: where wake-ups go that other workers should have.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Claimer:
         lease: Leases,
         slots: FreeSlots,
         budget: Budget,
+        queue_limits: QueueLimits,
         prefetch: PrefetchBuffer,
         quarantine: Quarantine,
         relay: Relay,
@@ -81,6 +83,7 @@ class Claimer:
         self._slots = slots
         self._lanes = [lane for lane in LANES if slots.has(lane)]
         self.budget = budget
+        self.queue_limits = queue_limits
         self.prefetch = prefetch
         self.quarantine = quarantine
         self._relay = relay
@@ -102,6 +105,7 @@ class Claimer:
         if not self.rotation.note_wakeup(wakeup):
             return
         now = asyncio.get_running_loop().time()
+        self.queue_limits.forget()
         self._look_again_at = now + LOOK_AGAIN_DELAY
         self._woken_since = min(self._woken_since, now)
         self._changed.set()
@@ -134,7 +138,7 @@ class Claimer:
         self.prefetch.feed()
         if job is not None:
             self.quarantine.ended(job)
-        if self._lanes_to_claim or self.quarantine.lanes():
+        if self._lanes_to_claim or self.queue_limits.at_limit or self.quarantine.lanes():
             self._changed.set()
 
     async def stop(self) -> None:
@@ -174,7 +178,9 @@ class Claimer:
                     self._look_at_everything(now)
                 quiet_until = self.quarantine.quiet_until(now)
                 may_claim = quiet_until is None and self.budget.is_open()
-                if has_turn and not (may_claim and all(self.budget.limit(lane) > 0 for lane in self._lanes)):
+                if self.queue_limits.has_room_again():
+                    self._lanes_to_claim.update(LANES)
+                if has_turn and not (may_claim and self._has_room_for_all()):
                     self._relay.pass_turn_on()
                 has_turn = False
                 has_work = may_claim and self._has_room_and_work()
@@ -203,6 +209,10 @@ class Claimer:
         finally:
             self._stopped.set()
 
+    def _has_room_for_all(self) -> bool:
+        """Return whether there is room in all lanes and queues."""
+        return not self.queue_limits.at_limit and all(self.budget.limit(lane) > 0 for lane in self._lanes)
+
     def _has_room_and_work(self) -> bool:
         """Return whether there may be READY tasks that there is room for."""
         return any(self.budget.limit(lane) > 0 for lane in self._lanes_to_claim)
@@ -211,6 +221,7 @@ class Claimer:
         self._forgot_at = now
         self.quarantine.look(now)
         self.rotation.forget()
+        self.queue_limits.forget()
         self._lanes_to_claim.update(LANES)
 
     def _look_again(self, now: float) -> None:
@@ -290,7 +301,7 @@ class Claimer:
         if worker_id is None:
             return Claim()  # a registration wakes the claimer
         free = {lane: self._slots.free(lane) - taken[lane] for lane in LANES}
-        claim = await self.intake.fetch(worker_id, limits, free)
+        claim = await self.intake.fetch(worker_id, limits, free, unstarted)
         self._outage.ended()
         self._lanes_to_claim |= claim.left
         # After a wake-up there is another look soon anyway.

@@ -61,13 +61,19 @@ class Relay:
             if not self._claims:
                 self.pass_on()
 
-    def claims(self, lanes: Iterable[Lane]) -> None:
-        """A claim for these lanes is sent, which answers their wake-ups. There is no room in the others."""
+    def claims(self, lanes: Iterable[Lane], *, without: Collection[str] = ()) -> None:
+        """A claim for these lanes is sent, which answers their wake-ups, but those of the queues ``without``.
+        There is no room in the others.
+        """
         self._claims = not self._is_closed
         self._asked = {}
         if self._unanswered:
             answered = set(lanes)
-            self._asked = {key: wakeup for key, wakeup in self._unanswered.items() if key[1] in answered}
+            self._asked = {
+                key: wakeup
+                for key, wakeup in self._unanswered.items()
+                if key[1] in answered and key[0] not in without
+            }
             for key in self._asked:
                 del self._unanswered[key]
             self.pass_on()
@@ -87,6 +93,16 @@ class Relay:
             ]
         if left:
             self._pass_on(left)
+
+    def filled(self, queues: Iterable[str], lanes: Iterable[Lane]) -> None:
+        """Wake others for queues that have reached their limits here: they may have more tasks."""
+        names = list(islice(queues, PASS_QUEUES))
+        if names:
+            self._pass_on(
+                Wakeup(self._backend, name, lane=lane, passed=self._passed.get(lane, 0))
+                for name in names
+                for lane in lanes
+            )
 
     def pass_on(self) -> None:
         """Pass on the wake-ups that no claim has answered: this worker can't claim for now."""

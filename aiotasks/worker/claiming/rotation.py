@@ -1,6 +1,7 @@
 """QueueRotation: from which queues the next claim takes tasks, in which order, and since when."""
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -114,7 +115,9 @@ class QueueRotation:
         if jobs and not is_full and not self._looked_back:
             newest = max((job.ready_at for job in jobs), key=microseconds)
             since = (time_of(newest) or _EVER) - WATERMARK_MARGIN
-            self._watermarks |= {(name, lane): since for name in (self._queues or given)}
+            capped = _capped(request, jobs)
+            names = request.queues if self._queues else given
+            self._watermarks |= {(name, lane): since for name in names if name not in capped}
             if not self._queues and len(self._watermarks) > WATERMARKS_LIMIT:
                 self.forget()
 
@@ -143,3 +146,11 @@ class QueueRotation:
             last = found[-1] if len(found) == steps else None
             for lane in here:
                 self._turns[lane].end_piece((queue.queue_name for queue in found if queue.lane == lane), last)
+
+
+def _capped(request: LaneRequest, jobs: Sequence[Job]) -> set[str]:
+    """Return the queues that have given as many jobs as the request has allowed each, and may have more."""
+    if not request.most:
+        return set()
+    given = Counter(job.queue_name for job in jobs)
+    return {name for name, most in zip(request.queues, request.most, strict=True) if given[name] >= most}

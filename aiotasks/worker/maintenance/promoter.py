@@ -1,4 +1,6 @@
-"""Promoter: makes scheduled tasks READY when they are due, by a timer for the next one."""
+"""Promoter: makes scheduled tasks READY when they are due, by a timer for the next one.
+
+A pause that ends by itself has the same timer."""
 
 import logging
 from math import inf
@@ -38,7 +40,8 @@ class Promoter:
     """Sleeps until the next task is due, so that rows of the far future cost nothing.
 
     A wake-up for a task that is due earlier makes it look again. It wakes the claimer with the earliest time
-    that a promoted task was due at, because that is the task's place in its queue.
+    that a promoted task was due at, because that is the task's place in its queue. After the end of a pause
+    it wakes only this worker's claimer: the other workers wait for that time, too.
 
     peers: the workers that are woken, too. Each of them waits for the next task, one after another, and they
     take turns at looks within ``longest_wait`` seconds for one that they don't know of.
@@ -59,6 +62,7 @@ class Promoter:
         self._waker = waker
         self._observer = observer
         self.waiting_for: float | None = None  # when the next task is due (epoch seconds), if one is known
+        self._pause_end: float | None = None  # when the next pause is over (epoch seconds), if one is known
         self._peers = peers
         self._turn = peers.turn(min(LONGEST_WAIT, longest_wait))
 
@@ -91,9 +95,13 @@ class Promoter:
             if len(promoted) < PROMOTE_LIMIT:
                 break
         following = await self._store.next_due(self._backend)
+        pause_end = following.pause_end.timestamp() if following and following.pause_end else None
+        if self._pause_end is not None and pause_end != self._pause_end:
+            self._waker.wake_self()  # it is over, unless somebody has resumed or prolonged it
+        self._pause_end = pause_end
         if following is None:
             return inf
-        self.waiting_for = following.run_after.timestamp()
+        self.waiting_for = following.at.timestamp()
         shortest = LOCKED_WAIT if following.seconds < -LOCKED_WAIT else SHORTEST_WAIT
         return max(following.seconds, shortest) + self._stagger(self.waiting_for)
 

@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--queue",
         action="append",
         dest="queues",
-        metavar="NAME",
-        help="serve this queue; may be repeated (all of the backend's)",
+        metavar="NAME[=N]",
+        help="serve this queue, at most N of its tasks at a time; may be repeated (all of the backend's)",
     )
     parser.add_argument(
         "--concurrency", type=whole, default=100, metavar="N", help="coroutine tasks at a time (100)"
@@ -189,6 +189,30 @@ def _has_directory() -> bool:
     return True
 
 
+def queues_and_limits(wanted: Sequence[str] | None) -> dict[str, int | None] | None:
+    """Return the queues that ``--queue`` names, each with its limit; None if it isn't given.
+
+    What follows the last ``=`` is the limit; a name that has one itself ends with ``=`` or a limit. Raises
+    ValueError.
+    """
+    if not wanted:
+        return None
+    queues: dict[str, int | None] = {}
+    for text in wanted:
+        name, equals, number = text.rpartition("=")
+        if not equals:
+            name, number = text, ""
+        if number and not (number.isascii() and number.isdigit()):
+            raise ValueError(
+                f"--queue {text}: the limit must be a whole number, not {number!r}. "
+                f"A name with = in it ends with =, as in --queue {text}="
+            )
+        limit = int(number) if number else None
+        if queues.setdefault(name, limit) != limit:
+            raise ValueError(f"--queue {text}: queue {name!r} is named twice with different limits.")
+    return queues
+
+
 def _needs_supervisor(options: argparse.Namespace) -> bool:
     return options.supervised is None and (options.processes > 1 or options.reload)
 
@@ -202,7 +226,7 @@ def _work(options: argparse.Namespace, *, leaves: bool) -> int:
     try:
         worker = Worker(
             backend=options.backend,
-            queues=options.queues,
+            queues=queues_and_limits(options.queues),
             concurrency=options.concurrency,
             threads=options.threads,
             grace=options.grace,
