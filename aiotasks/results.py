@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
@@ -21,6 +21,7 @@ from .rows import AnyResult, AnyTask, Job, Moment, Status, time_of
 from .tasks import PostgresTask
 
 __all__ = [
+    "Counts",
     "PostgresTaskResult",
     "arguments_of",
     "duplicate_of",
@@ -32,23 +33,45 @@ __all__ = [
 
 
 # What refresh() copies.
-_REFRESHED = (*TASK_REFRESH_ATTRS, "failures", "snoozes", "errors_omitted")
+_REFRESHED = (*TASK_REFRESH_ATTRS, "counts")
+
+
+class Counts(NamedTuple):
+    """What a row counts. One field of the result, because each costs every enqueue."""
+
+    failures: int = 0
+    snoozes: int = 0
+    errors_omitted: int = 0
+
+
+NO_COUNTS = Counts()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresTaskResult(TaskResult):  # type: ignore[type-arg,misc]  # the stubs differ
     """A TaskResult that can cancel its task.
 
-    failures: failed executions after which the task is tried again; a retry by hand begins from 0.
-    snoozes: how often the task has put itself off. errors_omitted: of a task with more than 40 errors
-    ``errors`` has the first 20 and the last 20, and so many are left out. is_duplicate: whether the enqueue
-    that returned the result has stored no task, because this one holds its unique key.
+    counts: see ``failures``, ``snoozes`` and ``errors_omitted``. is_duplicate: whether the enqueue that
+    returned the result has stored no task, because this one holds its unique key.
     """
 
-    failures: int = 0
-    snoozes: int = 0
-    errors_omitted: int = 0
+    counts: Counts = NO_COUNTS
     is_duplicate: bool = field(default=False, compare=False)
+
+    @property
+    def failures(self) -> int:
+        """Failed executions after which the task is tried again; a retry by hand begins from 0."""
+        return self.counts.failures
+
+    @property
+    def snoozes(self) -> int:
+        """How often the task has put itself off."""
+        return self.counts.snoozes
+
+    @property
+    def errors_omitted(self) -> int:
+        """How many errors are left out of ``errors``, between the first 20 and the last 20."""
+        return self.counts.errors_omitted
 
     def refresh(self) -> None:
         """Read the task's state again."""
@@ -95,9 +118,7 @@ _RESULT_FIELDS = (
     "errors",
     "worker_ids",
     RETURN_VALUE,
-    "failures",
-    "snoozes",
-    "errors_omitted",
+    "counts",
     "is_duplicate",
 )
 _RESULT_SETTERS = slot_setters(PostgresTaskResult, _RESULT_FIELDS)
@@ -158,9 +179,7 @@ def new_result(
         [],
         [],
         None,
-        0,
-        0,
-        0,
+        NO_COUNTS,
         False,
     )
     for set_field, value in zip(_RESULT_SETTERS, values, strict=True):
@@ -216,9 +235,7 @@ def result_of(job: Job, moved_tasks: Mapping[str, str]) -> AnyResult:
             errors=[error_of(decode(text)) for text in job.errors],
             worker_ids=list(job.worker_ids),  # coalesced look-ups share the job
             _return_value=decode(job.return_value),
-            failures=job.failures or 0,
-            snoozes=job.snoozes or 0,
-            errors_omitted=job.errors_omitted or 0,
+            counts=Counts(job.failures or 0, job.snoozes or 0, job.errors_omitted or 0),
             is_duplicate=False,
             **{name: make() for name, make in _OTHER_FIELDS},
         )

@@ -27,7 +27,7 @@ from ..compat import RETURN_VALUE, set_frozen
 from ..conf import Options
 from ..exceptions import DuplicateTask, Snooze, TaskCancelled, TaskTimeout
 from ..policies.policy import PolicyFields
-from ..results import new_result
+from ..results import Counts, new_result
 from ..rows import AnyResult, AnyTask
 from ..signatures import check_call
 from ..tasks import PostgresTask
@@ -135,7 +135,7 @@ class ImmediateBackend(_TestBackend, DjangosImmediateBackend):
                 result.errors[-1] = _error_of(raised)
                 again = False
             if again:
-                _set(result, status=TaskResultStatus.READY, failures=len(result.errors))
+                _set(result, status=TaskResultStatus.READY, counts=Counts(failures=len(result.errors)))
                 return False
             _set(result, status=TaskResultStatus.FAILED, finished_at=timezone.now())
             task_finished.send(type(self), task_result=result)  # with the error in sys.exc_info()

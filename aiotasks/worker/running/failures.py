@@ -13,7 +13,7 @@ from ...conf import Options
 from ...exceptions import TaskCancelled, TaskExpired
 from ...policies.retry import Backoff
 from ...registry import known
-from ...results import error_of, result_of
+from ...results import Counts, error_of, result_of
 from ...rows import AnyResult
 from ..execution import Execution
 from ..outcomes import Failed, Outcome, Retried, Snoozed
@@ -145,7 +145,7 @@ class Failures:
         result = result_of(execution.job, self._options.moved_tasks)
         stored = error_of(decode(failure.text))
         set_frozen(result, "errors", [*result.errors, stored])
-        set_frozen(result, "failures", (execution.job.failures or 0) + 1)
+        set_frozen(result, "counts", Counts(failures=(execution.job.failures or 0) + 1))
         return result
 
 
