@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -213,3 +213,18 @@ def test_an_outage_behind_it_is_nobodys_crash(start_worker: Start, own_server: P
         assert "Rescued" not in worker.log
         assert "fenced" not in worker.log
         assert "Traceback" not in worker.log
+
+
+@pytest.mark.parametrize("way", ["loop", "transaction", "atomic"])
+async def test_bulk_actions(bouncer: PgBouncer, configure: Configure, way: str) -> None:
+    """Each batch may have a server process of its own, or all share the block's."""
+    configure(**POOLED)
+    await default_task_backend.aenqueue_many(tasks.work, [((), {})] * 1200)
+    everything = aiotasks.TaskFilter()
+    blocks: dict[str, Any] = {"transaction": aiotasks.transaction, "atomic": aiotasks.atomic}
+    async with blocks.get(way, nullcontext)():
+        assert (await default_task_backend.acancel_many(everything)).cancelled == 1200
+        assert (await default_task_backend.aretry_many(everything)).retried == 1200
+        assert (await default_task_backend.adelete_many(everything)).deleted == 1200
+    assert await default_task_backend.adelete_many(everything) == aiotasks.BulkCounts()
+    await close_pools()
