@@ -20,7 +20,7 @@ from django.utils import timezone
 from aiotasks import PostgresTaskResult
 from aiotasks.models import Task, Worker
 from aiotasks.testing import assert_enqueued, drain
-from tests import tasks
+from tests import tasks, unique_tasks
 from tests.site import default_task_backend
 
 from .support import connections_left
@@ -331,3 +331,24 @@ class NoDatabaseTests(SimpleTestCase):
     async def test_aenqueue_is_one_too(self) -> None:
         with self.assertRaisesRegex(Exception, "Database (queries|connections|access)"):
             await tasks.add.aenqueue(1, 2)
+
+
+class UniqueTests(TestCase):
+    """Keys hold inside of the test's transaction, by savepoints."""
+
+    def test_a_key_in_a_test(self) -> None:
+        first = unique_tasks.once.enqueue(1)
+        self.assertEqual(unique_tasks.once.enqueue(2).id, first.id)
+        self.assertEqual(drain(timeout=20), 1)
+        again = unique_tasks.once.enqueue(3)
+        self.assertFalse(again.is_duplicate)
+        self.assertEqual(Task.objects.get(pk=first.id).former_key, "once")
+
+    async def test_a_key_in_an_async_test(self) -> None:
+        first = await unique_tasks.debounced.aenqueue(1, "a")
+        second = await unique_tasks.debounced.aenqueue(1, "b")
+        self.assertEqual((second.id, second.args), (first.id, [1, "b"]))
+
+    def test_a_unique_enqueue_in_a_transaction_has_a_savepoint(self) -> None:
+        with self.assertNumQueries(3):
+            unique_tasks.once.enqueue()

@@ -40,7 +40,12 @@ _AUDIT = """
         RETURN NULL;
     END $$;
     CREATE TRIGGER final_state_stays AFTER UPDATE ON aiotasks_task FOR EACH ROW
-    WHEN (OLD.status IN ('SUCCESSFUL', 'FAILED')) EXECUTE FUNCTION note_overwrite();
+    WHEN (
+        OLD.status IN ('SUCCESSFUL', 'FAILED')
+        -- The next task of a unique key takes it from the row.
+        AND (OLD.status, OLD.claim_id, OLD.finished_at, OLD.return_value::text)
+            IS DISTINCT FROM (NEW.status, NEW.claim_id, NEW.finished_at, NEW.return_value::text)
+    ) EXECUTE FUNCTION note_overwrite();
 """
 
 
@@ -122,8 +127,20 @@ class Arena:
         self, *arguments: str, options: Mapping[str, Any], env: Mapping[str, str] | None = None
     ) -> Process:
         """Start ``python -m aiotasks.worker ARGUMENTS``; it may not serve yet."""
+        return self.run("aiotasks.worker", *arguments, options=options, env=env)
+
+    def file(self, name: str) -> Path:
+        """A file of that name, beside the logs; an older one is deleted."""
+        path = self._logs / name
+        path.unlink(missing_ok=True)
+        return path
+
+    def run(
+        self, *arguments: str, options: Mapping[str, Any], env: Mapping[str, str] | None = None
+    ) -> Process:
+        """Start ``python -m ARGUMENTS`` with the settings of the workers."""
         process = Process(
-            [sys.executable, "-m", "aiotasks.worker", *arguments],
+            [sys.executable, "-m", *arguments],
             {
                 **os.environ,
                 **environment(self.server),

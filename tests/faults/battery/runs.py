@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import bulk, database, inside, network, processes, retries
+from . import bulk, database, inside, network, processes, retries, unique
 
 __all__ = ["RUNS", "Run"]
 
@@ -118,6 +118,13 @@ RUNS = (
         "idle connections = pool size, nobody has lost a row",
         {"cancels": 10_000},
         {"cancels": 1_000},
+    ),
+    Run(
+        "unique",
+        unique.unique,
+        "never two unfinished of a key; what was acknowledged succeeds",
+        {"keys": 5_000, "times": 3, "kills": 20},
+        {"keys": 50, "times": 2, "kills": 2},
     ),
     Run(
         "soak",
