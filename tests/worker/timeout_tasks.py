@@ -274,3 +274,16 @@ async def never_ends() -> None:
     while True:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(3600)
+
+
+# --- For the battery
+
+
+@task(timeout=SHORT)
+async def late(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+@task(timeout=SHORT)
+def late_sync(seconds: float) -> None:
+    time.sleep(seconds)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import bulk, database, inside, network, processes, retries, unique
+from . import bulk, database, inside, network, processes, retries, timeouts, unique
 
 __all__ = ["RUNS", "Run"]
 
@@ -97,6 +97,13 @@ RUNS = (
         "0 lost, no final state changes but by a retry, every retry that was counted has happened",
         {"tasks": 20_000, "rounds": 20, "kills": 10, "restarts": 5},
         {"tasks": 150, "rounds": 2, "kills": 1, "restarts": 1},
+    ),
+    Run(
+        "timeouts",
+        timeouts.timeouts,
+        "each ends once, in time or by TaskTimeout; 0 overwrites; a process with stuck threads is replaced",
+        {"tasks": 2_000, "stuck": 12, "kills": 10},
+        {"tasks": 100, "stuck": 1, "kills": 1},
     ),
     Run(
         "blocked",
