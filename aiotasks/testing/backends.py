@@ -11,10 +11,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from inspect import isawaitable, iscoroutinefunction
 from traceback import format_exception
-from typing import Any
+from typing import Any, NamedTuple
 
 from asgiref.sync import async_to_sync, sync_to_async
-from django.tasks import TaskContext, TaskResultStatus
+from django.tasks import TaskResultStatus
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.backends.dummy import DummyBackend as DjangosDummyBackend
 from django.tasks.backends.immediate import ImmediateBackend as DjangosImmediateBackend
@@ -25,8 +25,10 @@ from django.utils import timezone
 from ..codec import normalize
 from ..compat import RETURN_VALUE, set_frozen
 from ..conf import Options
+from ..context import PostgresTaskContext
 from ..exceptions import DuplicateTask, Snooze, TaskCancelled, TaskTimeout
 from ..policies.policy import PolicyFields
+from ..policies.timeout import TimeLimit
 from ..results import Counts, new_result
 from ..rows import AnyResult, AnyTask
 from ..signatures import check_call
@@ -194,10 +196,22 @@ def _send_finished(sender: type, result: AnyResult, error: BaseException) -> Non
         task_finished.send(sender, task_result=result)
 
 
+class _Attempt(NamedTuple):
+    """The attempt as its context sees it."""
+
+    limit: TimeLimit | None
+
+    def is_cancelled(self) -> bool:
+        return False  # nobody else could have run meanwhile
+
+
 def _run_body(result: AnyResult) -> Any:
     task = result.task
-    args = [TaskContext(task_result=result)] if task.takes_context else []
     timeout = task.timeout if isinstance(task, PolicyFields) else None
+    attempt = _Attempt(None if timeout is None else TimeLimit(timeout))
+    if attempt.limit is not None:
+        attempt.limit.begin()
+    args = [PostgresTaskContext(task_result=result, running=attempt)] if task.takes_context else []
     if timeout is None or not iscoroutinefunction(task.func):
         return task.call(*args, *result.args, **result.kwargs)
     return async_to_sync(_within)(timeout, task.func, *args, *result.args, **result.kwargs)

@@ -75,6 +75,9 @@ async def own_timeout() -> None:
 
 @task(timeout=timedelta(seconds=60), takes_context=True)
 async def attempt_number(context: Any) -> int:
+    assert 0 < context.remaining() <= 60
+    assert context.deadline is not None
+    assert not context.is_cancelled()
     return int(context.attempt)
 
 

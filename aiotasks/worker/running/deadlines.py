@@ -122,7 +122,7 @@ def timed_out(
     ``error``: what has come out of the body; ``where``: the stack of one that goes on.
     """
     seconds = 0.0 if execution.limit is None else execution.limit.seconds
-    timeout = TaskTimeout(f"The task has run for longer than its timeout of {seconds:g} s.")
+    timeout = TaskTimeout(f"The attempt has run for longer than its timeout of {seconds:g} s.")
     timeout.__cause__ = error
     if where:
         timeout.add_note(f"It was here, and goes on:\n{where}")
