@@ -23,7 +23,8 @@ from .events import NULL, Observer
 from .execution import Execution, RunContext
 from .fleet import Fleet
 from .protocols import Finishes, GivesBack, HasSlots, Leases, PassesOn, Starts
-from .running.runner import Runner, Threads
+from .running.deadlines import Threads
+from .running.runner import Runner
 from .slots import Slots
 from .writing.announcer import Announcer
 from .writing.finisher import Finisher

@@ -10,7 +10,7 @@ from ..events import Observer
 from ..execution import Execution, Reason
 from ..stacks import stack_of_task, stack_of_thread
 
-__all__ = ["Deadlines", "timed_out"]
+__all__ = ["Deadlines", "Threads", "timed_out"]
 
 # Seconds for a cancelled coroutine's ``finally``, as the documentation says. Chosen: a rollback, or a request
 # to another service, is over by then.
@@ -28,8 +28,11 @@ class Interrupts(Protocol):
     def give_up(self, execution: Execution, where: str) -> None: ...
 
 
-class HasSpareThreads(Protocol):
+class Threads(Protocol):
     """The threads that sync tasks run in."""
+
+    def run(self, call: Callable[[], None]) -> "asyncio.Future[None]":
+        """Run ``call``, which must not raise, in a thread; the future is done when it has ended."""
 
     def widen(self) -> None:
         """Have another thread in the place of one that its task doesn't give back, if there may be more."""
@@ -51,7 +54,7 @@ class Deadlines:
     looks again.
     """
 
-    def __init__(self, runner: Interrupts, threads: HasSpareThreads, observer: Observer) -> None:
+    def __init__(self, runner: Interrupts, threads: Threads, observer: Observer) -> None:
         self.outlasting: set[Execution] = set()
         self._runner = runner
         self._threads = threads

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from contextvars import Context
 from functools import partial
 from inspect import isawaitable
-from typing import Any, Protocol
+from typing import Any
 
 from django.tasks.signals import task_finished, task_started
 
@@ -27,7 +27,7 @@ from ..events import NULL, Observer
 from ..execution import Execution, NotStarted, Reason, RunContext, carry, carry_here
 from ..outcomes import Failed, Outcome, Released, Snoozed, Succeeded
 from ..protocols import HasSlots
-from .deadlines import Deadlines, HasSpareThreads, timed_out
+from .deadlines import Deadlines, Threads, timed_out
 from .failures import Failures
 from .imports import MOST_UNKNOWNS, Imports
 
@@ -39,12 +39,6 @@ logger = logging.getLogger("aiotasks.worker")
 # again for an hour, which is longer than the deploys that we know of, and fails then.
 UNKNOWN_DELAY = 10.0
 UNKNOWN_WINDOW = 3600.0
-
-
-class Threads(HasSpareThreads, Protocol):
-    """The threads that sync tasks run in."""
-
-    def run(self, call: Callable[[], None]) -> "asyncio.Future[None]": ...
 
 
 class Runner:
