@@ -21,23 +21,24 @@ def parse_timeout(value: Any) -> float:
 class TimeLimit:
     """The time of one attempt: ``seconds`` from when its body begins. May be asked in any thread.
 
-    thread_id: the thread in which the body has begun. ended: whether the body has ended.
+    thread_id: the thread in which the body has begun. ends_at: when the time is over, by the monotonic clock;
+        None before the body begins. ended: whether the body has ended.
     """
 
-    __slots__ = ("_began_at", "_ends_at", "ended", "seconds", "thread_id")
+    __slots__ = ("_began_at", "ended", "ends_at", "seconds", "thread_id")
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.thread_id: int | None = None
         self.ended = False
         self._began_at: float | None = None  # epoch seconds
-        self._ends_at: float | None = None  # by the monotonic clock
+        self.ends_at: float | None = None
 
     def begin(self) -> None:
         """Note that the body begins, in this thread."""
         self.thread_id = threading.get_ident()
         self._began_at = time.time()
-        self._ends_at = time.monotonic() + self.seconds
+        self.ends_at = time.monotonic() + self.seconds
 
     def end(self) -> None:
         """Note that the body has ended, and nothing else of the attempt is limited."""
@@ -45,7 +46,7 @@ class TimeLimit:
 
     def remaining(self) -> float:
         """Return the seconds that are left, 0.0 once the time is over; all of them before the body begins."""
-        return self.seconds if self._ends_at is None else max(0.0, self._ends_at - time.monotonic())
+        return self.seconds if self.ends_at is None else max(0.0, self.ends_at - time.monotonic())
 
     def deadline(self) -> datetime | None:
         """Return when the time is over, in UTC, as long as nobody sets the clock; None before the body

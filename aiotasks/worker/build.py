@@ -54,6 +54,7 @@ class Builder:
         done: Callable[[Execution], None],
         closing: Callable[[], bool] = lambda: False,
         importer: Executor | None = None,
+        returned: Callable[[], None] = lambda: None,
     ) -> Runner:
         return Runner(
             sender=self.sender,
@@ -65,6 +66,7 @@ class Builder:
             closing=closing,
             importer=importer,
             observer=self.observer,
+            returned=returned,
         )
 
     def claimer(

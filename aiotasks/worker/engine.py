@@ -63,8 +63,8 @@ IMPORT_THREADS = 4
 class Engine:
     """The parts of one worker. Made on the loop that it runs on, once the database is there.
 
-    tried: is set once the worker has started, or a first try has failed. worn: while threads are stuck, and
-        only a new process helps.
+    tried: is set once the worker has started, or a first try has failed. worn, exhausted:
+        while threads are stuck, see ``Recycler``.
     own_process: the process is the worker's alone, and ends if the loop hangs.
     """
 
@@ -80,6 +80,7 @@ class Engine:
         room: Room,
         tried: asyncio.Event,
         worn: asyncio.Event,
+        exhausted: asyncio.Event,
         own_process: bool,
         events: Events,
     ) -> None:
@@ -142,6 +143,7 @@ class Engine:
             done=self._done,
             closing=lambda: main is not None and main.cancelling() > 0,
             importer=self.importer,
+            returned=lambda: self.claimer.slot_freed(),
         )
         self.ownership = Ownership(self.runner, self.finisher)
         self.claimer = builder.claimer(
@@ -198,7 +200,15 @@ class Engine:
         self.ownership.connect(self.claimer.intake)
         self.rescue_turn = self.workers.turn(self.lease.interval)
         self.keeper.connect(self.runner, self.sync_threads, self.claimer, self.rescue_turn)
-        self.recycler = Recycler(self.sync_threads, self.ownership, self.heartbeat, events, worn=worn)
+        self.recycler = Recycler(
+            self.sync_threads,
+            self.runner.deadlines,
+            self.ownership,
+            self.heartbeat,
+            events,
+            worn=worn,
+            exhausted=exhausted,
+        )
         self.handover = Handover(self.ownership, self.lease, self.waker, builder)
         self.hang_handler = HangHandler(
             self.lease, self.heartbeat, self.runner, self.handover, events, own_process=own_process

@@ -27,6 +27,7 @@ __all__ = [
     "HasStuckThreads",
     "HoldsClaims",
     "KeepsLease",
+    "KnowsStuckThreads",
     "KnowsWork",
     "Leases",
     "LooksForCancelled",
@@ -141,6 +142,13 @@ class HasStuckThreads(Protocol):
     @property
     def stuck_changed(self) -> "asyncio.Event":
         """Is set when ``stuck`` has changed."""
+
+
+class KnowsStuckThreads(Protocol):
+    """The part that ends attempts at their time limits (``Deadlines``)."""
+
+    def stuck_for(self) -> list[float]:
+        """Return for how many seconds each thread is stuck in a task whose time is over."""
 
 
 class KnowsWork(Protocol):

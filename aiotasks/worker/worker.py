@@ -86,7 +86,7 @@ class Worker:
         self.stuck = False  # after the end: a task, an unwritten outcome or a receiver has outlasted it
         self._main_task: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()  # the start has succeeded, or failed once
-        self._worn = asyncio.Event()
+        self._worn, self._exhausted = asyncio.Event(), asyncio.Event()  # see Recycler
         self._stopping = asyncio.Event()
         self._hurried = asyncio.Event()
         self._built = asyncio.Event()  # there was a database, so there are parts
@@ -205,6 +205,10 @@ class Worker:
         """
         await self._worn.wait()
 
+    async def wait_until_exhausted(self) -> None:
+        """Wait until all threads of sync tasks are stuck so."""
+        await self._exhausted.wait()
+
     def _started_task(self) -> "asyncio.Task[None]":
         if self._main_task is None:
             raise RuntimeError("This Worker has not been started: use it by `async with`.")
@@ -248,6 +252,7 @@ class Worker:
             room=room,
             tried=self._tried,
             worn=self._worn,
+            exhausted=self._exhausted,
             own_process=self.own_process,
             events=self.events,
         )

@@ -239,6 +239,13 @@ async def test_who_has_lived_begins_anew(said: Any, monkeypatch: pytest.MonkeyPa
     assert set(said(r"exit=3 pause=(.*)$")) == {"0.01"}
 
 
+async def test_who_asks_for_another_too_soon_waits(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its threads get stuck again and again: starts cost more than they bring."""
+    async with running(python(READY + "sys.exit(75)")):
+        await until(lambda: len(said("to be started again")) >= 3)
+    assert said(r"to be started again .* pause=(.*)$")[:3] == ["0.01", "0.02", "0.04"]
+
+
 async def test_who_leaves_untold_is_replaced(said: Any) -> None:
     async with running(python(READY)):
         await until(lambda: len(said("has ended.* exit=0")) >= 2)

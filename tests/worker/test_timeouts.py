@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import re
+import signal
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -187,8 +189,11 @@ async def run(worker: aiotasks.Worker, task: Any, *args: Any) -> AnyResult:
     return result
 
 
-async def test_no_more_than_twice_the_threads_are_stuck(database: str, ledger: Ledger) -> None:
+async def test_no_more_than_twice_the_threads_are_stuck(
+    database: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Then nothing of the lane is claimed, until a thread comes back."""
+    monkeypatch.setattr("aiotasks.worker.recycler.PATIENCE", 0.1)
     for name in ("first", "second"):
         await tasks.waits.aenqueue(name)
     async with aiotasks.Worker(grace=5, threads=1) as worker, asyncio.timeout(TIMEOUT):
@@ -200,10 +205,40 @@ async def test_no_more_than_twice_the_threads_are_stuck(database: str, ledger: L
         await until(lambda: ledger.task(on_loop.id).status == "SUCCESSFUL")
         assert ledger.task(third.id).status == "READY"
         await until(worker._worn.is_set)
+        await worker.wait_until_exhausted()
         tasks.released.set()
         await worker.wait_until_empty()
         await until(lambda: len(threads._pool.threads) == 1)
     assert await outcome(third) == "third"
+
+
+async def test_a_thread_that_comes_back_is_used_at_once(
+    database: str, ledger: Ledger, configure: Any
+) -> None:
+    """The task that waits for it is claimed without a poll."""
+    configure(POLL_INTERVAL=3600)
+    for name in ("first", "second"):
+        await tasks.waits.aenqueue(name)
+    async with aiotasks.Worker(grace=5, threads=1), asyncio.timeout(TIMEOUT):
+        await until(lambda: ledger.statuses() == {"FAILED": 2})
+        third = await tasks.note_sync.aenqueue("third")
+        on_loop = await tasks.does_not_wait.aenqueue("loop")  # the claimer has looked after this
+        await until(lambda: ledger.task(on_loop.id).status == "SUCCESSFUL")
+        tasks.released.set()
+        await until(lambda: ledger.task(third.id).status == "SUCCESSFUL")
+
+
+async def test_the_log_names_the_error_of_a_thread_that_goes_on(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was never raised, so its text has no traceback."""
+    await tasks.waits.aenqueue()
+    async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+        await worker.wait_until_empty()
+        tasks.released.set()
+        await until(lambda: not worker.engine.runner.deadlines.outlasting)
+    (failed,) = [r.message for r in caplog.records if r.message.startswith("Task failed ")]
+    assert "error='aiotasks.exceptions.TaskTimeout: The " in failed
 
 
 @pytest.mark.parametrize("late", [tasks.waits_and_fails, tasks.returns_a_coroutine_late])
@@ -257,7 +292,7 @@ async def test_others_see_how_many_threads_are_stuck(database: str, ledger: Ledg
 def let_time_pass(worker: aiotasks.Worker, execution: Execution) -> None:
     """Have the limit of a task that has begun be over at this moment."""
     assert execution.limit is not None
-    execution.limit._ends_at = time.monotonic()
+    execution.limit.ends_at = time.monotonic()
     worker.engine.runner.deadlines.forget(execution)
     worker.engine.runner.deadlines.watch(execution)
 
@@ -487,16 +522,52 @@ def test_a_supervised_worker_with_stuck_threads_is_started_again(start: Start, l
     assert (row.status, len(row.worker_ids), row.crashes) == ("FAILED", 1, 0)
 
 
-def test_a_worker_without_a_supervisor_only_logs(start_worker: Start, ledger: Ledger) -> None:
-    """Nobody would start another. All of its threads are stuck, and it goes on with coroutines."""
+def test_a_worker_without_a_supervisor_only_logs_while_it_has_threads(
+    start_worker: Start, ledger: Ledger
+) -> None:
+    """Perhaps nobody starts another."""
     worker = start_worker("--threads", "1")
-    results = [tasks.never_comes_back.enqueue() for _ in range(2)]
-    worker.wait_for("only a new process frees them stuck=2")
-    following = tasks.does_not_wait.enqueue("next")
+    tasks.never_comes_back.enqueue()
+    worker.wait_for("only a new process frees them stuck=1")
+    following = tasks.note_sync.enqueue("next")
     wait_until(lambda: ledger.task(following.id).status == "SUCCESSFUL")
-    assert {ledger.task(result.id).status for result in results} == {"FAILED"}
     assert worker.is_alive()
     assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--until-empty"]])
+def test_a_worker_without_threads_asks_for_another_process(
+    start: Start, ledger: Ledger, arguments: list[str]
+) -> None:
+    """Whatever runs it, systemd perhaps, sees an exit code."""
+    results = [tasks.never_comes_back.enqueue() for _ in range(3)]
+    worker = start("-m", "aiotasks.worker", "--threads", "1", *arguments)
+    assert worker.wait(SLOW) == 75
+    assert "The worker stops to be started again exit=75" in worker.log
+    assert sorted(ledger.task(result.id).status for result in results) == ["FAILED", "FAILED", "READY"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_during_a_recycle_leaves_the_grace(
+    start: Start, ledger: Ledger, tmp_path: Path, processes: int
+) -> None:
+    """It asks for the stop that is under way."""
+    process = start("-m", "aiotasks.worker", "--processes", f"{processes}", "--threads", "1", "--grace", "60")
+    wait_until(lambda: process.log.count("connections: at most") == processes, SLOW)
+    path = tmp_path / "ticks"
+    results = [tasks.ticks_until.enqueue(f"{path}") for _ in range(4)]
+    wait_until(lambda: ledger.statuses() == {"RUNNING": 4})
+    for _ in range(2 * processes):
+        tasks.never_comes_back.enqueue()
+    wait_until(lambda: process.log.count("stopping, running=") == processes, SLOW)
+    process.send(signal.SIGTERM)
+    if processes > 1:
+        process.wait_for("Stopping processes=2")
+    ticks = path.stat().st_size
+    wait_until(lambda: path.stat().st_size > ticks + 400)  # two seconds or more: cancelled ones are over
+    Path(f"{path}.end").touch()
+    assert process.wait(SLOW) == 0
+    assert {ledger.task(result.id).status for result in results} == {"SUCCESSFUL"}
 
 
 def test_a_coroutine_that_never_ends_keeps_no_process(start: Start, ledger: Ledger) -> None:

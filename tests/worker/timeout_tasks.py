@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -267,6 +268,16 @@ def is_too_long_for_a_drain() -> str:
 @task(timeout=SHORT)
 def never_comes_back() -> None:
     threading.Event().wait()
+
+
+@task
+async def ticks_until(path: str) -> str:
+    """Write to a file every now and then, until there is one whose name ends with .end."""
+    while not Path(f"{path}.end").exists():  # noqa: ASYNC240
+        with Path(path).open("a") as file:  # noqa: ASYNC230
+            file.write(".")
+        await asyncio.sleep(0.02)
+    return "whole"
 
 
 @task(timeout=SHORT)

@@ -143,8 +143,12 @@ class Standalone:
                 pipe.notify_ready()
 
         async def ask_for_another() -> None:
-            await worker.wait_until_worn()
-            self._exit_code = START_AGAIN
+            if pipe is not None:
+                await worker.wait_until_worn()
+            else:  # perhaps nobody starts another, so the worker stays as long as sync tasks can run
+                await worker.wait_until_exhausted()
+            self._stop_to_be_replaced()
+            await self._stopping.wait()
 
         async def work() -> None:
             # Before the start is over: if a task ends its worker by then, the supervisor must not take that
@@ -153,11 +157,9 @@ class Standalone:
             async with worker:
                 if notifying is not None:
                     await notifying
-                ends = [worker.wait()]
+                ends = [worker.wait(), ask_for_another()]
                 if self._until_empty:
                     ends.append(worker.wait_until_empty())
-                if pipe is not None:  # else nobody would start another
-                    ends.append(ask_for_another())
                 await _until_first(*ends)
 
         try:
@@ -178,15 +180,22 @@ class Standalone:
         self._signals.restore()
         loop.call_later(TURN_INTERVAL, self._keep_signals, loop)
 
+    def _stop_to_be_replaced(self) -> None:
+        """Stop as the first signal would, unless there was one."""
+        if not self._urgency:
+            logger.warning("The worker stops to be started again exit=%d", START_AGAIN)
+            self._exit_code = START_AGAIN
+            self._ask_for(1)
+
     # --- In the thread that receives the signals --------------------------------------------
 
     def _received(self, number: int) -> None:
         if number == REPORT:
             logger.warning("SIGUSR1: tasks and stacks of this process\n%s", self._report())
         elif number in STOP:  # a supervisor sends one, too, and anything further over the pipe
-            self._ask_for(1 if self._pipe is not None else self._urgency + 1)
+            self._ask_for(1 if self._pipe is not None else self._next_urgency())
         elif number == QUIT:
-            self._ask_for(2 if self._pipe is not None else max(2, self._urgency + 1))
+            self._ask_for(2 if self._pipe is not None else max(2, self._next_urgency()))
         else:
             if number in IGNORED and number not in self._ignored:
                 self._ignored.add(number)
@@ -204,6 +213,13 @@ class Standalone:
                 self._ask_for(1)
                 return False
         return True
+
+    def _next_urgency(self) -> int:
+        """The first signal while the worker stops by itself asks for what is under way."""
+        if self._exit_code == START_AGAIN:
+            self._exit_code = 0
+            return 1
+        return self._urgency + 1
 
     def _ask_for(self, urgency: int) -> None:
         if self._ending:

@@ -31,11 +31,11 @@ TASKS_FAILED = 3
 # EX_TEMPFAIL of sysexits.h.
 START_AGAIN = 75
 
-# Seconds until a worker that died is replaced: doubled for each one that dies young.
+# Seconds until a worker that died, or asked for it, is replaced: doubled for each one that ends young.
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 
-# Seconds of life after which the next death counts as the first.
+# Seconds of life after which the next end counts as the first.
 STEADY = 60.0
 
 # Seconds that running tasks get when the code has changed; then they are given back, without a spent attempt.
@@ -175,11 +175,13 @@ class Supervisor:
             elif edition.over.is_set():
                 failures = 0
             elif code == START_AGAIN and child.ready:
-                failures = 0
+                failures = 1 if time.monotonic() - began >= STEADY else failures + 1
                 if self._until_empty:
                     self._exit_code = self._exit_code or TASKS_FAILED
-                logger.info("A worker has ended to be started again pid=%d", child.pid)
-                await edition.rest(FIRST_PAUSE)
+                logger.info(
+                    "A worker has ended to be started again pid=%d pause=%g", child.pid, _pause(failures)
+                )
+                await edition.rest(_pause(failures))
             elif code in (0, TASKS_FAILED) and self._until_empty:
                 self._exit_code = self._exit_code or code
                 edition.proven.set()

@@ -1,6 +1,7 @@
 """Deadlines: ends the attempts of tasks that run for longer than their ``timeout``."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextvars import Context
 from typing import Protocol
@@ -47,18 +48,26 @@ class Deadlines:
     - A coroutine is cancelled at its limit. If it hasn't ended CANCEL_TIMEOUT later, it is given up.
     - A body in a thread is given up at its limit: a thread can't be stopped.
     - An attempt that is given up has its outcome, and its slot is free. Whatever it still does is ignored.
-      Until it ends it is in ``outlasting``.
+      Until it ends it is in ``outlasting``. ``returned`` is called when it has ended in a thread.
     - If the attempt has been cancelled for another reason before, that reason decides its outcome.
 
     A limit counts from when the body begins, and a body in a thread begins when that is scheduled: the timer
     looks again.
     """
 
-    def __init__(self, runner: Interrupts, threads: Threads, observer: Observer) -> None:
+    def __init__(
+        self,
+        runner: Interrupts,
+        threads: Threads,
+        observer: Observer,
+        *,
+        returned: Callable[[], None],
+    ) -> None:
         self.outlasting: set[Execution] = set()
         self._runner = runner
         self._threads = threads
         self._observer = observer
+        self._returned = returned
         self._timers: dict[Execution, asyncio.TimerHandle] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -82,11 +91,21 @@ class Deadlines:
             self.outlasting.discard(execution)
             if execution.in_thread:
                 self._threads.narrow()
+                self._returned()
             self._observer.returned(execution.job)
 
     def has_coroutines(self) -> bool:
         """Return whether coroutines go on after their limits: they can keep a loop from being closed."""
         return any(not execution.in_thread for execution in self.outlasting)
+
+    def stuck_for(self) -> list[float]:
+        """Return for how many seconds each thread is stuck in a task whose time is over."""
+        now = time.monotonic()
+        return [
+            now - execution.limit.ends_at
+            for execution in self.outlasting
+            if execution.in_thread and execution.limit is not None and execution.limit.ends_at is not None
+        ]
 
     def _set_timer(self, execution: Execution, seconds: float, call: Callable[[Execution], None]) -> None:
         # In a new context: the caller's may be the execution's.

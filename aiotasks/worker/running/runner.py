@@ -48,6 +48,7 @@ class Runner:
       returns, and costs the loop nothing.
     - ``done`` is called on the loop with every execution exactly once, its outcome set, whether
       the task returned, raised any BaseException, was cancelled, or can't even be imported.
+    - ``returned`` is called on the loop when a thread is back whose task has outlasted its time.
     - Between ``start`` and ``done`` the execution is in ``running`` and takes a slot of its lane.
     - Tasks are strongly referenced (a loop itself refers to them weakly, cpython#88831).
     - Modules of tasks are imported in threads of ``importer`` (None: the loop's default executor).
@@ -65,6 +66,7 @@ class Runner:
         closing: Callable[[], bool],
         importer: Executor | None = None,
         observer: Observer = NULL,
+        returned: Callable[[], None] = lambda: None,
     ) -> None:
         self.running: set[Execution] = set()
         self._sender = sender
@@ -83,7 +85,7 @@ class Runner:
         self._settling: set[OwnTask] = set()
         self._imports = Imports(options.moved_tasks, importer)
         self._slots = slots
-        self.deadlines = Deadlines(self, threads, observer)
+        self.deadlines = Deadlines(self, threads, observer, returned=returned)
 
     def start(self, job: Job) -> bool:
         """Begin to run ``job``; returns at its first wait (False) or at its end (True)."""

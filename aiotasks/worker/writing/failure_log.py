@@ -103,6 +103,8 @@ def _last_words(kind: str, traceback: str) -> str:
         if (start := traceback.rfind(before + name)) >= 0:
             start += len(before)
             return traceback[start : None if end is None else traceback.find(end, start)]
+    if traceback.startswith(name):  # it was never raised, as the error of a thread that goes on; notes follow
+        return traceback
     return traceback[traceback.rfind("\n") + 1 :]
 
 
