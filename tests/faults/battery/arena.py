@@ -113,7 +113,7 @@ class Arena:
         self.kill_all()
         self._started.clear()
         connections.close_all()
-        self.database.rows("TRUNCATE aiotasks_task, aiotasks_worker, overwritten")
+        self.database.rows("TRUNCATE aiotasks_task, aiotasks_worker, aiotasks_pause, overwritten")
         self.ledger.connection.execute("TRUNCATE ledger")
 
     def restart(self) -> None:

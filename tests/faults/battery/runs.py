@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import bulk, database, inside, network, processes, retries, timeouts, unique
+from .pausing import pausing
 
 __all__ = ["RUNS", "Run"]
 
@@ -34,6 +35,13 @@ RUNS = (
         "0 lost, 0 overwrites though runs end too late, repeats ≤ taken over, exit 0",
         {"pauses": 30},
         {"pauses": 2},
+    ),
+    Run(
+        "pausing",
+        pausing,
+        "0 lost, nothing claimed between the commit of a pause and its end",
+        {"tasks": 20_000, "pauses": 60},
+        {"tasks": 600, "pauses": 3},
     ),
     Run(
         "poison",
