@@ -10,18 +10,29 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
+import asyncpg
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 import aiotasks
+from aiotasks import TaskFilter
 from aiotasks.codec import dump_error
+from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.exceptions import UnknownTask
+from aiotasks.policies.unique import UniqueRule
 from aiotasks.registry import resolve
+from aiotasks.rows import LANES, LaneRequest, Status, UniqueJob
+from aiotasks.store.bulk import Leg, Place
+from aiotasks.store.outcomes import Finish, Release
+from aiotasks.store.store import Store
 from tests.conftest import ROOT
+from tests.store.rows import EVER, new_job
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 
@@ -136,9 +147,12 @@ async def test_a_redact_that_leads_nowhere_is_told_at_the_start(configure: Confi
 
 # --- Least privilege
 
+# A method of the Store, its arguments, and last a dict of those by name.
+type Calls = list[tuple[Any, ...]]
+
 PERMISSIONS = (ROOT / "docs/reference/permissions.md").read_text("utf-8")
 GRANTS = re.findall(r"^GRANT [^;]+;", PERMISSIONS, re.MULTILINE)
-ROLES = ("site", "site_worker")
+ROLES = ("site", "site_worker", "replacing_site", "site_operator")
 
 ENQUEUER = """
 import asyncio, json
@@ -181,7 +195,7 @@ print(json.dumps(sync() + asyncio.run(main())))
 
 @pytest.fixture
 def roles(pg: Any, database: str) -> Iterator[None]:
-    """The two roles of docs/reference/permissions.md, with the privileges that it grants and no others."""
+    """The roles of docs/reference/permissions.md, with the privileges that it grants and no others."""
     password = getattr(pg, "password", "")
     with psycopg.connect(database, autocommit=True) as owner:
         for role in ROLES:
@@ -237,6 +251,82 @@ def test_the_documented_grants_are_enough(
     assert ledger.workers() == 0
     assert "permission denied" not in worker.log
     assert "Traceback" not in worker.log
+
+
+async def test_each_statement_under_the_documented_grants(database: str, roles: None) -> None:
+    """Each statement of a site, of one that replaces, of an operator and of a worker, whether it finds tasks or
+    not: the server looks at privileges first. (wake_workers: the test above.)"""
+    lock = {"lock_timeout": 1.0}
+    ids, chosen, now = [uuid4()], TaskFilter(queue_name="x"), datetime.now(UTC)
+    rule = UniqueRule(None, waiting=True, on_conflict="replace", keep_run_after=False)
+    new = [new_job() for _ in range(4)]
+    unique = [
+        UniqueJob(job.id, job.template, job.args, job.kwargs, job.enqueued_at, f"{number}", rule)
+        for number, job in enumerate(new[1:])
+    ]
+    error = '{"class": "x", "traceback": "y"}'
+    waiting = [Status.READY, Status.RUNNING]
+    bulk: Calls = [
+        ("read_clock",),
+        ("list_ready", "default", None),
+        ("walk_jobs", "default", Leg("finished", Status.FAILED), Place(), 1.0, 10, chosen),
+        ("select_statuses", ids, "default"),
+        ("cancel_free_jobs", ids, "default", waiting, error),
+        ("select_jobs", ids, "default"),
+    ]
+    site: Calls = [
+        ("insert_job", new[0]),
+        ("insert_jobs", [new_job() for _ in range(2)]),
+        ("cancel_jobs", ids, "default", error),
+        *bulk,
+        ("insert_unique_job", unique[0], lock),
+        ("insert_unique_jobs", unique[1:], lock),
+        ("free_unique_keys", "default", ["0"], lock),
+        ("lock_unique_keys", "default", ["0"], lock),
+    ]
+    replacing: Calls = [("replace_waiting_jobs", [UUID(unique[0].id)], unique[:1], lock)]
+    operator: Calls = [
+        *bulk,
+        ("retry_jobs", ids, "default"),
+        ("retry_unique_job", ids[0], "default", lock),
+        ("delete_jobs", ids, "default", waiting),
+        ("insert_pause", "default", "queue", "x", "", None, None),
+        ("select_pauses", "default"),
+        ("delete_pause", "default", "queue", "x"),
+    ]
+    lanes = {lane: LaneRequest(["x"], [EVER], 1) for lane in LANES}
+    claim_id = uuid4()
+    working: Calls = [
+        ("claim_jobs", ids[0], claim_id, "default", lanes),
+        ("claim_suspect", ids[0], claim_id, "default", "loop", ["x"]),
+        ("release_jobs", [Release(ids[0], claim_id, 0.0, error=error)]),
+        ("finish_jobs", [Finish(ids[0], claim_id, Status.FAILED, None, error)]),
+        ("expire_jobs", "default", error, 10),
+        ("promote_due_jobs", "default", 10),
+        ("select_pauses", "default"),
+        ("select_cancelled_jobs", ids[0]),
+        ("release_lost_claims", ids[0], [claim_id], 0.0, error),
+        ("rescue_jobs", "default", 3, error, 10, error, ids[0]),
+        ("prune_jobs", "default", "FAILED", 1.0, float("-inf"), 10),
+        ("prune_kept_jobs", "default", float("-inf"), 10),
+    ]
+    conn = await asyncpg.connect(database)
+    store = Store(ConnectionDriver(conn))
+    try:
+        await conn.execute("GRANT site TO replacing_site")
+        for role, calls in {
+            "site": site,
+            "replacing_site": replacing,
+            "site_operator": operator,
+            "site_worker": working,
+        }.items():
+            await conn.execute(f"SET ROLE {role}")
+            for name, *arguments in calls:
+                named = arguments.pop() if arguments and isinstance(arguments[-1], dict) else {}
+                await getattr(store, name)(*arguments, **named)
+            await conn.execute("RESET ROLE")
+    finally:
+        await conn.close()
 
 
 def test_the_documented_enqueuer_can_do_no_workers_work(database: str, roles: None) -> None:

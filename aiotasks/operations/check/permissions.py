@@ -16,6 +16,13 @@ WAKE = (
     "SELECT (backend, queues, concurrency, threads, listening, channel, lease_expires_at) ON aiotasks_worker"
 )
 
+# What cancelling needs, and enqueueing with a unique key.
+CANCEL = "UPDATE (status, errors, errors_omitted, finished_at, cancel_requested_at) ON aiotasks_task"
+UNIQUE = "UPDATE (unique_key, former_key) ON aiotasks_task"
+
+# A role that has it may have been granted what the release before needed to cancel.
+ANY_UPDATE = "UPDATE (any) ON aiotasks_task"
+
 # The rights that only workers need. A site may have SELECT on the table of workers, for the sake of WAKE, and
 # pause.
 ONLY_WORKER = {*WORKER}.difference(SITE, ["SELECT ON aiotasks_worker", "SELECT ON aiotasks_pause"])
@@ -56,12 +63,29 @@ def judge_rights(role: str, rights: AbstractSet[str]) -> Result:
             _grant([WAKE], role),
         )
     if not for_site:
-        return "ok", f"Role {role} may enqueue and look up, but not run a worker.", ""
+        return _judge_updates(role, rights)
     return (
         "error",
         f"Role {role} is missing privileges needed to enqueue: {', '.join(for_site)}.",
         _grant(for_site, role),
     )
+
+
+def _judge_updates(role: str, rights: AbstractSet[str]) -> Result:
+    """Return the result for a role that may enqueue: not every site cancels, or has unique keys."""
+    lacking = {
+        name: right
+        for name, right in {"cancel": CANCEL, "enqueue tasks with a unique_key": UNIQUE}.items()
+        if right not in rights
+    }
+    if lacking and ANY_UPDATE in rights:
+        return (
+            "warning",
+            f"Role {role} may enqueue and look up, but not {' or '.join(lacking)}.",
+            _grant(lacking.values(), role),
+        )
+    but = " or ".join([*lacking, "run a worker"])
+    return "ok", f"Role {role} may enqueue and look up, but not {but}.", ""
 
 
 def _grant(rights: Iterable[str], role: str) -> str:
