@@ -253,8 +253,8 @@ class PostgresBackend(BaseTaskBackend):
         text = dump_error(error, limit=self.config.max_error_size, redact=self.config.redact)
         job = None if id is None else await route.cancel(self.alias, id, text)
         if job is not None and job.status == Status.FAILED:
-            result = result_of(job, self.config.moved_tasks)
-            await route.send_finished(type(self), result, error)
+            ended = result_of(job, self.config.moved_tasks)
+            await route.after_commit(lambda route: route.send_finished(type(self), ended, error))
         return job is not None
 
     async def _cancel_many(self, route: Route, which: Which, progress: Progress | None = None) -> BulkCounts:

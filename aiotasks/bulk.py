@@ -8,7 +8,8 @@ long, waits for none, and may be interrupted and repeated at any time: what a ba
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from inspect import iscoroutinefunction
 from itertools import batched
 from typing import NamedTuple, Protocol
@@ -96,7 +97,7 @@ class Action(Protocol):
         """Do it with these; return the outcome of each task that it was done with. ``locked`` may be said."""
 
     async def announce(self) -> None:
-        """Tell receivers of signals about the last run."""
+        """Send signals about the last run."""
 
 
 async def act(
@@ -119,6 +120,10 @@ async def act(
     return run.counts
 
 
+# Outcomes of tasks that the action may meet again, and then do something else with.
+_MAY_CHANGE = frozenset(("locked", "requested", "refused"))
+
+
 class _Run:
     """One action on its way through the tasks."""
 
@@ -129,12 +134,12 @@ class _Run:
         self.missing = 0
         self._progress = progress
         self._outcomes: Counter[str] = Counter()
-        self._locked: list[UUID] = []
+        self._may_change: dict[UUID, str] = {}
 
     @property
     def counts(self) -> BulkCounts:
         counts = BulkCounts(**self._outcomes)
-        return counts._replace(locked=len(self._locked), missing=counts.missing + self.missing)
+        return counts._replace(missing=counts.missing + self.missing)
 
     async def do(self, ids: Iterable[UUID]) -> None:
         """Act on these tasks, batch by batch."""
@@ -145,29 +150,34 @@ class _Run:
         """Act on those that were locked, until none is left, or none has come free for LOCKED_FOR."""
         pause = SHORTEST_PAUSE
         end = time.monotonic() + LOCKED_FOR
-        while self._locked and time.monotonic() < end:
+        while (locked := self._locked()) and time.monotonic() < end:
             await self.route.pause(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-            before, self._locked = self._locked, []
-            for number, batch in enumerate(batched(before, BATCH), 1):
-                try:
-                    await self._do(batch)
-                except BaseException:
-                    self._locked += before[number * BATCH :]
-                    raise
-            if len(self._locked) < len(before):
+            await self.do(locked)
+            if len(self._locked()) < len(locked):
                 end = time.monotonic() + LOCKED_FOR
+
+    def _locked(self) -> list[UUID]:
+        return [id for id, outcome in self._may_change.items() if outcome == "locked"]
 
     async def _do(self, batch: Sequence[UUID]) -> None:
         outcomes = await self.action.run(batch)
-        left = [id for id in batch if outcomes.get(id, "locked") == "locked"]
-        if left:
-            outcomes |= await self._why_not(left)
-        self._locked += [id for id in batch if outcomes[id] == "locked"]
-        self._outcomes.update(outcome for outcome in outcomes.values() if outcome != "locked")
+        self._note(outcomes)
+        # Before anything that may fail: nobody would do it later.
+        await self.action.announce()
+        if left := [id for id in batch if id not in outcomes]:
+            self._note(await self._why_not(left))
         if self._progress is not None:
             self._progress(self.counts)
-        await self.action.announce()
+
+    def _note(self, outcomes: Mapping[UUID, str]) -> None:
+        """Count each task once, with its last outcome."""
+        for id, outcome in outcomes.items():
+            if (before := self._may_change.pop(id, None)) is not None:
+                self._outcomes[before] -= 1
+            self._outcomes[outcome] += 1
+            if outcome in _MAY_CHANGE:
+                self._may_change[id] = outcome
 
     async def _why_not(self, ids: Sequence[UUID]) -> dict[UUID, str]:
         """Return the outcomes of tasks with which nothing was done."""
@@ -202,17 +212,20 @@ def _ids_of(which: Iterable[str | UUID | AnyResult], run: _Run) -> list[UUID]:
 async def _walk(run: _Run, chosen: TaskFilter) -> None:
     """Act on the tasks of a filter, in the order in which a task changes its status.
 
+    A task that runs may go back to SCHEDULED, so where both are meant the walk ends with these, once more.
     READY and finished tasks that have become so after the walk's begin aren't met, because they might be the
     work of the action itself, or come faster than it goes on.
     """
     began = (await run.route.run(lambda store: store.read_clock())).timestamp()
-    for status in (Status.SCHEDULED, Status.READY, Status.RUNNING, Status.FAILED, Status.SUCCESSFUL):
+    again = (Status.SCHEDULED,) if Status.RUNNING in run.action.statuses else ()
+    for status in (*_ORDER, *again):
         if status in run.action.statuses and not (_is_about_the_end(chosen) and status in _UNFINISHED):
             for leg in await _legs(run, status, chosen):
                 await _walk_leg(run, leg, chosen, began)
 
 
 _UNFINISHED = (Status.SCHEDULED, Status.READY, Status.RUNNING)
+_ORDER = (*_UNFINISHED, Status.FAILED, Status.SUCCESSFUL)
 
 
 def _is_about_the_end(chosen: TaskFilter) -> bool:
@@ -287,11 +300,14 @@ class Cancel:
         return {job.id: "requested" if job.is_running else "cancelled" for job in jobs}
 
     async def announce(self) -> None:
-        """Send task_finished for the tasks that waited, if somebody listens."""
-        if signals.audience(task_finished, self._sender) is signals.Audience.NOBODY:
-            return
-        for ids in batched(self._ended, LOOK_UP):
-            jobs = await self._route.run(lambda store, ids=ids: store.select_jobs(ids, self._backend))  # type: ignore[misc]  # mypy#1484
+        """Send task_finished for the tasks that waited, if somebody listens, once that is committed."""
+        ended, self._ended = self._ended, []
+        if ended and signals.audience(task_finished, self._sender) is not signals.Audience.NOBODY:
+            await self._route.after_commit(partial(self._send_finished, ended))
+
+    async def _send_finished(self, ended: Sequence[UUID], route: Route) -> None:
+        for ids in batched(ended, LOOK_UP):
+            jobs = await route.run(lambda store, ids=ids: store.select_jobs(ids, self._backend))  # type: ignore[misc]  # mypy#1484
             for job in jobs:
                 if job.status != Status.FAILED:
                     continue  # it has been retried meanwhile
@@ -299,7 +315,7 @@ class Cancel:
                     result = result_of(job, self._options.moved_tasks)
                 except (UnknownTask, InvalidRow):
                     continue  # this process has no Task object for receivers
-                await self._route.send_finished(self._sender, result, _cancelled())
+                await route.send_finished(self._sender, result, _cancelled())
 
 
 def _cancelled() -> TaskCancelled:

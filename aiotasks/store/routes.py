@@ -41,6 +41,10 @@ logger = logging.getLogger("aiotasks.store")
 MOST_HOOKS = 20
 
 
+# Sends signals, over the route that it is given.
+type Announcement = Callable[[Route], Awaitable[None]]
+
+
 class Route(Protocol):
     """The way of a backend's coroutines to the database, and to the receivers of signals."""
 
@@ -77,6 +81,11 @@ class Route(Protocol):
 
     async def send_finished(self, sender: type, result: AnyResult, exception: BaseException) -> None:
         """Send ``task_finished`` of a task that failed."""
+
+    async def after_commit(self, call: Announcement) -> None:
+        """Have signals sent once the transaction is committed that is open; at once without one, or where
+        only the caller knows of its commit. ``call`` gets the route to use. After a commit its errors are
+        logged."""
 
 
 class DjangoRoute:
@@ -140,6 +149,21 @@ class DjangoRoute:
 
     async def send_finished(self, sender: type, result: AnyResult, exception: BaseException) -> None:
         signals.send_finished(sender, result, exception)
+
+    async def after_commit(self, call: Announcement) -> None:
+        connection = connections[self._options.database]
+        if connection.in_atomic_block:
+            connection.on_commit(lambda: drive(_announce(call, self)))
+        else:
+            await call(self)
+
+
+async def _announce(call: Announcement, route: Route) -> None:
+    """Send signals after a commit. An error must not look like one of the transaction."""
+    try:
+        await call(route)
+    except Exception:  # receivers' exceptions are logged by Django
+        logger.exception("task_finished was not sent for all tasks that a transaction has cancelled")
 
 
 class _AfterCommit:
@@ -249,6 +273,12 @@ class TransactionRoute:
     async def send_finished(self, sender: type, result: AnyResult, exception: BaseException) -> None:
         await signals.asend_finished(sender, result, exception)
 
+    async def after_commit(self, call: Announcement) -> None:
+        def announce(is_committed: bool) -> Awaitable[None]:
+            return _announce(call, LoopRoute(resources(self._options))) if is_committed else call(self)
+
+        self._transaction.announcements.append(announce)
+
 
 class LoopRoute:
     """Coalesced with the other callers of the running loop, over its pool."""
@@ -304,6 +334,9 @@ class LoopRoute:
 
     async def send_finished(self, sender: type, result: AnyResult, exception: BaseException) -> None:
         await signals.asend_finished(sender, result, exception)
+
+    async def after_commit(self, call: Announcement) -> None:
+        await call(self)
 
 
 def route_on_loop(options: Options) -> Route:

@@ -1,7 +1,7 @@
 """``aiotasks.transaction()``: an asyncpg transaction that enqueues and look-ups join."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
@@ -51,6 +51,8 @@ class Transaction(Block):
         self.store = Store(driver)
         self.words = words
         self.wakeups: set[Wakeup] = set()
+        # Called after the commit with True; with False before it, if only the caller will know of it.
+        self.announcements: list[Callable[[bool], Awaitable[None]]] = []
         self.is_committing = False  # COMMIT has been sent
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
@@ -126,6 +128,7 @@ async def transaction(
         async with _block(using, outer.connection, outer) as block:
             yield outer.connection
         outer.wakeups |= block.wakeups
+        outer.announcements += block.announcements
     elif connection is not None:
         in_callers_transaction = connection.is_in_transaction()
         async with _block(using, connection) as block:
@@ -133,8 +136,10 @@ async def transaction(
             if in_callers_transaction:
                 # The caller commits later; the server keeps the NOTIFY until then.
                 await _notify(block, alone=False)
+                await _announce(block, is_committed=False)
         if not in_callers_transaction:
             await _notify(block, alone=True)
+            await _announce(block, is_committed=True)
     else:
         loop_resources = resources(options_for(using))
         async with _pooled(loop_resources) as pooled:
@@ -146,6 +151,13 @@ async def transaction(
                 # The tasks may be stored even if the COMMIT was cancelled or had no answer.
                 if block is not None and block.is_committing:
                     loop_resources.notifier.notify(block.wakeups)
+        if block is not None:
+            await _announce(block, is_committed=True)
+
+
+async def _announce(block: Transaction, *, is_committed: bool) -> None:
+    for announce in block.announcements:
+        await announce(is_committed)
 
 
 @asynccontextmanager

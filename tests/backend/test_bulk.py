@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +17,7 @@ from psycopg import connect
 import aiotasks
 from aiotasks import BulkCounts, TaskFilter, bulk
 from aiotasks.rows import Status
+from aiotasks.store.bulk import BulkStatements, Leg, ReadyLeg, Step
 from tests import tasks
 from tests.examples import example
 from tests.site import default_task_backend as backend
@@ -303,6 +306,122 @@ async def test_an_action_that_is_stopped_keeps_what_it_has_done(
     assert (await api.call(backend, "cancel_many", TaskFilter())).cancelled == 10 - done
 
 
+async def test_an_action_that_is_stopped_has_announced_what_it_has_done(
+    database: str, conn: asyncpg.Connection, api: Api, small: None, heard: list[Heard]
+) -> None:
+    await put(conn, "READY", 10)
+
+    def stop(counts: BulkCounts) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        await api.call(backend, "cancel_many", TaskFilter(), progress=stop)
+    assert len(heard) == list((await statuses(conn)).values()).count("FAILED") == 3
+
+
+async def test_an_action_whose_look_up_fails_has_announced_what_it_has_done(
+    database: str, conn: asyncpg.Connection, heard: list[Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await put(conn, "READY", 2)
+
+    async def fail(*args: Any) -> Any:
+        raise InterruptedError
+
+    monkeypatch.setattr(BulkStatements, "select_statuses", fail)
+    with pytest.raises(InterruptedError):
+        await backend.acancel_many([*ids, uuid4()])
+    assert {each.fields["id"] for each in heard} == {str(id) for id in ids}
+
+
+# --- Tasks that change their status while the walk goes on
+
+
+type Before = Callable[[str, Callable[[], Awaitable[Any]]], None]
+
+
+@pytest.fixture
+def before(monkeypatch: pytest.MonkeyPatch) -> Before:
+    """Calls something once, before a statement of the walk: list_ready's, or that of a leg by its name."""
+
+    def call_before(name: str, change: Callable[[], Awaitable[Any]]) -> None:
+        changes = [change]
+        walk, ready = BulkStatements.walk_jobs, BulkStatements.list_ready
+
+        async def walk_jobs(store: BulkStatements, backend: str, leg: Leg, *args: Any) -> Step:
+            if leg.branch == name and changes:
+                await changes.pop()()
+            return await walk(store, backend, leg, *args)
+
+        async def list_ready(*args: Any) -> list[ReadyLeg]:
+            if name == "list_ready" and changes:
+                await changes.pop()()
+            return await ready(*args)
+
+        monkeypatch.setattr(BulkStatements, "walk_jobs", walk_jobs)
+        monkeypatch.setattr(BulkStatements, "list_ready", list_ready)
+
+    return call_before
+
+
+async def test_a_locked_task_that_a_later_leg_meets_is_counted_once(
+    database: str, conn: asyncpg.Connection, before: Before
+) -> None:
+    """A claim that is under way while READY tasks are cancelled: its task is RUNNING when these are."""
+    (ready,) = await put(conn, "READY")
+    await put(conn, "RUNNING")
+    claim = conn.transaction()
+    await claim.start()
+    await conn.execute("UPDATE aiotasks_task SET status = 'RUNNING' WHERE id = $1", ready)
+    before("running", claim.commit)
+    assert await backend.acancel_many(TaskFilter()) == BulkCounts(requested=2)
+
+
+async def test_a_locked_task_that_a_later_leg_deletes_is_counted_once(
+    database: str, conn: asyncpg.Connection, before: Before
+) -> None:
+    (scheduled,) = await put(conn, "SCHEDULED")
+    promote = conn.transaction()
+    await promote.start()
+    await conn.execute("UPDATE aiotasks_task SET status = 'READY', ready_at = now() WHERE id = $1", scheduled)
+    before("list_ready", promote.commit)
+    assert await backend.adelete_many(TaskFilter()) == BulkCounts(deleted=1)
+    assert await statuses(conn) == {}
+
+
+async def test_a_retry_that_goes_back_to_waiting_is_met(
+    database: str, conn: asyncpg.Connection, before: Before
+) -> None:
+    """Of tasks that run, those that have failed meanwhile and wait for their next attempt."""
+    (running,) = await put(conn, "RUNNING")
+
+    async def put_off() -> None:
+        await conn.execute(
+            "UPDATE aiotasks_task SET status = 'SCHEDULED', run_after = now() + interval '1 hour', "
+            "ready_at = NULL, claim_id = NULL, worker_id = NULL WHERE id = $1",
+            running,
+        )
+
+    before("running", put_off)
+    assert await backend.acancel_many(TaskFilter()) == BulkCounts(cancelled=1)
+    assert await statuses(conn) == {running: "FAILED"}
+
+
+async def test_a_task_that_was_asked_to_end_and_waits_again_is_counted_once(
+    database: str, conn: asyncpg.Connection, small: None
+) -> None:
+    (running,) = await put(conn, "RUNNING")
+
+    def put_off(counts: BulkCounts) -> None:
+        with connect(database, autocommit=True) as other:
+            other.execute(
+                "UPDATE aiotasks_task SET status = 'SCHEDULED', run_after = now() + interval '1 hour', "
+                "ready_at = NULL, claim_id = NULL, worker_id = NULL WHERE status = 'RUNNING'"
+            )
+
+    assert await backend.acancel_many(TaskFilter(), progress=put_off) == BulkCounts(cancelled=1)
+    assert await statuses(conn) == {running: "FAILED"}
+
+
 async def test_cancelling_the_action_itself(database: str, conn: asyncpg.Connection, small: None) -> None:
     await put(conn, "READY", 200)
     seen: list[BulkCounts] = []
@@ -358,6 +477,94 @@ def test_sync_batches_join_atomic(database: str, observer: Any, small: None) -> 
     with django_transaction.atomic():
         assert backend.cancel_many(TaskFilter()) == BulkCounts(cancelled=5)
     assert backend.retry_many(TaskFilter(status="FAILED")) == BulkCounts(retried=5)
+
+
+@pytest.mark.parametrize("one", [True, False])
+async def test_receivers_hear_of_a_cancel_after_the_commit(
+    database: str, conn: asyncpg.Connection, heard: list[Heard], aheard: list[Heard], one: bool
+) -> None:
+    """What is rolled back isn't announced, and its tasks run."""
+    blocks: list[tuple[Any, bool]] = [
+        (block, is_kept) for block in (aiotasks.transaction, aiotasks.atomic) for is_kept in (False, True)
+    ]
+    for block, is_kept in blocks:
+        result = await tasks.anoop.aenqueue()
+        heard.clear()
+        with suppress(LookupError):
+            async with block():
+                async with block():
+                    assert await result.acancel() if one else (await backend.acancel_many([result])).cancelled
+                await result.arefresh()
+                assert (result.status, heard) == ("FAILED", [])
+                if not is_kept:
+                    raise LookupError
+        await result.arefresh()
+        expected = [("task_finished", result.id)] if is_kept else []
+        assert result.status == ("FAILED" if is_kept else "READY")
+        for log in (heard, aheard):
+            assert [
+                (each.signal, each.fields["id"]) for each in log if each.signal != "task_enqueued"
+            ] == expected
+            log.clear()
+        await conn.execute("TRUNCATE aiotasks_task")
+
+
+async def test_a_savepoint_that_is_rolled_back_announces_nothing(database: str, heard: list[Heard]) -> None:
+    blocks: tuple[Any, ...] = (aiotasks.transaction, aiotasks.atomic)
+    for block in blocks:
+        first, second = await tasks.anoop.aenqueue(), await tasks.anoop.aenqueue()
+        heard.clear()
+        async with block():
+            assert await backend.acancel_many([first]) == BulkCounts(cancelled=1)
+            with suppress(LookupError):
+                async with block():
+                    assert await backend.acancel_many([second]) == BulkCounts(cancelled=1)
+                    raise LookupError
+        assert [each.fields["id"] for each in heard] == [first.id]
+
+
+def test_sync_receivers_hear_of_a_cancel_after_the_commit(database: str, heard: list[Heard]) -> None:
+    first, second = tasks.noop.enqueue(), tasks.noop.enqueue()
+    heard.clear()
+    with django_transaction.atomic():
+        assert backend.cancel_many([first]) == BulkCounts(cancelled=1)
+        assert backend.cancel(second)
+        assert heard == []
+    assert [each.fields["id"] for each in heard] == [first.id, second.id]
+
+
+async def test_in_a_transaction_of_the_callers_own_receivers_hear_at_once(
+    database: str, conn: asyncpg.Connection, heard: list[Heard]
+) -> None:
+    """aiotasks doesn't know of its commit."""
+    result = await tasks.anoop.aenqueue()
+    heard.clear()
+    async with conn.transaction():
+        async with aiotasks.transaction(connection=conn):
+            assert (await backend.acancel_many([result])).cancelled == 1
+            assert heard == []
+        assert [each.fields["id"] for each in heard] == [result.id]
+
+
+async def test_a_failed_announcement_is_no_error_of_the_transaction(
+    database: str,
+    conn: asyncpg.Connection,
+    heard: list[Heard],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ids = await put(conn, "READY", 2)
+
+    async def fail(*args: Any) -> Any:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(bulk.Cancel, "_send_finished", fail)
+    blocks: tuple[Any, ...] = (aiotasks.transaction, aiotasks.atomic)
+    for id, block in zip(ids, blocks, strict=True):
+        async with block():
+            assert (await backend.acancel_many([id])).cancelled == 1
+    assert set((await statuses(conn)).values()) == {"FAILED"}
+    assert caplog.text.count("task_finished was not sent for all tasks") == 2
 
 
 # --- With workers

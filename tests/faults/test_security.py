@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -254,10 +253,10 @@ def test_the_documented_grants_are_enough(
 
 
 async def test_each_statement_under_the_documented_grants(database: str, roles: None) -> None:
-    """Each statement of a site, of one that replaces, of an operator and of a worker, whether it finds tasks or
-    not: the server looks at privileges first. (wake_workers: the test above.)"""
+    """Of a site, of one that replaces, of an operator and of a worker. Whether they find tasks makes no
+    difference: the server looks at privileges first. (wake_workers: the test above.)"""
     lock = {"lock_timeout": 1.0}
-    ids, chosen, now = [uuid4()], TaskFilter(queue_name="x"), datetime.now(UTC)
+    ids, chosen = [uuid4()], TaskFilter(queue_name="x")
     rule = UniqueRule(None, waiting=True, on_conflict="replace", keep_run_after=False)
     new = [new_job() for _ in range(4)]
     unique = [
