@@ -200,11 +200,11 @@ async def _opened(block: AtomicBlock, then: Callable[[], None] | None = None) ->
             block.interrupt()
         await _outcome(put_end(error))
         raise
-    was_ended = not block.open  # by the outer block
+    was_ended = not block.open  # by the outer block, or by a time limit
     block.leave()
     block.close()
     left_open = _close_nested(block)
-    await _outcome(put_end(left_open))
+    await _outcome(put_end(left_open or (closed(block) if was_ended else None)))
     if left_open is not None:
         raise left_open
     if was_ended:

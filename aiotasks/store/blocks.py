@@ -26,7 +26,15 @@ from ..exceptions import TransactionClosed
 if TYPE_CHECKING:
     from asgiref.sync import ThreadSensitiveContext
 
-__all__ = ["Block", "belongs_to_django", "block_around", "closed", "innermost", "innermost_of"]
+__all__ = [
+    "Block",
+    "belongs_to_django",
+    "block_around",
+    "close_blocks",
+    "closed",
+    "innermost",
+    "innermost_of",
+]
 
 
 class Block(ABC):
@@ -61,6 +69,10 @@ class Block(ABC):
             thread_sensitive_context.reset(context)
             _current.reset(block)
             set_waiting_executor(self._waiting)
+
+    def close(self) -> None:
+        """Have all later calls raise TransactionClosed, and the end of the block, which rolls back."""
+        self.open = False
 
     @abstractmethod
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
@@ -135,6 +147,14 @@ def belongs_to_django(using: str) -> bool:
         return True
     block = block_around(using)
     return block is not None and block.is_django
+
+
+def close_blocks(context: Context) -> None:
+    """Close the blocks that code in ``context`` is in. Called on its loop, while none of it runs."""
+    block = context.get(_current)
+    while block is not None:
+        block.close()
+        block = block.around
 
 
 def closed(block: Block) -> TransactionClosed:

@@ -20,7 +20,7 @@ from ..db.drivers import Connection, ConnectionDriver
 from ..db.errors import Code, as_django_error, django_errors, sqlstate
 from ..db.last_words import LastWords
 from ..db.statement_text import may_write
-from .blocks import Block, block_around, innermost
+from .blocks import Block, block_around, closed, innermost
 from .loop import LoopResources, resources
 from .notifier import NOT_SENT, QUEUE_IS_FULL, send
 from .store import Store
@@ -214,6 +214,10 @@ async def _block(
             await _roll_back(block, transaction, error)
             raise
         else:
+            if not block.open:  # closed by a time limit
+                ended = closed(block)
+                await _roll_back(block, transaction, ended)
+                raise ended
             await _commit(block, transaction)
         finally:
             block.leave()

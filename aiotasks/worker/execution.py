@@ -123,6 +123,7 @@ class Execution:
         """Return an execution of the same claim with ``outcome``, which the body of this one can't change."""
         other = Execution(self.job)
         other.lane, other.in_thread, other.began = self.lane, self.in_thread, self.began
+        other.context = self.context  # for receivers; not thread_context, which the body may still change
         other.end(outcome)
         return other
 

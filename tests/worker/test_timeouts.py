@@ -6,12 +6,14 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.tasks import TaskResultStatus
+from django.tasks.signals import task_finished, task_started
 from django.utils import timezone
 
 import aiotasks
@@ -24,6 +26,7 @@ from aiotasks.testing import drain as aiotasks_drain
 from aiotasks.worker.execution import Execution
 from aiotasks.worker.running import deadlines
 from aiotasks.worker.running import imports as imports_module
+from aiotasks.worker.running.sync_threads import SyncThreads
 from tests.conftest import ROOT
 from tests.site import default_task_backend
 
@@ -140,6 +143,27 @@ async def test_an_abandoned_coroutine_has_no_orm_thread_any_more(database: str, 
         await until(lambda: not worker.engine.runner.deadlines.outlasting)
     assert await outcome(result) == [TASK_TIMEOUT]
     assert "has outlived the task" in tasks.seen[-1]
+
+
+@pytest.mark.parametrize("kind", ["atomic", "nested", "transaction"])
+@pytest.mark.parametrize("task", [tasks.goes_on_in_a_block, tasks.goes_on_and_ends_a_block])
+async def test_an_abandoned_coroutine_commits_nothing(
+    database: str, ledger: Ledger, short_grace: None, task: Any, kind: str
+) -> None:
+    """Its blocks have connections of their own. They are rolled back where it leaves them."""
+    if (task, kind) == (tasks.goes_on_and_ends_a_block, "nested"):
+        pytest.skip("the same as atomic")
+    result = await task.aenqueue(kind)
+    async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+        let_time_pass(worker, await begun(worker))
+        await until(lambda: ledger.task(result.id).status == "FAILED")
+        tasks.released.set()
+        await until(lambda: not worker.engine.runner.deadlines.outlasting)
+        await worker.wait_until_empty()
+    assert ledger.statuses() == {"FAILED": 1}
+    assert ledger.events("from a block") == 0
+    assert tasks.seen == (["begun", "closed"] if task is tasks.goes_on_in_a_block else ["begun"])
+    assert await outcome(result) == [TASK_TIMEOUT]
 
 
 async def test_an_abandoned_coroutine_marks_the_end_as_stuck(database: str, short_grace: None) -> None:
@@ -487,6 +511,68 @@ async def test_a_sync_task_learns_that_the_grace_is_over(database: str) -> None:
     # The thread ends by itself, or the run would find it left behind.
 
 
+async def test_the_shortest_limit_begins_with_the_body(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that is late isn't given up before that."""
+    run = SyncThreads.run
+
+    def run_late(threads: SyncThreads, call: Any) -> Any:
+        def late() -> None:
+            began = time.monotonic()
+            while time.monotonic() < began + tasks.SHORT:
+                time.sleep(0.001)
+            call()
+
+        return run(threads, late)
+
+    monkeypatch.setattr(SyncThreads, "run", run_late)
+    results = [await tasks.has_begun.aenqueue() for _ in range(5)]
+    async with aiotasks.Worker(grace=5, threads=5) as worker, asyncio.timeout(TIMEOUT):
+        outlasting = worker.engine.runner.deadlines.outlasting
+        unbegun = False
+
+        def has_ended() -> bool:
+            nonlocal unbegun
+            unbegun = unbegun or any(one.limit is None or one.limit.ends_at is None for one in outlasting)
+            return len(tasks.seen) == 5
+
+        await until(has_ended)
+        await worker.wait_until_empty()
+        await until(lambda: not outlasting)
+    assert not unbegun
+    assert len(results) == 5
+
+
+span: ContextVar[str] = ContextVar("span", default="")
+
+
+@pytest.mark.parametrize("task", [tasks.waits, tasks.ignores_cancellation, tasks.sleeps, tasks.note_sync])
+async def test_receivers_share_a_context_whatever_ends_the_attempt(
+    database: str, short_grace: None, task: Any
+) -> None:
+    got = []
+
+    async def started(task_result: AnyResult, **kwargs: Any) -> None:
+        span.set(task_result.id)
+
+    async def finished(task_result: AnyResult, **kwargs: Any) -> None:
+        got.append((task_result.id, span.get()))
+
+    task_started.connect(started)
+    task_finished.connect(finished)
+    try:
+        result = await task.aenqueue(*(["x"] if task is tasks.note_sync else []))
+        async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+            await until(lambda: got)
+            tasks.released.set()
+            await until(lambda: not worker.engine.runner.deadlines.outlasting)
+    finally:
+        task_started.disconnect(started)
+        task_finished.disconnect(finished)
+    assert got == [(result.id, result.id)]
+
+
 # --- In a drain
 
 
@@ -625,3 +711,13 @@ async def test_the_examples_of_the_page(database: str, examples: dict[str, Any])
     await drain()
     assert [await outcome(result) for result in results] == [2, "done\n", None, None]
     assert tasks.seen == ["a", "b"]
+
+
+async def test_the_examples_in_tests_of_a_site(
+    database: str, examples: dict[str, Any], settings: Any
+) -> None:
+    """Their context is the same over the backend for tests."""
+    settings.TASKS |= {"immediate": {"BACKEND": "aiotasks.testing.ImmediateBackend"}}
+    for name, argument, value in (("import_rows", "rows.csv", 2), ("convert", ["echo", "done"], "done\n")):
+        result = await examples[name].using(backend="immediate").aenqueue(argument)
+        assert result.return_value == value

@@ -10,7 +10,7 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 
-from aiotasks import PostgresTaskContext, task
+from aiotasks import PostgresTaskContext, TransactionClosed, atomic, task, transaction
 
 seen: list[Any] = []
 released = threading.Event()
@@ -115,6 +115,48 @@ async def queries_after_its_time() -> None:
         await sync_to_async(Worker.objects.count)()
     except RuntimeError as error:
         seen.append(str(error))
+
+
+async def _wait_for_release() -> None:
+    while not released.is_set():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.005)
+
+
+_BLOCKS: dict[str, Any] = {"atomic": atomic, "nested": atomic, "transaction": transaction}
+
+
+@task(timeout=LONG)
+async def goes_on_in_a_block(kind: str) -> None:
+    async with _BLOCKS[kind]() as connection:
+        try:
+            if kind == "transaction":
+                await connection.execute("INSERT INTO ledger (event) VALUES ('from a block')")
+            else:
+                await note_sync.aenqueue("from a block")
+            if kind == "nested":
+                async with atomic():
+                    seen.append("begun")
+                    await _wait_for_release()
+            else:
+                seen.append("begun")
+                await _wait_for_release()
+            await note_sync.aenqueue("late")
+        except TransactionClosed:
+            seen.append("closed")
+
+
+@task(timeout=LONG)
+async def goes_on_and_ends_a_block(kind: str) -> None:
+    async with _BLOCKS[kind]():
+        await note_sync.aenqueue("from a block")
+        seen.append("begun")
+        await _wait_for_release()
+
+
+@task(timeout=0.001)
+def has_begun() -> None:
+    seen.append("begun")
 
 
 @task(timeout=LONG, takes_context=True)

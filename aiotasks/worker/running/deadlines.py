@@ -115,7 +115,8 @@ class Deadlines:
         del self._timers[execution]
         if execution.limit is None or _has_ended(execution):
             return
-        if (remaining := execution.limit.remaining()) > TOLERANCE:
+        remaining = execution.limit.remaining()
+        if remaining > TOLERANCE or execution.limit.ends_at is None:
             self._set_timer(execution, remaining, self._look)
         elif not execution.in_thread:
             if execution.cancelled_for is None:

@@ -22,6 +22,7 @@ from ...policies.timeout import TimeLimit
 from ...registry import known
 from ...results import arguments_of, result_of
 from ...rows import AnyTask, Job, Lane, lane_of
+from ...store.blocks import close_blocks
 from ..belonging import OwnTask, current
 from ..events import NULL, Observer
 from ..execution import Execution, NotStarted, Reason, RunContext, carry, carry_here
@@ -192,6 +193,8 @@ class Runner:
             return
         self._leave(execution)
         if not execution.in_thread:
+            if execution.context is not None:
+                close_blocks(execution.context)  # they have a connection of their own
             execution.release_context()
         self._done(execution.settled(outcome))
 
