@@ -19,7 +19,7 @@ from django.tasks.signals import task_enqueued
 from django.utils import timezone
 
 from . import checks, signals
-from .bulk import BulkCounts, Cancel, Delete, Progress, Retry, Which, act
+from .bulk import BulkCounts, Cancel, Delete, Progress, Retry, Which, act, check_meant
 from .codec import dump_error, dump_json
 from .conf import Options
 from .db.errors import about_tables
@@ -136,15 +136,18 @@ class PostgresBackend(BaseTaskBackend):
         """Cancel a task; return whether that was still possible. See ``PostgresTaskResult.acancel``."""
         return await self._dispatch(PostgresBackend._cancel, result)
 
-    async def acancel_many(self, which: Which, *, progress: Progress | None = None) -> BulkCounts:
+    async def acancel_many(
+        self, which: Which, *, everything: bool = False, progress: Progress | None = None
+    ) -> BulkCounts:
         """Cancel tasks, as ``acancel`` does one; return how many had which outcome.
 
-        which: a TaskFilter, or ids or results. progress: called with the counts so far after each batch of
-        500 tasks, each of which is a transaction of its own unless one is open; what it raises ends the
+        which: a TaskFilter, or ids or results. everything: must be True for a TaskFilter without a condition,
+        which is for all tasks; ValueError otherwise. progress: called with the counts so far after each batch
+        of 500 tasks, each of which is a transaction of its own unless one is open; what it raises ends the
         action. Raises TypeError for another ``which``, ``django.db`` errors where the database fails: what
         is done by then stays done.
         """
-        return await self._dispatch(PostgresBackend._cancel_many, which, progress)
+        return await self._dispatch(PostgresBackend._cancel_many, which, everything, progress)
 
     async def aretry_many(self, which: Which, *, progress: Progress | None = None) -> BulkCounts:
         """Have FAILED tasks run again, with all their attempts and their history.
@@ -154,9 +157,11 @@ class PostgresBackend(BaseTaskBackend):
         """
         return await self._dispatch(PostgresBackend._retry_many, which, progress)
 
-    async def adelete_many(self, which: Which, *, progress: Progress | None = None) -> BulkCounts:
+    async def adelete_many(
+        self, which: Which, *, everything: bool = False, progress: Progress | None = None
+    ) -> BulkCounts:
         """Delete tasks that don't run, without a signal. Parameters and errors: see ``acancel_many``."""
-        return await self._dispatch(PostgresBackend._delete_many, which, progress)
+        return await self._dispatch(PostgresBackend._delete_many, which, everything, progress)
 
     async def _dispatch[Result](
         self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any
@@ -257,14 +262,20 @@ class PostgresBackend(BaseTaskBackend):
             await route.after_commit(lambda route: route.send_finished(type(self), ended, error))
         return job is not None
 
-    async def _cancel_many(self, route: Route, which: Which, progress: Progress | None = None) -> BulkCounts:
+    async def _cancel_many(
+        self, route: Route, which: Which, everything: bool = False, progress: Progress | None = None
+    ) -> BulkCounts:
+        check_meant(which, everything)
         action = Cancel(route, self.alias, type(self), self.config)
         return await act(action, which, route, self.alias, progress)
 
     async def _retry_many(self, route: Route, which: Which, progress: Progress | None = None) -> BulkCounts:
         return await act(Retry(route, self.alias), which, route, self.alias, progress)
 
-    async def _delete_many(self, route: Route, which: Which, progress: Progress | None = None) -> BulkCounts:
+    async def _delete_many(
+        self, route: Route, which: Which, everything: bool = False, progress: Progress | None = None
+    ) -> BulkCounts:
+        check_meant(which, everything)
         return await act(Delete(route, self.alias), which, route, self.alias, progress)
 
     enqueue = SyncMethod(_enqueue, name="aenqueue")

@@ -31,7 +31,7 @@ from .store.bulk import CancelledJob, Leg, Place, RetriedJob
 from .store.routes import Route
 from .store.wakeups import Wakeup
 
-__all__ = ["BulkCounts", "Cancel", "Delete", "Progress", "Retry", "Which", "act"]
+__all__ = ["BulkCounts", "Cancel", "Delete", "Progress", "Retry", "Which", "act", "check_meant"]
 
 # Tasks of one statement that changes them: it takes 30 to 80 ms on a busy machine, for which a worker's
 # outcome may wait.
@@ -98,6 +98,15 @@ class Action(Protocol):
 
     async def announce(self) -> None:
         """Send signals about the last run."""
+
+
+def check_meant(which: Which, everything: bool) -> None:
+    """Raise ValueError for a filter that leaves nothing out, unless ``everything`` is meant."""
+    if isinstance(which, TaskFilter) and which.is_empty and not everything:
+        raise ValueError(
+            "This TaskFilter has no condition, so it is for every task of the backend. If all are meant, "
+            "pass everything=True."
+        )
 
 
 async def act(

@@ -1,7 +1,7 @@
 """TaskFilter: which tasks a bulk action is for."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 from django.conf import settings
@@ -18,7 +18,7 @@ _TIMES = ("enqueued_after", "enqueued_before", "finished_after", "finished_befor
 @dataclass(frozen=True, kw_only=True)
 class TaskFilter:
     """Which tasks an action is for: those to which all of these apply. None: any; so ``TaskFilter()`` is for
-    all tasks of the backend.
+    all tasks of the backend, which cancelling and deleting do with ``everything=True`` only.
 
     ``queue_name``, ``task_path`` (``app.tasks.send``) and ``unique_key``: exactly this one.
     ``status``: a status of the table or several: SCHEDULED (waits for its time, also for a retry's), READY,
@@ -26,8 +26,8 @@ class TaskFilter:
     ``enqueued_after``, ``enqueued_before``, ``finished_after``, ``finished_before``: from this time on, and
     before this time. A task that isn't finished matches no time of that.
 
-    Raises ValueError for another status, and for a naive time where USE_TZ is on; TypeError for a value of
-    another type.
+    Raises ValueError for another status, a text that PostgreSQL can't hold, and a naive time where USE_TZ is
+    on; TypeError for a value of another type.
     """
 
     queue_name: str | None = None
@@ -43,6 +43,8 @@ class TaskFilter:
         for name in _TEXTS:
             if not isinstance(value := getattr(self, name), str | None):
                 raise TypeError(f"{name} must be a string, not {value!r:.300}.")
+            if value is not None and not _can_be_stored(value):
+                raise ValueError(f"{name} can't hold NUL or a lone surrogate, as in {value!r:.300}.")
         for name in _TIMES:
             object.__setattr__(self, name, _aware(name, getattr(self, name)))
         object.__setattr__(self, "status", _statuses(self.status))
@@ -51,6 +53,18 @@ class TaskFilter:
     def statuses(self) -> tuple[Status, ...] | None:
         """``status`` as it is kept."""
         return self.status  # type: ignore[return-value]  # see __post_init__
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every task is meant."""
+        return all(getattr(self, field.name) is None for field in fields(self))
+
+
+def _can_be_stored(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _statuses(value: str | Iterable[str] | None) -> tuple[Status, ...] | None:

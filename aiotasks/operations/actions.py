@@ -57,18 +57,27 @@ def read_filter(**texts: str | None) -> TaskFilter:
 
 
 def perform(
-    action: Action, which: Which, *, backend: str = "default", progress: Progress | None = None
+    action: Action,
+    which: Which,
+    *,
+    backend: str = "default",
+    everything: bool = False,
+    progress: Progress | None = None,
 ) -> BulkCounts:
     """Do the action with the tasks of a backend, by its alias, over Django's connection.
 
-    Parameters and errors: see ``PostgresBackend.acancel_many``. Raises ValueError for another action, and
-    ImproperlyConfigured for an alias that isn't one of aiotasks'.
+    Parameters and errors: see ``PostgresBackend.acancel_many``; a retry ignores ``everything``. Raises
+    ValueError for another action, and ImproperlyConfigured for an alias that isn't one of aiotasks'.
     """
     if action not in ACTIONS:
         raise ValueError(f"An action is one of {', '.join(ACTIONS)}, not {action!r:.100}.")
     found = backend_of(backend)
-    methods = {"cancel": found.cancel_many, "retry": found.retry_many, "delete": found.delete_many}
-    counts: BulkCounts = methods[action](which, progress=progress)
+    counts: BulkCounts
+    if action == "retry":
+        counts = found.retry_many(which, progress=progress)
+    else:
+        method = found.cancel_many if action == "cancel" else found.delete_many
+        counts = method(which, everything=everything, progress=progress)
     return counts
 
 

@@ -149,12 +149,14 @@ async def test_an_empty_filter_is_for_all(database: str, conn: asyncpg.Connectio
     ids = await one_of_each(conn)
     kept = await put(conn, "FAILED", keep_result=60.0)
     others = await rows.insert(running_store(), backend="other")
-    assert await api.call(backend, "cancel_many", TaskFilter()) == BulkCounts(cancelled=2, requested=1)
+    assert await api.call(backend, "cancel_many", TaskFilter(), everything=True) == BulkCounts(
+        cancelled=2, requested=1
+    )
     counts = await api.call(backend, "retry_many", TaskFilter())
     assert counts == BulkCounts(retried=4)  # two of them were cancelled
     after = await statuses(conn)
     assert [after[id] for id in kept] == ["READY"]
-    assert await api.call(backend, "delete_many", TaskFilter()) == BulkCounts(deleted=5)
+    assert await api.call(backend, "delete_many", TaskFilter(), everything=True) == BulkCounts(deleted=5)
     assert await statuses(conn) == {ids["RUNNING"]: "RUNNING", others[0]: "READY"}
 
 
@@ -230,7 +232,24 @@ def test_bad_filters() -> None:
         TaskFilter(finished_before="now")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="queue_name must be a string"):
         TaskFilter(queue_name=1)  # type: ignore[arg-type]
+    for wrong in ("a\0b", "\ud800"):
+        for name in ("queue_name", "task_path", "unique_key"):
+            with pytest.raises(ValueError, match=f"{name} can't hold NUL or a lone surrogate"):
+                TaskFilter(**{name: wrong})  # type: ignore[arg-type]  # by name
     assert hash(TaskFilter(status=["READY"])) == hash(TaskFilter(status="READY"))
+
+
+async def test_all_tasks_must_be_meant(database: str, conn: asyncpg.Connection, api: Api) -> None:
+    """A filter whose variables happen to be None isn't to end a site's whole work."""
+    (id,) = await put(conn, "READY")
+    for name in ("cancel_many", "delete_many"):
+        for chosen in (TaskFilter(), TaskFilter(queue_name=None)):
+            with pytest.raises(ValueError, match=r"for every task of the backend.* pass everything=True"):
+                await api.call(backend, name, chosen)
+        assert await api.call(backend, name, TaskFilter(status=[])) == BulkCounts()
+    assert await statuses(conn) == {id: "READY"}
+    assert await api.call(backend, "retry_many", TaskFilter()) == BulkCounts()
+    assert await api.call(backend, "cancel_many", [id], everything=True) == BulkCounts(cancelled=1)
 
 
 @pytest.mark.parametrize("wrong", ["an id", b"x", 5, None])
@@ -259,13 +278,13 @@ async def test_batches_and_their_progress(
     await put(conn, "FAILED", 10)
     await put(conn, "SUCCESSFUL", 5, keep_result=9.0)
     seen: list[BulkCounts] = []
-    counts = await api.call(backend, "cancel_many", TaskFilter(), progress=seen.append)
+    counts = await api.call(backend, "cancel_many", TaskFilter(), everything=True, progress=seen.append)
     assert counts == BulkCounts(cancelled=46, requested=10)
     assert seen[-1] == counts
     assert seen == sorted(seen)
     assert all(1 <= sum(after) - sum(before) <= 3 for before, after in itertools.pairwise(seen))
     assert await api.call(backend, "retry_many", TaskFilter()) == BulkCounts(retried=56)
-    assert await api.call(backend, "delete_many", TaskFilter()) == BulkCounts(deleted=61)
+    assert await api.call(backend, "delete_many", TaskFilter(), everything=True) == BulkCounts(deleted=61)
 
 
 async def test_what_is_locked_is_left_and_come_back_to(
@@ -282,7 +301,9 @@ async def test_what_is_locked_is_left_and_come_back_to(
     def progress(counts: BulkCounts) -> None:
         released.append(counts)
 
-    again = asyncio.create_task(api.call(backend, "cancel_many", TaskFilter(), progress=progress))
+    again = asyncio.create_task(
+        api.call(backend, "cancel_many", TaskFilter(), everything=True, progress=progress)
+    )
     await until(lambda: bool(released))
     assert released[0] == BulkCounts(locked=2)
     await lock.rollback()
@@ -299,11 +320,11 @@ async def test_an_action_that_is_stopped_keeps_what_it_has_done(
             raise InterruptedError(counts.cancelled)
 
     with pytest.raises(InterruptedError) as caught:
-        await api.call(backend, "cancel_many", TaskFilter(), progress=stop)
+        await api.call(backend, "cancel_many", TaskFilter(), everything=True, progress=stop)
     done = list((await statuses(conn)).values()).count("FAILED")
     assert 4 <= done < 10
     assert caught.value.args == (done,)
-    assert (await api.call(backend, "cancel_many", TaskFilter())).cancelled == 10 - done
+    assert (await api.call(backend, "cancel_many", TaskFilter(), everything=True)).cancelled == 10 - done
 
 
 async def test_an_action_that_is_stopped_has_announced_what_it_has_done(
@@ -315,7 +336,7 @@ async def test_an_action_that_is_stopped_has_announced_what_it_has_done(
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        await api.call(backend, "cancel_many", TaskFilter(), progress=stop)
+        await api.call(backend, "cancel_many", TaskFilter(), everything=True, progress=stop)
     assert len(heard) == list((await statuses(conn)).values()).count("FAILED") == 3
 
 
@@ -373,7 +394,7 @@ async def test_a_locked_task_that_a_later_leg_meets_is_counted_once(
     await claim.start()
     await conn.execute("UPDATE aiotasks_task SET status = 'RUNNING' WHERE id = $1", ready)
     before("running", claim.commit)
-    assert await backend.acancel_many(TaskFilter()) == BulkCounts(requested=2)
+    assert await backend.acancel_many(TaskFilter(), everything=True) == BulkCounts(requested=2)
 
 
 async def test_a_locked_task_that_a_later_leg_deletes_is_counted_once(
@@ -384,7 +405,7 @@ async def test_a_locked_task_that_a_later_leg_deletes_is_counted_once(
     await promote.start()
     await conn.execute("UPDATE aiotasks_task SET status = 'READY', ready_at = now() WHERE id = $1", scheduled)
     before("list_ready", promote.commit)
-    assert await backend.adelete_many(TaskFilter()) == BulkCounts(deleted=1)
+    assert await backend.adelete_many(TaskFilter(), everything=True) == BulkCounts(deleted=1)
     assert await statuses(conn) == {}
 
 
@@ -402,7 +423,7 @@ async def test_a_retry_that_goes_back_to_waiting_is_met(
         )
 
     before("running", put_off)
-    assert await backend.acancel_many(TaskFilter()) == BulkCounts(cancelled=1)
+    assert await backend.acancel_many(TaskFilter(), everything=True) == BulkCounts(cancelled=1)
     assert await statuses(conn) == {running: "FAILED"}
 
 
@@ -418,14 +439,16 @@ async def test_a_task_that_was_asked_to_end_and_waits_again_is_counted_once(
                 "ready_at = NULL, claim_id = NULL, worker_id = NULL WHERE status = 'RUNNING'"
             )
 
-    assert await backend.acancel_many(TaskFilter(), progress=put_off) == BulkCounts(cancelled=1)
+    assert await backend.acancel_many(TaskFilter(), everything=True, progress=put_off) == BulkCounts(
+        cancelled=1
+    )
     assert await statuses(conn) == {running: "FAILED"}
 
 
 async def test_cancelling_the_action_itself(database: str, conn: asyncpg.Connection, small: None) -> None:
     await put(conn, "READY", 200)
     seen: list[BulkCounts] = []
-    action = asyncio.create_task(backend.acancel_many(TaskFilter(), progress=seen.append))
+    action = asyncio.create_task(backend.acancel_many(TaskFilter(), everything=True, progress=seen.append))
     await until(lambda: len(seen) > 3)
     action.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -433,7 +456,7 @@ async def test_cancelling_the_action_itself(database: str, conn: asyncpg.Connect
     # The statement under way may have gone through, or not.
     done = list((await statuses(conn)).values()).count("FAILED")
     assert seen[-1].cancelled <= done <= seen[-1].cancelled + 3
-    assert (await backend.acancel_many(TaskFilter())).cancelled == 200 - done
+    assert (await backend.acancel_many(TaskFilter(), everything=True)).cancelled == 200 - done
 
 
 async def test_a_coroutine_can_not_be_told_of_progress(database: str) -> None:
@@ -463,7 +486,7 @@ async def test_batches_join_the_transaction_around_them(
         assert set((await statuses(conn)).values()) == {"FAILED"}
     assert set((await statuses(conn)).values()) == {"READY"}
     async with aiotasks.transaction():
-        assert await backend.adelete_many(TaskFilter()) == BulkCounts(deleted=8)
+        assert await backend.adelete_many(TaskFilter(), everything=True) == BulkCounts(deleted=8)
     assert await statuses(conn) == {}
 
 
@@ -471,11 +494,11 @@ def test_sync_batches_join_atomic(database: str, observer: Any, small: None) -> 
     for _ in range(5):
         tasks.noop.enqueue()
     with django_transaction.atomic():
-        assert backend.delete_many(TaskFilter()) == BulkCounts(deleted=5)
+        assert backend.delete_many(TaskFilter(), everything=True) == BulkCounts(deleted=5)
         django_transaction.set_rollback(True)
     assert observer.execute("SELECT count(*) FROM aiotasks_task").fetchone() == (5,)
     with django_transaction.atomic():
-        assert backend.cancel_many(TaskFilter()) == BulkCounts(cancelled=5)
+        assert backend.cancel_many(TaskFilter(), everything=True) == BulkCounts(cancelled=5)
     assert backend.retry_many(TaskFilter(status="FAILED")) == BulkCounts(retried=5)
 
 
@@ -580,7 +603,9 @@ async def test_running_tasks_are_cancelled_by_their_workers(database: str, eithe
             return all(result.status == "RUNNING" for result in results)
 
         await until(all_run)
-        assert await either.call(backend, "cancel_many", TaskFilter()) == BulkCounts(requested=5)
+        assert await either.call(backend, "cancel_many", TaskFilter(), everything=True) == BulkCounts(
+            requested=5
+        )
 
         async def all_ended() -> bool:
             for result in results:
@@ -608,7 +633,7 @@ async def test_actions_beside_workers_lose_and_double_nothing(
     """Every task that was cancelled never ran; every other ran once; a cancelled one that is retried runs."""
     results = await backend.aenqueue_many(tasks.anoop, [((), {})] * 1500)
     async with worker(concurrency=50) as running:
-        counts = await backend.acancel_many(TaskFilter())
+        counts = await backend.acancel_many(TaskFilter(), everything=True)
         done = await backend.acancel_many([result.id for result in results])
         assert done.cancelled == 0
         await running.wait_until_empty()
@@ -648,7 +673,9 @@ async def test_an_action_ends_beside_tasks_that_fail_again(
                 "WHERE status = 'FAILED'"
             )
 
-    assert await backend.acancel_many(TaskFilter(), progress=enqueue) == BulkCounts(cancelled=60)
+    assert await backend.acancel_many(TaskFilter(), everything=True, progress=enqueue) == BulkCounts(
+        cancelled=60
+    )
 
 
 # --- Unique keys

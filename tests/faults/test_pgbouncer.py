@@ -220,11 +220,11 @@ async def test_bulk_actions(bouncer: PgBouncer, configure: Configure, way: str) 
     """Each batch may have a server process of its own, or all share the block's."""
     configure(**POOLED)
     await default_task_backend.aenqueue_many(tasks.work, [((), {})] * 1200)
-    everything = aiotasks.TaskFilter()
+    every_task = aiotasks.TaskFilter()
     blocks: dict[str, Any] = {"transaction": aiotasks.transaction, "atomic": aiotasks.atomic}
     async with blocks.get(way, nullcontext)():
-        assert (await default_task_backend.acancel_many(everything)).cancelled == 1200
-        assert (await default_task_backend.aretry_many(everything)).retried == 1200
-        assert (await default_task_backend.adelete_many(everything)).deleted == 1200
-    assert await default_task_backend.adelete_many(everything) == aiotasks.BulkCounts()
+        assert (await default_task_backend.acancel_many(every_task, everything=True)).cancelled == 1200
+        assert (await default_task_backend.aretry_many(every_task)).retried == 1200
+        assert (await default_task_backend.adelete_many(every_task, everything=True)).deleted == 1200
+    assert await default_task_backend.adelete_many(every_task, everything=True) == aiotasks.BulkCounts()
     await close_pools()

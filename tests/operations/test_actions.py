@@ -80,10 +80,14 @@ def test_actions_by_name(database: str) -> None:
     assert seen == [BulkCounts(cancelled=3)]
     assert perform("retry", [results[0].id]) == BulkCounts(retried=1)
     assert perform("delete", read_filter(finished_after="1h")) == BulkCounts(deleted=2)
+    assert perform("cancel", read_filter(), everything=True) == BulkCounts(cancelled=1)
 
 
-def test_what_there_is_not(settings: Any) -> None:
+def test_what_there_is_not(database: str, settings: Any) -> None:
     with pytest.raises(ValueError, match="An action is one of cancel, retry, delete, not 'stop'"):
         perform("stop", TaskFilter())  # type: ignore[arg-type]
+    for action in ("cancel", "delete"):
+        with pytest.raises(ValueError, match="pass everything=True"):
+            perform(action, read_filter())
     with pytest.raises(ImproperlyConfigured, match="TASKS has no backend 'other'"):
         perform("cancel", TaskFilter(), backend="other")

@@ -92,7 +92,7 @@ def _act(action: Action, totals: Counter[str]) -> None:
     while True:
         seen: list[BulkCounts] = [BulkCounts()]
         try:
-            perform(action, TaskFilter(), progress=seen.append)
+            perform(action, TaskFilter(), everything=True, progress=seen.append)
         except utils.Error:
             totals["interrupted"] += 1
             connections.close_all()
