@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from aiotasks.backend import PostgresBackend
 from aiotasks.conf import Options
+from aiotasks.db.statement import Statement
 from aiotasks.rows import Job, Status
 from aiotasks.store.loop import close_pools, resources
-from aiotasks.store.outcomes import Finish, Release
+from aiotasks.store.outcomes import Finish, OutcomeStatements, Release
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import Wakeup
 from aiotasks.worker import waker as waker_module
@@ -98,27 +99,90 @@ def retried(delay: float = 60.0) -> Retried:
     return Retried(delay, Failed(ValueError("no"), ERROR), 1, 3)
 
 
-async def test_a_retry_whose_reply_was_lost_is_one(
-    store: Store, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The repeated statement finds nothing: the row has no claim id any more."""
-    _, (job,) = await claimed(store)
-    release_jobs = store.release_jobs
+@pytest.fixture
+async def other(database: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database)
+    yield connection
+    await connection.close()
 
-    async def lose_the_reply(releases: Any) -> Any:
-        await release_jobs(releases)
-        monkeypatch.setattr(store, "release_jobs", release_jobs)
+
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "commits later"])
+@pytest.mark.parametrize("name", ["release_jobs", "finish_jobs"])
+async def test_a_write_whose_reply_was_lost_is_one(
+    store: Store,
+    conn: asyncpg.Connection,
+    other: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    committed: bool,
+) -> None:
+    """A repeated release finds nothing, because the row has no claim id any more. A repeated statement finds
+    the row locked while the server hasn't committed the first one."""
+    _, (job,) = await claimed(store)
+    write = getattr(store, name)
+    transaction = other.transaction()
+    await transaction.start()
+    looks = 0
+
+    async def lose_the_reply(rows: Any) -> Any:
+        if committed:
+            await write(rows)
+        else:
+            assert await write_unseen(rows)
+        monkeypatch.setattr(store, name, count)
         raise utils.OperationalError("the connection was lost")
 
-    monkeypatch.setattr(store, "release_jobs", lose_the_reply)
+    async def fetch(statement: Statement, *args: Any, timeout: float | None) -> Any:
+        return await other.fetch(statement.sql, *args)
+
+    driver: Any = SimpleNamespace(fetch=fetch)
+    write_unseen = getattr(OutcomeStatements(driver), name)
+
+    async def count(rows: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await write(rows)
+
+    monkeypatch.setattr(store, name, lose_the_reply)
     writer = Writer()
-    await writer.write((job, retried()))
-    assert (writer.finisher.retried, writer.finisher.fenced) == (1, 0)
+    execution = Execution(job)
+    execution.outcome = retried() if name == "release_jobs" else Succeeded(1, "1")
+    writer.finisher.finish(execution)
+    if not committed:
+        await until(lambda: looks > 1)  # the lock is noticed, and forgotten
+        assert (writer.finisher.retried, writer.finisher.succeeded, writer.finisher.fenced) == (0, 0, 0)
+    await transaction.commit()
+    assert await writer.finisher.wait_idle(10)
+    assert writer.finisher.fenced == 0
+    stored = await row(conn, job.id)
+    if name == "finish_jobs":
+        assert (writer.finisher.succeeded, stored["status"]) == (1, "SUCCESSFUL")
+        return
+    assert writer.finisher.retried == 1
     assert writer.seen.retries == [job.id]
     assert caplog.text.count("Task failed; it is tried again") == 1
-    stored = await row(conn, job.id)
     assert (stored["failures"], len(stored["errors"])) == (1, 1)
     assert [wakeup.due is not None for wakeup in writer.wakeups] == [True]  # others wait for it, too
+
+
+async def test_retries_beside_one_that_the_database_refuses_count_once(
+    store: Store, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a batch that was split by a time-out the first half is written, when the second one fails."""
+    _, jobs = await claimed(store, 4)
+    release_jobs = store.release_jobs
+
+    async def time_out(releases: Any) -> Any:
+        monkeypatch.setattr(store, "release_jobs", release_jobs)
+        raise utils.OperationalError("no answer") from TimeoutError()
+
+    monkeypatch.setattr(store, "release_jobs", time_out)
+    refused = Failed(ValueError("no"), "not JSON")
+    writer = Writer()
+    await writer.write(*((job, retried()) for job in jobs[:3]), (jobs[3], Retried(60.0, refused, 1, 3)))
+    assert (writer.finisher.retried, writer.finisher.fenced) == (3, 0)
+    assert sorted(writer.seen.retries) == sorted(job.id for job in jobs[:3])
 
 
 async def test_a_retry_that_comes_too_late_is_fenced(store: Store, conn: asyncpg.Connection) -> None:

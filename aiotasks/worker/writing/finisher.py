@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -42,6 +42,8 @@ LOCKED_DELAY = 0.2
 # When a row was finished; "released" if it will run again; "locked" if another session locks it; None if the
 # row wasn't ours.
 type Written = datetime | Literal["released", "locked"] | None
+
+type _Row = Finish | Release
 
 
 class Finisher:
@@ -174,39 +176,34 @@ class Finisher:
         """Write the outcomes of these executions; returns the answer for each, in their order."""
         latest = {execution.job.id: execution for execution in executions}
         if len(latest) == len(executions):
-            return await self._write(executions)
+            return await self._write(latest)
         # This worker has claimed a task again before the outcome of its earlier claim was written.
         # Statements return rows by id, so each claim of the same id needs a statement of its own.
         earlier = [execution for execution in executions if latest[execution.job.id] is not execution]
         written = dict(zip(earlier, await self.write_batch(earlier), strict=True))
-        written |= zip(latest.values(), await self._write(list(latest.values())), strict=True)
+        written |= zip(latest.values(), await self._write(latest), strict=True)
         return [written[execution] for execution in executions]
 
-    async def _write(self, executions: Sequence[Execution]) -> Sequence[Written]:
+    async def _write(self, batch: Mapping[UUID, Execution]) -> Sequence[Written]:
+        """``batch``: by the ids of their tasks; returns the answers in the same order."""
+        executions = batch.values()
         statements = Statements()
         for execution in executions:
             statements.add(execution.job, execution.outcome)
-        finishes = statements.finishes
-        repeated = any(execution.perhaps_written for execution in executions)
         freed = _NOTHING
-        if statements.releases:
-            freed = await self._release(statements.releases, repeated=repeated)
-            if given_back := sum(
-                1 for row in statements.releases if row.error is None and row.id in freed.gone
-            ):
-                self._observer.released(given_back, "given back")
-            self._wake_for([execution.job for execution in executions], freed.gone)
-            if freed.refused:
-                self._fail(executions, freed.refused, statements)
         finished: dict[UUID, datetime | None] = {}
-        if finishes:
-            try:
-                finished = await self._finish(finishes, repeated=repeated)
-            except utils.Error:
-                # The Batcher tries all again; of a batch that was split, the first half is written.
-                for execution in executions:
-                    execution.perhaps_written = True
-                raise
+        try:
+            if statements.releases:
+                freed = await self._release(statements.releases, batch)
+                self._report_freed(statements, executions, freed)
+            if statements.finishes:
+                finished = await self._finish(statements.finishes, batch)
+        except Exception:
+            # A row is at fault. The Batcher tries the others again, of which a part is written: all releases,
+            # or the first half of rows that were split.
+            for execution in executions:
+                execution.perhaps_written = True
+            raise
         answers: dict[UUID, Written] = {
             **{id: "locked" if at is None else at for id, at in finished.items()},
             **dict.fromkeys(freed.locked, "locked"),
@@ -220,8 +217,18 @@ class Finisher:
                     self._observer.fenced(execution.job, execution.outcome)
         return [answers.get(execution.job.id) for execution in executions]
 
+    def _report_freed(
+        self, statements: Statements, executions: Collection[Execution], freed: "_Freed"
+    ) -> None:
+        given_back = sum(row.error is None and row.id in freed.gone for row in statements.releases)
+        if given_back:
+            self._observer.released(given_back, "given back")
+        self._wake_for([execution.job for execution in executions], freed.gone)
+        if freed.refused:
+            self._fail(executions, freed.refused, statements)
+
     def _fail(
-        self, executions: Sequence[Execution], refused: Mapping[UUID, bool], statements: Statements
+        self, executions: Collection[Execution], refused: Mapping[UUID, bool], statements: Statements
     ) -> None:
         """Make the outcome Failed where the database has refused to release the task."""
         for execution in executions:
@@ -239,49 +246,52 @@ class Finisher:
             error, dump_error(error, limit=self._options.max_error_size, redact=self._options.redact)
         )
 
-    async def _finish(self, finishes: list[Finish], *, repeated: bool = False) -> dict[UUID, datetime | None]:
+    async def _finish(
+        self, finishes: list[Finish], batch: Mapping[UUID, Execution]
+    ) -> dict[UUID, datetime | None]:
         """Return when each row was finished, by this try or by one whose reply was lost; None if another
         session holds a lock on the row, so that it must be tried again.
 
         A batch that times out is split, because it might never fit into one statement.
         """
         try:
-            accepted, again = await self._persist(
-                lambda: self._store.finish_jobs(finishes), patient=len(finishes) == 1
+            accepted = await self._persist(
+                lambda: self._store.finish_jobs(finishes), finishes, batch, patient=len(finishes) == 1
             )
         except _TookTooLong:
             middle = len(finishes) // 2
-            first = await self._finish(finishes[:middle], repeated=True)
-            return first | await self._finish(finishes[middle:], repeated=True)
-        repeated = repeated or again
+            first = await self._finish(finishes[:middle], batch)
+            return first | await self._finish(finishes[middle:], batch)
         finished: dict[UUID, datetime | None] = {**accepted}
-        found = await self._look_up([(row.id, row.claim_id) for row in finishes if row.id not in finished])
-        return finished | {id: at for id, at in found.items() if at is None or repeated}
+        found = await self._look_up([row for row in finishes if row.id not in finished], batch)
+        return finished | {id: at for id, at in found.items() if at is None or batch[id].perhaps_written}
 
-    async def _look_up(self, missing: Sequence[tuple[UUID, UUID]]) -> dict[UUID, datetime | None]:
+    async def _look_up(
+        self, missing: Sequence[_Row], batch: Mapping[UUID, Execution]
+    ) -> dict[UUID, datetime | None]:
         """When rows that still have their claim's id were finished; None: RUNNING, so it was locked."""
         if not missing:
             return {}
-        ids, claim_ids = zip(*missing, strict=True)
-        found, _ = await self._persist(lambda: self._store.select_finished_jobs(ids, claim_ids))
-        return found
+        ids, claim_ids = [row.id for row in missing], [row.claim_id for row in missing]
+        return await self._persist(lambda: self._store.select_finished_jobs(ids, claim_ids), (), batch)
 
-    async def _release(self, releases: list[Release], *, repeated: bool = False) -> "_Freed":
+    async def _release(self, releases: list[Release], batch: Mapping[UUID, Execution]) -> "_Freed":
         """Release rows. A batch that times out is split, as in ``_finish``."""
         try:
-            answers, again = await self._persist(
-                lambda: self._store.release_jobs(releases), patient=len(releases) == 1
+            answers = await self._persist(
+                lambda: self._store.release_jobs(releases), releases, batch, patient=len(releases) == 1
             )
         except _TookTooLong:
             middle = len(releases) // 2
-            first = await self._release(releases[:middle], repeated=True)
-            return first.with_(await self._release(releases[middle:], repeated=True))
+            first = await self._release(releases[:middle], batch)
+            return first.with_(await self._release(releases[middle:], batch))
         missing = [release for release in releases if release.id not in answers]
-        found = await self._look_up([(release.id, release.claim_id) for release in missing])
+        found = await self._look_up(missing, batch)
         locked = {id for id, finished_at in found.items() if finished_at is None}
         refused = {id: row.cancelled for id, row in answers.items() if row.queue_name is None}
-        # A try whose reply was lost has released the missing ones that aren't locked.
-        kept = {*refused, *locked} if repeated or again else {*refused, *(release.id for release in missing)}
+        # Of the missing rows that aren't locked, a try whose reply was lost has released its own.
+        fenced = {row.id for row in missing if not batch[row.id].perhaps_written}
+        kept = {*refused, *locked, *fenced}
         return _Freed({row.id: row.delay for row in releases if row.id not in kept}, refused, locked)
 
     def _wake_for(self, jobs: Sequence[Job], gone: Mapping[UUID, float]) -> None:
@@ -302,26 +312,33 @@ class Finisher:
         )
 
     async def _persist[Result](
-        self, write: Callable[[], Awaitable[Result]], *, patient: bool = True
-    ) -> tuple[Result, bool]:
-        """Repeat ``write`` until it succeeds; returns its result, and whether that took more than one try.
+        self,
+        write: Callable[[], Awaitable[Result]],
+        rows: Sequence[_Row],
+        batch: Mapping[UUID, Execution],
+        *,
+        patient: bool = True,
+    ) -> Result:
+        """Repeat ``write`` until it succeeds, and return its result. After a try that has failed, the
+        executions of its ``rows`` are perhaps written: also where the row is found locked, because the server
+        may not have committed that try yet.
 
         Raises _TookTooLong after a time-out unless ``patient``.
         """
-        again = False
         while True:
             try:
                 result = await write()
             except utils.Error as error:
                 if is_row_fault(error):
                     raise
-                again = True
+                for row in rows:
+                    batch[row.id].perhaps_written = True
                 await asyncio.sleep(self._outage.failed(error))
                 if not patient and timed_out(error):
                     raise _TookTooLong from error
             else:
                 self._outage.ended()
-                return result, again
+                return result
 
 
 @dataclass(frozen=True, slots=True)
