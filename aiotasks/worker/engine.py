@@ -337,4 +337,4 @@ class Engine:
         logger.info("stopped")
         with anyio.move_on_after(LAST_WORDS if all_ended else 0):
             await logs.flushed()
-        return stuck or not all_ended or self.runner.deadlines.has_coroutines()
+        return stuck or not all_ended or self.runner.has_outlasting_coroutines()

@@ -112,6 +112,14 @@ async def test_a_snooze_spends_no_attempt_and_is_counted(store: Store, conn: asy
     assert (stored["snoozes"], stored["failures"]) == (32767, 32767)
 
 
+async def test_a_snooze_without_a_delay_gets_the_last_place(store: Store) -> None:
+    """Or a task that waits so for another would keep that one from running."""
+    worker_id, (job,) = await claimed(store)
+    (other,) = await insert(store)
+    await release(store, job, delay=0.0, snoozes=True)
+    assert [one.id for one in await claim(store, worker_id, loop=lane(slots=1))] == [other]
+
+
 async def test_unknown_here_is_no_snooze_of_the_tasks(store: Store, conn: asyncpg.Connection) -> None:
     _, (job,) = await claimed(store)
     await release(store, job, delay=5.0, window=60.0)

@@ -3,6 +3,8 @@
 import asyncio
 import random
 import threading
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -137,6 +139,15 @@ def raises_from_none(exception: BaseException, result: Any) -> float:
     raise BackoffError("of the backoff") from None
 
 
+@dataclass(frozen=True)
+class FrozenBackoffError(Exception):
+    code: int
+
+
+def raises_frozen(exception: BaseException, result: Any) -> float:
+    raise FrozenBackoffError(3) from None
+
+
 def exits(exception: BaseException, result: Any) -> float:
     raise SystemExit(3)
 
@@ -144,6 +155,23 @@ def exits(exception: BaseException, result: Any) -> float:
 async def hangs(exception: BaseException, result: Any) -> float:
     await asyncio.sleep(3600)
     return 1.0
+
+
+async def swallows(exception: BaseException, result: Any) -> float:
+    while "released" not in seen:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.01)
+    return 1.0
+
+
+async def exits_async(exception: BaseException, result: Any) -> float:
+    await asyncio.sleep(0)
+    raise SystemExit(3)
+
+
+async def interrupts_async(exception: BaseException, result: Any) -> float:
+    await asyncio.sleep(0)
+    raise KeyboardInterrupt
 
 
 async def raises_async(exception: BaseException, result: Any) -> float:
@@ -176,7 +204,11 @@ def _failing(how: Any) -> tuple[Any, Any]:
 
 raises_loop, raises_thread = _failing(raises)
 raises_from_none_loop, raises_from_none_thread = _failing(raises_from_none)
+raises_frozen_loop, raises_frozen_thread = _failing(raises_frozen)
 exits_loop, exits_thread = _failing(exits)
+exits_async_loop, exits_async_thread = _failing(exits_async)
+interrupts_async_loop, interrupts_async_thread = _failing(interrupts_async)
+swallows_loop, swallows_thread = _failing(swallows)
 hangs_loop, hangs_thread = _failing(hangs)
 raises_async_loop, raises_async_thread = _failing(raises_async)
 nonsense_loop, nonsense_thread = _failing(nonsense)

@@ -16,7 +16,7 @@ from aiotasks.rows import AnyResult, Job
 from aiotasks.testing import drain as adrain
 from aiotasks.worker.events import Observer
 from aiotasks.worker.outcomes import Retried
-from aiotasks.worker.running import failures
+from aiotasks.worker.running import async_backoff, failures
 from tests.examples import example
 from tests.site import postgres_result
 
@@ -201,8 +201,12 @@ async def test_a_backoff_runs_where_the_body_ran(database: str, task: Any, in_th
         ("raises", "BackoffError"),
         ("raises_from_none", "BackoffError"),
         ("raises_async", "BackoffError"),
+        ("raises_frozen", "FrozenBackoffError"),
         ("exits", "SystemExit"),
+        ("exits_async", "SystemExit"),
+        ("interrupts_async", "KeyboardInterrupt"),
         ("hangs", "TimeoutError"),
+        ("swallows", "TimeoutError"),
         ("nonsense", "ValueError"),
         ("says_no_more", "Flaky"),
     ],
@@ -210,12 +214,28 @@ async def test_a_backoff_runs_where_the_body_ran(database: str, task: Any, in_th
 async def test_a_backoff_that_fails_ends_the_task_with_both_errors(
     database: str, monkeypatch: pytest.MonkeyPatch, name: str, stored: str, lane: str
 ) -> None:
-    monkeypatch.setattr(failures, "BACKOFF_TIMEOUT", 0.05)
+    monkeypatch.setattr(async_backoff, "BACKOFF_TIMEOUT", 0.05)
+    monkeypatch.setattr(async_backoff, "CANCEL_TIMEOUT", 0.05)
     (result,) = await run_to_the_end(await getattr(tasks, f"{name}_{lane}").aenqueue())
     assert (result.attempts, classes(result)) == (1, [stored])
     assert f"{FLAKY}: of the task" in result.errors[0].traceback
     tracebacks = result.errors[0].traceback.count("Traceback (most recent call last)")
     assert tracebacks == 1 + (stored != "Flaky")
+    tasks.seen.append("released")
+    await until(lambda: not any("_ask" in repr(one) for one in asyncio.all_tasks()))
+
+
+async def test_a_call_that_raises_leaks_no_task_and_no_slot(
+    database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failures.Failures, "outcome_in_thread", broken)
+        (result,) = await run_to_the_end(await tasks.fails_by_the_options.aenqueue())
+    assert classes(result) == ["RuntimeError"]
+    assert "A call in a thread has raised" in caplog.text
 
 
 async def test_a_cancel_during_a_backoff_ends_the_task(database: str) -> None:
@@ -232,12 +252,13 @@ async def test_a_cancel_during_a_backoff_ends_the_task(database: str) -> None:
     assert classes(result) == ["TaskCancelled"]
 
 
-async def test_a_stop_during_a_backoff_gives_the_task_back(database: str) -> None:
+async def test_a_stop_during_a_backoff_keeps_the_failure(database: str) -> None:
     result = await tasks.fails_and_asks_long.aenqueue()
     async with aiotasks.Worker(grace=0):
         await until(lambda: tasks.seen == ["failed"])
     await result.arefresh()
-    assert (result.status, result.attempts, result.errors) == (TaskResultStatus.READY, 0, [])
+    assert (result.status, result.attempts, classes(result)) == (TaskResultStatus.READY, 1, ["Flaky"])
+    assert postgres_result(result).failures == 1
 
 
 # --- What ends a task although it has attempts left

@@ -1,6 +1,7 @@
 -- Release tasks that were claimed and are to run again: READY, or SCHEDULED after a delay.
--- Without an error no attempt is spent: the task wasn't run to an end, or is snoozed; one without a delay keeps its
--- place in the queue. With an error the attempt has failed and counts; one without a delay gets the last place.
+-- Without an error no attempt is spent: the task wasn't run to an end, or is snoozed. With an error the attempt has
+-- failed and counts. Without a delay a task that has failed or snoozed gets the last place in the queue, because it
+-- would keep the others from running; any other keeps its place.
 -- run_after is when the task is due now; the caller's own moves to asked_run_after ('epoch': none).
 -- A task that is to be cancelled, that has been unknown for longer than its window, or that would be due after it has
 -- expired, stays as it is and is returned without a queue name: the caller fails it.
@@ -43,7 +44,7 @@ WITH mine AS MATERIALIZED (
         END,
         ready_at = CASE
             WHEN mine.delay > 0 THEN NULL
-            WHEN mine.error IS NOT NULL THEN clock_timestamp()
+            WHEN mine.error IS NOT NULL OR mine.snoozes THEN clock_timestamp()
             ELSE coalesce(task.ready_at, statement_timestamp())
         END,
         errors = CASE

@@ -1,12 +1,12 @@
 """Failures: from the error of an execution to its outcome, with the task's own backoff in between."""
 
 import asyncio
-from collections.abc import Awaitable
+from contextlib import suppress
 from inspect import isawaitable
 from typing import Any
 
 from ... import forks
-from ...backoff import ReadyMade
+from ...backoff import DEFAULT, ReadyMade
 from ...codec import decode, dump_error
 from ...compat import set_frozen
 from ...conf import Options
@@ -18,12 +18,10 @@ from ...rows import AnyResult
 from ..execution import Execution
 from ..outcomes import Failed, Outcome, Retried, Snoozed
 from ..task_factory import ExitRaised
+from .async_backoff import BACKOFF_TIMEOUT, CANCEL_TIMEOUT, AsyncBackoffs
 from .verdict import Delay, judge, most_attempts, seconds_of
 
 __all__ = ["Failures"]
-
-# Seconds that an `async def` backoff may take. Chosen: it may ask a server, but a slot waits for it.
-BACKOFF_TIMEOUT = 10.0
 
 
 class Failures:
@@ -37,6 +35,7 @@ class Failures:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._loop = asyncio.get_running_loop()
+        self.async_backoffs = AsyncBackoffs()
 
     def failed(self, error: BaseException) -> Failed:
         """Return the outcome of a task that is not tried again."""
@@ -67,7 +66,7 @@ class Failures:
             result = self._result(execution, failure)
             answer = await asyncio.to_thread(decided, error, result) if in_thread else decided(error, result)
             if isawaitable(answer):
-                answer = await _within_limit(answer)
+                answer = await self.async_backoffs.ask(answer)
             if forks.generation != since:
                 forks.end()
             return self._answered(execution, failure, answer)
@@ -91,8 +90,9 @@ class Failures:
             if forks.generation != since:
                 forks.end()
             if isawaitable(answer):
-                waiting = asyncio.run_coroutine_threadsafe(_within_limit(answer), self._loop)
-                answer = waiting.result(BACKOFF_TIMEOUT + 1.0)  # the loop may be blocked
+                waiting = asyncio.run_coroutine_threadsafe(self.async_backoffs.ask(answer), self._loop)
+                # The loop may be blocked.
+                answer = waiting.result(BACKOFF_TIMEOUT + CANCEL_TIMEOUT + 1.0)
             return self._answered(execution, failure, answer)
         except BaseException as raised:  # as above  # noqa: BLE001
             if forks.generation != since:
@@ -134,11 +134,15 @@ class Failures:
     def undecided(self, error: BaseException, raised: BaseException) -> Failed:
         """Return the outcome of a task whose backoff has raised instead of a decision about ``error``."""
         raised = _original(raised)
-        shown = _shown_with(raised)
-        if all(error is not one for one in shown):  # __eq__ is user code
-            shown[-1].__context__ = error
-            shown[-1].__suppress_context__ = False
+        with suppress(Exception):  # a class of the user's may have anything in the place of these attributes
+            _show_below(error, raised)
         return self.failed(raised)
+
+    def interrupted(self, execution: Execution, error: BaseException) -> Retried:
+        """Return the outcome of a task that has raised ``error``, and whose backoff the worker's stop has
+        cancelled: the attempt counts, and the task waits as if it had no backoff of its own."""
+        failure = self.failed(_original(error))
+        return self._retried(execution, failure, DEFAULT.after((execution.job.failures or 0) + 1))
 
     def _result(self, execution: Execution, failure: Failed) -> AnyResult:
         """The task's result as it is stored if the task is tried again: with this failure."""
@@ -149,18 +153,16 @@ class Failures:
         return result
 
 
-async def _within_limit(answer: Awaitable[Any]) -> Any:
-    try:
-        async with asyncio.timeout(BACKOFF_TIMEOUT) as limit:
-            return await answer
-    except TimeoutError:
-        if not limit.expired():
-            raise  # its own
-        raise TimeoutError(f"The backoff hasn't ended within {BACKOFF_TIMEOUT:g} s.") from None
-
-
 def _original(error: BaseException) -> BaseException:
     return error.original if isinstance(error, ExitRaised) else error
+
+
+def _show_below(error: BaseException, raised: BaseException) -> None:
+    """Have the traceback of ``raised`` show ``error``, too."""
+    shown = _shown_with(raised)
+    if all(error is not one for one in shown):  # __eq__ is user code
+        set_frozen(shown[-1], "__context__", error)  # the exception may be a frozen dataclass
+        set_frozen(shown[-1], "__suppress_context__", False)
 
 
 def _shown_with(error: BaseException) -> list[BaseException]:

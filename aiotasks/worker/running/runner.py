@@ -152,6 +152,10 @@ class Runner:
         self._settling.add(settling)
         settling.add_done_callback(self._settling.discard)
 
+    def has_outlasting_coroutines(self) -> bool:
+        """Return whether coroutines go on after their limits: they can keep a loop from being closed."""
+        return self.deadlines.has_coroutines() or bool(self._failures.async_backoffs.outlasting)
+
     def _cancel_task(self, execution: Execution) -> bool:
         """Cancel its asyncio task in its own name: asyncio tasks of the worker that it awaits are spared."""
         task = execution.task
@@ -356,6 +360,8 @@ class Runner:
             return await self._failures.outcome(execution, error, in_thread=execution.in_thread)
         except asyncio.CancelledError as cancelled:  # during its backoff
             ended = self._ended_by_worker(execution, cancelled)
+            if execution.cancelled_for == "shutdown":
+                return self._failures.interrupted(execution, error)
             return self._failures.undecided(error, cancelled) if ended is None else ended
 
     def _ended_by_worker(self, execution: Execution, error: BaseException) -> Outcome | None:

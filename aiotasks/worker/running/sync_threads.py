@@ -1,6 +1,7 @@
 """SyncThreads: the threads that sync tasks run in. Daemons, so none holds up the exit of a process."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +11,8 @@ from ...compat import call_coroutines_on
 from ..thread_pool import ThreadPool
 
 __all__ = ["SyncThreads"]
+
+logger = logging.getLogger("aiotasks.worker")
 
 
 class SyncThreads:
@@ -43,7 +46,10 @@ class SyncThreads:
     def _run(
         self, call: Callable[[], None], future: "asyncio.Future[None]", after: Callable[[], None]
     ) -> None:
-        call()
+        try:
+            call()
+        except BaseException:  # the runner fails the task; the thread and its slot must not be lost
+            logger.exception("A call in a thread has raised")
         after()
         self._notify(future)
 
