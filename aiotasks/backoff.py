@@ -26,6 +26,9 @@ __all__ = ["DEFAULT", "Constant", "Exponential", "Linear", "ReadyMade", "constan
 # Seconds. As long as Retry(after=…) may ask for.
 LONGEST = 100 * 365 * 86_400.0
 
+# With it even the second wait is the longest.
+LARGEST_FACTOR = 1e6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyMade(ABC):
@@ -100,10 +103,10 @@ def exponential(
     further one, but at most ``longest``.
 
     Times are seconds or a timedelta. Raises ValueError for one below 0 or above 100 years, and for a factor
-    below 1.
+    below 1 or above a million.
     """
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < math.inf:
-        raise ValueError(f"factor must be a number of at least 1, not {factor!r}.")
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor <= LARGEST_FACTOR:
+        raise ValueError(f"factor must be a number from 1 to {LARGEST_FACTOR:g}, not {factor!r}.")
     return Exponential(
         first=_seconds("first", first),
         factor=float(factor),

@@ -47,8 +47,16 @@ __all__ = [
 ]
 
 
+def _restore(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    return kind.__new__(kind, *args)
+
+
 class AiotasksError(Exception):
-    """Base of the errors that this package defines."""
+    """Base of the errors that this package defines. All can be pickled and copied."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without __init__, whose arguments aren't those that Exception keeps.
+        return _restore, (type(self), self.args), self.__dict__ or None
 
 
 class DatabaseNotReady(AiotasksError, ImproperlyConfigured):

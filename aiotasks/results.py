@@ -73,6 +73,14 @@ class PostgresTaskResult(TaskResult):  # type: ignore[type-arg,misc]  # the stub
         """How many errors are left out of ``errors``, between the first 20 and the last 20."""
         return self.counts.errors_omitted
 
+    def __setstate__(self, state: list[Any]) -> None:
+        """Restore a pickled result. What a release with fewer fields has pickled gets the defaults."""
+        known = fields(self)
+        for each, value in zip(
+            known, (*state, *(each.default for each in known[len(state) :])), strict=False
+        ):
+            set_frozen(self, each.name, value)
+
     def refresh(self) -> None:
         """Read the task's state again."""
         self._copy(_backend_of(self).get_result(self.id))

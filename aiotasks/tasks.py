@@ -1,19 +1,36 @@
 """PostgresTask: Django's Task with aiotasks' policies, and the decorator that makes one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from django.tasks import DEFAULT_TASK_BACKEND_ALIAS, DEFAULT_TASK_QUEUE_NAME, Task
 from django.tasks.base import DEFAULT_TASK_PRIORITY
+from django.utils.module_loading import import_string
 
-from .policies.policy import CallKeywords, PolicyFields, PolicyKeywords, check_keywords, parse_policies
+from .policies.policy import (
+    POLICIES,
+    CallKeywords,
+    PolicyFields,
+    PolicyKeywords,
+    check_keywords,
+    parse_policies,
+)
 
 if TYPE_CHECKING:
     from .results import PostgresTaskResult
 
 __all__ = ["PostgresTask", "task"]
+
+
+def _registered(path: str) -> Any:
+    """The Task of the code at ``path``; None if there is none."""
+    try:
+        found = import_string(path)
+    except ImportError:
+        return None
+    return found if isinstance(found, Task) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +40,30 @@ class PostgresTask(Task, PolicyFields):  # type: ignore[type-arg]  # generic in 
     def __post_init__(self) -> None:
         parse_policies(self)
         Task.__post_init__(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what differs from the task of the code; a policy that doesn't is restored from there.
+
+        So functions that can't be pickled (a lambda as ``backoff``) don't matter, and a release without some
+        policy reads a task that says nothing about it.
+        """
+        registered = _registered(self.module_path)
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        for name in POLICIES:
+            own, registered_one = values[name], getattr(registered, name, None)
+            if own is registered_one or own == registered_one:
+                del values[name]
+        return type(self)._reconstruct, ({**values, "func": self.module_path},)
+
+    @classmethod
+    def _reconstruct(cls, kwargs: dict[str, Any]) -> "PostgresTask":
+        """Django's name, which pickles of every release have. Raises ValueError for a wrong path."""
+        path = kwargs["func"]
+        registered = _registered(path)
+        if registered is None:
+            raise ValueError(f"Expected {path!r} to point to a Task instance.")
+        policies = {name: getattr(registered, name, None) for name in POLICIES}
+        return cls(**{**policies, **kwargs, "func": registered.func})
 
     def using(
         self,

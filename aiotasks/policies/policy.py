@@ -34,6 +34,7 @@ from .unique import (
 __all__ = [
     "COLUMNS",
     "NO_POLICY",
+    "POLICIES",
     "CallKeywords",
     "Policy",
     "PolicyFields",
@@ -122,6 +123,9 @@ class PolicyFields:
 
 
 _FIELDS = {each.name: each.metadata for each in fields(PolicyFields)}
+
+# The names of all.
+POLICIES = tuple(_FIELDS)
 
 # The columns of the table: name and SQL type.
 COLUMNS: dict[str, str] = {name: _FIELDS[name]["column"] for name in Policy._fields}

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import cache
+from inspect import signature
 from typing import Any
 
 from django.utils.module_loading import import_string
@@ -42,10 +43,22 @@ def parse_max_attempts(value: Any) -> int:
 
 def parse_backoff(value: Any) -> Backoff:
     """The function itself. Raises ValueError, which says what it must be."""
-    if not callable(value) or isinstance(value, type):
+    if not callable(value) or isinstance(value, type) or not _takes_two(value):
         raise ValueError("a function (exception, task_result) that returns seconds, a timedelta or None")
     function: Backoff = value
     return function
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with an exception and a result. ``backoff.exponential`` can't: the call that
+    makes a backoff of it was forgotten."""
+    try:
+        signature(function).bind(None, None)
+    except ValueError:
+        return True  # it has no signature
+    except TypeError:
+        return False
+    return True
 
 
 @cache

@@ -1,6 +1,5 @@
 """Times in policies: seconds as an int or a float, or a timedelta."""
 
-import math
 from datetime import timedelta
 from typing import Any
 
@@ -13,11 +12,7 @@ def parse_seconds(value: Any, *, low: float = 0.0, high: float, longest: str) ->
     low, high: the limits in seconds. longest: ``high`` in words.
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if (
-        isinstance(seconds, bool)
-        or not isinstance(seconds, int | float)
-        or math.isnan(seconds)
-        or not low <= seconds <= high
-    ):
+    # Compared as it is: float() refuses larger integers with an error of its own. NaN is in no range.
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not low <= seconds <= high:
         raise ValueError(f"seconds or a timedelta, from {low:g} to {longest}")
     return float(seconds)

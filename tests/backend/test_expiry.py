@@ -105,6 +105,22 @@ async def test_a_hanging_receiver_holds_up_no_sweep(
         task_finished.disconnect(hang)
 
 
+async def test_a_worker_sweeps_at_its_start(
+    configure: Configure, conn: asyncpg.Connection, finished: list[Any]
+) -> None:
+    """What expired while all workers were down makes each claim slower."""
+    configure(POLL_INTERVAL=3600)
+    await default_task_backend.aenqueue_many(tasks.aadd.using(expires=3600), [((1, 2), {})] * 600)
+    await conn.execute("UPDATE aiotasks_task SET expires_at = clock_timestamp()")
+
+    async def are_failed() -> bool:
+        number = await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE status = 'FAILED'")
+        return bool(number == 600)
+
+    async with aiotasks.Worker():
+        await until(are_failed)
+
+
 async def test_the_page_on_expiry(database: str, conn: asyncpg.Connection) -> None:
     with example("howto/expiry.md") as page:
         await page.run()

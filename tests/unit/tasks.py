@@ -26,6 +26,10 @@ def backoff(exception: BaseException, result: Any) -> float:
     return 1.0
 
 
+@task(max_attempts=2, backoff=lambda error, result: 1.0, unique_key=lambda: "key")
+def with_lambdas() -> None: ...
+
+
 @task(
     max_attempts=5,
     backoff=backoff,

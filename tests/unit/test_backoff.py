@@ -60,8 +60,10 @@ def test_they_count_failed_executions() -> None:
             lambda: backoff.exponential(-1),
             "first must be seconds or a timedelta, from 0 to 100 years, not -1.",
         ),
-        (lambda: backoff.exponential(factor=0.5), "factor must be a number of at least 1, not 0.5."),
-        (lambda: backoff.exponential(factor=True), "factor must be a number of at least 1, not True."),
+        (lambda: backoff.exponential(factor=0.5), "factor must be a number from 1 to 1e+06, not 0.5."),
+        (lambda: backoff.exponential(factor=True), "factor must be a number from 1 to 1e+06, not True."),
+        (lambda: backoff.exponential(factor=10**400), "factor must be a number from 1 to 1e"),
+        (lambda: backoff.linear(10**400), "step must be seconds"),
         (lambda: backoff.linear("1"), "step must be seconds"),  # type: ignore[arg-type]
         (lambda: backoff.constant(float("nan")), "seconds must be seconds"),
         (lambda: backoff.constant(1, longest=True), "longest must be seconds"),

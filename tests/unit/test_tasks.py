@@ -12,10 +12,12 @@ import pytest
 from django.tasks import Task
 from django.tasks import task as django_task
 from django.tasks.exceptions import InvalidTask
+from django.utils import timezone
 
-from aiotasks import PostgresTask, UnknownTask, task
+from aiotasks import PostgresTask, UnknownTask, backoff, task
+from aiotasks.policies.policy import POLICIES
 from aiotasks.registry import known, resolve
-from aiotasks.results import parse_id
+from aiotasks.results import PostgresTaskResult, new_result, parse_id
 from tests.site import default_task_backend
 
 from . import tasks
@@ -118,7 +120,7 @@ def test_times_are_checked(name: str, value: Any) -> None:
         ({"backoff": OSError}, "backoff must be a function (exception, task_result)"),
         ({"retry_on": "OSError"}, "retry_on must be an exception class, or a tuple of them, not 'OSError'."),
         ({"give_up_on": (OSError, int)}, "give_up_on must be an exception class, or a tuple of them"),
-        ({"unique_key": ""}, "unique_key must be a string with at least one character"),
+        ({"unique_key": ""}, "unique_key must be a string of at least one character"),
         ({"unique_key": b"x"}, "not b'x'."),
         ({"unique_for": "ever"}, "unique_for must be 'unfinished', 'waiting', or seconds"),
         ({"on_conflict": "ignore"}, "on_conflict must be one of 'return', 'raise', 'replace', not 'ignore'."),
@@ -204,6 +206,41 @@ def test_a_task_is_pickled() -> None:
     again = pickle.loads(pickle.dumps(all_policies))
     assert again == all_policies
     assert (again.backoff, again.retry_on, again.unique_for) == (tasks.backoff, (OSError,), "waiting")
+
+
+def test_a_pickle_has_what_the_code_does_not_say() -> None:
+    """The release before knows no ``expires``; and a lambda can't be pickled."""
+    expiring = tasks.good.using(expires=3)
+    for plain, policies in ((tasks.good, set()), (tasks.with_lambdas, set()), (expiring, {"expires"})):
+        (kwargs,) = plain.__reduce__()[1]
+        assert set(kwargs) & set(POLICIES) == policies
+        assert pickle.loads(pickle.dumps(plain)) == plain
+    none = tasks.with_policies.using(expires=None)
+    assert pickle.loads(pickle.dumps(none)).expires is None
+    with pytest.raises(ValueError, match="to point to a Task instance"):
+        PostgresTask._reconstruct({"func": f"{MODULE}.nowhere"})
+
+
+def test_a_result_of_a_release_with_fewer_fields_is_unpickled() -> None:
+    result: Any = new_result(tasks.good, "0" * 32, timezone.now(), [1], {}, "default")
+    again = object.__new__(PostgresTaskResult)
+    again.__setstate__(result.__getstate__()[:-2])
+    assert again == result
+    assert (again.failures, again.is_duplicate) == (0, False)
+    assert pickle.loads(pickle.dumps(result)) == result
+
+
+@pytest.mark.parametrize(
+    "bad", [backoff.exponential, backoff.linear, lambda: 1.0, lambda error: 1.0, lambda e, r, more: 1.0]
+)
+def test_a_backoff_takes_two_arguments(bad: Any) -> None:
+    with pytest.raises(InvalidTask, match=r"backoff must be a function \(exception, task_result\)"):
+        task(backoff=bad)(tasks.function)
+
+
+def test_times_that_no_float_holds_are_refused() -> None:
+    with pytest.raises(InvalidTask, match="expires must be seconds or a timedelta"):
+        tasks.good.using(expires=10**400)
 
 
 def test_a_path_leads_to_its_task() -> None:

@@ -9,12 +9,15 @@ from ..protocols import AnnouncesLost
 __all__ = ["Expirer"]
 
 # Rows in one UPDATE. Half as many as the outcomes and receivers at which every worker stops to claim
-# (UNWRITTEN_LEAST), so that a sweep keeps no worker from claiming.
+# (UNWRITTEN_LEAST), so that a sweep keeps no worker from claiming. After a full batch the next is twice as
+# large, up to LARGEST_BATCH: what has expired makes the claims of the whole fleet slower, by 2 µs a row,
+# until it is swept.
 EXPIRE_LIMIT = 250
+LARGEST_BATCH = 2_000
 
 # Seconds for which a sweep waits for the receivers of a full batch before it goes on, so that many tasks that
 # expire at once don't become as many calls at once. Receivers may hang; others' tasks must not wait for them.
-LONGEST_PAUSE = 5.0
+LONGEST_PAUSE = 1.0
 
 
 class Expirer:
@@ -38,12 +41,13 @@ class Expirer:
         """Fail the tasks that have expired; returns their number."""
         error = TaskExpired("The task wasn't started in time: it expired while it waited.")
         text = dump_error(error, limit=self._options.max_error_size, redact=self._options.redact)
-        expired = 0
+        expired, limit = 0, EXPIRE_LIMIT
         while True:
-            jobs = await self._store.expire_jobs(self._backend, text, EXPIRE_LIMIT)
+            jobs = await self._store.expire_jobs(self._backend, text, limit)
             for job in jobs:
                 self._lost_tasks.announce(job, error)
             expired += len(jobs)
-            if len(jobs) < EXPIRE_LIMIT:
+            if len(jobs) < limit:
                 return expired
+            limit = min(2 * limit, LARGEST_BATCH)
             await self._lost_tasks.wait_idle(LONGEST_PAUSE)
