@@ -448,6 +448,26 @@ async def test_bulk_actions_go_by_the_primary_key(
             assert plan.counted() == 500, name
 
 
+async def test_a_key_that_is_taken_back_costs_two_rows(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    """Among many keys: the task's own row, and that of the finished task which has its key."""
+    for status in ("READY", "SUCCESSFUL", "FAILED"):
+        await fill(conn, status, 20_000)
+    await conn.execute("UPDATE aiotasks_task SET unique_key = 'k ' || id WHERE status <> 'FAILED'")
+    taken = await conn.fetchval("SELECT unique_key FROM aiotasks_task WHERE status = 'SUCCESSFUL' LIMIT 1")
+    lost = await conn.fetchval("SELECT id FROM aiotasks_task WHERE status = 'FAILED' LIMIT 1")
+    await conn.execute("UPDATE aiotasks_task SET former_key = $2 WHERE id = $1", lost, taken)
+    for analyzed in (False, True):
+        if analyzed:
+            await conn.execute("VACUUM ANALYZE aiotasks_task")
+        plan = await warm["retry_unique_job"].explain(lost, "default", "1s")
+        assert plan.rows == 1
+        assert plan.indexes() == {"aiotasks_task_pkey", "aiotasks_task_unique"}
+        assert "Seq Scan" not in plan.scans_of("aiotasks_task")
+        assert plan.buffers < 200
+
+
 @pytest.mark.parametrize(
     ("branch", "status", "index"),
     [

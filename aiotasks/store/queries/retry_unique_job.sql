@@ -19,13 +19,13 @@ WITH limits AS MATERIALIZED (
     ) AS found
 ), holder AS MATERIALIZED (
     SELECT task.id, {key_is_free} AS is_free
-    FROM wanted
-    JOIN aiotasks_task AS task ON task.backend = $2::text AND task.unique_key = wanted.former_key
+    FROM aiotasks_task AS task
+    -- Not a join: where the planner takes the table for empty, it would read all keys.
+    WHERE task.backend = $2::text AND task.unique_key = (SELECT wanted.former_key FROM wanted)
 ), gone AS (
     UPDATE aiotasks_task AS task
     SET former_key = task.unique_key, unique_key = NULL
-    FROM holder
-    WHERE task.id = holder.id AND holder.is_free AND {key_is_free}
+    WHERE task.id = (SELECT holder.id FROM holder WHERE holder.is_free) AND {key_is_free}
     RETURNING task.id
 ), held AS MATERIALIZED (
     -- The count has the key taken away before the task takes it: what a statement itself has written is no conflict.
