@@ -32,6 +32,7 @@ from .rows import AnyResult, AnyTask, JobTemplate, NewJob, Status, UniqueJob, la
 from .signatures import check_call
 from .store.blocks import belongs_to_django
 from .store.routes import DjangoRoute, Route, route_on_loop
+from .store.settling import Duplicates
 from .sync import SyncMethod, drive
 from .tasks import PostgresTask
 
@@ -217,26 +218,37 @@ class PostgresBackend(BaseTaskBackend):
             and task.unique_key is not None
             and any(isinstance(job, UniqueJob) for job in jobs)
         ):
-            return await self._store_unique(route, jobs, results, rule_of(task))
+            return await self._store_unique(route, task, rule_of(task), jobs, results, many=many)
         if jobs:
             await route.insert(jobs)
         await self._send_enqueued(route, results)
         return results
 
     async def _store_unique(
-        self, route: Route, jobs: list[NewJob], results: list[AnyResult], rule: UniqueRule
+        self,
+        route: Route,
+        task: AnyTask,
+        rule: UniqueRule,
+        jobs: list[NewJob],
+        results: list[AnyResult],
+        *,
+        many: bool,
     ) -> list[AnyResult]:
         """Store the jobs whose keys no other task holds, and return the results of those that do. Raises
         DuplicateTask."""
-        settled = await route.insert_unique(jobs)
+        try:
+            settled = await route.insert_unique(jobs)
+        except Duplicates as duplicates:
+            settled = duplicates.settled
         new: list[AnyResult] = []
-        for number, (holder, is_replaced, _) in enumerate(settled):
-            if holder is None:
+        for number, each in enumerate(settled):
+            if each.holder is None:
                 new.append(results[number])
                 continue
-            results[number] = duplicate_of(holder, self.config.moved_tasks)
-            if not is_replaced and rule.on_conflict != "return":
-                raise DuplicateTask(holder.unique_key or "", results[number])
+            results[number] = duplicate_of(each.holder, self.config.moved_tasks, task)
+            if each.is_refused(rule.on_conflict):
+                key = each.holder.unique_key or ""
+                raise DuplicateTask(key, results[number], number=number if many else None)
         await self._send_enqueued(route, new)
         return results
 

@@ -64,13 +64,16 @@ class DatabaseNotReady(AiotasksError, ImproperlyConfigured):
 
 
 class DuplicateTask(AiotasksError):
-    """Another task holds the unique key of a task that was to be enqueued with ``on_conflict="raise"``.
+    """Another task holds the unique key of a task that was to be enqueued with ``on_conflict="raise"``, or
+    with ``"replace"`` if it can't be replaced.
 
-    ``result`` is that task's TaskResult.
+    ``result`` is that task's TaskResult; where two calls of one ``aenqueue_many()`` have the same key, that
+    of the first one, which isn't stored. The message names the call of ``aenqueue_many()`` (``calls[3]``).
     """
 
-    def __init__(self, key: str, result: Any) -> None:
-        super().__init__(f"Task {result.id} holds the unique key {key!r:.200}.")
+    def __init__(self, key: str, result: Any, *, number: int | None = None) -> None:
+        where = "" if number is None else f"calls[{number}]: "
+        super().__init__(f"{where}Task {result.id} holds the unique key {key!r:.200}.")
         self.key = key
         self.result = result
 

@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from .codec import decode
 from .compat import RETURN_VALUE, set_frozen, slot_setters
-from .exceptions import InvalidRow
+from .exceptions import InvalidRow, UnknownTask
 from .policies.policy import policy_of
 from .registry import resolve
 from .rows import AnyResult, AnyTask, Job, Moment, Status, time_of
@@ -221,16 +221,17 @@ _JSON_TYPES = {
 }
 
 
-def result_of(job: Job, moved_tasks: Mapping[str, str]) -> AnyResult:
+def result_of(job: Job, moved_tasks: Mapping[str, str], *, otherwise: AnyTask | None = None) -> AnyResult:
     """Return the row as Django's TaskResult. ``moved_tasks`` are its backend's MOVED_TASKS.
 
-    Raises UnknownTask if the task can't be imported, InvalidRow for a row that aiotasks hasn't written.
+    Raises UnknownTask if the task can't be imported and ``otherwise`` is None, InvalidRow for a row that
+    aiotasks hasn't written.
     """
     args, kwargs = arguments_of(job)
     try:
         return _make(
             PostgresTaskResult,
-            task=_task_of(job, moved_tasks),
+            task=_task_of(job, moved_tasks, otherwise),
             id=str(job.id),
             status=TaskResultStatus.READY if job.status == Status.SCHEDULED else TaskResultStatus(job.status),
             enqueued_at=_local(job.enqueued_at),
@@ -251,16 +252,22 @@ def result_of(job: Job, moved_tasks: Mapping[str, str]) -> AnyResult:
         raise InvalidRow(job.id, f"{type(error).__name__}: {error}") from error
 
 
-def duplicate_of(job: Job, moved_tasks: Mapping[str, str]) -> AnyResult:
-    """Return the result of a task that holds the unique key of an enqueue. Raises as ``result_of()``."""
-    result = result_of(job, moved_tasks)
+def duplicate_of(job: Job, moved_tasks: Mapping[str, str], task: AnyTask) -> AnyResult:
+    """Return the result of a task that holds the unique key of an enqueue of ``task``, which is the result's
+    where its own can't be imported: the enqueue is over, and must not fail. Raises InvalidRow."""
+    result = result_of(job, moved_tasks, otherwise=task)
     set_frozen(result, "is_duplicate", True)
     return result
 
 
-def _task_of(job: Job, moved_tasks: Mapping[str, str]) -> AnyTask:
+def _task_of(job: Job, moved_tasks: Mapping[str, str], otherwise: AnyTask | None) -> AnyTask:
     """Return the Task of the row's path, with the row's own queue, priority, time and policies."""
-    registered = resolve(job.task_path, moved_tasks)
+    try:
+        registered = resolve(job.task_path, moved_tasks)
+    except UnknownTask:
+        if otherwise is None:
+            raise
+        registered = otherwise
     run_after = _local(job.run_after)
     stored = (job.priority, job.queue_name, job.backend, run_after)
     if (

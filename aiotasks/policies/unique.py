@@ -179,4 +179,5 @@ def key_of_call(unique_key: UniqueKey, task_path: str, args: list[Any], kwargs: 
 def stored_key(key: str) -> str:
     """The key as the table has it: itself, or where it is too long for an index, its hash."""
     text = key.encode()
-    return str(key) if len(text) <= LONGEST_KEY else f"sha256:{sha256(text).hexdigest()}"
+    # str() of a member of `class Key(str, Enum)` is its name.
+    return str.__str__(key) if len(text) <= LONGEST_KEY else f"sha256:{sha256(text).hexdigest()}"

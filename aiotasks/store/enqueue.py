@@ -66,8 +66,9 @@ class EnqueueStatements(StatementGroup):
     async def insert_unique_job(
         self, new: UniqueJob, *, lock_timeout: float, timeout: float | None = None
     ) -> tuple[bool, Job | None]:
-        """Return whether the task was stored, else the task that holds the key. (False, None): try again,
-        the key has changed hands. Waits ``lock_timeout`` seconds at most for another transaction."""
+        """Return whether the task was stored, else the task that holds the key: itself, if an earlier try has
+        stored it. (False, None): try again, the key has changed hands. Waits ``lock_timeout`` seconds at most
+        for another transaction."""
         template = new.template
         (row,) = await self._fetch(
             "insert_unique_job",
@@ -89,10 +90,7 @@ class EnqueueStatements(StatementGroup):
             *template.policy,
             timeout=timeout,
         )
-        found = _job_of(row[2:])
-        if found is not None and str(found.id) == new.id:  # by an earlier try, whose reply was lost
-            return True, None
-        return row[0], found
+        return row[0], _job_of(row[2:])
 
     async def insert_unique_jobs(
         self, new: Sequence[UniqueJob], *, lock_timeout: float, timeout: float | None = None

@@ -26,7 +26,7 @@ from ..rows import AnyResult, Job, NewJob
 from ..sync import drive
 from .loop import LoopResources, resources
 from .notifier import NOT_SENT, QUEUE_IS_FULL, send, throttle
-from .settling import Settled, wakeups_after
+from .settling import Duplicates, Settled, wakeups_after
 from .store import Store
 from .transaction import Transaction, current_transaction
 from .unique import settle_in_transaction, settle_over_django
@@ -55,8 +55,8 @@ class Route(Protocol):
         """Store the tasks; durable on return, unless a transaction is open."""
 
     async def insert_unique(self, jobs: Sequence[NewJob]) -> list[Settled]:
-        """Store those tasks whose unique keys no other task holds; as ``insert()`` otherwise. All or none: a
-        duplicate among several that is to raise has none stored."""
+        """Store those tasks whose unique keys no other task holds; as ``insert()`` otherwise. Raises
+        Duplicates, with none stored, if one of several is refused."""
 
     async def select(self, backend: str, id: UUID) -> Job | None:
         """Look a task up."""
@@ -300,6 +300,9 @@ class LoopRoute:
         try:
             settled = await self._loop_resources.unique.insert(jobs)
             wakeups = wakeups_after(jobs, settled)
+        except Duplicates:
+            wakeups = []
+            raise
         finally:
             if self._loop_resources.options.notify:
                 self._loop_resources.notifier.notify(wakeups)

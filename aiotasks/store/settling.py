@@ -26,13 +26,16 @@ class Settled(NamedTuple):
     is_replaced: bool = False
     before: Job | None = None
 
+    def is_refused(self, on_conflict: str) -> bool:
+        """Whether the call is to raise, by its rule: a holder may be of a kind that can't be replaced."""
+        return self.holder is not None and not self.is_replaced and on_conflict != "return"
+
 
 STORED = Settled()
 
 
 class Duplicates(Exception):  # it rolls back, and is no error
-    """Some of many calls with ``on_conflict="raise"`` are duplicates: to be rolled back, for all or none is
-    stored."""
+    """One of many calls is refused: to be rolled back, because all are stored or none."""
 
     def __init__(self, settled: list[Settled]) -> None:
         super().__init__()
@@ -118,14 +121,18 @@ class Settling:
         self._settled[number] = settled
         if not waiting:
             del self._waiting[key]
-        if settled.holder is not None and job.rule.on_conflict == "raise":
+        if settled.is_refused(job.rule.on_conflict):
             self.has_failed = True
 
     async def _settle_some(self, store: Store) -> None:
         """Settle at least one call of each key, unless the key changes hands meanwhile."""
         stored, held = await self._insert(store)
-        for key in stored:
+        # A holder with the call's own id was stored by a try whose reply was lost.
+        mine = [key for key, holder in held.items() if str(holder.id) == self._first(key).id]
+        for key in (*stored, *mine):
             self._settle(key, STORED)
+        for key in mine:
+            del held[key]
         replaceable = {key: holder for key, holder in held.items() if self._may_replace(holder, key)}
         if replaceable:
             await self._replace(store, replaceable)

@@ -54,7 +54,8 @@ class UniqueEnqueuer:
     async def insert(self, jobs: Sequence[NewJob]) -> list[Settled]:
         """Settle the calls; durable on return. Of several all are stored or none.
 
-        Raises OperationalError if a key stays locked for COMMAND_TIMEOUT.
+        Raises OperationalError if a key stays locked for COMMAND_TIMEOUT, Duplicates if none is stored
+        because one of several is refused.
         """
         job = jobs[0]
         if len(jobs) > 1 or not isinstance(job, UniqueJob):
@@ -104,29 +105,35 @@ class UniqueEnqueuer:
             LOCK_SLICE + len(jobs) / 10_000,
             self._options.command_timeout + len(jobs) / 10_000 + size / 5_000_000,
         )
-        before_commit: list[Settled] = []
+        before_commit: list[Settled] = []  # by the last try that has sent a COMMIT
 
         async def settle() -> list[Settled]:
             nonlocal before_commit
-            if before_commit and await self._are_stored(jobs, before_commit):
-                await self._store.wait_for_standbys()  # the reply of the COMMIT was lost
+            # The server may go through with a COMMIT at any time after its reply is lost. Another try can't
+            # send one of its own before, because it inserts the same ids.
+            if await self._are_stored(jobs, before_commit):
                 return before_commit
-            before_commit = []
             settling = Settling(jobs, limits, self._options.moved_tasks, in_transaction=False)
             try:
                 async with self._driver.transaction() as driver:
                     before_commit = await settling.run_all_or_none(Store(driver))
-            except Duplicates as duplicates:
-                return duplicates.settled
+            except (Duplicates, utils.IntegrityError):  # its own tasks may be in its way
+                if await self._are_stored(jobs, before_commit):
+                    return before_commit
+                raise
             return before_commit
 
         return await self._repeat(settle, jobs)
 
     async def _are_stored(self, jobs: Sequence[NewJob], settled: Sequence[Settled]) -> bool:
-        """Whether the rows are there that the calls have stored, if they have stored any."""
-        stored = (job for job, each in zip(jobs, settled, strict=True) if each.holder is None)
-        for job in stored:
-            return bool(await self._store.select_jobs([UUID(job.id)], job.template.backend))
+        """Whether the rows are there, and on the standbys, that the calls have stored, if they have stored
+        any. None of ``settled``: False."""
+        for job, each in zip(jobs, settled, strict=False):
+            if each.holder is None:
+                if not await self._store.select_jobs([UUID(job.id)], job.template.backend):
+                    return False
+                await self._store.wait_for_standbys()
+                return True
         return False
 
     async def _repeat(
@@ -170,11 +177,8 @@ async def settle_in_transaction(
     try:
         if len(jobs) == 1:
             return await settling.run(Store(driver))
-        try:
-            async with driver.savepoint() as inner:
-                return await settling.run_all_or_none(Store(inner))
-        except Duplicates as duplicates:
-            return duplicates.settled
+        async with driver.savepoint() as inner:
+            return await settling.run_all_or_none(Store(inner))
     except utils.Error as error:
         raise _explained(error, jobs, options.command_timeout) from error.__cause__
 
@@ -195,8 +199,6 @@ async def settle_over_django(store: Store, jobs: Sequence[NewJob], options: Opti
                 return await settling.run(store)
             with transaction.atomic(options.database):
                 return await (settling.run if len(jobs) == 1 else settling.run_all_or_none)(store)
-        except Duplicates as duplicates:
-            return duplicates.settled
         except utils.Error as error:
             # A single statement has been repeated by its driver.
             if inside or len(jobs) == 1 or tries >= MOST_TRIES or not was_rolled_back(error):

@@ -1,6 +1,7 @@
 """Unique keys, as callers see them: async and sync, in transactions and in bulk."""
 
 import asyncio
+import enum
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
@@ -16,8 +17,10 @@ from django.utils import timezone
 import aiotasks
 from aiotasks import DuplicateTask, PostgresTaskResult
 from aiotasks.rows import AnyResult
+from aiotasks.store import routes
 from aiotasks.store.loop import resources
 from aiotasks.store.notifier import throttle
+from aiotasks.store.wakeups import Wakeup
 from tests import unique_tasks as tasks
 from tests.examples import example
 from tests.site import default_task_backend
@@ -125,10 +128,53 @@ async def test_raising_says_which_task_has_the_key(api: Api, conn: asyncpg.Conne
         await api.enqueue(tasks.refuse, 2)
     assert (caught.value.result.id, caught.value.result.is_duplicate) == (first.id, True)
     assert caught.value.key == "refuse"
-    # All or none.
-    with pytest.raises(DuplicateTask):
-        await api.call(*many(tasks.refuse.using(unique_key="other")), [([1], {}), ([2], {})])
+
+
+async def test_bulk_is_all_or_none(
+    api: Api, conn: asyncpg.Connection, heard: list[Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if a call isn't to raise, but must, because what holds its key can't be replaced."""
+    sent: list[Wakeup] = []
+    monkeypatch.setattr(routes, "_notify", lambda alias, wakeups: sent.extend(wakeups))
+    first = await api.enqueue(tasks.by_argument.using(unique_key="debounced b"), 1)
+    await api.enqueue(tasks.debounced, "a", "before")
+    sent.clear()
+    heard.clear()
+    calls: Any = [(["new"], {}), (["a", "after"], {}), (["b"], {}), (["c"], {})]
+    with pytest.raises(DuplicateTask, match=rf"^calls\[2\]: Task {first.id} holds") as caught:
+        await api.call(*many(tasks.debounced), calls)
+    assert caught.value.result.id == first.id
+    with pytest.raises(DuplicateTask, match=r"^calls\[1\]: "):
+        await api.call(*many(tasks.refuse), [([1], {}), ([2], {})])
+    rows = await conn.fetch("SELECT args::text FROM aiotasks_task ORDER BY id")
+    assert [row[0] for row in rows] == ["[1]", '["a","before"]']
+    assert (sent, heard) == ([], [])
+
+
+async def test_a_holder_that_cannot_be_imported_has_the_callers_task(
+    api: Api, conn: asyncpg.Connection, heard: list[Heard]
+) -> None:
+    """While a deploy has renamed it, or brings it."""
+    first = await api.enqueue(tasks.by_argument.using(priority=3), "x")
+    await conn.execute("UPDATE aiotasks_task SET task_path = 'of.another.release'")
+    again = await api.enqueue(tasks.by_argument, "x")
+    assert (again.id, again.is_duplicate) == (first.id, True)
+    assert (again.task.module_path, again.task.priority) == (tasks.by_argument.module_path, 3)
+    heard.clear()
+    results = await api.call(*many(tasks.by_argument), [(["w"], {}), (["x"], {}), (["y"], {})])
+    assert [each.is_duplicate for each in results] == [False, True, False]
+    assert len(heard) == 2
+
+
+class Key(str, enum.Enum):  # noqa: UP042  # str() of a StrEnum's member is its value
+    ONCE = "once"
+
+
+async def test_a_key_that_is_a_kind_of_str_is_its_text(conn: asyncpg.Connection) -> None:
+    await tasks.once.using(unique_key=Key.ONCE).aenqueue()
+    await tasks.once.aenqueue()
     assert await conn.fetchval(COUNT) == 1
+    assert await conn.fetchval("SELECT unique_key FROM aiotasks_task") == "once"
 
 
 async def test_a_period_longer_than_results_are_kept_keeps_the_row(
@@ -339,6 +385,55 @@ async def test_a_conflict_slows_nobody_else(database: str, configure: Configure)
         assert not any(each.done() for each in waiting)
         await around.commit()
         assert all(each.is_duplicate for each in await asyncio.gather(*waiting))
+
+
+# Lost replies
+
+
+SLOW_COMMIT = """
+    CREATE FUNCTION slow_commit() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_advisory_xact_lock_shared(42); RETURN NULL; END';
+    CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON aiotasks_task DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION slow_commit()
+"""
+SESSIONS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = $1
+"""
+
+
+@pytest.mark.parametrize("calls", [[1, 2], [1, None], [1, None, 3]], ids=str)
+@pytest.mark.parametrize(
+    "task", [tasks.by_argument, tasks.refuse, tasks.debounced], ids=["return", "raise", "replace"]
+)
+async def test_bulk_whose_commit_has_lost_its_reply_finds_its_own_tasks(
+    conn: asyncpg.Connection, heard: list[Heard], calls: list[object], task: Any
+) -> None:
+    """The server goes through with the COMMIT while the next try waits for the keys."""
+    await conn.execute(SLOW_COMMIT)
+    try:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            await conn.execute("SELECT pg_advisory_lock(42)")
+            task = task.using(unique_key=lambda key: None if key is None else f"k {key}")
+            stored: asyncio.Task[Any] = group.create_task(
+                default_task_backend.aenqueue_many(task, [([each], {}) for each in calls])
+            )
+            await _sessions_that_wait(conn, "advisory")
+            for holder in resources(default_task_backend.config).pool._holders:
+                if holder._con is not None and holder._in_use:
+                    holder._con.terminate()
+            await _sessions_that_wait(conn, "transactionid")
+            await conn.execute("SELECT pg_advisory_unlock(42)")
+        assert [each.is_duplicate for each in stored.result()] == [False] * len(calls)
+        assert await conn.fetchval(COUNT) == len(heard) == len(calls)
+    finally:
+        await conn.execute("SELECT pg_advisory_unlock_all()")
+        await conn.execute("DROP TRIGGER slow_commit ON aiotasks_task; DROP FUNCTION slow_commit()")
+
+
+async def _sessions_that_wait(conn: asyncpg.Connection, event: str) -> None:
+    while not await conn.fetchval(SESSIONS, event):  # noqa: ASYNC110  # of the server
+        await asyncio.sleep(0.005)
 
 
 # Workers

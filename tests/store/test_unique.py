@@ -16,7 +16,7 @@ from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.db.errors import Code, sqlstate
 from aiotasks.policies.unique import UniqueRule
 from aiotasks.rows import NewJob, UniqueJob
-from aiotasks.store.settling import Limits, Settled, Settling
+from aiotasks.store.settling import STORED, Limits, Settled, Settling
 from aiotasks.store.store import Store
 
 from .rows import claim, fail, finish, insert, lane, new_job, release, rescue, row, worker
@@ -208,7 +208,9 @@ async def test_a_repeated_insert_finds_its_own_row(store: Store, conn: asyncpg.C
     """The reply was lost."""
     job = unique()
     for _ in range(2):
-        assert await store.insert_unique_job(job, lock_timeout=PATIENT) == (True, None)
+        assert await settle(store, job) == [STORED]
+        assert await settle(store, job, unique("other")) == [STORED, STORED]
+        await conn.execute("DELETE FROM aiotasks_task WHERE unique_key = 'other'")
     assert await conn.fetchval("SELECT count(*) FROM aiotasks_task") == 1
 
 

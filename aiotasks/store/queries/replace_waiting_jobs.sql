@@ -9,16 +9,21 @@ WITH limits AS MATERIALIZED (
 ), mine AS MATERIALIZED (
     SELECT found.id, each.args, each.kwargs
     FROM limits
+    -- One look-up after the other, in the order of the keys. A join with the array would compare all with all, in
+    -- sessions without hash and merge joins.
+    CROSS JOIN (
+        SELECT *
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS new (id, key, args, kwargs)
+        ORDER BY new.key
+    ) AS each
     CROSS JOIN LATERAL (
         SELECT task.id
         FROM aiotasks_task AS task
-        WHERE task.id = ANY($1::uuid[]) AND task.backend = $5::text AND task.unique_key = ANY($2::text[])
+        WHERE task.id = each.id AND task.backend = $5::text AND task.unique_key = each.key
           AND task.status IN ('SCHEDULED', 'READY')
           AND (task.expires_at IS NULL OR task.expires_at > statement_timestamp())
-        ORDER BY task.unique_key
         FOR UPDATE
     ) AS found
-    JOIN unnest($1::uuid[], $3::text[], $4::text[]) AS each (id, args, kwargs) ON each.id = found.id
 ), replaced AS (
     UPDATE aiotasks_task AS task
     SET status = CASE
