@@ -243,19 +243,29 @@ async def test_no_more_than_twice_the_threads_are_stuck(
 
 
 async def test_a_thread_that_comes_back_is_used_at_once(
-    database: str, ledger: Ledger, configure: Any
+    database: str, ledger: Ledger, configure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task that waits for it is claimed without a poll."""
     configure(POLL_INTERVAL=3600)
     for name in ("first", "second"):
         await tasks.waits.aenqueue(name)
-    async with aiotasks.Worker(grace=5, threads=1), asyncio.timeout(TIMEOUT):
+    async with aiotasks.Worker(grace=5, threads=1) as worker, asyncio.timeout(TIMEOUT):
         await until(lambda: ledger.statuses() == {"FAILED": 2})
         third = await tasks.note_sync.aenqueue("third")
         on_loop = await tasks.does_not_wait.aenqueue("loop")  # the claimer has looked after this
         await until(lambda: ledger.task(on_loop.id).status == "SUCCESSFUL")
+        await until(worker.engine.ownership.is_idle)
+        freed: list[str] = []
+        slot_freed = worker.engine.claimer.slot_freed
+
+        def note(*args: Any) -> None:
+            freed.append(ledger.task(third.id).status)
+            slot_freed(*args)
+
+        monkeypatch.setattr(worker.engine.claimer, "slot_freed", note)
         tasks.released.set()
         await until(lambda: ledger.task(third.id).status == "SUCCESSFUL")
+    assert freed[0] == "READY"  # before anything has claimed it
 
 
 async def test_the_log_names_the_error_of_a_thread_that_goes_on(
