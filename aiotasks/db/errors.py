@@ -245,7 +245,7 @@ def about_tables(error: BaseException, database: str) -> str | None:
     """A sentence for an error that means: tables are missing, lack columns, or refuse a row. Else None."""
     reason = next(iter(str(error).strip().splitlines()), "")
     match sqlstate(error):
-        case Code.NO_TABLE if "aiotasks_" in reason:
+        case Code.NO_TABLE if "aiotasks_task" in reason or "aiotasks_worker" in reason:
             return (
                 f"The tables of aiotasks are missing in DATABASES[{database!r}]: "
                 f"run `manage.py migrate --database {database}`."
@@ -255,7 +255,7 @@ def about_tables(error: BaseException, database: str) -> str | None:
                 f"DATABASES[{database!r}] refuses the row ({reason}): the role needs BYPASSRLS, or a policy "
                 "that has WITH CHECK (true); `manage.py aiotasks check` names it."
             )
-        case Code.NO_COLUMN:
+        case Code.NO_COLUMN | Code.NO_TABLE if sqlstate(error) == Code.NO_COLUMN or "aiotasks_" in reason:
             return (
                 f"The tables of aiotasks in DATABASES[{database!r}] are of another version ({reason}): "
                 f"run `manage.py migrate --database {database}`."

@@ -20,7 +20,7 @@ from aiotasks.demo.postgres import PostgresServer
 from aiotasks.store import batcher
 from aiotasks.store.batcher import FLUSH_SIZE
 from aiotasks.store.store import Store
-from aiotasks.worker.running import runner
+from aiotasks.worker.running import failures, imports
 from tests.site import default_task_backend
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, until
@@ -196,8 +196,8 @@ async def test_a_flood_of_one_unknown_task_is_looked_at_once(
         written.append(error)
         return codec.dump_error(error, **keywords)
 
-    monkeypatch.setattr(runner, "resolve", resolve)
-    monkeypatch.setattr(runner, "dump_error", dump_error)
+    monkeypatch.setattr(imports, "resolve", resolve)
+    monkeypatch.setattr(failures, "dump_error", dump_error)
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 300)
     ledger.connection.execute("UPDATE aiotasks_task SET task_path = 'no.such.task'")
     async with aiotasks.Worker():

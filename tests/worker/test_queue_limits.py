@@ -91,7 +91,7 @@ async def test_another_worker_is_woken_for_what_has_no_room(start_worker: Start,
         start_worker("--queue", "default=2", options=OPTIONS)
     wait_until(lambda: ledger.value("SELECT count(*) FROM aiotasks_worker WHERE listening") == 3)
     for _ in range(12):
-        await tasks.note.aenqueue("x", 1.0)
+        await tasks.note.aenqueue("x", 4.0)  # the three have begun before the first ends
 
     def use() -> list[int]:
         return sorted(
