@@ -1,7 +1,7 @@
 """Settling: the statements that decide which of some calls with unique keys is stored."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -103,6 +103,20 @@ class Settling:
         if self.has_failed:
             raise Duplicates(settled)
         return settled
+
+    @property
+    def next(self) -> UniqueJob | None:
+        """The first call that waits."""
+        return self._first(next(iter(self._waiting))) if self._waiting else None
+
+    def keep(self, ids: Container[str]) -> None:
+        """Leave out the calls whose tasks aren't among ``ids``, because nobody waits for them."""
+        for key, waiting in list(self._waiting.items()):
+            kept = deque(each for each in waiting if each[1].id in ids)
+            if kept:
+                self._waiting[key] = kept
+            else:
+                del self._waiting[key]
 
     def note_stored(self) -> None:
         """Note that the first call that waits was stored, by a statement whose reply was lost."""

@@ -22,7 +22,7 @@ from ..rows import NewJob, UniqueJob
 from .batcher import Batcher
 from .block_threads import BlockSlots
 from .enqueue import PRIMARY_KEY
-from .settling import Duplicates, Limits, Settled, Settling
+from .settling import STORED, Duplicates, Limits, Settled, Settling
 from .store import Store
 
 __all__ = ["UniqueEnqueuer", "settle_in_transaction", "settle_over_django"]
@@ -50,6 +50,7 @@ class UniqueEnqueuer:
         self._slots = slots
         self._options = options
         self._by_key: dict[tuple[str, str], Batcher[UniqueJob, Settled]] = {}
+        self._called: set[str] = set()  # ids of the tasks of single calls whose callers wait
 
     async def insert(self, jobs: Sequence[NewJob]) -> list[Settled]:
         """Settle the calls; durable on return. Of several all are stored or none.
@@ -67,6 +68,7 @@ class UniqueEnqueuer:
         batcher = self._by_key.get(name)
         if batcher is None:
             batcher = self._by_key[name] = Batcher(self._insert_of_one_key, limit=CALLS_LIMIT)
+        self._called.add(job.id)
         try:
             if not batcher.flushing:
                 return await batcher.call(job)
@@ -77,27 +79,44 @@ class UniqueEnqueuer:
             except TimeoutError:
                 raise _key_is_locked([job], self._options.command_timeout) from None
         finally:
-            if not batcher.flushing and not len(batcher) and self._by_key.get(name) is batcher:
-                del self._by_key[name]
+            self._called.discard(job.id)
+            # Soon, because a flush that finds all callers gone ends in the next turn of the loop.
+            asyncio.get_running_loop().call_soon(self._drop_if_idle, name)
+
+    def _drop_if_idle(self, name: tuple[str, str]) -> None:
+        batcher = self._by_key.get(name)
+        if batcher is not None and not batcher.flushing and not len(batcher):
+            del self._by_key[name]
 
     async def _insert_of_one_key(self, jobs: Sequence[UniqueJob]) -> list[Settled]:
         settling = Settling(jobs, Limits(LOCK_SLICE), self._options.moved_tasks, in_transaction=False)
-        tries = 0
+        is_unsure = False  # whether a try's reply was lost, which may have stored a task
 
         async def settle() -> list[Settled]:
-            nonlocal tries
-            tries += 1
+            nonlocal is_unsure
+            settling.keep(self._called)  # a caller that has its error already must not be written
+            job = settling.next
+            if is_unsure and job is not None and await self._are_stored([job], [STORED]):
+                settling.note_stored()  # it may be finished, and its key another's
             try:
                 return await settling.run(self._store)
             except utils.IntegrityError as error:
-                if tries == 1 or constraint(error) != PRIMARY_KEY:
+                if not is_unsure or constraint(error) != PRIMARY_KEY:
                     raise
-            # Stored by a try whose reply was lost, and finished meanwhile: its key is free, its id isn't.
+            except utils.Error as error:
+                is_unsure = is_unsure or sqlstate(error) != Code.LOCK_TIMEOUT
+                raise
+            # The same, since the look.
             await self._store.wait_for_standbys()
             settling.note_stored()
             return await settling.run(self._store)
 
-        return await self._repeat(settle, jobs)
+        name = (jobs[0].template.backend, jobs[0].key)
+        try:
+            return await self._repeat(settle, jobs)
+        finally:
+            # The callers may be gone already.
+            asyncio.get_running_loop().call_soon(self._drop_if_idle, name)
 
     async def _insert_many(self, jobs: Sequence[NewJob]) -> list[Settled]:
         size = sum(len(job.args) + len(job.kwargs) for job in jobs)

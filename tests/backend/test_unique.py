@@ -387,7 +387,72 @@ async def test_a_conflict_slows_nobody_else(database: str, configure: Configure)
         assert all(each.is_duplicate for each in await asyncio.gather(*waiting))
 
 
+async def test_no_key_leaves_anything_behind(database: str) -> None:
+    """Nor one whose second caller is cancelled, while it waits and while its own statement runs."""
+    enqueuer = resources(default_task_backend.config).unique
+    async with closing(await asyncpg.connect(database)) as holder:
+        around = holder.transaction()
+        await around.start()
+        async with aiotasks.transaction(connection=holder):
+            await default_task_backend.aenqueue_many(tasks.by_argument, [([n], {}) for n in range(5)])
+        calls = [asyncio.ensure_future(tasks.by_argument.aenqueue(n % 5)) for n in range(20)]
+        await until(lambda: len(enqueuer._by_key) == 5)
+        for call in calls[5:]:
+            call.cancel()
+        await around.commit()
+        await asyncio.gather(*calls, return_exceptions=True)
+    await until(lambda: not enqueuer._by_key and not enqueuer._called)
+
+
+async def test_a_call_that_has_its_error_is_not_written_later(
+    database: str, conn: asyncpg.Connection, configure: Configure
+) -> None:
+    """It would take the place of newer arguments."""
+    configure(COMMAND_TIMEOUT=1.0)
+    async with closing(await asyncpg.connect(database)) as holder:
+        around = holder.transaction()
+        await around.start()
+        async with aiotasks.transaction(connection=holder):
+            await tasks.debounced.aenqueue(1, "holder")
+        calls = [asyncio.ensure_future(tasks.debounced.aenqueue(1, "old"))]
+        unique = resources(default_task_backend.config).unique
+        await until(lambda: any(each.flushing for each in unique._by_key.values()))
+        calls.append(asyncio.ensure_future(tasks.debounced.aenqueue(1, "old")))
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(each, utils.OperationalError) for each in outcomes)
+        while await conn.fetchval(SESSIONS, "transactionid"):  # noqa: ASYNC110  # the statement under way
+            await asyncio.sleep(0.005)
+        await around.commit()
+    await until(lambda: not unique._by_key)
+    assert await conn.fetchval("SELECT args::text FROM aiotasks_task") == '[1,"holder"]'
+
+
 # Lost replies
+
+
+async def test_a_call_whose_reply_is_lost_finds_its_own_task_before_anothers(
+    database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has taken the key since its own was finished."""
+    store = resources(default_task_backend.config).store
+    real = store.insert_unique_job
+    replies: list[Any] = []
+
+    async def lost(new: Any, **limits: Any) -> Any:
+        replies.append(await real(new, **limits))
+        if len(replies) > 1:
+            return replies[-1]
+        await conn.execute(
+            "UPDATE aiotasks_task SET status = 'SUCCESSFUL', finished_at = now(), ready_at = NULL"
+        )
+        other = await asyncpg.connect(database)
+        async with closing(other), aiotasks.transaction(connection=other):
+            await tasks.refuse.aenqueue("other")
+        raise utils.OperationalError("lost")
+
+    monkeypatch.setattr(store, "insert_unique_job", lost)
+    await tasks.refuse.aenqueue("mine")  # no DuplicateTask
+    assert await conn.fetchval(COUNT) == 2
 
 
 SLOW_COMMIT = """
