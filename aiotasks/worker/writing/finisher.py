@@ -393,6 +393,6 @@ def _wait(job: Job) -> float | None:
 def _size(execution: Execution) -> int:
     """The bytes that an outcome takes in a statement."""
     outcome = execution.outcome
-    if isinstance(outcome, Retried):
-        outcome = outcome.failure
-    return len(outcome.text) if isinstance(outcome, Succeeded | Failed) else 0
+    if isinstance(outcome, Succeeded | Failed):  # most are
+        return len(outcome.text)
+    return len(outcome.failure.text) if isinstance(outcome, Retried) else 0
