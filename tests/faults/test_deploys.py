@@ -5,13 +5,10 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
 
-import asyncpg
 import psycopg
 import pytest
 from asgiref.sync import sync_to_async
@@ -26,72 +23,22 @@ import aiotasks
 from aiotasks import PostgresTask
 from aiotasks.conf import MovedTasks
 from aiotasks.db.connect import connect
-from aiotasks.db.statement import Statement
 from aiotasks.exceptions import UnknownTask
 from aiotasks.migrations import _online
 from aiotasks.registry import resolve
 from aiotasks.store.statements import load
 from tests.site import default_task_backend
-from tests.store.rows import EVER
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 
+from .releases import ADD, RELEASES, Release, Release0001, Release0007
+
 BACKEND = "aiotasks.backend.PostgresBackend"
 NEW_SCHEMA = "0008_policies"
-ADD = "tests.worker.tasks.add"
 elsewhere = tasks.add  # a Task, but at a path that isn't its own
 
 # Rows in the table when it is migrated under load. 200,000 have been tried, too.
 ROWS = 20_000
-
-
-class Release0001:
-    """A site and a worker of the release whose schema is migration 0001, as far as the database sees them."""
-
-    def __init__(self, conn: asyncpg.Connection) -> None:
-        self.conn = conn
-        self.worker_id = uuid4()
-
-    async def fetch(self, name: str, *args: Any) -> Any:
-        return await self.conn.fetch(old(name).sql, *args)
-
-    async def enqueue(self, *args: int) -> str:
-        id = str(uuid7())
-        row = (id, "default", "default", ADD, "loop", 0, str(list(args)), "{}", datetime.now(UTC), None, None)
-        await self.fetch("insert_job", *row)
-        return id
-
-    async def enqueue_many(self, number: int) -> None:
-        ids = [str(uuid7()) for _ in range(number)]
-        same = (["[1, 2]"] * number, ["{}"] * number, [1], [datetime.now(UTC)])
-        kind = (["default"], ["default"], [ADD], ["loop"], [0], [None], [None])
-        await self.fetch("insert_jobs", ids, *same, *kind)
-
-    async def register(self) -> None:
-        await self.fetch("register_worker", self.worker_id, "default", "host", 1, [], 10, 10, "0001", 60.0)
-
-    async def claim(self, limit: int) -> list[tuple[UUID, UUID]]:
-        """Ids of tasks, each with its claim's."""
-        claim_id = uuid4()
-        lane = (["default"], [EVER], limit, False)
-        rows = await self.fetch("claim_jobs", self.worker_id, claim_id, "default", *lane, *lane)
-        return [(row[0], claim_id) for row in rows]
-
-    async def finish(self, claimed: list[tuple[UUID, UUID]]) -> int:
-        """Until all are: a row that another worker's claim looks at just then is passed over."""
-        left = dict(sorted(claimed))
-        while left:
-            number = len(left)
-            outcomes = (["SUCCESSFUL"] * number, ["3"] * number, [None] * number)
-            for row in await self.fetch("finish_jobs", [*left], [*left.values()], *outcomes):
-                del left[row[0]]
-        return len(claimed)
-
-
-def old(name: str) -> Statement:
-    """A statement of that release, kept as it was."""
-    text = (Path(__file__).parent / "release_0001" / f"{name}.sql").read_text()
-    return Statement(name, "\n".join(line for line in text.splitlines() if not line.startswith("--")), "")
 
 
 @pytest.fixture
@@ -145,10 +92,13 @@ def observe(alias: str) -> psycopg.Connection[Any]:
 # --- One schema, two releases ---------------------------------------------------------------
 
 
-async def test_old_code_works_on_the_new_schema(configure: Configure, ledger: Ledger) -> None:
+@RELEASES
+async def test_old_code_works_on_the_new_schema(
+    configure: Configure, ledger: Ledger, kind: type[Release]
+) -> None:
     """What it enqueues, a new worker runs; what new code enqueues, an old worker runs."""
     conn = await connect("default", timeout=10.0, statement_cache_size=100)
-    release = Release0001(conn)
+    release = kind(conn)
     single = await release.enqueue(1, 2)
     await release.enqueue_many(3)
     async with aiotasks.Worker():
@@ -157,8 +107,8 @@ async def test_old_code_works_on_the_new_schema(configure: Configure, ledger: Le
     assert result.return_value == 3
     kept = await tasks.add.using(keep_result=3600.0).aenqueue(1, 2)
     await release.register()
-    (claimed,) = await release.claim(10)
-    assert await release.finish([claimed]) == 1
+    (id,) = await release.claim(10)
+    assert await release.finish([id]) == 1
     await conn.close()
     found = await default_task_backend.aget_result(kept.id)
     assert isinstance(found.task, PostgresTask)
@@ -170,9 +120,12 @@ async def test_old_code_works_on_the_new_schema(configure: Configure, ledger: Le
     assert ledger.statuses() == {}
 
 
-async def test_a_worker_of_each_release_and_no_task_twice(configure: Configure, ledger: Ledger) -> None:
+@RELEASES
+async def test_a_worker_of_each_release_and_no_task_twice(
+    configure: Configure, ledger: Ledger, kind: type[Release]
+) -> None:
     conn = await connect("default", timeout=10.0, statement_cache_size=100)
-    release = Release0001(conn)
+    release = kind(conn)
     await release.register()
     await release.enqueue_many(400)
     finished = 0
@@ -491,4 +444,9 @@ def test_the_frozen_statements_are_not_todays() -> None:
     """They name no column that is new."""
     for name in ("insert_job", "insert_jobs", "claim_jobs", "select_jobs"):
         assert "keep_result" in load(name).sql
-        assert "keep_result" not in old(name).sql
+        assert "keep_result" not in Release0001.statement(name)
+    news = re.compile(
+        r"\b(expires_at|failures|snoozes|errors_omitted|unique_\w+|former_key|aiotasks_pause)\b"
+    )
+    for file in (Path(__file__).parent / "release_0007").iterdir():
+        assert not news.search(Release0007.statement(file.stem)), file.stem

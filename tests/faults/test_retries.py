@@ -30,11 +30,9 @@ from aiotasks.worker.outcomes import Failed, Outcome, Retried, Snoozed, Succeede
 from aiotasks.worker.running.orm_threads import OrmThreads
 from aiotasks.worker.waker import Waker
 from aiotasks.worker.writing.finisher import Finisher
-from tests.faults.test_deploys import old
 from tests.site import default_task_backend, running_store
 from tests.store.rows import (
     CANCELLED,
-    EVER,
     WORKER_LOST,
     claim,
     claim_of,
@@ -42,7 +40,6 @@ from tests.store.rows import (
     expire,
     insert,
     lane,
-    release,
     rescue,
     row,
     worker,
@@ -299,40 +296,6 @@ async def test_nobody_is_told_of_what_is_due_after_one_that_was_told(
     assert looks == [1010.0, 1020.0, 1020.0, 1005.0, 1008.0, 1106.0, 1056.0]  # its own promoter knows of all
     monkeypatch.setattr(waker_module, "MOST_ANNOUNCED", 2)
     assert all(wake(now + 10, f"q{number}") for number in range(10))  # more queues than are remembered
-
-
-# --- The release whose schema is migration 0001
-
-
-async def test_an_old_worker_beside_retries_loses_and_doubles_none(
-    store: Store, conn: asyncpg.Connection
-) -> None:
-    """It may fail a task that would be tried again; its statements leave attempts and errors as they are."""
-    await insert(store, 3)
-    worker_id = await worker(store)
-    jobs = await claim(store, worker_id)
-    await release(store, *jobs, delay=60.0, error=ERROR)
-    await conn.execute("UPDATE aiotasks_task SET run_after = clock_timestamp()")
-    await store.promote_due_jobs("default", 10)
-    old_claim, one_lane = uuid4(), (["default"], [EVER], 10, False)
-    rows = await conn.fetch(old("claim_jobs").sql, worker_id, old_claim, "default", *one_lane, *one_lane)
-    ids = sorted(found[0] for found in rows)
-    assert ids == sorted(job.id for job in jobs)
-    done, failed, snoozed = ids
-    outcomes = [done, failed], [old_claim] * 2, ["SUCCESSFUL", "FAILED"], ["1", None], [None, ERROR]
-    assert len(await conn.fetch(old("finish_jobs").sql, *outcomes)) == 2
-    put_off = await conn.fetch(old("release_jobs").sql, [snoozed], [old_claim], [60.0], [3600.0])
-    assert len(put_off) == 1
-    found = {job.id: job for job in await store.select_jobs(ids, "default")}
-    assert {id: (job.status, job.failures, len(job.errors)) for id, job in found.items()} == {
-        done: ("SUCCESSFUL", 1, 1),
-        failed: ("FAILED", 1, 2),
-        snoozed: ("SCHEDULED", 1, 1),
-    }
-    assert [len(found[id].worker_ids) for id in ids] == [2, 2, 1]
-    assert found[snoozed].run_after is None  # as its caller asked for none
-    for job in jobs:
-        assert await release(store, job, error=ERROR) == {}
 
 
 # --- Random fates

@@ -17,7 +17,6 @@ from tests import unique_tasks
 from tests.site import default_task_backend
 from tests.worker.harness import Configure
 
-from .test_deploys import Release0001
 from .test_pgbouncer import POOLED, bouncer
 from .test_pgbouncer import pytestmark as needs_pgbouncer
 
@@ -73,20 +72,3 @@ async def test_keys_hold_through_a_pooler(bouncer: object, configure: Configure)
     calls: Any = [((key,), {}) for key in (1, 2, 1)]
     many = await default_task_backend.aenqueue_many(unique_tasks.debounced, calls)
     assert [result.is_duplicate for result in many] == [False, False, True]  # type: ignore[attr-defined]  # ours
-
-
-async def test_an_older_worker_runs_tasks_with_keys(conn: asyncpg.Connection) -> None:
-    """It knows nothing of keys: it claims, finishes and enqueues beside them."""
-    older = Release0001(conn)
-    await older.register()
-    for task in (unique_tasks.once, unique_tasks.follow):
-        first = await task.aenqueue(1)
-        claimed = await older.claim(10)
-        assert [str(id) for id, _ in claimed] == [first.id]
-        assert (await task.aenqueue(1)).is_duplicate is (task is unique_tasks.once)
-        await older.finish(claimed)
-        await older.enqueue_many(2)
-        await older.finish(await older.claim(10))
-        assert not (await unique_tasks.once.aenqueue(1)).is_duplicate
-        await older.finish(await older.claim(10))
-    assert await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE status <> 'SUCCESSFUL'") == 0

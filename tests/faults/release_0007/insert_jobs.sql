@@ -1,0 +1,34 @@
+-- Store new tasks: READY, or SCHEDULED if run_after lies ahead by the database's clock. All are stored, or, if
+-- the table has one of the ids already, none. Values that tasks share are passed once, as a template, because
+-- most of the caller's time goes into the values passed for each row.
+-- $1 ids, $2 args, $3 kwargs (JSON text), $4 the number of each task's template, from 1, $5 enqueued_at
+-- (where these four have one value, it is for all tasks);
+-- per template: $6 backends, $7 queue names, $8 task paths, $9 lanes, $10 priorities, $11 run_after,
+-- from $12 on the policies
+INSERT INTO aiotasks_task (
+    id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
+    crashes, enqueued_at, run_after, ready_at, max_crashes, keep_result
+)
+SELECT
+    new.id, ($6::text[])[new.template], ($7::text[])[new.template], ($8::text[])[new.template], ($9::text[])[new.template],
+    ($10::smallint[])[new.template],
+    CASE WHEN ($11::timestamptz[])[new.template] > statement_timestamp() THEN 'SCHEDULED' ELSE 'READY' END,
+    new.args::json, new.kwargs::json, '{}'::json[], '{}'::uuid[],
+    0, new.enqueued_at, ($11::timestamptz[])[new.template],
+    -- Not now(): a task of a transaction that stays open must not come before tasks that were committed earlier.
+    CASE WHEN ($11::timestamptz[])[new.template] > statement_timestamp() THEN NULL ELSE statement_timestamp() END,
+    ($12::smallint[])[new.template], ($13::double precision[])[new.template]
+FROM (
+    SELECT
+        each.id,
+        coalesce(each.args, given.args[1]) AS args,
+        coalesce(each.kwargs, given.kwargs[1]) AS kwargs,
+        coalesce(each.template, given.templates[1]) AS template,
+        coalesce(each.enqueued_at, given.enqueued_at[1]) AS enqueued_at
+    FROM (
+        -- Each parameter once, because Django's drivers write its value wherever it is named.
+        SELECT $1::uuid[], $2::text[], $3::text[], $4::integer[], $5::timestamptz[]
+    ) AS given (ids, args, kwargs, templates, enqueued_at)
+    CROSS JOIN LATERAL unnest(given.ids, given.args, given.kwargs, given.templates, given.enqueued_at)
+        AS each (id, args, kwargs, template, enqueued_at)
+) AS new
