@@ -16,7 +16,7 @@ from tests.site import default_task_backend
 from tests.worker import tasks as bodies
 from tests.worker.harness import until
 
-from .arena import TIMEOUT, Arena
+from .arena import Arena
 from .report import Report
 
 __all__ = ["blocked", "cancel", "hostile", "soak"]
@@ -49,7 +49,7 @@ def blocked(arena: Arena, rng: Random, report: Report, *, blocks: int) -> None:
             blocking += arena.enqueue(bodies.block, [(3 * lease,)])
         else:
             beside += arena.enqueue_work(rng, 1, (0.0, 1.0))
-    arena.wait_until_finished(len(calls), blocks * 3 * lease + TIMEOUT)
+    arena.wait_until_finished(len(calls))
     judged = arena.judge(beside)  # the repeats are everybody's
     codes = arena.stop(workers)
     done = "SELECT count(*) FROM aiotasks_task WHERE id = ANY(%s::uuid[]) AND status = 'SUCCESSFUL'"

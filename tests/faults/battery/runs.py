@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import bulk, database, inside, network, processes, retries, timeouts, unique
+from . import bulk, database, expiry, inside, network, processes, retries, timeouts, unique
 from .pausing import pausing
 
 __all__ = ["RUNS", "Run"]
@@ -112,6 +112,13 @@ RUNS = (
         "each ends once, in time or by TaskTimeout; 0 overwrites; a process with stuck threads is replaced",
         {"tasks": 2_000, "stuck": 12, "kills": 10},
         {"tasks": 100, "stuck": 1, "kills": 1},
+    ),
+    Run(
+        "expiry",
+        expiry.expiry,
+        "0 lost, nothing starts after its expires_at, each ends once: SUCCESSFUL, or by TaskExpired",
+        {"tasks": 20_000, "kills": 20, "pauses": 10, "restarts": 5},
+        {"tasks": 500, "kills": 1, "pauses": 1, "restarts": 1},
     ),
     Run(
         "blocked",

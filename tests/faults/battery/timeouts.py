@@ -32,11 +32,14 @@ def timeouts(arena: Arena, rng: Random, report: Report, *, tasks: int, stuck: in
         *arena.enqueue(bodies.never_comes_back, [[] for _ in range(stuck)]),
     ]
     for point in sorted(rng.sample(range(tasks * 8 // 10), kills)):
-        wait_until(lambda point=point: arena.finished() >= point, TIMEOUT)
+        if not arena.wait_until_finished(point):
+            break  # what is missing is not finished, below
         victims = psutil.Process(supervisor.pid).children()
         if victims:  # else the last ones are being replaced
             with suppress(ProcessLookupError):
                 os.kill(rng.choice(victims).pid, signal.SIGKILL)
+    # The processes of the others may all have been killed.
+    ids += arena.enqueue(bodies.never_comes_back, [[]])
     all_finished = arena.wait_until_finished(len(ids))
     with suppress(AssertionError):  # expected below
         wait_until(lambda: arena.said("to be started again") > 0, TIMEOUT)

@@ -33,6 +33,7 @@ def unique(arena: Arena, rng: Random, report: Report, *, keys: int, times: int, 
     arguments = ("--concurrency", "20", "--threads", "2")
     workers = arena.fleet(3, *arguments, options=options)
     acknowledged = arena.file("acknowledged")
+    acknowledged.touch()
     enqueuing = ("tests.faults.enqueuer", str(acknowledged))
     enqueuers = [
         arena.run(*enqueuing, str(number), str(keys), str(times), "20", options=options)
@@ -41,11 +42,15 @@ def unique(arena: Arena, rng: Random, report: Report, *, keys: int, times: int, 
     looks = twice = killed_enqueuers = 0
     share = max(1, keys // (kills + 2))
     moments = [share * (number + 1) + rng.randrange(share) for number in range(kills)]
-    end = time.monotonic() + 4 * TIMEOUT
-    while time.monotonic() < end:
+    before: tuple[int, int] | None = None
+    since = time.monotonic()
+    while time.monotonic() - since < TIMEOUT:
         looks += 1
         twice += len(arena.database.rows(_UNFINISHED_TWICE))
-        if moments and int(arena.database.value("SELECT count(*) FROM aiotasks_task")) >= moments[0]:
+        stored_so_far = int(arena.database.value("SELECT count(*) FROM aiotasks_task"))
+        if (now := (stored_so_far, acknowledged.stat().st_size)) != before:
+            before, since = now, time.monotonic()
+        if moments and stored_so_far >= moments[0]:
             moments.pop(0)
             if rng.random() < 0.5:
                 victim = rng.randrange(3)
@@ -58,11 +63,12 @@ def unique(arena: Arena, rng: Random, report: Report, *, keys: int, times: int, 
                 again = str(100 + killed_enqueuers)
                 enqueuers[victim] = arena.run(*enqueuing, again, str(keys), str(times), "20", options=options)
         if not any(each.is_alive() for each in enqueuers):
-            break
+            if not moments:
+                break
+            # They were faster than the looks.
+            enqueuers[0] = arena.run(*enqueuing, "200", str(keys), str(times), "20", options=options)
         time.sleep(0.02)
-    unfinished = "SELECT count(*) FROM aiotasks_task WHERE status IN ('SCHEDULED', 'READY', 'RUNNING')"
-    while arena.database.value(unfinished) and time.monotonic() < end:
-        time.sleep(0.05)
+    arena.wait_until_finished(int(arena.database.value("SELECT count(*) FROM aiotasks_task")))
     lines = [json.loads(line) for line in acknowledged.read_text().splitlines()]
     errors = [line[2] for line in lines if line[1] is None]
     ids = {line[1] for line in lines if line[1] is not None}
