@@ -337,6 +337,7 @@ class PostgresBackend(BaseTaskBackend):
             priority=int(task.priority),
             run_after=run_after,
             expires=task.expires if isinstance(task, PolicyFields) else None,
+            metadata=None,
             policy=policy_of(task) if rule is None else self._policy_of_unique(task, rule),
         )
         jobs: list[NewJob] = []

@@ -73,6 +73,9 @@ class Task(models.Model):
     unique_until = models.DateTimeField(null=True)
     unique_waiting = models.BooleanField(null=True)
     former_key = models.TextField(null=True)
+    # 1: its end is notified; 2: its start and each change of ``metadata``, too; null: nobody waits for it.
+    awaited = models.SmallIntegerField(null=True)
+    metadata = JsonField(null=True)  # an object; null: empty
 
     class Meta:
         required_db_vendor = "postgresql"  # `migrate` leaves other databases alone

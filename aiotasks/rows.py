@@ -79,6 +79,7 @@ class JobTemplate:
     priority: int
     run_after: datetime | None
     expires: float | None  # seconds from when it is due until it may not be started any more
+    metadata: str | None  # the JSON text of an object; None: empty
     policy: Policy
 
 
@@ -124,6 +125,8 @@ class Job:
     started_at: Moment | None
     last_attempted_at: Moment | None
     failures: int | None  # failed executions that count towards max_attempts; None: none
+    awaited: int | None  # 1: its end is notified; 2: each change is; None: nobody waits
+    metadata: str | None  # the JSON text of an object; None: empty
     policy: Policy
     # The worker that claims knows these already.
     claim_id: UUID | None

@@ -47,6 +47,7 @@ _EXPRESSIONS = (
         "args": "task.args::text",
         "kwargs": "task.kwargs::text",
         "return_value": "task.return_value::text",
+        "metadata": "task.metadata::text",
         "errors": "task.errors::text[]",
         "worker_ids": "task.worker_ids::text[]",
     }

@@ -31,6 +31,7 @@ class EnqueueStatements(StatementGroup):
             job.enqueued_at,
             template.run_after,
             template.expires,
+            template.metadata,
             *template.policy,
             timeout=timeout,
         )
@@ -59,6 +60,7 @@ class EnqueueStatements(StatementGroup):
             [template.priority for template in templates],
             [template.run_after for template in templates],
             [template.expires for template in templates],
+            [template.metadata for template in templates],
             *map(list, zip(*(template.policy for template in templates), strict=True)),
             timeout=timeout,
         )
@@ -87,6 +89,7 @@ class EnqueueStatements(StatementGroup):
             new.rule.period,
             new.rule.waiting,
             _milliseconds(lock_timeout),
+            template.metadata,
             *template.policy,
             timeout=timeout,
         )
@@ -114,6 +117,7 @@ class EnqueueStatements(StatementGroup):
             rule.period,
             _milliseconds(lock_timeout),
             rule.waiting,
+            template.metadata,
             *template.policy,
             timeout=timeout,
         )
@@ -146,8 +150,11 @@ class EnqueueStatements(StatementGroup):
         lock_timeout: float,
         timeout: float | None = None,
     ) -> dict[str, Job]:
-        """Give the waiting tasks ``ids`` the arguments of ``new``, and its priority and time; return by key
-        those that were still waiting. All of ``new`` have one template and rule, except for single ones."""
+        """Give the waiting tasks ``ids`` the arguments of ``new``, its priority, metadata and time.
+
+        Return by key those that were still waiting. All of ``new`` have one template and rule, except for
+        single ones.
+        """
         template = new[0].template
         rows = await self._fetch(
             "replace_waiting_jobs",
@@ -161,6 +168,7 @@ class EnqueueStatements(StatementGroup):
             template.expires,
             new[0].rule.keep_run_after,
             _milliseconds(lock_timeout),
+            template.metadata,
             timeout=timeout,
         )
         return _by_key(rows)

@@ -7,25 +7,34 @@ from uuid import UUID
 
 from ..rows import Job, Status
 from .columns import job
-from .statement_group import StatementGroup, first_if_all_alike
+from .statement_group import StatementGroup, first_if_all_alike, none_if_all_null
 
-__all__ = ["Finish", "OutcomeStatements", "Pruned", "Release", "Released"]
+__all__ = ["Finish", "Finished", "OutcomeStatements", "Pruned", "Release", "Released"]
 
 
 class Finish(NamedTuple):
-    """The final state of a task. ``return_value`` and ``error`` are JSON text."""
+    """The final state of a task. ``return_value``, ``error`` and ``metadata`` are JSON text; metadata None:
+    the row keeps its own."""
 
     id: UUID
     claim_id: UUID
     status: Status
     return_value: str | None
     error: str | None
+    metadata: str | None = None
+
+
+class Finished(NamedTuple):
+    """When tasks were finished, by their ids, and the ids of those that somebody awaits."""
+
+    at: dict[UUID, datetime]
+    awaited: Sequence[UUID]
 
 
 class Release(NamedTuple):
     """A task to be READY again in ``delay`` seconds. ``window``: for how many seconds the task may be unknown
     to all workers; None: it is known. ``error``: JSON text, if the attempt has failed. ``snoozes``: True if
-    the task has asked for the delay without having failed."""
+    the task has asked for the delay without having failed. ``metadata``: as of Finish."""
 
     id: UUID
     claim_id: UUID
@@ -33,14 +42,17 @@ class Release(NamedTuple):
     window: float | None = None
     error: str | None = None
     snoozes: bool | None = None
+    metadata: str | None = None
 
 
 class Released(NamedTuple):
     """The queue of a task that was released; None if the task is still its claim's and must be failed: it has
-    expired, has been unknown for too long, or, if ``cancelled``, is to be cancelled."""
+    expired, has been unknown for too long, or, if ``cancelled``, is to be cancelled. ``watched``: somebody
+    awaits each change of it."""
 
     queue_name: str | None
     cancelled: bool
+    watched: bool
 
 
 class Pruned(NamedTuple):
@@ -59,11 +71,13 @@ class OutcomeStatements(StatementGroup):
     async def select_jobs(self, ids: Sequence[UUID], backend: str) -> list[Job]:
         return [job(row) for row in await self._fetch("select_jobs", list(ids), backend)]
 
-    async def finish_jobs(self, finishes: Iterable[Finish]) -> dict[UUID, datetime]:
-        """Return finished_at by task id, for each task that was finished."""
-        ids, *columns = [list(column) for column in zip(*finishes, strict=True)]
-        ((finished, at),) = await self._fetch("finish_jobs", ids, *map(first_if_all_alike, columns))
-        return dict.fromkeys(finished, at)
+    async def finish_jobs(self, finishes: Iterable[Finish]) -> Finished:
+        """Return which tasks were finished."""
+        ids, *columns, metadata = [list(column) for column in zip(*finishes, strict=True)]
+        ((finished, at, awaited),) = await self._fetch(
+            "finish_jobs", ids, *map(first_if_all_alike, columns), none_if_all_null(metadata)
+        )
+        return Finished(dict.fromkeys(finished, at), awaited or ())
 
     async def select_finished_jobs(
         self, ids: Sequence[UUID], claim_ids: Sequence[UUID]
@@ -75,9 +89,8 @@ class OutcomeStatements(StatementGroup):
     async def release_jobs(self, releases: Iterable[Release]) -> dict[UUID, Released]:
         """Return what became of each task that was this claim's, by its id."""
         ids, claim_ids, delays, *columns = [list(column) for column in zip(*releases, strict=True)]
-        shortened = [[] if column.count(None) == len(column) else column for column in columns]
-        rows = await self._fetch("release_jobs", ids, claim_ids, delays, *shortened)
-        return {row[0]: Released(row[1], row[2]) for row in rows}
+        rows = await self._fetch("release_jobs", ids, claim_ids, delays, *map(none_if_all_null, columns))
+        return {id: Released(*columns) for id, *columns in rows}
 
     async def cancel_jobs(self, ids: Sequence[UUID], backend: str, error: str) -> list[Job]:
         """Return the rows that were cancelled: FAILED, or RUNNING with a request to their worker."""

@@ -166,7 +166,7 @@ async def test_a_late_finish_does_not_bring_a_cancelled_task_back(
     late = await running_store().finish_jobs(
         [Finish(result_uuid(result), claim_id, Status.SUCCESSFUL, "1", None)]
     )
-    assert late == {}
+    assert late.at == {}
     await result.arefresh()
     assert result.status == TaskResultStatus.FAILED
 

@@ -34,7 +34,7 @@ from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 from .releases import ADD, RELEASES, Release, Release0001, Release0007
 
 BACKEND = "aiotasks.backend.PostgresBackend"
-NEW_SCHEMA = "0008_policies"
+NEW_SCHEMA = "0009_awaited_metadata"
 elsewhere = tasks.add  # a Task, but at a path that isn't its own
 
 # Rows in the table when it is migrated under load. 200,000 have been tried, too.
@@ -106,10 +106,13 @@ async def test_old_code_works_on_the_new_schema(
     result = await tasks.add.aget_result(single)
     assert result.return_value == 3
     kept = await tasks.add.using(keep_result=3600.0).aenqueue(1, 2)
+    awaited = "UPDATE aiotasks_task SET awaited = 1, metadata = '{}' WHERE id = %s"
+    ledger.connection.execute(awaited, [kept.id])
     await release.register()
     (id,) = await release.claim(10)
     assert await release.finish([id]) == 1
     await conn.close()
+    assert (ledger.task(kept.id).awaited, ledger.task(kept.id).metadata) == (1, {})
     found = await default_task_backend.aget_result(kept.id)
     assert isinstance(found.task, PostgresTask)
     assert (found.return_value, found.task.keep_result) == (3, 3600.0)

@@ -126,7 +126,8 @@ async def test_a_write_whose_reply_was_lost_is_one(
         if committed:
             await write(rows)
         else:
-            assert await write_unseen(rows)
+            unseen = await write_unseen(rows)
+            assert unseen.at if name == "finish_jobs" else unseen
         monkeypatch.setattr(store, name, count)
         raise utils.OperationalError("the connection was lost")
 
@@ -354,7 +355,7 @@ class Fate:
     async def _succeed(self) -> None:
         if job := await self._claim():
             finished = await self._store.finish_jobs([Finish(*claim_of(job), Status.SUCCESSFUL, "1", None)])
-            assert finished
+            assert finished.at
 
     async def _fail(self, delay: float = 5.0) -> None:
         if not (job := await self._claim()):
@@ -365,7 +366,7 @@ class Fate:
             if released[job.id].queue_name is not None:
                 self.failures += 1
                 return
-        assert await self._store.finish_jobs([Finish(*claim_of(job), Status.FAILED, None, ERROR)])
+        assert (await self._store.finish_jobs([Finish(*claim_of(job), Status.FAILED, None, ERROR)])).at
 
     async def _fail_at_once(self) -> None:
         await self._fail(0.0)
@@ -378,7 +379,7 @@ class Fate:
                 self.snoozes += 1
                 return
             self.errors += 1
-            assert await self._store.finish_jobs([Finish(*claim_of(job), Status.FAILED, None, ERROR)])
+            assert (await self._store.finish_jobs([Finish(*claim_of(job), Status.FAILED, None, ERROR)])).at
 
     async def _stop(self) -> None:
         if job := await self._claim():

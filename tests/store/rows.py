@@ -35,6 +35,7 @@ def new_job(**values: Any) -> NewJob:
         "priority": 0,
         "run_after": None,
         "expires": None,
+        "metadata": None,
         "policy": Policy(**{name: values.pop(name) for name in COLUMNS if name in values}),
     }
     own: dict[str, Any] = {"id": str(uuid7()), "args": "[]", "kwargs": "{}", "enqueued_at": datetime.now(UTC)}
@@ -91,12 +92,14 @@ def claim_of(job: Job) -> tuple[UUID, UUID]:
 
 async def finish(store: Store, *jobs: Job, value: str = "1") -> dict[UUID, datetime]:
     """Write SUCCESSFUL for these; returns finished_at of those accepted."""
-    return await store.finish_jobs(Finish(*claim_of(job), Status.SUCCESSFUL, value, None) for job in jobs)
+    outcomes = [Finish(*claim_of(job), Status.SUCCESSFUL, value, None) for job in jobs]
+    return (await store.finish_jobs(outcomes)).at
 
 
 async def fail(store: Store, *jobs: Job, error: str = "{}") -> dict[UUID, datetime]:
     """Write FAILED for these; returns finished_at of those accepted."""
-    return await store.finish_jobs(Finish(*claim_of(job), Status.FAILED, None, error) for job in jobs)
+    outcomes = [Finish(*claim_of(job), Status.FAILED, None, error) for job in jobs]
+    return (await store.finish_jobs(outcomes)).at
 
 
 async def release(

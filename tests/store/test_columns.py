@@ -21,7 +21,8 @@ FINISHED = """
         worker_ids = ARRAY[$2::uuid], enqueued_at = '2001-01-01Z', run_after = '2002-01-01Z',
         ready_at = '2003-01-01Z', started_at = '2004-01-01Z', last_attempted_at = '2005-01-01Z',
         finished_at = '2006-01-01Z', max_crashes = 8, keep_result = 9.5, claim_id = $3, failures = 10,
-        expires_at = '2007-01-01Z', errors_omitted = 11, snoozes = 12, unique_key = 'k'
+        expires_at = '2007-01-01Z', errors_omitted = 11, snoozes = 12, unique_key = 'k',
+        awaited = 13, metadata = '{"m": "\\u0000"}'
     WHERE id = $1
 """
 

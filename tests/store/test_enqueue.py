@@ -28,7 +28,14 @@ def soon() -> datetime:
 
 
 async def test_what_is_inserted_is_read_back(store: Store) -> None:
-    job = new_job(priority=-7, lane="thread", queue_name='q "x"; --', run_after=soon(), max_crashes=0)
+    job = new_job(
+        priority=-7,
+        lane="thread",
+        queue_name='q "x"; --',
+        run_after=soon(),
+        max_crashes=0,
+        metadata='{"b":-0.0,"a":"\\u0000"}',
+    )
     await store.insert_jobs([job])
     (found,) = await store.select_jobs([UUID(job.id)], "default")
     assert str(found.id) == job.id
@@ -40,6 +47,15 @@ async def test_what_is_inserted_is_read_back(store: Store) -> None:
     assert (found.status, found.claim_id, found.ready_at) == ("SCHEDULED", None, None)
     assert (found.return_value, found.errors, found.worker_ids) == (None, [], [])
     assert (found.started_at, found.last_attempted_at, found.finished_at) == (None, None, None)
+    assert found.awaited is None
+
+
+async def test_each_kind_of_task_has_its_own_metadata(store: Store) -> None:
+    texts = ['{"a":1}', None, '{"a":2}', '{"a":1}']
+    jobs = [new_job(metadata=text) for text in texts]
+    await store.insert_jobs(jobs)
+    found = {str(job.id): job for job in await store.select_jobs([UUID(job.id) for job in jobs], "default")}
+    assert [found[job.id].metadata for job in jobs] == texts
 
 
 @pytest.mark.parametrize(

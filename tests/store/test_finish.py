@@ -13,7 +13,7 @@ from django.db import utils
 from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.db.errors import is_transient, sqlstate
 from aiotasks.rows import Job, Status, time_of
-from aiotasks.store.outcomes import Finish
+from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
 
 from . import rows
@@ -50,7 +50,7 @@ async def test_a_failure_adds_its_error_to_the_earlier_ones(store: Store, conn: 
 async def test_many_finish_at_once_each_with_its_own(store: Store) -> None:
     _, jobs = await claimed(store, 50)
     outcomes = [Finish(*claim_of(job), Status.SUCCESSFUL, str(n), None) for n, job in enumerate(jobs)]
-    assert (await store.finish_jobs(outcomes)).keys() == {job.id for job in jobs}
+    assert (await store.finish_jobs(outcomes)).at.keys() == {job.id for job in jobs}
     found = {job.id: job for job in await store.select_jobs([job.id for job in jobs], "default")}
     assert [found[job.id].return_value for job in jobs] == [str(n) for n in range(50)]
 
@@ -60,9 +60,9 @@ async def test_values_that_all_outcomes_share_reach_every_row(store: Store, numb
     """They are sent once, so a value must not be taken for a row's own, nor a NULL for a shared value."""
     _, jobs = await claimed(store, 2 * number)
     alike = [Finish(*claim_of(job), Status.SUCCESSFUL, "null", None) for job in jobs[:number]]
-    assert (await store.finish_jobs(alike)).keys() == {job.id for job in jobs[:number]}
+    assert (await store.finish_jobs(alike)).at.keys() == {job.id for job in jobs[:number]}
     failed = [Finish(*claim_of(job), Status.FAILED, None, ERROR) for job in jobs[number:]]
-    assert (await store.finish_jobs(failed)).keys() == {job.id for job in jobs[number:]}
+    assert (await store.finish_jobs(failed)).at.keys() == {job.id for job in jobs[number:]}
     found = await store.select_jobs([job.id for job in jobs], "default")
     assert sorted((job.status, job.return_value, *job.errors) for job in found) == (
         [("FAILED", None, ERROR)] * number + [("SUCCESSFUL", "null")] * number
@@ -79,7 +79,7 @@ async def test_outcomes_of_several_claims_and_kinds_in_one_statement(store: Stor
         Finish(*claim_of(third), Status.SUCCESSFUL, "1", None),
     ]
     assert first.claim_id != second.claim_id
-    assert (await store.finish_jobs(outcomes)).keys() == {first.id, second.id, third.id}
+    assert (await store.finish_jobs(outcomes)).at.keys() == {first.id, second.id, third.id}
     found = {job.id: job for job in await store.select_jobs([first.id, second.id, third.id], "default")}
     assert [(found[job.id].return_value, found[job.id].errors) for job in (first, second, third)] == [
         ("1", []),
@@ -132,7 +132,7 @@ async def test_nobody_finishes_with_a_foreign_claim_id(store: Store, conn: async
         Finish(*claim_of(first), Status.SUCCESSFUL, "1", None),
         Finish(*claim_of(second), Status.SUCCESSFUL, "2", None),
     ]
-    assert (await store.finish_jobs(wrong)).keys() == {first.id}
+    assert (await store.finish_jobs(wrong)).at.keys() == {first.id}
     assert (await row(conn, second.id))["status"] == "RUNNING"
 
 
@@ -143,7 +143,7 @@ async def test_a_repeated_finish_is_recognised_as_ones_own(store: Store, conn: a
         Finish(*claim_of(mine), Status.SUCCESSFUL, "1", None),
         Finish(*claim_of(failed), Status.FAILED, None, ERROR),
     ]
-    finished = await store.finish_jobs(outcomes)
+    finished = (await store.finish_jobs(outcomes)).at
     asked = [claim_of(job) for job in (mine, failed, running)]
     found = await store.select_finished_jobs(*zip(*asked, strict=True))
     assert found == {**finished, running.id: None}  # RUNNING still: locked, or yet to be finished
@@ -151,6 +151,47 @@ async def test_a_repeated_finish_is_recognised_as_ones_own(store: Store, conn: a
     assert (await row(conn, running.id))["status"] == "FAILED"  # but not by its owner's finish
     assert await store.select_finished_jobs(*zip(*asked, strict=True)) == finished
     assert await store.select_finished_jobs([mine.id], [uuid.uuid4()]) == {}
+
+
+async def test_a_finish_says_which_tasks_somebody_awaits(store: Store, conn: asyncpg.Connection) -> None:
+    _, jobs = await claimed(store, 4)
+    outcomes = [Finish(*claim_of(job), Status.SUCCESSFUL, "1", None) for job in jobs]
+    assert (await store.finish_jobs(outcomes[:1])).awaited == ()
+    await conn.execute(
+        "UPDATE aiotasks_task SET awaited = 1 WHERE id = ANY($1)", [job.id for job in jobs[:2]]
+    )
+    await conn.execute("UPDATE aiotasks_task SET awaited = 2 WHERE id = $1", jobs[2].id)
+    finished = await store.finish_jobs(outcomes)
+    assert set(finished.at) == {job.id for job in jobs[1:]}
+    assert set(finished.awaited) == {jobs[1].id, jobs[2].id}
+
+
+async def test_a_release_says_which_tasks_somebody_watches(store: Store, conn: asyncpg.Connection) -> None:
+    """Who awaits the end alone needn't know of another attempt."""
+    _, jobs = await claimed(store, 3)
+    for level, job in enumerate(jobs):
+        await conn.execute("UPDATE aiotasks_task SET awaited = nullif($2, 0) WHERE id = $1", job.id, level)
+    released = await store.release_jobs(Release(*claim_of(job), 0.0) for job in jobs)
+    assert [released[job.id].watched for job in jobs] == [False, False, True]
+
+
+async def test_metadata_is_replaced_where_an_outcome_has_some(store: Store, conn: asyncpg.Connection) -> None:
+    _, jobs = await claimed(store, 6, metadata='{"a": "\\u0000"}')
+    assert [job.metadata for job in jobs] == ['{"a": "\\u0000"}'] * 6
+    new = '{"b":-0.0}'
+    await store.finish_jobs([Finish(*claim_of(jobs[0]), Status.SUCCESSFUL, "1", None)])
+    await store.finish_jobs(
+        Finish(*claim_of(job), Status.SUCCESSFUL, "1", None, metadata)
+        for job, metadata in zip(jobs[1:3], (None, new), strict=True)
+    )
+    await store.release_jobs([Release(*claim_of(jobs[3]), 0.0)])
+    await store.release_jobs(
+        Release(*claim_of(job), 0.0, metadata=metadata)
+        for job, metadata in zip(jobs[4:], (None, new), strict=True)
+    )
+    found = {job.id: job.metadata for job in await store.select_jobs([job.id for job in jobs], "default")}
+    assert [found[job.id] == new for job in jobs] == [False, False, True] * 2
+    assert set(found.values()) == {'{"a": "\\u0000"}', new}
 
 
 async def test_one_refused_value_finishes_none(store: Store, conn: asyncpg.Connection) -> None:

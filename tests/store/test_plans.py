@@ -120,6 +120,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
             None,
             False,
             "1s",
+            None,
             *no_policy,
         ),
         "insert_unique_jobs": lambda: (
@@ -134,6 +135,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
             None,
             "1s",
             False,
+            None,
             *no_policy,
         ),
         "free_unique_keys": lambda: ("default", keys, "1s"),
@@ -149,12 +151,13 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
             None,
             False,
             "1s",
+            "{}",
         ),
         "claim_jobs": lambda: (alive, uuid.uuid4(), "default", *both),
         "claim_suspect": lambda: (alive, uuid.uuid4(), "default", "loop", QUEUES),
-        "finish_jobs": lambda: (one, other, ["FAILED"], [None], ["{}"]),
+        "finish_jobs": lambda: (one, other, ["FAILED"], [None], ["{}"], []),
         "select_finished_jobs": lambda: (one, other),
-        "release_jobs": lambda: (one, other, [0.0], [None], [], []),
+        "release_jobs": lambda: (one, other, [0.0], [None], [], [], []),
         "select_jobs": lambda: (one, "default"),
         "promote_due_jobs": lambda: ("default", 50),
         "next_due": lambda: ("default",),
@@ -384,7 +387,7 @@ async def test_a_key_costs_the_same_among_many(conn: asyncpg.Connection, warm: d
             ("lock_unique_keys", ("default", keys, "1s")),
             (
                 "replace_waiting_jobs",
-                (ids, keys, ["[]"] * 20, ["{}"] * 20, "default", 0, None, None, False, "1s"),
+                (ids, keys, ["[]"] * 20, ["{}"] * 20, "default", 0, None, None, False, "1s", None),
             ),
         ]:
             plan = await warm[name].explain(*arguments)
@@ -413,11 +416,11 @@ async def test_finishes_and_releases_go_by_the_primary_key(
         for name, arguments, found in [
             (
                 "finish_jobs",
-                (ids, claim_ids, ["SUCCESSFUL"] * 20, ["1"] * 20, [None] * 20),
+                (ids, claim_ids, ["SUCCESSFUL"] * 20, ["1"] * 20, [None] * 20, ["{}"] * 20),
                 1,
             ),  # all in one row
-            ("finish_jobs", (ids[:1], claim_ids[:1], ["SUCCESSFUL"], ["1"], [None]), 1),
-            ("release_jobs", (ids, claim_ids, [0.0] * 20, [None] * 20, [], []), 20),
+            ("finish_jobs", (ids[:1], claim_ids[:1], ["SUCCESSFUL"], ["1"], [None], []), 1),
+            ("release_jobs", (ids, claim_ids, [0.0] * 20, [None] * 20, [], [], []), 20),
             ("select_jobs", (ids, "default"), 20),
             ("select_finished_jobs", (ids, claim_ids), 20),
         ]:

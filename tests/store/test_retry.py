@@ -197,8 +197,8 @@ async def test_a_task_to_be_cancelled_is_not_tried_again(store: Store) -> None:
         ]
     )
     assert {id: tuple(each) for id, each in released.items()} == {
-        failed.id: (None, True),
-        snoozed.id: (None, True),
+        failed.id: (None, True, False),
+        snoozed.id: (None, True, False),
     }
     assert (await fail(store, failed, error=error())).keys() == {failed.id}
 

@@ -276,6 +276,20 @@ async def test_a_throttled_task_keeps_its_time(store: Store, conn: asyncpg.Conne
     assert changed == {"args", "priority"}
 
 
+async def test_a_task_with_a_key_has_the_metadata_of_the_call_that_it_is_of(
+    store: Store, conn: asyncpg.Connection
+) -> None:
+    old, new = '{"a":1}', '{"b":2}'
+    await settle(store, unique("one", REPLACE, metadata=old))
+    await settle(store, *(unique(key, REPLACE, metadata=old) for key in ("two", "three")))
+    assert await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE metadata::text = $1", old) == 3
+    await conn.execute("UPDATE aiotasks_task SET awaited = 1")
+    await settle(store, unique("one", REPLACE, metadata=new))
+    await settle(store, unique("two", REPLACE))
+    stored = await conn.fetch("SELECT unique_key, metadata::text, awaited FROM aiotasks_task")
+    assert {tuple(each) for each in stored} == {("one", new, 1), ("two", None, 1), ("three", old, 1)}
+
+
 async def test_a_retry_that_is_replaced_begins_again(store: Store, conn: asyncpg.Connection) -> None:
     first = await put(store, rule=REPLACE)
     assert first is not None

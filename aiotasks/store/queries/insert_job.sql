@@ -1,10 +1,10 @@
 -- Store one new task, as insert_jobs does many. Without arrays it takes a quarter less time, and most
 -- enqueues are of one task.
 -- $1 id, $2 backend, $3 queue name, $4 task path, $5 lane, $6 priority, $7 args, $8 kwargs (JSON text),
--- $9 enqueued_at, $10 run_after, $11 expires (seconds), from $12 on the policies
+-- $9 enqueued_at, $10 run_after, $11 expires (seconds), $12 metadata (JSON text), from $13 on the policies
 INSERT INTO aiotasks_task (
     id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
-    crashes, enqueued_at, run_after, ready_at, expires_at, {policy_columns}
+    crashes, enqueued_at, run_after, ready_at, expires_at, metadata, {policy_columns}
 )
 VALUES (
     $1::uuid, $2::text, $3::text, $4::text, $5::text, $6::smallint,
@@ -13,5 +13,5 @@ VALUES (
     0, $9::timestamptz, $10::timestamptz,
     CASE WHEN $10::timestamptz > statement_timestamp() THEN NULL ELSE statement_timestamp() END,
     greatest($10::timestamptz, statement_timestamp()) + make_interval(secs => $11::double precision),
-    {policy_values:12}
+    $12::json, {policy_values:13}
 )

@@ -4,10 +4,10 @@
 -- $1 ids, $2 args, $3 kwargs (JSON text), $4 the number of each task's template, from 1, $5 enqueued_at
 -- (where these four have one value, it is for all tasks);
 -- per template: $6 backends, $7 queue names, $8 task paths, $9 lanes, $10 priorities, $11 run_after,
--- $12 expires (seconds), from $13 on the policies
+-- $12 expires (seconds), $13 metadata (JSON text), from $14 on the policies
 INSERT INTO aiotasks_task (
     id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
-    crashes, enqueued_at, run_after, ready_at, expires_at, {policy_columns}
+    crashes, enqueued_at, run_after, ready_at, expires_at, metadata, {policy_columns}
 )
 SELECT
     new.id, ($6::text[])[new.template], ($7::text[])[new.template], ($8::text[])[new.template], ($9::text[])[new.template],
@@ -19,7 +19,7 @@ SELECT
     CASE WHEN ($11::timestamptz[])[new.template] > statement_timestamp() THEN NULL ELSE statement_timestamp() END,
     greatest(($11::timestamptz[])[new.template], statement_timestamp())
         + make_interval(secs => ($12::double precision[])[new.template]),
-    {policy_arrays:13}
+    ($13::text[])[new.template]::json, {policy_arrays:14}
 FROM (
     SELECT
         each.id,

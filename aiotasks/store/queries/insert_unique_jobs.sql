@@ -4,15 +4,15 @@
 -- Returns the ids of those stored; one row without an id if there are none.
 -- $1 ids, $2 args, $3 kwargs (JSON text), $4 unique keys; the same for all: $5 backend, $6 queue name, $7 task path,
 -- $8 lane, $9 priority, $10 enqueued_at, $11 run_after, $12 expires (seconds), $13 for how many seconds the keys are
--- held (NULL: by the status), $14 lock_timeout, $15 whether they are held only while the tasks wait, from $16 on the
--- policies
+-- held (NULL: by the status), $14 lock_timeout, $15 whether they are held only while the tasks wait,
+-- $16 metadata (JSON text), from $17 on the policies
 WITH limits AS MATERIALIZED (
     SELECT current_setting('lock_timeout') AS before, set_config('lock_timeout', $14::text, true) AS now
 ), stored AS (
     INSERT INTO aiotasks_task (
         id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
         crashes, enqueued_at, run_after, ready_at, expires_at, unique_key, unique_until, unique_waiting,
-        {policy_columns}
+        metadata, {policy_columns}
     )
     SELECT
         new.id, $5::text, $6::text, $7::text, $8::text, $9::smallint,
@@ -22,7 +22,7 @@ WITH limits AS MATERIALIZED (
         CASE WHEN $11::timestamptz > statement_timestamp() THEN NULL ELSE statement_timestamp() END,
         greatest($11::timestamptz, statement_timestamp()) + make_interval(secs => $12::double precision),
         new.key, statement_timestamp() + make_interval(secs => $13::double precision), $15::boolean,
-        {policy_values:16}
+        $16::json, {policy_values:17}
     FROM limits
     CROSS JOIN (
         SELECT each.id, each.args, each.kwargs, each.key

@@ -1,9 +1,9 @@
--- Give tasks that wait other arguments and another priority, and another time unless they are to keep theirs. A retry
--- that waits begins again with all of its attempts. A task that waits no more, has expired or has lost its key isn't
--- returned: its key is free. Waits for locked rows (a claim) as long as $10 says at most (55P03).
+-- Give tasks that wait other arguments, another priority and other metadata, and another time unless they are to keep
+-- theirs. A retry that waits begins again with all of its attempts. A task that waits no more, has expired or has lost
+-- its key isn't returned: its key is free. Waits for locked rows (a claim) as long as $10 says at most (55P03).
 -- One row of NULLs if there are none.
 -- $1 ids, $2 unique keys, $3 args, $4 kwargs (JSON text); the same for all: $5 backend, $6 priority, $7 run_after,
--- $8 expires (seconds), $9 whether they keep their time, $10 lock_timeout
+-- $8 expires (seconds), $9 whether they keep their time, $10 lock_timeout, $11 metadata (JSON text)
 WITH limits AS MATERIALIZED (
     SELECT current_setting('lock_timeout') AS before, set_config('lock_timeout', $10::text, true) AS now
 ), mine AS MATERIALIZED (
@@ -34,6 +34,7 @@ WITH limits AS MATERIALIZED (
         args = mine.args::json,
         kwargs = mine.kwargs::json,
         priority = $6::smallint,
+        metadata = $11::json,
         failures = NULL,
         run_after = CASE WHEN $9::boolean THEN task.run_after ELSE $7::timestamptz END,
         asked_run_after = CASE WHEN $9::boolean THEN task.asked_run_after END,

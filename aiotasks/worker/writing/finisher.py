@@ -262,7 +262,7 @@ class Finisher:
             middle = len(finishes) // 2
             first = await self._finish(finishes[:middle], batch)
             return first | await self._finish(finishes[middle:], batch)
-        finished: dict[UUID, datetime | None] = {**accepted}
+        finished: dict[UUID, datetime | None] = {**accepted.at}
         found = await self._look_up([row for row in finishes if row.id not in finished], batch)
         return finished | {id: at for id, at in found.items() if at is None or batch[id].perhaps_written}
 

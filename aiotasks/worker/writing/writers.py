@@ -39,11 +39,11 @@ class Statements:
 
 
 def _succeeded(statements: Statements, id: UUID, claim_id: UUID, outcome: Succeeded) -> None:
-    statements.finishes.append(_new(Finish, (id, claim_id, _SUCCESSFUL, outcome.text, None)))
+    statements.finishes.append(_new(Finish, (id, claim_id, _SUCCESSFUL, outcome.text, None, None)))
 
 
 def _failed(statements: Statements, id: UUID, claim_id: UUID, outcome: Failed) -> None:
-    statements.finishes.append(_new(Finish, (id, claim_id, _FAILED, None, outcome.text)))
+    statements.finishes.append(_new(Finish, (id, claim_id, _FAILED, None, outcome.text, None)))
 
 
 def _released(statements: Statements, id: UUID, claim_id: UUID, outcome: Released) -> None:
