@@ -69,7 +69,7 @@ class Exponential(ReadyMade):
         try:
             return self.first * self.factor ** (failures - 1)
         except OverflowError:  # more than a float holds
-            return math.inf
+            return math.inf if self.first else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

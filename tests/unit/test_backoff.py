@@ -26,6 +26,7 @@ def test_without_jitter_they_are_what_their_docstrings_say() -> None:
     assert times(backoff.linear(2, jitter=False, longest=9)) == [2, 4, 6, 8, 9, 9]
     assert times(backoff.constant(timedelta(minutes=1), jitter=False), 2) == [60, 60]
     assert backoff.exponential(jitter=False).after(32_000) == 3600  # beyond what a float holds
+    assert backoff.exponential(0, jitter=False).after(32_000) == 0
 
 
 @pytest.mark.parametrize("of", [backoff.exponential(), backoff.linear(3), backoff.constant(5)])
