@@ -156,16 +156,26 @@ class ConnectionDriver:
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator["ConnectionDriver"]:
-        """A savepoint, for the statements of the driver that it yields; other callers wait for its end."""
+        """A savepoint, for the statements of the driver that it yields; other callers wait for its end.
+
+        An exception rolls it back, and is raised as it is. Where that isn't possible, the connection is
+        closed, because the transaction around must not go on with what was to be undone.
+        """
         async with self._lock:
             savepoint = self._connection.transaction()
             with django_errors():
                 await savepoint.start()
             try:
                 yield ConnectionDriver(self._connection, self._words)
-            except BaseException:
-                with django_errors():
+            except BaseException as error:
+                try:
                     await savepoint.rollback()
+                except BaseException as failure:
+                    if not is_dead(self._connection):
+                        self._connection.terminate()
+                    if not isinstance(failure, Exception):  # the caller was cancelled meanwhile
+                        raise
+                    error.add_note(f"ROLLBACK TO SAVEPOINT failed, so the connection was closed: {failure}")
                 raise
             with django_errors():
                 await savepoint.commit()

@@ -238,6 +238,29 @@ async def test_concurrent_statements_on_one_connection_queue_up(conn: asyncpg.Co
     assert [rows[0][0] for rows in results] == list(range(20))
 
 
+@pytest.mark.parametrize("error", [asyncio.CancelledError, ZeroDivisionError], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "open"])
+async def test_a_savepoint_that_cannot_be_rolled_back_keeps_its_error(
+    database: str, error: type[BaseException], closed: bool
+) -> None:
+    """And its transaction ends, because it would go on with what was to be undone."""
+    mine = await asyncpg.connect(database)
+
+    async def body() -> None:
+        async with ConnectionDriver(mine).savepoint():
+            if closed:
+                mine.terminate()
+            else:
+                await mine.execute("ROLLBACK; BEGIN")  # there is no such savepoint
+            raise error
+
+    await mine.transaction().start()
+    with pytest.raises(error) as caught:
+        await body()
+    assert caught.value.__notes__[0].startswith("ROLLBACK TO SAVEPOINT failed, so the connection was closed")
+    assert mine.is_closed()
+
+
 def test_djangos_driver_never_suspends_and_goes_by_its_cursor(database: str) -> None:
     driver = DjangoDriver("default")
     with CaptureQueriesContext(django_connection) as queries:
