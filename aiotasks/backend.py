@@ -1,6 +1,5 @@
 """PostgresBackend, which ``TASKS[alias]["BACKEND"]`` names. Async first; connects to nothing."""
 
-import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,34 +19,22 @@ from django.utils import timezone
 
 from . import checks, signals
 from .bulk import BulkCounts, Cancel, Delete, Progress, Retry, Which, act, check_meant
-from .codec import dump_error, dump_json
+from .codec import dump_error
 from .conf import Options
 from .db.errors import about_tables
-from .exceptions import DuplicateTask, TaskCancelled, UnknownTask
-from .policies.policy import Policy, PolicyFields, policy_of
-from .policies.unique import UniqueRule, keep_for_period, key_of_call, rule_of
-from .registry import resolve
-from .results import duplicate_of, new_result, parse_id, result_of
-from .rows import AnyResult, AnyTask, JobTemplate, NewJob, Status, UniqueJob, lane_of, makes_generators
-from .signatures import check_call
+from .enqueueing import Calls, check_path, make_rows, store_rows
+from .exceptions import TaskCancelled
+from .results import parse_id, result_of
+from .rows import AnyResult, AnyTask, Status
 from .store.blocks import belongs_to_django
 from .store.routes import DjangoRoute, Route, route_on_loop
-from .store.settling import Duplicates
 from .sync import SyncMethod, drive
 from .tasks import PostgresTask
-
-if sys.version_info >= (3, 14):
-    from uuid import uuid7
-else:
-    from uuid_utils import uuid7
 
 __all__ = ["PostgresBackend"]
 
 # Characters. A name goes into NOTIFY payloads, whose limit is 8,000 bytes.
 MAX_QUEUE_NAME = 200
-
-# Bytes of arguments in one aenqueue_many(): it is one statement, and PostgreSQL takes up to 1 GB.
-MAX_MANY_SIZE = 256 * 1024 * 1024
 
 # The limits of run_after: a day from either end of Python's datetime, because PostgreSQL and Django convert
 # it to a time zone, and asyncpg stores datetime.max as 'infinity'.
@@ -119,9 +106,7 @@ class PostgresBackend(BaseTaskBackend):
         """
         return await self._dispatch(PostgresBackend._enqueue, task, args, kwargs)
 
-    async def aenqueue_many(
-        self, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
-    ) -> list[AnyResult]:
+    async def aenqueue_many(self, task: AnyTask, calls: Calls) -> list[AnyResult]:
         """Store one task for each ``(args, kwargs)``: all tasks, or on an error none.
 
         Raises ValueError for more than 256 MiB of arguments, TypeError for a call that isn't such a pair,
@@ -195,67 +180,23 @@ class PostgresBackend(BaseTaskBackend):
         (result,) = await self._store(route, task, [(args, kwargs)], many=False)
         return result
 
-    async def _enqueue_many(
-        self, route: Route, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
-    ) -> list[AnyResult]:
+    async def _enqueue_many(self, route: Route, task: AnyTask, calls: Calls) -> list[AnyResult]:
         if not isinstance(calls, Iterable):
             raise TypeError(f"calls must be a list of pairs (args, kwargs), not {calls!r:.100}.")
         return await self._store(route, task, calls, many=True)
 
-    async def _store(
-        self,
-        route: Route,
-        task: AnyTask,
-        calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]],
-        *,
-        many: bool,
-    ) -> list[AnyResult]:
-        self._check_path(task)
+    async def _store(self, route: Route, task: AnyTask, calls: Calls, *, many: bool) -> list[AnyResult]:
+        if not isinstance(task, Task):
+            raise TypeError(f"Expected a task made by @task, not {task!r:.100}.")
+        self.validate_task(task)
+        check_path(task)
         await route.room()
-        jobs, results = self._new(task, calls, many=many)
-        if (
-            isinstance(task, PolicyFields)
-            and task.unique_key is not None
-            and any(isinstance(job, UniqueJob) for job in jobs)
-        ):
-            return await self._store_unique(route, task, rule_of(task), jobs, results, many=many)
-        if jobs:
-            await route.insert(jobs)
-        await self._send_enqueued(route, results)
-        return results
-
-    async def _store_unique(
-        self,
-        route: Route,
-        task: AnyTask,
-        rule: UniqueRule,
-        jobs: list[NewJob],
-        results: list[AnyResult],
-        *,
-        many: bool,
-    ) -> list[AnyResult]:
-        """Store the jobs whose keys no other task holds, and return the results of those that do. Raises
-        DuplicateTask."""
-        try:
-            settled = await route.insert_unique(jobs)
-        except Duplicates as duplicates:
-            settled = duplicates.settled
-        new: list[AnyResult] = []
-        for number, each in enumerate(settled):
-            if each.holder is None:
-                new.append(results[number])
-                continue
-            results[number] = duplicate_of(each.holder, self.config.moved_tasks, task)
-            if each.is_refused(rule.on_conflict):
-                key = each.holder.unique_key or ""
-                raise DuplicateTask(key, results[number], number=number if many else None)
-        await self._send_enqueued(route, new)
-        return results
-
-    async def _send_enqueued(self, route: Route, results: list[AnyResult]) -> None:
+        jobs, results = make_rows(task, calls, self.alias, self.config, many=many)
+        stored = await store_rows(route, task, jobs, results, self.config, many=many)
         if signals.audience(task_enqueued, type(self)) is not signals.Audience.NOBODY:
-            for result in results:
+            for result in stored:
                 await route.send(task_enqueued, type(self), result)
+        return results
 
     async def _get_result(self, route: Route, result_id: str) -> AnyResult:
         id = parse_id(result_id)
@@ -298,85 +239,6 @@ class PostgresBackend(BaseTaskBackend):
     retry_many = SyncMethod(_retry_many, name="aretry_many")
     delete_many = SyncMethod(_delete_many, name="adelete_many")
 
-    def _check_path(self, task: AnyTask) -> None:
-        """Refuse a task that its path doesn't lead back to: a worker has nothing but the path."""
-        if not isinstance(task, Task):
-            raise TypeError(f"Expected a task made by @task, not {task!r:.100}.")
-        self.validate_task(task)
-        try:
-            found = resolve(task.module_path)
-        except UnknownTask as error:
-            raise InvalidTask(f"No worker could run this task: {error}") from error
-        if found.func is not task.func:
-            raise InvalidTask(
-                f"No worker could run this task: {task.module_path!r} leads to another function."
-            )
-        if makes_generators(task.func):
-            raise InvalidTask(
-                f"No worker could run this task: {task.module_path}() is a generator function: a call of it "
-                "runs nothing of its body. Write a function that returns, or a coroutine function."
-            )
-
-    def _new(
-        self, task: AnyTask, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]], *, many: bool
-    ) -> tuple[list[NewJob], list[AnyResult]]:
-        """Return a row and a TaskResult for each call."""
-        limit = self.config.max_argument_size
-        now = timezone.now()
-        enqueued_at = now if timezone.is_aware(now) else timezone.make_aware(now)
-        run_after = task.run_after
-        if run_after is not None and timezone.is_naive(run_after):
-            run_after = timezone.make_aware(run_after)
-        unique_key = task.unique_key if isinstance(task, PolicyFields) else None
-        rule = rule_of(task) if isinstance(task, PolicyFields) and unique_key is not None else None
-        template = JobTemplate(
-            backend=self.alias,
-            queue_name=task.queue_name,
-            task_path=task.module_path,
-            lane=lane_of(task.func),
-            priority=int(task.priority),
-            run_after=run_after,
-            expires=task.expires if isinstance(task, PolicyFields) else None,
-            metadata=None,
-            policy=policy_of(task) if rule is None else self._policy_of_unique(task, rule),
-        )
-        jobs: list[NewJob] = []
-        results: list[AnyResult] = []
-        size = 0
-        key: str | None = None
-        for call in calls:
-            try:
-                args, kwargs = _pair(call)
-                check_call(task.func, template.task_path, args, kwargs, takes_context=task.takes_context)
-                plain_args, args_text = dump_json(args, where="args", limit=limit)
-                plain_kwargs, kwargs_text = dump_json(kwargs, where="kwargs", limit=limit)
-                if unique_key is not None:
-                    key = key_of_call(unique_key, template.task_path, plain_args, plain_kwargs)
-            except (TypeError, ValueError) as error:
-                if not many:
-                    raise
-                kind_of_error = TypeError if isinstance(error, TypeError) else ValueError
-                raise kind_of_error(f"calls[{len(jobs)}]: {error}") from error
-            size += len(args_text) + len(kwargs_text)
-            if size > MAX_MANY_SIZE and jobs:
-                raise ValueError(
-                    f"The arguments of {len(jobs) + 1} calls take more than {MAX_MANY_SIZE} bytes. Enqueue "
-                    "them in several parts, inside a transaction where it must be all or none."
-                )
-            id = str(uuid7())
-            if key is None or rule is None:
-                jobs.append(NewJob(id, template, args_text, kwargs_text, enqueued_at))
-            else:
-                jobs.append(UniqueJob(id, template, args_text, kwargs_text, enqueued_at, key, rule))
-            results.append(new_result(task, id, now, plain_args, plain_kwargs, self.alias))
-        return jobs, results
-
-    def _policy_of_unique(self, task: AnyTask, rule: UniqueRule) -> Policy:
-        """The policies to store: a row that holds its key for a period must be kept for that long."""
-        policy = policy_of(task)
-        defaults = (self.config.keep_successful, self.config.keep_failed)
-        return policy._replace(keep_result=keep_for_period(policy.keep_result, rule.period, defaults))
-
     def close(self) -> None:
         """Do nothing: connections belong to event loops, and end with them."""
 
@@ -399,15 +261,3 @@ def _is_within_bounds(moment: datetime) -> bool:
         return EARLIEST <= moment <= LATEST
     except (OverflowError, ValueError):  # its own time zone can't show it
         return False
-
-
-def _pair(call: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Return a call's args and kwargs. Raises TypeError for values that ``list()`` and ``dict()`` would
-    change.
-    """
-    match call:
-        case (tuple() | list() as args, dict() as kwargs):  # nearly all
-            return list(args), dict(kwargs)
-        case (Sequence() as args, Mapping() as kwargs) if not isinstance(args, str | bytes):
-            return list(args), dict(kwargs)
-    raise TypeError(f"a pair (args, kwargs) is wanted, such as ((1, 2), {{'key': 3}}), not {call!r:.100}.")

@@ -15,7 +15,7 @@ import pytest
 from django.db import utils
 
 import aiotasks
-from aiotasks import backend, codec, registry
+from aiotasks import codec, enqueueing, registry
 from aiotasks.demo.postgres import PostgresServer
 from aiotasks.store import batcher
 from aiotasks.store.batcher import FLUSH_SIZE
@@ -209,7 +209,7 @@ async def test_a_flood_of_one_unknown_task_is_looked_at_once(
 async def test_one_enqueue_of_many_is_bounded(
     configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "MAX_MANY_SIZE", 10_000)
+    monkeypatch.setattr(enqueueing, "MAX_MANY_SIZE", 10_000)
     with pytest.raises(ValueError, match="The arguments of 5 calls take more than 10000 bytes"):
         await default_task_backend.aenqueue_many(tasks.note, [(("x" * 2400,), {})] * 5)
     assert ledger.statuses() == {}
