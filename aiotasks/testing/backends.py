@@ -6,9 +6,9 @@ No database and no worker. What they imitate of the policies, and what not, is i
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from inspect import isawaitable, iscoroutinefunction
 from traceback import format_exception
 from typing import Any, NamedTuple
@@ -22,13 +22,14 @@ from django.tasks.base import TaskError
 from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.utils import timezone
 
-from ..codec import normalize
+from ..codec import dump_json, normalize
 from ..compat import RETURN_VALUE, set_frozen
 from ..conf import Options
 from ..context import PostgresTaskContext
 from ..exceptions import DuplicateTask, Snooze, TaskCancelled, TaskTimeout
 from ..policies.policy import PolicyFields
 from ..policies.timeout import TimeLimit
+from ..policies.unique import UniqueRule, key_of_call, rule_of
 from ..results import Counts, new_result
 from ..rows import AnyResult, AnyTask
 from ..signatures import check_call
@@ -49,6 +50,11 @@ class _TestBackend(BaseTaskBackend):
     """What both share: the policies, the checks of arguments, results with ids as PostgresBackend's."""
 
     task_class = PostgresTask
+
+    def __init__(self, alias: str, params: dict[str, Any]) -> None:
+        super().__init__(alias, params)
+        self._params = params
+        self._keys: dict[str, str] = {}  # unique keys, by the ids of the results
 
     def enqueue_many(self, task: AnyTask, calls: Calls) -> list[AnyResult]:
         """See ``PostgresBackend.aenqueue_many``."""
@@ -79,13 +85,27 @@ class _TestBackend(BaseTaskBackend):
             self.alias,
         )
 
+    def _duplicate(self, result: AnyResult, others: Iterable[AnyResult]) -> AnyResult | None:
+        """Return the result of the one of ``others`` that holds the unique key of a new call; None if none
+        does, and the call has it now. Raises DuplicateTask."""
+        task = result.task
+        if not isinstance(task, PolicyFields) or task.unique_key is None:
+            return None
+        key = key_of_call(task.unique_key, task.module_path, result.args, result.kwargs)
+        if key is None:
+            return None
+        for holder in others:
+            if self._keys.get(holder.id) == key and _holds_key(holder):
+                return _refer(result, holder, rule_of(task), key)
+        self._keys[result.id] = key
+        return None
+
 
 class ImmediateBackend(_TestBackend, DjangosImmediateBackend):
     """Runs a task within ``enqueue()``, with all its attempts one after another, without their delays."""
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
-        self._params = params
         self._running: list[AnyResult] = []
 
     def enqueue(  # type: ignore[override]  # the base's parameters are generic in the stubs
@@ -93,16 +113,17 @@ class ImmediateBackend(_TestBackend, DjangosImmediateBackend):
     ) -> AnyResult:
         """Run the task, and return its result. Raises for arguments as ``PostgresBackend.enqueue`` does."""
         result = self._new_result(task, args, kwargs)
-        holder = _holder(result, self._running)  # a task that enqueues itself
-        if holder is not None and _unique_for(task) != "waiting":
-            return _on_conflict(result, holder)
-        task_enqueued.send(type(self), task_result=result)
+        duplicate = self._duplicate(result, self._running)  # of a task that enqueues itself
+        if duplicate is not None:
+            return duplicate
         self._running.append(result)
         try:
+            task_enqueued.send(type(self), task_result=result)
             while not self._attempt(result):
                 pass
         finally:
             self._running.remove(result)
+            self._keys.pop(result.id, None)
         return result
 
     def cancel(self, result: AnyResult) -> bool:
@@ -122,7 +143,7 @@ class ImmediateBackend(_TestBackend, DjangosImmediateBackend):
         result.worker_ids.append(self.worker_id)
         task_started.send(sender=type(self), task_result=result)
         try:
-            value = normalize(_run_body(result), "return value")
+            value = _run_body(result)
         except KeyboardInterrupt:
             raise  # as Django's: who runs the tests wants to stop them
         except Snooze:
@@ -139,12 +160,21 @@ class ImmediateBackend(_TestBackend, DjangosImmediateBackend):
             if again:
                 _set(result, status=TaskResultStatus.READY, counts=Counts(failures=len(result.errors)))
                 return False
-            _set(result, status=TaskResultStatus.FAILED, finished_at=timezone.now())
-            task_finished.send(type(self), task_result=result)  # with the error in sys.exc_info()
+            self._end(result, TaskResultStatus.FAILED)  # with the error in sys.exc_info()
             return True
-        _set(result, status=TaskResultStatus.SUCCESSFUL, finished_at=timezone.now(), **{RETURN_VALUE: value})
-        task_finished.send(type(self), task_result=result)
+        try:
+            value, _ = dump_json(value, where="the return value", limit=self._options().max_result_size)
+        except Exception as error:  # another attempt would do again what the body has done to its end  # noqa: BLE001
+            result.errors.append(_error_of(error))
+            self._end(result, TaskResultStatus.FAILED)
+            return True
+        _set(result, **{RETURN_VALUE: value})
+        self._end(result, TaskResultStatus.SUCCESSFUL)
         return True
+
+    def _end(self, result: AnyResult, status: TaskResultStatus) -> None:
+        _set(result, status=status, finished_at=timezone.now())
+        task_finished.send(type(self), task_result=result)
 
 
 class DummyBackend(_TestBackend, DjangosDummyBackend):
@@ -157,12 +187,17 @@ class DummyBackend(_TestBackend, DjangosDummyBackend):
     ) -> AnyResult:
         """Keep the task, and return its result. Raises for arguments as ``PostgresBackend.enqueue`` does."""
         result = self._new_result(task, args, kwargs)
-        holder = _holder(result, [kept for kept in self.results if _holds_key(kept)])
-        if holder is not None:
-            return deepcopy(_on_conflict(result, holder))
+        duplicate = self._duplicate(result, self.results)
+        if duplicate is not None:
+            return duplicate
         self.results.append(result)
         task_enqueued.send(type(self), task_result=result)
         return deepcopy(result)
+
+    def clear(self) -> None:
+        """Forget all tasks, and their unique keys."""
+        super().clear()
+        self._keys.clear()
 
     def cancel(self, result: AnyResult) -> bool:
         """Make the task that is kept FAILED, with TaskCancelled, if it waits."""
@@ -244,42 +279,39 @@ async def _awaited(answer: Awaitable[Any]) -> Any:
 # --- Unique keys
 
 
-def _unique_for(task: AnyTask) -> str | float | None:
-    return task.unique_for if isinstance(task, PolicyFields) else None
-
-
-def _key(result: AnyResult) -> str | None:
-    key = result.task.unique_key if isinstance(result.task, PolicyFields) else None
-    return key(*result.args, **result.kwargs) if callable(key) else key
-
-
-def _holder(result: AnyResult, others: Iterable[AnyResult]) -> AnyResult | None:
-    """Return which of the other results has the same key."""
-    if (key := _key(result)) is None:
-        return None
-    return next((other for other in others if _key(other) == key), None)
-
-
-def _holds_key(result: AnyResult) -> bool:
-    """Whether a kept task waits, or its seconds aren't over."""
-    if result.status == TaskResultStatus.READY:
-        return True
-    seconds = _unique_for(result.task)
-    enqueued_at: datetime | None = result.enqueued_at
-    return (
-        isinstance(seconds, float)
-        and enqueued_at is not None
-        and enqueued_at + timedelta(seconds=seconds) > timezone.now()
+def _holds_key(holder: AnyResult) -> bool:
+    """Whether a task holds the key that it was enqueued with, by its own rule."""
+    task: Any = holder.task  # a PostgresTask, because it has a key
+    rule = rule_of(task)
+    if rule.period is not None and holder.enqueued_at is not None:
+        return holder.enqueued_at + timedelta(seconds=rule.period) > timezone.now()
+    return holder.status == TaskResultStatus.READY or (
+        holder.status == TaskResultStatus.RUNNING and not rule.waiting
     )
 
 
-def _on_conflict(result: AnyResult, holder: AnyResult) -> AnyResult:
-    """Return the result of the task that holds the key of the new one, as ``on_conflict`` says."""
+def _refer(result: AnyResult, holder: AnyResult, rule: UniqueRule, key: str) -> AnyResult:
+    """Return the result of the task that holds the key of a new call, whose rule says what that does to it.
+    Raises DuplicateTask."""
     task: Any = result.task
-    if task.on_conflict == "raise":
-        raise DuplicateTask(_key(result) or "", holder)
-    if task.on_conflict == "replace":
-        if task.keep_run_after:
-            task = replace(task, run_after=holder.task.run_after)
-        _set(holder, task=task, args=result.args, kwargs=result.kwargs)
-    return holder
+    is_replaced = (
+        rule.on_conflict == "replace"
+        and holder.status == TaskResultStatus.READY
+        and holder.task.module_path == task.module_path
+    )
+    if is_replaced:
+        run_after = holder.task.run_after if rule.keep_run_after else task.run_after
+        replaced = replace(holder.task, priority=task.priority, run_after=run_after)
+        _set(holder, task=replaced, args=result.args, kwargs=result.kwargs)
+    duplicate = copy(holder)
+    _set(
+        duplicate,
+        is_duplicate=True,
+        args=deepcopy(holder.args),
+        kwargs=deepcopy(holder.kwargs),
+        errors=[*holder.errors],
+        worker_ids=[*holder.worker_ids],
+    )
+    if rule.on_conflict != "return" and not is_replaced:
+        raise DuplicateTask(key, duplicate)
+    return duplicate

@@ -116,16 +116,44 @@ def hourly() -> None:
 
 
 @task(unique_key="itself")
-def enqueues_itself(deep: bool = True) -> str:
+def enqueues_itself(deep: bool = True) -> list[Any]:
     calls.append("itself")
-    return str(enqueues_itself.using(backend="immediate").enqueue(False).id) if deep else ""
+    if not deep:
+        return []
+    inner = enqueues_itself.using(backend="immediate").enqueue(False)
+    return [inner.id, inner.is_duplicate]
+
+
+def _once_more(of: Any, deep: bool) -> list[bool]:
+    calls.append("follow-up")
+    return [of.using(backend="immediate").enqueue(False).is_duplicate] if deep else []
 
 
 @task(unique_key="follow-up", unique_for="waiting")
-def follows_up(deep: bool = True) -> None:
-    calls.append("follow-up")
-    if deep:
-        follows_up.using(backend="immediate").enqueue(False)
+def follows_up(deep: bool = True) -> list[bool]:
+    return _once_more(follows_up, deep)
+
+
+@task(unique_key="replaces itself", on_conflict="replace")
+def replaces_itself(deep: bool = True) -> list[bool]:
+    return _once_more(replaces_itself, deep)
+
+
+def odd_key(value: Any) -> Any:
+    if value == "raise":
+        raise KeyError(value)
+    return value
+
+
+@task(unique_key=odd_key)
+def odd(value: Any) -> None:
+    pass
+
+
+@task(max_attempts=3)
+def returns_a_set() -> set[int]:
+    calls.append("set")
+    return {1}
 
 
 @task

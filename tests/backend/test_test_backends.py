@@ -179,7 +179,9 @@ def test_a_coroutines_time_is_limited() -> None:
 def test_a_kept_task_holds_its_key() -> None:
     one = over("dummy", tasks.one)
     first = one.enqueue()
-    assert one.enqueue().id == first.id
+    again = one.enqueue()
+    assert (again.id, again.is_duplicate, first.is_duplicate) == (first.id, True, False)
+    assert one.get_backend().get_result(first.id).is_duplicate is False
     assert len(task_backends["dummy"].results) == 1  # type: ignore[attr-defined]
     assert one.using(unique_key=None).enqueue().id != first.id
     by_name = over("dummy", tasks.by_name)
@@ -187,6 +189,22 @@ def test_a_kept_task_holds_its_key() -> None:
     assert by_name.enqueue("").id != by_name.enqueue("").id
     many = one.get_backend().enqueue_many(by_name, [(["c"], {}), (["c"], {})])
     assert many[0].id == many[1].id
+    assert [each.is_duplicate for each in many] == [False, True]
+
+
+def test_keys_are_made_as_postgres_backend_makes_them() -> None:
+    """One check of the function and what it returns."""
+    odd, long = over("dummy", tasks.odd), "é" * 1001
+    with pytest.raises(ValueError, match=r"unique_key of tests\.backend\.policy_tasks\.odd failed: KeyError"):
+        odd.enqueue("raise")
+    with pytest.raises(TypeError, match="must return a str or None, not 1"):
+        odd.enqueue(1)
+    with pytest.raises(ValueError, match="at least one character"):
+        odd.enqueue("")
+    assert task_backends["dummy"].results == []  # type: ignore[attr-defined]
+    with pytest.raises(aiotasks.DuplicateTask) as caught:
+        [over("dummy", tasks.strict.using(unique_key=long)).enqueue() for _ in range(2)]
+    assert caught.value.key.startswith("sha256:")
 
 
 def test_a_cancelled_task_holds_its_key_no_more(signals: list[tuple[str, str]]) -> None:
@@ -211,22 +229,41 @@ def test_a_conflict_raises_or_replaces() -> None:
     with pytest.raises(aiotasks.DuplicateTask) as caught:
         over("dummy", tasks.strict).enqueue()
     assert (caught.value.key, caught.value.result.id) == ("strict", first.id)
+    assert caught.value.result.is_duplicate
     soon, later = timezone.now() + timedelta(minutes=1), timezone.now() + timedelta(minutes=2)
     for task, run_after in ((tasks.latest, later), (tasks.throttled, soon)):
         dummy: Any = over("dummy", task)
         first = dummy.using(run_after=soon).enqueue(1)
         second = dummy.using(run_after=later).enqueue(2)
         assert (second.id, second.args, second.task.run_after) == (first.id, [2], run_after)
+        assert second.is_duplicate
         first.refresh()
         assert dummy.get_result(first.id).args == [2]
 
 
+def test_another_tasks_key_is_not_replaced() -> None:
+    first = over("dummy", tasks.one.using(unique_key="latest")).enqueue()
+    with pytest.raises(aiotasks.DuplicateTask) as caught:
+        over("dummy", tasks.latest).enqueue(1)
+    assert caught.value.result.id == first.id
+    assert task_backends["dummy"].get_result(first.id).args == []
+
+
+def test_a_replaced_task_keeps_its_queue(settings: Any) -> None:
+    settings.TASKS |= {"dummy": {"BACKEND": "aiotasks.testing.DummyBackend", "QUEUES": []}}
+    over("dummy", tasks.latest).enqueue(1)
+    again = over("dummy", tasks.latest).using(queue_name="urgent", priority=7).enqueue(2)
+    assert (again.task.queue_name, again.task.priority, again.args) == ("default", 7, [2])
+
+
 def test_a_task_that_enqueues_itself() -> None:
     result = over("immediate", tasks.enqueues_itself).enqueue()
-    assert result.return_value == result.id
+    assert result.return_value == [result.id, True]
+    assert not result.is_duplicate
     assert tasks.calls == ["itself"]
-    over("immediate", tasks.follows_up).enqueue()
-    assert tasks.calls == ["itself", "follow-up", "follow-up"]
+    for follows_up in (tasks.follows_up, tasks.replaces_itself):
+        assert over("immediate", follows_up).enqueue().return_value == [False]
+    assert tasks.calls == ["itself", *["follow-up"] * 4]
     assert over("immediate", tasks.enqueues_itself).enqueue().id != result.id
 
 
@@ -235,6 +272,37 @@ async def test_cancelling_what_has_run_is_too_late() -> None:
     assert not await result.acancel()
     waiting = await over("dummy", tasks.by_name).aenqueue("x")
     assert await waiting.acancel()
+
+
+def test_a_return_value_that_cannot_be_stored_fails_the_task_at_once(
+    settings: Any, signals: list[tuple[str, str]]
+) -> None:
+    """As workers do: another attempt would do again what the body has done to its end."""
+    result = over("immediate", tasks.returns_a_set).enqueue()
+    assert (result.status, result.attempts, result.errors[0].exception_class) == ("FAILED", 1, TypeError)
+    assert "the return value" in result.errors[0].traceback
+    assert signals[-1] == ("finished", "TypeError")
+    settings.TASKS |= {
+        "immediate": {
+            "BACKEND": "aiotasks.testing.ImmediateBackend",
+            "OPTIONS": {"MAX_RESULT_SIZE": 4},
+        }
+    }
+    result = over("immediate", tasks.third_time).enqueue("long")
+    assert result.errors[-1].exception_class is ValueError
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_max_attempts_of_the_settings(settings: Any, beside: bool) -> None:
+    params: dict[str, Any] = {"MAX_ATTEMPTS": 4}
+    settings.TASKS |= {
+        "immediate": {
+            "BACKEND": "aiotasks.testing.ImmediateBackend",
+            **(params if beside else {"OPTIONS": params}),
+        }
+    }
+    assert over("immediate", tasks.raises).enqueue().attempts == 4
+    assert over("immediate", tasks.always_fails).enqueue().attempts == 3  # its own
 
 
 def test_options_and_backoffs_are_those_of_workers(settings: Any) -> None:
