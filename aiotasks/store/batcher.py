@@ -18,7 +18,7 @@ from django.db import utils
 
 from ..db.errors import is_transient
 
-__all__ = ["Batcher", "Caller"]
+__all__ = ["Batcher", "Caller", "own_error"]
 
 # Bytes of one flush. A thousand small rows have a tenth of it. A statement of 1,000 arguments of 1 MB each
 # would take longer than COMMAND_TIMEOUT, at every repetition.
@@ -228,14 +228,14 @@ class Batcher[Item, Result]:
                 return
             for _, caller in batch:
                 if not caller.done():
-                    caller.set_exception(error if len(batch) == 1 else _own(error))
+                    caller.set_exception(error if len(batch) == 1 else own_error(error))
             return
         for (_, caller), result in zip(batch, results, strict=True):
             if not caller.done():
                 caller.set_result(result)
 
 
-def _own(error: Exception) -> Exception:
+def own_error(error: Exception) -> Exception:
     """A copy of ``error``, because callers that raise one object would share its traceback."""
     try:
         twin = copy.copy(error)

@@ -56,6 +56,12 @@ class BlockSlots:
                 f"open as {self._setting} allows. Raise it, or end the blocks sooner."
             ) from None
 
+    async def take_free(self) -> bool:
+        """Take a slot if one is free and no block waits for it, without suspending; return whether it was."""
+        if self._slots.locked():
+            return False
+        return await self._slots.acquire()
+
     def release(self) -> None:
         self._slots.release()
 

@@ -22,6 +22,7 @@ from ..db.errors import constraint
 from ..db.listener import Listener
 from ..db.retry import repeat
 from ..rows import Job, NewJob
+from .admission import Admission
 from .batcher import Batcher
 from .block_threads import BlockSlots
 from .enqueue import PRIMARY_KEY
@@ -59,8 +60,9 @@ class LoopResources:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.loop = asyncio.get_running_loop()
+        most_blocks = max(1, options.pool_max_size - NOT_FOR_BLOCKS)
         self.blocks = BlockSlots(
-            max(1, options.pool_max_size - NOT_FOR_BLOCKS),
+            most_blocks,
             name="aiotasks.transaction()",
             setting=f"POOL_MAX_SIZE ({options.pool_max_size})",
         )
@@ -77,7 +79,8 @@ class LoopResources:
         self.enqueuer: Batcher[NewJob, None] = Batcher(
             self.insert, limit=ENQUEUE_LIMIT, size=lambda job: len(job.args) + len(job.kwargs)
         )
-        self.unique = UniqueEnqueuer(self.driver, self.store, self.blocks, options)
+        admission = Admission(self.blocks, limit=most_blocks, within=options.command_timeout)
+        self.unique = UniqueEnqueuer(self.driver, self.store, admission, options)
         self.lookups: Batcher[tuple[str, UUID], Job | None] = Batcher(self._select, limit=LOOKUP_LIMIT)
         self._closer = self._close_with_loop()
         with suppress(StopIteration):  # run up to its yield, which registers it in the loop

@@ -387,6 +387,107 @@ async def test_a_conflict_slows_nobody_else(database: str, configure: Configure)
         assert all(each.is_duplicate for each in await asyncio.gather(*waiting))
 
 
+@asynccontextmanager
+async def locked(database: str, keys: int) -> AsyncIterator[Any]:
+    """An open transaction that has enqueued so many keys of by_argument."""
+    async with closing(await asyncpg.connect(database)) as holder:
+        around = holder.transaction()
+        await around.start()
+        async with aiotasks.transaction(connection=holder):
+            await default_task_backend.aenqueue_many(tasks.by_argument, [([n], {}) for n in range(keys)])
+        yield around
+
+
+async def test_locked_keys_do_not_hold_up_free_ones(database: str, statements: list[str]) -> None:
+    """A hundred of them have all been tried, and come again and again."""
+    async with locked(database, 100) as around:
+        waiting = [asyncio.ensure_future(tasks.by_argument.aenqueue(n)) for n in range(100)]
+        await until(lambda: statements.count("insert_unique_job") >= 200)
+        for n in range(100, 110):
+            before = statements.count("insert_unique_job")
+            assert not (await tasks.by_argument.aenqueue(n)).is_duplicate
+            tries = statements.count("insert_unique_job") - before
+            assert tries < 25, "it waited for others' turns"
+        assert not any(each.done() for each in waiting)
+        await around.commit()
+        assert all(each.is_duplicate for each in await asyncio.gather(*waiting))
+
+
+SLOW_INSERT = """
+    CREATE FUNCTION slow_insert() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END';
+    CREATE TRIGGER slow_insert BEFORE INSERT ON aiotasks_task FOR EACH ROW EXECUTE FUNCTION slow_insert()
+"""
+
+
+@asynccontextmanager
+async def trigger(conn: asyncpg.Connection, sql: str, name: str) -> AsyncIterator[None]:
+    await conn.execute(sql)
+    try:
+        yield
+    finally:
+        await conn.execute(f"DROP TRIGGER {name} ON aiotasks_task; DROP FUNCTION {name}()")
+
+
+async def test_more_keys_at_once_than_the_time_limit_is_for_are_all_stored(
+    conn: asyncpg.Connection, configure: Configure
+) -> None:
+    """It is for each call's own statement: together they take longer than it."""
+    configure(COMMAND_TIMEOUT=3.0)
+    async with trigger(conn, SLOW_INSERT, "slow_insert"):  # eight at a time
+        results = await asyncio.gather(*(tasks.by_argument.aenqueue(n) for n in range(300)))
+    assert not any(each.is_duplicate for each in results)
+    assert await conn.fetchval(COUNT) == 300
+
+
+BAD_ARGUMENTS = """
+    CREATE FUNCTION refuse_bad() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN IF NEW.args::text LIKE ''%bad%'' THEN RAISE EXCEPTION ''refused''; END IF; RETURN NEW; END';
+    CREATE TRIGGER refuse_bad BEFORE INSERT OR UPDATE ON aiotasks_task FOR EACH ROW
+    EXECUTE FUNCTION refuse_bad()
+"""
+
+
+async def test_a_call_that_the_database_refuses_fails_alone(
+    conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of calls of one key that go together, none is sent again for it: a task that was stored may be finished
+    by then."""
+    store = resources(default_task_backend.config).store
+    real = store.insert_unique_job
+
+    async def insert(new: Any, **limits: Any) -> Any:
+        reply = await real(new, **limits)
+        await conn.execute(
+            "UPDATE aiotasks_task SET status = 'SUCCESSFUL', finished_at = now(), ready_at = NULL "
+            "WHERE status = 'READY'"
+        )
+        return reply
+
+    async with trigger(conn, BAD_ARGUMENTS, "refuse_bad"):
+        values = ["alone", "together", "bad", "bad", "after"]
+        monkeypatch.setattr(store, "insert_unique_job", insert)
+        outcomes = await asyncio.gather(
+            *(tasks.by_argument.aenqueue(1, value) for value in values), return_exceptions=True
+        )
+        monkeypatch.undo()
+        refused = [str(each) for each in outcomes if isinstance(each, Exception)]
+        assert refused == ["refused"] * 2
+        assert isinstance(outcomes[2], utils.Error)
+        assert isinstance(outcomes[3], utils.Error)
+        rows = await conn.fetch("SELECT args::text FROM aiotasks_task ORDER BY id")
+        assert [row[0] for row in rows] == [f'[1,"{value}"]' for value in ("alone", "together", "after")]
+        # Of those that replace, the last good one counts.
+        outcomes = await asyncio.gather(
+            *(tasks.debounced.aenqueue(1, value) for value in [*values[:2], "last", "bad"]),
+            return_exceptions=True,
+        )
+        assert [isinstance(each, utils.Error) for each in outcomes] == [False, False, False, True]
+        assert (
+            await conn.fetchval("SELECT args::text FROM aiotasks_task WHERE status = 'READY'") == '[1,"last"]'
+        )
+
+
 async def test_no_key_leaves_anything_behind(database: str) -> None:
     """Nor one whose second caller is cancelled, while it waits and while its own statement runs."""
     enqueuer = resources(default_task_backend.config).unique
@@ -401,7 +502,7 @@ async def test_no_key_leaves_anything_behind(database: str) -> None:
             call.cancel()
         await around.commit()
         await asyncio.gather(*calls, return_exceptions=True)
-    await until(lambda: not enqueuer._by_key and not enqueuer._called)
+    await until(lambda: not enqueuer._by_key)
 
 
 async def test_a_call_that_has_its_error_is_not_written_later(
@@ -416,7 +517,7 @@ async def test_a_call_that_has_its_error_is_not_written_later(
             await tasks.debounced.aenqueue(1, "holder")
         calls = [asyncio.ensure_future(tasks.debounced.aenqueue(1, "old"))]
         unique = resources(default_task_backend.config).unique
-        await until(lambda: any(each.flushing for each in unique._by_key.values()))
+        await until(lambda: any(not each.is_idle for each in unique._by_key.values()))
         calls.append(asyncio.ensure_future(tasks.debounced.aenqueue(1, "old")))
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(each, utils.OperationalError) for each in outcomes)

@@ -39,8 +39,8 @@ def unique(key: str = "k", rule: UniqueRule = UNFINISHED, **values: Any) -> Uniq
 async def settle(
     store: Store, *jobs: NewJob, in_transaction: bool = False, lock: float = PATIENT
 ) -> list[Settled]:
-    settling = Settling(jobs, Limits(lock), {}, in_transaction=in_transaction)
-    return await settling.run(store)
+    settling = Settling(jobs, {}, in_transaction=in_transaction)
+    return await settling.run(store, Limits(lock))
 
 
 async def put(store: Store, key: str = "k", rule: UniqueRule = UNFINISHED, **values: Any) -> str | None:
