@@ -29,7 +29,7 @@ from aiotasks.worker.events import EventLog
 from aiotasks.worker.execution import Execution
 from aiotasks.worker.maintenance.rescuer import Rescued, Rescuer
 from aiotasks.worker.outcomes import Failed, Succeeded
-from aiotasks.worker.running import runner as runner_module
+from aiotasks.worker.running import failures, unknown_tasks
 from aiotasks.worker.running.orm_threads import OrmThreads
 from aiotasks.worker.writing.finisher import Finisher
 from tests.site import default_task_backend, running_store
@@ -544,7 +544,7 @@ async def test_one_bad_value_fails_alone(
         plain, text = dump_json(value, **keywords)
         return plain, "no JSON at all" if value == "refused by the database" else text
 
-    monkeypatch.setattr(runner_module, "dump_json", dump)
+    monkeypatch.setattr(failures, "dump_json", dump)
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 20)
     await default_task_backend.aenqueue_many(tasks.refused_by_the_database, [((), {})] * 2)
     await default_task_backend.aenqueue_many(tasks.add, [((1, 2), {})] * 20)
@@ -629,8 +629,8 @@ async def test_an_unknown_task_is_put_off_and_fails_after_its_window(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """43: no attempt is spent while a deploy may still bring it."""
-    monkeypatch.setattr(runner_module, "UNKNOWN_DELAY", 0.1)
-    monkeypatch.setattr(runner_module, "UNKNOWN_WINDOW", 0.5)
+    monkeypatch.setattr(unknown_tasks, "UNKNOWN_DELAY", 0.1)
+    monkeypatch.setattr(unknown_tasks, "UNKNOWN_WINDOW", 0.5)
     result = await tasks.add.aenqueue(1, 2)
     await conn.execute("UPDATE aiotasks_task SET task_path = 'tests.worker.tasks.of_the_next_release'")
     async with aiotasks.Worker():
@@ -659,8 +659,8 @@ async def test_an_unknown_task_runs_when_the_deploy_has_come(
     configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """43."""
-    monkeypatch.setattr(runner_module, "UNKNOWN_DELAY", 0.1)
-    monkeypatch.setattr(runner_module, "UNKNOWN_WINDOW", 60)
+    monkeypatch.setattr(unknown_tasks, "UNKNOWN_DELAY", 0.1)
+    monkeypatch.setattr(unknown_tasks, "UNKNOWN_WINDOW", 60)
     result = await tasks.add.aenqueue(1, 2)
     await conn.execute("UPDATE aiotasks_task SET task_path = 'tests.worker.tasks.of_the_next_release'")
     async with aiotasks.Worker():
@@ -686,8 +686,8 @@ async def test_a_stored_path_runs_nothing_but_a_task(
     configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """44."""
-    monkeypatch.setattr(runner_module, "UNKNOWN_DELAY", 0.05)
-    monkeypatch.setattr(runner_module, "UNKNOWN_WINDOW", 0.0)
+    monkeypatch.setattr(unknown_tasks, "UNKNOWN_DELAY", 0.05)
+    monkeypatch.setattr(unknown_tasks, "UNKNOWN_WINDOW", 0.0)
     await tasks.add.aenqueue(1, 2)
     await conn.execute("UPDATE aiotasks_task SET task_path = $1", path)
     async with aiotasks.Worker():

@@ -1,46 +1,55 @@
 """Failures: from the error of an execution to its outcome, with the task's own backoff in between."""
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from inspect import isawaitable
 from typing import Any
 
 from ... import forks
 from ...backoff import DEFAULT, ReadyMade
-from ...codec import decode, dump_error
+from ...codec import decode, dump_error, dump_json
 from ...compat import set_frozen
 from ...conf import Options
-from ...exceptions import TaskCancelled, TaskExpired
+from ...exceptions import InvalidRow, TaskCancelled, TaskExpired
 from ...policies.retry import Backoff
 from ...registry import known
 from ...results import Counts, error_of, result_of
 from ...rows import AnyResult
+from ...sync import drive
 from ..execution import Execution
-from ..outcomes import Failed, Outcome, Retried, Snoozed
+from ..outcomes import Failed, Outcome, Released, Retried, Snoozed, Succeeded
 from ..task_factory import ExitRaised
 from .async_backoff import BACKOFF_TIMEOUT, CANCEL_TIMEOUT, AsyncBackoffs
+from .deadlines import timed_out
 from .verdict import Delay, judge, most_attempts, seconds_of
 
 __all__ = ["Failures"]
 
+logger = logging.getLogger("aiotasks.worker")
+
 
 class Failures:
-    """Decides whether a task that has raised is FAILED, is tried again, or is snoozed.
+    """Decides what follows when a body has ended: whether a task that has raised is FAILED, is tried again,
+    or is snoozed.
 
     A backoff of the user's runs where the body has run. Whatever it does, there is an outcome: if it raises,
     takes too long or returns nonsense, the task is FAILED with that error, whose traceback ends with the
     task's own as its context.
+
+    closing: returns whether the loop's runner cancels all asyncio tasks.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, *, closing: Callable[[], bool]) -> None:
         self._options = options
+        self._closing = closing
         self._loop = asyncio.get_running_loop()
         self.async_backoffs = AsyncBackoffs()
 
     def failed(self, error: BaseException) -> Failed:
         """Return the outcome of a task that is not tried again."""
-        if isinstance(error, ExitRaised):
-            error = error.original
+        error = _original(error)
         options = self._options
         return Failed(error, dump_error(error, limit=options.max_error_size, redact=options.redact))
 
@@ -48,15 +57,73 @@ class Failures:
         """Return the outcome of a task that a user has cancelled."""
         return self.failed(TaskCancelled("The task was cancelled while it ran."))
 
-    async def outcome(
-        self, execution: Execution, error: BaseException, *, in_thread: bool = False
-    ) -> Outcome:
+    def returned(self, value: Any) -> Succeeded | Failed:
+        """Return the outcome of a task that has returned ``value``: it has failed if that can't be stored."""
+        try:
+            return Succeeded(*dump_json(value, where="the return value", limit=self._options.max_result_size))
+        except Exception as error:  # another attempt would do again what the body has done to its end  # noqa: BLE001
+            return self.failed(error)
+
+    def ended_by_worker(self, execution: Execution, error: BaseException) -> Outcome | None:
+        """Return the outcome of an execution that the worker has cancelled; None if it hasn't, or because the
+        time was over.
+        """
+        if isinstance(error, asyncio.CancelledError) and execution.cancelled_for is None and self._closing():
+            execution.cancelled_for = "shutdown"
+        if isinstance(error, InvalidRow):
+            logger.error(
+                "The row of a task holds what aiotasks never writes id=%s error=%r",
+                execution.job.id,
+                str(error),
+            )
+        match execution.cancelled_for:
+            case None | "timed out":
+                return None
+            case "cancelled":
+                return self.cancelled()
+        return Released(self.cancelled())
+
+    async def outcome(self, execution: Execution, error: BaseException) -> Outcome:
         """Return the outcome of an execution that has ended with ``error``. Call it on the loop.
 
-        in_thread: run a sync backoff in a thread, because the body has been in one.
-        Raises only CancelledError, if the execution is cancelled meanwhile: see ``undecided``.
+        A sync backoff runs in a thread if the body is in one.
         """
+        if (outcome := self.ended_by_worker(execution, error)) is not None:
+            return outcome
+        if execution.cancelled_for == "timed out" and isinstance(error, asyncio.CancelledError):
+            error = timed_out(execution, error)
         error = _original(error)
+        try:
+            return await self._decided(
+                execution, error, self.async_backoffs.ask, elsewhere=execution.in_thread
+            )
+        except asyncio.CancelledError as cancelled:  # during its backoff
+            ended = self.ended_by_worker(execution, cancelled)
+            if execution.cancelled_for == "shutdown":
+                return self._interrupted(execution, error)
+            return self._undecided(error, cancelled) if ended is None else ended
+
+    def outcome_in_thread(self, execution: Execution, error: BaseException) -> Outcome:
+        """The same in the thread that the body has run in: a cancel of the worker's doesn't reach it."""
+        error = _original(error)
+        try:
+            return drive(self._decided(execution, error, self._wait_in_thread))
+        except asyncio.CancelledError as raised:  # the backoff's own
+            return self._undecided(error, raised)
+
+    async def _decided(
+        self,
+        execution: Execution,
+        error: BaseException,
+        wait: Callable[[Awaitable[Any]], Awaitable[Any]],
+        *,
+        elsewhere: bool = False,
+    ) -> Outcome:
+        """The outcome after ``error``, by the policies and the user's backoff.
+
+        wait: awaits the answer of an ``async def`` backoff. elsewhere: call the backoff in a thread.
+        Raises only CancelledError.
+        """
         decided = self._decide(execution, error)
         if not callable(decided):
             return decided
@@ -64,40 +131,24 @@ class Failures:
         try:
             failure = self.failed(error)
             result = self._result(execution, failure)
-            answer = await asyncio.to_thread(decided, error, result) if in_thread else decided(error, result)
-            if isawaitable(answer):
-                answer = await self.async_backoffs.ask(answer)
+            answer = await asyncio.to_thread(decided, error, result) if elsewhere else decided(error, result)
             if forks.generation != since:
                 forks.end()
+            if isawaitable(answer):
+                answer = await wait(answer)
             return self._answered(execution, failure, answer)
         except BaseException as raised:  # a backoff may raise anything
             if forks.generation != since:
                 forks.end(raised)
             if isinstance(raised, asyncio.CancelledError):
                 raise
-            return self.undecided(error, raised)
+            return self._undecided(error, raised)
 
-    def outcome_in_thread(self, execution: Execution, error: BaseException) -> Outcome:
-        """The same in the thread that the body has run in: never raises."""
-        error = _original(error)
-        decided = self._decide(execution, error)
-        if not callable(decided):
-            return decided
-        since = forks.generation
-        try:
-            failure = self.failed(error)
-            answer = decided(error, self._result(execution, failure))
-            if forks.generation != since:
-                forks.end()
-            if isawaitable(answer):
-                waiting = asyncio.run_coroutine_threadsafe(self.async_backoffs.ask(answer), self._loop)
-                # The loop may be blocked.
-                answer = waiting.result(BACKOFF_TIMEOUT + CANCEL_TIMEOUT + 1.0)
-            return self._answered(execution, failure, answer)
-        except BaseException as raised:  # as above  # noqa: BLE001
-            if forks.generation != since:
-                forks.end(raised)
-            return self.undecided(error, raised)
+    async def _wait_in_thread(self, answer: Awaitable[Any]) -> Any:
+        """Have the loop await ``answer``, and block this thread until then."""
+        waiting = asyncio.run_coroutine_threadsafe(self.async_backoffs.ask(answer), self._loop)
+        # The loop may be blocked.
+        return waiting.result(BACKOFF_TIMEOUT + CANCEL_TIMEOUT + 1.0)
 
     def _decide(self, execution: Execution, error: BaseException) -> Outcome | Backoff:
         """The outcome, or the user's backoff to be asked."""
@@ -115,7 +166,7 @@ class Failures:
                 return self._snoozed(error, verdict.seconds)
             return self._retried(execution, self.failed(error), verdict.seconds)
         except BaseException as raised:  # code of the user's may raise anything  # noqa: BLE001
-            return self.undecided(error, raised)
+            return self._undecided(error, raised)
 
     def _answered(self, execution: Execution, failure: Failed, answer: Any) -> Outcome:
         seconds = seconds_of(answer)
@@ -131,17 +182,17 @@ class Failures:
         late.__cause__ = error
         return Snoozed(seconds, self.failed(late))
 
-    def undecided(self, error: BaseException, raised: BaseException) -> Failed:
-        """Return the outcome of a task whose backoff has raised instead of a decision about ``error``."""
+    def _undecided(self, error: BaseException, raised: BaseException) -> Failed:
+        """The outcome of a task whose backoff has raised instead of a decision about ``error``."""
         raised = _original(raised)
         with suppress(Exception):  # a class of the user's may have anything in the place of these attributes
             _show_below(error, raised)
         return self.failed(raised)
 
-    def interrupted(self, execution: Execution, error: BaseException) -> Retried:
-        """Return the outcome of a task that has raised ``error``, and whose backoff the worker's stop has
-        cancelled: the attempt counts, and the task waits as if it had no backoff of its own."""
-        failure = self.failed(_original(error))
+    def _interrupted(self, execution: Execution, error: BaseException) -> Retried:
+        """The outcome of a task that has raised ``error``, and whose backoff the worker's stop has cancelled:
+        the attempt counts, and the task waits as if it had no backoff of its own."""
+        failure = self.failed(error)
         return self._retried(execution, failure, DEFAULT.after((execution.job.failures or 0) + 1))
 
     def _result(self, execution: Execution, failure: Failed) -> AnyResult:
