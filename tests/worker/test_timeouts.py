@@ -172,6 +172,42 @@ async def test_an_abandoned_coroutine_commits_nothing(
     assert await outcome(result) == [TASK_TIMEOUT]
 
 
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        (tasks.goes_on_in_a_block, "nested"),
+        (tasks.goes_on_in_a_block, "transaction"),
+        (tasks.goes_on_and_ends_a_block, "atomic"),
+        (tasks.goes_on_and_ends_a_block, "transaction"),
+    ],
+)
+async def test_a_coroutine_that_outlasts_the_shutdown_commits_nothing(
+    database: str, ledger: Ledger, task: Any, kind: str
+) -> None:
+    """It has been given back: another worker may run it by now."""
+    await task.aenqueue(kind)
+    async with aiotasks.Worker(grace=0) as worker, asyncio.timeout(TIMEOUT):
+        execution = await begun(worker)
+    assert worker.stuck
+    assert ledger.statuses() == {"READY": 1}
+    assert execution.task is not None
+    tasks.released.set()
+    await until(execution.task.done)
+    assert ledger.statuses() == {"READY": 1}
+    assert ledger.events("from a block") == 0
+    assert tasks.seen == (["begun", "closed"] if task is tasks.goes_on_in_a_block else ["begun"])
+
+
+async def test_a_coroutine_that_outlasts_the_shutdown_has_no_orm_thread(database: str) -> None:
+    await tasks.queries_after_its_release.aenqueue()
+    async with aiotasks.Worker(grace=0) as worker, asyncio.timeout(TIMEOUT):
+        execution = await begun(worker)
+    assert execution.task is not None
+    tasks.released.set()
+    await until(execution.task.done)
+    assert "has outlived the task" in tasks.seen[-1]
+
+
 async def test_an_abandoned_coroutine_marks_the_end_as_stuck(database: str, short_grace: None) -> None:
     """So that the process doesn't wait for it."""
     await tasks.ignores_cancellation.aenqueue()

@@ -103,24 +103,31 @@ async def ignores_cancellation() -> str:
     return "ignored"
 
 
-@task(timeout=SHORT)
-async def queries_after_its_time() -> None:
-    from aiotasks.models import Worker
-
-    seen.append("begun")
+async def _wait_for_release() -> None:
     while not released.is_set():
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0.005)
+
+
+async def _query_once_released() -> None:
+    from aiotasks.models import Worker
+
+    seen.append("begun")
+    await _wait_for_release()
     try:
         await sync_to_async(Worker.objects.count)()
     except RuntimeError as error:
         seen.append(str(error))
 
 
-async def _wait_for_release() -> None:
-    while not released.is_set():
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(0.005)
+@task(timeout=SHORT)
+async def queries_after_its_time() -> None:
+    await _query_once_released()
+
+
+@task
+async def queries_after_its_release() -> None:
+    await _query_once_released()
 
 
 _BLOCKS: dict[str, Any] = {"atomic": atomic, "nested": atomic, "transaction": transaction}

@@ -119,6 +119,7 @@ class Runner:
         self.deadlines.forget(execution)
         self._leave(execution)
         self._cancel_task(execution)
+        self._cut_off(execution)
 
     def give_up(self, execution: Execution, where: str) -> None:
         """Ignore whatever an execution still does whose time is over, and call ``done`` with its outcome.
