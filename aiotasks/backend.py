@@ -18,7 +18,8 @@ from django.tasks.signals import task_enqueued
 from django.utils import timezone
 
 from . import checks, signals
-from .bulk import BulkCounts, Cancel, Delete, Progress, Retry, Which, act, check_meant
+from .bulk import BulkCounts, Progress, Which, act, check_meant
+from .bulk_actions import Cancel, Delete, Retry
 from .codec import dump_error
 from .conf import Options
 from .db.errors import about_tables
@@ -229,7 +230,7 @@ class PostgresBackend(BaseTaskBackend):
         self, route: Route, which: Which, everything: bool = False, progress: Progress | None = None
     ) -> BulkCounts:
         check_meant(which, everything)
-        return await act(Delete(route, self.alias), which, route, self.alias, progress)
+        return await act(Delete(route), which, route, self.alias, progress)
 
     enqueue = SyncMethod(_enqueue, name="aenqueue")
     enqueue_many = SyncMethod(_enqueue_many, name="aenqueue_many")

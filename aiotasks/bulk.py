@@ -1,4 +1,4 @@
-"""Bulk actions: cancel, retry or delete many tasks, in batches.
+"""Bulk actions: walk through many tasks, and do something with them in batches.
 
 A batch is one statement, and a transaction of its own unless the caller has one open. It leaves out rows
 that other transactions have locked; the action comes back to these at its end. So an action holds no lock for
@@ -9,29 +9,21 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from datetime import datetime
 from inspect import iscoroutinefunction
 from itertools import batched
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from django.db import utils
 from django.tasks import TaskResult
-from django.tasks.signals import task_finished
 
-from . import signals
-from .codec import dump_error
-from .conf import Options
-from .db.errors import Code, constraint, sqlstate
-from .exceptions import InvalidRow, TaskCancelled, UnknownTask
 from .filters import TaskFilter
-from .results import parse_id, result_of
-from .rows import LANES, AnyResult, Status
-from .store.bulk import CancelledJob, Leg, Place, RetriedJob
+from .results import parse_id
+from .rows import AnyResult, Status
+from .store.bulk import Leg, Meant, Place
 from .store.routes import Route
-from .store.wakeups import Wakeup
 
-__all__ = ["BulkCounts", "Cancel", "Delete", "Progress", "Retry", "Which", "act", "check_meant"]
+__all__ = ["BulkCounts", "Progress", "Which", "act", "check_meant"]
 
 # Tasks of one statement that changes them: it takes 30 to 80 ms on a busy machine, for which a worker's
 # outcome may wait.
@@ -40,18 +32,9 @@ BATCH = 500
 # Rows that one statement of a walk looks at, which takes less than 0.2 s, whatever the filter leaves out.
 LOOK_AT = 20_000
 
-# Tasks of one look-up for receivers of task_finished, as LOOKUP_LIMIT.
-LOOK_UP = 100
-
 # Seconds without progress after which tasks that are still locked are left, and between two tries at first
 # and at most. A worker locks its rows for milliseconds.
 LOCKED_FOR, SHORTEST_PAUSE, LONGEST_PAUSE = 3.0, 0.02, 0.5
-
-# Seconds for which a statement waits for a unique key that another transaction has written. One that enqueues
-# ends sooner.
-LOCK_TIMEOUT = 0.2
-
-UNIQUE_KEYS = "aiotasks_task_unique"
 
 # Seconds by which the clock of a caller that has enqueued tasks may be ahead of the database's.
 CLOCKS_DIFFER = 86_400.0
@@ -63,8 +46,8 @@ class BulkCounts(NamedTuple):
     ``cancelled``: FAILED with TaskCancelled. ``requested``: it runs, and its worker was asked to cancel it.
     ``retried``: it is to run again. ``deleted``. ``key_taken``: not retried, because another task holds its
     unique key. ``refused``: its status doesn't allow it (cancelling what is finished, retrying what isn't
-    FAILED, deleting what runs). ``locked``: another transaction has it locked; nothing was done. ``missing``:
-    there is no such task.
+    FAILED, deleting what runs), or it has changed meanwhile, so that the filter isn't for it. ``locked``:
+    another transaction has it locked; nothing was done. ``missing``: there is no such task.
     """
 
     cancelled: int = 0
@@ -91,10 +74,12 @@ type Which = TaskFilter | Iterable[str | UUID | AnyResult]
 class Action(Protocol):
     """What is done with the tasks. ``statuses``: with those that have one of these."""
 
-    statuses: tuple[Status, ...]
+    @property
+    def statuses(self) -> tuple[Status, ...]: ...
 
-    async def run(self, ids: Sequence[UUID]) -> dict[UUID, str]:
-        """Do it with these; return the outcome of each task that it was done with. ``locked`` may be said."""
+    async def run(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, str]:
+        """Do it with these, as far as they are meant; return the outcome of each task that it was done with.
+        ``locked`` may be said."""
 
     async def announce(self) -> None:
         """Send signals about the last run."""
@@ -118,15 +103,28 @@ async def act(
     """
     if iscoroutinefunction(progress):
         raise TypeError("progress must be an ordinary function: it is called, and not awaited.")
-    run = _Run(action, route, backend, progress)
     if isinstance(which, TaskFilter):
-        if which.statuses is not None:
-            action.statuses = tuple(status for status in action.statuses if status in which.statuses)
-        await _walk(run, which)
+        began = await route.run(lambda store: store.read_clock())
+        run = _Run(action, _meant_by(which, action, backend, began), route, progress)
+        await _walk(run, which, began.timestamp())
     else:
+        run = _Run(action, Meant(backend, list(action.statuses)), route, progress)
         await run.do(_ids_of(which, run))
     await run.come_back()
     return run.counts
+
+
+def _meant_by(chosen: TaskFilter, action: Action, backend: str, began: datetime) -> Meant:
+    """What must still hold for a task when the walk has found it: the rest of a filter holds forever."""
+    statuses = action.statuses if chosen.statuses is None else chosen.statuses
+    return Meant(
+        backend,
+        [status for status in action.statuses if status in statuses],
+        unique_key=chosen.unique_key,
+        finished_after=chosen.finished_after,
+        finished_before=chosen.finished_before,
+        finished_by=None if chosen.unique_key is not None else began,  # as the walk goes by it
+    )
 
 
 # Outcomes of tasks that the action may meet again, and then do something else with.
@@ -136,11 +134,11 @@ _MAY_CHANGE = frozenset(("locked", "requested", "refused"))
 class _Run:
     """One action on its way through the tasks."""
 
-    def __init__(self, action: Action, route: Route, backend: str, progress: Progress | None) -> None:
-        self.action = action
+    def __init__(self, action: Action, meant: Meant, route: Route, progress: Progress | None) -> None:
+        self.meant = meant
         self.route = route
-        self.backend = backend
         self.missing = 0
+        self._action = action
         self._progress = progress
         self._outcomes: Counter[str] = Counter()
         self._may_change: dict[UUID, str] = {}
@@ -170,10 +168,10 @@ class _Run:
         return [id for id, outcome in self._may_change.items() if outcome == "locked"]
 
     async def _do(self, batch: Sequence[UUID]) -> None:
-        outcomes = await self.action.run(batch)
+        outcomes = await self._action.run(batch, self.meant)
         self._note(outcomes)
         # Before anything that may fail: nobody would do it later.
-        await self.action.announce()
+        await self._action.announce()
         if left := [id for id in batch if id not in outcomes]:
             self._note(await self._why_not(left))
         if self._progress is not None:
@@ -190,13 +188,13 @@ class _Run:
 
     async def _why_not(self, ids: Sequence[UUID]) -> dict[UUID, str]:
         """Return the outcomes of tasks with which nothing was done."""
-        statuses = await self.route.run(lambda store: store.select_statuses(ids, self.backend))
+        found = await self.route.run(lambda store: store.select_left_jobs(ids, self.meant))
         outcomes = {}
         for id in ids:
-            if (stored := statuses.get(id)) is None:
+            if (left := found.get(id)) is None:
                 outcomes[id] = "missing"
             else:
-                outcomes[id] = "locked" if stored.status in self.action.statuses else "refused"
+                outcomes[id] = "locked" if left.is_meant else "refused"
         return outcomes
 
 
@@ -218,17 +216,17 @@ def _ids_of(which: Iterable[str | UUID | AnyResult], run: _Run) -> list[UUID]:
 # --- The walk through the tasks of a filter
 
 
-async def _walk(run: _Run, chosen: TaskFilter) -> None:
+async def _walk(run: _Run, chosen: TaskFilter, began: float) -> None:
     """Act on the tasks of a filter, in the order in which a task changes its status.
 
+    ``began``: when the action has, in epoch seconds.
     A task that runs may go back to SCHEDULED, so where both are meant the walk ends with these, once more.
     READY and finished tasks that have become so after the walk's begin aren't met, because they might be the
     work of the action itself, or come faster than it goes on.
     """
-    began = (await run.route.run(lambda store: store.read_clock())).timestamp()
-    again = (Status.SCHEDULED,) if Status.RUNNING in run.action.statuses else ()
+    again = (Status.SCHEDULED,) if Status.RUNNING in run.meant.statuses else ()
     for status in (*_ORDER, *again):
-        if status in run.action.statuses and not (_is_about_the_end(chosen) and status in _UNFINISHED):
+        if status in run.meant.statuses and not (_is_about_the_end(chosen) and status in _UNFINISHED):
             for leg in await _legs(run, status, chosen):
                 await _walk_leg(run, leg, chosen, began)
 
@@ -246,7 +244,7 @@ async def _legs(run: _Run, status: Status, chosen: TaskFilter) -> list[Leg]:
         return [Leg("key", status)]
     match status:
         case Status.READY:
-            found = await run.route.run(lambda store: store.list_ready(run.backend, chosen.queue_name))
+            found = await run.route.run(lambda store: store.list_ready(run.meant.backend, chosen.queue_name))
             return [Leg("ready", status, *each) for each in found]
         case Status.SCHEDULED:
             return [Leg("scheduled", status)]
@@ -264,7 +262,7 @@ async def _walk_leg(run: _Run, leg: Leg, chosen: TaskFilter, began: float) -> No
             end = min(end, chosen.finished_before.timestamp())
     while True:
         step = await run.route.run(
-            lambda store, place=place: store.walk_jobs(run.backend, leg, place, end, LOOK_AT, chosen)  # type: ignore[misc]  # mypy#1484
+            lambda store, place=place: store.walk_jobs(run.meant.backend, leg, place, end, LOOK_AT, chosen)  # type: ignore[misc]  # mypy#1484
         )
         await run.do(step.ids)
         if step.looked_at < LOOK_AT:
@@ -280,124 +278,3 @@ def _first_place(chosen: TaskFilter) -> Place:
     if chosen.enqueued_after is not None:
         bounds.append(chosen.enqueued_after.timestamp() - CLOCKS_DIFFER)
     return Place(max(bounds))
-
-
-# --- The actions
-
-
-class Cancel:
-    """Cancels tasks: see ``PostgresTaskResult.acancel``. ``sender``: of task_finished."""
-
-    def __init__(self, route: Route, backend: str, sender: type, options: Options) -> None:
-        self.statuses: tuple[Status, ...] = (Status.SCHEDULED, Status.READY, Status.RUNNING)
-        self._route = route
-        self._backend = backend
-        self._sender = sender
-        self._options = options
-        self._error = dump_error(_cancelled(), limit=options.max_error_size, redact=options.redact)
-        self._ended: list[UUID] = []
-
-    async def run(self, ids: Sequence[UUID]) -> dict[UUID, str]:
-        """Cancel them, and wake the owners of those that run."""
-        jobs: list[CancelledJob] = await self._route.run(
-            lambda store: store.cancel_free_jobs(ids, self._backend, self.statuses, self._error)
-        )
-        self._route.wake(
-            {Wakeup(self._backend, job.queue_name, cancel=True) for job in jobs if job.is_running}
-        )
-        self._ended = [job.id for job in jobs if not job.is_running]
-        return {job.id: "requested" if job.is_running else "cancelled" for job in jobs}
-
-    async def announce(self) -> None:
-        """Send task_finished for the tasks that waited, if somebody listens, once that is committed."""
-        ended, self._ended = self._ended, []
-        if ended and signals.audience(task_finished, self._sender) is not signals.Audience.NOBODY:
-            await self._route.after_commit(partial(self._send_finished, ended))
-
-    async def _send_finished(self, ended: Sequence[UUID], route: Route) -> None:
-        for ids in batched(ended, LOOK_UP):
-            jobs = await route.run(lambda store, ids=ids: store.select_jobs(ids, self._backend))  # type: ignore[misc]  # mypy#1484
-            for job in jobs:
-                if job.status != Status.FAILED:
-                    continue  # it has been retried meanwhile
-                try:
-                    result = result_of(job, self._options.moved_tasks)
-                except (UnknownTask, InvalidRow):
-                    continue  # this process has no Task object for receivers
-                await route.send_finished(self._sender, result, _cancelled())
-
-
-def _cancelled() -> TaskCancelled:
-    return TaskCancelled("The task was cancelled before it ran.")
-
-
-class Retry:
-    """Has FAILED tasks run again, with all their attempts."""
-
-    def __init__(self, route: Route, backend: str) -> None:
-        self.statuses: tuple[Status, ...] = (Status.FAILED,)
-        self._route = route
-        self._backend = backend
-
-    async def run(self, ids: Sequence[UUID]) -> dict[UUID, str]:
-        """Retry them, and wake workers: once a queue."""
-        jobs: list[RetriedJob] = await self._route.run(lambda store: store.retry_jobs(ids, self._backend))
-        self._route.wake(self._wakeups(jobs))
-        outcomes = dict.fromkeys((job.id for job in jobs), "retried")
-        if left := [id for id in ids if id not in outcomes]:
-            statuses = await self._route.run(lambda store: store.select_statuses(left, self._backend))
-            for id, stored in statuses.items():
-                if stored.status == Status.FAILED and stored.lost_key:
-                    outcomes[id] = await self._take_back_key(id)
-        return outcomes
-
-    async def _take_back_key(self, id: UUID) -> str:
-        """Retry a task whose unique key another task has taken, one at a time: it may hold the key."""
-        try:
-            job, by_another = await self._route.run_alone(
-                lambda store: store.retry_unique_job(id, self._backend, lock_timeout=LOCK_TIMEOUT)
-            )
-        except utils.IntegrityError as error:
-            if constraint(error) != UNIQUE_KEYS:
-                raise
-            return "key_taken"  # in between
-        except utils.OperationalError as error:
-            if sqlstate(error) != Code.LOCK_TIMEOUT:
-                raise
-            return "locked"  # a transaction that is open has written the key
-        if job is None:
-            return "key_taken" if by_another else "locked"
-        self._route.wake(self._wakeups([job]))
-        return "retried"
-
-    def _wakeups(self, jobs: Iterable[RetriedJob]) -> set[Wakeup]:
-        ready = {
-            Wakeup(self._backend, job.queue_name, lane=job.lane)
-            for job in jobs
-            if job.due is None and job.lane in LANES
-        }
-        due: dict[str, float] = {}
-        for job in jobs:
-            if job.due is not None and math.isfinite(job.due):
-                due[job.queue_name] = min(job.due, due.get(job.queue_name, job.due))
-        return ready | {Wakeup(self._backend, name, at) for name, at in due.items()}
-
-    async def announce(self) -> None:
-        """Do nothing: Django has no signal for it."""
-
-
-class Delete:
-    """Deletes tasks that don't run, without a signal."""
-
-    def __init__(self, route: Route, backend: str) -> None:
-        self.statuses: tuple[Status, ...] = tuple(status for status in Status if status is not Status.RUNNING)
-        self._route = route
-        self._backend = backend
-
-    async def run(self, ids: Sequence[UUID]) -> dict[UUID, str]:
-        """Delete them."""
-        deleted = await self._route.run(lambda store: store.delete_jobs(ids, self._backend, self.statuses))
-        return dict.fromkeys(deleted, "deleted")
-
-    async def announce(self) -> None:
-        """Do nothing: Django has no signal for it."""

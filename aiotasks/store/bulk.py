@@ -1,29 +1,28 @@
 """Statements of bulk actions: walk through the tasks that a filter is for, and cancel, retry or delete tasks.
 
-Those that write leave out what another transaction has locked.
+Those that write leave out what another transaction has locked, and what has changed since it was found.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from ..filters import TaskFilter
 from ..rows import Lane, Status
 from .statement_group import StatementGroup
 
-if TYPE_CHECKING:
-    from datetime import datetime
-
 __all__ = [
     "BulkStatements",
     "CancelledJob",
     "KeyTaken",
+    "LeftJob",
     "Leg",
+    "Meant",
     "Place",
     "ReadyLeg",
     "RetriedJob",
     "Step",
-    "Stored",
 ]
 
 # The place before all others.
@@ -80,10 +79,26 @@ class RetriedJob(NamedTuple):
     due: float | None
 
 
-class Stored(NamedTuple):
-    """A task's status. ``lost_key``: another task has taken its unique key."""
+class Meant(NamedTuple):
+    """Which of the tasks that were found an action is for: what may have changed when it comes to them.
 
-    status: Status
+    ``unique_key``, ``finished_after``, ``finished_before``: the filter's. ``finished_by``: those that have
+    finished later are left alone; None: whenever they have.
+    """
+
+    backend: str
+    statuses: list[Status]
+    unique_key: str | None = None
+    finished_after: datetime | None = None
+    finished_before: datetime | None = None
+    finished_by: datetime | None = None
+
+
+class LeftJob(NamedTuple):
+    """A task that a statement has left. ``is_meant``: so it was locked. ``lost_key``: another task has taken
+    its unique key."""
+
+    is_meant: bool
     lost_key: bool
 
 
@@ -105,7 +120,7 @@ class BulkStatements(StatementGroup):
         self, backend: str, leg: Leg, after: Place, end: float, limit: int, chosen: TaskFilter
     ) -> Step:
         """Look at ``limit`` tasks of the leg behind ``after``, up to ``end`` in epoch seconds."""
-        times: Sequence[datetime | None] = (
+        times = (
             chosen.enqueued_after,
             chosen.enqueued_before,
             chosen.finished_after,
@@ -117,33 +132,29 @@ class BulkStatements(StatementGroup):
         )
         return Step(list(ids), after if id is None else Place(at, id), looked_at)
 
-    async def select_statuses(self, ids: Sequence[UUID], backend: str) -> dict[UUID, Stored]:
-        """Return the statuses of the tasks that are there."""
-        rows = await self._fetch("select_statuses", list(ids), backend)
-        return {
-            id: Stored(Status(status), lost_key) for id, status, lost_key in rows if status in set(Status)
-        }
+    async def select_left_jobs(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, LeftJob]:
+        """Return why tasks were left; without those that aren't there."""
+        rows = await self._fetch("select_left_jobs", list(ids), *meant)
+        return {id: LeftJob(*left) for id, *left in rows}
 
-    async def cancel_free_jobs(
-        self, ids: Sequence[UUID], backend: str, statuses: Sequence[Status], error: str
-    ) -> list[CancelledJob]:
-        """Cancel the tasks with these statuses."""
-        rows = await self._fetch("cancel_free_jobs", list(ids), backend, list(statuses), error)
+    async def cancel_free_jobs(self, ids: Sequence[UUID], meant: Meant, error: str) -> list[CancelledJob]:
+        """Cancel the tasks that are meant."""
+        rows = await self._fetch("cancel_free_jobs", list(ids), *meant, error)
         return [CancelledJob(*row) for row in rows]
 
-    async def retry_jobs(self, ids: Sequence[UUID], backend: str) -> list[RetriedJob]:
-        """Have FAILED tasks run again, but those whose unique key another task has taken."""
-        return [RetriedJob(*row) for row in await self._fetch("retry_jobs", list(ids), backend)]
+    async def retry_jobs(self, ids: Sequence[UUID], meant: Meant) -> list[RetriedJob]:
+        """Have the tasks that are meant run again, but those whose unique key another task has taken."""
+        return [RetriedJob(*row) for row in await self._fetch("retry_jobs", list(ids), *meant)]
 
-    async def retry_unique_job(self, id: UUID, backend: str, *, lock_timeout: float) -> KeyTaken:
-        """Have a FAILED task run again with its unique key, if no other task holds it.
+    async def retry_unique_job(self, id: UUID, meant: Meant, *, lock_timeout: float) -> KeyTaken:
+        """Have a task that is meant run again with its unique key, if no other task holds it.
 
         An IntegrityError: another task has taken the key meanwhile.
         """
         milliseconds = f"{round(lock_timeout * 1000)}ms"
-        ((_, by_another, *row),) = await self._fetch("retry_unique_job", id, backend, milliseconds)
+        ((_, by_another, *row),) = await self._fetch("retry_unique_job", id, *meant, milliseconds)
         return KeyTaken(None if row[0] is None else RetriedJob(*row), by_another)
 
-    async def delete_jobs(self, ids: Sequence[UUID], backend: str, statuses: Sequence[Status]) -> list[UUID]:
-        """Delete the tasks with these statuses."""
-        return [row[0] for row in await self._fetch("delete_jobs", list(ids), backend, list(statuses))]
+    async def delete_jobs(self, ids: Sequence[UUID], meant: Meant) -> list[UUID]:
+        """Delete the tasks that are meant."""
+        return [row[0] for row in await self._fetch("delete_jobs", list(ids), *meant)]

@@ -11,6 +11,9 @@ A statement names a list in braces, and gets it when it is loaded. The row must 
 - ``{policy_arrays:12}``: the same of arrays, whose elements ``new.template`` numbers
 - ``{values_of_a_retry}``: what a task that runs again gets, with ``held.run_after`` as its time
 - ``{key_is_free}``: whether the row holds its unique key no longer
+- ``{is_meant}``: whether a bulk action is for the row as it is now, in statements with the parameters
+  $2 backend, $3 statuses, (NULL: any) $4 unique key, finished $5 at the earliest and $6 before; $7 after
+  which it mustn't have finished, if it has
 """
 
 import re
@@ -140,6 +143,12 @@ _KEY_IS_FREE = """(
     END
 )"""
 
+_IS_MEANT = """task.backend = $2::text AND task.status || '' = ANY($3::text[])
+          AND ($4::text IS NULL OR task.unique_key = $4::text)
+          AND ($5::timestamptz IS NULL OR task.finished_at >= $5::timestamptz)
+          AND ($6::timestamptz IS NULL OR task.finished_at < $6::timestamptz)
+          AND (task.finished_at <= $7::timestamptz) IS NOT FALSE"""
+
 _POLICIES = ", ".join(f"task.{name}" for name in COLUMNS)
 _LISTS = {
     "job_columns": _expressions(_NAMES, _EXPRESSIONS | {"policy": _POLICIES}),
@@ -151,6 +160,7 @@ _LISTS = {
     "policy_columns": ", ".join(COLUMNS),
     "values_of_a_retry": _OF_A_RETRY,
     "key_is_free": _KEY_IS_FREE,
+    "is_meant": _IS_MEANT,
 }
 _PARAMETERS = {"policy_values": _policy_values, "policy_arrays": _policy_arrays}
 

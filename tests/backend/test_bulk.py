@@ -15,7 +15,7 @@ from django.utils import timezone
 from psycopg import connect
 
 import aiotasks
-from aiotasks import BulkCounts, TaskFilter, bulk
+from aiotasks import BulkCounts, TaskFilter, bulk, bulk_actions
 from aiotasks.rows import Status
 from aiotasks.store.bulk import BulkStatements, Leg, ReadyLeg, Step
 from tests import tasks
@@ -348,7 +348,7 @@ async def test_an_action_whose_look_up_fails_has_announced_what_it_has_done(
     async def fail(*args: Any) -> Any:
         raise InterruptedError
 
-    monkeypatch.setattr(BulkStatements, "select_statuses", fail)
+    monkeypatch.setattr(BulkStatements, "select_left_jobs", fail)
     with pytest.raises(InterruptedError):
         await backend.acancel_many([*ids, uuid4()])
     assert {each.fields["id"] for each in heard} == {str(id) for id in ids}
@@ -443,6 +443,96 @@ async def test_a_task_that_was_asked_to_end_and_waits_again_is_counted_once(
         cancelled=1
     )
     assert await statuses(conn) == {running: "FAILED"}
+
+
+# What may happen to a task that a walk has found before the action comes to it.
+FINISHED_AGAIN = "finished_at = clock_timestamp()"
+WAITS = "status = 'READY', ready_at = clock_timestamp(), finished_at = NULL"
+FINISHED_EARLIER = "finished_at = finished_at - interval '1 day'"
+KEY_TAKEN = "former_key = unique_key, unique_key = NULL"
+
+type After = Callable[[str, UUID, str], None]
+
+
+@pytest.fixture
+def after(database: str, monkeypatch: pytest.MonkeyPatch) -> After:
+    """Changes a row once, after an action's statement of that name has found it."""
+
+    def change_after(name: str, id: UUID, change: str) -> None:
+        statement = getattr(BulkStatements, name)
+        changes = [change]
+
+        async def changed(*args: Any) -> Any:
+            found = await statement(*args)
+            if changes and id in (found.ids if isinstance(found, Step) else found):
+                with connect(database, autocommit=True) as other:
+                    other.execute(f"UPDATE aiotasks_task SET {changes.pop()} WHERE id = %s", (id,))
+            return found
+
+        monkeypatch.setattr(BulkStatements, name, changed)
+
+    return change_after
+
+
+@pytest.mark.parametrize("way", ["retried", "deleted"])
+@pytest.mark.parametrize(
+    ("times", "change"),
+    [
+        (["finished_before"], FINISHED_AGAIN),
+        (["finished_before"], WAITS),
+        (["finished_after"], FINISHED_EARLIER),
+        (["finished_after"], WAITS),
+        ([], FINISHED_AGAIN),
+    ],
+)
+async def test_what_the_filter_is_not_for_any_more_is_left_alone(
+    database: str, conn: asyncpg.Connection, after: After, way: str, times: list[str], change: str
+) -> None:
+    """It isn't waited for as if it were locked."""
+    changed, other = await put(conn, "FAILED", 2)
+    now = timezone.now()
+    await conn.execute("UPDATE aiotasks_task SET finished_at = $1", now - 2 * HOUR)
+    bounds = {"finished_before": now - HOUR, "finished_after": now - 3 * HOUR}
+    chosen = TaskFilter(**{name: bounds[name] for name in times})  # type: ignore[arg-type]  # by name
+    after("walk_jobs", changed, change)
+    if way == "retried":
+        assert await backend.aretry_many(chosen) == BulkCounts(retried=1, refused=1)
+    else:
+        counts = await backend.adelete_many(chosen, everything=True)
+        assert counts == BulkCounts(deleted=1, refused=1)
+    found = await statuses(conn)
+    assert found.pop(changed) == ("READY" if change is WAITS else "FAILED")
+    assert found == ({other: "READY"} if way == "retried" else {})
+
+
+@pytest.mark.parametrize("statement", ["walk_jobs", "select_left_jobs"])
+async def test_a_task_that_has_failed_again_does_not_take_its_key_back(
+    database: str, conn: asyncpg.Connection, after: After, small: None, statement: str
+) -> None:
+    """It may hold the key once more: by its own retry, which this action isn't for."""
+    (id,) = await lost(conn, "a")
+    after(statement, id, FINISHED_AGAIN)
+    assert await backend.aretry_many(TaskFilter(status="FAILED")) == BulkCounts(refused=1)
+    assert await statuses(conn) == {id: "FAILED"}
+
+
+@pytest.mark.parametrize("name", ["cancel_many", "retry_many", "delete_many"])
+async def test_a_task_whose_key_has_been_taken_is_left_alone(
+    database: str, conn: asyncpg.Connection, after: After, name: str
+) -> None:
+    status = "READY" if name == "cancel_many" else "FAILED"
+    id = await holds(conn, status, "a")
+    after("walk_jobs", id, KEY_TAKEN)
+    assert await getattr(backend, f"a{name}")(TaskFilter(unique_key="a")) == BulkCounts(refused=1)
+    assert await statuses(conn) == {id: status}
+
+
+async def test_the_task_of_a_key_is_met_whenever_it_has_finished(
+    database: str, conn: asyncpg.Connection, after: After
+) -> None:
+    id = await holds(conn, "FAILED", "a")
+    after("walk_jobs", id, FINISHED_AGAIN)
+    assert await backend.aretry_many(TaskFilter(unique_key="a")) == BulkCounts(retried=1)
 
 
 async def test_cancelling_the_action_itself(database: str, conn: asyncpg.Connection, small: None) -> None:
@@ -581,7 +671,7 @@ async def test_a_failed_announcement_is_no_error_of_the_transaction(
     async def fail(*args: Any) -> Any:
         raise OSError("no connection")
 
-    monkeypatch.setattr(bulk.Cancel, "_send_finished", fail)
+    monkeypatch.setattr(bulk_actions.Cancel, "_send_finished", fail)
     blocks: tuple[Any, ...] = (aiotasks.transaction, aiotasks.atomic)
     for id, block in zip(ids, blocks, strict=True):
         async with block():
@@ -752,7 +842,7 @@ async def test_a_race_for_a_key(
     database: str, conn: asyncpg.Connection, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another session takes it after the statement has looked: one says key_taken, and the batch goes on."""
-    monkeypatch.setattr(bulk, "LOCK_TIMEOUT", 30.0)
+    monkeypatch.setattr(bulk_actions, "LOCK_TIMEOUT", 30.0)
     await lost(conn, "a")
     await put(conn, "FAILED", 2)
     other = conn.transaction()

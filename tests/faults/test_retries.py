@@ -18,6 +18,7 @@ from aiotasks.backend import PostgresBackend
 from aiotasks.conf import Options
 from aiotasks.db.statement import Statement
 from aiotasks.rows import Job, Status
+from aiotasks.store.bulk import Meant
 from aiotasks.store.loop import close_pools, resources
 from aiotasks.store.outcomes import Finish, OutcomeStatements, Release
 from aiotasks.store.store import Store
@@ -399,7 +400,7 @@ class Fate:
 
     async def _hand_retry(self) -> None:
         """As an operator's retry does: attempts and crashes anew, the history stays."""
-        changed = await self._store.retry_jobs([self._id], "default")
+        changed = await self._store.retry_jobs([self._id], Meant("default", [Status.FAILED]))
         if changed:
             self.failures = self.crashes = 0
 

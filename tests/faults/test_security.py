@@ -27,7 +27,7 @@ from aiotasks.exceptions import UnknownTask
 from aiotasks.policies.unique import UniqueRule
 from aiotasks.registry import resolve
 from aiotasks.rows import LANES, LaneRequest, Status, UniqueJob
-from aiotasks.store.bulk import Leg, Place
+from aiotasks.store.bulk import Leg, Meant, Place
 from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
 from tests.conftest import ROOT
@@ -264,13 +264,13 @@ async def test_each_statement_under_the_documented_grants(database: str, roles: 
         for number, job in enumerate(new[1:])
     ]
     error = '{"class": "x", "traceback": "y"}'
-    waiting = [Status.READY, Status.RUNNING]
+    meant = Meant("default", [Status.READY, Status.RUNNING])
     bulk: Calls = [
         ("read_clock",),
         ("list_ready", "default", None),
         ("walk_jobs", "default", Leg("finished", Status.FAILED), Place(), 1.0, 10, chosen),
-        ("select_statuses", ids, "default"),
-        ("cancel_free_jobs", ids, "default", waiting, error),
+        ("select_left_jobs", ids, meant),
+        ("cancel_free_jobs", ids, meant, error),
         ("select_jobs", ids, "default"),
     ]
     site: Calls = [
@@ -286,9 +286,9 @@ async def test_each_statement_under_the_documented_grants(database: str, roles: 
     replacing: Calls = [("replace_waiting_jobs", [UUID(unique[0].id)], unique[:1], lock)]
     operator: Calls = [
         *bulk,
-        ("retry_jobs", ids, "default"),
-        ("retry_unique_job", ids[0], "default", lock),
-        ("delete_jobs", ids, "default", waiting),
+        ("retry_jobs", ids, meant),
+        ("retry_unique_job", ids[0], meant, lock),
+        ("delete_jobs", ids, meant),
         ("insert_pause", "default", "queue", "x", "", None, None),
         ("select_pauses", "default"),
         ("delete_pause", "default", "queue", "x"),

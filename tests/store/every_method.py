@@ -28,7 +28,7 @@ from aiotasks.filters import TaskFilter
 from aiotasks.models import Task
 from aiotasks.policies.unique import UniqueRule
 from aiotasks.rows import Job, LaneRequest, Status, UniqueJob, time_of
-from aiotasks.store.bulk import Leg, Place
+from aiotasks.store.bulk import Leg, Meant, Place
 from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import Wakeup
@@ -166,23 +166,27 @@ def bulk(ids: list[uuid.UUID], queue: str, error: str) -> list[Any]:
         for status in (Status.FAILED, Status.SUCCESSFUL)
     ]
     walked: dict[str, list[int]] = {}
+    failed = Meant("default", [Status.FAILED])
     for leg in legs:
         step = call("walk_jobs", "default", leg, Place(), end, 100, chosen)
         assert call("walk_jobs", "default", leg, step.last, end, 100, chosen).looked_at == 0
         walked[str(leg)] = [id.int for id in step.ids]
     seen: list[Any] = [
         walked,
-        sorted((id.int, status) for id, status in call("select_statuses", ids, "default").items()),
+        sorted((id.int, *left) for id, left in call("select_left_jobs", ids, failed).items()),
     ]
-    waiting = [Status.READY, Status.SCHEDULED]
-    cancelled = call("cancel_free_jobs", ids, "default", waiting, error)
+    waiting = Meant("default", [Status.READY, Status.SCHEDULED])
+    cancelled = call("cancel_free_jobs", ids, waiting, error)
     seen.append(sorted([job.id.int, job.queue_name, job.is_running] for job in cancelled))
+    an_hour = timedelta(hours=1)
+    began, ahead = datetime.now(UTC) - an_hour, datetime.now(UTC) + an_hour
+    ended = failed._replace(finished_after=began, finished_before=ahead, finished_by=ahead)
     seen.append(
-        sorted([job.id.int, *job[1:3], job.due is None] for job in call("retry_jobs", ids[:-1], "default"))
+        sorted([job.id.int, *job[1:3], job.due is None] for job in call("retry_jobs", ids[:-1], ended))
     )
-    taken = call("retry_unique_job", ids[-1], "default", lock_timeout=1.0)
+    taken = call("retry_unique_job", ids[-1], ended, lock_timeout=1.0)
     seen.append([taken.retried is None, taken.by_another])
-    seen.append(sorted(id.int for id in call("delete_jobs", ids[-1:], "default", [*Status])))
+    seen.append(sorted(id.int for id in call("delete_jobs", ids[-1:], Meant("default", [*Status]))))
     return seen
 
 

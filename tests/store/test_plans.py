@@ -17,6 +17,8 @@ import pytest
 from aiotasks.db.connect import connect
 from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.policies.policy import COLUMNS
+from aiotasks.rows import Status
+from aiotasks.store.bulk import Meant
 from aiotasks.store.statements import load
 from aiotasks.store.store import Store
 
@@ -178,11 +180,11 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "release_lost_claims": lambda: (alive, one, 10.0, "{}"),
         "list_ready": lambda: ("default", None),
         "walk_jobs": lambda: walk("finished", "FAILED"),
-        "select_statuses": lambda: (one, "default"),
-        "cancel_free_jobs": lambda: (one, "default", ["READY"], "{}"),
-        "retry_jobs": lambda: (one, "default"),
-        "retry_unique_job": lambda: (uuid.uuid4(), "default", "100ms"),
-        "delete_jobs": lambda: (one, "default", ["FAILED"]),
+        "select_left_jobs": lambda: (one, *meant("FAILED")),
+        "cancel_free_jobs": lambda: (one, *meant("READY"), "{}"),
+        "retry_jobs": lambda: (one, *meant("FAILED")),
+        "retry_unique_job": lambda: (uuid.uuid4(), *meant("FAILED"), "100ms"),
+        "delete_jobs": lambda: (one, *meant("FAILED")),
         "prune_jobs": lambda: ("default", "SUCCESSFUL", 86_400.0, -math.inf, 50),
         "prune_kept_jobs": lambda: ("default", -math.inf, 50),
         "remove_dead_workers": lambda: ("default", alive),
@@ -193,6 +195,11 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
 
 # Long before every task, as a number, because _literal() writes it.
 BEGIN, NIL, END = -1e9, uuid.UUID(int=0), 1e11
+
+
+def meant(*statuses: str) -> Meant:
+    """With times that are compared with each row's."""
+    return Meant("default", [Status(status) for status in statuses], finished_by=datetime.now(UTC))
 
 
 def walk(branch: str, status: str, limit: int = 50, at: float = BEGIN, **chosen: Any) -> tuple[Any, ...]:
@@ -438,15 +445,16 @@ async def test_bulk_actions_go_by_the_primary_key(
     for analyzed in (False, True):
         if analyzed:
             await conn.execute("ANALYZE aiotasks_task")
-        for name, status, arguments in [
-            ("cancel_free_jobs", "READY", (["READY", "RUNNING"], "{}")),
-            ("cancel_free_jobs", "RUNNING", (["READY", "RUNNING"], "{}")),
+        for name, status, more in [
+            ("cancel_free_jobs", "READY", ("{}",)),
+            ("cancel_free_jobs", "RUNNING", ("{}",)),
             ("retry_jobs", "FAILED", ()),
-            ("delete_jobs", "FAILED", (["FAILED"],)),
-            ("select_statuses", "FAILED", ()),
+            ("delete_jobs", "FAILED", ()),
+            ("select_left_jobs", "FAILED", ()),
         ]:
+            arguments = (*meant("READY", "RUNNING", "FAILED"), *more)
             found = await conn.fetch("SELECT id FROM aiotasks_task WHERE status = $1 LIMIT 500", status)
-            plan = await warm[name].explain([row[0] for row in found], "default", *arguments)
+            plan = await warm[name].explain([row[0] for row in found], *arguments)
             assert plan.rows == 500, name
             assert plan.indexes() == {"aiotasks_task_pkey"}, name
             assert plan.scans_of("aiotasks_task") <= {"Index Scan", "Tid Scan"}, name
@@ -466,7 +474,7 @@ async def test_a_key_that_is_taken_back_costs_two_rows(
     for analyzed in (False, True):
         if analyzed:
             await conn.execute("VACUUM ANALYZE aiotasks_task")
-        plan = await warm["retry_unique_job"].explain(lost, "default", "1s")
+        plan = await warm["retry_unique_job"].explain(lost, *meant("FAILED"), "1s")
         assert plan.rows == 1
         assert plan.indexes() == {"aiotasks_task_pkey", "aiotasks_task_unique"}
         assert "Seq Scan" not in plan.scans_of("aiotasks_task")

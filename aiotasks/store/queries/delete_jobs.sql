@@ -1,12 +1,12 @@
--- Delete tasks, those alone that no other transaction has locked, and that have one of these statuses.
--- $1 ids, $2 backend, $3 statuses
+-- Delete tasks, those alone that no other transaction has locked, and that are still meant.
+-- $1 ids, $2 to $7 which are meant (see columns.py)
 WITH held AS MATERIALIZED (
     SELECT found.ctid AS place
     FROM unnest($1::uuid[]) AS wanted (id)
     CROSS JOIN LATERAL (
         SELECT task.ctid
         FROM aiotasks_task AS task
-        WHERE task.id = wanted.id AND task.backend = $2::text AND task.status || '' = ANY($3::text[])
+        WHERE task.id = wanted.id AND {is_meant}
         FOR UPDATE SKIP LOCKED
     ) AS found
 )

@@ -1,11 +1,11 @@
 -- Have a FAILED task run again, as retry_jobs, that takes back its unique key from where another task has taken it.
 -- Nothing is done where that task holds the key. Where it is finished its key is taken away first. The index decides:
 -- a task that has taken the key meanwhile makes the statement fail (23505), so it is for one task alone.
--- A key that another transaction has written is waited for, as long as $3 says at most (55P03).
+-- A key that another transaction has written is waited for, as long as $8 says at most (55P03).
 -- Returns one row: whether the key is another task's, and retry_jobs' columns (NULLs: nothing was done).
--- $1 id, $2 backend, $3 lock_timeout
+-- $1 id, $2 to $7 which are meant, as in retry_jobs, $8 lock_timeout
 WITH limits AS MATERIALIZED (
-    SELECT current_setting('lock_timeout') AS before, set_config('lock_timeout', $3::text, true) AS now
+    SELECT current_setting('lock_timeout') AS before, set_config('lock_timeout', $8::text, true) AS now
 ), wanted AS MATERIALIZED (
     SELECT found.ctid AS place, found.id, found.former_key,
            nullif(coalesce(found.asked_run_after, found.run_after), 'epoch') AS run_after
@@ -13,7 +13,7 @@ WITH limits AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT task.ctid, task.id, task.former_key, task.asked_run_after, task.run_after
         FROM aiotasks_task AS task
-        WHERE task.id = $1::uuid AND task.backend = $2::text AND task.status || '' = 'FAILED'
+        WHERE task.id = $1::uuid AND {is_meant}
           AND task.unique_key IS NULL AND task.former_key IS NOT NULL
         FOR UPDATE SKIP LOCKED
     ) AS found

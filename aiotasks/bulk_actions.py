@@ -1,0 +1,152 @@
+"""What bulk actions do with tasks: cancel, retry or delete them, a batch at a time."""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import batched
+from uuid import UUID
+
+from django.db import utils
+from django.tasks.signals import task_finished
+
+from . import signals
+from .codec import dump_error
+from .conf import Options
+from .db.errors import Code, constraint, sqlstate
+from .exceptions import InvalidRow, TaskCancelled, UnknownTask
+from .results import result_of
+from .rows import LANES, Status
+from .store.bulk import CancelledJob, Meant, RetriedJob
+from .store.routes import Route
+from .store.wakeups import Wakeup
+
+__all__ = ["Cancel", "Delete", "Retry"]
+
+# Tasks of one look-up for receivers of task_finished, as LOOKUP_LIMIT.
+LOOK_UP = 100
+
+# Seconds for which a statement waits for a unique key that another transaction has written. One that enqueues
+# ends sooner.
+LOCK_TIMEOUT = 0.2
+
+UNIQUE_KEYS = "aiotasks_task_unique"
+
+
+class Cancel:
+    """Cancels tasks: see ``PostgresTaskResult.acancel``. ``sender``: of task_finished."""
+
+    statuses = (Status.SCHEDULED, Status.READY, Status.RUNNING)
+
+    def __init__(self, route: Route, backend: str, sender: type, options: Options) -> None:
+        self._route = route
+        self._backend = backend
+        self._sender = sender
+        self._options = options
+        self._error = dump_error(_cancelled(), limit=options.max_error_size, redact=options.redact)
+        self._ended: list[UUID] = []
+
+    async def run(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, str]:
+        """Cancel them, and wake the owners of those that run."""
+        jobs: list[CancelledJob] = await self._route.run(
+            lambda store: store.cancel_free_jobs(ids, meant, self._error)
+        )
+        self._route.wake(
+            {Wakeup(self._backend, job.queue_name, cancel=True) for job in jobs if job.is_running}
+        )
+        self._ended = [job.id for job in jobs if not job.is_running]
+        return {job.id: "requested" if job.is_running else "cancelled" for job in jobs}
+
+    async def announce(self) -> None:
+        """Send task_finished for the tasks that waited, if somebody listens, once that is committed."""
+        ended, self._ended = self._ended, []
+        if ended and signals.audience(task_finished, self._sender) is not signals.Audience.NOBODY:
+            await self._route.after_commit(partial(self._send_finished, ended))
+
+    async def _send_finished(self, ended: Sequence[UUID], route: Route) -> None:
+        for ids in batched(ended, LOOK_UP):
+            jobs = await route.run(lambda store, ids=ids: store.select_jobs(ids, self._backend))  # type: ignore[misc]  # mypy#1484
+            for job in jobs:
+                if job.status != Status.FAILED:
+                    continue  # it has been retried meanwhile
+                try:
+                    result = result_of(job, self._options.moved_tasks)
+                except (UnknownTask, InvalidRow):
+                    continue  # this process has no Task object for receivers
+                await route.send_finished(self._sender, result, _cancelled())
+
+
+def _cancelled() -> TaskCancelled:
+    return TaskCancelled("The task was cancelled before it ran.")
+
+
+class Retry:
+    """Has FAILED tasks run again, with all their attempts."""
+
+    statuses = (Status.FAILED,)
+
+    def __init__(self, route: Route, backend: str) -> None:
+        self._route = route
+        self._backend = backend
+
+    async def run(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, str]:
+        """Retry them, and wake workers: once a queue."""
+        jobs: list[RetriedJob] = await self._route.run(lambda store: store.retry_jobs(ids, meant))
+        self._route.wake(self._wakeups(jobs))
+        outcomes = dict.fromkeys((job.id for job in jobs), "retried")
+        if left := [id for id in ids if id not in outcomes]:
+            found = await self._route.run(lambda store: store.select_left_jobs(left, meant))
+            for id, job in found.items():
+                if job.is_meant and job.lost_key:
+                    outcomes[id] = await self._take_back_key(id, meant)
+        return outcomes
+
+    async def _take_back_key(self, id: UUID, meant: Meant) -> str:
+        """Retry a task whose unique key another task has taken, one at a time: it may hold the key."""
+        try:
+            job, by_another = await self._route.run_alone(
+                lambda store: store.retry_unique_job(id, meant, lock_timeout=LOCK_TIMEOUT)
+            )
+        except utils.IntegrityError as error:
+            if constraint(error) != UNIQUE_KEYS:
+                raise
+            return "key_taken"  # in between
+        except utils.OperationalError as error:
+            if sqlstate(error) != Code.LOCK_TIMEOUT:
+                raise
+            return "locked"  # a transaction that is open has written the key
+        if job is None:
+            return "key_taken" if by_another else "locked"
+        self._route.wake(self._wakeups([job]))
+        return "retried"
+
+    def _wakeups(self, jobs: Iterable[RetriedJob]) -> set[Wakeup]:
+        ready = {
+            Wakeup(self._backend, job.queue_name, lane=job.lane)
+            for job in jobs
+            if job.due is None and job.lane in LANES
+        }
+        due: dict[str, float] = {}
+        for job in jobs:
+            if job.due is not None and math.isfinite(job.due):
+                due[job.queue_name] = min(job.due, due.get(job.queue_name, job.due))
+        return ready | {Wakeup(self._backend, name, at) for name, at in due.items()}
+
+    async def announce(self) -> None:
+        """Do nothing: Django has no signal for it."""
+
+
+class Delete:
+    """Deletes tasks that don't run, without a signal."""
+
+    statuses = tuple(status for status in Status if status is not Status.RUNNING)
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+
+    async def run(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, str]:
+        """Delete them."""
+        deleted = await self._route.run(lambda store: store.delete_jobs(ids, meant))
+        return dict.fromkeys(deleted, "deleted")
+
+    async def announce(self) -> None:
+        """Do nothing: Django has no signal for it."""
