@@ -3,33 +3,22 @@
 import asyncio
 import logging
 import sys
-import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import nullcontext, suppress
-from contextvars import Context, copy_context
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
-from asgiref.sync import async_to_sync, sync_to_async
-from django.db import DatabaseError, connections, utils
-from django.db import transaction as django_transaction
+from asgiref.sync import async_to_sync
+from django.db import utils
 
 from .. import __version__
-from ..compat import mark_as_testcases
-from ..conf import Options
-from ..db.drivers import DjangoDriver, Driver, Row
-from ..db.statement import Statement
 from ..rows import Job
-from ..store.blocks import belongs_to_django
-from ..store.loop import resources
 from ..store.store import Store
-from ..store.transaction import current_transaction
 from ..store.wakeups import Wakeup
-from ..sync import drive
 from ..worker.build import Builder
 from ..worker.events import EventLog
 from ..worker.execution import Execution
@@ -42,6 +31,8 @@ from ..worker.slots import Slots
 from ..worker.startup import backend_of
 from ..worker.writing.lost import LostTasks
 from .calls import Count, here_or_awaited
+from .drivers import Watched, driver_of
+from .thread import Savepoints, TestContext, TestThread, in_savepoints
 
 __all__ = ["drain"]
 
@@ -84,10 +75,10 @@ class _Drain:
 
     def __init__(self, alias: str, limit: asyncio.Timeout) -> None:
         backend = backend_of(alias)
-        thread = _TestThread()
+        thread = TestThread()
         self.ran = 0
         self.waits_for = "the database"
-        self.driver = _Watched(_driver(backend.config, thread))
+        self.driver = Watched(driver_of(backend.config, thread))
         self._limit = limit
         self._options = backend.config
         self._backend = alias
@@ -100,13 +91,13 @@ class _Drain:
         self._slots = Slots(loop=1, threads=1)  # for the tasks that are claimed and haven't begun
         builder = Builder(backend=alias, sender=type(backend), options=backend.config, observer=EventLog())
         self._runner = builder.runner(
-            slots=Slots(loop=1, threads=1), threads=thread, make_context=_TestContext, done=self._done
+            slots=Slots(loop=1, threads=1), threads=thread, make_context=TestContext, done=self._done
         )
         # Receivers of task_finished have savepoints, as tasks do.
         self._finisher = builder.finisher(
             store,
-            make_context=_TestContext,
-            wrap=lambda sending: _in_savepoints(thread, sending),
+            make_context=TestContext,
+            wrap=lambda sending: in_savepoints(thread, sending),
         )
         self._ownership = Ownership(self._runner, self._finisher)
         self._claimer = builder.claimer(
@@ -211,7 +202,7 @@ class _Drain:
             pass
         await self._finisher.announcer.all_announced()
 
-    async def _cancel_task(self, savepoints: "_Savepoints", close: Callable[[], None]) -> None:
+    async def _cancel_task(self, savepoints: Savepoints, close: Callable[[], None]) -> None:
         """Cancel the running task if possible, and give it back; store the outcome of an ended one."""
         for execution in list(self._runner.running):
             if self._limit.expired():
@@ -270,140 +261,3 @@ def _stack_of(execution: Execution, thread_id: int) -> str:
             inner = inner.cr_await
         stack = traceback.StackSummary.extract(iter(frames))
     return ", which is here:\n" + "".join(stack.format())
-
-
-class _Savepoints:
-    """A savepoint in each transaction that is open on the test's thread. Made and closed on that thread."""
-
-    def __init__(self) -> None:
-        self.thread_id = threading.get_ident()
-        self._connections = connections.all(initialized_only=True)
-        self._blocks: dict[str, django_transaction.Atomic] = {}
-        for connection in self._connections:
-            if connection.in_atomic_block:
-                block = django_transaction.atomic(using=connection.alias)
-                mark_as_testcases(block)
-                block.__enter__()
-                self._blocks[connection.alias] = block
-
-    def close(self, who: str) -> None:
-        """Keep the writes of ``who``, or undo them in a broken transaction; RuntimeError if it has ended."""
-        for connection in connections.all(initialized_only=True):
-            block = self._blocks.get(connection.alias)
-            while connection.in_atomic_block and connection.atomic_blocks[-1:] != [block]:
-                if block is not None and block not in connection.atomic_blocks:
-                    break
-                logger.warning("%s left an atomic() block open; it is rolled back", who)
-                connection.atomic_blocks[-1].__exit__(RuntimeError, None, None)
-            if block is None:
-                continue
-            if block in connection.atomic_blocks:
-                with suppress(DatabaseError):  # then it has been rolled back
-                    block.__exit__(None, None, None)
-            if (
-                connection.closed_in_transaction
-                or connection.needs_rollback
-                or not connection.in_atomic_block
-            ):
-                raise RuntimeError(
-                    f"{who} has closed the connection {connection.alias!r} or ended its transaction, which "
-                    "is the test's own. Use TransactionTestCase for such a task."
-                )
-
-    def interrupt(self) -> None:
-        """End a statement that the thread waits for. Called from another thread, as drivers allow."""
-        for connection in self._connections:
-            if connection.connection is not None:
-                connection.connection.cancel()
-
-
-async def _in_savepoints(thread: "_TestThread", sending: Coroutine[Any, Any, None]) -> None:
-    savepoints = await thread.enter_savepoints()
-    try:
-        await sending
-    finally:
-        await thread.run(partial(savepoints.close, "A receiver of task_finished"))
-
-
-class _TestThread:
-    """The thread of the test's own sync code, for statements and sync tasks."""
-
-    def __init__(self) -> None:
-        # asgiref finds the waiting thread by the context, which runner and Batcher don't inherit.
-        self._context = copy_context()
-
-    def run[Result](self, call: Callable[[], Result]) -> "asyncio.Future[Result]":
-        coroutine = sync_to_async(Context().run, thread_sensitive=True)(call)
-        return asyncio.get_running_loop().create_task(coroutine, context=self._context.copy())
-
-    def widen(self) -> None:
-        """Do nothing: this thread has no other in its place, so the drain waits for its task."""
-
-    def narrow(self) -> None:
-        """Do nothing."""
-
-    async def enter_savepoints(self) -> "_Savepoints":
-        """Open the savepoints. If this is cancelled meanwhile, none stays open."""
-        entering = self.run(_Savepoints)
-        try:
-            return await asyncio.shield(entering)
-        except asyncio.CancelledError:
-            with anyio.CancelScope(shield=True):
-                await self.run(partial((await entering).close, "The cancelled drain"))
-            raise
-
-
-class _TestContext:
-    """A new context for a task; its ORM calls run where asgiref runs the test's own."""
-
-    def __init__(self) -> None:
-        self.context = Context()
-
-    def release(self) -> None:
-        """Do nothing: the context holds no thread."""
-
-
-class _WaitingDriver:
-    """DjangoDriver, on the thread that waits for the drain: inside its open transaction.
-
-    Each statement has a savepoint there, so that another can follow one that is refused (for a value, by a
-    trigger of the site).
-    """
-
-    def __init__(self, alias: str, thread: _TestThread) -> None:
-        self._alias = alias
-        self._driver = DjangoDriver(alias)
-        self._thread = thread
-
-    async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
-        def fetch() -> Sequence[Row]:
-            is_open = connections[self._alias].in_atomic_block
-            with django_transaction.atomic(using=self._alias) if is_open else nullcontext():
-                return drive(self._driver.fetch(statement, *args))
-
-        return await self._thread.run(fetch)
-
-
-class _Watched:
-    """A driver that keeps its last error, for the message about a drain that doesn't end."""
-
-    def __init__(self, driver: Driver) -> None:
-        self.error: utils.Error | None = None
-        self._driver = driver
-
-    async def fetch(self, statement: Statement, *args: Any, timeout: float | None = None) -> Sequence[Row]:
-        try:
-            rows = await self._driver.fetch(statement, *args, timeout=timeout)
-        except utils.Error as error:
-            self.error = error
-            raise
-        self.error = None
-        return rows
-
-
-def _driver(options: Options, thread: _TestThread) -> Driver:
-    if belongs_to_django(options.database):
-        return _WaitingDriver(options.database, thread)
-    if (transaction := current_transaction(options.database)) is not None:
-        return transaction.store.driver
-    return resources(options).store.driver
