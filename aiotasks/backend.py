@@ -105,7 +105,7 @@ class PostgresBackend(BaseTaskBackend):
         that JSON can't hold, InvalidTask for a task that no worker could run, ``django.db`` errors where
         the database fails.
         """
-        return await self._dispatch(PostgresBackend._enqueue, task, args, kwargs)
+        return await self.dispatch(PostgresBackend._enqueue, task, args, kwargs)
 
     async def aenqueue_many(self, task: AnyTask, calls: Calls) -> list[AnyResult]:
         """Store one task for each ``(args, kwargs)``: all tasks, or on an error none.
@@ -113,15 +113,15 @@ class PostgresBackend(BaseTaskBackend):
         Raises ValueError for more than 256 MiB of arguments, TypeError for a call that isn't such a pair,
         else what ``aenqueue`` does; an error names the call by its number (``calls[3]``).
         """
-        return await self._dispatch(PostgresBackend._enqueue_many, task, calls)
+        return await self.dispatch(PostgresBackend._enqueue_many, task, calls)
 
     async def aget_result(self, result_id: str) -> AnyResult:
         """Return the result of a task. Raises TaskResultDoesNotExist, also for a malformed id."""
-        return await self._dispatch(PostgresBackend._get_result, result_id)
+        return await self.dispatch(PostgresBackend._get_result, result_id)
 
     async def acancel(self, result: AnyResult) -> bool:
         """Cancel a task; return whether that was still possible. See ``PostgresTaskResult.acancel``."""
-        return await self._dispatch(PostgresBackend._cancel, result)
+        return await self.dispatch(PostgresBackend._cancel, result)
 
     async def acancel_many(
         self, which: Which, *, everything: bool = False, progress: Progress | None = None
@@ -134,7 +134,7 @@ class PostgresBackend(BaseTaskBackend):
         action. Raises TypeError for another ``which``, ``django.db`` errors where the database fails: what
         is done by then stays done.
         """
-        return await self._dispatch(PostgresBackend._cancel_many, which, everything, progress)
+        return await self.dispatch(PostgresBackend._cancel_many, which, everything, progress)
 
     async def aretry_many(self, which: Which, *, progress: Progress | None = None) -> BulkCounts:
         """Have FAILED tasks run again, with all their attempts and their history.
@@ -142,18 +142,16 @@ class PostgresBackend(BaseTaskBackend):
         They don't expire any more. A task whose unique key another task holds isn't retried. Parameters and
         errors: see ``acancel_many``.
         """
-        return await self._dispatch(PostgresBackend._retry_many, which, progress)
+        return await self.dispatch(PostgresBackend._retry_many, which, progress)
 
     async def adelete_many(
         self, which: Which, *, everything: bool = False, progress: Progress | None = None
     ) -> BulkCounts:
         """Delete tasks that don't run, without a signal. Parameters and errors: see ``acancel_many``."""
-        return await self._dispatch(PostgresBackend._delete_many, which, everything, progress)
+        return await self.dispatch(PostgresBackend._delete_many, which, everything, progress)
 
-    async def _dispatch[Result](
-        self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any
-    ) -> Result:
-        """Run ``logic`` on this loop, or, where sync code waits for it, on that code's thread."""
+    async def dispatch[Result](self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any) -> Result:
+        """Run ``logic(self, route, *args)`` on this loop, or, where sync code waits for it, on its thread."""
         if belongs_to_django(self.config.database):
             return await sync_to_async(self.run_over_django, thread_sensitive=True)(logic, *args)
         try:
@@ -164,7 +162,7 @@ class PostgresBackend(BaseTaskBackend):
     def run_over_django[Result](
         self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any, **kwargs: Any
     ) -> Result:
-        """Run ``logic`` over the calling thread's Django connection."""
+        """Run ``logic``, as ``dispatch`` does, over the calling thread's Django connection."""
         try:
             return drive(logic(self, DjangoRoute(self.config), *args, **kwargs))
         except ProgrammingError as error:

@@ -63,7 +63,7 @@ async def apause(
     on. Raises TypeError or ValueError for wrong arguments, ImproperlyConfigured for an alias that isn't a
     backend of aiotasks, ``django.db`` errors where the database fails.
     """
-    return await backend_of(backend)._dispatch(_pause, *_named(queue, task), _text(reason), *_end(until))
+    return await backend_of(backend).dispatch(_pause, *_named(queue, task), _text(reason), *_end(until))
 
 
 def pause(
@@ -82,7 +82,7 @@ async def aresume(
     *, queue: str | None = None, task: str | AnyTask | None = None, backend: str = "default"
 ) -> bool:
     """End a pause, and wake the workers. Returns whether there was one. Arguments and errors: ``apause``."""
-    return await backend_of(backend)._dispatch(_resume, *_named(queue, task))
+    return await backend_of(backend).dispatch(_resume, *_named(queue, task))
 
 
 def resume(*, queue: str | None = None, task: str | AnyTask | None = None, backend: str = "default") -> bool:
@@ -92,7 +92,7 @@ def resume(*, queue: str | None = None, task: str | AnyTask | None = None, backe
 
 async def alist_pauses(backend: str = "default") -> list[Pause]:
     """Return the pauses that haven't ended, the oldest first. Errors are ``apause``'s."""
-    return await backend_of(backend)._dispatch(_list)
+    return await backend_of(backend).dispatch(_list)
 
 
 def list_pauses(backend: str = "default") -> list[Pause]:
