@@ -143,8 +143,8 @@ class _Drain:
         try:
             while True:
                 await self._promoter.run_once()
-                if await self._expirer.run_once():
-                    await self._finisher.announcer.all_announced()
+                await self._expirer.sweep()
+                await self._finisher.announcer.all_announced()
                 self._claimer.wake()
                 if not await self._claim():
                     break

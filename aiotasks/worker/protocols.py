@@ -263,8 +263,8 @@ class AnnouncesLost(Protocol):
     def announce(self, job: Job, error: Exception) -> None:
         """Log that ``job`` is FAILED by ``error``, and send ``task_finished`` soon."""
 
-    async def wait_idle(self, timeout: float) -> None:
-        """Wait until no receiver runs, for at most ``timeout`` seconds."""
+    async def wait_for_receivers(self, most: int, timeout: float) -> None:
+        """Wait until so many receivers run at most, but no more than ``timeout`` seconds."""
 
 
 class TakesIn(Protocol):

@@ -105,6 +105,34 @@ async def test_a_hanging_receiver_holds_up_no_sweep(
         task_finished.disconnect(hang)
 
 
+async def test_a_sweep_does_not_wait_for_a_few_receivers_that_hang(
+    configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be they of expired tasks or of others: each full batch would wait for them."""
+    monkeypatch.setattr("aiotasks.worker.maintenance.expirer.LONGEST_PAUSE", 3600)
+    configure(POLL_INTERVAL=3600)
+    await default_task_backend.aenqueue_many(tasks.aadd.using(expires=3600), [((1, 2), {})] * 900)
+    await conn.execute("UPDATE aiotasks_task SET expires_at = clock_timestamp()")
+    go_on, called = asyncio.Event(), []
+
+    async def hang(**kwargs: Any) -> None:
+        called.append(kwargs)
+        if len(called) <= 5:
+            await go_on.wait()
+
+    async def are_failed() -> bool:
+        number = await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE status = 'FAILED'")
+        return bool(number == 900)
+
+    task_finished.connect(hang)
+    try:
+        async with aiotasks.Worker(grace=0):
+            await until(are_failed)
+            go_on.set()
+    finally:
+        task_finished.disconnect(hang)
+
+
 async def test_a_worker_sweeps_at_its_start(
     configure: Configure, conn: asyncpg.Connection, finished: list[Any]
 ) -> None:

@@ -15,8 +15,9 @@ __all__ = ["Expirer"]
 EXPIRE_LIMIT = 250
 LARGEST_BATCH = 2_000
 
-# Seconds for which a sweep waits for the receivers of a full batch before it goes on, so that many tasks that
-# expire at once don't become as many calls at once. Receivers may hang; others' tasks must not wait for them.
+# Seconds for which a sweep waits after a full batch while more receivers than EXPIRE_LIMIT run, so that many
+# tasks that expire at once don't become as many calls at once. Some receivers may hang, and none of the next
+# batches waits for these. If they all hang, a sweep goes on by a batch a second.
 LONGEST_PAUSE = 1.0
 
 
@@ -35,19 +36,14 @@ class Expirer:
 
     async def sweep(self) -> None:
         """Fail the tasks that have expired."""
-        await self.run_once()
-
-    async def run_once(self) -> int:
-        """Fail the tasks that have expired; returns their number."""
         error = TaskExpired("The task wasn't started in time: it expired while it waited.")
         text = dump_error(error, limit=self._options.max_error_size, redact=self._options.redact)
-        expired, limit = 0, EXPIRE_LIMIT
+        limit = EXPIRE_LIMIT
         while True:
             jobs = await self._store.expire_jobs(self._backend, text, limit)
             for job in jobs:
                 self._lost_tasks.announce(job, error)
-            expired += len(jobs)
             if len(jobs) < limit:
-                return expired
+                return
             limit = min(2 * limit, LARGEST_BATCH)
-            await self._lost_tasks.wait_idle(LONGEST_PAUSE)
+            await self._lost_tasks.wait_for_receivers(EXPIRE_LIMIT, LONGEST_PAUSE)

@@ -51,6 +51,7 @@ class Announcer:
         self._own = tuple(make_context().context)
         self._on_announced = announced
         self._wrap = wrap
+        self._ended = asyncio.Event()  # is set by the next receivers to end
 
     def announce(self, execution: Execution, finished_at: datetime) -> None:
         """Send ``task_finished`` for an outcome that has been stored, at once where that costs nothing."""
@@ -91,8 +92,15 @@ class Announcer:
         while self.pending:
             await asyncio.wait(self.pending)
 
+    async def wait_until_few(self, most: int) -> None:
+        """Wait until the receivers of so many tasks run at most."""
+        while len(self.pending) > most:
+            self._ended.clear()
+            await self._ended.wait()
+
     def _announced(self, task: "asyncio.Task[None]") -> None:
         self.pending.discard(task)
+        self._ended.set()
         self._on_announced()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("A receiver of task_finished failed", exc_info=error)

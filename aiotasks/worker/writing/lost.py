@@ -38,10 +38,10 @@ class LostTasks:
         """Log that ``job`` is FAILED by ``error``, and send ``task_finished`` soon."""
         self._finisher.announcer.start(self._announce(job, error))
 
-    async def wait_idle(self, timeout: float) -> None:
-        """Wait until no receiver of ``task_finished`` runs, for at most ``timeout`` seconds."""
+    async def wait_for_receivers(self, most: int, timeout: float) -> None:
+        """Wait until so many receivers run at most, but no more than ``timeout`` seconds."""
         with anyio.move_on_after(timeout):
-            await self._finisher.announcer.all_announced()
+            await self._finisher.announcer.wait_until_few(most)
 
     async def _announce(self, job: Job, error: Exception) -> None:
         self._finisher.failed += 1
