@@ -189,6 +189,8 @@ class Worker(models.Model):
     channel = models.TextField(null=True)
     # Threads that don't come back from tasks whose time is over; null: as with listening.
     stuck_threads = models.IntegerField(null=True)
+    # One for each of its queues; null: no limit.
+    queue_limits = ArrayField(models.IntegerField(null=True), null=True)
 
     class Meta:
         required_db_vendor = "postgresql"

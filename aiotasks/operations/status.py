@@ -69,14 +69,16 @@ class LaneUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRow:
-    """``queues``: empty for any. ``lease``: the seconds that are left, negative once it has expired.
-    ``listening``: whether NOTIFY wakes it; None: not known yet. ``has_channel``: whether NOTIFY can wake it
-    by itself. ``stuck_threads``: those that don't come back from tasks whose time is over."""
+    """``queues``: empty for any. ``queue_limits``: how many tasks at a time of those that have a limit.
+    ``lease``: the seconds that are left, negative once it has expired. ``listening``: whether NOTIFY wakes
+    it; None: not known yet. ``has_channel``: whether NOTIFY can wake it by itself. ``stuck_threads``: those
+    that don't come back from tasks whose time is over."""
 
     id: UUID
     host: str
     pid: int
     queues: list[str]
+    queue_limits: dict[str, int]
     lease: float
     loop: LaneUse
     thread: LaneUse
@@ -251,6 +253,11 @@ async def select_workers(store: Store, backend: str, running: Iterable[RunningCo
             host=row.host,
             pid=row.pid,
             queues=list(row.queues),
+            queue_limits={
+                name: limit
+                for name, limit in zip(row.queues, row.queue_limits, strict=True)
+                if limit is not None
+            },
             loop=LaneUse(running_on[row.id, "loop"], row.concurrency),
             thread=LaneUse(running_on[row.id, "thread"], row.threads),
             listening=row.listening,

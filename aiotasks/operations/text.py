@@ -88,7 +88,7 @@ def _numbers(of: Mapping[str, int]) -> str:
 def _worker(worker: WorkerRow) -> list[str]:
     return [
         printable(f"{worker.host}:{worker.pid}"),
-        printable(", ".join(worker.queues)) or "any",
+        printable(", ".join(_queue(name, worker) for name in worker.queues)) or "any",
         f"{age(worker.lease)} left" if worker.alive else f"expired {age(-worker.lease)} ago",
         _lane(worker.loop),
         _lane(worker.thread) + _stuck(worker.stuck_threads),
@@ -96,6 +96,13 @@ def _worker(worker: WorkerRow) -> list[str]:
         printable(worker.version),
         str(worker.id),
     ]
+
+
+def _queue(name: str, worker: WorkerRow) -> str:
+    """As ``--queue`` takes it."""
+    if (limit := worker.queue_limits.get(name)) is not None:
+        return f"{name}={limit}"
+    return f"{name}=" if "=" in name else name
 
 
 def _wake_up(worker: WorkerRow) -> str:

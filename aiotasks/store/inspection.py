@@ -93,7 +93,8 @@ class LiveWorkers(NamedTuple):
 
 class StoredWorker(NamedTuple):
     """A worker's row. ``lease``: the seconds left, negative once it has expired. ``has_channel``: it can be
-    woken by itself. ``stuck_threads``: those that don't come back from tasks whose time is over."""
+    woken by itself. ``stuck_threads``: those that don't come back from tasks whose time is over.
+    ``queue_limits``: one for each of ``queues``."""
 
     id: UUID
     host: str
@@ -105,6 +106,7 @@ class StoredWorker(NamedTuple):
     has_channel: bool
     version: str
     stuck_threads: int
+    queue_limits: Sequence[int | None]
     started_at: datetime
     lease: float
 

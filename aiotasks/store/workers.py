@@ -49,9 +49,11 @@ class WorkerStatements(StatementGroup):
         version: str,
         lease_timeout: float,
         channel: str | None = None,
+        queue_limits: Sequence[int | None] | None = None,
         *,
         timeout: float | None = None,
     ) -> None:
+        """``queue_limits``: one for each of ``queues``."""
         await self._fetch(
             "register_worker",
             worker_id,
@@ -64,6 +66,7 @@ class WorkerStatements(StatementGroup):
             version,
             lease_timeout,
             channel,
+            None if queue_limits is None else list(queue_limits),
             timeout=timeout,
         )
 

@@ -119,6 +119,7 @@ class Engine:
                 threads=threads,
                 version=__version__,
                 channel=self.waker.channel,
+                queue_limits=[limits.get(name) for name in queues] if limits else None,
             ),
             self.keeper,
             events,

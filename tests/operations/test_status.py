@@ -146,6 +146,37 @@ async def test_workers(configure: Configure, fill: Fill, enter: Enter, ledger: L
             await postgres_result(result).acancel()
 
 
+async def test_the_limits_of_queues(configure: Configure, ledger: Ledger) -> None:
+    """In the order of the queues, as the worker's options name them."""
+    configure()
+    async with aiotasks.Worker(queues={"z": None, "a": 3, "b=1": None, "b": 1}, grace=0):
+        found = await read_status(backend_of("default"))
+        (mine,) = found.workers
+        assert (mine.queues, mine.queue_limits) == (["a", "b", "b=1", "z"], {"a": 3, "b": 1})
+        assert "  a=3, b=1, b=1=, z  " in status_as_text(found)
+    async with aiotasks.Worker(queues=["a"], grace=0):
+        assert ledger.value("SELECT queue_limits FROM aiotasks_worker") is None
+
+
+@pytest.mark.parametrize(
+    ("queues", "limits", "shown"),
+    [
+        (["a", None, "b"], [1, 2], {"a": 1}),
+        (["a", None, "b"], [1, 2, 3, 4], {"a": 1, "b": 3}),
+        (["a"], [], {}),
+        ([], [5], {}),
+    ],
+)
+def test_limits_that_no_worker_has_written(
+    sql: psycopg.Connection, enter: Enter, queues: list[str | None], limits: list[int], shown: dict[str, int]
+) -> None:
+    enter()
+    sql.execute("UPDATE aiotasks_worker SET queues = %s::text[], queue_limits = %s", [queues, limits])
+    (worker,) = status()["workers"]
+    assert worker["queues"] == [name for name in queues if name is not None]
+    assert worker["queue_limits"] == shown
+
+
 def test_the_live_workers_together(fill: Fill, enter: Enter) -> None:
     """Those of this backend, in one line."""
     assert "Live workers" not in run("status")[1]
@@ -315,6 +346,7 @@ def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
                 "host": "host",
                 "pid": 1,
                 "queues": [],
+                "queue_limits": {},
                 "loop": {"running": 0, "slots": 100},
                 "thread": {"running": 0, "slots": 10},
                 "listening": True,
@@ -334,6 +366,7 @@ def test_the_table() -> None:
         host="web-1",
         pid=4711,
         queues=[],
+        queue_limits={},
         lease=24.7,
         loop=LaneUse(37, 100),
         thread=LaneUse(2, 10),
@@ -348,6 +381,7 @@ def test_the_table() -> None:
         host="web-2\x1b[2J",
         pid=9,
         queues=["default", "a\nb"],
+        queue_limits={"default": 20},
         lease=-75.0,
         loop=LaneUse(1_200, 2_000),
         thread=LaneUse(0, 0),
@@ -429,12 +463,12 @@ def test_the_table() -> None:
         "Live workers: 1,001 on 1 host; loop 10,000+/100,100, threads 2/10; "
         r"wake-ups LISTEN: 1,000, LISTEN (all): 1; versions '0.0.9\x1b[2J': 1,000, 0.1.0: 1",
         "",
-        "worker            queues           lease                     loop  threads  wake-ups      version  "
-        "id",
-        "web-1:4711        any              24 s left               37/100     2/10  LISTEN (all)  0.1.0    "
-        "00000000-0000-0000-0000-000000000001",
-        r"'web-2\x1b[2J:9'  'default, a\nb'  expired 1 min ago  1,200/2,000      0/0  unknown       0.0.9    "
-        "00000000-0000-0000-0000-000000000002",
+        "worker            queues              lease                     loop  threads  wake-ups      "
+        "version  id",
+        "web-1:4711        any                 24 s left               37/100     2/10  LISTEN (all)  "
+        "0.1.0    00000000-0000-0000-0000-000000000001",
+        r"'web-2\x1b[2J:9'  'default=20, a\nb'  expired 1 min ago  1,200/2,000      0/0  unknown       "
+        "0.0.9    00000000-0000-0000-0000-000000000002",
         "",
         "Oldest snapshot: 1 transaction (replication slot standby)",
     ]

@@ -6,6 +6,11 @@ SELECT
     ARRAY(SELECT queue.name FROM unnest(worker.queues) AS queue (name) WHERE queue.name IS NOT NULL)::text[],
     worker.concurrency, worker.threads, worker.listening, worker.channel IS NOT NULL, worker.version,
     coalesce(worker.stuck_threads, 0),
+    ARRAY(
+        SELECT queue.most
+        FROM unnest(worker.queues, worker.queue_limits) AS queue (name, most)
+        WHERE queue.name IS NOT NULL
+    )::integer[],
     least(greatest(worker.started_at, bounds.first), bounds.last),
     extract(
         epoch FROM least(greatest(worker.lease_expires_at, bounds.first), bounds.last) - statement_timestamp()

@@ -43,6 +43,7 @@ class Registration:
     threads: int
     version: str
     channel: str | None
+    queue_limits: Sequence[int | None] | None
 
 
 class Heartbeat:
@@ -238,6 +239,7 @@ class Heartbeat:
             mine.version,
             lease.timeout,
             mine.channel,
+            mine.queue_limits,
             timeout=timeout,
         )
         self._outage.ended()
