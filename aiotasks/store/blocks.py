@@ -34,6 +34,7 @@ __all__ = [
     "closed",
     "innermost",
     "innermost_of",
+    "leave_blocks",
 ]
 
 
@@ -155,6 +156,18 @@ def close_blocks(context: Context) -> None:
     while block is not None:
         block.close()
         block = block.around
+
+
+def leave_blocks() -> None:
+    """Be outside of all blocks, in a context that has got its variables from code inside of some."""
+    if (block := _current.get()) is None:
+        return
+    while block.around is not None:
+        block = block.around
+    _current.set(None)
+    set_waiting_executor(block._waiting)
+    if thread_sensitive_context.get(None) is _context:
+        thread_sensitive_context.set(block._outside)
 
 
 def closed(block: Block) -> TransactionClosed:

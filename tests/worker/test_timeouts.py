@@ -17,7 +17,7 @@ from django.tasks.signals import task_finished, task_started
 from django.utils import timezone
 
 import aiotasks
-from aiotasks import registry
+from aiotasks import models, registry
 from aiotasks.operations.status import read_status
 from aiotasks.operations.text import status_as_text
 from aiotasks.registry import resolve
@@ -133,6 +133,37 @@ async def test_a_coroutine_that_ignores_its_cancellation_is_abandoned(
     assert f"lane=loop id={result.id} path='tests.worker.timeout_tasks.ignores_cancellation'" in goes_on
     assert "in ignores_cancellation" in goes_on
     assert [r.message for r in caplog.records if "went on after its timeout has ended" in r.message]
+
+
+@pytest.mark.parametrize("kind", ["atomic", "transaction"])
+async def test_an_abandoned_coroutine_commits_nothing_while_its_backoff_decides(
+    database: str, ledger: Ledger, short_grace: None, kind: str
+) -> None:
+    """The backoff and receivers have the variables of the body, and are outside of its block."""
+    received: list[Any] = []
+
+    async def receive(task_result: AnyResult, **others: Any) -> None:
+        if task_result.task.module_path == tasks.goes_on_in_a_block_and_asks.module_path:
+            await tasks.note_sync.aenqueue("by a receiver")
+            received.append((tasks.variable.get("unset"), await models.Worker.objects.acount()))
+
+    result = await tasks.goes_on_in_a_block_and_asks.aenqueue(kind)
+    task_finished.connect(receive)
+    try:
+        async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+            let_time_pass(worker, await begun(worker))
+            await until(lambda: "of the body" in tasks.seen)
+            tasks.released.set()
+            await until(lambda: "left" in tasks.seen)
+            tasks.seen.append("decide")
+            await until(lambda: received)
+            await worker.wait_until_empty()
+    finally:
+        task_finished.disconnect(receive)
+    assert received == [("of the body", 1)]
+    assert await outcome(result) == [TASK_TIMEOUT]
+    assert sorted(text for text in tasks.seen if "by" in text) == ["by a receiver", "by the backoff"]
+    assert "from a block" not in tasks.seen
 
 
 async def test_an_abandoned_coroutine_has_no_orm_thread_any_more(database: str, short_grace: None) -> None:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from aiotasks import PostgresTaskContext, TransactionClosed, atomic, task, trans
 seen: list[Any] = []
 released = threading.Event()
 contexts: list[PostgresTaskContext] = []
+variable: ContextVar[str] = ContextVar("variable")
 
 # Seconds. Short enough to wait for, and none of these bodies ends by itself.
 SHORT = 0.05
@@ -159,6 +161,22 @@ async def goes_on_and_ends_a_block(kind: str) -> None:
         await note_sync.aenqueue("from a block")
         seen.append("begun")
         await _wait_for_release()
+
+
+async def _decides_late(error: BaseException, result: Any) -> None:
+    await note_sync.aenqueue("by the backoff")
+    seen.append(variable.get("unset"))
+    while "decide" not in seen:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+
+
+@task(timeout=LONG, max_attempts=2, backoff=_decides_late)
+async def goes_on_in_a_block_and_asks(kind: str) -> None:
+    variable.set("of the body")
+    try:
+        await goes_on_and_ends_a_block.func(kind)
+    finally:
+        seen.append("left")
 
 
 @task(timeout=0.001)

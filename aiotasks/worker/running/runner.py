@@ -16,10 +16,10 @@ from ...policies.timeout import TimeLimit
 from ...registry import known
 from ...results import arguments_of, result_of
 from ...rows import Job, Lane, lane_of
-from ...store.blocks import close_blocks
+from ...store.blocks import close_blocks, leave_blocks
 from ..belonging import OwnTask, current
 from ..events import NULL, Observer
-from ..execution import Execution, Reason, RunContext
+from ..execution import Execution, Reason, RunContext, carry
 from ..outcomes import Outcome
 from ..protocols import HasSlots
 from .deadlines import Deadlines, Threads, timed_out
@@ -63,6 +63,7 @@ class Runner:
         self._options = options
         self._slots = slots
         self._make_context = make_context
+        self._own = tuple(make_context().context)
         self._done = done
         self._observer = observer
         self._loop = asyncio.get_running_loop()
@@ -72,7 +73,7 @@ class Runner:
         self._unknown_tasks = UnknownTasks(self._failures)
         self.deadlines = Deadlines(self, threads, observer, returned=returned)
         self._sync_bodies = SyncBodies(
-            self, threads, deadlines=self.deadlines, failures=self._failures, own=make_context().context
+            self, threads, deadlines=self.deadlines, failures=self._failures, own=self._own
         )
 
     def start(self, job: Job) -> bool:
@@ -128,12 +129,15 @@ class Runner:
         """
         execution.cancelled_for = execution.cancelled_for or execution.asked_to_end or "timed out"
         execution.abandoned = True
+        run_context = None
         if not execution.in_thread:
+            run_context = self._set_apart(execution)
             self._cancel_task(execution)
+            self._cut_off(execution)
         settling = OwnTask(
-            self._settle(execution, timed_out(execution, where=where)),
+            self._settle(execution, run_context, timed_out(execution, where=where)),
             loop=self._loop,
-            context=execution.context,
+            context=execution.context if run_context is None else run_context.context,
             name=execution.job.task_path,
             eager_start=True,
         )
@@ -169,6 +173,14 @@ class Runner:
             self.running.discard(execution)
             self._slots.release(execution.lane)
 
+    def _set_apart(self, execution: Execution) -> RunContext:
+        """Return a RunContext with the variables of a body that goes on, outside of its blocks."""
+        run_context = self._make_context()
+        if execution.context is not None:
+            carry(execution.context, run_context.context, self._own)
+            run_context.context.run(leave_blocks)
+        return run_context
+
     def _cut_off(self, execution: Execution) -> None:
         """Have a coroutine that goes on write nothing more: another attempt may have begun."""
         if execution.in_thread:
@@ -194,13 +206,18 @@ class Runner:
             execution.end(self._failures.ended_by_worker(execution, error) or self._failures.failed(error))
         self._done(execution)
 
-    async def _settle(self, execution: Execution, error: BaseException) -> None:
+    async def _settle(
+        self, execution: Execution, run_context: RunContext | None, error: BaseException
+    ) -> None:
+        """``run_context``: in which the backoff runs; None: the execution's own."""
         outcome = await self._failures.outcome(execution, error)
-        if execution not in self.running:  # a shutdown has parted from it meanwhile
-            return
-        self._leave(execution)
-        self._cut_off(execution)
-        self._done(execution.settled(outcome))
+        settled = execution.settled(outcome)
+        if run_context is not None:
+            run_context.release()
+            settled.context = run_context.context
+        if execution in self.running:  # or a shutdown has parted from it meanwhile
+            self._leave(execution)
+            self._done(settled)
 
     async def _run(self, execution: Execution) -> None:
         since = forks.generation
