@@ -13,7 +13,9 @@ from aiotasks.store.queues import ReadyIn
 from aiotasks.store.wakeups import Wakeup
 from aiotasks.worker.claiming import rotation as rotation_module
 from aiotasks.worker.claiming import turns as turns_module
-from aiotasks.worker.claiming.rotation import WATERMARK_MARGIN, QueueRotation
+from aiotasks.worker.claiming import watermarks as watermarks_module
+from aiotasks.worker.claiming.rotation import QueueRotation
+from aiotasks.worker.claiming.watermarks import EMPTIED_MARGIN
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(hours=1)
@@ -40,7 +42,10 @@ def make(table: Table | None = None, queues: Sequence[str] = ()) -> QueueRotatio
 
 
 def jobs(*names: str) -> Any:
-    return [SimpleNamespace(ready_at=MOMENT, queue_name=name) for name in names]
+    return [
+        SimpleNamespace(ready_at=MOMENT, queue_name=name, priority=0, last_attempted_at=MOMENT)
+        for name in names
+    ]
 
 
 async def ask(
@@ -95,7 +100,7 @@ async def test_what_was_promoted_during_a_claim_is_looked_for(how: str, during_a
         rotation.look_back(LONG_AGO) if how == "look_back" else rotation.forget()
 
     await take(rotation, "q")
-    assert await since() == NOW - WATERMARK_MARGIN
+    assert await since() == NOW - EMPTIED_MARGIN
     claim = await ask(rotation)
     if during_a_claim:
         look_back()
@@ -104,7 +109,7 @@ async def test_what_was_promoted_during_a_claim_is_looked_for(how: str, during_a
         look_back()
     assert await since() <= LONG_AGO
     rotation.learn("loop", claim, jobs("q"))
-    assert await since() == NOW - WATERMARK_MARGIN
+    assert await since() == NOW - EMPTIED_MARGIN
 
 
 async def test_named_queues_are_all_asked_and_the_one_that_filled_a_claim_comes_last() -> None:
@@ -283,7 +288,7 @@ async def test_queues_whose_watermark_hid_tasks_are_asked_again_without_it() -> 
     rotation = make(Table(loop=["a", "b"]))
     await take(rotation, "a")
     request = await ask(rotation)
-    assert request == LaneRequest(["a"], [NOW - WATERMARK_MARGIN], 10)
+    assert request == LaneRequest(["a"], [NOW - EMPTIED_MARGIN], 10)
     rotation.learn("loop", request, [])
     assert await take(rotation) == []
     rotation.forget()
@@ -291,13 +296,13 @@ async def test_queues_whose_watermark_hid_tasks_are_asked_again_without_it() -> 
 
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation_module, "WATERMARKS_LIMIT", 10)
+    monkeypatch.setattr(watermarks_module, "WATERMARKS_LIMIT", 10)
     monkeypatch.setattr(turns_module, "NAMES_LIMIT", 10)
     rotation = make()
     for number in range(100):
         rotation.note_wakeup(Wakeup("default", f"{number}"))
         await take(rotation, f"{number}")
-    kept = sum(rotation.watermark("loop", f"{number}") is not None for number in range(100))
+    kept = sum(rotation.marks.of("loop", f"{number}") is not None for number in range(100))
     assert 1 <= kept <= 10
     for number in range(100):
         rotation.note_wakeup(Wakeup("default", f"{number}"))

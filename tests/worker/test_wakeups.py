@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from math import inf
 from types import SimpleNamespace
@@ -478,9 +478,10 @@ async def test_what_becomes_visible_below_the_watermark_is_found_by_a_poll(
         rotation = worker.engine.claimer.rotation
         learn = rotation.learn
 
-        def watched(lane: Any, *args: Any) -> None:
-            learn(lane, *args)
-            marks.extend(filter(None, [rotation.watermark(lane, "default")]))
+        def watched(lane: Any, *args: Any) -> bool:
+            fell_short = learn(lane, *args)
+            marks.extend(filter(None, [rotation.marks.of(lane, "default")]))
+            return fell_short
 
         monkeypatch.setattr(rotation, "learn", watched)
         await tasks.note.aenqueue("new")
@@ -492,6 +493,33 @@ async def test_what_becomes_visible_below_the_watermark_is_found_by_a_poll(
             "WHERE status = 'SCHEDULED'"
         )
         await until(lambda: tasks.seen == ["new", "old"])
+
+
+async def test_older_tasks_of_a_lower_priority_follow_a_flood_at_once(
+    configure: Configure, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full claims begin behind the tasks that they have passed; a short one looks before them."""
+    configure(POLL_INTERVAL=3600)
+    monkeypatch.setattr("aiotasks.worker.claiming.watermarks.PASSED_FOR", 3600)
+    monkeypatch.setattr("aiotasks.worker.claiming.loop.FORGET_INTERVAL", 3600)
+    tasks.seen.clear()
+    await default_task_backend.aenqueue_many(tasks.note, [(("old",), {})] * 30)
+    await default_task_backend.aenqueue_many(tasks.note.using(priority=50), [(("flood",), {})] * 300)
+    await conn.execute("UPDATE aiotasks_task SET ready_at = ready_at - interval '1 h' * (51 - priority)")
+    since: list[datetime] = []
+    async with aiotasks.Worker(concurrency=10) as worker:
+        marks = worker.engine.claimer.rotation.marks
+        ask = marks.since
+
+        def watched(names: Any, lane: Any, **options: Any) -> list[datetime]:
+            found = ask(names, lane, **options)
+            since.extend(found)
+            return found
+
+        monkeypatch.setattr(marks, "since", watched)
+        await until(lambda: len(tasks.seen) == 330)
+    assert tasks.seen == ["flood"] * 300 + ["old"] * 30
+    assert len(set(since)) > 1
 
 
 async def test_what_is_promoted_late_is_not_hidden_by_the_watermark(
@@ -507,7 +535,7 @@ async def test_what_is_promoted_late_is_not_hidden_by_the_watermark(
             """The first look after a wake-up forgets what claims have found before it."""
             await tasks.note.aenqueue("new")
             claimer = worker.engine.claimer
-            return claimer.quarantine.has_looked and claimer.rotation.watermark("loop", "default") is not None
+            return claimer.quarantine.has_looked and claimer.rotation.marks.of("loop", "default") is not None
 
         await until(emptied)
         await tasks.note.using(run_after=in_future(HOUR)).aenqueue("late")

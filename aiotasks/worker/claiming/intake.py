@@ -136,9 +136,11 @@ class Intake:
         )
         filled: set[Lane] = set()
         short: set[Lane] = set()
+        skipped: set[Lane] = set()  # where the claim began behind tasks that it would have found
         for lane, request in requests.items():
             found = [job for job in jobs if job.lane == lane]
-            self._rotation.learn(lane, request, found)
+            if self._rotation.learn(lane, request, found):
+                skipped.add(lane)
             self._relay.claimed(lane, found, request.limit)
             if found:
                 (filled if len(found) >= request.limit else short).add(lane)
@@ -162,9 +164,9 @@ class Intake:
             jobs,
             full=full,
             more=full and (self._overclaim.expected or free["loop"] > limits["loop"]),
-            unasked=bool(unasked),
+            unasked=bool(unasked | skipped),
             # A full claim leaves more, and one beyond the slots has left tasks out.
-            left=filled | beyond | unasked | learned.left,
+            left=filled | beyond | unasked | skipped | learned.left,
             # So may a short one: the head may have been locked for a moment.
             short=short,
         )

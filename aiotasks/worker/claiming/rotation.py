@@ -3,33 +3,23 @@
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
-from ...rows import LANES, Job, Lane, LaneRequest, microseconds, time_of
+from ...rows import LANES, Job, Lane, LaneRequest
 from ...store.store import Store
 from ...store.wakeups import Wakeup
 from .turns import PIECE, Turns
+from .watermarks import EVER, Watermarks
 
 __all__ = ["QueueRotation"]
 
-# After a claim that emptied a queue, the next ones skip the tasks that became READY this long before its
-# newest: dead index entries, which an old snapshot keeps, cost 20 ms a claim. A transaction may commit a row
-# this much later than its ready_at says; the next poll finds those that come later still.
-WATERMARK_MARGIN = timedelta(seconds=10)
-
-# Watermarks of a worker that serves any name; with more it drops them all. Chosen: as many as it remembers
-# names of a kind.
-WATERMARKS_LIMIT = 1000
-
-_EVER = datetime(1970, 1, 1, tzinfo=UTC)
-
 
 class QueueRotation:
-    """Knows the queues that a worker serves, whose turn it is, and up to when they are empty.
+    """Knows the queues that a worker serves, whose turn it is, and where the next claim begins in each.
 
     - The queue that has filled a claim comes last in the next one, so a flood in one queue holds the others
       up for one claim, and several floods take turns (``Turns``).
-    - A claim that emptied the queues leaves a watermark: later claims look for newer tasks.
+    - A claim leaves a watermark: later claims look for newer tasks (``Watermarks``).
     """
 
     def __init__(self, store: Store, *, backend: str, queues: Sequence[str]) -> None:
@@ -38,7 +28,7 @@ class QueueRotation:
         self._backend = backend
         self._queues = sorted(queues)
         self._turns = {lane: Turns(self._queues) for lane in LANES}
-        self._watermarks: dict[tuple[str, Lane], datetime] = {}
+        self.marks = Watermarks()
         self._skipped: set[tuple[str, Lane]] = set()  # asked for newer tasks than a watermark only
         self._looked_back = False  # since the last claim was sent, which doesn't see that
 
@@ -68,12 +58,12 @@ class QueueRotation:
         """Drop all watermarks."""
         self._note_wakeups(self._skipped)
         self._skipped.clear()
-        self._watermarks.clear()
+        self.marks.clear()
         self._looked_back = True
 
     def look_back(self, since: datetime) -> None:
         """Move the watermarks back to ``since``."""
-        self._watermarks = {key: min(mark, since) for key, mark in self._watermarks.items()}
+        self.marks.look_back(since)
         self._looked_back = True
 
     async def requests(
@@ -100,32 +90,36 @@ class QueueRotation:
             if request.limit and self._turns[lane].has_more(request.queues)
         }
 
-    def watermark(self, lane: Lane, queue_name: str) -> datetime | None:
-        """Return since when the next claim looks for tasks of this queue; None: for all."""
-        return self._watermarks.get((queue_name, lane))
+    def learn(self, lane: Lane, request: LaneRequest, jobs: Sequence[Job]) -> bool:
+        """Learn from the reply to a claim which queue is next, or up to when all are empty.
 
-    def learn(self, lane: Lane, request: LaneRequest, jobs: Sequence[Job]) -> None:
-        """Learn from the reply to a claim which queue is next, or up to when all are empty."""
+        Returns whether the claim has found fewer tasks than were asked for because it hasn't looked at all.
+        """
         if not request.queues:
-            return
+            return False
         given = {job.queue_name for job in jobs}
         is_full = len(jobs) >= request.limit
-        self._turns[lane].learn(request.queues, given, full=is_full, exhaustive=not request.robust_only)
+        fell_short = not is_full and self.marks.fell_short(lane)
+        exhaustive = not request.robust_only and not fell_short
+        self._turns[lane].learn(request.queues, given, full=is_full, exhaustive=exhaustive)
         # Tasks that became READY during the claim may be older than all of its jobs.
-        if jobs and not is_full and not self._looked_back:
-            newest = max((job.ready_at for job in jobs), key=microseconds)
-            since = (time_of(newest) or _EVER) - WATERMARK_MARGIN
+        if not jobs or fell_short or self._looked_back:
+            return fell_short
+        if is_full:
+            self.marks.passed(lane, jobs, robust_only=request.robust_only)
+        else:
             capped = _capped(request, jobs)
             names = request.queues if self._queues else given
-            self._watermarks |= {(name, lane): since for name in names if name not in capped}
-            if not self._queues and len(self._watermarks) > WATERMARKS_LIMIT:
-                self.forget()
+            self.marks.emptied(lane, (name for name in names if name not in capped), jobs)
+        if not self._queues and self.marks.are_many():
+            self.forget()
+        return False
 
     def _request(self, lane: Lane, limit: int, robust_only: bool) -> LaneRequest:
         names = self._turns[lane].next(limit, time.monotonic()) if limit else []
-        marks = [self._watermarks.get((name, lane)) for name in names]
-        self._skipped.update((name, lane) for name, mark in zip(names, marks, strict=True) if mark)
-        return LaneRequest(names, [mark or _EVER for mark in marks], limit, robust_only)
+        since = self.marks.since(names, lane, robust_only=robust_only)
+        self._skipped.update((name, lane) for name, mark in zip(names, since, strict=True) if mark > EVER)
+        return LaneRequest(names, since, limit, robust_only)
 
     def _note_wakeups(self, queues: Iterable[tuple[str, Lane]]) -> None:
         now = time.monotonic()
