@@ -16,7 +16,7 @@ from .db.errors import Code, constraint, sqlstate
 from .exceptions import InvalidRow, TaskCancelled, UnknownTask
 from .results import result_of
 from .rows import LANES, Status
-from .store.bulk import CancelledJob, Meant, RetriedJob
+from .store.bulk import CancelledJob, DeletedJob, Meant, RetriedJob
 from .store.routes import Route
 from .store.wakeups import Wakeup
 
@@ -46,13 +46,14 @@ class Cancel:
         self._ended: list[UUID] = []
 
     async def run(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, str]:
-        """Cancel them, and wake the owners of those that run."""
+        """Cancel them; wake the owners of those that run, and tell who awaits the others."""
         jobs: list[CancelledJob] = await self._route.run(
             lambda store: store.cancel_free_jobs(ids, meant, self._error)
         )
         self._route.wake(
             {Wakeup(self._backend, job.queue_name, cancel=True) for job in jobs if job.is_running}
         )
+        self._route.tell([job.id for job in jobs if job.is_awaited])
         self._ended = [job.id for job in jobs if not job.is_running]
         return {job.id: "requested" if job.is_running else "cancelled" for job in jobs}
 
@@ -144,9 +145,10 @@ class Delete:
         self._route = route
 
     async def run(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, str]:
-        """Delete them."""
-        deleted = await self._route.run(lambda store: store.delete_jobs(ids, meant))
-        return dict.fromkeys(deleted, "deleted")
+        """Delete them, and tell who awaits them."""
+        jobs: list[DeletedJob] = await self._route.run(lambda store: store.delete_jobs(ids, meant))
+        self._route.tell([job.id for job in jobs if job.is_awaited])
+        return dict.fromkeys((job.id for job in jobs), "deleted")
 
     async def announce(self) -> None:
         """Do nothing: Django has no signal for it."""

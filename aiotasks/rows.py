@@ -15,6 +15,7 @@ from .policies.policy import Policy
 from .policies.unique import UniqueRule
 
 __all__ = [
+    "FINAL",
     "LANES",
     "AnyResult",
     "AnyTask",
@@ -47,6 +48,8 @@ class Status(StrEnum):
     SUCCESSFUL = "SUCCESSFUL"
     FAILED = "FAILED"
 
+
+FINAL = frozenset((Status.SUCCESSFUL, Status.FAILED))
 
 # A time as PostgreSQL sends it. ``time_of()`` reads it. Of most tasks no code asks for the times, and asyncpg
 # takes 0.65 µs to make a datetime, which is a tenth of a no-op's time for the four that a claim returns.

@@ -15,6 +15,7 @@ from .statement_group import StatementGroup
 __all__ = [
     "BulkStatements",
     "CancelledJob",
+    "DeletedJob",
     "KeyTaken",
     "LeftJob",
     "Leg",
@@ -63,11 +64,20 @@ class ReadyLeg(NamedTuple):
 
 
 class CancelledJob(NamedTuple):
-    """A task that was cancelled, or ``is_running`` and asked to end."""
+    """A task that was cancelled, or ``is_running`` and asked to end. ``is_awaited``: it has ended, and
+    somebody awaits that."""
 
     id: UUID
     queue_name: str
     is_running: bool
+    is_awaited: bool
+
+
+class DeletedJob(NamedTuple):
+    """A task that was deleted. ``is_awaited``: somebody awaits its end."""
+
+    id: UUID
+    is_awaited: bool
 
 
 class RetriedJob(NamedTuple):
@@ -155,6 +165,6 @@ class BulkStatements(StatementGroup):
         ((_, by_another, *row),) = await self._fetch("retry_unique_job", id, *meant, milliseconds)
         return KeyTaken(None if row[0] is None else RetriedJob(*row), by_another)
 
-    async def delete_jobs(self, ids: Sequence[UUID], meant: Meant) -> list[UUID]:
+    async def delete_jobs(self, ids: Sequence[UUID], meant: Meant) -> list[DeletedJob]:
         """Delete the tasks that are meant."""
-        return [row[0] for row in await self._fetch("delete_jobs", list(ids), *meant)]
+        return [DeletedJob(*row) for row in await self._fetch("delete_jobs", list(ids), *meant)]

@@ -25,6 +25,7 @@ from ..rows import Job, NewJob
 from .admission import Admission
 from .batcher import Batcher
 from .block_threads import BlockSlots
+from .changes import Teller
 from .enqueue import PRIMARY_KEY
 from .notifier import Notifier
 from .store import Store
@@ -69,6 +70,7 @@ class LoopResources:
         self.driver = AsyncpgDriver(self._new_pool, timeout=options.command_timeout)
         self.store = Store(self.driver)
         self.notifier = Notifier(self.store, options.database)
+        self.teller = Teller(self.store, notifies=options.notify)
         self.listener = Listener(
             options.listen_database or options.database,
             CHANNEL,
@@ -157,6 +159,7 @@ class LoopResources:
             with suppress(utils.Error, TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT / 2):
                     await self.notifier.send_what_is_left()
+                    await self.teller.send_what_is_left()
             await self._wait_for_loans(LOAN_TIMEOUT)
             await self.close()
 

@@ -1,16 +1,13 @@
 """Notifier: sends wake-ups by NOTIFY, after the commit of what they tell."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from contextvars import Context
-from itertools import islice
 
 from django.db import utils
 
 from ..db.errors import Code, sqlstate
-from ..db.retry import repeat
+from .outbox import Outbox
 from .store import Store
 from .wakeups import CHANNEL, Wakeup
 
@@ -35,11 +32,6 @@ SEND_TIMEOUT = 2.0
 
 # The payloads of one statement; more queues than that go in the next.
 MOST_AT_ONCE = 1000
-
-# Limits of the waiting wake-ups, and of the failed ones that are remembered, so that memory stays bounded in
-# an outage.
-MOST_WAITING = 10_000
-MOST_FAILED = 1000
 
 # The wake-ups whose time a process remembers; with more it forgets them all, and sends them again.
 MOST_REMEMBERED = 1000
@@ -112,69 +104,20 @@ async def send(store: Store, database: str, wakeups: Iterable[Wakeup], *, alone:
     return await store.notify(CHANNEL, payloads, alone=alone)
 
 
-class Notifier:
-    """Sends wake-ups after a commit; no caller waits for them.
-
-    Wake-ups that come while a NOTIFY is under way go together in the next. A lost one costs a poll interval,
-    never a task.
-    """
+class Notifier(Outbox[Wakeup]):
+    """Sends wake-ups after a commit; no caller waits for them."""
 
     def __init__(self, store: Store, database: str) -> None:
-        self._store = store
+        super().__init__(
+            lambda wakeups: send(store, database, wakeups, alone=True),
+            at_once=MOST_AT_ONCE,
+            within=SEND_TIMEOUT,
+            log=lambda error: logger.info(NOT_SENT, str(error)),
+            failed=lambda wakeups: throttle.forget(database, wakeups),
+            name="aiotasks notifier",
+        )
         self._database = database
-        self._waiting: set[Wakeup] = set()
-        self._failed: set[Wakeup] = set()
-        self._sender: asyncio.Task[None] | None = None
 
     def notify(self, wakeups: Iterable[Wakeup]) -> None:
-        if len(self._waiting) < MOST_WAITING:
-            self._waiting.update(
-                wakeup for wakeup in wakeups if throttle.should_notify_now(self._database, wakeup)
-            )
-        if self._waiting and self._sender is None:
-            # An empty context, because the wake-ups belong to no caller, not even to the first.
-            self._sender = asyncio.get_running_loop().create_task(
-                self._run(), context=Context(), name="aiotasks notifier"
-            )
-            self._sender.add_done_callback(self._ended)
-
-    async def all_sent(self) -> None:
-        """Wait until no wake-up is under way; for a process that is about to end."""
-        while self._sender is not None:
-            await asyncio.wait([self._sender])
-
-    async def send_what_is_left(self) -> None:
-        """Send the waiting and the failed wake-ups; for a loop that ends, which has cancelled the sender."""
-        self._waiting |= self._failed
-        while self._waiting:
-            await self._send()
-
-    def _ended(self, sender: "asyncio.Task[None]") -> None:
-        """Do what a sender couldn't that a closing loop cancelled before its first step."""
-        if self._sender is sender:
-            self._sender = None
-
-    async def _run(self) -> None:
-        try:
-            while self._waiting:
-                try:
-                    await self._send()
-                except utils.Error as error:
-                    logger.info(NOT_SENT, str(error))
-        finally:
-            # Nothing is awaited between the last check of the loop above and this, or a wake-up that arrived
-            # in between would wait for the next one.
-            self._sender = None
-
-    async def _send(self) -> None:
-        wakeups = set(islice(self._waiting, MOST_AT_ONCE))
-        self._waiting -= wakeups
-        self._failed |= set(islice(wakeups, MOST_FAILED - len(self._failed)))
-        sent = False
-        try:
-            await repeat(lambda: send(self._store, self._database, wakeups, alone=True), within=SEND_TIMEOUT)
-            sent = True
-        finally:
-            if not sent:
-                throttle.forget(self._database, wakeups)
-        self._failed -= wakeups
+        """Send those that this process hasn't just sent."""
+        self.put(wakeup for wakeup in wakeups if throttle.should_notify_now(self._database, wakeup))

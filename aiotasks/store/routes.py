@@ -8,7 +8,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from typing import Protocol
@@ -24,8 +24,9 @@ from ..db.drivers import DjangoDriver
 from ..db.retry import repeat
 from ..rows import AnyResult, Job, NewJob
 from ..sync import drive
+from .changes import send_all, told_of
 from .loop import LoopResources, resources
-from .notifier import NOT_SENT, QUEUE_IS_FULL, send, throttle
+from .notifier import NOT_SENT, QUEUE_IS_FULL, throttle
 from .settling import Duplicates, Settled, wakeups_after
 from .store import Store
 from .transaction import Transaction, current_transaction
@@ -73,6 +74,9 @@ class Route(Protocol):
     def wake(self, wakeups: Iterable[Wakeup]) -> None:
         """Wake the workers after the commit."""
 
+    def tell(self, ids: Collection[UUID]) -> None:
+        """Notify after the commit that these tasks, which somebody awaits, have changed."""
+
     async def pause(self, seconds: float) -> None:
         """Wait so long."""
 
@@ -116,9 +120,9 @@ class DjangoRoute:
                 "Use aenqueue() there, or transaction.atomic() around sync code."
             )
 
-    def _notify_on_commit(self, wakeups: Sequence[Wakeup]) -> None:
-        if self._options.notify and wakeups:
-            _notify_on_commit(self._options.database, wakeups)
+    def _notify_on_commit(self, wakeups: Collection[Wakeup], changed: Collection[UUID] = ()) -> None:
+        if self._options.notify and (wakeups or changed):
+            _notify_on_commit(self._options.database, wakeups, changed)
 
     async def select(self, backend: str, id: UUID) -> Job | None:
         jobs = await self._store.select_jobs([id], backend)
@@ -126,7 +130,7 @@ class DjangoRoute:
 
     async def cancel(self, backend: str, id: UUID, error: str) -> Job | None:
         jobs = await self._store.cancel_jobs([id], backend, error)
-        self._notify_on_commit(cancel_wakeups(jobs))
+        self._notify_on_commit(cancel_wakeups(jobs), told_of(jobs))
         return jobs[0] if jobs else None
 
     async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
@@ -140,6 +144,9 @@ class DjangoRoute:
 
     def wake(self, wakeups: Iterable[Wakeup]) -> None:
         self._notify_on_commit(list(wakeups))
+
+    def tell(self, ids: Collection[UUID]) -> None:
+        self._notify_on_commit((), ids)
 
     async def pause(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251  # sync code drives this, and never suspends
@@ -167,45 +174,50 @@ async def _announce(call: Announcement, route: Route) -> None:
 
 
 class _AfterCommit:
-    """An on_commit hook that wakes the workers for the tasks enqueued since one savepoint."""
+    """An on_commit hook that notifies of what was done since one savepoint: wakes the workers, and tells who
+    awaits tasks that have ended."""
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
         self.wakeups: set[Wakeup] = set()
+        self.changed: set[UUID] = set()
 
     def __call__(self) -> None:
-        _notify(self._alias, self.wakeups)
+        _notify(self._alias, self.wakeups, self.changed)
 
 
-def _notify_on_commit(alias: str, wakeups: Sequence[Wakeup]) -> None:
+def _notify_on_commit(alias: str, wakeups: Collection[Wakeup], changed: Collection[UUID]) -> None:
     """NOTIFY after the commit, once for all tasks of a transaction."""
     connection = connections[alias]
     if not connection.in_atomic_block:
         if connection.get_autocommit():
-            _notify(alias, wakeups)
+            _notify(alias, wakeups, changed)
         else:  # the site commits by itself; the server keeps the NOTIFY until then
-            _send(alias, wakeups, alone=False)
+            _send(alias, wakeups, changed, alone=False)
         return
     here = savepoints(connection)  # a hook of the same savepoints is kept or dropped with this one
-    for within, hook, *_ in islice(reversed(on_commit_hooks(connection)), MOST_HOOKS):
-        if within == here and isinstance(hook, _AfterCommit):
-            hook.wakeups.update(wakeups)
-            return
-    hook = _AfterCommit(alias)
+    hook = None
+    for within, found, *_ in islice(reversed(on_commit_hooks(connection)), MOST_HOOKS):
+        if within == here and isinstance(found, _AfterCommit):
+            hook = found
+            break
+    if hook is None:
+        hook = _AfterCommit(alias)
+        connection.on_commit(hook)
     hook.wakeups.update(wakeups)
-    connection.on_commit(hook)
+    hook.changed.update(changed)
 
 
-def _notify(alias: str, wakeups: Iterable[Wakeup]) -> None:
-    """Wake the workers. The tasks are committed, so an error here must not look like one of the enqueue."""
+def _notify(alias: str, wakeups: Iterable[Wakeup], changed: Collection[UUID]) -> None:
+    """NOTIFY. The tasks are committed, so an error here must not look like one of the enqueue."""
     connection = connections[alias]
     # A site that commits by itself has the next transaction open already, and may roll it back.
     alone = connection.get_autocommit() and not connection.in_atomic_block
     unsent = [wakeup for wakeup in wakeups if not alone or throttle.should_notify_now(alias, wakeup)]
-    if not unsent:
+    if not unsent and not changed:
         return
     try:
-        _send(alias, unsent, alone=alone)
+        _send(alias, unsent, changed, alone=alone)
     except utils.Error as error:
         throttle.forget(alias, unsent)
         logger.warning(NOT_SENT, str(error))
@@ -214,11 +226,11 @@ def _notify(alias: str, wakeups: Iterable[Wakeup]) -> None:
         logger.exception("NOTIFY was not sent, the driver failed; workers find the tasks at their next poll")
 
 
-def _send(alias: str, wakeups: Iterable[Wakeup], *, alone: bool) -> None:
+def _send(alias: str, wakeups: Collection[Wakeup], changed: Collection[UUID], *, alone: bool) -> None:
     # Whether a NOTIFY is sent depends on the time, so Django's query log doesn't show it: assertNumQueries
     # counts one query for each enqueue.
     store = Store(DjangoDriver(alias, logged=False))
-    if not drive(send(store, alias, wakeups, alone=alone)):
+    if not drive(send_all(store, alias, wakeups, changed, alone=alone)):
         logger.warning(QUEUE_IS_FULL)
 
 
@@ -251,6 +263,7 @@ class TransactionRoute:
         jobs = await self._transaction.store.cancel_jobs([id], backend, error)
         if self._options.notify:
             self._transaction.wakeups.update(cancel_wakeups(jobs))
+        self.tell(told_of(jobs))
         return jobs[0] if jobs else None
 
     async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
@@ -263,6 +276,10 @@ class TransactionRoute:
     def wake(self, wakeups: Iterable[Wakeup]) -> None:
         if self._options.notify:
             self._transaction.wakeups.update(wakeups)
+
+    def tell(self, ids: Collection[UUID]) -> None:
+        if self._options.notify:
+            self._transaction.changed.update(ids)
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -316,6 +333,7 @@ class LoopRoute:
         jobs = await self._loop_resources.store.cancel_jobs([id], backend, error)
         if self._loop_resources.options.notify:
             self._loop_resources.notifier.notify(cancel_wakeups(jobs))
+        self.tell(told_of(jobs))
         return jobs[0] if jobs else None
 
     async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
@@ -328,6 +346,9 @@ class LoopRoute:
     def wake(self, wakeups: Iterable[Wakeup]) -> None:
         if self._loop_resources.options.notify:
             self._loop_resources.notifier.notify(wakeups)
+
+    def tell(self, ids: Collection[UUID]) -> None:
+        self._loop_resources.teller.tell(ids)
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -21,11 +21,14 @@ from ..db.errors import Code, as_django_error, django_errors, sqlstate
 from ..db.last_words import LastWords
 from ..db.statement_text import may_write
 from .blocks import Block, block_around, closed, innermost
+from .changes import send_all
 from .loop import LoopResources, resources
-from .notifier import NOT_SENT, QUEUE_IS_FULL, send
+from .notifier import NOT_SENT, QUEUE_IS_FULL
 from .store import Store
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from .wakeups import Wakeup
 
 __all__ = ["Transaction", "current_transaction", "transaction"]
@@ -51,6 +54,7 @@ class Transaction(Block):
         self.store = Store(driver)
         self.words = words
         self.wakeups: set[Wakeup] = set()
+        self.changed: set[UUID] = set()  # tasks that somebody awaits
         # Called after the commit with True; with False before it, if only the caller will know of it.
         self.announcements: list[Callable[[bool], Awaitable[None]]] = []
         self.is_committing = False  # COMMIT has been sent
@@ -128,6 +132,7 @@ async def transaction(
         async with _block(using, outer.connection, outer) as block:
             yield outer.connection
         outer.wakeups |= block.wakeups
+        outer.changed |= block.changed
         outer.announcements += block.announcements
     elif connection is not None:
         in_callers_transaction = connection.is_in_transaction()
@@ -151,6 +156,7 @@ async def transaction(
                 # The tasks may be stored even if the COMMIT was cancelled or had no answer.
                 if block is not None and block.is_committing:
                     loop_resources.notifier.notify(block.wakeups)
+                    loop_resources.teller.tell(block.changed)
         if block is not None:
             await _announce(block, is_committed=True)
 
@@ -275,15 +281,13 @@ async def _reset(connection: Connection, cache: ConnectionCache, *, is_ours: boo
 
 
 async def _notify(block: Transaction, *, alone: bool) -> None:
-    """Wake the workers over the caller's connection, inside its transaction or (``alone``) after the commit.
+    """Notify over the caller's connection, inside its transaction or (``alone``) after the commit.
 
     After the commit an error isn't raised, because the tasks are stored and it would look like one of the
     block.
     """
-    if not block.wakeups:
-        return
     try:
-        if not await send(block.store, block.using, block.wakeups, alone=alone):
+        if not await send_all(block.store, block.using, block.wakeups, block.changed, alone=alone):
             logger.warning(QUEUE_IS_FULL)
     except utils.Error as error:
         if not alone:

@@ -1,9 +1,10 @@
 """Builder: a worker's claimer, runner and finisher, wired in one way for engine, ``drain()`` and tests."""
 
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from ..conf import Options
 from ..rows import Job
@@ -83,12 +84,14 @@ class Builder:
         beyond_slots: bool,
         limits: Mapping[str, int] | None = None,
         others: PassesOn | None = None,
+        tell: Callable[[Collection[UUID]], None] = lambda ids: None,
     ) -> Claimer:
         """Make a Claimer with its budget and its Intake.
 
         queues: their names, sorted; empty for any. peers: the workers that share the polls. beyond_slots:
         whether it may claim more tasks than there are free slots, where tasks are short. limits: how many
-        tasks of a queue at a time, by its name. others: wakes other workers, if there may be some.
+        tasks of a queue at a time, by its name. others: wakes other workers, if there may be some. tell: gets
+        the ids of claimed tasks whose every change somebody awaits.
         """
         prefetch = PrefetchBuffer(slots.threads, slots=slots, lease=lease, runner=runner, ownership=ownership)
         free_slots = FreeSlots(slots, prefetch)
@@ -121,6 +124,7 @@ class Builder:
             relay=relay,
             runner=runner,
             ownership=ownership,
+            tell=tell,
             observer=self.observer,
         )
         return Claimer(
@@ -144,14 +148,15 @@ class Builder:
         *,
         make_context: Callable[[], RunContext],
         wake: Callable[[Sequence[Wakeup]], None] = lambda wakeups: None,
+        tell: Callable[[Collection[UUID]], None] = lambda ids: None,
         settled: Callable[[Job | None], None] = lambda job: None,
         wrap: Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]] | None = None,
     ) -> Finisher:
         """Make a Finisher with its Announcer.
 
-        wake: gets a wake-up for each row that is READY again. settled: is called once a job's outcome is
-        written (or never will be), and with None once receivers of ``task_finished`` have ended. wrap: see
-        ``Announcer``.
+        wake: gets a wake-up for each row that is READY again. tell: gets the ids of written rows that
+        somebody awaits. settled: is called once a job's outcome is written (or never will be), and with None
+        once receivers of ``task_finished`` have ended. wrap: see ``Announcer``.
         """
         announcer = Announcer(
             sender=self.sender,
@@ -166,6 +171,7 @@ class Builder:
             backend=self.backend,
             options=self.options,
             wake=wake,
+            tell=tell,
             settled=settled,
             observer=self.observer,
         )

@@ -135,7 +135,11 @@ class Engine:
         self.slots = Slots(loop=concurrency, threads=threads, pool=self.sync_threads)
         builder = Builder(backend=backend, sender=sender, options=options, observer=events)
         self.finisher = builder.finisher(
-            store, make_context=self.orm_threads.session, wake=self.waker.wake, settled=self._settled
+            store,
+            make_context=self.orm_threads.session,
+            wake=self.waker.wake,
+            tell=self.waker.tell,
+            settled=self._settled,
         )
         self.runner = builder.runner(
             slots=self.slots,
@@ -160,6 +164,7 @@ class Engine:
             beyond_slots=options.max_crashes > 1,
             limits=limits,
             others=self.waker if self.waker.listens else None,
+            tell=self.waker.tell,
         )
 
         self.promoter = Promoter(
@@ -182,7 +187,9 @@ class Engine:
             lost_tasks=lost_tasks,
             observer=events,
         )
-        self.expirer = Expirer(store, backend=backend, options=options, lost_tasks=lost_tasks)
+        self.expirer = Expirer(
+            store, backend=backend, options=options, lost_tasks=lost_tasks, tell=self.waker.tell
+        )
         self.pruner = Pruner(
             store,
             backend=backend,
@@ -336,6 +343,7 @@ class Engine:
         self.importer.shutdown(wait=False, cancel_futures=True)
         with anyio.move_on_after(LAST_WORDS):  # receivers may have enqueued
             await self.resources.notifier.all_sent()
+            await self.resources.teller.all_sent()
         logger.info("stopped")
         with anyio.move_on_after(LAST_WORDS if all_ended else 0):
             await logs.flushed()

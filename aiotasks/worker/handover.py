@@ -10,6 +10,7 @@ import anyio
 
 from ..codec import dump_error
 from ..exceptions import TaskCancelled
+from ..store.changes import told_of
 from ..store.store import Store
 from .build import Builder
 from .execution import Execution
@@ -73,9 +74,10 @@ class Handover:
                 await finisher.wait_idle(timeout)
                 unsettled = {execution.job.claim_id for execution in (*blamed, *finisher.pending)}
                 # For the jobs of a claim whose reply the blocked loop hasn't read.
-                await store.release_lost_claims(
+                released = await store.release_lost_claims(
                     worker_id, [id for id in unsettled if id is not None], 0.0, self._cancelled()
                 )
+                self._waker.tell(told_of(released))
                 await store.remove_worker(worker_id)
 
         return hand_over
@@ -87,7 +89,9 @@ class Handover:
         """
         orm_threads = OrmThreads(1, limit=1)
         try:
-            yield self._builder.finisher(store, make_context=orm_threads.session, wake=self._waker.notify)
+            yield self._builder.finisher(
+                store, make_context=orm_threads.session, wake=self._waker.notify, tell=self._waker.tell
+            )
         finally:
             orm_threads.close()
 

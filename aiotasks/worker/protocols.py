@@ -1,6 +1,6 @@
 """Protocols: the methods that one part of the worker needs of another part, which it may not import."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
@@ -37,6 +37,7 @@ __all__ = [
     "Starts",
     "TakesIn",
     "TakesTurns",
+    "Tells",
     "Wakes",
     "WakesAfterRescue",
 ]
@@ -327,6 +328,13 @@ class LooksForCancelled(Protocol):
         """Look for running tasks that are to be cancelled."""
 
 
+class Tells(Protocol):
+    """Where news goes of tasks that somebody awaits."""
+
+    def tell(self, ids: Collection[UUID]) -> None:
+        """Notify that these tasks have changed."""
+
+
 class Wakes(Protocol):
     """Where news of READY tasks goes."""
 
@@ -349,7 +357,7 @@ class PassesOn(Protocol):
         """Have all workers look for tasks in all of their queues."""
 
 
-class WakesAfterRescue(Protocol):
+class WakesAfterRescue(Tells, Protocol):
     """Where news of rescued tasks goes."""
 
     def wake_after_rescue(self, wakeups: Sequence[Wakeup]) -> None:

@@ -1,9 +1,10 @@
 """Waker: passes wake-ups on, from NOTIFY to the parts of the worker, and from them to the other workers."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from uuid import UUID
 
 import anyio
 
@@ -113,6 +114,13 @@ class Waker:
             news = [wakeup for wakeup in wakeups if wakeup.due is None or self._is_news(wakeup, wakeup.due)]
             if news:
                 resources(self._options).notifier.notify(news)
+
+    def tell(self, ids: Collection[UUID]) -> None:
+        """Notify that these tasks, which somebody awaits, have changed; over a connection of the running
+        loop, as ``notify()``.
+        """
+        if ids:
+            resources(self._options).teller.tell(ids)
 
     def _is_news(self, wakeup: Wakeup, due: float) -> bool:
         now = time.time()

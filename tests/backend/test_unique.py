@@ -135,7 +135,7 @@ async def test_bulk_is_all_or_none(
 ) -> None:
     """Also if a call isn't to raise, but must, because what holds its key can't be replaced."""
     sent: list[Wakeup] = []
-    monkeypatch.setattr(routes, "_notify", lambda alias, wakeups: sent.extend(wakeups))
+    monkeypatch.setattr(routes, "_notify", lambda alias, wakeups, changed: sent.extend(wakeups))
     first = await api.enqueue(tasks.by_argument.using(unique_key="debounced b"), 1)
     await api.enqueue(tasks.debounced, "a", "before")
     sent.clear()

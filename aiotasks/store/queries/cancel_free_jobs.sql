@@ -1,5 +1,6 @@
 -- Cancel tasks as cancel_jobs does, but those alone that no other transaction has locked, and that are still meant.
 -- LATERAL and ctid as in finish_jobs: a row that was changed just before it could be locked is left, too.
+-- Returns id, queue name, whether the task runs, and whether it has ended and somebody awaits that.
 -- $1 ids, $2 to $7 which are meant (see columns.py), $8 the error to store (JSON text)
 WITH held AS MATERIALIZED (
     SELECT found.ctid AS place
@@ -19,4 +20,4 @@ SET status = CASE WHEN task.status = 'RUNNING' THEN 'RUNNING' ELSE 'FAILED' END,
     cancel_requested_at = coalesce(task.cancel_requested_at, statement_timestamp())
 FROM held
 WHERE task.ctid = held.place
-RETURNING task.id, task.queue_name, task.status = 'RUNNING'
+RETURNING task.id, task.queue_name, task.status = 'RUNNING', task.awaited IS NOT NULL AND task.status <> 'RUNNING'

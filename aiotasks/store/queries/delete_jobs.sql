@@ -1,4 +1,5 @@
 -- Delete tasks, those alone that no other transaction has locked, and that are still meant.
+-- Returns id, and whether somebody awaits the task.
 -- $1 ids, $2 to $7 which are meant (see columns.py)
 WITH held AS MATERIALIZED (
     SELECT found.ctid AS place
@@ -13,4 +14,4 @@ WITH held AS MATERIALIZED (
 DELETE FROM aiotasks_task AS task
 USING held
 WHERE task.ctid = held.place
-RETURNING task.id
+RETURNING task.id, task.awaited IS NOT NULL AND task.finished_at IS NULL

@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +12,7 @@ from math import inf
 from uuid import UUID
 
 from ...rows import LANES, Job, Lane, microseconds
+from ...store.changes import WATCHED
 from ...store.store import Store
 from ..events import NULL, Observer
 from ..protocols import GivesBack, Leases, Starts
@@ -55,7 +56,8 @@ class Intake:
     slots: the free slots. queue_limits: narrows each claim. budget: counts the claims beyond the slots;
     ``overclaim``, one of its strategies, learns how many jobs ended at once. prefetch: where jobs of the
     thread lane go. runner: where the others go. ownership: where jobs go back that aren't started. relay:
-    knows which wake-ups a claim answers.
+    knows which wake-ups a claim answers. tell: gets the ids of claimed jobs whose every change somebody
+    awaits.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Intake:
         relay: Relay,
         runner: Starts,
         ownership: GivesBack,
+        tell: Callable[[Collection[UUID]], None],
         observer: Observer = NULL,
     ) -> None:
         self._store = store
@@ -87,6 +90,7 @@ class Intake:
         self._relay = relay
         self._runner = runner
         self._ownership = ownership
+        self._tell = tell
         self._observer = observer
         self._claiming: set[UUID | None] = set()
         self._unstarted: deque[Job] = deque()  # of the claim whose jobs are being started
@@ -236,6 +240,8 @@ class Intake:
         try:
             jobs = await statement(worker_id, claim_id)
             is_empty = not jobs
+            if watched := [job.id for job in jobs if job.awaited == WATCHED]:
+                self._tell(watched)
             if self._observer.watches_tasks:
                 self._observer.claimed(len(jobs), time.monotonic() - began)
         finally:

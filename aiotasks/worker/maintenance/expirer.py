@@ -1,8 +1,12 @@
 """Expirer: fails waiting tasks that weren't started within their ``expires`` seconds."""
 
+from collections.abc import Callable, Collection
+from uuid import UUID
+
 from ...codec import dump_error
 from ...conf import Options
 from ...exceptions import TaskExpired
+from ...store.changes import told_of
 from ...store.store import Store
 from ..protocols import AnnouncesLost
 
@@ -25,14 +29,24 @@ class Expirer:
     """Every worker has one, and they take turns. SKIP LOCKED lets them work side by side, without a leader.
 
     An expired task isn't started, because the claims leave it out. A sweep only ends it, so that it may come
-    later: nothing is asked of the database but once in the turn's interval.
+    later: nothing is asked of the database but once in the turn's interval. ``tell`` gets the ids of those
+    that somebody awaits.
     """
 
-    def __init__(self, store: Store, *, backend: str, options: Options, lost_tasks: AnnouncesLost) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        backend: str,
+        options: Options,
+        lost_tasks: AnnouncesLost,
+        tell: Callable[[Collection[UUID]], None] = lambda ids: None,
+    ) -> None:
         self._store = store
         self._backend = backend
         self._options = options
         self._lost_tasks = lost_tasks
+        self._tell = tell
 
     async def sweep(self) -> None:
         """Fail the tasks that have expired."""
@@ -41,6 +55,7 @@ class Expirer:
         limit = EXPIRE_LIMIT
         while True:
             jobs = await self._store.expire_jobs(self._backend, text, limit)
+            self._tell(told_of(jobs))
             for job in jobs:
                 self._lost_tasks.announce(job, error)
             if len(jobs) < limit:

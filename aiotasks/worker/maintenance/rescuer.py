@@ -11,6 +11,7 @@ from ...codec import dump_error
 from ...conf import Options
 from ...exceptions import TaskCancelled, WorkerLost
 from ...rows import Status
+from ...store.changes import told_of
 from ...store.store import Store
 from ...store.wakeups import Wakeup
 from ..events import NULL, Observer
@@ -99,6 +100,7 @@ class Rescuer:
             self._observer.released(len(released), "claim without a reply")
             queues = {job.queue_name for job in released if job.status == Status.READY}
             self._waker.wake_after_rescue([Wakeup(self._backend, queue_name) for queue_name in queues])
+            self._waker.tell(told_of(released))
         for job in released:
             if job.status == Status.FAILED:
                 self._lost_tasks.announce(job, cancelled)
@@ -141,6 +143,7 @@ class Rescuer:
             self._waker.wake_after_rescue(
                 [Wakeup(job.backend, job.queue_name) for job in jobs if job.status == Status.READY]
             )
+            self._waker.tell(told_of(jobs))
             for job in jobs:
                 if job.status == Status.FAILED:
                     failed += 1

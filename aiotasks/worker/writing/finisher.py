@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
@@ -27,7 +26,7 @@ from ..execution import Execution
 from ..outcomes import Failed, Released, Retried, Snoozed, Succeeded
 from .announcer import Announcer
 from .failure_log import log_failure, log_retry
-from .writers import Statements
+from .writers import NOTHING_FREED, Freed, Statements
 
 __all__ = ["Finisher"]
 
@@ -36,7 +35,9 @@ logger = logging.getLogger("aiotasks.worker")
 # Rows in one UPDATE; with more than some hundreds the commit isn't the main cost.
 FINISH_LIMIT = 500
 
-# Seconds until a row that another session has locked is tried again.
+# Seconds until a row that another session has locked is tried again: the first time, because a join locks the
+# row for a moment that it marks, and later.
+FIRST_LOCKED_DELAY = 0.005
 LOCKED_DELAY = 0.2
 
 # When a row was finished; "released" if it will run again; "locked" if another session locks it; None if the
@@ -66,6 +67,7 @@ class Finisher:
         backend: str,
         options: Options,
         wake: Callable[[Sequence[Wakeup]], None],
+        tell: Callable[[Collection[UUID]], None],
         settled: Callable[[Job], None],
         observer: Observer = NULL,
     ) -> None:
@@ -79,10 +81,12 @@ class Finisher:
         self._backend = backend
         self._options = options
         self._wake = wake
+        self._tell = tell
         self._on_settled = settled
         self._observer = observer
         self._batcher: Batcher[Execution, Written] = Batcher(self.write_batch, limit=FINISH_LIMIT, size=_size)
         self.pending: set[Execution] = set()
+        self._locked: set[Execution] = set()  # whose rows other sessions had locked
         self._outage = Outage(
             logger, "outcomes", "outcomes wait for the database", longest=1.0, observer=observer
         )
@@ -138,7 +142,9 @@ class Finisher:
         if written.__class__ is str:
             if written == "locked":
                 # Not within the batch: one lock (a cancel() inside a long atomic()) would delay all outcomes.
-                asyncio.get_running_loop().call_later(LOCKED_DELAY, self._submit, execution)
+                delay = LOCKED_DELAY if execution in self._locked else FIRST_LOCKED_DELAY
+                self._locked.add(execution)
+                asyncio.get_running_loop().call_later(delay, self._submit, execution)
                 return
             self._released(execution)
         elif isinstance(written, datetime):
@@ -168,6 +174,8 @@ class Finisher:
         if execution.run_context is not None:
             execution.release_context()
         self.pending.discard(execution)
+        if self._locked:
+            self._locked.discard(execution)
         self._on_settled(execution.job)
         if not self.pending:
             self._all_written.set()
@@ -190,7 +198,7 @@ class Finisher:
         statements = Statements()
         for execution in executions:
             statements.add(execution.job, execution.outcome)
-        freed = _NOTHING
+        freed = NOTHING_FREED
         finished: dict[UUID, datetime | None] = {}
         try:
             if statements.releases:
@@ -217,9 +225,7 @@ class Finisher:
                     self._observer.fenced(execution.job, execution.outcome)
         return [answers.get(execution.job.id) for execution in executions]
 
-    def _report_freed(
-        self, statements: Statements, executions: Collection[Execution], freed: "_Freed"
-    ) -> None:
+    def _report_freed(self, statements: Statements, executions: Collection[Execution], freed: Freed) -> None:
         given_back = sum(row.error is None and row.id in freed.gone for row in statements.releases)
         if given_back:
             self._observer.released(given_back, "given back")
@@ -262,9 +268,13 @@ class Finisher:
             middle = len(finishes) // 2
             first = await self._finish(finishes[:middle], batch)
             return first | await self._finish(finishes[middle:], batch)
+        self._tell(accepted.awaited)
         finished: dict[UUID, datetime | None] = {**accepted.at}
         found = await self._look_up([row for row in finishes if row.id not in finished], batch)
-        return finished | {id: at for id, at in found.items() if at is None or batch[id].perhaps_written}
+        mine = {id: at for id, at in found.items() if at is None or batch[id].perhaps_written}
+        # Whether somebody awaits these was said in a reply that was lost.
+        self._tell([id for id, at in mine.items() if at is not None])
+        return finished | mine
 
     async def _look_up(
         self, missing: Sequence[_Row], batch: Mapping[UUID, Execution]
@@ -275,7 +285,7 @@ class Finisher:
         ids, claim_ids = [row.id for row in missing], [row.claim_id for row in missing]
         return await self._persist(lambda: self._store.select_finished_jobs(ids, claim_ids), (), batch)
 
-    async def _release(self, releases: list[Release], batch: Mapping[UUID, Execution]) -> "_Freed":
+    async def _release(self, releases: list[Release], batch: Mapping[UUID, Execution]) -> Freed:
         """Release rows. A batch that times out is split, as in ``_finish``."""
         try:
             answers = await self._persist(
@@ -285,6 +295,7 @@ class Finisher:
             middle = len(releases) // 2
             first = await self._release(releases[:middle], batch)
             return first.with_(await self._release(releases[middle:], batch))
+        self._tell([id for id, row in answers.items() if row.watched])
         missing = [release for release in releases if release.id not in answers]
         found = await self._look_up(missing, batch)
         locked = {id for id, finished_at in found.items() if finished_at is None}
@@ -292,7 +303,7 @@ class Finisher:
         # Of the missing rows that aren't locked, a try whose reply was lost has released its own.
         fenced = {row.id for row in missing if not batch[row.id].perhaps_written}
         kept = {*refused, *locked, *fenced}
-        return _Freed({row.id: row.delay for row in releases if row.id not in kept}, refused, locked)
+        return Freed({row.id: row.delay for row in releases if row.id not in kept}, refused, locked)
 
     def _wake_for(self, jobs: Sequence[Job], gone: Mapping[UUID, float]) -> None:
         """Have workers look for the jobs that are ``gone``: once a queue for those that are READY, and once
@@ -339,25 +350,6 @@ class Finisher:
             else:
                 self._outage.ended()
                 return result
-
-
-@dataclass(frozen=True, slots=True)
-class _Freed:
-    """What became of tasks that were to be released.
-
-    gone: the seconds until they are due, of those that were. refused: those that must be FAILED instead, and
-    whether that is because they are to be cancelled. locked: those that another session locks.
-    """
-
-    gone: dict[UUID, float] = field(default_factory=dict)
-    refused: dict[UUID, bool] = field(default_factory=dict)
-    locked: set[UUID] = field(default_factory=set)
-
-    def with_(self, other: "_Freed") -> "_Freed":
-        return _Freed(self.gone | other.gone, self.refused | other.refused, self.locked | other.locked)
-
-
-_NOTHING = _Freed()
 
 
 class _TookTooLong(Exception):

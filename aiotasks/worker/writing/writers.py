@@ -4,6 +4,7 @@ A new kind of outcome is a function here and an entry of WRITERS.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from ...rows import Job, Status
 from ...store.outcomes import Finish, Release
 from ..outcomes import Failed, Outcome, Released, Retried, Snoozed, Succeeded
 
-__all__ = ["WRITERS", "Statements"]
+__all__ = ["NOTHING_FREED", "WRITERS", "Freed", "Statements"]
 
 # Every task's outcome passes here: a NamedTuple's own constructor takes three times as long, and a member of
 # an Enum is looked up.
@@ -36,6 +37,25 @@ class Statements:
     def add(self, job: Job, outcome: Outcome | None) -> None:
         """Add the row that brings ``outcome`` into the table."""
         WRITERS[type(outcome)](self, job.id, job.claim_id, outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What became of tasks that were to be released.
+
+    gone: the seconds until they are due, of those that were. refused: those that must be FAILED instead, and
+    whether that is because they are to be cancelled. locked: those that another session locks.
+    """
+
+    gone: dict[UUID, float] = field(default_factory=dict)
+    refused: dict[UUID, bool] = field(default_factory=dict)
+    locked: set[UUID] = field(default_factory=set)
+
+    def with_(self, other: "Freed") -> "Freed":
+        return Freed(self.gone | other.gone, self.refused | other.refused, self.locked | other.locked)
+
+
+NOTHING_FREED = Freed()
 
 
 def _succeeded(statements: Statements, id: UUID, claim_id: UUID, outcome: Succeeded) -> None:
