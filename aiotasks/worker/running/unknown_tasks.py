@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 
 from ...exceptions import UnknownTask
 from ...rows import Job
@@ -17,6 +18,10 @@ logger = logging.getLogger("aiotasks.worker")
 # again for an hour, which is longer than the deploys that we know of, and fails then.
 UNKNOWN_DELAY = 10.0
 UNKNOWN_WINDOW = 3600.0
+
+# Up to so much longer, at random: the second in which a task is due decides which worker looks first. Every
+# ten seconds, of four workers, it was one of the same two for minutes, and these didn't know the task.
+JITTER = 0.2
 
 
 class UnknownTasks:
@@ -46,6 +51,7 @@ class UnknownTasks:
             )
             if len(self._snoozed) >= MOST_UNKNOWNS:
                 self._snoozed.clear()
-        snoozed = Snoozed(UNKNOWN_DELAY, self._failures.failed(error), UNKNOWN_WINDOW)
+        delay = UNKNOWN_DELAY * random.uniform(1.0, 1.0 + JITTER)
+        snoozed = Snoozed(delay, self._failures.failed(error), UNKNOWN_WINDOW)
         self._snoozed[job.task_path] = snoozed, self._loop.time() + UNKNOWN_DELAY / 2
         return snoozed
