@@ -388,13 +388,13 @@ async def test_a_conflict_slows_nobody_else(database: str, configure: Configure)
 
 
 @asynccontextmanager
-async def locked(database: str, keys: int) -> AsyncIterator[Any]:
-    """An open transaction that has enqueued so many keys of by_argument."""
+async def locked(database: str, keys: int, task: Any = tasks.by_argument) -> AsyncIterator[Any]:
+    """An open transaction that has enqueued so many keys of a task."""
     async with closing(await asyncpg.connect(database)) as holder:
         around = holder.transaction()
         await around.start()
         async with aiotasks.transaction(connection=holder):
-            await default_task_backend.aenqueue_many(tasks.by_argument, [([n], {}) for n in range(keys)])
+            await default_task_backend.aenqueue_many(task, [([n], {}) for n in range(keys)])
         yield around
 
 
@@ -526,6 +526,46 @@ async def test_a_call_that_has_its_error_is_not_written_later(
         await around.commit()
     await until(lambda: not unique._by_key)
     assert await conn.fetchval("SELECT args::text FROM aiotasks_task") == '[1,"holder"]'
+
+
+async def test_a_caller_that_has_left_is_not_written(
+    database: str, conn: asyncpg.Connection, statements: list[str]
+) -> None:
+    """Though it was to be, in a statement with others that waits for a lock."""
+    async with locked(database, 1, tasks.debounced) as around:
+        calls = [
+            asyncio.ensure_future(tasks.debounced.aenqueue(0, value)) for value in ("first", "kept", "left")
+        ]
+        await until(lambda: statements.count("insert_unique_job") >= 1)
+        for gone in (calls[0], calls[2]):  # the first one's own statement, and then one of the others'
+            gone.cancel()
+            before = statements.count("insert_unique_job")
+            await until(lambda before=before: statements.count("insert_unique_job") >= before + 2)
+        await around.commit()
+        assert (await calls[1]).args == [0, "kept"]
+        await asyncio.gather(*calls, return_exceptions=True)
+    assert await conn.fetchval("SELECT args::text FROM aiotasks_task") == '[0,"kept"]'
+
+
+async def test_each_call_of_a_locked_key_has_a_time_limit_of_its_own(
+    database: str, statements: list[str], configure: Configure
+) -> None:
+    configure(COMMAND_TIMEOUT=3.0)
+
+    async def tried(times: int, call: asyncio.Task[Any]) -> None:
+        before = statements.count("insert_unique_job")
+        await until(lambda: call.done() or statements.count("insert_unique_job") >= before + times)
+        assert not call.done()
+
+    async with locked(database, 1) as around:
+        early = asyncio.ensure_future(tasks.by_argument.aenqueue(0))
+        await tried(4, early)
+        late = asyncio.ensure_future(tasks.by_argument.aenqueue(0))
+        with pytest.raises(utils.OperationalError, match=r"within COMMAND_TIMEOUT \(3 s\)"):
+            await early
+        await tried(2, late)
+        await around.commit()
+        assert (await late).is_duplicate
 
 
 # Lost replies
