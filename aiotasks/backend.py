@@ -25,9 +25,11 @@ from .conf import Options
 from .db.errors import about_tables
 from .enqueueing import Calls, check_path, make_rows, store_rows
 from .exceptions import TaskCancelled
+from .metadata.values import dump_metadata
 from .results import parse_id, result_of
 from .rows import AnyResult, AnyTask, Status
 from .store.blocks import belongs_to_django
+from .store.merging import merge_metadata
 from .store.routes import DjangoRoute, Route, route_on_loop
 from .sync import SyncMethod, drive
 from .tasks import PostgresTask
@@ -59,6 +61,7 @@ class PostgresBackend(BaseTaskBackend):
     supports_defer = True
     supports_async_task = True
     supports_get_result = True
+    supports_metadata = True
     supports_priority = True
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
@@ -150,6 +153,16 @@ class PostgresBackend(BaseTaskBackend):
         """Delete tasks that don't run, without a signal. Parameters and errors: see ``acancel_many``."""
         return await self.dispatch(PostgresBackend._delete_many, which, everything, progress)
 
+    async def asave_metadata(self, result: AnyResult | str, metadata: Mapping[str, Any]) -> None:
+        """Write these keys over a task's metadata, in whatever state the task is. Its other keys stay.
+
+        result: a TaskResult, which isn't refreshed by it, or an id. Raises TaskResultDoesNotExist; TypeError
+        or ValueError for metadata that can't be stored (keys that begin with an underscore, values that JSON
+        can't keep, more than 64 KiB together with what is there); InvalidRow; ``django.db`` errors where the
+        database fails.
+        """
+        await self.dispatch(PostgresBackend._save_metadata, result, metadata)
+
     async def dispatch[Result](self, logic: Callable[..., Coroutine[Any, Any, Result]], *args: Any) -> Result:
         """Run ``logic(self, route, *args)`` on this loop, or, where sync code waits for it, on its thread."""
         if belongs_to_django(self.config.database):
@@ -230,6 +243,15 @@ class PostgresBackend(BaseTaskBackend):
         check_meant(which, everything)
         return await act(Delete(route), which, route, self.alias, progress)
 
+    async def _save_metadata(
+        self, route: Route, result: AnyResult | str, metadata: Mapping[str, Any]
+    ) -> None:
+        values, _ = dump_metadata(metadata)
+        result_id = result if isinstance(result, str) else result.id
+        id, within = parse_id(result_id), self.config.command_timeout
+        if id is None or not await merge_metadata(route, self.alias, id, values, within=within):
+            raise TaskResultDoesNotExist(result_id)
+
     enqueue = SyncMethod(_enqueue, name="aenqueue")
     enqueue_many = SyncMethod(_enqueue_many, name="aenqueue_many")
     get_result = SyncMethod(_get_result, name="aget_result")
@@ -237,6 +259,7 @@ class PostgresBackend(BaseTaskBackend):
     cancel_many = SyncMethod(_cancel_many, name="acancel_many")
     retry_many = SyncMethod(_retry_many, name="aretry_many")
     delete_many = SyncMethod(_delete_many, name="adelete_many")
+    save_metadata = SyncMethod(_save_metadata, name="asave_metadata")
 
     def close(self) -> None:
         """Do nothing: connections belong to event loops, and end with them."""

@@ -14,7 +14,7 @@ from typing import Any
 from .redact import redacted
 from .unsupported import AMBIGUOUS, unsupported
 
-__all__ = ["decode", "dump_error", "dump_json", "normalize"]
+__all__ = ["decode", "dump_error", "dump_json", "encode", "normalize"]
 
 # Django's own normalize_json() recurses two frames a level inside the caller's stack, under
 # Python's default limit of 1,000; 200 levels leave half of that to the caller.
@@ -24,8 +24,9 @@ _BIG = 2**63
 
 _EMPTY: dict[type, str] = {list: "[]", dict: "{}"}
 
-# json.dumps() makes an encoder at every call that isn't all defaults.
-_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+# Writes what was read from JSON, or normalised. json.dumps() makes an encoder at every call that isn't all
+# defaults.
+encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 def dump_json(value: Any, *, where: str, limit: int) -> tuple[Any, str]:
@@ -39,12 +40,12 @@ def dump_json(value: Any, *, where: str, limit: int) -> tuple[Any, str]:
     if not value and type(value) in _EMPTY:  # many tasks are called with it
         return value, _EMPTY[type(value)]
     plain = normalize(value, where)
-    text = _encode(plain)
+    text = encode(plain)
     if len(text) > limit:  # ASCII only, so characters are bytes
         raise ValueError(f"{where} takes {len(text)} bytes as JSON; the limit is {limit}.")
     if "\\ud" in text:  # two lone surrogates side by side are read back as the character of the pair
         plain = json.loads(text)
-        if len(_encode(plain)) != len(text):
+        if len(encode(plain)) != len(text):
             raise ValueError(f"{where} has two keys that are the same in JSON.")
     return plain, text
 

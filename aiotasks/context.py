@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from django.conf import settings
 from django.tasks import TaskContext
 from django.utils import timezone
 
+from .metadata.running import RunningMetadata
 from .policies.timeout import TimeLimit
 
 __all__ = ["Attempt", "PostgresTaskContext"]
@@ -20,13 +21,20 @@ class Attempt(Protocol):
     def limit(self) -> TimeLimit | None:
         """Its time; None if that isn't limited."""
 
+    @property
+    def metadata(self) -> RunningMetadata | None:
+        """Its metadata; None only where the body has no context."""
+
     def is_cancelled(self) -> bool:
         """Whether the worker wants it to end before its time is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresTaskContext(TaskContext):  # type: ignore[type-arg,misc]  # the stubs differ
-    """Django's TaskContext, with the time that the attempt has left. May be used in any thread."""
+    """Django's TaskContext, with the time that the attempt has left, and the task's metadata.
+
+    May be used in any thread; the metadata in one thread at a time.
+    """
 
     running: Attempt | None = field(default=None, repr=False, compare=False)
 
@@ -53,6 +61,45 @@ class PostgresTaskContext(TaskContext):  # type: ignore[type-arg,misc]  # the st
         if self.running is None:
             return False
         return self.running.is_cancelled() or self.remaining() == 0.0
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The task's metadata, as it was when the attempt began: a dict to be changed in place.
+
+        It is saved when the attempt ends, in whatever way. Keys that are aiotasks' own (they begin with an
+        underscore) aren't in it. Raises InvalidRow where other code has written something else.
+        """
+        return self._metadata().values
+
+    def save_metadata(self) -> None:
+        """Have ``metadata`` saved soon, within about 0.1 s, and not only at the end. Doesn't wait for it.
+
+        What this attempt has changed or removed is merged by key with what others have written. Raises
+        TypeError or ValueError for metadata that can't be stored: keys that aren't strings or begin with an
+        underscore, values that JSON can't keep, more than 64 KiB.
+        """
+        self._metadata().save()
+
+    async def asave_metadata(self) -> None:
+        """See save_metadata()."""
+        self._metadata().save()
+
+    def progress(self, done: float, total: float | None, message: str = "") -> None:
+        """Set ``metadata["progress"]``, and have ``metadata`` saved soon, as by ``save_metadata()``.
+
+        ``progress`` has ``done``, ``total`` (None: not known) and ``message``, the ``rate`` of done in a
+        second, and ``eta``, the seconds that are left. Meant for every step of a long loop: most calls only
+        note their arguments. The latest is saved within about 0.2 s, or with the end of the attempt. Raises
+        TypeError or ValueError as ``save_metadata()``, also for a bad number; where such a call was only
+        noted, it is ignored.
+        """
+        self._metadata().progress(done, total, message)
+
+    def _metadata(self) -> RunningMetadata:
+        metadata = None if self.running is None else self.running.metadata
+        if metadata is None:
+            raise RuntimeError("This context belongs to no running attempt, so it has no metadata.")
+        return metadata
 
     def _limit(self) -> TimeLimit | None:
         return None if self.running is None else self.running.limit

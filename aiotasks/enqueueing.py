@@ -19,6 +19,7 @@ from .rows import AnyResult, AnyTask, JobTemplate, NewJob, UniqueJob, lane_of, m
 from .signatures import check_call
 from .store.routes import Route
 from .store.settling import Duplicates
+from .tasks import metadata_of
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7
@@ -98,7 +99,7 @@ def make_rows(
             jobs.append(NewJob(id, template, args_text, kwargs_text, enqueued_at))
         else:
             jobs.append(UniqueJob(id, template, args_text, kwargs_text, enqueued_at, key, rule))
-        results.append(new_result(task, id, now, plain_args, plain_kwargs, backend))
+        results.append(new_result(task, id, now, plain_args, plain_kwargs, backend, template.metadata))
     return jobs, results
 
 
@@ -137,8 +138,9 @@ async def store_rows(
 
 def _template_of(task: AnyTask, backend: str) -> JobTemplate:
     """Return what all rows of a task share: the same object, as far as it is known."""
+    metadata = metadata_of(task)
     known = _templates.get(id(task))
-    if known is not None and known[0] is task and known[1].backend == backend:
+    if known is not None and known[0] is task and known[1].backend == backend and metadata is None:
         return known[1]
     run_after = task.run_after
     if run_after is not None and timezone.is_naive(run_after):
@@ -151,10 +153,10 @@ def _template_of(task: AnyTask, backend: str) -> JobTemplate:
         priority=int(task.priority),
         run_after=run_after,
         expires=task.expires if isinstance(task, PolicyFields) else None,
-        metadata=None,
+        metadata=metadata,
         policy=policy_of(task),
     )
-    if run_after is None:
+    if run_after is None and metadata is None:  # those of a single call aren't kept
         if len(_templates) >= TEMPLATES_LIMIT:
             _templates.clear()
         _templates[id(task)] = task, template

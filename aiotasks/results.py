@@ -15,6 +15,7 @@ from django.utils import timezone
 from .codec import decode
 from .compat import RETURN_VALUE, set_frozen, slot_setters
 from .exceptions import InvalidRow, UnknownTask
+from .metadata.values import Metadata, public, read_row
 from .policies.policy import policy_of
 from .registry import resolve
 from .rows import AnyResult, AnyTask, Job, Moment, Status, time_of
@@ -32,8 +33,11 @@ __all__ = [
 ]
 
 
+# Properties here, and perhaps fields of a later Django's TaskResult.
+_PROPERTIES = {"metadata", "raw_metadata"}
+
 # What refresh() copies.
-_REFRESHED = (*TASK_REFRESH_ATTRS, "counts")
+_REFRESHED = (*(TASK_REFRESH_ATTRS - _PROPERTIES), "counts", "stored_metadata")
 
 
 class Counts(NamedTuple):
@@ -48,15 +52,49 @@ NO_COUNTS = Counts()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PostgresTaskResult(TaskResult):  # type: ignore[type-arg,misc]  # the stubs differ
-    """A TaskResult that can cancel its task.
+class _Fields(TaskResult):  # type: ignore[type-arg,misc]  # the stubs differ
+    """The fields of a PostgresTaskResult.
 
-    counts: see ``failures``, ``snoozes`` and ``errors_omitted``. is_duplicate: whether the enqueue that
-    returned the result has stored no task, because this one holds its unique key.
+    A class of its own, because a dataclass with slots drops a property that has the name of an inherited
+    field.
     """
 
     counts: Counts = NO_COUNTS
     is_duplicate: bool = field(default=False, compare=False)
+    stored_metadata: str | None = field(default=None, repr=False)
+
+
+class PostgresTaskResult(_Fields):
+    """A TaskResult that can cancel its task, and shows its metadata.
+
+    counts: see ``failures``, ``snoozes`` and ``errors_omitted``. is_duplicate: whether the enqueue that
+    returned the result has stored no task, because this one holds its unique key. stored_metadata: see
+    ``metadata``, as JSON text; None: none.
+    """
+
+    __slots__ = ()
+
+    @property
+    def metadata(self) -> Metadata:
+        """What the caller, the task itself and others have noted about it: a copy.
+
+        Without the keys that are aiotasks' own, which begin with an underscore. Raises InvalidRow where other
+        code has written something else.
+        """
+        return public(self.raw_metadata)
+
+    @metadata.setter
+    def metadata(self, value: object) -> None:
+        """Ignored: where a later Django has a field of this name, it is set with the others."""
+
+    @property
+    def raw_metadata(self) -> Metadata:
+        """``metadata`` with all keys."""
+        return read_row(self.stored_metadata, self.id)
+
+    @raw_metadata.setter
+    def raw_metadata(self, value: object) -> None:
+        """Ignored, as above."""
 
     @property
     def failures(self) -> int:
@@ -128,6 +166,7 @@ _RESULT_FIELDS = (
     RETURN_VALUE,
     "counts",
     "is_duplicate",
+    "stored_metadata",
 )
 _RESULT_SETTERS = slot_setters(PostgresTaskResult, _RESULT_FIELDS)
 
@@ -158,7 +197,7 @@ def _defaults(kind: type, without: Iterable[str]) -> list[tuple[str, Callable[[]
 
 
 # A later Django's fields of a TaskResult.
-_OTHER_FIELDS = _defaults(PostgresTaskResult, _RESULT_FIELDS)
+_OTHER_FIELDS = _defaults(PostgresTaskResult, {*_RESULT_FIELDS, *_PROPERTIES})
 _OTHER_SETTERS = [(getattr(PostgresTaskResult, name).__set__, make) for name, make in _OTHER_FIELDS]
 
 
@@ -167,10 +206,16 @@ def _backend_of(result: TaskResult) -> Any:  # type: ignore[type-arg]  # generic
 
 
 def new_result(
-    task: AnyTask, id: str, enqueued_at: datetime, args: list[Any], kwargs: dict[str, Any], backend: str
+    task: AnyTask,
+    id: str,
+    enqueued_at: datetime,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    backend: str,
+    metadata: str | None,
 ) -> AnyResult:
     """Return the TaskResult of a new call. The arguments must be normalised: ``TaskResult()`` would do that
-    again, for 14 µs.
+    again, for 14 µs. metadata: JSON text.
     """
     result: AnyResult = object.__new__(PostgresTaskResult)
     values: tuple[Any, ...] = (
@@ -189,6 +234,7 @@ def new_result(
         None,
         NO_COUNTS,
         False,
+        metadata,
     )
     for set_field, value in zip(_RESULT_SETTERS, values, strict=True):
         set_field(result, value)
@@ -246,6 +292,7 @@ def result_of(job: Job, moved_tasks: Mapping[str, str], *, otherwise: AnyTask | 
             _return_value=decode(job.return_value),
             counts=Counts(job.failures or 0, job.snoozes or 0, job.errors_omitted or 0),
             is_duplicate=False,
+            stored_metadata=job.metadata,
             **{name: make() for name, make in _OTHER_FIELDS},
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:

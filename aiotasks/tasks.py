@@ -1,14 +1,17 @@
 """PostgresTask: Django's Task with aiotasks' policies, and the decorator that makes one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from django.tasks import DEFAULT_TASK_BACKEND_ALIAS, DEFAULT_TASK_QUEUE_NAME, Task
 from django.tasks.base import DEFAULT_TASK_PRIORITY
+from django.tasks.exceptions import InvalidTask
 from django.utils.module_loading import import_string
 
+from .compat import set_frozen
+from .metadata.values import Metadata, dump_metadata
 from .policies.policy import (
     POLICIES,
     CallKeywords,
@@ -21,7 +24,7 @@ from .policies.policy import (
 if TYPE_CHECKING:
     from .results import PostgresTaskResult
 
-__all__ = ["PostgresTask", "task"]
+__all__ = ["PostgresTask", "metadata_of", "task"]
 
 
 def _registered(path: str) -> Any:
@@ -33,12 +36,35 @@ def _registered(path: str) -> Any:
     return found if isinstance(found, Task) else None
 
 
+def metadata_of(task: Any) -> str | None:
+    """Return the metadata that a new task of ``task`` has, as JSON text; None: none. Raises InvalidTask."""
+    metadata = getattr(task, "metadata", None)  # Django's Task may have them one day
+    return _check_metadata(metadata)[1] if metadata else None
+
+
+def _check_metadata(metadata: Any) -> tuple[Metadata, str]:
+    try:
+        return dump_metadata(metadata)
+    except (TypeError, ValueError) as error:
+        raise InvalidTask(str(error)) from None
+
+
+# The fields that Django's Task doesn't have, and what stands for them in one.
+_OWN_FIELDS: dict[str, Any] = {**dict.fromkeys(POLICIES), "metadata": {}}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresTask(Task, PolicyFields):  # type: ignore[type-arg]  # generic in the stubs alone
-    """A Task with policies of its own: see PolicyFields."""
+    """A Task with policies of its own: see PolicyFields.
+
+    ``metadata``: what its tasks have for a start, set by ``using()``.
+    """
+
+    metadata: Metadata = field(default_factory=dict, hash=False)  # a dict has no hash
 
     def __post_init__(self) -> None:
         parse_policies(self)
+        set_frozen(self, "metadata", _check_metadata(self.metadata)[0])
         Task.__post_init__(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -49,8 +75,8 @@ class PostgresTask(Task, PolicyFields):  # type: ignore[type-arg]  # generic in 
         """
         registered = _registered(self.module_path)
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        for name in POLICIES:
-            own, registered_one = values[name], getattr(registered, name, None)
+        for name, otherwise in _OWN_FIELDS.items():
+            own, registered_one = values[name], getattr(registered, name, otherwise)
             if own is registered_one or own == registered_one:
                 del values[name]
         return type(self)._reconstruct, ({**values, "func": self.module_path},)
@@ -62,8 +88,8 @@ class PostgresTask(Task, PolicyFields):  # type: ignore[type-arg]  # generic in 
         registered = _registered(path)
         if registered is None:
             raise ValueError(f"Expected {path!r} to point to a Task instance.")
-        policies = {name: getattr(registered, name, None) for name in POLICIES}
-        return cls(**{**policies, **kwargs, "func": registered.func})
+        own = {name: getattr(registered, name, otherwise) for name, otherwise in _OWN_FIELDS.items()}
+        return cls(**{**own, **kwargs, "func": registered.func})
 
     def using(
         self,
@@ -72,13 +98,17 @@ class PostgresTask(Task, PolicyFields):  # type: ignore[type-arg]  # generic in 
         queue_name: str | None = None,
         run_after: datetime | None = None,
         backend: str | None = None,
+        metadata: Metadata | None = None,
         **policies: Unpack[CallKeywords],
     ) -> "PostgresTask":
         """Return a copy with other values.
 
-        Of the four that are Django's, None leaves the value as it is. A policy that isn't given stays as it
-        is; one that is None is the backend's again. Raises TypeError for a policy that only the decorator
-        takes (max_attempts, backoff, timeout, …), InvalidTask for a bad value.
+        metadata: what a result's ``metadata`` shows from the beginning: a dict of JSON values, up to 64 KiB,
+        without keys that begin with an underscore.
+
+        Of these five, None leaves the value as it is. A policy that isn't given stays as it is; one that is
+        None is the backend's again. Raises TypeError for a policy that only the decorator takes
+        (max_attempts, backoff, timeout, …), InvalidTask for a bad value.
         """
         check_keywords("using()", {**policies}, CallKeywords)
         given: dict[str, Any] = {
@@ -86,6 +116,7 @@ class PostgresTask(Task, PolicyFields):  # type: ignore[type-arg]  # generic in 
             "queue_name": queue_name,
             "run_after": run_after,
             "backend": backend,
+            "metadata": metadata,
         }
         changes = {name: value for name, value in given.items() if value is not None}
         changes.update(policies)

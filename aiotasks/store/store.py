@@ -4,6 +4,7 @@ from .bulk import BulkStatements
 from .claims import ClaimStatements
 from .enqueue import EnqueueStatements
 from .inspection import InspectionStatements
+from .metadata import MetadataStatements
 from .outcomes import OutcomeStatements
 from .pauses import PauseStatements
 from .queues import QueueStatements
@@ -16,6 +17,7 @@ class Store(
     EnqueueStatements,
     ClaimStatements,
     OutcomeStatements,
+    MetadataStatements,
     QueueStatements,
     PauseStatements,
     WorkerStatements,

@@ -4,6 +4,7 @@ No database and no worker. What they imitate of the policies, and what not, is i
 """
 
 import asyncio
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from copy import copy, deepcopy
@@ -12,6 +13,7 @@ from datetime import timedelta
 from inspect import isawaitable, iscoroutinefunction
 from traceback import format_exception
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.tasks import TaskResultStatus
@@ -19,6 +21,7 @@ from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.backends.dummy import DummyBackend as DjangosDummyBackend
 from django.tasks.backends.immediate import ImmediateBackend as DjangosImmediateBackend
 from django.tasks.base import TaskError
+from django.tasks.exceptions import TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.utils import timezone
 
@@ -27,13 +30,15 @@ from ..compat import RETURN_VALUE, set_frozen
 from ..conf import Options
 from ..context import PostgresTaskContext
 from ..exceptions import DuplicateTask, Snooze, TaskCancelled, TaskTimeout
+from ..metadata.running import RunningMetadata
+from ..metadata.values import dump_metadata, merge
 from ..policies.policy import PolicyFields
 from ..policies.timeout import TimeLimit
 from ..policies.unique import UniqueRule, key_of_call, rule_of
-from ..results import Counts, new_result
+from ..results import Counts, PostgresTaskResult, new_result
 from ..rows import AnyResult, AnyTask
 from ..signatures import check_call
-from ..tasks import PostgresTask
+from ..tasks import PostgresTask, metadata_of
 from ..worker.running.verdict import Delay, judge, seconds_of
 
 if sys.version_info >= (3, 14):
@@ -43,6 +48,8 @@ else:
 
 __all__ = ["DummyBackend", "ImmediateBackend"]
 
+logger = logging.getLogger("aiotasks.testing")
+
 type Calls = Iterable[tuple[Sequence[Any], Mapping[str, Any]]]
 
 
@@ -50,6 +57,7 @@ class _TestBackend(BaseTaskBackend):
     """What both share: the policies, the checks of arguments, results with ids as PostgresBackend's."""
 
     task_class = PostgresTask
+    supports_metadata = True
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
@@ -72,6 +80,20 @@ class _TestBackend(BaseTaskBackend):
         """See ``PostgresTaskResult.acancel``."""
         raise NotImplementedError
 
+    async def asave_metadata(self, result: AnyResult | str, metadata: Mapping[str, Any]) -> None:
+        """See ``PostgresBackend.asave_metadata``."""
+        await sync_to_async(self.save_metadata, thread_sensitive=True)(result, metadata)
+
+    def save_metadata(self, result: AnyResult | str, metadata: Mapping[str, Any]) -> None:
+        """See ``PostgresBackend.asave_metadata``."""
+        values, _ = dump_metadata(metadata)
+        kept = self._kept(result)
+        _set(kept, stored_metadata=merge(kept.stored_metadata, values, kept.id))
+
+    def _kept(self, result: AnyResult | str) -> PostgresTaskResult:
+        """Return the result itself. Raises TaskResultDoesNotExist for an id of which the backend has none."""
+        raise NotImplementedError
+
     def _new_result(self, task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AnyResult:
         """Raise as ``PostgresBackend.aenqueue`` does for a task or arguments that can't be stored."""
         self.validate_task(task)
@@ -83,6 +105,7 @@ class _TestBackend(BaseTaskBackend):
             normalize(list(args), "args"),
             normalize(dict(kwargs), "kwargs"),
             self.alias,
+            metadata_of(task),
         )
 
     def _duplicate(self, result: AnyResult, others: Iterable[AnyResult]) -> AnyResult | None:
@@ -129,6 +152,12 @@ class ImmediateBackend(_TestBackend, DjangosImmediateBackend):
     def cancel(self, result: AnyResult) -> bool:
         """Return False: it is too late."""
         return False
+
+    def _kept(self, result: Any) -> Any:
+        """A result itself, because none is kept here; the id of a task that runs."""
+        if not isinstance(result, str):
+            return result
+        return _by_id(self._running, result)
 
     def _options(self) -> Options:
         """MAX_ATTEMPTS and BACKOFF, as of a PostgresBackend."""
@@ -199,6 +228,9 @@ class DummyBackend(_TestBackend, DjangosDummyBackend):
         super().clear()
         self._keys.clear()
 
+    def _kept(self, result: Any) -> Any:
+        return _by_id(self.results, result if isinstance(result, str) else result.id)
+
     def cancel(self, result: AnyResult) -> bool:
         """Make the task that is kept FAILED, with TaskCancelled, if it waits."""
         for kept in self.results:
@@ -209,6 +241,14 @@ class DummyBackend(_TestBackend, DjangosDummyBackend):
                 _send_finished(type(self), kept, error)
                 return True
         return False
+
+
+def _by_id(results: Iterable[AnyResult], id: str) -> AnyResult:
+    """Return the result with this id. Raises TaskResultDoesNotExist."""
+    for result in results:
+        if result.id == id:
+            return result
+    raise TaskResultDoesNotExist(id)
 
 
 def _set(result: AnyResult, **values: Any) -> None:
@@ -231,10 +271,40 @@ def _send_finished(sender: type, result: AnyResult, error: BaseException) -> Non
         task_finished.send(sender, task_result=result)
 
 
+class _IntoResult:
+    """Saves an attempt's metadata in its result."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    @property
+    def text(self) -> str | None:
+        text: str | None = self._result.stored_metadata
+        return text
+
+    def save_soon(self, metadata: RunningMetadata) -> None:
+        metadata.refused(self.text)  # save_metadata() may have been called meanwhile
+        if metadata.begin():
+            _set(self._result, stored_metadata=metadata.text)
+            metadata.written()
+
+    def save_last(self, metadata: RunningMetadata) -> None:
+        if metadata.is_untouched:
+            return
+        if (error := metadata.close()) is not None:
+            logger.error(
+                "Metadata could not be saved; the task has those of its last save id=%s error=%r",
+                metadata.id,
+                f"{type(error).__name__}: {error}",
+            )
+        self.save_soon(metadata)
+
+
 class _Attempt(NamedTuple):
     """The attempt as its context sees it."""
 
     limit: TimeLimit | None
+    metadata: RunningMetadata
 
     def is_cancelled(self) -> bool:
         return False  # nobody else could have run meanwhile
@@ -243,13 +313,18 @@ class _Attempt(NamedTuple):
 def _run_body(result: AnyResult) -> Any:
     task = result.task
     timeout = task.timeout if isinstance(task, PolicyFields) else None
-    attempt = _Attempt(None if timeout is None else TimeLimit(timeout))
+    saves: Any = _IntoResult(result)
+    metadata = RunningMetadata(UUID(result.id), None, saves.text, saves)
+    attempt = _Attempt(None if timeout is None else TimeLimit(timeout), metadata)
     if attempt.limit is not None:
         attempt.limit.begin()
     args = [PostgresTaskContext(task_result=result, running=attempt)] if task.takes_context else []
-    if timeout is None or not iscoroutinefunction(task.func):
-        return task.call(*args, *result.args, **result.kwargs)
-    return async_to_sync(_within)(timeout, task.func, *args, *result.args, **result.kwargs)
+    try:
+        if timeout is None or not iscoroutinefunction(task.func):
+            return task.call(*args, *result.args, **result.kwargs)
+        return async_to_sync(_within)(timeout, task.func, *args, *result.args, **result.kwargs)
+    finally:
+        saves.save_last(metadata)
 
 
 async def _within(seconds: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -302,7 +377,7 @@ def _refer(result: AnyResult, holder: AnyResult, rule: UniqueRule, key: str) -> 
     if is_replaced:
         run_after = holder.task.run_after if rule.keep_run_after else task.run_after
         replaced = replace(holder.task, priority=task.priority, run_after=run_after)
-        _set(holder, task=replaced, args=result.args, kwargs=result.kwargs)
+        _set(holder, task=replaced, args=result.args, kwargs=result.kwargs, stored_metadata=metadata_of(task))
     duplicate = copy(holder)
     _set(
         duplicate,

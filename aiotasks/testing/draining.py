@@ -90,14 +90,18 @@ class _Drain:
         self._lease = Lease(LEASE_TIMEOUT)
         self._slots = Slots(loop=1, threads=1)  # for the tasks that are claimed and haven't begun
         builder = Builder(backend=alias, sender=type(backend), options=backend.config, observer=EventLog())
-        self._runner = builder.runner(
-            slots=Slots(loop=1, threads=1), threads=thread, make_context=TestContext, done=self._done
-        )
         # Receivers of task_finished have savepoints, as tasks do.
         self._finisher = builder.finisher(
             store,
             make_context=TestContext,
             wrap=lambda sending: in_savepoints(thread, sending),
+        )
+        self._runner = builder.runner(
+            slots=Slots(loop=1, threads=1),
+            threads=thread,
+            make_context=TestContext,
+            saves=self._finisher.metadata,
+            done=self._done,
         )
         self._ownership = Ownership(self._runner, self._finisher)
         self._claimer = builder.claimer(

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from ..conf import Options
+from ..metadata.running import Saves
 from ..rows import Job
 from ..store.store import Store
 from ..store.wakeups import Wakeup
@@ -29,6 +30,7 @@ from .running.runner import Runner
 from .slots import Slots
 from .writing.announcer import Announcer
 from .writing.finisher import Finisher
+from .writing.metadata import MetadataSaver
 
 __all__ = ["Builder"]
 
@@ -52,6 +54,7 @@ class Builder:
         slots: HasSlots,
         threads: Threads,
         make_context: Callable[[], RunContext],
+        saves: Saves,
         done: Callable[[Execution], None],
         closing: Callable[[], bool] = lambda: False,
         importer: Executor | None = None,
@@ -63,6 +66,7 @@ class Builder:
             slots=slots,
             threads=threads,
             make_context=make_context,
+            saves=saves,
             done=done,
             closing=closing,
             importer=importer,
@@ -152,7 +156,7 @@ class Builder:
         settled: Callable[[Job | None], None] = lambda job: None,
         wrap: Callable[[Coroutine[Any, Any, None]], Coroutine[Any, Any, None]] | None = None,
     ) -> Finisher:
-        """Make a Finisher with its Announcer.
+        """Make a Finisher with its Announcer and its MetadataSaver.
 
         wake: gets a wake-up for each row that is READY again. tell: gets the ids of written rows that
         somebody awaits. settled: is called once a job's outcome is written (or never will be), and with None
@@ -168,6 +172,7 @@ class Builder:
         return Finisher(
             store,
             announcer,
+            MetadataSaver(store, redact=self.options.redact, observer=self.observer, tell=tell),
             backend=self.backend,
             options=self.options,
             wake=wake,

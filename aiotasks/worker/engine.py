@@ -145,6 +145,7 @@ class Engine:
             slots=self.slots,
             threads=self.sync_threads,
             make_context=self.orm_threads.session,
+            saves=self.finisher.metadata,
             done=self._done,
             closing=lambda: main is not None and main.cancelling() > 0,
             importer=self.importer,

@@ -12,6 +12,7 @@ from .outcomes import Outcome, Released
 if TYPE_CHECKING:
     import asyncio
 
+    from ..metadata.running import RunningMetadata
     from ..policies.timeout import TimeLimit
 
 __all__ = ["Execution", "NotStarted", "Reason", "RunContext", "carry", "carry_here"]
@@ -58,6 +59,7 @@ class Execution:
     asked_to_end: why it was cancelled while its body was in a thread. That has no effect until the body is
         back on the loop, if it ever is.
     limit: the time of the attempt; None without a ``timeout``, or before the body begins.
+    metadata: what the body makes of the task's metadata; None if it has no context, so that it can't.
     result: the job as receivers and the task's context get it, made only if one of them needs it.
     perhaps_written: a statement with its outcome may have succeeded.
     context: that of receivers and body. thread_context: that of a body in a thread, because a context
@@ -75,6 +77,7 @@ class Execution:
         "job",
         "lane",
         "limit",
+        "metadata",
         "outcome",
         "perhaps_written",
         "result",
@@ -97,6 +100,7 @@ class Execution:
         self.cancelled_for: Reason | None = None
         self.asked_to_end: Reason | None = None
         self.limit: TimeLimit | None = None
+        self.metadata: RunningMetadata | None = None
         self.in_thread = False  # its body is in a thread, which can't be cancelled
         self.began: float | None = None  # when it, or its body in a thread, began: monotonic clock
         self.seconds: float | None = (
@@ -123,6 +127,7 @@ class Execution:
         """Return an execution of the same claim with ``outcome``, which the body of this one can't change."""
         other = Execution(self.job)
         other.lane, other.in_thread, other.began = self.lane, self.in_thread, self.began
+        other.metadata = self.metadata
         other.context = self.context  # for receivers; not thread_context, which the body may still change
         other.end(outcome)
         return other

@@ -159,3 +159,45 @@ def returns_a_set() -> set[int]:
 @task
 def raises() -> None:
     raise RuntimeError("as always")
+
+
+# --- Metadata
+
+
+def _see_metadata(exception: BaseException, result: Any) -> float:
+    calls.append(without_progress(result.metadata))
+    return 0.0
+
+
+def without_progress(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {key: metadata[key] for key in metadata if key not in ("progress", "saved")}
+
+
+def _notes(context: Any) -> list[dict[str, Any]]:
+    found = without_progress(context.metadata)
+    context.metadata["attempts"] = context.attempt
+    context.save_metadata()
+    context.task_result.task.get_backend().save_metadata(context.task_result.id, {"saved": "by an id"})
+    for number in range(100):
+        context.progress(number, 100)
+    if context.attempt == 1:
+        raise LookupError
+    return [found, {"given": found["given"]}]
+
+
+@task(takes_context=True, max_attempts=2, backoff=_see_metadata)
+async def notes(context: Any, attempts: int) -> list[dict[str, Any]]:
+    return _notes(context)
+
+
+@task(takes_context=True, max_attempts=2, backoff=_see_metadata)
+def notes_sync(context: Any, attempts: int) -> list[dict[str, Any]]:
+    return _notes(context)
+
+
+@task(takes_context=True)
+def notes_badly(context: Any) -> int:
+    context.metadata["good"] = 1
+    context.save_metadata()
+    context.metadata["bad"] = object()
+    return 1

@@ -13,7 +13,7 @@ import django
 import pytest
 from django.tasks import task as django_task
 from django.tasks import task_backends
-from django.tasks.exceptions import InvalidTask
+from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.utils import timezone
 
@@ -328,3 +328,52 @@ def test_options_and_backoffs_are_those_of_workers(settings: Any) -> None:
         "builtins.RuntimeError",
         "builtins.LookupError",
     ]
+
+
+# --- Metadata
+
+
+@pytest.mark.parametrize("alias", KINDS)
+async def test_metadata_is_kept_and_merged(alias: str) -> None:
+    task = over(alias, tasks.by_name).using(metadata={"a": (1,), "b": 1})
+    backend = task.get_backend()
+    assert backend.supports_metadata is True
+    result = postgres_result(await task.aenqueue("x"))
+    assert result.metadata == {"a": [1], "b": 1}
+    await backend.asave_metadata(result, {"b": 2, "c": 3})
+    if alias == "dummy":
+        backend.save_metadata(result.id, {"c": 4})
+        (result,) = backend.results
+    assert result.metadata == {"a": [1], "b": 2, "c": 4 if alias == "dummy" else 3}
+    for bad, kind in ({"_a": 1}, ValueError), ({"a": object()}, TypeError), ({"d": "x" * 65_530}, ValueError):
+        with pytest.raises(kind):
+            backend.save_metadata(result, bad)
+    with pytest.raises(TaskResultDoesNotExist):
+        backend.save_metadata("unknown", {"a": 1})
+    with pytest.raises(InvalidTask, match="'_a'"):
+        task.using(metadata={"_a": 1})
+
+
+def test_a_replaced_task_has_the_metadata_of_the_later_call() -> None:
+    task = over("dummy", tasks.latest)
+    task.using(metadata={"call": 1, "only": 1}).enqueue("x")
+    assert postgres_result(task.using(metadata={"call": 2}).enqueue("y")).metadata == {"call": 2}
+
+
+@pytest.mark.parametrize("task", [tasks.notes, tasks.notes_sync])
+def test_a_task_that_runs_at_once_changes_its_metadata(task: Any, caplog: pytest.LogCaptureFixture) -> None:
+    result = postgres_result(over("immediate", task).using(metadata={"given": 1}).enqueue(2))
+    assert result.attempts == 2
+    assert result.return_value == [{"given": 1, "attempts": 1}, {"given": 1}]  # the second finds the first's
+    progress = result.metadata.pop("progress")
+    assert (progress["done"], progress["total"]) == (99, 100)
+    assert result.metadata["attempts"] == 2
+    assert result.metadata["saved"] == "by an id"
+    assert tasks.calls[-1] == {"given": 1, "attempts": 1}  # the backoff's
+    assert "Metadata" not in caplog.text
+
+
+def test_metadata_that_cannot_be_stored_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    result = postgres_result(over("immediate", tasks.notes_badly).enqueue())
+    assert (result.return_value, result.metadata) == (1, {"good": 1})
+    assert "Metadata could not be saved; the task has those of its last save" in caplog.text

@@ -29,6 +29,7 @@ from aiotasks.models import Task
 from aiotasks.policies.unique import UniqueRule
 from aiotasks.rows import Job, LaneRequest, Status, UniqueJob, time_of
 from aiotasks.store.bulk import Leg, Meant, Place
+from aiotasks.store.metadata import MetadataWrite
 from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import Wakeup
@@ -98,6 +99,10 @@ def main() -> list[Any]:
     running = call("count_running_jobs", "default", 4)
     seen.append([[one.queue_name, one.worker_id == me, one.lane, one.number] for one in running])
     done, failed, given_back, deferred, asked = (job.id for job in claimed)
+    text = '{"% $1": "\\u0000", "a": -0.0}'
+    writes = [MetadataWrite(done, claim_id, text, None), MetadataWrite(failed, claim_id, None, text)]
+    seen.append([call("save_metadata", writes)[id] for id in (done, failed)])
+    seen.append([call("replace_metadata", done, "default", "{}", was) for was in (None, text)])
     error = json.dumps({"class": "x", "traceback": 'é, } {" %'})
     outcomes = [
         Finish(done, claim_id, Status.SUCCESSFUL, '"%"', None),

@@ -160,6 +160,8 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "finish_jobs": lambda: (one, other, ["FAILED"], [None], ["{}"], []),
         "select_finished_jobs": lambda: (one, other),
         "release_jobs": lambda: (one, other, [0.0], [None], [], [], []),
+        "save_metadata": lambda: (one, other, ["{}"], [None]),
+        "replace_metadata": lambda: (one[0], "default", "{}", None),
         "select_jobs": lambda: (one, "default"),
         "promote_due_jobs": lambda: ("default", 50),
         "next_due": lambda: ("default",),
@@ -428,6 +430,7 @@ async def test_finishes_and_releases_go_by_the_primary_key(
             ),  # all in one row
             ("finish_jobs", (ids[:1], claim_ids[:1], ["SUCCESSFUL"], ["1"], [None], []), 1),
             ("release_jobs", (ids, claim_ids, [0.0] * 20, [None] * 20, [], [], []), 20),
+            ("save_metadata", (ids, claim_ids, ["{}"] * 20, [None] * 20), 20),
             ("select_jobs", (ids, "default"), 20),
             ("select_finished_jobs", (ids, claim_ids), 20),
         ]:
@@ -435,6 +438,16 @@ async def test_finishes_and_releases_go_by_the_primary_key(
             assert plan.rows == found, name
             assert plan.indexes() == {"aiotasks_task_pkey"}, name
             assert plan.buffers < 50 + 50 * len(arguments[0]), name
+
+
+async def test_metadata_is_written_by_the_primary_key(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    await fill(conn, "READY", 10_000)
+    id = await conn.fetchval("SELECT id FROM aiotasks_task LIMIT 1")
+    plan = await warm["replace_metadata"].explain(id, "default", "{}", None)
+    assert (plan.rows, plan.indexes()) == (1, {"aiotasks_task_pkey"})
+    assert plan.buffers < 100
 
 
 async def test_bulk_actions_go_by_the_primary_key(

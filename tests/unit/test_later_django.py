@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-import pickle
+import copy, pickle
 from dataclasses import dataclass, field
 import django.tasks, django.tasks.base as base
 
@@ -12,6 +12,7 @@ def more(kind):
     @dataclass(frozen=True, slots=True, kw_only=True)
     class More(kind):
         metadata: dict = field(default_factory=dict)
+        extra: dict = field(default_factory=dict)
         note: str = "none"
     More.__name__ = More.__qualname__ = kind.__name__
     return More
@@ -21,12 +22,13 @@ for kind in (base.TaskResult, base.Task):
     later.__module__ = base.__name__
     setattr(base, kind.__name__, later)
     setattr(django.tasks, kind.__name__, later)
+base.TASK_REFRESH_ATTRS |= {"metadata", "note"}
 import django.conf
 django.conf.settings.configure(INSTALLED_APPS=["aiotasks"], TASKS={"default": {
     "BACKEND": "aiotasks.backend.PostgresBackend", "QUEUES": []}}, USE_TZ=True,
     DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "none"}})
 django.setup()
-from dataclasses import fields
+from dataclasses import fields, replace
 from uuid import uuid4
 from aiotasks.policies.policy import NO_POLICY
 from aiotasks.rows import Job
@@ -34,22 +36,33 @@ from aiotasks.results import new_result, result_of
 from tests import tasks
 
 task = tasks.add
-one, other = (new_result(task, str(uuid4()), None, [1, 2], {}, "default") for _ in range(2))
-assert (one.metadata, one.note, one.args) == ({}, "none", [1, 2]), one
-one.metadata["mine"] = 1
-assert other.metadata == {}
+text = '{"a": [1], "_ours": 2}'
+one, other = (new_result(task, str(uuid4()), None, [1, 2], {}, "default", text) for _ in range(2))
+assert (one.extra, one.note, one.args) == ({}, "none", [1, 2]), one
+one.extra["mine"] = 1
+assert other.extra == {}
+# The field that it has is the property of aiotasks' own class.
+for each in (one, replace(one, note="other"), copy.deepcopy(one)):
+    each.metadata["a"].append("to a copy")
+    assert (each.metadata, each.raw_metadata) == ({"a": [1]}, {"a": [1], "_ours": 2})
+assert other != one
 if django.VERSION >= (6, 1):  # Django's own Task can't be pickled before
     assert pickle.loads(pickle.dumps(one)) == one
-assert "metadata={'mine': 1}" in repr(one)
+assert "metadata={'a': [1]}" in repr(one)
+assert "extra={'mine': 1}" in repr(one)
 values = {field.name: None for field in fields(Job)}
 values |= {"id": uuid4(), "backend": "default", "queue_name": "elsewhere", "task_path": task.module_path}
 values |= {"lane": "thread", "priority": 5, "status": "READY", "args": "[1]", "kwargs": "{}", "errors": []}
 job = Job(**values | {"worker_ids": [], "policy": NO_POLICY, "enqueued_at": bytes(8), "ready_at": bytes(8)})
 read = result_of(job, {})
-assert (read.metadata, read.note, read.args) == ({}, "none", [1])
-assert result_of(job, {}).metadata is not read.metadata
+assert (read.metadata, read.extra, read.note, read.args) == ({}, {}, "none", [1])
+assert result_of(job, {}).extra is not read.extra
+job.metadata = '{"a": 2}'
+read._copy(result_of(job, {}))
+assert read.metadata == {"a": 2}
 assert (read.task.metadata, read.task.note, read.task.priority) == ({}, "none", 5)
 assert task.using(priority=3).note == "none"
+assert task.using(metadata={"a": 1}).metadata == {"a": 1}
 print("fine")
 """
 

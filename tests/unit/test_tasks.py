@@ -222,9 +222,9 @@ def test_a_pickle_has_what_the_code_does_not_say() -> None:
 
 
 def test_a_result_of_a_release_with_fewer_fields_is_unpickled() -> None:
-    result: Any = new_result(tasks.good, "0" * 32, timezone.now(), [1], {}, "default")
+    result: Any = new_result(tasks.good, "0" * 32, timezone.now(), [1], {}, "default", None)
     again = object.__new__(PostgresTaskResult)
-    again.__setstate__(result.__getstate__()[:-2])
+    again.__setstate__(result.__getstate__()[:-3])
     assert again == result
     assert (again.failures, again.is_duplicate) == (0, False)
     assert pickle.loads(pickle.dumps(result)) == result

@@ -201,6 +201,8 @@ class Failures:
         stored = error_of(decode(failure.text))
         set_frozen(result, "errors", [*result.errors, stored])
         set_frozen(result, "counts", Counts(failures=(execution.job.failures or 0) + 1))
+        if execution.metadata is not None:
+            set_frozen(result, "stored_metadata", execution.metadata.current())
         return result
 
 

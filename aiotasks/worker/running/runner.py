@@ -12,6 +12,7 @@ from ... import forks, signals
 from ...conf import Options
 from ...context import PostgresTaskContext
 from ...exceptions import UnknownTask
+from ...metadata.running import RunningMetadata, Saves
 from ...policies.timeout import TimeLimit
 from ...registry import known
 from ...results import arguments_of, result_of
@@ -41,6 +42,7 @@ class Runner:
     - ``returned`` is called on the loop when a thread is back whose task has outlasted its time.
     - Between ``start`` and ``done`` the execution is in ``running`` and takes a slot of its lane.
     - Tasks are strongly referenced (a loop itself refers to them weakly, cpython#88831).
+    - The metadata of tasks with a context go to ``saves`` while they run.
     - Modules of tasks are imported in threads of ``importer`` (None: the loop's default executor).
     """
 
@@ -52,6 +54,7 @@ class Runner:
         slots: HasSlots,
         threads: Threads,
         make_context: Callable[[], RunContext],
+        saves: Saves,
         done: Callable[[Execution], None],
         closing: Callable[[], bool],
         importer: Executor | None = None,
@@ -64,6 +67,7 @@ class Runner:
         self._slots = slots
         self._make_context = make_context
         self._own = tuple(make_context().context)
+        self._saves = saves
         self._done = done
         self._observer = observer
         self._loop = asyncio.get_running_loop()
@@ -255,6 +259,7 @@ class Runner:
             await signals.asend_started(self._sender, execution.result)
         if task.takes_context:
             execution.result = execution.result or result_of(job, self._options.moved_tasks)
+            execution.metadata = RunningMetadata(job.id, job.claim_id, job.metadata, self._saves)
             args.insert(0, PostgresTaskContext(task_result=execution.result, running=execution))
         if (timeout := getattr(task, "timeout", None)) is not None:
             execution.limit = TimeLimit(timeout)

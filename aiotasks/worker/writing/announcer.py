@@ -111,6 +111,8 @@ def _complete(result: AnyResult, execution: Execution, finished_at: datetime) ->
     if not timezone.is_naive(finished_at) and result.enqueued_at and timezone.is_naive(result.enqueued_at):
         finished_at = timezone.make_naive(finished_at)
     changes: dict[str, Any] = {"finished_at": finished_at}
+    if execution.metadata is not None:
+        changes["stored_metadata"] = execution.metadata.seen
     match execution.outcome:
         case Succeeded(return_value):
             changes |= {"status": TaskResultStatus.SUCCESSFUL, RETURN_VALUE: return_value}

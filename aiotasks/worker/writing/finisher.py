@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Literal
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from ..execution import Execution
 from ..outcomes import Failed, Released, Retried, Snoozed, Succeeded
 from .announcer import Announcer
 from .failure_log import log_failure, log_retry
+from .metadata import MetadataSaver
 from .writers import NOTHING_FREED, Freed, Statements
 
 __all__ = ["Finisher"]
@@ -55,6 +57,7 @@ class Finisher:
       outcome is counted in ``fenced`` and reported.
     - Repeating a write whose reply was lost changes nothing and counts as success.
     - During an outage of the database outcomes wait; none is lost.
+    - The last state of a task's metadata is written first.
     - A value that the database refuses fails its own task; the rest of the batch is stored.
     - ``task_finished`` is sent after the result is stored, and only for accepted outcomes.
     """
@@ -63,6 +66,7 @@ class Finisher:
         self,
         store: Store,
         announcer: Announcer,
+        metadata: MetadataSaver,
         *,
         backend: str,
         options: Options,
@@ -78,6 +82,7 @@ class Finisher:
         self.retried = 0
         self._store = store
         self.announcer = announcer
+        self.metadata = metadata
         self._backend = backend
         self._options = options
         self._wake = wake
@@ -115,7 +120,10 @@ class Finisher:
         return True
 
     def _submit(self, execution: Execution) -> None:
-        self._batcher.add(execution, PendingWrite(self, execution))
+        if execution.metadata is None or self.metadata.is_saved(
+            execution.metadata, partial(self._submit, execution)
+        ):
+            self._batcher.add(execution, PendingWrite(self, execution))
 
     def refused(self, execution: Execution, error: BaseException) -> None:
         """The Batcher's answer: the outcome can't be written."""

@@ -1,0 +1,202 @@
+"""RunningMetadata: the metadata of one attempt, between its body and the part that saves them."""
+
+from contextlib import suppress
+from threading import Lock
+from time import monotonic
+from typing import Any, Protocol
+from uuid import UUID
+
+from .progress import KEY, Meter, Report
+from .values import Metadata, changed, dump_metadata, dump_row, public, read_row, same
+
+__all__ = ["INTERVAL", "RunningMetadata", "Saves"]
+
+# Seconds between two saves of the same task, at least.
+INTERVAL = 0.1
+
+
+class Saves(Protocol):
+    """The part that saves the metadata of running attempts."""
+
+    def save_soon(self, metadata: "RunningMetadata") -> None:
+        """Save what ``metadata.begin()`` finds to be new. May be called in any thread."""
+
+
+class RunningMetadata:
+    """The metadata of one attempt.
+
+    The body's side, in any thread, but one at a time: ``values``, ``save()`` and ``progress()``, which mostly
+    only notes its arguments: the saver looks at them an INTERVAL after each save.
+
+    The saver's side, in one thread, which may be another one: ``begin()`` merges what the body has changed
+    since the last save into the row as it was ``seen`` last; then ``text`` is to be written, if the row still
+    is as it was seen. ``written()`` or ``refused()`` says what became of it.
+
+    id, claim_id: the row's, which is to be written under that claim alone. seen, text: JSON; None: NULL.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_closed",
+        "_due",
+        "_in_values",
+        "_in_wanted",
+        "_latest",
+        "_lock",
+        "_meter",
+        "_row",
+        "_saved",
+        "_saves",
+        "_shown",
+        "_values",
+        "_wanted",
+        "_writing",
+        "claim_id",
+        "id",
+        "seen",
+        "settled",
+        "text",
+    )
+
+    def __init__(self, id: UUID, claim_id: UUID | None, seen: str | None, saves: Saves) -> None:
+        self.id = id
+        self.claim_id = claim_id
+        self.seen = seen
+        self.text: str | None = None
+        self.settled = False  # for the saver: the last state is written, or never will be
+        self._saves = saves
+        self._lock = Lock()  # for what both sides write: the meter, and what is wanted
+        self._asked = False  # the saver was asked, and hasn't begun
+        self._closed = False
+        # Of the body.
+        self._values: Metadata | None = None  # None: it hasn't asked for them
+        self._due = 0.0  # when progress() saves again, by time.monotonic()
+        self._latest: Report | None = None
+        self._in_values: Report | None = None  # the report that the values have
+        # Of both.
+        self._meter: Meter | None = None
+        self._shown: tuple[Report, dict[str, Any]] | None = None  # by the meter, of the last report
+        self._wanted: Metadata | None = None  # the body's values at its last save()
+        self._in_wanted: Report | None = None
+        # Of the saver.
+        self._row: Metadata = {}  # of ``seen``
+        self._saved: Metadata = {}  # the body's values that ``seen`` has
+        self._writing: tuple[Metadata, Metadata] | None = None  # the body's values, and the row, of ``text``
+
+    # --- The body's side
+
+    @property
+    def values(self) -> Metadata:
+        """The body's values, which it changes in place. Raises InvalidRow."""
+        values = self._values
+        if values is None:
+            self._row = read_row(self.seen, self.id)
+            self._saved = public(self._row)
+            values = self._values = public(read_row(self.seen, self.id))  # shares nothing with those
+        latest = self._latest
+        if latest is not None and latest is not self._in_values:
+            with self._lock:
+                values[KEY] = self._show(latest)
+            self._in_values = latest
+        return values
+
+    def save(self) -> None:
+        """Have the values saved soon. Raises TypeError or ValueError if they can't be.
+
+        Does nothing once the attempt has ended: its last state is taken.
+        """
+        if not self._closed:
+            self._take()
+            if not self._asked:
+                self._asked = True
+                self._saves.save_soon(self)
+
+    def progress(self, done: Any, total: Any, message: Any) -> None:
+        """Note a progress, and save it soon: at the latest an INTERVAL later, or with the attempt's end."""
+        now = monotonic()
+        self._latest = (done, total, message, now)
+        if now >= self._due:
+            self._due = now + INTERVAL
+            self.save()
+
+    def current(self) -> str | None:
+        """Return the text of the row as it would be saved now; as it is if the values can't be saved."""
+        if self.is_untouched:
+            return self.seen
+        try:
+            values, _ = dump_metadata(self.values)
+            return dump_row(changed(self._row, self._saved, values))
+        except Exception:  # whatever values the body has put there  # noqa: BLE001
+            return self.seen
+
+    def _take(self) -> None:
+        values = self.values
+        plain, _ = dump_metadata(values)
+        with self._lock:
+            self._wanted, self._in_wanted = plain, self._in_values
+
+    def _show(self, report: Report) -> dict[str, Any]:
+        """The metadata of a report. A bad one is forgotten: it must keep nothing else from being saved."""
+        if self._shown is None or self._shown[0] is not report:
+            if self._meter is None:
+                self._meter = Meter()
+            try:
+                self._shown = report, self._meter.show(report)
+            except (TypeError, ValueError):
+                if self._latest is report:
+                    self._latest = self._in_values
+                raise
+        return self._shown[1]
+
+    # --- The saver's side
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the body hasn't asked for them."""
+        return self._values is None and self._latest is None
+
+    def begin(self) -> bool:
+        """Set ``text`` to what is to be written; False if all is written."""
+        self._asked = False  # before the look: what comes from now on asks again
+        with self._lock:
+            latest = self._latest
+            if latest is not None and latest is not self._in_wanted:
+                wanted = self._saved if self._wanted is None else self._wanted
+                with suppress(TypeError, ValueError):
+                    self._wanted = {**wanted, KEY: self._show(latest)}
+                    self._in_wanted = latest
+            new = self._wanted
+        if new is None or new is self._saved:
+            return False
+        row = changed(self._row, self._saved, new)
+        if same(row, self._row):  # it is written, perhaps by a try whose reply was lost
+            self._saved = new
+            return False
+        self.text = dump_row(row)
+        self._writing = new, row
+        return True
+
+    def written(self) -> None:
+        """The row has ``text``."""
+        self.seen = self.text
+        if self._writing is not None:
+            self._saved, self._row = self._writing
+
+    def refused(self, there: str | None) -> None:
+        """The row has ``there``, which others have written. Raises InvalidRow if that can't be merged."""
+        self._row = read_row(there, self.id)
+        self.seen = there
+
+    def close(self) -> Exception | None:
+        """Take the body's last state: the attempt has ended. What the body still does is ignored.
+
+        Returns the error if it can't be saved: then that of the last save() counts, with the latest progress.
+        """
+        if self._closed:
+            return None
+        self._closed = True
+        try:
+            self._take()
+        except Exception as error:  # the body may change them at this moment, in a thread  # noqa: BLE001
+            return error
+        return None

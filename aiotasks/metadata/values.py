@@ -1,0 +1,99 @@
+"""Metadata as values: checked, read, and merged by key. No I/O.
+
+A row has one JSON object. Its keys that begin with an underscore are aiotasks' own, the others the site's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..codec import decode, dump_json, encode
+from ..exceptions import InvalidRow
+
+__all__ = [
+    "MAX_SIZE",
+    "Metadata",
+    "changed",
+    "dump_metadata",
+    "dump_row",
+    "merge",
+    "public",
+    "read_row",
+    "same",
+]
+
+# Bytes of JSON text. A running task may have its metadata written ten times a second.
+MAX_SIZE = 64 * 1024
+
+# A row's, or a part of it.
+type Metadata = dict[str, Any]
+
+
+def dump_metadata(metadata: Any) -> tuple[Metadata, str]:
+    """Return a copy of a site's metadata as they will be read back, and their JSON text.
+
+    Raises TypeError or ValueError for what isn't a mapping with strings as keys, for keys that are aiotasks'
+    own, for values that JSON can't keep, and for more than MAX_SIZE bytes.
+    """
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata must be a dict, not {metadata!r:.100}.")
+    for key in metadata:
+        if not isinstance(key, str):
+            raise TypeError(f"a key of metadata must be a string, not {key!r:.100}.")
+        if key.startswith("_"):
+            raise ValueError(
+                f"metadata has the key {str(key)!r:.100}; keys with an underscore in front are aiotasks' own."
+            )
+    if not metadata:
+        return {}, "{}"
+    plain, text = dump_json(metadata, where="metadata", limit=MAX_SIZE)
+    return plain, text
+
+
+def dump_row(row: Metadata) -> str | None:
+    """Return the text of a row's metadata, of which all was read from JSON; None (NULL) if there are none."""
+    return encode(row) if row else None
+
+
+def read_row(text: str | None, id: object) -> Metadata:
+    """Return the metadata of task ``id`` from the text of its row. Raises InvalidRow for other JSON."""
+    if text is None:
+        return {}
+    try:
+        row = decode(text)
+    except (ValueError, RecursionError) as error:  # PostgreSQL accepts longer integers and deeper nesting
+        raise InvalidRow(id, f"its metadata isn't JSON that Python reads ({error})") from error
+    if type(row) is not dict:
+        raise InvalidRow(id, "its metadata isn't a JSON object")
+    return row
+
+
+def merge(text: str | None, values: Metadata, id: object) -> str | None:
+    """Return the text of a row's metadata with ``values`` in place of those of the same keys.
+
+    Raises ValueError if that takes more than MAX_SIZE bytes, InvalidRow.
+    """
+    merged = dump_row(read_row(text, id) | values)
+    if merged is not None and len(merged) > MAX_SIZE:
+        raise ValueError(
+            f"The metadata of task {id} would take {len(merged)} bytes as JSON; the limit is {MAX_SIZE}."
+        )
+    return merged
+
+
+def public(row: Metadata) -> Metadata:
+    """Return a row's metadata without the keys that are aiotasks' own."""
+    return {key: value for key, value in row.items() if not key.startswith("_")}
+
+
+def changed(row: Metadata, before: Mapping[str, Any], after: Mapping[str, Any]) -> Metadata:
+    """Return a copy of ``row`` with the keys that differ between two states: set, or removed."""
+    merged = {key: value for key, value in row.items() if key in after or key not in before}
+    merged.update(
+        (key, value) for key, value in after.items() if key not in before or not same(before[key], value)
+    )
+    return merged
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are the same in JSON, where True isn't 1, and 1 isn't 1.0."""
+    return repr(one) == repr(other)
