@@ -191,7 +191,7 @@ def bulk(ids: list[uuid.UUID], queue: str, error: str) -> list[Any]:
     )
     taken = call("retry_unique_job", ids[-1], ended, lock_timeout=1.0)
     seen.append([taken.retried is None, taken.by_another])
-    seen.append(sorted(id.int for id in call("delete_jobs", ids[-1:], Meant("default", [*Status]))))
+    seen.append(sorted(job.id.int for job in call("delete_jobs", ids[-1:], Meant("default", [*Status]))))
     return seen
 
 
