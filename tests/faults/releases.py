@@ -64,11 +64,17 @@ class Release:
         return ids
 
     async def finish(self, ids: Sequence[UUID], error: str | None = None) -> int:
-        """Until all are: a row that another worker's claim looks at just then is passed over."""
+        """Until all are: a row that another worker's claim looks at just then is passed over.
+
+        An AssertionError: it isn't this worker's any more.
+        """
         left = sorted(ids)
         while left:
             done = set(await self.try_to_finish(left, error))
             left = [id for id in left if id not in done]
+            if left and not done:
+                query = "SELECT id FROM aiotasks_task WHERE id = ANY($1) AND status <> 'RUNNING'"
+                assert not await self.conn.fetch(query, left), "another has ended the task"
         return len(ids)
 
     async def try_to_finish(self, ids: Sequence[UUID], error: str | None = None) -> list[UUID]:
