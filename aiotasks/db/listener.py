@@ -23,7 +23,7 @@ from .outage import Outage
 if TYPE_CHECKING:
     import asyncpg
 
-__all__ = ["Listener"]
+__all__ = ["Channel", "Listener"]
 
 logger = logging.getLogger("aiotasks.store")
 
@@ -36,7 +36,7 @@ PROBE_TIMEOUT = 5.0
 # A statement that chooses workers tries this lock, to see whether the session is there.
 LOCK = "SELECT pg_advisory_lock_shared(hashtextextended($1, 0))"
 
-# What a probe says on the common channel. It is no message to any reader.
+# What a probe says on a channel that others LISTEN on, too. It is no message to any reader.
 PROBE = ""
 
 # If the first probe doesn't arrive, there is most likely a pooler in transaction mode, which loses LISTEN.
@@ -51,64 +51,52 @@ class _Deaf(utils.OperationalError):
     """LISTEN succeeded, but notifications don't arrive."""
 
 
-class Listener[Message]:
-    """Passes the notifications of two channels on to its subscribers, and reconnects for as long as it has
-    any.
+class Channel[Message]:
+    """One channel of a Listener, which LISTENs on it for as long as it has subscribers, and ``linger``
+    seconds longer.
 
-    All listeners have ``channel``, and each an ``own_channel``. It LISTENs first and then calls its
-    subscribers with None, so that no message falls between. It never raises into the loop; its subscribers
-    poll as well.
+    The Listener LISTENs first and then calls the subscribers with None, so that no message falls between.
+    Subscribers poll as well. ``listening`` is set while notifications of the channel are known to arrive.
 
     ``read`` returns the message of a payload, or None if it isn't one.
-
-    ``listening`` is set while notifications are known to arrive, so not before the first probe has, on the
-    own channel. Later probes go to ``channel``: every listener hears them and puts its own off, so that a
-    hundred listeners send as many as one. ``notify`` (channel, payloads) sends probes over another
-    connection, because a pooler in transaction mode delivers a session's own notifications, but no others.
-
-    While it listens, its session holds a shared advisory lock on the hash of ``own_channel``. The lock ends
-    with the session, so that a statement can see whether anybody LISTENs there.
-    https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
     """
 
     def __init__(
         self,
-        alias: str,
-        channel: str,
+        name: str,
         read: Callable[[str], Message | None],
-        notify: Callable[[str, list[str]], Awaitable[None]],
+        update: Callable[[], None],
         *,
-        timeout: float,
+        linger: float,
     ) -> None:
-        self.own_channel = f"{channel}_{uuid.uuid4().hex}"
-        self._alias = alias
-        self._channel = channel
-        self._read = read
-        self._notify = notify
-        self._timeout = timeout
-        self._deaf = False
-        self._outage = Outage(logger, f"listener of {alias}", "NOTIFY is not received; polling instead")
-        self._subscribers: set[Callback[Message]] = set()
-        self._task: asyncio.Task[None] | None = None
-        self._heard = asyncio.Event()  # since the last probe was sent
-        self._heard_at = 0.0  # by the loop's clock
+        self.name = name
         self.listening = asyncio.Event()
+        self._read = read
+        self._update = update
+        self._linger = linger
+        self._subscribers: set[Callback[Message]] = set()
+        self._lingering: asyncio.TimerHandle | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the Listener is to LISTEN on it."""
+        return bool(self._subscribers) or self._lingering is not None
 
     @contextmanager
     def subscribed(self, callback: Callback[Message]) -> Iterator[None]:
         """Have ``callback`` called with every message while the block lasts."""
         self._subscribers.add(callback)
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(
-                self._run(), context=contextvars.Context(), name="aiotasks listener"
-            )
+        self._stop_lingering()
+        self._update()
         try:
             yield
         finally:
             self._subscribers.discard(callback)
-            if not self._subscribers and self._task is not None:
-                self._task.cancel()
-                self._task = None
+            if not self._subscribers and self._linger and self.listening.is_set():
+                self._stop_lingering()
+                loop = asyncio.get_running_loop()
+                self._lingering = loop.call_later(self._linger, self._linger_no_more)
+            self._update()
 
     def pass_on(self, message: Message, *, sender: Callback[Message]) -> None:
         """Call the subscribers with ``message`` as if it had been notified, but for the ``sender``."""
@@ -116,14 +104,94 @@ class Listener[Message]:
             if callback != sender:
                 callback(message)
 
+    def notified(self, payload: str) -> None:
+        """Call the subscribers with the message of a payload, if it is one."""
+        if self._subscribers and (message := self._read(payload)) is not None:
+            self.call(message)
+
+    def call(self, message: Message | None) -> None:
+        """Call the subscribers."""
+        for callback in list(self._subscribers):
+            callback(message)
+
+    def close(self) -> None:
+        """Have no subscribers any more."""
+        self._subscribers.clear()
+        self._stop_lingering()
+
+    def _linger_no_more(self) -> None:
+        self._lingering = None
+        self._update()
+
+    def _stop_lingering(self) -> None:
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
+
+
+class Listener:
+    """Has one session for all of its channels while one of them is wanted, and reconnects. It never raises
+    into the loop.
+
+    A channel is listening only after the first probe has arrived, on ``own_channel``, on which this listener
+    alone LISTENs. Later probes go to the first of the channels that are wanted: every listener hears them and
+    puts its own off, so that a hundred listeners send as many as one. ``notify`` (channel, payloads) sends
+    probes over another connection, because a pooler in transaction mode delivers a session's own
+    notifications, but no others.
+
+    While it listens, its session holds a shared advisory lock on the hash of ``own_channel``. The lock ends
+    with the session, so that a statement can see whether anybody LISTENs there.
+    https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
+    """
+
+    def __init__(
+        self, alias: str, notify: Callable[[str, list[str]], Awaitable[None]], *, timeout: float
+    ) -> None:
+        self.own_channel = f"aiotasks_{uuid.uuid4().hex}"
+        self._alias = alias
+        self._notify = notify
+        self._timeout = timeout
+        self._channels: list[Channel[Any]] = []
+        self._by_name: dict[str, Channel[Any]] = {}
+        self._deaf = False
+        self._outage = Outage(logger, f"listener of {alias}", "NOTIFY is not received; polling instead")
+        self._task: asyncio.Task[None] | None = None
+        self._heard = asyncio.Event()  # since the last probe was sent
+        self._heard_at = 0.0  # by the loop's clock
+        self._changed = asyncio.Event()  # other channels are wanted, or the session has ended
+
+    def channel[Message](
+        self, name: str, read: Callable[[str], Message | None], *, own: bool = False, linger: float = 0.0
+    ) -> Channel[Message]:
+        """Return a channel, to be subscribed to. ``own``: it gets the messages of ``own_channel``, too."""
+        channel = Channel(name, read, self._update, linger=linger)
+        self._channels.append(channel)
+        self._by_name[name] = channel
+        if own:
+            self._by_name[self.own_channel] = channel
+        return channel
+
     async def close(self) -> None:
         """Stop listening; waits for the connection to be closed."""
-        self._subscribers.clear()
+        for channel in self._channels:
+            channel.close()
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+
+    def _update(self) -> None:
+        """Have a session if one of the channels is wanted, and LISTEN there on those that are."""
+        is_wanted = any(channel.is_wanted for channel in self._channels)
+        if is_wanted and self._task is None:
+            self._task = asyncio.get_running_loop().create_task(
+                self._run(), context=contextvars.Context(), name="aiotasks listener"
+            )
+        elif not is_wanted and self._task is not None:
+            self._task.cancel()
+            self._task = None
+        self._changed.set()
 
     async def _run(self) -> None:
         while True:
@@ -132,7 +200,8 @@ class Listener[Message]:
                 try:
                     await self._listen(connection)
                 finally:
-                    self.listening.clear()
+                    for channel in self._channels:
+                        channel.listening.clear()
                     connection.terminate()  # close() may hang, and there is nothing to lose
             except _Deaf:
                 self._outage.ended()
@@ -150,10 +219,12 @@ class Listener[Message]:
 
     async def _listen(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         """LISTEN on ``connection`` until it fails; raises a ``django.db`` error then."""
-        lost = asyncio.Event()
+        lost = False
 
         def end(_: object) -> None:
-            lost.set()
+            nonlocal lost
+            lost = True
+            self._changed.set()
             self._heard.set()  # nothing can arrive
 
         connection.add_termination_listener(end)
@@ -163,22 +234,39 @@ class Listener[Message]:
             if not await self._arrives(self.own_channel):
                 await self._leave_no_trace(connection)
                 raise _Deaf
-            if not lost.is_set():
-                # Not before: a pooler's session would keep them for its next client.
+            if not lost:
+                # Not before: a pooler's session would keep it for its next client.
                 async with asyncio.timeout(self._timeout):
                     await connection.execute(LOCK, self.own_channel)
-                    await connection.add_listener(self._channel, self._notified)
-                self.listening.set()
                 self._deaf = False
                 self._outage.ended()
                 logger.debug("Listening for NOTIFY database=%r", self._alias)
-                self._call(None)
-            while True:
-                await self._silence(lost)
-                if lost.is_set():
-                    raise OSError("the server closed the connection")
-                if not await self._arrives(self._channel):
+            while not lost:
+                self._changed.clear()
+                await self._follow(connection)
+                await self._silence()
+                if not self._changed.is_set() and not await self._arrives(self._probed()):
                     raise TimeoutError("a notification didn't arrive")
+            raise OSError("the server closed the connection")
+
+    async def _follow(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        """LISTEN on the channels that are wanted, and on no others."""
+        for channel in self._channels:
+            if channel.is_wanted == channel.listening.is_set():
+                continue
+            async with asyncio.timeout(self._timeout):
+                if channel.is_wanted:
+                    await connection.add_listener(channel.name, self._notified)
+                    channel.listening.set()
+                    channel.call(None)
+                else:
+                    channel.listening.clear()
+                    await connection.remove_listener(channel.name, self._notified)
+
+    def _probed(self) -> str:
+        """The channel of the next probe."""
+        names = (channel.name for channel in self._channels if channel.listening.is_set())
+        return next(names, self.own_channel)
 
     async def _arrives(self, channel: str) -> bool:
         """Send a probe, and return whether it or any other notification arrives."""
@@ -188,18 +276,19 @@ class Listener[Message]:
             await asyncio.wait_for(self._heard.wait(), PROBE_TIMEOUT)
         return self._heard.is_set()
 
-    async def _silence(self, lost: asyncio.Event) -> None:
-        """Wait until nothing has been heard for a while, or the connection is lost.
+    async def _silence(self) -> None:
+        """Wait until nothing has been heard for a while, other channels are wanted, or the connection is
+        lost.
 
         The while is random, so that of many listeners that hear each other's probes one sends the next.
         """
         heard_at = None
-        while heard_at != self._heard_at and not lost.is_set():
+        while heard_at != self._heard_at and not self._changed.is_set():
             heard_at = self._heard_at
             pause = PROBE_INTERVAL * random.uniform(0.5, 1.0)
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(heard_at + pause):
-                    await lost.wait()
+                    await self._changed.wait()
 
     async def _leave_no_trace(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         """UNLISTEN on the session of a pooler, if the pooler gives the same one again."""
@@ -209,9 +298,5 @@ class Listener[Message]:
     def _notified(self, connection: Any, pid: int, channel: str, payload: object) -> None:
         self._heard_at = asyncio.get_running_loop().time()
         self._heard.set()
-        if isinstance(payload, str) and (message := self._read(payload)) is not None:
-            self._call(message)
-
-    def _call(self, message: Message | None) -> None:
-        for callback in list(self._subscribers):
-            callback(message)
+        if isinstance(payload, str) and (found := self._by_name.get(channel)) is not None:
+            found.notified(payload)

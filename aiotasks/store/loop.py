@@ -25,8 +25,10 @@ from ..rows import Job, NewJob
 from .admission import Admission
 from .batcher import Batcher
 from .block_threads import BlockSlots
-from .changes import Teller
+from .changes import CHANNEL as CHANGED
+from .changes import Teller, read_ids
 from .enqueue import PRIMARY_KEY
+from .joins import LINGER, Changes
 from .notifier import Notifier
 from .store import Store
 from .unique import UniqueEnqueuer
@@ -72,12 +74,11 @@ class LoopResources:
         self.notifier = Notifier(self.store, options.database)
         self.teller = Teller(self.store, notifies=options.notify)
         self.listener = Listener(
-            options.listen_database or options.database,
-            CHANNEL,
-            read_payload,
-            self._probe,
-            timeout=options.command_timeout,
+            options.listen_database or options.database, self._probe, timeout=options.command_timeout
         )
+        self.wakeups = self.listener.channel(CHANNEL, read_payload, own=True)
+        changed = self.listener.channel(CHANGED, read_ids, linger=LINGER)
+        self.changes = Changes(self.store, changed if options.notify else None)
         self.enqueuer: Batcher[NewJob, None] = Batcher(
             self.insert, limit=ENQUEUE_LIMIT, size=lambda job: len(job.args) + len(job.kwargs)
         )
@@ -180,6 +181,7 @@ class LoopResources:
         """Close the pool; connections still lent out are cut after ``timeout`` seconds."""
         try:
             async with asyncio.timeout(timeout):
+                self.changes.close()
                 await self.listener.close()
                 await self.driver.cache.close()
                 await self.pool.close()

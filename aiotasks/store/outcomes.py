@@ -9,7 +9,7 @@ from ..rows import Job, Status
 from .columns import job
 from .statement_group import StatementGroup, first_if_all_alike, none_if_all_null
 
-__all__ = ["Finish", "Finished", "OutcomeStatements", "Pruned", "Release", "Released"]
+__all__ = ["Awaited", "Finish", "Finished", "OutcomeStatements", "Pruned", "Release", "Released"]
 
 
 class Finish(NamedTuple):
@@ -55,6 +55,15 @@ class Released(NamedTuple):
     watched: bool
 
 
+class Awaited(NamedTuple):
+    """How tasks stand that somebody awaits, by their ids: they have ended; or haven't, and whoever ends them
+    will see that they are awaited (``marked``), or won't. The others are gone."""
+
+    ended: frozenset[UUID]
+    marked: frozenset[UUID]
+    unmarked: frozenset[UUID]
+
+
 class Pruned(NamedTuple):
     """How many tasks a DELETE took, the time of the last one in epoch seconds (where the next DELETE begins),
     and the seconds from the first one's time to it.
@@ -66,7 +75,7 @@ class Pruned(NamedTuple):
 
 
 class OutcomeStatements(StatementGroup):
-    """Finish, release, cancel and expire tasks; look results up, and prune them."""
+    """Finish, release, cancel and expire tasks; await them, look results up, and prune them."""
 
     async def select_jobs(self, ids: Sequence[UUID], backend: str) -> list[Job]:
         return [job(row) for row in await self._fetch("select_jobs", list(ids), backend)]
@@ -78,6 +87,18 @@ class OutcomeStatements(StatementGroup):
             "finish_jobs", ids, *map(first_if_all_alike, columns), none_if_all_null(metadata)
         )
         return Finished(dict.fromkeys(finished, at), awaited or ())
+
+    async def await_jobs(self, ids: Sequence[UUID], backend: str, level: int) -> Awaited:
+        """Mark the tasks as awaited. ``level``: 1 their ends, 2 each change. Some may be unmarked though they
+        haven't ended, because another session has locked them: try again."""
+        ((ended, marked, others),) = await self._fetch("await_jobs", sorted(ids), backend, level)
+        now_marked = frozenset(marked or ())
+        return Awaited(frozenset(ended or ()), now_marked, frozenset(others or ()) - now_marked)
+
+    async def select_ended_jobs(self, ids: Sequence[UUID], backend: str) -> Awaited:
+        """The same without marking any."""
+        ((ended, others),) = await self._fetch("select_ended_jobs", list(ids), backend)
+        return Awaited(frozenset(ended or ()), frozenset(), frozenset(others or ()))
 
     async def select_finished_jobs(
         self, ids: Sequence[UUID], claim_ids: Sequence[UUID]

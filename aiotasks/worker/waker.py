@@ -34,7 +34,8 @@ class Waker:
     def __init__(self, loop_resources: LoopResources, backend: str, *, listens: bool) -> None:
         self.listens = listens
         self._options = loop_resources.options
-        self._listener = loop_resources.listener
+        self._own_channel = loop_resources.listener.own_channel
+        self._wakeups = loop_resources.wakeups
         self._backend = backend
         self._announced: dict[str, float] = {}  # by queue: the time (epoch seconds) that all look at next
 
@@ -50,11 +51,11 @@ class Waker:
     @property
     def channel(self) -> str | None:
         """The channel on which this process alone LISTENs; None if the worker doesn't use LISTEN."""
-        return self._listener.own_channel if self.listens else None
+        return self._own_channel if self.listens else None
 
     def is_woken(self) -> bool:
         """Return whether NOTIFY wakes the worker at the moment. May be called in any thread."""
-        return self.listens and self._listener.listening.is_set()
+        return self.listens and self._wakeups.listening.is_set()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -62,14 +63,14 @@ class Waker:
         if not self.listens:
             yield
             return
-        with self._listener.subscribed(self.receive):
+        with self._wakeups.subscribed(self.receive):
             yield
 
     async def wait_until_woken(self, timeout: float) -> None:
         """Wait until NOTIFY wakes the worker, if it uses LISTEN, for at most ``timeout`` seconds."""
         if self.listens:
             with anyio.move_on_after(timeout):
-                await self._listener.listening.wait()
+                await self._wakeups.listening.wait()
 
     def receive(self, wakeup: Wakeup | None) -> None:
         """Wake the parts that ``wakeup`` concerns; all of them if it is None: some may have been missed."""
@@ -139,7 +140,7 @@ class Waker:
             if not wakeup.place:
                 # It hasn't come from the channel, which other workers of this process share, and isn't sent
                 # there.
-                self._listener.pass_on(passed_on, sender=self.receive)
+                self._wakeups.pass_on(passed_on, sender=self.receive)
             self.notify([passed_on])
         else:
             self.notify([Wakeup(wakeup.backend, wakeup.queue_name)])

@@ -209,7 +209,7 @@ async def test_what_was_enqueued_while_nobody_listened_is_found(
         monkeypatch.setattr(listener_module, "connect", wait_and_connect)
         (pid,) = listeners(ledger)
         ledger.rows("SELECT pg_terminate_backend(%s)", pid)
-        listening = worker.engine.resources.listener.listening
+        listening = worker.engine.resources.wakeups.listening
         await until(lambda: not listening.is_set())
         # By SQL, as from another process: nobody in this one is told.
         ledger.rows(

@@ -136,9 +136,9 @@ async def test_the_listener_finds_that_nothing_arrives(
 
     monkeypatch.setattr(listener_module, "connect", count)
     held = resources(Options(statement_cache_size=0))
-    with held.listener.subscribed(lambda wakeup: None):
+    with held.wakeups.subscribed(lambda wakeup: None):
         await until(lambda: tries >= 3)
-        assert not held.listener.listening.is_set()
+        assert not held.wakeups.listening.is_set()
     await close_pools()
     assert caplog.text.count(DEAF) == 1
 

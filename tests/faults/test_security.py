@@ -277,6 +277,8 @@ async def test_each_statement_under_the_documented_grants(database: str, roles: 
         ("insert_job", new[0]),
         ("insert_jobs", [new_job() for _ in range(2)]),
         ("cancel_jobs", ids, "default", error),
+        ("await_jobs", ids, "default", 1),
+        ("select_ended_jobs", ids, "default"),
         *bulk,
         ("insert_unique_job", unique[0], lock),
         ("insert_unique_jobs", unique[1:], lock),

@@ -226,9 +226,9 @@ async def test_a_worker_that_polls_says_so(configure: Configure, sql: psycopg.Co
     configure(LEASE_TIMEOUT=0.6)
     async with aiotasks.Worker(grace=0) as worker:
         await listening(True)
-        worker.engine.resources.listener.listening.clear()
+        worker.engine.resources.wakeups.listening.clear()
         await listening(False)
-        worker.engine.resources.listener.listening.set()
+        worker.engine.resources.wakeups.listening.set()
         await listening(True)
 
 

@@ -108,7 +108,11 @@ def main() -> list[Any]:
         Finish(done, claim_id, Status.SUCCESSFUL, '"%"', None),
         Finish(failed, claim_id, Status.FAILED, None, error),
     ]
-    seen.append(sorted(id.int for id in call("finish_jobs", outcomes).at))
+    awaited = call("await_jobs", [done, failed, uuid.UUID(int=99)], "default", 1)
+    seen.append([sorted(id.int for id in ids) for ids in awaited])
+    seen.append(sorted(id.int for id in call("finish_jobs", outcomes).awaited))
+    awaited = call("select_ended_jobs", [done, given_back, uuid.UUID(int=99)], "default")
+    seen.append([sorted(id.int for id in ids) for ids in awaited])
     mine = call("select_finished_jobs", [job.id for job in claimed], [claim_id] * 5)
     seen.append(sorted(id.int for id in mine))
     releases = [Release(given_back, claim_id, 0.0, error=error), Release(deferred, claim_id, 5.0, 60.0)]

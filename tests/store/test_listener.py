@@ -3,12 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import asyncpg
 import pytest
 
 from aiotasks.db import listener as listener_module
-from aiotasks.db.listener import Listener
+from aiotasks.db.listener import Channel, Listener
 from aiotasks.store.wakeups import CHANNEL, Wakeup, read_payload
 from tests.proxy import Proxy
 from tests.worker.harness import until
@@ -34,6 +36,25 @@ class Heard:
 
 
 type Notify = Callable[[str, list[str]], Awaitable[None]]
+
+
+class Listening(NamedTuple):
+    """A listener with the workers' channel."""
+
+    channel: Channel[Wakeup]
+    close: Callable[[], Awaitable[None]]
+
+    @property
+    def listening(self) -> asyncio.Event:
+        return self.channel.listening
+
+    def subscribed(self, callback: Callable[[Wakeup | None], None]) -> AbstractContextManager[None]:
+        return self.channel.subscribed(callback)
+
+
+def listen(notify: Notify, *, timeout: float) -> Listening:
+    listener = Listener("default", notify, timeout=timeout)
+    return Listening(listener.channel(CHANNEL, read_payload, own=True), listener.close)
 
 
 @pytest.fixture
@@ -64,7 +85,7 @@ async def sessions(conn: asyncpg.Connection) -> list[int]:
 
 async def test_it_listens_first_and_then_has_everybody_look(conn: asyncpg.Connection, notify: Notify) -> None:
     """Fault 16 of docs/faults.md: what was enqueued before is found by looking, what comes after is told."""
-    listener, heard, later = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard(), Heard()
+    listener, heard, later = listen(notify, timeout=5), Heard(), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
         assert listener.listening.is_set()
@@ -80,7 +101,7 @@ async def test_it_listens_first_and_then_has_everybody_look(conn: asyncpg.Connec
 
 
 async def test_strangers_payloads_are_ignored(conn: asyncpg.Connection, notify: Notify) -> None:
-    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard()
+    listener, heard = listen(notify, timeout=5), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
         for payload in ("", "{", "[]", '["default"]', '["default", 1, null]', "[" * 3000, "null", PAYLOAD):
@@ -94,7 +115,7 @@ async def test_it_comes_back_after_its_session_was_ended(
 ) -> None:
     """Fault 15 of docs/faults.md: at once, without a probe."""
     monkeypatch.setattr(listener_module, "PROBE_INTERVAL", 3600.0)
-    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard()
+    listener, heard = listen(notify, timeout=5), Heard()
     with listener.subscribed(heard):
         for _ in range(3):
             assert await heard.next() is None
@@ -110,7 +131,7 @@ async def test_it_notices_a_line_that_swallows_everything(
     proxy: Proxy, conn: asyncpg.Connection, notify: Notify
 ) -> None:
     """Fault 15 of docs/faults.md: half-open, nobody says a word."""
-    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=0.5), Heard()
+    listener, heard = listen(notify, timeout=0.5), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
         proxy.mode = "blackhole"
@@ -127,7 +148,7 @@ async def test_it_goes_on_trying_while_nobody_answers(
     proxy: Proxy, caplog: pytest.LogCaptureFixture, notify: Notify
 ) -> None:
     proxy.mode = "refuse"
-    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=0.5), Heard()
+    listener, heard = listen(notify, timeout=0.5), Heard()
     with listener.subscribed(heard):
         await until(lambda: "NOTIFY is not received" in caplog.text)
         assert not listener.listening.is_set()
@@ -138,7 +159,7 @@ async def test_it_goes_on_trying_while_nobody_answers(
 
 async def test_it_stays_outside_any_transaction(conn: asyncpg.Connection, notify: Notify) -> None:
     """Fault 18 of docs/faults.md: an open one would fill the server's notification queue."""
-    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard()
+    listener, heard = listen(notify, timeout=5), Heard()
     with listener.subscribed(heard):
         assert await heard.next() is None
         (pid,) = await sessions(conn)
@@ -157,7 +178,7 @@ async def nobody_listens(conn: asyncpg.Connection) -> bool:
 
 
 async def test_without_subscribers_there_is_no_connection(conn: asyncpg.Connection, notify: Notify) -> None:
-    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard()
+    listener, heard = listen(notify, timeout=5), Heard()
     for _ in range(2):
         with listener.subscribed(heard):
             assert await heard.next() is None
@@ -180,7 +201,7 @@ async def test_a_session_that_nothing_arrives_on_is_deaf(
         if arrives:
             await conn.execute("SELECT pg_notify($1, '')", channel)
 
-    listener, heard = Listener("default", CHANNEL, read_payload, notify, timeout=5), Heard()
+    listener, heard = listen(notify, timeout=5), Heard()
     with listener.subscribed(heard):
         await until(lambda: probes >= 3)
         assert not listener.listening.is_set()
@@ -191,3 +212,69 @@ async def test_a_session_that_nothing_arrives_on_is_deaf(
         assert listener.listening.is_set()
     await listener.close()
     assert caplog.text.count("NOTIFY is not delivered") == 1
+
+
+class Texts:
+    """What a subscriber of a channel of texts was told."""
+
+    def __init__(self) -> None:
+        self.all: list[str | None] = []
+
+    def __call__(self, text: str | None) -> None:
+        self.all.append(text)
+
+
+async def test_channels_come_and_go_on_one_session(conn: asyncpg.Connection, notify: Notify) -> None:
+    """Each subscriber hears its own channel, and is told to look whenever LISTEN begins there."""
+    listener = Listener("default", notify, timeout=5)
+    wakeups = listener.channel(CHANNEL, read_payload, own=True)
+    others = listener.channel("others", str)
+    heard, texts = Heard(), Texts()
+    with wakeups.subscribed(heard):
+        assert await heard.next() is None
+        before = await sessions(conn)
+        for _ in range(2):
+            texts.all.clear()
+            with others.subscribed(texts):
+                await until(lambda: texts.all == [None])
+                await conn.execute("SELECT pg_notify('others', 'x'), pg_notify($1, $2)", CHANNEL, PAYLOAD)
+                await until(lambda: texts.all == [None, "x"])
+                assert await heard.next() == WAKEUP
+            await until(lambda: not others.listening.is_set())
+            await conn.execute("SELECT pg_notify('others', 'y')")
+        assert await sessions(conn) == before
+    assert texts.all == [None, "x"]
+    await listener.close()
+
+
+async def test_it_listens_a_while_longer_where_it_should(conn: asyncpg.Connection, notify: Notify) -> None:
+    listener = Listener("default", notify, timeout=5)
+    channel = listener.channel("others", str, linger=0.5)
+    texts = Texts()
+    for _ in range(3):
+        with channel.subscribed(texts):
+            await until(channel.listening.is_set)
+    assert texts.all == [None]  # it has never ended
+    assert len(await sessions(conn)) == 1
+    await until(lambda: nobody_listens(conn))
+    assert not channel.listening.is_set()
+    with channel.subscribed(texts):
+        await until(channel.listening.is_set)
+    await listener.close()
+    await until(lambda: nobody_listens(conn))
+
+
+async def test_a_channel_alone_is_probed(conn: asyncpg.Connection, notify: Notify) -> None:
+    probed: list[str] = []
+
+    async def count(channel: str, payloads: list[str]) -> None:
+        probed.append(channel)
+        await notify(channel, payloads)
+
+    listener = Listener("default", count, timeout=5)
+    listener.channel(CHANNEL, read_payload, own=True)
+    with listener.channel("others", str).subscribed(Texts()):
+        await until(lambda: len(probed) >= 3)
+    assert probed[:2] == [listener.own_channel, "others"]
+    assert CHANNEL not in probed
+    await listener.close()

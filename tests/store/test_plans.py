@@ -159,6 +159,8 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "claim_suspect": lambda: (alive, uuid.uuid4(), "default", "loop", QUEUES),
         "finish_jobs": lambda: (one, other, ["FAILED"], [None], ["{}"], []),
         "select_finished_jobs": lambda: (one, other),
+        "await_jobs": lambda: (one, "default", 1),
+        "select_ended_jobs": lambda: (one, "default"),
         "release_jobs": lambda: (one, other, [0.0], [None], [], [], []),
         "save_metadata": lambda: (one, other, ["{}"], [None]),
         "replace_metadata": lambda: (one[0], "default", "{}", None),
@@ -422,7 +424,7 @@ async def test_finishes_and_releases_go_by_the_primary_key(
             await conn.execute("ANALYZE aiotasks_task")
         rows = await conn.fetch("SELECT id, claim_id FROM aiotasks_task WHERE status = 'RUNNING' LIMIT 20")
         ids, claim_ids = [row[0] for row in rows], [row[1] for row in rows]
-        for name, arguments, found in [
+        cases: list[tuple[str, tuple[Any, ...], int]] = [
             (
                 "finish_jobs",
                 (ids, claim_ids, ["SUCCESSFUL"] * 20, ["1"] * 20, [None] * 20, ["{}"] * 20),
@@ -431,9 +433,14 @@ async def test_finishes_and_releases_go_by_the_primary_key(
             ("finish_jobs", (ids[:1], claim_ids[:1], ["SUCCESSFUL"], ["1"], [None], []), 1),
             ("release_jobs", (ids, claim_ids, [0.0] * 20, [None] * 20, [], [], []), 20),
             ("save_metadata", (ids, claim_ids, ["{}"] * 20, [None] * 20), 20),
+            ("await_jobs", (ids[:10], "default", 1), 1),
+            ("await_jobs", (ids, "default", 2), 1),
+            ("await_jobs", (ids, "default", 1), 1),
+            ("select_ended_jobs", (ids, "default"), 1),
             ("select_jobs", (ids, "default"), 20),
             ("select_finished_jobs", (ids, claim_ids), 20),
-        ]:
+        ]
+        for name, arguments, found in cases:
             plan = await warm[name].explain(*arguments)
             assert plan.rows == found, name
             assert plan.indexes() == {"aiotasks_task_pkey"}, name

@@ -95,8 +95,8 @@ def test_it_closes_with_its_loop(factory: LoopFactory, sessions: Callable[[], in
         held = resources(Options())
         await asyncio.gather(*(fetch_one(held) for _ in range(5)))
         assert sessions() > 0
-        with held.listener.subscribed(lambda wakeup: None):
-            await held.listener.listening.wait()
+        with held.wakeups.subscribed(lambda wakeup: None):
+            await held.wakeups.listening.wait()
             return held
 
     with warnings.catch_warnings():

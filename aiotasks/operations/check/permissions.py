@@ -16,9 +16,10 @@ WAKE = (
     "SELECT (backend, queues, concurrency, threads, listening, channel, lease_expires_at) ON aiotasks_worker"
 )
 
-# What cancelling needs, and enqueueing with a unique key.
+# What cancelling needs, enqueueing with a unique key, and a join that is to be notified.
 CANCEL = "UPDATE (status, errors, errors_omitted, finished_at, cancel_requested_at) ON aiotasks_task"
 UNIQUE = "UPDATE (unique_key, former_key) ON aiotasks_task"
+AWAIT = "UPDATE (awaited) ON aiotasks_task"
 
 # A role that has it may have been granted what the release before needed to cancel.
 ANY_UPDATE = "UPDATE (any) ON aiotasks_task"
@@ -72,12 +73,13 @@ def judge_rights(role: str, rights: AbstractSet[str]) -> Result:
 
 
 def _judge_updates(role: str, rights: AbstractSet[str]) -> Result:
-    """Return the result for a role that may enqueue: not every site cancels, or has unique keys."""
-    lacking = {
-        name: right
-        for name, right in {"cancel": CANCEL, "enqueue tasks with a unique_key": UNIQUE}.items()
-        if right not in rights
+    """Return the result for a role that may enqueue: not every site cancels, has unique keys, or joins."""
+    wanted = {
+        "cancel": CANCEL,
+        "enqueue tasks with a unique_key": UNIQUE,
+        "join tasks without polling": AWAIT,
     }
+    lacking = {name: right for name, right in wanted.items() if right not in rights}
     if lacking and ANY_UPDATE in rights:
         return (
             "warning",

@@ -17,7 +17,8 @@ SELECT
             ('UPDATE', 'aiotasks_task', ARRAY[
                 'status', 'errors', 'errors_omitted', 'finished_at', 'cancel_requested_at'
             ]),
-            ('UPDATE', 'aiotasks_task', ARRAY['unique_key', 'former_key'])
+            ('UPDATE', 'aiotasks_task', ARRAY['unique_key', 'former_key']),
+            ('UPDATE', 'aiotasks_task', ARRAY['awaited'])
         ) AS columns (kind, table_name, names)
         WHERE cardinality(columns.names) = (
             SELECT count(*) FROM pg_attribute AS attribute
