@@ -41,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
         "standard library: a sync task measures each module's source, a coroutine task fetches its page.",
     )
     parser.add_argument(
-        "--serve", action="store_true", help="keep the site up when the work is done, until Ctrl-C"
+        "--serve",
+        action="store_true",
+        help="show a page that starts the work and follows it, until Ctrl-C",
     )
     parser.add_argument("--port", type=_port, default=0, help="the port of the site (default: any free one)")
     return parser

@@ -2,69 +2,46 @@
 
 from __future__ import annotations
 
-from heapq import nlargest
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
+from aiotasks.demo.findings import PAGES, SOURCES
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from rich.console import Console
 
-    from aiotasks.demo.client import Findings
-
-_PLACES = 3
-_FAILURES_SHOWN = 10
+    from aiotasks.demo.client import Survey
+    from aiotasks.demo.findings import Findings, Ranking
 
 
-def print_findings(console: Console, findings: Findings) -> None:
+def print_findings(console: Console, survey: Survey) -> None:
     """Print a table of the extremes, then the failures, then the throughput."""
-    console.print(_table(findings))
-    for failure in findings.failures[:_FAILURES_SHOWN]:
-        console.print(f"[red]failed[/] {escape(failure)}")
-    if (more := len(findings.failures) - _FAILURES_SHOWN) > 0:
-        console.print(f"[red]failed[/] … and {more:,} more")
-    lines = sum(found["lines"] for found in findings.measures.values())
-    console.print(f"{lines:,} lines of source measured, {len(findings.pages):,} pages fetched.")
-    tasks, seconds = findings.tasks, findings.seconds
-    throughput = f"{tasks:,} tasks in {seconds:.1f} s: {tasks / seconds:,.0f} tasks/s"
-    console.print(f"[bold]{throughput}[/], {len(findings.failures):,} failed.")
-
-
-def _table(findings: Findings) -> Table:
-    measures, pages = findings.measures, findings.pages
+    sources, pages = survey.sources, survey.pages
     table = Table("", "where", title="The standard library by its extremes")
     table.add_column("", justify="right")
-    _add_ranking(
-        table, "longest modules", {name: found["lines"] for name, found in measures.items()}, "lines"
-    )
-    _add_ranking(
-        table,
-        "longest functions",
-        {
-            f"{name}: {found['longest_function']}": found["longest_function_lines"]
-            for name, found in measures.items()
-        },
-        "lines",
-    )
-    _add_ranking(
-        table, "most classes", {name: found["classes"] for name, found in measures.items()}, "classes"
-    )
-    _add_ranking(
-        table, "most imports", {name: found["imports"] for name, found in measures.items()}, "imports"
-    )
-    _add_ranking(
-        table, "deepest nesting", {name: found["nesting"] for name, found in measures.items()}, "levels"
-    )
-    _add_ranking(table, "largest pages", {name: page["bytes"] / 1000 for name, page in pages.items()}, "kB")
-    _add_ranking(table, "slowest pages", {name: page["seconds"] * 1000 for name, page in pages.items()}, "ms")
-    return table
+    _add_rankings(table, SOURCES, sources)
+    _add_rankings(table, PAGES, pages)
+    console.print(table)
+    for failure in sources["failures"] + pages["failures"]:
+        console.print(f"[red]failed[/] {escape(failure)}")
+    tasks = sources["tasks"] + pages["tasks"]
+    failed = sources["failed"] + pages["failed"]
+    if more := failed - len(sources["failures"] + pages["failures"]):
+        console.print(f"[red]failed[/] … and {more:,} more")
+    fetched = pages["tasks"] - pages["failed"]
+    console.print(f"{sources['sum']:,.0f} lines of source measured, {fetched:,} pages fetched.")
+    throughput = f"{tasks:,} tasks in {survey.seconds:.1f} s: {tasks / survey.seconds:,.0f} tasks/s"
+    console.print(f"[bold]{throughput}[/], {failed:,} failed.")
 
 
-def _add_ranking(table: Table, label: str, values: Mapping[str, float], unit: str) -> None:
-    for name in nlargest(_PLACES, values, key=values.__getitem__):
-        table.add_row(label, escape(name), f"{values[name]:,.0f} {unit}")
-        label = ""
-    table.add_section()
+def _add_rankings(table: Table, rankings: Sequence[Ranking], findings: Findings) -> None:
+    for ranking in rankings:
+        label = ranking.title
+        for place in findings["places"].get(ranking.title, []):
+            table.add_row(label, escape(place["where"]), f"{place['value']:,.0f} {ranking.unit}")
+            label = ""
+        table.add_section()

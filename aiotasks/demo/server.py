@@ -41,6 +41,12 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield  # the demo handles signals itself
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn would wait for the streams of events, which go on as long as their tasks.
+        for connection in self.server_state.connections:
+            connection.transport.close()
+        await super().shutdown(sockets)
+
     async def run_until_stopped(self, listener: socket.socket) -> None:
         with suppress(SystemExit):  # because it would stop the whole loop
             await self.serve(sockets=[listener])

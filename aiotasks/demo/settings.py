@@ -3,18 +3,37 @@
 import os
 
 from django.core.management.utils import get_random_secret_key
+from django.utils.csp import CSP
 
 SECRET_KEY = get_random_secret_key()
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 ROOT_URLCONF = "aiotasks.demo.urls"
 TIME_ZONE = "UTC"
 
-INSTALLED_APPS = ["aiotasks", "aiotasks.demo"]
+INSTALLED_APPS = ["aiotasks", "aiotasks.demo", "django.contrib.staticfiles"]
+STATIC_URL = "static/"
+
+MIDDLEWARE = [
+    "django.middleware.csp.ContentSecurityPolicyMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+]
+
+# The strictest that a page with a script, a stylesheet and forms of its own can have.
+SECURE_CSP = {
+    "default-src": [CSP.NONE],
+    "script-src": [CSP.SELF],
+    "style-src": [CSP.SELF],
+    "img-src": [CSP.SELF],
+    "connect-src": [CSP.SELF],
+    "form-action": [CSP.SELF],
+    "base-uri": [CSP.NONE],
+    "frame-ancestors": [CSP.NONE],
+}
 
 TASKS = {
     "default": {
         "BACKEND": "aiotasks.backend.PostgresBackend",
-        "QUEUES": ["sources", "pages"],
+        "QUEUES": ["surveys", "sources", "pages"],
     },
 }
 

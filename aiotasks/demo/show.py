@@ -12,17 +12,16 @@ from django.db import connection
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from aiotasks.demo.client import examine
 from aiotasks.demo.errors import DemoError
 from aiotasks.demo.interrupts import Interrupts
 from aiotasks.demo.postgres import PostgresServer
-from aiotasks.demo.report import print_findings
 from aiotasks.demo.server import serve
 from aiotasks.demo.stdlib import sources
 
 
 def show(console: Console, interrupts: Interrupts, *, port: int, stay: bool) -> bool:
-    """Run the demo, with `stay` until it is interrupted; return whether every task was successful.
+    """Run the demo; return whether every task was successful. With `stay`, show a page that starts the work,
+    until a signal arrives.
 
     A signal takes effect at the end of the current step, or cancels the work.
     """
@@ -60,7 +59,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _serve_and_work(console: Console, interrupts: Interrupts, *, port: int, stay: bool) -> bool:
     async with serve("aiotasks.demo.asgi:application", port) as url:
         console.print(f"The site is up, with a worker in its lifespan: {url}")
-        return await _until_interrupted(interrupts, _work(console, url, stay=stay))
+        return await _until_interrupted(interrupts, _stay(console, url) if stay else _work(console, url))
 
 
 async def _until_interrupted[T](interrupts: Interrupts, work: Coroutine[Any, Any, T]) -> T:
@@ -79,14 +78,27 @@ async def _until_interrupted[T](interrupts: Interrupts, work: Coroutine[Any, Any
         interrupts.on_interrupt = None
 
 
-async def _work(console: Console, url: str, *, stay: bool) -> bool:
-    modules = sources()
+async def _stay(console: Console, url: str) -> bool:
+    console.print(f"Its page starts the work. It stays up until Ctrl-C: {url}/")
+    await asyncio.Event().wait()
+    return True
+
+
+async def _work(console: Console, url: str) -> bool:
+    # Imported late, because they have tasks, and tasks need settings.
+    from aiotasks.demo.client import survey
+    from aiotasks.demo.report import print_findings
+
+    total = len(sources())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("Examining the modules of the standard library", total=len(modules))
-        findings = await examine(url, modules, lambda: progress.advance(bar))
-    print_findings(console, findings)
-    if stay:
-        console.print(f"The site stays up until Ctrl-C: {url}")
-        await asyncio.Event().wait()
-    return not findings.failures
+        measured = progress.add_task("Measuring the modules of the standard library", total=total)
+        fetched = progress.add_task("Fetching the pages with their sources", total=total)
+
+        def show(sources: int, pages: int) -> None:
+            progress.update(measured, completed=sources)
+            progress.update(fetched, completed=pages)
+
+        found = await survey(url, show)
+    print_findings(console, found)
+    return not (found.sources["failed"] or found.pages["failed"])

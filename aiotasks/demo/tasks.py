@@ -1,12 +1,19 @@
-"""The two tasks of the demo: one for a thread, one for the event loop."""
+"""The demo's tasks: two for each module, and two surveys that have all modules examined."""
 
+import asyncio
 import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TypedDict
 
 import httpx
-from django.tasks import task
 
+from aiotasks import PostgresTask, PostgresTaskContext, PostgresTaskResult, task
+from aiotasks.demo.findings import PAGES, SOURCES, Findings, Ranking, add, add_failure, no_findings
 from aiotasks.demo.stdlib import Measures, measure, sources
+
+_MODULES_AT_ONCE = 40
+_POLL_INTERVAL = 0.05
 
 
 class Page(TypedDict):
@@ -31,3 +38,64 @@ async def fetch_page(url: str) -> Page:
         seconds = time.perf_counter() - started
     response.raise_for_status()
     return {"status": response.status_code, "bytes": len(response.content), "seconds": seconds}
+
+
+# A unique key: while a survey waits or runs, a second one isn't stored, whoever presses the button.
+@task(queue_name="surveys", takes_context=True, unique_key="survey of the sources")
+async def survey_sources(context: PostgresTaskContext) -> Findings:
+    """Have the source of each module measured."""
+    return await _survey(context, measure_source, {name: name for name in sources()}, SOURCES)
+
+
+@task(queue_name="surveys", takes_context=True, unique_key="survey of the pages")
+async def survey_pages(context: PostgresTaskContext, site: str) -> Findings:
+    """Have the page of each module fetched from the site, whose URL has no slash at its end."""
+    return await _survey(context, fetch_page, {name: f"{site}/modules/{name}/" for name in sources()}, PAGES)
+
+
+async def start(site: str) -> tuple[PostgresTaskResult, PostgresTaskResult]:
+    """Enqueue both surveys; of one that waits or runs, return that one's result."""
+    return await survey_sources.aenqueue(), await survey_pages.aenqueue(site)
+
+
+async def _survey(
+    context: PostgresTaskContext,
+    task: PostgresTask,
+    arguments: Mapping[str, str],
+    rankings: Sequence[Ranking],
+) -> Findings:
+    """Enqueue the task for each module, and rank what the tasks return.
+
+    The findings are in the survey's metadata. So the site shows them as they come, and a survey that was
+    cancelled and is retried goes on where it was.
+    """
+    findings: Findings = context.metadata.setdefault("findings", no_findings())
+    async for module, result in _enqueue(task, arguments, skip=findings["tasks"]):
+        await _end(result)
+        if result.errors:
+            reason = result.errors[-1].traceback.strip().splitlines()[-1]
+            add_failure(findings, f"{result.task.name}({module!r}): {reason}")
+        else:
+            add(findings, rankings, module, result.return_value)
+        context.progress(findings["tasks"], len(arguments), module)
+    return findings
+
+
+async def _end(result: PostgresTaskResult) -> None:
+    """Wait until the task has ended."""
+    while not result.is_finished:
+        await asyncio.sleep(_POLL_INTERVAL)
+        await result.arefresh()
+
+
+async def _enqueue(
+    task: PostgresTask, arguments: Mapping[str, str], *, skip: int
+) -> AsyncIterator[tuple[str, PostgresTaskResult]]:
+    """Enqueue the task for each module, forty ahead of the one whose result is asked for."""
+    ahead: deque[tuple[str, PostgresTaskResult]] = deque()
+    for module in list(arguments)[skip:]:
+        ahead.append((module, await task.aenqueue(arguments[module])))
+        if len(ahead) == _MODULES_AT_ONCE:
+            yield ahead.popleft()
+    while ahead:
+        yield ahead.popleft()

@@ -4,6 +4,9 @@ from aiotasks.demo import views
 
 urlpatterns = [
     path("", views.index, name="index"),
+    path("examine/", views.examine, name="examine"),
+    path("surveys/<uuid:id>/cancel/", views.cancel, name="cancel"),
+    path("surveys/<uuid:id>/retry/", views.retry, name="retry"),
+    path("modules/", views.modules, name="modules"),
     path("modules/<str:name>/", views.module, name="module"),
-    path("modules/<str:name>/examine/", views.examine, name="examine"),
 ]

@@ -17,6 +17,7 @@ import pytest
 
 from aiotasks.demo import client
 from aiotasks.demo.errors import DemoError
+from aiotasks.demo.findings import no_findings
 from aiotasks.demo.stdlib import measure, sources
 from tests.conftest import ROOT
 
@@ -102,13 +103,14 @@ def test_serve_keeps_the_site_up_until_a_signal(start: Start) -> None:
     process = start("--serve")
     url = read_until(process, "stays up").split()[-1]
     with httpx.Client(base_url=url, trust_env=False) as client:
-        assert 'href="/modules/plain7/"' in client.get("/").text
+        assert "Examine the modules" in client.get("/").text
+        assert 'href="/modules/plain7/"' in client.get("/modules/").text
         page = client.get("/modules/page/").text
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
         assert "<script" not in page
         assert client.get("/modules/missing/").status_code == 404
-        assert client.post("/modules/missing/examine/").status_code == 404
-        assert client.get("/modules/page/examine/").status_code == 405
+        assert client.get("/examine/").status_code == 405
+        assert client.post("/examine/").status_code == 403  # no CSRF token
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM, output
@@ -129,7 +131,7 @@ def test_ctrl_c_is_clean_at_any_moment(start: Start, moment: str, presses: int) 
 
 def test_a_taken_port_is_said_in_one_sentence(start: Start) -> None:
     first = start("--serve")
-    port = read_until(first, "stays up").strip().rpartition(":")[2]
+    port = str(httpx.URL(read_until(first, "stays up").split()[-1]).port)
     second = start("--port", port)
     output, _ = second.communicate(timeout=30)
     assert second.returncode == 1
@@ -156,32 +158,40 @@ def test_a_port_that_is_none_is_refused(start: Start, port: str) -> None:
     assert output.endswith(f"argument --port: {port!r} isn't a port number from 0 to 65535\n")
 
 
+class Unfinished:
+    """A survey whose tasks end one by one, until `tasks` have."""
+
+    is_finished = False
+
+    def __init__(self, tasks: int) -> None:
+        self.tasks = tasks
+        self.ended = 0
+
+    @property
+    def metadata(self) -> dict[str, object]:
+        return {"findings": {**no_findings(), "tasks": self.ended}}
+
+    async def arefresh(self) -> None:
+        self.ended = min(self.ended + 1, self.tasks)
+
+
 async def test_it_gives_up_once_nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each module that is done puts that off."""
-    monkeypatch.setattr(client, "_PATIENCE", 3600.0)
-    requests = done = 0
+    """Each task that ends puts that off."""
 
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if done == 3:
-            monkeypatch.setattr(client, "_PATIENCE", 0.1)
+    async def start(site: str) -> tuple[Unfinished, Unfinished]:
+        return Unfinished(7), Unfinished(4)
 
-    async def answer_four(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal requests
-        await reader.readuntil(b"\r\n\r\n")
-        requests += 1
-        if requests <= 4:
-            writer.write(b"HTTP/1.1 500 Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        else:
-            await reader.read()  # until the client has left
-        writer.close()
+    def show(sources: int, pages: int) -> None:
+        seen.append((sources, pages))
+        # None but the last one is late.
+        monkeypatch.setattr(client, "_PATIENCE", 0.0 if seen.count((7, 4)) > 1 else 3600.0)
 
-    async with await asyncio.start_server(answer_four, "127.0.0.1", 0) as server:
-        host, port = server.sockets[0].getsockname()
-        examining = client.examine(f"http://{host}:{port}", map(str, range(6)), advance)
-        with pytest.raises(DemoError, match="Only 4 tasks have ended, and none"):
-            await asyncio.wait_for(examining, 60)
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(client, "start", start)
+    monkeypatch.setattr(client, "_POLL_INTERVAL", 0.001)
+    with pytest.raises(DemoError, match="Only 11 tasks have ended, and none"):
+        await asyncio.wait_for(client.survey("http://site", show), 60)
+    assert seen[3:7] == [(4, 4), (5, 4), (6, 4), (7, 4)]
 
 
 def test_sources_are_the_library_without_its_tests() -> None:
