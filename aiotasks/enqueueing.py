@@ -138,9 +138,9 @@ async def store_rows(
 
 def _template_of(task: AnyTask, backend: str) -> JobTemplate:
     """Return what all rows of a task share: the same object, as far as it is known."""
-    metadata = metadata_of(task)
+    has_metadata = bool(getattr(task, "metadata", None))
     known = _templates.get(id(task))
-    if known is not None and known[0] is task and known[1].backend == backend and metadata is None:
+    if known is not None and known[0] is task and known[1].backend == backend and not has_metadata:
         return known[1]
     run_after = task.run_after
     if run_after is not None and timezone.is_naive(run_after):
@@ -153,10 +153,10 @@ def _template_of(task: AnyTask, backend: str) -> JobTemplate:
         priority=int(task.priority),
         run_after=run_after,
         expires=task.expires if isinstance(task, PolicyFields) else None,
-        metadata=metadata,
+        metadata=metadata_of(task),
         policy=policy_of(task),
     )
-    if run_after is None and metadata is None:  # those of a single call aren't kept
+    if run_after is None and not has_metadata:  # those of a single call aren't kept
         if len(_templates) >= TEMPLATES_LIMIT:
             _templates.clear()
         _templates[id(task)] = task, template

@@ -13,15 +13,13 @@ __all__ = ["Awaited", "Finish", "Finished", "OutcomeStatements", "Pruned", "Rele
 
 
 class Finish(NamedTuple):
-    """The final state of a task. ``return_value``, ``error`` and ``metadata`` are JSON text; metadata None:
-    the row keeps its own."""
+    """The final state of a task. ``return_value`` and ``error`` are JSON text."""
 
     id: UUID
     claim_id: UUID
     status: Status
     return_value: str | None
     error: str | None
-    metadata: str | None = None
 
 
 class Finished(NamedTuple):
@@ -34,7 +32,7 @@ class Finished(NamedTuple):
 class Release(NamedTuple):
     """A task to be READY again in ``delay`` seconds. ``window``: for how many seconds the task may be unknown
     to all workers; None: it is known. ``error``: JSON text, if the attempt has failed. ``snoozes``: True if
-    the task has asked for the delay without having failed. ``metadata``: as of Finish."""
+    the task has asked for the delay without having failed."""
 
     id: UUID
     claim_id: UUID
@@ -42,7 +40,6 @@ class Release(NamedTuple):
     window: float | None = None
     error: str | None = None
     snoozes: bool | None = None
-    metadata: str | None = None
 
 
 class Released(NamedTuple):
@@ -82,10 +79,8 @@ class OutcomeStatements(StatementGroup):
 
     async def finish_jobs(self, finishes: Iterable[Finish]) -> Finished:
         """Return which tasks were finished."""
-        ids, *columns, metadata = [list(column) for column in zip(*finishes, strict=True)]
-        ((finished, at, awaited),) = await self._fetch(
-            "finish_jobs", ids, *map(first_if_all_alike, columns), none_if_all_null(metadata)
-        )
+        ids, *columns = [list(column) for column in zip(*finishes, strict=True)]
+        ((finished, at, awaited),) = await self._fetch("finish_jobs", ids, *map(first_if_all_alike, columns))
         return Finished(dict.fromkeys(finished, at), awaited or ())
 
     async def await_jobs(self, ids: Sequence[UUID], backend: str, level: int) -> Awaited:

@@ -157,11 +157,11 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         ),
         "claim_jobs": lambda: (alive, uuid.uuid4(), "default", *both),
         "claim_suspect": lambda: (alive, uuid.uuid4(), "default", "loop", QUEUES),
-        "finish_jobs": lambda: (one, other, ["FAILED"], [None], ["{}"], []),
+        "finish_jobs": lambda: (one, other, ["FAILED"], [None], ["{}"]),
         "select_finished_jobs": lambda: (one, other),
         "await_jobs": lambda: (one, "default", 1),
         "select_ended_jobs": lambda: (one, "default"),
-        "release_jobs": lambda: (one, other, [0.0], [None], [], [], []),
+        "release_jobs": lambda: (one, other, [0.0], [None], [], []),
         "save_metadata": lambda: (one, other, ["{}"], [None]),
         "replace_metadata": lambda: (one[0], "default", "{}", None),
         "select_jobs": lambda: (one, "default"),
@@ -427,11 +427,11 @@ async def test_finishes_and_releases_go_by_the_primary_key(
         cases: list[tuple[str, tuple[Any, ...], int]] = [
             (
                 "finish_jobs",
-                (ids, claim_ids, ["SUCCESSFUL"] * 20, ["1"] * 20, [None] * 20, ["{}"] * 20),
+                (ids, claim_ids, ["SUCCESSFUL"] * 20, ["1"] * 20, [None] * 20),
                 1,
             ),  # all in one row
-            ("finish_jobs", (ids[:1], claim_ids[:1], ["SUCCESSFUL"], ["1"], [None], []), 1),
-            ("release_jobs", (ids, claim_ids, [0.0] * 20, [None] * 20, [], [], []), 20),
+            ("finish_jobs", (ids[:1], claim_ids[:1], ["SUCCESSFUL"], ["1"], [None]), 1),
+            ("release_jobs", (ids, claim_ids, [0.0] * 20, [None] * 20, [], []), 20),
             ("save_metadata", (ids, claim_ids, ["{}"] * 20, [None] * 20), 20),
             ("await_jobs", (ids[:10], "default", 1), 1),
             ("await_jobs", (ids, "default", 2), 1),

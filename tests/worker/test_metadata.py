@@ -257,6 +257,43 @@ async def test_a_progress_is_seen_though_no_other_follows(database: str, ledger:
         tasks.released.set()
 
 
+@pytest.mark.parametrize("awaited", [None, 1, 2])
+async def test_who_awaits_each_change_is_told_of_each_save(
+    database: str, ledger: Ledger, conn: asyncpg.Connection, awaited: int | None
+) -> None:
+    told: list[str] = []
+    await conn.add_listener("aiotasks_changed", lambda *args: told.append(args[-1]))
+    result = await tasks.saves_and_waits.aenqueue()
+    async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+        await until(lambda: stored(ledger, result) == {"saved": 1})
+        ledger.connection.execute("UPDATE aiotasks_task SET awaited = %s", [awaited])
+        tasks.released.set()
+        await worker.wait_until_empty()
+        await worker.engine.resources.teller.all_sent()
+    await conn.execute("SELECT pg_notify('aiotasks_changed', 'the last')")
+    await until(lambda: "the last" in told)
+    # Of the last save, which may come with that of the end.
+    assert {*told} - {"the last"} == ({f'["{result.id}"]'} if awaited else set())
+    assert len(told) <= 1 + (awaited or 0)
+    await conn.reset()
+
+
+async def test_a_save_that_is_awaited_is_told_of_while_the_task_runs(
+    database: str, ledger: Ledger, conn: asyncpg.Connection
+) -> None:
+    told: list[str] = []
+    await conn.add_listener("aiotasks_changed", lambda *args: told.append(args[-1]))
+    result = await tasks.keeps_saving.aenqueue("k")
+    async with aiotasks.Worker(grace=5), asyncio.timeout(TIMEOUT):
+        await until(lambda: stored(ledger, result))
+        ledger.connection.execute("UPDATE aiotasks_task SET awaited = 2")
+        await until(lambda: len(told) >= 3)
+        assert ledger.task(result.id).status == "RUNNING"
+        tasks.released.set()
+    assert {*told} == {f'["{result.id}"]'}
+    await conn.reset()
+
+
 # --- With others
 
 

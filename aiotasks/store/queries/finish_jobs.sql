@@ -7,8 +7,7 @@
 -- Nested errors, which aiotasks doesn't write, are replaced, because nothing can be added to them.
 -- Returns one row: the ids of the rows that were finished, when, and the ids of those that somebody awaits (NULL: none).
 -- $1 ids, $2 claim ids, $3 final statuses, $4 return values (JSON text or NULL), $5 errors (JSON text or NULL):
--- where $2 to $5 have one value, it is for all rows;
--- $6 metadata (JSON text; NULL, or no value at all: the row keeps its own)
+-- where $2 to $5 have one value, it is for all rows
 WITH outcome AS (
     SELECT
         each.id,
@@ -16,17 +15,16 @@ WITH outcome AS (
         coalesce(each.status, given.statuses[1]) AS status,
         CASE WHEN cardinality(given.return_values) = 1 THEN given.return_values[1] ELSE each.return_value END
             AS return_value,
-        CASE WHEN cardinality(given.errors) = 1 THEN given.errors[1] ELSE each.error END AS error,
-        each.metadata
+        CASE WHEN cardinality(given.errors) = 1 THEN given.errors[1] ELSE each.error END AS error
     FROM (
         -- Each parameter once, because Django's drivers write its value wherever it is named.
-        SELECT $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[]
-    ) AS given (ids, claim_ids, statuses, return_values, errors, metadata)
+        SELECT $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[]
+    ) AS given (ids, claim_ids, statuses, return_values, errors)
     CROSS JOIN LATERAL unnest(
-        given.ids, given.claim_ids, given.statuses, given.return_values, given.errors, given.metadata
-    ) AS each (id, claim_id, status, return_value, error, metadata)
+        given.ids, given.claim_ids, given.statuses, given.return_values, given.errors
+    ) AS each (id, claim_id, status, return_value, error)
 ), mine AS MATERIALIZED (
-    SELECT held.ctid AS place, outcome.status, outcome.return_value, outcome.error, outcome.metadata
+    SELECT held.ctid AS place, outcome.status, outcome.return_value, outcome.error
     FROM outcome
     CROSS JOIN LATERAL (
         SELECT task.ctid
@@ -43,7 +41,6 @@ WITH outcome AS (
             WHEN array_ndims(task.errors) > 1 THEN ARRAY[mine.error::json]
             ELSE task.errors || mine.error::json
         END,
-        metadata = coalesce(mine.metadata::json, task.metadata),
         worker_id = NULL,
         finished_at = statement_timestamp()
     FROM mine

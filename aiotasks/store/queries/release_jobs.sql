@@ -11,12 +11,10 @@
 -- was released.
 -- $1 ids, $2 claim ids, $3 delays in seconds (0: READY at once),
 -- $4 seconds for which a task may stay unknown (NULL: it is known),
--- $5 errors (JSON text; NULL: no attempt was spent), $6 whether the task has snoozed,
--- $7 metadata (JSON text; NULL: the row keeps its own).
--- The last four may be shorter than the first: NULLs
+-- $5 errors (JSON text; NULL: no attempt was spent), $6 whether the task has snoozed.
+-- The last three may be shorter than the first: NULLs
 WITH mine AS MATERIALIZED (
     SELECT held.ctid AS place, held.id, released.delay, released.unknown_for, released.error, released.snoozes,
-           released.metadata,
            held.cancel_requested_at IS NOT NULL AS cancelled,
            held.cancel_requested_at IS NULL AND (
                released.unknown_for IS NULL OR held.unknown_since IS NULL
@@ -26,9 +24,8 @@ WITH mine AS MATERIALIZED (
                OR held.expires_at > statement_timestamp() + make_interval(secs => released.delay)
            ) AS goes
     FROM unnest(
-        $1::uuid[], $2::uuid[], $3::double precision[], $4::double precision[], $5::text[], $6::boolean[],
-        $7::text[]
-    ) AS released (id, claim_id, delay, unknown_for, error, snoozes, metadata)
+        $1::uuid[], $2::uuid[], $3::double precision[], $4::double precision[], $5::text[], $6::boolean[]
+    ) AS released (id, claim_id, delay, unknown_for, error, snoozes)
     CROSS JOIN LATERAL (
         SELECT task.ctid, task.id, task.cancel_requested_at, task.unknown_since, task.expires_at
         FROM aiotasks_task AS task
@@ -67,7 +64,6 @@ WITH mine AS MATERIALIZED (
         unknown_since = CASE
             WHEN mine.unknown_for IS NOT NULL THEN coalesce(task.unknown_since, statement_timestamp())
         END,
-        metadata = coalesce(mine.metadata::json, task.metadata),
         claim_id = NULL,
         worker_id = NULL,
         worker_ids = CASE

@@ -59,11 +59,11 @@ NOTHING_FREED = Freed()
 
 
 def _succeeded(statements: Statements, id: UUID, claim_id: UUID, outcome: Succeeded) -> None:
-    statements.finishes.append(_new(Finish, (id, claim_id, _SUCCESSFUL, outcome.text, None, None)))
+    statements.finishes.append(_new(Finish, (id, claim_id, _SUCCESSFUL, outcome.text, None)))
 
 
 def _failed(statements: Statements, id: UUID, claim_id: UUID, outcome: Failed) -> None:
-    statements.finishes.append(_new(Finish, (id, claim_id, _FAILED, None, outcome.text, None)))
+    statements.finishes.append(_new(Finish, (id, claim_id, _FAILED, None, outcome.text)))
 
 
 def _released(statements: Statements, id: UUID, claim_id: UUID, outcome: Released) -> None:
