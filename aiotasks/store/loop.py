@@ -7,8 +7,9 @@ closed with it, and never crosses a fork.
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -30,6 +31,7 @@ from .changes import Teller, read_ids
 from .enqueue import PRIMARY_KEY
 from .joins import LINGER, Changes
 from .notifier import Notifier
+from .states import TaskState
 from .store import Store
 from .unique import UniqueEnqueuer
 from .wakeups import CHANNEL, read_payload, wakeups_of
@@ -50,6 +52,9 @@ ENQUEUE_LIMIT = 1000
 # Rows of one look-up, whose sizes aren't known before. 100 of 1 MB each fit into COMMAND_TIMEOUT over most
 # networks, and into memory, where 1,000 are 1 GB. For small rows a larger limit gains nothing.
 LOOKUP_LIMIT = 100
+
+# The same of states, which have 64 KiB at most.
+STATES_LIMIT = 500
 
 # Connections that transaction() blocks leave to single statements. A block may last for any time, and a
 # worker whose tasks have all connections couldn't claim, finish or rescue, nor run the task that a block
@@ -84,7 +89,12 @@ class LoopResources:
         )
         admission = Admission(self.blocks, limit=most_blocks, within=options.command_timeout)
         self.unique = UniqueEnqueuer(self.driver, self.store, admission, options)
-        self.lookups: Batcher[tuple[str, UUID], Job | None] = Batcher(self._select, limit=LOOKUP_LIMIT)
+        self.lookups: Batcher[tuple[str, UUID], Job | None] = Batcher(
+            partial(self._look_up, self.store.select_jobs), limit=LOOKUP_LIMIT
+        )
+        self.states: Batcher[tuple[str, UUID], TaskState | None] = Batcher(
+            partial(self._look_up, self.store.select_states), limit=STATES_LIMIT
+        )
         self._closer = self._close_with_loop()
         with suppress(StopIteration):  # run up to its yield, which registers it in the loop
             self._closer.asend(None).send(None)
@@ -139,15 +149,14 @@ class LoopResources:
                 self.notifier.notify(wakeups_of(jobs))
         return [None] * len(jobs)
 
-    async def _select(self, keys: list[tuple[str, UUID]]) -> Sequence[Job | None]:
-        found: dict[tuple[str, UUID], Job] = {}
+    async def _look_up[Row: Job | TaskState](
+        self, select: Callable[[list[UUID], str], Awaitable[list[Row]]], keys: list[tuple[str, UUID]]
+    ) -> Sequence[Row | None]:
+        found: dict[tuple[str, UUID], Row] = {}
         for backend in {backend for backend, _ in keys}:
-            ids = [id for name, id in keys if name == backend]
-            jobs = await repeat(
-                lambda backend=backend, ids=ids: self.store.select_jobs(ids, backend),  # type: ignore[misc]  # mypy#1484
-                within=self.options.command_timeout,
-            )
-            found |= {(backend, job.id): job for job in jobs}
+            ids = [id for name, id in dict.fromkeys(keys) if name == backend]
+            rows = await repeat(partial(select, ids, backend), within=self.options.command_timeout)
+            found |= {(backend, row.id): row for row in rows}
         return [found.get(key) for key in keys]
 
     async def _close_with_loop(self) -> AsyncGenerator[None]:

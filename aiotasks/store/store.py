@@ -8,6 +8,7 @@ from .metadata import MetadataStatements
 from .outcomes import OutcomeStatements
 from .pauses import PauseStatements
 from .queues import QueueStatements
+from .states import StateStatements
 from .workers import WorkerStatements
 
 __all__ = ["Store"]
@@ -22,6 +23,7 @@ class Store(
     PauseStatements,
     WorkerStatements,
     BulkStatements,
+    StateStatements,
     InspectionStatements,
 ):
     """One method for each file of ``queries/``, named as the file. It decides nothing: callers do."""

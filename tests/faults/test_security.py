@@ -272,6 +272,7 @@ async def test_each_statement_under_the_documented_grants(database: str, roles: 
         ("select_left_jobs", ids, meant),
         ("cancel_free_jobs", ids, meant, error),
         ("select_jobs", ids, "default"),
+        ("select_states", ids, "default"),
     ]
     site: Calls = [
         ("insert_job", new[0]),

@@ -1,0 +1,28 @@
+"""Statements about the states of tasks, as a browser shows them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from .statement_group import StatementGroup
+
+__all__ = ["StateStatements", "TaskState"]
+
+
+class TaskState(NamedTuple):
+    """What a browser may see of a row. ``metadata`` is JSON text; the times are ISO 8601 in UTC."""
+
+    id: UUID
+    status: str
+    metadata: str | None
+    attempts: int
+    enqueued_at: str | None
+    started_at: str | None
+    finished_at: str | None
+
+
+class StateStatements(StatementGroup):
+    """Look-ups that are small, whatever the tasks' arguments and results are."""
+
+    async def select_states(self, ids: Sequence[UUID], backend: str) -> list[TaskState]:
+        return [TaskState(*row) for row in await self._fetch("select_states", list(ids), backend)]

@@ -1,0 +1,67 @@
+"""Tokens: who has one may follow the tasks that it names. Signed with SECRET_KEY, and valid for a time."""
+
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from django.core import signing
+from django.tasks import TaskResult
+
+from ..rows import AnyResult
+
+__all__ = ["MAX_AGE", "Grant", "read_token", "sign"]
+
+# Its own, so that nothing else that a site signs is a token, and no token is anything else.
+SALT = "aiotasks.views.events"
+
+# Seconds for which a token is valid.
+MAX_AGE = 86_400
+
+
+class Grant(NamedTuple):
+    """What a token grants: to follow these tasks of a backend. ``user``: the primary key, as text, of the
+    only one who may; None: whoever has the token."""
+
+    backend: str
+    ids: list[str]
+    user: str | None
+
+
+def sign(
+    result: AnyResult | Iterable[AnyResult],
+    *,
+    user: Any = None,
+    max_age: float | timedelta = MAX_AGE,
+) -> str:
+    """Return a token to follow a task, or several of one backend, by ``events``.
+
+    user: the only one who may use it, if they are logged in; without one (or with an anonymous one) whoever
+    has it may. max_age: seconds, or a timedelta, for which it is valid. Raises ValueError for no results, or
+    for those of several backends.
+    """
+    results = [result] if isinstance(result, TaskResult) else list(result)
+    backends = {each.backend for each in results}
+    if len(backends) != 1:
+        raise ValueError(f"sign() needs results of one backend, not of {sorted(backends) or 'none'}.")
+    seconds = max_age.total_seconds() if isinstance(max_age, timedelta) else max_age
+    primary_key = getattr(user, "pk", None)
+    return signing.dumps(
+        [
+            backends.pop(),
+            [each.id for each in results],
+            None if primary_key is None else str(primary_key),
+            int(time.time() + seconds),
+        ],
+        salt=SALT,
+        compress=True,  # of many ids
+    )
+
+
+def read_token(token: str) -> Grant | None:
+    """Return what the token grants; None if it isn't one of ours, or not any more."""
+    try:
+        backend, ids, user, until = signing.loads(token, salt=SALT)
+    except (signing.BadSignature, ValueError):  # a signed one of another release, perhaps
+        return None
+    return Grant(backend, ids, user) if time.time() < until else None

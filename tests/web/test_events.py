@@ -1,0 +1,369 @@
+"""The view ``events`` in the test's own process: who may see what, snapshots, and streams."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import asyncpg
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from django.core import signing
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection, utils
+from django.test import Client
+from django.test.client import AsyncClient
+
+from aiotasks.store.loop import resources
+from aiotasks.views import sign
+from aiotasks.web import closing, stream, tokens
+from tests.site import default_task_backend
+from tests.worker.harness import until
+
+from . import tasks
+from .sse import Event, aread
+
+STREAM = {"Accept": "text/event-stream"}
+
+
+async def get(url: str, tokens: list[str] | str = (), **headers: str) -> Any:  # type: ignore[assignment]
+    named = {"token": tokens} if tokens else {}
+    return await AsyncClient().get(
+        url, named, headers={**STREAM, **{key.replace("_", "-"): value for key, value in headers.items()}}
+    )
+
+
+def events_of(response: Any) -> AsyncGenerator[Event]:
+    assert response["Content-Type"] == "text/event-stream", response.content
+    return aread(response.streaming_content)
+
+
+async def following(events: AsyncIterator[Event], number: int = 1) -> list[dict[str, Any]]:
+    """The states of the next events."""
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(30):
+        async for event in events:
+            if event.data and event.kind == "message":
+                found += event.tasks
+                number -= 1
+                if number == 0:
+                    break
+    return found
+
+
+async def rest(events: AsyncIterator[Event]) -> list[Event]:
+    async with asyncio.timeout(30):
+        return [event async for event in events]
+
+
+# --- Snapshots
+
+
+async def test_under_wsgi_a_snapshot_answers(site: str) -> None:
+    result = await tasks.climb.aenqueue(3)
+    await default_task_backend.asave_metadata(
+        result, {"progress": {"done": 1, "total": 3}, "colour": "<red>"}
+    )
+
+    def ask() -> Any:
+        return Client().get(site, {"token": sign(result)}, headers=STREAM)
+
+    response = await sync_to_async(ask)()
+    assert response.status_code == 200
+    assert response["Content-Type"] == "application/json"
+    assert response["Cache-Control"] == "no-store, no-transform"
+    assert response["Retry-After"] == "2"
+    assert b"<" not in response.content
+    (state,) = response.json()["tasks"]
+    assert state.pop("enqueued_at").startswith("20")
+    assert state == {
+        "id": result.id,
+        "status": "READY",
+        "is_finished": False,
+        "progress": {"done": 1, "total": 3},
+        "metadata": {"colour": "<red>"},
+        "attempts": 0,
+        "started_at": None,
+        "finished_at": None,
+    }
+    await default_task_backend.acancel(result)
+    response = await sync_to_async(ask)()
+    assert "Retry-After" not in response
+    (state,) = response.json()["tasks"]
+    assert (state["status"], state["is_finished"]) == ("FAILED", True)
+    assert "Traceback" not in response.text
+
+
+async def test_a_client_may_ask_for_json(site: str) -> None:
+    result = await tasks.climb.aenqueue(3)
+    response = await get(site, sign(result), Accept="application/json")
+    assert response.json()["tasks"][0]["status"] == "READY"
+    response = await AsyncClient().head(site, {"token": sign(result)})
+    assert (response.status_code, response["Content-Type"]) == (200, "application/json")
+    response = await AsyncClient().post(site, {"token": sign(result)})
+    assert (response.status_code, response["Allow"]) == (405, "GET, HEAD")
+
+
+async def test_keys_that_are_aiotasks_own_are_not_shown(site: str, conn: asyncpg.Connection) -> None:
+    result, other = await tasks.climb.aenqueue(3), await tasks.climb.aenqueue(3)
+    await conn.execute(
+        """UPDATE aiotasks_task SET metadata = '{"_trace": "secret", "shown": 1}' WHERE id = $1""", result.id
+    )
+    await conn.execute("UPDATE aiotasks_task SET metadata = '[1]' WHERE id = $1", other.id)
+    response = await get(site, sign([result, other]), Accept="application/json")
+    assert [state["metadata"] for state in response.json()["tasks"]] == [{"shown": 1}, {}]
+    assert "secret" not in response.text
+
+
+# --- Access
+
+
+async def test_tokens(site: str, settings: Any) -> None:
+    result = await tasks.climb.aenqueue(3)
+    for refused in (
+        "nonsense",
+        sign(result)[:-1] + "?",
+        sign(result, max_age=-1),
+        sign(result, max_age=timedelta(seconds=-1)),
+        signing.dumps(["default", [result.id], None, 9e12]),  # with another salt
+        signing.dumps("shorter", salt=tokens.SALT),
+        sign(result, user=SimpleNamespace(pk=7)),
+    ):
+        assert (await get(site, refused)).status_code == 403, refused
+    assert (await get(site)).status_code == 400
+    mine = sign(result, user=SimpleNamespace(pk=7))
+    assert (await get(site, mine, X_User="7", Accept="application/json")).status_code == 200
+    assert (await get(site, mine, X_User="8")).status_code == 403
+    anonymous = sign(result, user=SimpleNamespace(pk=None))
+    assert (await get(site, anonymous, Accept="application/json")).status_code == 200
+    settings.MIDDLEWARE = []
+    with pytest.raises(ImproperlyConfigured, match="AuthenticationMiddleware"):
+        await get(site, mine)
+
+
+async def test_a_token_outlives_a_change_of_the_key(site: str, settings: Any) -> None:
+    result = await tasks.climb.aenqueue(3)
+    token = sign(result)
+    settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "another", [settings.SECRET_KEY]
+    assert (await get(site, token, Accept="application/json")).status_code == 200
+    settings.SECRET_KEY_FALLBACKS = []
+    assert (await get(site, token)).status_code == 403
+
+
+def test_results_of_one_token_are_of_one_backend() -> None:
+    with pytest.raises(ValueError, match="results of one backend, not of none"):
+        sign([])
+
+
+async def test_what_is_not_there(site: str, settings: Any) -> None:
+    result, other = await tasks.climb.aenqueue(3), await tasks.climb.aenqueue(3)
+    await default_task_backend.adelete_many([result])
+    assert (await get(site, sign(result))).status_code == 404
+    response = await get(site, sign([other, result]), Accept="application/json")
+    assert [state["status"] for state in response.json()["tasks"]] == ["READY", None]
+    settings.TASKS = {"other": settings.TASKS["default"]}
+    assert (await get(site, sign(other))).status_code == 404
+
+
+async def test_a_request_names_so_many_tasks(site: str) -> None:
+    results = await default_task_backend.aenqueue_many(tasks.climb, [((3,), {})] * 201)
+    assert (await get(site, sign(results))).status_code == 400
+    assert (await get(site, [sign(result) for result in results])).status_code == 400
+    response = await get(site, sign(results[:200]), Accept="application/json")
+    assert [state["id"] for state in response.json()["tasks"]] == [result.id for result in results[:200]]
+
+
+@pytest.mark.parametrize("path", ["/asked/", "/aasked/"])
+async def test_a_permission_function(site: str, path: str) -> None:
+    result = await tasks.climb.aenqueue(3)
+
+    async def status(id: str, **more: str) -> int:
+        url = f"{path}?id={id}&backend={more.pop('backend', 'default')}"
+        code: int = (await get(url, Accept="application/json", **more)).status_code
+        return code
+
+    assert await status(result.id, X_User="climb") == 200
+    assert await status(result.id) == 403
+    assert await status(result.id, X_User="climber") == 403
+    assert await status(str(uuid.uuid4()), X_User="climb") == 404
+    assert await status("malformed", X_User="climb") == 404
+    assert await status(result.id, X_User="climb", backend="nowhere") == 404
+    assert (await get(path)).status_code == 400
+    assert (await get(path, sign(result), Accept="application/json")).status_code == 200
+    assert (await get(f"{site}?id={result.id}")).status_code == 403
+
+
+# --- Streams
+
+
+async def test_a_stream_begins_with_the_state_and_tells_each_change(site: str) -> None:
+    result = await tasks.climb.aenqueue(3)
+    response = await get(site, sign(result))
+    assert response["Cache-Control"] == "no-store, no-transform"
+    assert response["X-Accel-Buffering"] == "no"
+    async with aclosing(events_of(response)) as events:
+        first = await anext(events)
+        assert first.retry is not None
+        (state,) = await following(events)
+        assert (state["id"], state["status"], state["progress"]) == (result.id, "READY", None)
+        for done in (1, 2):
+            await default_task_backend.asave_metadata(result, {"progress": {"done": done}})
+            (state,) = await following(events)
+            assert state["progress"] == {"done": done}
+        await default_task_backend.acancel(result)
+        (state,) = await following(events)
+        assert (state["status"], state["is_finished"]) == ("FAILED", True)
+        (end,) = await rest(events)
+        assert end.kind == "end"
+    assert resources(default_task_backend.config).changes.number == 0
+
+
+async def test_a_client_that_comes_back_gets_what_it_has_not(site: str) -> None:
+    one, other = await tasks.climb.aenqueue(3), await tasks.climb.aenqueue(3)
+    both = [sign(one), sign(other)]
+    async with aclosing(events_of(await get(site, both))) as events:
+        await anext(events)
+        event = await anext(events)
+        assert [state["id"] for state in event.tasks] == [one.id, other.id]
+    await default_task_backend.asave_metadata(other, {"n": 1})
+    async with aclosing(events_of(await get(site, both, Last_Event_ID=str(event.id)))) as events:
+        (state,) = await following(events)
+        assert (state["id"], state["metadata"]) == (other.id, {"n": 1})
+        await default_task_backend.acancel(one)
+        await default_task_backend.acancel(other)
+        last = await rest(events)
+    assert last[-1].kind == "end"
+    # It has all, and needn't come again.
+    assert (await get(site, both, Last_Event_ID=str(last[-1].id))).status_code == 204
+    assert (await get(site, both[:1], Last_Event_ID=str(last[-1].id)[:8])).status_code == 204
+    for made_up in ("", "x", str(event.id), str(last[-1].id) + "x"):
+        response = await get(site, both, Last_Event_ID=made_up)
+        assert sorted(state["id"] for state in await following(events_of(response))) == sorted(
+            [one.id, other.id]
+        )
+
+
+async def test_a_task_that_is_deleted_ends_the_stream(site: str, conn: asyncpg.Connection) -> None:
+    result = await tasks.climb.aenqueue(3)
+    async with aclosing(events_of(await get(site, sign(result)))) as events:
+        await following(events)
+        await default_task_backend.adelete_many([result])
+        assert await following(events) == [{"id": result.id, "status": None, "is_finished": True}]
+        assert [event.kind for event in await rest(events)] == ["end"]
+
+
+async def test_a_slow_client_gets_the_newest_state_only(site: str) -> None:
+    result = await tasks.climb.aenqueue(3)
+    async with aclosing(events_of(await get(site, sign(result)))) as events:
+        await following(events)
+        for n in range(20):
+            await default_task_backend.asave_metadata(result, {"n": n})
+        changes = resources(default_task_backend.config).changes
+        await until(lambda: changes.number == 1)
+        (state,) = await following(events)
+        (later,) = [state] if state["metadata"] == {"n": 19} else await following(events)
+        assert later["metadata"] == {"n": 19}
+
+
+async def test_a_stream_ends_after_its_time_and_says_when_to_come_back(
+    site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "SHORTEST", 0.5)
+    monkeypatch.setattr(stream, "LONGEST", 0.6)
+    monkeypatch.setattr(stream, "KEEP_ALIVE", 0.1)
+    result = await tasks.climb.aenqueue(3)
+    first, state, *between, last = await rest(events_of(await get(site, sign(result))))
+    assert (first.retry or 0) >= 2000
+    assert state.tasks[0]["id"] == result.id
+    assert between
+    assert {event.data for event in between} == {""}
+    assert {tuple(event.comments) for event in between} == {("keep-alive",)}
+    assert last.retry == 250
+    assert resources(default_task_backend.config).changes.number == 0
+
+
+async def test_streams_end_when_the_server_stops(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping = False
+    monkeypatch.setattr(closing, "server_is_stopping", lambda: stopping)
+    results = [await tasks.climb.aenqueue(3) for _ in range(5)]
+    open_streams = [events_of(await get(site, sign(result))) for result in results]
+    for events in open_streams:
+        await following(events)
+    waiting = [asyncio.create_task(rest(events)) for events in open_streams]
+    await until(lambda: len(closing.closing_of_loop()._waits) == 5)
+    stopping = True
+    async with asyncio.timeout(10):
+        for ended in await asyncio.gather(*waiting):
+            assert ended[-1].retry == 250
+    # Nor does another begin to wait.
+    ended = await rest(events_of(await get(site, sign(results[0]))))
+    assert [event.retry for event in ended][-1] == 250
+
+
+async def test_a_stream_holds_no_connection_of_django(site: str, conn: asyncpg.Connection) -> None:
+    """The site's middleware has opened one in the request's thread."""
+    result = await tasks.climb.aenqueue(3)
+    async with aclosing(events_of(await get(site, sign(result)))) as events:
+        await following(events)
+        assert await sync_to_async(lambda: connection.connection is None)()
+
+
+async def test_many_streams_share_look_ups(site: str, statements: list[str]) -> None:
+    results = await default_task_backend.aenqueue_many(tasks.climb, [((3,), {})] * 100)
+    open_streams = [events_of(await get(site, sign(result))) for result in results]
+    for events in open_streams:
+        await following(events)
+    statements.clear()
+    reading = asyncio.gather(*map(rest, open_streams))
+    await asyncio.sleep(0)
+    await default_task_backend.acancel_many(results)
+    for *_, state, end in await reading:
+        assert (state.tasks[0]["status"], end.kind) == ("FAILED", "end")
+    assert statements.count("select_states") <= 20
+
+
+async def test_a_database_that_is_away(
+    site: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    result = await tasks.climb.aenqueue(3)
+    token = sign(result)
+    events = events_of(await get(site, token))
+    await following(events)
+
+    async def fail(*args: Any) -> Any:
+        raise utils.OperationalError("connection refused")
+
+    monkeypatch.setattr("aiotasks.web.states._select", fail)
+    await default_task_backend.acancel(result)
+    assert await rest(events) == []
+    assert "A stream of events has ended, because the database failed" in caplog.text
+    response = await get(site, token)
+    assert (response.status_code, response["Retry-After"]) == (503, "2")
+
+
+def test_in_sync_code_a_stream_has_the_state_alone(site: str) -> None:
+    """In a TestCase, where the row isn't committed, nothing can change while the stream is read."""
+    result = tasks.climb.enqueue(3)
+
+    async def ask() -> list[Event]:
+        return await rest(events_of(await get(site, sign(result))))
+
+    _, state = async_to_sync(ask)()
+    assert state.tasks[0]["status"] == "READY"
+
+
+async def test_backends_of_others(site: str, settings: Any) -> None:
+    """As in a site's tests."""
+    settings.TASKS = {"default": {"BACKEND": "aiotasks.testing.DummyBackend"}}
+    result = await tasks.climb.aenqueue(3)
+    _, state = await rest(events_of(await get(site, sign(result))))
+    assert state.tasks[0].pop("enqueued_at").endswith("Z")
+    assert (state.tasks[0]["status"], state.tasks[0]["is_finished"]) == ("READY", False)
+    settings.TASKS = {"default": {"BACKEND": "aiotasks.testing.ImmediateBackend"}}
+    result = await tasks.climb.aenqueue(3)
+    assert (await get(site, sign(result))).status_code == 404  # it keeps no results
