@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         WorkerLost,
     )
     from .filters import TaskFilter
+    from .joining import as_completed, gather_results
     from .results import PostgresTaskResult
     from .store.atomic import atomic
     from .store.transaction import transaction
@@ -50,7 +51,9 @@ __all__ = [
     "UnknownTask",
     "Worker",
     "WorkerLost",
+    "as_completed",
     "atomic",
+    "gather_results",
     "task",
     "transaction",
 ]
@@ -79,7 +82,9 @@ _HOMES = {
     "UnknownTask": "exceptions",
     "Worker": "worker",
     "WorkerLost": "exceptions",
+    "as_completed": "joining",
     "atomic": "store.atomic",
+    "gather_results": "joining",
     "task": "tasks",
     "transaction": "store.transaction",
 }

@@ -17,7 +17,7 @@ from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued
 from django.utils import timezone
 
-from . import checks, signals
+from . import checks, joining, signals
 from .bulk import BulkCounts, Progress, Which, act, check_meant
 from .bulk_actions import Cancel, Delete, Retry
 from .codec import dump_error
@@ -26,7 +26,7 @@ from .db.errors import about_tables
 from .enqueueing import Calls, check_path, make_rows, store_rows
 from .exceptions import TaskCancelled
 from .metadata.values import dump_metadata
-from .results import parse_id, result_of
+from .results import PostgresTaskResult, parse_id, result_of
 from .rows import AnyResult, AnyTask, Status
 from .store.blocks import belongs_to_django
 from .store.merging import merge_metadata
@@ -125,6 +125,14 @@ class PostgresBackend(BaseTaskBackend):
     async def acancel(self, result: AnyResult) -> bool:
         """Cancel a task; return whether that was still possible. See ``PostgresTaskResult.acancel``."""
         return await self.dispatch(PostgresBackend._cancel, result)
+
+    async def ajoin(self, result: PostgresTaskResult, timeout: float | None = None) -> None:
+        """See ``PostgresTaskResult.ajoin``."""
+        await joining.ajoin(result, timeout)
+
+    def join(self, result: PostgresTaskResult, timeout: float | None = None) -> None:
+        """See ``PostgresTaskResult.ajoin``."""
+        joining.join(result, timeout)
 
     async def acancel_many(
         self, which: Which, *, everything: bool = False, progress: Progress | None = None

@@ -32,6 +32,7 @@ __all__ = [
     "has_only",
     "live_receivers",
     "log_robust_failure",
+    "loop_of_sync_code",
     "mark_as_testcases",
     "new_on_commit_hooks",
     "on_commit_hooks",
@@ -119,6 +120,15 @@ def call_coroutines_on(loop: asyncio.AbstractEventLoop) -> None:
     """Have ``async_to_sync`` in this thread use ``loop``, as in a thread that ``sync_to_async`` runs."""
     SyncToAsync.threadlocal.main_event_loop = loop
     SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
+
+
+def loop_of_sync_code() -> asyncio.AbstractEventLoop | None:
+    """The running loop that waits for this thread's sync code, where that was called by ``sync_to_async`` or
+    is a sync task: ``async_to_sync`` runs its coroutines there, too."""
+    if getattr(SyncToAsync.threadlocal, "main_event_loop_pid", None) != os.getpid():
+        return None
+    loop: asyncio.AbstractEventLoop | None = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
+    return loop if loop is not None and loop.is_running() else None
 
 
 # --- Django 6.1 ---------------------------------------------------------------------------------------

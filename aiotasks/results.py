@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 from django.conf import settings
@@ -65,7 +65,7 @@ class _Fields(TaskResult):  # type: ignore[type-arg,misc]  # the stubs differ
 
 
 class PostgresTaskResult(_Fields):
-    """A TaskResult that can cancel its task, and shows its metadata.
+    """A TaskResult that can wait for the end of its task, and cancel it, and shows its metadata.
 
     counts: see ``failures``, ``snoozes`` and ``errors_omitted``. is_duplicate: whether the enqueue that
     returned the result has stored no task, because this one holds its unique key. stored_metadata: see
@@ -121,15 +121,31 @@ class PostgresTaskResult(_Fields):
 
     def refresh(self) -> None:
         """Read the task's state again."""
-        self._copy(_backend_of(self).get_result(self.id))
+        self.update(_backend_of(self).get_result(self.id))
 
     async def arefresh(self) -> None:
         """See refresh()."""
-        self._copy(await _backend_of(self).aget_result(self.id))
+        self.update(await _backend_of(self).aget_result(self.id))
 
-    def _copy(self, refreshed: "PostgresTaskResult") -> None:
+    def update(self, refreshed: AnyResult) -> None:
+        """Take over the state of another result of the same task."""
         for name in _REFRESHED:
             set_frozen(self, name, getattr(refreshed, name))
+
+    async def ajoin(self, timeout: float | None = None) -> Self:
+        """Wait for the task's end; return this result, refreshed then, also if the task has failed.
+
+        A NOTIFY ends the wait, or a look within five seconds. Raises TimeoutError after ``timeout`` seconds
+        (0: after one look), TaskResultDoesNotExist if the task is deleted meanwhile, RuntimeError inside the
+        transaction that enqueues the task. While the database is away the wait goes on.
+        """
+        await _backend_of(self).ajoin(self, timeout)
+        return self
+
+    def join(self, timeout: float | None = None) -> Self:
+        """See ajoin(). Ctrl-C ends the wait."""
+        _backend_of(self).join(self, timeout)
+        return self
 
     async def acancel(self) -> bool:
         """Cancel the task; return whether that was still possible.

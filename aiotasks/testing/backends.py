@@ -80,6 +80,14 @@ class _TestBackend(BaseTaskBackend):
         """See ``PostgresTaskResult.acancel``."""
         raise NotImplementedError
 
+    async def ajoin(self, result: PostgresTaskResult, timeout: float | None = None) -> None:
+        """See ``PostgresTaskResult.ajoin``; nothing is waited for."""
+        self.join(result, timeout)
+
+    def join(self, result: PostgresTaskResult, timeout: float | None = None) -> None:
+        """The same. Raises RuntimeError for a task that hasn't ended: nothing here will end it."""
+        raise NotImplementedError
+
     async def asave_metadata(self, result: AnyResult | str, metadata: Mapping[str, Any]) -> None:
         """See ``PostgresBackend.asave_metadata``."""
         await sync_to_async(self.save_metadata, thread_sensitive=True)(result, metadata)
@@ -152,6 +160,14 @@ class ImmediateBackend(_TestBackend, DjangosImmediateBackend):
     def cancel(self, result: AnyResult) -> bool:
         """Return False: it is too late."""
         return False
+
+    def join(self, result: PostgresTaskResult, timeout: float | None = None) -> None:
+        """Return at once: the task has ended within ``enqueue()``. Raises RuntimeError if it has snoozed."""
+        if not result.is_finished:
+            raise RuntimeError(
+                f"Task {result.id} has snoozed, or runs at the moment, and ImmediateBackend runs a task "
+                "within its enqueue() alone: a join would wait forever."
+            )
 
     def _kept(self, result: Any) -> Any:
         """A result itself, because none is kept here; the id of a task that runs."""
@@ -230,6 +246,16 @@ class DummyBackend(_TestBackend, DjangosDummyBackend):
 
     def _kept(self, result: Any) -> Any:
         return _by_id(self.results, result if isinstance(result, str) else result.id)
+
+    def join(self, result: PostgresTaskResult, timeout: float | None = None) -> None:
+        """Refresh the result if its task was cancelled. Raises RuntimeError for any other task."""
+        kept = self.get_result(result.id)
+        if not kept.is_finished:
+            raise RuntimeError(
+                f"DummyBackend runs no tasks, so task {result.id} never ends, and a join would wait forever. "
+                "Use ImmediateBackend, or PostgresBackend and aiotasks.testing.drain(), in tests that join."
+            )
+        result.update(kept)
 
     def cancel(self, result: AnyResult) -> bool:
         """Make the task that is kept FAILED, with TaskCancelled, if it waits."""

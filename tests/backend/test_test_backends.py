@@ -377,3 +377,19 @@ def test_metadata_that_cannot_be_stored_is_logged(caplog: pytest.LogCaptureFixtu
     result = postgres_result(over("immediate", tasks.notes_badly).enqueue())
     assert (result.return_value, result.metadata) == (1, {"good": 1})
     assert "Metadata could not be saved; the task has those of its last save" in caplog.text
+
+
+async def test_a_join_has_nothing_to_wait_for() -> None:
+    """A task has ended within its enqueue(), or never will."""
+    result = await over("immediate", tasks.by_name).aenqueue("x")
+    assert await result.ajoin() is result
+    assert result.join().is_finished
+    with pytest.raises(RuntimeError, match="ImmediateBackend runs a task within its enqueue"):
+        await (await over("immediate", tasks.snoozes).aenqueue()).ajoin()
+    assert await aiotasks.gather_results([result]) == [result]
+    kept = await over("dummy", tasks.one).aenqueue()
+    for wait in (kept.ajoin, lambda: aiotasks.gather_results([kept])):
+        with pytest.raises(RuntimeError, match="DummyBackend runs no tasks"):
+            await wait()
+    assert await kept.acancel()
+    assert (await kept.ajoin()).is_finished

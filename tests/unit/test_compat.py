@@ -141,10 +141,14 @@ async def test_coroutines_of_a_thread_run_on_the_loop() -> None:
         return asyncio.get_running_loop()
 
     def in_thread() -> asyncio.AbstractEventLoop:
+        assert compat.loop_of_sync_code() is None
         compat.call_coroutines_on(loop)
+        assert compat.loop_of_sync_code() is loop
         return async_to_sync(where)()
 
-    assert await asyncio.to_thread(in_thread) is loop
+    with ThreadPoolExecutor(1) as executor:
+        assert await loop.run_in_executor(executor, in_thread) is loop
+    assert await sync_to_async(compat.loop_of_sync_code)() is loop
 
 
 def test_async_to_sync_keeps_its_function() -> None:
