@@ -33,11 +33,8 @@ __all__ = [
 ]
 
 
-# Properties here, and perhaps fields of a later Django's TaskResult.
-_PROPERTIES = {"metadata", "raw_metadata"}
-
 # What refresh() copies.
-_REFRESHED = (*(TASK_REFRESH_ATTRS - _PROPERTIES), "counts", "stored_metadata")
+_REFRESHED = (*TASK_REFRESH_ATTRS, "counts", "stored_metadata")
 
 
 class Counts(NamedTuple):
@@ -85,7 +82,7 @@ class PostgresTaskResult(_Fields):
 
     @metadata.setter
     def metadata(self, value: object) -> None:
-        """Ignored: where a later Django has a field of this name, it is set with the others."""
+        """Ignored: a later Django may have a field of this name, which is set as the others are."""
 
     @property
     def raw_metadata(self) -> Metadata:
@@ -213,7 +210,7 @@ def _defaults(kind: type, without: Iterable[str]) -> list[tuple[str, Callable[[]
 
 
 # A later Django's fields of a TaskResult.
-_OTHER_FIELDS = _defaults(PostgresTaskResult, {*_RESULT_FIELDS, *_PROPERTIES})
+_OTHER_FIELDS = _defaults(PostgresTaskResult, _RESULT_FIELDS)
 _OTHER_SETTERS = [(getattr(PostgresTaskResult, name).__set__, make) for name, make in _OTHER_FIELDS]
 
 

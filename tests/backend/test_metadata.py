@@ -80,6 +80,16 @@ async def test_a_result_has_it_from_the_beginning(
     assert found.metadata == result.metadata
 
 
+async def test_a_change_of_the_tasks_own_dict_counts_from_the_next_enqueue(database: str) -> None:
+    task: Any = tasks.add.using(priority=7)
+    assert postgres_result(await task.aenqueue(1, 2)).metadata == {}
+    task.metadata["a"] = 1
+    assert postgres_result(await task.aenqueue(1, 2)).metadata == {"a": 1}
+    task.metadata["_a"] = 1
+    with pytest.raises(InvalidTask, match="'_a'"):
+        await task.aenqueue(1, 2)
+
+
 async def test_a_result_without_any_has_an_empty_one(api: Api, database: str) -> None:
     result = await api.enqueue(tasks.add, 1, 2)
     assert (result.metadata, result.raw_metadata, result.stored_metadata) == ({}, {}, None)

@@ -169,6 +169,30 @@ def test_changes_are_saved_and_removals() -> None:
     assert (row.text, row.writes) == ('{"_t":0}', 2)
 
 
+def test_a_change_deep_inside_is_one() -> None:
+    row = Row('{"a":{"b":[1]}}')
+    row.own.values["a"]["b"].append(2)
+    row.own.save()
+    row.save()
+    assert row.values == {"a": {"b": [1, 2]}}
+    row.own.values["a"]["b"].append(3)
+    row.own.close()
+    row.save()
+    assert row.values == {"a": {"b": [1, 2, 3]}}
+
+
+def test_what_others_change_after_a_save_is_theirs() -> None:
+    row = Row()
+    row.own.values["a"] = 1
+    row.own.save()
+    row.save()
+    row.write(a=2)
+    row.own.values["b"] = 1
+    row.own.save()
+    row.save()
+    assert row.values == {"a": 2, "b": 1}
+
+
 def test_all_removed_is_null() -> None:
     row = Row('{"a":1}')
     row.own.values.clear()

@@ -14,6 +14,7 @@ from tests.site import default_task_backend
 
 seen: list[Any] = []
 released = threading.Event()
+again = threading.Event()
 contexts: list[PostgresTaskContext] = []
 
 # Seconds after which a wait has failed.
@@ -118,7 +119,9 @@ def counts_sync(context: PostgresTaskContext, number: int) -> None:
 @task(takes_context=True)
 async def reports_twice_and_waits(context: PostgresTaskContext) -> None:
     context.progress(1, 10)
-    context.progress(2, 10, "two")  # which isn't saved at once
+    while not again.is_set():  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    context.progress(2, 10, "two")
     seen.append("reported")
     while not released.is_set():  # noqa: ASYNC110
         await asyncio.sleep(0.005)
@@ -127,6 +130,7 @@ async def reports_twice_and_waits(context: PostgresTaskContext) -> None:
 @task(takes_context=True)
 def reports_twice_and_waits_sync(context: PostgresTaskContext) -> None:
     context.progress(1, 10)
+    again.wait(LONG)
     context.progress(2, 10, "two")
     seen.append("reported")
     released.wait(LONG)

@@ -15,12 +15,14 @@ from django.tasks import TaskResultStatus
 from django.tasks.signals import task_finished, task_started
 
 import aiotasks
-from aiotasks.metadata.running import INTERVAL
+from aiotasks.metadata import running as running_module
+from aiotasks.metadata.running import INTERVAL, RunningMetadata
 from aiotasks.rows import AnyResult
 from aiotasks.store.metadata import MetadataAnswer, MetadataStatements, MetadataWrite
 from aiotasks.store.outcomes import OutcomeStatements
 from aiotasks.testing import drain as adrain
 from aiotasks.worker.execution import Execution
+from aiotasks.worker.writing.metadata import MetadataSaver
 from tests.examples import example
 from tests.site import default_task_backend, postgres_result
 
@@ -33,9 +35,11 @@ from .harness import TIMEOUT, Configure, Ledger, Start, until, wait_until
 def clean_slate(configure: Configure) -> Iterator[None]:
     for kept in (tasks.seen, tasks.contexts):
         kept.clear()
-    tasks.released.clear()
+    for event in (tasks.released, tasks.again):
+        event.clear()
     yield
-    tasks.released.set()
+    for event in (tasks.released, tasks.again):
+        event.set()
 
 
 class Saves:
@@ -195,12 +199,14 @@ async def test_receivers_and_backoffs_see_what_is_stored(database: str) -> None:
         each.connect(receive)
     try:
         await run_to_the_end(await tasks.asks_its_backoff.using(metadata={"a": 1}).aenqueue())
+        await run_to_the_end(await tasks.notes.aenqueue("success"))
     finally:
         for each in (task_started, task_finished):
             each.disconnect(receive)
     noted = {"a": 1, "wait": 7}
-    assert heard == [("started", {"a": 1}), ("started", noted), ("finished", noted)]
-    assert tasks.seen == [noted]
+    assert heard[:3] == [("started", {"a": 1}), ("started", noted), ("finished", noted)]
+    assert heard[3:] == [("started", {}), ("finished", {"attempts": 1})]
+    assert tasks.seen[0] == noted
 
 
 # --- While a task runs
@@ -249,12 +255,23 @@ async def test_progress_is_written_ten_times_a_second_at_most_and_the_last_alway
 
 
 @BOTH
-async def test_a_progress_is_seen_though_no_other_follows(database: str, ledger: Ledger, lane: str) -> None:
+async def test_a_progress_is_seen_though_no_other_follows(
+    database: str, ledger: Ledger, saves: Saves, monkeypatch: pytest.MonkeyPatch, lane: str
+) -> None:
+    """One that was only noted, because it came while the one before was being saved."""
+    monkeypatch.setattr(running_module, "monotonic", lambda: 1000.0)  # so that it is too early for another
+
+    async def report_again() -> None:
+        tasks.again.set()
+        await until(lambda: tasks.seen)
+
+    saves.before = report_again
     result = await of("reports_twice_and_waits", lane).aenqueue()
     async with aiotasks.Worker(grace=5), asyncio.timeout(TIMEOUT):
         await until(lambda: stored(ledger, result).get("progress", {}).get("message") == "two")
         assert ledger.task(result.id).status == "RUNNING"
         tasks.released.set()
+    assert [each["progress"]["done"] for each in saves.of(result)] == [1, 2]
 
 
 @pytest.mark.parametrize("awaited", [None, 1, 2])
@@ -481,6 +498,38 @@ async def test_what_the_database_refuses_holds_up_no_other(
         {} if number == 5 else {"saved": number, "later": True} for number in range(10)
     ]
     assert "Metadata could not be saved; the task has those of its last save" in caplog.text
+
+
+class LockedRow:
+    """In place of a Store: the row is locked for the first tries."""
+
+    def __init__(self, tries: int) -> None:
+        self.tries = tries
+        self.writes: list[list[MetadataWrite]] = []
+
+    async def save_metadata(self, writes: list[MetadataWrite]) -> dict[UUID, MetadataAnswer]:
+        self.writes.append(list(writes))
+        await asyncio.sleep(0)
+        is_free = len(self.writes) > self.tries
+        return {write.id: MetadataAnswer(is_free, False, None, None) for write in writes}
+
+
+async def test_a_late_wish_to_save_is_ignored() -> None:
+    """Of a thread, while the last state of its attempt is being written, or after that."""
+    store: Any = LockedRow(tries=2)
+    saver = MetadataSaver(store)
+    metadata = RunningMetadata(uuid4(), uuid4(), None, saver)
+    metadata.values["a"] = 1
+    saved = asyncio.Event()
+    assert not saver.is_saved(metadata, saved.set)
+    await until(lambda: saver._locked)
+    saver.save_soon(metadata)
+    assert saver._due == set()
+    await saved.wait()
+    assert saver.is_saved(metadata, saved.set)
+    saver.save_soon(metadata)
+    assert [len(writes) for writes in store.writes] == [1, 1, 1]
+    assert (saver._due, saver._under_way, saver._ending, saver._locked) == (set(), set(), {}, set())
 
 
 # --- Attempts that others end

@@ -99,6 +99,8 @@ class MetadataSaver:
         return False
 
     def _look_at(self, metadata: RunningMetadata) -> None:
+        if metadata.settled or metadata in self._ending:
+            return  # a thread has asked just before its attempt was over
         self._due.add(metadata)
         if self._timer is None:
             at = max(self._next_pass, self._loop.time())
