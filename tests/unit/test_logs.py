@@ -133,7 +133,8 @@ def test_a_full_queue_drops_and_counts(
     assert logs.flush(10)
     assert logs.flush(10)  # the line that says so was logged meanwhile
     numbers = [int(message) for message in handler.messages if message.isdigit()]
-    assert numbers == list(range(len(numbers)))
+    assert numbers == sorted(numbers)
+    assert 10 <= len(numbers) < 100  # 11 if the first was handled at once
     (said,) = [message for message in handler.messages if message.startswith("log records were dropped")]
     assert said.endswith(f"count={100 - len(numbers)}")
 

@@ -7,11 +7,13 @@ WITH limits AS MATERIALIZED (
 ), free AS MATERIALIZED (
     SELECT found.id
     FROM limits
+    -- One look-up after the other, in the order of the keys. By `= ANY` and ORDER BY, PostgreSQL before 17 reads the
+    -- whole index.
+    CROSS JOIN (SELECT given.key FROM unnest($2::text[]) AS given (key) ORDER BY given.key) AS each
     CROSS JOIN LATERAL (
         SELECT task.id
         FROM aiotasks_task AS task
-        WHERE task.backend = $1::text AND task.unique_key = ANY($2::text[]) AND {key_is_free}
-        ORDER BY task.unique_key
+        WHERE task.backend = $1::text AND task.unique_key = each.key AND {key_is_free}
         FOR UPDATE
     ) AS found
 ), gone AS (
@@ -28,5 +30,12 @@ FROM limits
 -- The count has all keys taken away before the first row is returned, and with it the setting put back.
 CROSS JOIN (SELECT count(*) FROM gone) AS first
 -- Not only those whose key wasn't taken away: another session may have taken it since this one's snapshot.
-LEFT JOIN aiotasks_task AS task
-    ON task.backend = $1::text AND task.unique_key = ANY($2::text[]) AND NOT {key_is_free}
+LEFT JOIN (
+    unnest($2::text[]) AS each (key)
+    CROSS JOIN LATERAL (
+        SELECT held.*
+        FROM aiotasks_task AS held
+        WHERE held.backend = $1::text AND held.unique_key = each.key
+        OFFSET 0
+    ) AS task
+) ON NOT {key_is_free}

@@ -7,12 +7,12 @@ WITH limits AS MATERIALIZED (
 ), held AS MATERIALIZED (
     SELECT waiting.*
     FROM limits
+    -- As in free_unique_keys.
+    CROSS JOIN (SELECT given.key FROM unnest($2::text[]) AS given (key) ORDER BY given.key) AS each
     CROSS JOIN LATERAL (
         SELECT *
         FROM aiotasks_task AS task
-        WHERE task.backend = $1::text AND task.unique_key = ANY($2::text[])
-          AND task.status IN ('SCHEDULED', 'READY')
-        ORDER BY task.unique_key
+        WHERE task.backend = $1::text AND task.unique_key = each.key AND task.status IN ('SCHEDULED', 'READY')
         FOR SHARE
     ) AS waiting
 )
