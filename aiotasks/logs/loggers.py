@@ -164,6 +164,6 @@ GUARDED_IN_WORKERS = ("asyncio", "concurrent.futures", "django.dispatch", "py.wa
 
 package_logger = guard("aiotasks", OwnLogger)
 stderr_handler = StderrHandler()
-for _name in ("asgi", "store", "supervisor", "testing", "worker"):
+for _name in ("asgi", "store", "supervisor", "testing", "web", "worker"):
     guard(f"aiotasks.{_name}", OwnLogger)
 guard("django.tasks", GuardedLogger)  # enqueue() must not fail by its record, when the task has been stored

@@ -1,6 +1,6 @@
 """QueueLimits: what is asked for, and when a claim has to be followed by another."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,9 @@ class Worker:
         self.queues = sorted({name for name, _ in ready})
         self.limits = QueueLimits(limits, held=lambda: self.running)
 
-    def claim(self, slots: int = LIMIT, lanes: Iterable[Lane] = LANES) -> set[Lane]:
+    def claim(
+        self, slots: int = LIMIT, lanes: Iterable[Lane] = LANES, *, unsure: Collection[Lane] = ()
+    ) -> set[Lane]:
         """Claim once; returns the lanes that have to be asked again."""
         wanted = {lane: LaneRequest(list(self.queues), [], slots if lane in lanes else 0) for lane in LANES}
         for lane in LANES:
@@ -38,7 +40,7 @@ class Worker:
                     self.ready[name, lane] -= number
                 jobs += [SimpleNamespace(id=uuid4(), queue_name=name, lane=lane) for _ in range(number)]
         self.running += jobs
-        learned = self.limits.learn(requests, jobs)
+        learned = self.limits.learn(requests, jobs, unsure=unsure)
         self.told += learned.filled
         return set(learned.left)
 
@@ -123,3 +125,14 @@ def test_others_are_told_once_of_what_has_no_room() -> None:
     worker.ready["a", "loop"] = 2
     worker.claim_until_quiet()
     assert worker.told == ["a", "a"]
+
+
+def test_a_lane_of_which_a_claim_has_shown_nothing_is_not_taken_for_empty() -> None:
+    worker = Worker({"a": 9}, {("a", "loop"): 0})
+    worker.claim_until_quiet()
+    worker.limits.forget()
+    asked = [worker.claim(unsure=LANES) for _ in range(4)]
+    assert all(asked)
+    worker.ready["a", "loop"] = 3
+    worker.claim_until_quiet()
+    assert worker.runs("a", "loop") == 3

@@ -15,7 +15,7 @@ from aiotasks.worker.claiming import rotation as rotation_module
 from aiotasks.worker.claiming import turns as turns_module
 from aiotasks.worker.claiming import watermarks as watermarks_module
 from aiotasks.worker.claiming.rotation import QueueRotation
-from aiotasks.worker.claiming.watermarks import EMPTIED_MARGIN
+from aiotasks.worker.claiming.watermarks import EMPTIED_MARGIN, EVER
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(hours=1)
@@ -293,6 +293,28 @@ async def test_queues_whose_watermark_hid_tasks_are_asked_again_without_it() -> 
     assert await take(rotation) == []
     rotation.forget()
     assert (await ask(rotation)).since == [datetime(1970, 1, 1, tzinfo=UTC)]
+
+
+async def test_a_queue_whose_mark_hides_tasks_stays_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another queue has filled the claim; of this one it has shown nothing."""
+    monkeypatch.setattr(watermarks_module, "PASSED_INTERVAL", 0.0)
+    rotation = make()
+    for name in ("a", "b"):
+        rotation.note_wakeup(Wakeup("default", name))
+    for _ in range(2):
+        await take(rotation, *["a"] * 9, "b")
+    assert rotation.marks.behind("loop") == []
+    for _ in range(3):
+        assert "a" in await take(rotation, *["b"] * 10)
+    assert "a" in rotation.marks.behind("loop")
+
+
+async def test_a_claim_that_leaves_tasks_out_has_emptied_nothing() -> None:
+    rotation = make(queues=["q"])
+    await take(rotation, "q", robust_only=True)
+    assert (await ask(rotation)).since == [EVER]
+    await take(rotation, "q")
+    assert (await ask(rotation)).since == [NOW - EMPTIED_MARGIN]
 
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

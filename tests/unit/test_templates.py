@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
 from django.tasks import task_backends
 
 from aiotasks import enqueueing
@@ -30,9 +29,8 @@ def test_a_copy_has_its_own() -> None:
     assert [template(noop.using(run_after=at)).run_after, template(noop).run_after] == [at, None]
 
 
-def test_few_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy that was forgotten may have the id of another: each is compared with the one that was kept."""
-    monkeypatch.setattr(enqueueing, "TEMPLATES_LIMIT", 10)
-    for number in range(100):
-        assert template(noop.using(priority=number % 50)).priority == number % 50
-    assert len(enqueueing._templates) <= 10
+def test_what_using_returns_is_not_kept() -> None:
+    """It may hold a request, in a function that makes a unique key."""
+    kept = dict(enqueueing._templates)
+    assert template(noop.using(priority=3)).priority == 3
+    assert enqueueing._templates == kept

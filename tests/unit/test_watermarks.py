@@ -27,6 +27,12 @@ def since(marks: Watermarks, *names: str, robust_only: bool = False) -> list[dat
     return marks.since(names or ["q"], "loop", robust_only=robust_only)
 
 
+def passed(marks: Watermarks, *jobs: Any, robust_only: bool = False) -> None:
+    """Two claims in a row that have come to the same priority."""
+    for _ in range(2):
+        marks.passed("loop", jobs, robust_only=robust_only)
+
+
 @pytest.fixture(autouse=True)
 def no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PASSED_INTERVAL", 0.0)
@@ -34,30 +40,28 @@ def no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_full_claim_has_the_next_begin_at_its_last_task() -> None:
     marks = Watermarks()
-    marks.passed(
-        "loop", [job(NOW - HOUR), job(NOW - 2 * HOUR), job(NOW - 3 * HOUR, name="r")], robust_only=False
-    )
+    passed(marks, job(NOW - HOUR), job(NOW - 2 * HOUR), job(NOW - 3 * HOUR, name="r"))
     assert since(marks, "q", "r", "s") == [NOW - HOUR, NOW - 3 * HOUR, EVER]
     assert marks.since(["q"], "thread", robust_only=False) == [EVER]
 
 
 def test_of_two_priorities_the_lower_one_tells_how_far_the_claim_has_come() -> None:
     marks = Watermarks()
-    marks.passed("loop", [job(NOW - HOUR, priority=5), job(NOW - 2 * HOUR, priority=1)], robust_only=False)
+    passed(marks, job(NOW - HOUR, priority=5), job(NOW - 2 * HOUR, priority=1))
     assert since(marks) == [NOW - 2 * HOUR]
 
 
 def test_what_has_come_just_now_is_looked_at_again() -> None:
     """Of the tasks of the last second some aren't committed yet."""
     marks = Watermarks()
-    marks.passed("loop", [job(NOW)], robust_only=False)
+    passed(marks, job(NOW))
     assert since(marks) == [NOW - PASSED_MARGIN]
 
 
 def test_a_short_claim_that_began_behind_shows_nothing() -> None:
     marks = Watermarks()
     assert not marks.fell_short("loop")
-    marks.passed("loop", [job(NOW - HOUR)], robust_only=False)
+    passed(marks, job(NOW - HOUR))
     since(marks)
     assert marks.fell_short("loop")
     assert since(marks) == [EVER]
@@ -66,7 +70,7 @@ def test_a_short_claim_that_began_behind_shows_nothing() -> None:
 
 def test_a_short_claim_falls_short_though_the_marks_were_dropped_meanwhile() -> None:
     marks = Watermarks()
-    marks.passed("loop", [job(NOW - HOUR)], robust_only=False)
+    passed(marks, job(NOW - HOUR))
     since(marks)
     marks.clear()
     assert marks.fell_short("loop")
@@ -74,7 +78,7 @@ def test_a_short_claim_falls_short_though_the_marks_were_dropped_meanwhile() -> 
 
 def test_a_claim_that_leaves_tasks_out_hides_them_from_its_like_alone() -> None:
     marks = Watermarks()
-    marks.passed("loop", [job(NOW - HOUR)], robust_only=True)
+    passed(marks, job(NOW - HOUR), robust_only=True)
     assert since(marks, robust_only=True) == [NOW - HOUR]
     assert since(marks) == [EVER]
 
@@ -82,28 +86,54 @@ def test_a_claim_that_leaves_tasks_out_hides_them_from_its_like_alone() -> None:
 def test_the_later_mark_counts() -> None:
     marks = Watermarks()
     marks.emptied("loop", ["q"], [job(NOW - HOUR)])
-    marks.passed("loop", [job(NOW - 2 * HOUR)], robust_only=False)
+    passed(marks, job(NOW - 2 * HOUR))
     assert since(marks) == [NOW - HOUR - EMPTIED_MARGIN]
-    marks.passed("loop", [job(NOW - HOUR)], robust_only=False)
+    passed(marks, job(NOW - HOUR))
     assert since(marks) == [NOW - HOUR]
 
 
 @pytest.mark.parametrize("how", ["look back", "wait"])
 def test_marks_go_back(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     marks = Watermarks()
-    marks.passed("loop", [job(NOW - HOUR)], robust_only=False)
+    passed(marks, job(NOW - HOUR))
     if how == "look back":
         marks.look_back(NOW - 2 * HOUR)
         assert since(marks) == [NOW - 2 * HOUR]
     else:
         monkeypatch.setattr(module, "PASSED_FOR", 0.0)
-        marks.passed("loop", [job(NOW - HOUR)], robust_only=False)
+        passed(marks, job(NOW - HOUR))
         assert since(marks) == [EVER]
 
 
 def test_marks_move_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PASSED_INTERVAL", 3600.0)
     marks = Watermarks()
+    marks.passed("loop", [job(NOW - 3 * HOUR)], robust_only=False)
+    monkeypatch.setattr(module, "PASSED_INTERVAL", 0.0)
     marks.passed("loop", [job(NOW - 2 * HOUR)], robust_only=False)
+    monkeypatch.setattr(module, "PASSED_INTERVAL", 3600.0)
     marks.passed("loop", [job(NOW - HOUR)], robust_only=False)
     assert since(marks) == [NOW - 2 * HOUR]
+
+
+def test_tasks_of_a_lower_priority_are_taken_from_the_oldest_on() -> None:
+    """A claim behind the mark of urgent tasks has brought the newest of the others."""
+    marks = Watermarks()
+    passed(marks, job(NOW - HOUR, priority=9))
+    since(marks)
+    marks.passed("loop", [job(NOW - HOUR / 2, priority=0)], robust_only=False)
+    assert since(marks) == [EVER]
+
+
+def test_among_tasks_of_several_priorities_there_are_no_marks() -> None:
+    marks = Watermarks()
+    for number in range(6):
+        marks.passed("loop", [job(NOW - HOUR, priority=number % 2)], robust_only=False)
+        assert since(marks) == [EVER]
+
+
+def test_a_time_ahead_of_the_claim_hides_nothing() -> None:
+    """A site's own SQL has set it, or a server whose clock was ahead."""
+    marks = Watermarks()
+    marks.emptied("loop", ["q"], [job(NOW + HOUR)])
+    assert since(marks) == [NOW - EMPTIED_MARGIN]

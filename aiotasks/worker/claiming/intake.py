@@ -148,7 +148,7 @@ class Intake:
             self._relay.claimed(lane, found, request.limit)
             if found:
                 (filled if len(found) >= request.limit else short).add(lane)
-        learned = self._queue_limits.learn(requests, jobs)
+        learned = self._queue_limits.learn(requests, jobs, unsure=skipped)
         self._relay.filled(learned.filled, asked)
         turn = {(lane, name): n for lane in LANES for n, name in enumerate(requests[lane].queues)}
         jobs.sort(

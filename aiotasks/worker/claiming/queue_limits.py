@@ -1,7 +1,7 @@
 """QueueLimits: at most so many tasks of a queue at a time in this worker."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
@@ -87,8 +87,13 @@ class QueueLimits:
             }
         return {lane: self._narrow(lane, request) for lane, request in requests.items()}
 
-    def learn(self, requests: Mapping[Lane, LaneRequest], jobs: Iterable[Job]) -> Learned:
-        """Learn from the reply to a claim of these ``requests``, which ``restrict()`` has returned."""
+    def learn(
+        self, requests: Mapping[Lane, LaneRequest], jobs: Iterable[Job], *, unsure: Collection[Lane] = ()
+    ) -> Learned:
+        """Learn from the reply to a claim of these ``requests``, which ``restrict()`` has returned.
+
+        unsure: lanes of which the claim shows nothing where it has brought nothing.
+        """
         if not self._limits:
             return Learned()
         by_lane = Counter((job.queue_name, job.lane) for job in jobs)
@@ -108,7 +113,11 @@ class QueueLimits:
             withheld = self._withheld.get(name)
             empty = self._empty.setdefault(name, set())
             # A full claim may not have come to this queue.
-            empty.update(lane for lane in lanes if lane != withheld and brought[lane] < requests[lane].limit)
+            empty.update(
+                lane
+                for lane in lanes
+                if lane != withheld and lane not in unsure and brought[lane] < requests[lane].limit
+            )
             if withheld is not None and withheld not in empty:
                 left.add(withheld)
             elif empty.issuperset(lanes):

@@ -99,15 +99,15 @@ class QueueRotation:
             return False
         given = {job.queue_name for job in jobs}
         is_full = len(jobs) >= request.limit
+        unsure = request.queues if request.robust_only else self.marks.behind(lane)
+        self._turns[lane].learn(request.queues, given, full=is_full, unsure=unsure)
         fell_short = not is_full and self.marks.fell_short(lane)
-        exhaustive = not request.robust_only and not fell_short
-        self._turns[lane].learn(request.queues, given, full=is_full, exhaustive=exhaustive)
         # Tasks that became READY during the claim may be older than all of its jobs.
         if not jobs or fell_short or self._looked_back:
             return fell_short
         if is_full:
             self.marks.passed(lane, jobs, robust_only=request.robust_only)
-        else:
+        elif not request.robust_only:
             capped = _capped(request, jobs)
             names = request.queues if self._queues else given
             self.marks.emptied(lane, (name for name in names if name not in capped), jobs)

@@ -106,12 +106,14 @@ class Turns:
             and self._given.keys() <= names
         )
 
-    def learn(self, asked: Sequence[str], given: Collection[str], *, full: bool, exhaustive: bool) -> None:
+    def learn(
+        self, asked: Sequence[str], given: Collection[str], *, full: bool, unsure: Collection[str] = ()
+    ) -> None:
         """Learn from the reply to a claim.
 
         asked: the names that ``next()`` has returned. given: those that gave tasks. full: whether these were
-        as many as allowed, so that no names behind them were asked. exhaustive: whether a name that gave none
-        has none.
+        as many as allowed, so that no names behind them were asked. unsure: those that may have tasks even if
+        they gave none.
         """
         passed = asked
         named_first, self._named_first = self._named_first, True
@@ -130,7 +132,7 @@ class Turns:
             named_at = self._named.get(name)
             if named_at is not None and named_at <= self._asked_at - INTERVAL:
                 del self._named[name]
-            if name in given or not self._serves_any or not exhaustive:
+            if name in given or not self._serves_any or name in unsure:
                 self._given[name] = None
         while self._serves_any and len(self._given) > NAMES_LIMIT:
             del self._given[next(iter(self._given))]

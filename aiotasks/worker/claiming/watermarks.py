@@ -8,7 +8,9 @@ Two things are learned from a claim: that it has emptied a queue, or how far it 
 import time
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from math import inf
+from typing import NamedTuple
 
 from ...rows import Job, Lane, microseconds, time_of
 
@@ -38,18 +40,33 @@ EVER = datetime(1970, 1, 1, tzinfo=UTC)
 type _Key = tuple[str, Lane]
 
 
+class _Passed(NamedTuple):
+    """How far full claims have come in a queue: to a task of this time and priority.
+
+    robust_only: whether they have left out tasks that a crash before their start would harm.
+    """
+
+    since: datetime
+    priority: int
+    robust_only: bool
+
+
 class Watermarks:
     """The watermarks of one worker, by queue and lane.
 
     A queue that was passed may have older tasks all the same, of a lower priority or left out by a claim that
-    is ``robust_only``. So a claim that goes by such a mark and isn't full shows nothing: ``fell_short()``.
+    is ``robust_only``. So that a claim went by such a mark and has brought none of a queue's tasks shows
+    nothing (``behind()``); and once it brings some of a lower priority, the older of them come first.
     """
 
     def __init__(self) -> None:
         self._emptied: dict[_Key, datetime] = {}
-        self._passed: dict[_Key, tuple[datetime, bool]] = {}  # and whether the claim was robust_only
+        self._passed: dict[_Key, _Passed] = {}
         self._passed_since = 0.0  # by time.monotonic(): the first of them
         self._moved_at = -inf
+        self._lowest: dict[
+            Lane, dict[str, int]
+        ] = {}  # the lowest priority of each queue in the last full claim
         self._asked: dict[Lane, list[str]] = {}  # the names of the last request that go by a passed mark
 
     def since(self, names: Sequence[str], lane: Lane, *, robust_only: bool) -> list[datetime]:
@@ -60,44 +77,61 @@ class Watermarks:
         asked = self._asked[lane] = []
         if self._passed:
             for number, name in enumerate(names):
-                passed, is_robust = self._passed.get((name, lane), (None, False))
-                if passed is not None and (robust_only or not is_robust):
-                    marks[number] = max(passed, marks[number])
+                passed = self._passed.get((name, lane))
+                if passed is not None and (robust_only or not passed.robust_only):
+                    marks[number] = max(passed.since, marks[number])
                     asked.append(name)
         return marks
 
+    def behind(self, lane: Lane) -> list[str]:
+        """Return the queues of which the last request for this lane looked behind a passed mark."""
+        return self._asked.get(lane, [])
+
     def emptied(self, lane: Lane, names: Iterable[str], jobs: Collection[Job]) -> None:
         """Note that a claim has taken all tasks of these queues, the last of which are ``jobs``."""
-        since = _ready_at(max(jobs, key=_age)) - EMPTIED_MARGIN
+        # Not later than the claim itself, whatever clock has set a row's time.
+        since = min(_ready_at(max(jobs, key=_age)), _claimed_at(jobs)) - EMPTIED_MARGIN
         self._emptied |= {(name, lane): since for name in names}
 
     def passed(self, lane: Lane, jobs: Collection[Job], *, robust_only: bool) -> None:
         """Note that a claim has taken ``jobs`` and left others, which come after them or are of a lower
         priority."""
+        lowest: dict[str, int] = {}
+        for job in jobs:
+            lowest[job.queue_name] = min(job.priority, lowest.get(job.queue_name, job.priority))
+        for name in self.behind(lane):
+            mark = self._passed.get((name, lane))
+            if name in lowest and (mark is None or lowest[name] < mark.priority):
+                # Of this priority there may be older ones: the next claim begins with them.
+                self._passed.pop((name, lane), None)
+                del lowest[name]
+        before, self._lowest[lane] = self._lowest.get(lane, {}), lowest
         now = time.monotonic()
         if now - self._moved_at < PASSED_INTERVAL:
             return
         self._moved_at = now
-        last: dict[str, Job] = {}
+        # Two in a row: among tasks of several priorities, a mark would be dropped by the next claim.
+        last = {name: 0 for name, priority in lowest.items() if before.get(name) == priority}
+        if not last:
+            return
         for job in jobs:
-            known = last.get(job.queue_name)
-            if known is None or _place(job) > _place(known):
-                last[job.queue_name] = job
+            name = job.queue_name
+            if name in last and job.priority == lowest[name]:
+                last[name] = max(last[name], microseconds(job.ready_at))
         if not self._passed:
             self._passed_since = now
-        for name, job in last.items():
-            claimed_at = time_of(job.last_attempted_at)
-            if claimed_at is not None:
-                mark = min(_ready_at(job), claimed_at - PASSED_MARGIN)
-                self._passed[name, lane] = mark, robust_only
+        latest = _claimed_at(jobs) - PASSED_MARGIN
+        for name, ready_at in last.items():
+            since = min(time_of(ready_at.to_bytes(8, signed=True)) or EVER, latest)
+            self._passed[name, lane] = _Passed(since, lowest[name], robust_only)
 
     def fell_short(self, lane: Lane) -> bool:
         """Note that a claim wasn't full. Returns whether that may be because of marks of passed tasks, which
         are dropped: the next claim shows it."""
-        asked = self._asked.pop(lane, [])
-        for name in asked:
+        behind = self.behind(lane)
+        for name in behind:
             self._passed.pop((name, lane), None)
-        return bool(asked)
+        return bool(behind)
 
     def of(self, lane: Lane, name: str) -> datetime | None:
         """Return the mark of a queue that was emptied."""
@@ -110,7 +144,9 @@ class Watermarks:
     def look_back(self, since: datetime) -> None:
         """Move the marks back to ``since``."""
         self._emptied = {key: min(mark, since) for key, mark in self._emptied.items()}
-        self._passed = {key: (min(mark, since), robust) for key, (mark, robust) in self._passed.items()}
+        self._passed = {
+            key: mark._replace(since=min(mark.since, since)) for key, mark in self._passed.items()
+        }
 
     def clear(self) -> None:
         """Drop all."""
@@ -122,10 +158,10 @@ def _ready_at(job: Job) -> datetime:
     return time_of(job.ready_at) or EVER
 
 
+def _claimed_at(jobs: Iterable[Job]) -> datetime:
+    """When a claim was made, by the database's clock."""
+    return max((time_of(job.last_attempted_at) or EVER for job in islice(jobs, 1)), default=EVER)
+
+
 def _age(job: Job) -> int:
     return microseconds(job.ready_at)
-
-
-def _place(job: Job) -> tuple[int, int]:
-    """A job's place among those of its queue that one claim has taken."""
-    return -job.priority, microseconds(job.ready_at)
