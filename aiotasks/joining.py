@@ -7,7 +7,7 @@ not see what others have done meanwhile, and would be open all the time.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, nullcontext
 from uuid import UUID
 
 from django.core.exceptions import SynchronousOnlyOperation
@@ -17,6 +17,7 @@ from django.tasks.exceptions import TaskResultDoesNotExist
 from .conf import Options
 from .db.errors import is_transient
 from .db.retry import backoff
+from .executing import current
 from .results import PostgresTaskResult, parse_id, result_of
 from .rows import FINAL, Job
 from .store.blocks import belongs_to_django
@@ -28,6 +29,9 @@ from .store.transaction import current_transaction
 from .sync import async_unsafe_allowed, running_loop_hidden
 
 __all__ = ["ajoin", "as_completed", "gather_results", "join"]
+
+# Seconds for which a task that waits for others keeps its slot: most look-ups of what has ended take less.
+SLOT_IS_KEPT_FOR = 0.01
 
 
 async def as_completed(
@@ -96,8 +100,13 @@ def _join(result: PostgresTaskResult, timeout: float | None) -> None:
         result.refresh()
         if result.is_finished:
             return
+    execution = current.get()
+    noted: AbstractContextManager[None] = nullcontext()
+    if execution is not None and execution.joining is not None:
+        noted = execution.joining.waiting_in_thread(execution, [result.task])
     try:
-        run_on_loop(lambda: _ajoin_outside(result, timeout))
+        with noted:
+            run_on_loop(lambda: _ajoin_outside(result, timeout))
     except TaskResultDoesNotExist:
         if is_within:
             result.refresh()  # raises the same, unless the transaction sees the task
@@ -155,7 +164,11 @@ async def _ends(
                     yield ended
             while any(group.left for group in groups):
                 async with asyncio.timeout_at(deadline):
-                    changed = await watch.changed()
+                    changed = await watch.changed(SLOT_IS_KEPT_FOR)
+                if not changed:
+                    # Not within the time limit: the slot is taken again after it.
+                    async with _without_slot(groups), asyncio.timeout_at(deadline):
+                        changed = await watch.changed()
                 for group in groups:
                     async with asyncio.timeout_at(deadline):
                         ended = await group.look_up(changed)
@@ -166,6 +179,17 @@ async def _ends(
         number = sum(len(group.left) for group in groups)
         which = f"Task {results[0].id} hasn't" if len(results) == 1 else f"{number} tasks haven't"
         raise TimeoutError(f"{which} ended within {timeout:g} s.") from None
+
+
+def _without_slot(groups: Iterable["_Group"]) -> AbstractAsyncContextManager[None]:
+    """Have the worker's task that waits here, if one does, give up its slot."""
+    execution = current.get()
+    if execution is None or execution.joining is None:
+        return nullcontext()
+    waiting: AbstractAsyncContextManager[None] = execution.joining.waiting(
+        execution, [results[0].task for group in groups for results in group.left.values()]
+    )
+    return waiting
 
 
 class _Group:

@@ -4,18 +4,14 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
+from ..executing import current
 from .execution import Execution
 
-__all__ = ["OwnTask", "current", "log_interference", "own_tasks_hidden"]
+__all__ = ["OwnTask", "log_interference", "own_tasks_hidden"]
 
 logger = logging.getLogger("aiotasks.worker")
-
-# The execution whose code runs; None in the worker's own code. It is a context variable, so that asyncio
-# tasks, callbacks and threads that a task starts belong to the same execution.
-current: ContextVar[Execution | None] = ContextVar("aiotasks_execution", default=None)
 
 
 class OwnTask(asyncio.Task[Any]):
@@ -29,7 +25,7 @@ class OwnTask(asyncio.Task[Any]):
     __slots__ = ()
 
     def cancel(self, msg: Any | None = None) -> bool:
-        caller = current.get()
+        caller: Execution | None = current.get()
         # A body in a thread doesn't end when the asyncio task that waits for it is cancelled.
         if caller is not None and (caller.in_thread or caller is not self.get_context().get(current)):
             log_interference(caller, f"cancel the asyncio task {self.get_name()!r}, which isn't its own")
@@ -47,13 +43,15 @@ def own_tasks_hidden() -> Iterator[None]:
 
     def shown(loop: asyncio.AbstractEventLoop | None = None) -> set[asyncio.Task[Any]]:
         tasks = all_tasks(loop)
-        if (caller := current.get()) is None:
+        caller: Execution | None = current.get()
+        if caller is None:
             return tasks
+        is_in_thread = caller.in_thread
         return {
             task
             for task in tasks
             if not isinstance(task, OwnTask)
-            or (task.get_context().get(current) is caller and not caller.in_thread)
+            or (task.get_context().get(current) is caller and not is_in_thread)
         }
 
     asyncio.all_tasks = asyncio.tasks.all_tasks = shown

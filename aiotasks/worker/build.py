@@ -59,6 +59,7 @@ class Builder:
         closing: Callable[[], bool] = lambda: False,
         importer: Executor | None = None,
         returned: Callable[[], None] = lambda: None,
+        queues: Collection[str] = (),
     ) -> Runner:
         return Runner(
             sender=self.sender,
@@ -72,6 +73,7 @@ class Builder:
             importer=importer,
             observer=self.observer,
             returned=returned,
+            queues=queues,
         )
 
     def claimer(

@@ -150,6 +150,7 @@ class Engine:
             closing=lambda: main is not None and main.cancelling() > 0,
             importer=self.importer,
             returned=lambda: self.claimer.slot_freed(),
+            queues=queues,
         )
         self.ownership = Ownership(self.runner, self.finisher)
         self.claimer = builder.claimer(

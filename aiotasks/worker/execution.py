@@ -12,6 +12,7 @@ from .outcomes import Outcome, Released
 if TYPE_CHECKING:
     import asyncio
 
+    from ..executing import Joining
     from ..metadata.running import RunningMetadata
     from ..policies.timeout import TimeLimit
 
@@ -72,9 +73,11 @@ class Execution:
         "began",
         "cancelled_for",
         "context",
+        "has_slot",
         "in_thread",
         "interference_logged",
         "job",
+        "joining",
         "lane",
         "limit",
         "metadata",
@@ -101,6 +104,8 @@ class Execution:
         self.asked_to_end: Reason | None = None
         self.limit: TimeLimit | None = None
         self.metadata: RunningMetadata | None = None
+        self.joining: Joining | None = None  # the part of its worker that it waits for other tasks by
+        self.has_slot = True  # False while it waits for other tasks
         self.in_thread = False  # its body is in a thread, which can't be cancelled
         self.began: float | None = None  # when it, or its body in a thread, began: monotonic clock
         self.seconds: float | None = (

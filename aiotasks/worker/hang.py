@@ -4,7 +4,7 @@ import threading
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from .belonging import current
+from ..executing import current
 from .events import Observer
 from .execution import Execution
 from .handover import Handover

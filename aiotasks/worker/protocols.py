@@ -177,6 +177,9 @@ class HasSlots(Protocol):
     def release(self, lane: Lane) -> None:
         """Count one task less in the lane."""
 
+    async def take_again(self, lane: Lane) -> None:
+        """Wait until the lane has a free slot, and take it."""
+
 
 class HasFreeThreads(Protocol):
     """Where claimed jobs of the thread lane wait (``PrefetchBuffer``)."""

@@ -1,5 +1,8 @@
 """Slots: how many tasks a worker may run at a time."""
 
+import asyncio
+from collections import deque
+
 from ..rows import LANES, Lane
 from .protocols import HasCapacity
 
@@ -19,6 +22,7 @@ class Slots:
         self._loop = loop
         self._pool = pool
         self._taken: dict[Lane, int] = dict.fromkeys(LANES, 0)
+        self._returning: deque[tuple[Lane, asyncio.Future[None]]] = deque()
 
     def has(self, lane: Lane) -> bool:
         """Return whether the worker has slots in the lane, free or taken."""
@@ -41,8 +45,34 @@ class Slots:
         self._taken[lane] += 1
 
     def release(self, lane: Lane) -> None:
-        """Count one task less in the lane."""
+        """Count one task less in the lane. A task that waits to go on comes before any other."""
         self._taken[lane] -= 1
+        if self._returning:
+            self._hand_over()
+
+    async def take_again(self, lane: Lane) -> None:
+        """Wait until the lane has a free slot, in the order of the calls, and take it."""
+        if self.free(lane) > 0 and not self._returning:
+            self.take(lane)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._returning.append((lane, turn))
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():  # it has been handed over at the same moment
+                self.release(lane)
+            raise
+
+    def _hand_over(self) -> None:
+        while self._returning:
+            lane, turn = self._returning[0]
+            if not turn.done():
+                if self.free(lane) <= 0:
+                    return
+                self.take(lane)
+                turn.set_result(None)
+            self._returning.popleft()
 
     def _usable_threads(self) -> int:
         return self.threads if self._pool is None else min(self.threads, self._pool.capacity())

@@ -10,7 +10,8 @@ from collections.abc import Coroutine, Generator
 from contextvars import Context
 from typing import Any
 
-from .belonging import OwnTask, current
+from ..executing import current
+from .belonging import OwnTask
 
 __all__ = ["ExitRaised", "task_factory"]
 

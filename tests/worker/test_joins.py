@@ -22,6 +22,7 @@ from aiotasks import PostgresTaskResult
 from aiotasks.store import joins, loop_thread
 from aiotasks.store.joins import Changes
 from aiotasks.store.loop import close_pools, resources
+from tests.examples import example
 from tests.site import default_task_backend as backend
 from tests.site import postgres_result, running_store
 from tests.store.rows import worker as register
@@ -440,3 +441,13 @@ async def test_a_listener_that_is_killed_while_many_wait(
                 await conn.execute(f"SELECT pg_terminate_backend(pid) FROM ({LISTENS}) AS listening")
                 await asyncio.sleep(0)
     assert [result.return_value for result in results] == [n + 1 for n in range(200)]
+
+
+async def test_the_page_on_joins(database: str) -> None:
+    with example("howto/join.md") as page:
+        async with aiotasks.Worker():
+            await page.run()
+            await page.run()
+            await page.run()
+            assert await sync_to_async(page.thumbnail)("b.jpg") == "b.jpg@160"
+        assert page.blocks == []

@@ -10,7 +10,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from ...db.connection_thread import fulfil
-from ..belonging import current, log_interference
+from ...executing import current
+from ..belonging import log_interference
 from ..task_factory import task_factory
 
 __all__ = ["drive", "worker_loop"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..belonging import current
+from ...executing import current
 from .signals import QUIT, STOP, signal_name
 
 __all__ = ["kills_refused"]

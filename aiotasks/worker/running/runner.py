@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from contextvars import Context
 
@@ -12,13 +12,14 @@ from ... import forks, signals
 from ...conf import Options
 from ...context import PostgresTaskContext
 from ...exceptions import UnknownTask
+from ...executing import current
 from ...metadata.running import RunningMetadata, Saves
 from ...policies.timeout import TimeLimit
 from ...registry import known
 from ...results import arguments_of, result_of
 from ...rows import Job, Lane, lane_of
 from ...store.blocks import close_blocks, leave_blocks
-from ..belonging import OwnTask, current
+from ..belonging import OwnTask
 from ..events import NULL, Observer
 from ..execution import Execution, Reason, RunContext, carry
 from ..outcomes import Outcome
@@ -26,6 +27,7 @@ from ..protocols import HasSlots
 from .deadlines import Deadlines, Threads, timed_out
 from .failures import Failures
 from .imports import Imports
+from .joining import JoiningTasks
 from .sync_bodies import SyncBodies
 from .unknown_tasks import UnknownTasks
 
@@ -39,7 +41,8 @@ class Runner:
       returns, and costs the loop nothing.
     - ``done`` is called on the loop with every execution exactly once, its outcome set, whether
       the task returned, raised any BaseException, was cancelled, or can't even be imported.
-    - ``returned`` is called on the loop when a thread is back whose task has outlasted its time.
+    - ``returned`` is called on the loop when a thread is back whose task has outlasted its time, and when a
+      task gives up its slot because it waits for others. ``queues``: those that the worker serves.
     - Between ``start`` and ``done`` the execution is in ``running`` and takes a slot of its lane.
     - Tasks are strongly referenced (a loop itself refers to them weakly, cpython#88831).
     - The metadata of tasks with a context go to ``saves`` while they run.
@@ -60,6 +63,7 @@ class Runner:
         importer: Executor | None = None,
         observer: Observer = NULL,
         returned: Callable[[], None] = lambda: None,
+        queues: Collection[str] = (),
     ) -> None:
         self.running: set[Execution] = set()
         self._sender = sender
@@ -75,6 +79,7 @@ class Runner:
         self._imports = Imports(options.moved_tasks, importer)
         self._failures = Failures(options, closing=closing)
         self._unknown_tasks = UnknownTasks(self._failures)
+        self._joining = JoiningTasks(slots, self.running, freed=returned, queues=queues)
         self.deadlines = Deadlines(self, threads, observer, returned=returned)
         self._sync_bodies = SyncBodies(
             self, threads, deadlines=self.deadlines, failures=self._failures, own=self._own
@@ -86,6 +91,7 @@ class Runner:
             self._observer.started(job)
         execution = Execution(job)
         execution.began = time.monotonic()
+        execution.joining = self._joining
         since = forks.generation
         self.running.add(execution)
         self._slots.take(execution.lane)
@@ -175,7 +181,8 @@ class Runner:
     def _leave(self, execution: Execution) -> None:
         if execution in self.running:
             self.running.discard(execution)
-            self._slots.release(execution.lane)
+            if execution.has_slot:
+                self._slots.release(execution.lane)
 
     def _set_apart(self, execution: Execution) -> RunContext:
         """Return a RunContext with the variables of a body that goes on, outside of its blocks."""

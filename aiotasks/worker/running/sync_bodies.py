@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from ... import forks
 from ...compat import thread_sensitive_context
+from ...executing import current
 from ...rows import AnyTask, Lane
-from ..belonging import current
 from ..execution import Execution, NotStarted, carry, carry_here
 from ..outcomes import Outcome, Released
 from .deadlines import Deadlines, Threads

@@ -1,0 +1,129 @@
+"""JoiningTasks: tasks that wait for other tasks, and give up their slots meanwhile."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from ...rows import AnyTask, Lane, lane_of
+from ..execution import Execution
+from ..protocols import HasSlots
+
+__all__ = ["MOST_WITHOUT_SLOT", "JoiningTasks"]
+
+logger = logging.getLogger("aiotasks.worker")
+
+# Tasks that wait without a slot, at most: each takes some kilobytes, and each counts a crash if the worker is
+# killed. More of them keep their slots, so that the worker claims no more.
+MOST_WITHOUT_SLOT = 10_000
+
+
+class JoiningTasks:
+    """The executions of one worker that wait for other tasks.
+
+    A coroutine whose own asyncio task waits gives up its slot, and takes one again before it goes on: it
+    would keep the tasks that it waits for from running. Other code keeps its slot: a thread, or an asyncio
+    task that a body has started, beside which the body goes on.
+
+    running: the executions of the worker. freed: is called when a slot has been given up. queues: those that
+    the worker serves; empty: any.
+    """
+
+    def __init__(
+        self,
+        slots: HasSlots,
+        running: set[Execution],
+        *,
+        freed: Callable[[], None],
+        queues: Collection[str],
+    ) -> None:
+        self._slots = slots
+        self._running = running
+        self._freed = freed
+        self._queues = frozenset(queues)
+        self._without_slot = 0
+        self._stuck: set[Execution] = set()  # they wait for what this worker would run in their lanes
+        self._warned = False
+
+    @asynccontextmanager
+    async def waiting(self, execution: Execution, joined: Collection[AnyTask]) -> AsyncIterator[None]:
+        """The execution's code awaits the ends of ``joined`` while the block lasts."""
+        if not self._may_give_up(execution):
+            with self.waiting_in_thread(execution, joined):
+                yield
+            return
+        execution.has_slot = False
+        self._without_slot += 1
+        self._slots.release(execution.lane)
+        self._freed()
+        try:
+            yield
+        except asyncio.CancelledError:
+            self._take_at_once(execution)  # its clean-up is short, and must not wait
+            raise
+        except BaseException:
+            await self._take_again(execution)
+            raise
+        else:
+            await self._take_again(execution)
+
+    @contextmanager
+    def waiting_in_thread(self, execution: Execution, joined: Collection[AnyTask]) -> Iterator[None]:
+        """The same for code that keeps its slot. May be called in any thread."""
+        if not any(self._runs_here(execution.lane, task) for task in joined):
+            yield
+            return
+        self._stuck.add(execution)
+        self._check(execution.lane)
+        try:
+            yield
+        finally:
+            self._stuck.discard(execution)
+
+    def _may_give_up(self, execution: Execution) -> bool:
+        return (
+            not execution.in_thread
+            and execution.has_slot
+            and execution in self._running
+            and asyncio.current_task() is execution.task
+            and self._without_slot < MOST_WITHOUT_SLOT
+        )
+
+    async def _take_again(self, execution: Execution) -> None:
+        """Wait for a slot. An execution that was given up meanwhile needs none."""
+        if execution not in self._running:
+            self._without_slot -= 1
+            return
+        try:
+            await self._slots.take_again(execution.lane)
+        except asyncio.CancelledError:
+            self._take_at_once(execution)
+            raise
+        self._without_slot -= 1
+        if execution in self._running:
+            execution.has_slot = True
+        else:
+            self._slots.release(execution.lane)
+
+    def _take_at_once(self, execution: Execution) -> None:
+        self._without_slot -= 1
+        if execution in self._running:
+            self._slots.take(execution.lane)
+            execution.has_slot = True
+
+    def _runs_here(self, lane: Lane, task: AnyTask) -> bool:
+        return lane_of(task.func) == lane and (not self._queues or task.queue_name in self._queues)
+
+    def _check(self, lane: Lane) -> None:
+        """Log, once, that no slot of the lane is left for the tasks that those in all slots wait for."""
+        if self._warned or self._slots.free(lane) > 0:
+            return
+        holding = [each for each in list(self._running) if each.lane == lane and each.has_slot]
+        if holding and all(each in self._stuck for each in holding):
+            self._warned = True
+            logger.warning(
+                "All slots are taken by tasks that wait for tasks of the same worker's queues; if no other "
+                "worker runs those, they wait forever lane=%s paths=%s",
+                lane,
+                ", ".join(sorted({each.job.task_path for each in holding})),
+            )

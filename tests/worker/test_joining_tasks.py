@@ -1,0 +1,116 @@
+"""Tasks that wait for tasks: a coroutine gives up its slot meanwhile; a thread doesn't, which is logged."""
+
+from collections.abc import Iterator
+
+import pytest
+
+import aiotasks
+from tests.site import default_task_backend as backend
+from tests.site import postgres_result
+
+from . import joining_tasks as tasks
+from .harness import Configure, Ledger, until
+
+FULL = "All slots are taken by tasks that wait"
+
+
+@pytest.fixture(autouse=True)
+def afresh() -> Iterator[None]:
+    tasks.going_on = tasks.most_going_on = 0
+    tasks.noted.clear()
+    yield
+    assert tasks.going_on == 0
+
+
+async def test_one_slot_is_enough_for_tasks_that_wait_for_each_other(
+    configure: Configure, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = await tasks.nested.aenqueue(8)
+    async with aiotasks.Worker(concurrency=1) as worker:
+        assert (await result.ajoin(timeout=60)).return_value == 8
+        await until(lambda: worker.engine.slots.free("loop") == 1)
+    assert FULL not in caplog.text
+
+
+async def test_no_more_bodies_go_on_than_there_are_slots(configure: Configure, ledger: Ledger) -> None:
+    results = [await tasks.parent.aenqueue(n, 0.02) for n in range(30)]
+    async with aiotasks.Worker(concurrency=3) as worker:
+        found = await aiotasks.gather_results(results, timeout=60)
+        await until(lambda: worker.engine.slots.free("loop") == 3)
+    assert [result.return_value for result in found] == [*range(30)]
+    assert 1 <= tasks.most_going_on <= 3
+
+
+async def test_a_task_waits_for_many(configure: Configure, ledger: Ledger) -> None:
+    result = await tasks.parent_of_many.aenqueue(40)
+    async with aiotasks.Worker(concurrency=1):
+        assert (await result.ajoin(timeout=60)).return_value == [*range(40)]
+
+
+async def test_a_body_that_goes_on_beside_its_join_keeps_its_slot(
+    configure: Configure, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With one slot it waits forever, which is logged; another worker helps."""
+    result = await tasks.parent_that_waits_beside.aenqueue()
+    async with aiotasks.Worker(concurrency=1) as worker:
+        await until(lambda: FULL in caplog.text)
+        assert worker.engine.slots.free("loop") == 0
+        async with aiotasks.Worker(concurrency=1):
+            assert (await result.ajoin(timeout=60)).return_value == 7
+    assert caplog.text.count(FULL) == 1
+    assert "lane=loop paths=tests.worker.joining_tasks.parent_that_waits_beside" in caplog.text
+
+
+async def test_a_wait_that_ends_otherwise_leaves_the_slots_as_they_were(
+    configure: Configure, ledger: Ledger
+) -> None:
+    configure(queues=["default", "nobody"])
+    async with aiotasks.Worker(queues=["default"], concurrency=2) as worker:
+        slots = worker.engine.slots
+        timed_out = await tasks.waits_for_ever.aenqueue(0.1)
+        assert (await timed_out.ajoin(timeout=60)).return_value == "went on"
+        assert tasks.noted == ["timed out"]
+        cancelled = await tasks.waits_for_ever.aenqueue(0)
+        await until(lambda: worker.engine.runner.running and slots.free("loop") == 2)
+        assert await postgres_result(await backend.aget_result(cancelled.id)).acancel()
+        await cancelled.ajoin(timeout=60)
+        assert tasks.noted == ["timed out", "cancelled"]
+        await until(lambda: slots.free("loop") == 2)
+        late = await tasks.waits_for_ever.aenqueue(0)
+        await until(lambda: worker.engine.runner.running and slots.free("loop") == 2)
+    await late.arefresh()
+    assert (late.status, late.attempts) == ("READY", 0)  # given back at the stop, unspent
+    assert slots.free("loop") == 2
+
+
+async def test_an_attempt_whose_time_is_over_while_it_waits(configure: Configure, ledger: Ledger) -> None:
+    configure(queues=["default", "nobody"])
+    async with aiotasks.Worker(queues=["default"], concurrency=1) as worker:
+        result = await tasks.waits_briefly.aenqueue()
+        await result.ajoin(timeout=60)
+        assert [error.exception_class_path for error in result.errors] == ["aiotasks.exceptions.TaskTimeout"]
+        await until(lambda: worker.engine.slots.free("loop") == 1)
+        assert (await (await tasks.leaf.aenqueue(3)).ajoin(timeout=60)).return_value == 3
+
+
+async def test_threads_that_all_wait_are_logged_once(
+    configure: Configure, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = [await tasks.parent_sync.aenqueue(n) for n in range(2)]
+    async with aiotasks.Worker(threads=2):
+        await until(lambda: FULL in caplog.text)
+        async with aiotasks.Worker(threads=1):
+            await aiotasks.gather_results(results, timeout=60)
+    assert [result.return_value for result in results] == [0, 1]
+    assert caplog.text.count(FULL) == 1
+    assert "lane=thread paths=tests.worker.joining_tasks.parent_sync" in caplog.text
+
+
+async def test_threads_that_wait_for_coroutines_are_not(
+    configure: Configure, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = [await tasks.parent_sync_of_other_lane.aenqueue(n) for n in range(4)]
+    async with aiotasks.Worker(threads=2):
+        await aiotasks.gather_results(results, timeout=60)
+    assert [result.return_value for result in results] == [*range(4)]
+    assert FULL not in caplog.text
