@@ -31,6 +31,7 @@ from .changes import Teller, read_ids
 from .enqueue import PRIMARY_KEY
 from .joins import LINGER, Changes
 from .notifier import Notifier
+from .outbox import Outbox
 from .states import TaskState
 from .store import Store
 from .unique import UniqueEnqueuer
@@ -166,10 +167,7 @@ class LoopResources:
         finally:
             # Every asyncio task of the loop has been cancelled by now, so a wake-up may have been too, as in
             # asyncio.run(task.aenqueue()).
-            with suppress(utils.Error, TimeoutError):
-                async with asyncio.timeout(CLOSE_TIMEOUT / 2):
-                    await self.notifier.send_what_is_left()
-                    await self.teller.send_what_is_left()
+            await asyncio.gather(_send_what_is_left(self.notifier), _send_what_is_left(self.teller))
             await self._wait_for_loans(LOAN_TIMEOUT)
             await self.close()
 
@@ -197,6 +195,12 @@ class LoopResources:
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             with suppress(asyncpg.InterfaceError):  # it was never opened
                 self.pool.terminate()
+
+
+async def _send_what_is_left(outbox: Outbox[Any]) -> None:
+    with suppress(utils.Error, TimeoutError):
+        async with asyncio.timeout(CLOSE_TIMEOUT / 2):
+            await outbox.send_what_is_left()
 
 
 async def _no_reset(connection: "asyncpg.Connection[asyncpg.Record]") -> None:

@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -22,7 +23,10 @@ from aiotasks.db.statement import Statement
 from aiotasks.rows import NewJob
 from aiotasks.store import loop as pools
 from aiotasks.store import transaction as transaction_module
+from aiotasks.store.changes import CHANNEL as CHANGED
 from aiotasks.store.loop import LoopResources, close_pools, resources
+from aiotasks.store.store import Store
+from aiotasks.store.wakeups import Wakeup
 from tests.proxy import Proxy
 from tests.site import default_task_backend
 from tests.worker.harness import until
@@ -115,6 +119,33 @@ def test_one_that_never_connected_closes_quietly(
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_itself())
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_at_its_end_it_tells_of_changes_though_no_wake_up_can_be_sent(
+    factory: LoopFactory, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock on the table of workers keeps wake-ups back, and those that await tasks need no such table."""
+    told: list[object] = []
+
+    async def wake_workers(*args: object) -> None:
+        raise utils.OperationalError("no workers")
+
+    async def notify(store: Store, channel: str, payloads: list[str], *, alone: bool) -> bool:
+        told.append(channel)
+        return True
+
+    async def main() -> None:
+        held = resources(Options())
+        held.notifier.notify([Wakeup("default", "default", lane="loop")])
+        held.teller.tell([uuid4()])
+
+    monkeypatch.setattr(pools, "CLOSE_TIMEOUT", 1.0)
+    monkeypatch.setattr(Store, "wake_workers", wake_workers)
+    monkeypatch.setattr(Store, "notify", notify)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+    assert told == [CHANGED]
 
 
 def test_what_a_dead_loop_left_behind_is_swept(sessions: Callable[[], int]) -> None:
