@@ -21,12 +21,13 @@ MOST_CHANGES = 20
 
 class Settled(NamedTuple):
     """What became of one call. ``holder``: the task that holds its key; None: it was stored. ``is_replaced``:
-    the holder has taken the call's arguments, and was ``before`` until then. ``error``: none of this, but an
-    error of its own."""
+    the holder has taken the call's arguments, and was ``before`` until then. ``is_locked``: the transaction
+    has locked the holder until its end. ``error``: none of this, but an error of its own."""
 
     holder: Job | None = None
     is_replaced: bool = False
     before: Job | None = None
+    is_locked: bool = False
     error: Exception | None = None
 
     def is_refused(self, on_conflict: str) -> bool:
@@ -169,14 +170,14 @@ class Settling:
         replaceable = {key: holder for key, holder in held.items() if self._may_replace(holder, key)}
         if replaceable:
             await self._replace(store, replaceable, limits)
-        relied_on = {key: holder for key, holder in held.items() if key not in replaceable}
+        relied_on = {key: Settled(holder) for key, holder in held.items() if key not in replaceable}
         if self._in_transaction:
             relied_on = await self._lock_waiting(store, relied_on, limits)
-        for key, holder in relied_on.items():
-            self._settle(key, Settled(holder))
+        for key, settled in relied_on.items():
+            self._settle(key, settled)
             # It is the holder for those that came next, too, whatever their own rule says.
             while key in self._waiting and self._first(key).rule.on_conflict != "replace":
-                self._settle(key, Settled(holder))
+                self._settle(key, settled)
 
     async def _insert(self, store: Store, limits: Limits) -> tuple[set[str], dict[str, Job]]:
         """Try to store the first call of each key. Returns the keys stored, and the holders of others."""
@@ -215,7 +216,10 @@ class Settling:
         )
         for key, after in replaced.items():
             for _ in calls[key]:
-                self._settle(key, Settled(after, is_replaced=True, before=held[key]))
+                replaced_by = Settled(
+                    after, is_replaced=True, before=held[key], is_locked=self._in_transaction
+                )
+                self._settle(key, replaced_by)
 
     def _alike(self, key: str) -> list[UniqueJob]:
         """The calls of a key that wait, up to the first one of another task or rule."""
@@ -227,26 +231,39 @@ class Settling:
             alike.append(job)
         return alike
 
-    async def _lock_waiting(self, store: Store, held: Mapping[str, Job], limits: Limits) -> dict[str, Job]:
+    async def _lock_waiting(
+        self, store: Store, relied_on: Mapping[str, Settled], limits: Limits
+    ) -> dict[str, Settled]:
         """Lock the holders that must not start before the commit; those that have started are left out."""
-        to_lock = [key for key, holder in held.items() if self._first(key).rule.waiting and waits(holder)]
+        to_lock = [
+            key
+            for key, (holder, *_) in relied_on.items()
+            if holder is not None and self._first(key).rule.waiting and waits(holder)
+        ]
         if not to_lock:
-            return dict(held)
+            return dict(relied_on)
         lock, answer = limits
         locked = await store.lock_unique_keys(self._backend, to_lock, lock_timeout=lock, timeout=answer)
-        return {key: holder for key, holder in held.items() if key not in to_lock} | locked
+        return {key: settled for key, settled in relied_on.items() if key not in to_lock} | {
+            key: Settled(holder, is_locked=True) for key, holder in locked.items()
+        }
 
 
 def wakeups_after(jobs: Sequence[NewJob], settled: Sequence[Settled]) -> list[Wakeup]:
-    """Wake-ups for the tasks that were stored, and for those that were replaced and may be due earlier."""
+    """Wake-ups for the tasks that were stored, for those that were replaced and may be due earlier, and for
+    those that are READY and were locked until the commit: claims have passed them over meanwhile."""
     stored = []
-    replaced: set[Wakeup] = set()
-    for job, (holder, _, before, _) in zip(jobs, settled, strict=True):
+    held: set[Wakeup] = set()
+    for job, (holder, _, before, is_locked, _) in zip(jobs, settled, strict=True):
         if holder is None:
             stored.append(job)
-        elif before is not None and not _is_known(before, holder, job.enqueued_at):
-            replaced.add(_wakeup_of(holder))
-    return [*wakeups_of(stored), *replaced]
+            continue
+        is_replaced = before is not None
+        was_locked = is_locked or (is_replaced and len(jobs) > 1)  # many are a transaction
+        is_earlier = before is not None and not _is_known(before, holder, job.enqueued_at)
+        if is_earlier or (was_locked and holder.status == Status.READY):
+            held.add(_wakeup_of(holder))
+    return [*wakeups_of(stored), *held]
 
 
 def _is_known(before: Job, after: Job, now: datetime) -> bool:

@@ -225,18 +225,27 @@ async def test_bulk_has_its_results_in_order(api: Api, conn: asyncpg.Connection,
     assert await conn.fetchval(COUNT) == 7
 
 
+@asynccontextmanager
+async def counted(notified: list[str], conn: asyncpg.Connection) -> AsyncIterator[list[str]]:
+    """The wake-ups that are sent while the block lasts. They are there at its end."""
+    sent: list[str] = []
+    before = len(notified)
+    yield sent
+    await resources(default_task_backend.config).notifier.all_sent()
+    await conn.execute("SELECT pg_notify('aiotasks', 'sync')")
+    await until(lambda: "sync" in notified[before:])
+    sent += notified[before:-1]
+
+
 async def test_workers_are_woken_for_new_and_earlier_tasks_alone(
     notified: list[str], conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(throttle, "should_notify_now", lambda *args: True)
 
     async def enqueue(task: Any, *args: Any, at: Any = None) -> int:
-        before = len(notified)
-        await (task if at is None else task.using(run_after=at)).aenqueue(*args)
-        await resources(default_task_backend.config).notifier.all_sent()
-        await conn.execute("SELECT pg_notify('aiotasks', 'sync')")
-        await until(lambda: "sync" in notified[before:])
-        return len(notified) - before - 1
+        async with counted(notified, conn) as sent:
+            await (task if at is None else task.using(run_after=at)).aenqueue(*args)
+        return len(sent)
 
     now = timezone.now()
     assert await enqueue(tasks.once) == 1
@@ -247,6 +256,34 @@ async def test_workers_are_woken_for_new_and_earlier_tasks_alone(
     assert await enqueue(tasks.debounced, 1) == 1
     assert await enqueue(tasks.debounced, 1) == 0  # they know of a task that is READY
     assert await enqueue(tasks.debounced, 1, at=now + LATER) == 1  # but not of this time
+
+
+@pytest.mark.parametrize("block", [aiotasks.transaction, aiotasks.atomic])
+@pytest.mark.parametrize("task", [tasks.follow, tasks.debounced])
+async def test_workers_are_woken_for_a_ready_task_that_a_transaction_has_locked(
+    block: Any, task: Any, notified: list[str], conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim meanwhile has passed it over, and nobody else would wake the worker."""
+    monkeypatch.setattr(throttle, "should_notify_now", lambda *args: True)
+    async with counted(notified, conn):
+        await task.aenqueue("ready")
+        await task.using(run_after=timezone.now() + LATER).aenqueue("later")
+    async with counted(notified, conn) as sent, block():
+        assert (await task.aenqueue("ready", "news")).is_duplicate
+        assert (await task.using(run_after=timezone.now() + 2 * LATER).aenqueue("later")).is_duplicate
+    assert sent == ['["default", "default", null]']
+
+
+async def test_workers_are_woken_for_ready_tasks_that_many_calls_have_replaced(
+    notified: list[str], conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is a transaction, and may take long."""
+    monkeypatch.setattr(throttle, "should_notify_now", lambda *args: True)
+    async with counted(notified, conn):
+        await default_task_backend.aenqueue_many(tasks.debounced, [([n], {}) for n in range(2)])
+    async with counted(notified, conn) as sent:
+        await default_task_backend.aenqueue_many(tasks.debounced, [([n, "news"], {}) for n in range(2)])
+    assert sent == ['["default", "default", null]']
 
 
 # Transactions
