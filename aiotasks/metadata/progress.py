@@ -9,6 +9,8 @@ __all__ = ["KEY", "Meter", "Report"]
 # The key of the metadata.
 KEY = "progress"
 
+_BIG = 2**63
+
 # Seconds after which what was measured counts for a third. Chosen: the rate follows a change of speed within
 # half a minute, and doesn't jump with single steps that take seconds.
 MEMORY = 30.0
@@ -68,6 +70,8 @@ class Meter:
 
 def _number(value: Any, name: str) -> float:
     """The number as JSON has it. Decimal, Fraction and the numbers of NumPy are accepted."""
+    if type(value) is int and -_BIG < value < _BIG:
+        return value
     try:
         number = int(value) if isinstance(value, Integral) else float(value)
         if isinstance(value, str | bytes | bytearray):

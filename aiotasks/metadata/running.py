@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from .progress import KEY, Meter, Report
-from .values import Metadata, changed, dump_metadata, dump_row, public, read_row, same
+from .values import Metadata, changed, dump_metadata, dump_row, public, read_row
 
 __all__ = ["INTERVAL", "RunningMetadata", "Saves"]
 
@@ -169,7 +169,7 @@ class RunningMetadata:
         if new is None or new is self._saved:
             return False
         row = changed(self._row, self._saved, new)
-        if same(row, self._row):  # it is written, perhaps by a try whose reply was lost
+        if row is self._row:  # it is written, perhaps by a try whose reply was lost
             self._saved = new
             return False
         self.text = dump_row(row)

@@ -18,7 +18,6 @@ __all__ = [
     "merge",
     "public",
     "read_row",
-    "same",
 ]
 
 # Bytes of JSON text. A running task may have its metadata written ten times a second.
@@ -86,14 +85,23 @@ def public(row: Metadata) -> Metadata:
 
 
 def changed(row: Metadata, before: Mapping[str, Any], after: Mapping[str, Any]) -> Metadata:
-    """Return a copy of ``row`` with the keys that differ between two states: set, or removed."""
-    merged = {key: value for key, value in row.items() if key in after or key not in before}
-    merged.update(
-        (key, value) for key, value in after.items() if key not in before or not same(before[key], value)
-    )
+    """Return ``row`` with the keys that differ between two states: set, or removed. If it has them already,
+    that is ``row`` itself, else a copy.
+    """
+    new = {
+        key: value
+        for key, value in after.items()
+        if not (key in before and _same(before[key], value)) and not (key in row and _same(row[key], value))
+    }
+    gone = [key for key in before if key not in after and key in row]
+    if not new and not gone:
+        return row
+    merged = row | new
+    for key in gone:
+        del merged[key]
     return merged
 
 
-def same(one: Any, other: Any) -> bool:
+def _same(one: Any, other: Any) -> bool:
     """Whether two values are the same in JSON, where True isn't 1, and 1 isn't 1.0."""
-    return repr(one) == repr(other)
+    return one is other or repr(one) == repr(other)
