@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -53,6 +54,25 @@ def test_immediate_restarts_under_load_lose_nothing(start_worker: Start, away: A
     assert [worker.stop() for worker in workers] == [0, 0]
     assert away.value("SELECT count(*) FROM aiotasks_worker") == 0
     assert "Traceback" not in "".join(worker.log for worker in workers)
+
+
+def test_a_crash_of_the_server_takes_back_no_metadata(
+    start_worker: Start, away: Away, tmp_path: Path
+) -> None:
+    """80: what a task has saved is there at its end, though nothing has changed since."""
+    worker = start_worker("--concurrency", "20", options=QUICK, env=environment(away.server))
+    path, steps = tmp_path / "step", 4
+    away.enqueue("notes_steps", str(path), steps, count=20)
+    for step in range(steps):
+        saved = f"SELECT count(*) FROM aiotasks_task WHERE metadata->>'step {step}' IS NOT NULL"
+        wait_until(lambda saved=saved: away.value(saved) == 20)
+        away.server.restart("immediate")
+        Path(f"{path}{step}").touch()
+    wait_until(lambda: away.statuses() == {"SUCCESSFUL": 20})
+    every_step = {f"step {step}": True for step in range(steps)}
+    assert away.rows("SELECT metadata FROM aiotasks_task") == [(every_step,)] * 20
+    assert away.value("SELECT max(cardinality(worker_ids)) FROM aiotasks_task") == 1
+    assert worker.stop() == 0
 
 
 def test_an_outage_longer_than_a_lease_is_nobodys_crash(start_worker: Start, away: Away) -> None:

@@ -22,7 +22,7 @@ import psycopg
 from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from django.db import connection
 
-from aiotasks import task, transaction
+from aiotasks import PostgresTaskContext, task, transaction
 from aiotasks.store.loop import resources
 from aiotasks.worker.execution import Execution
 from tests.site import Context, default_task_backend
@@ -690,3 +690,13 @@ async def fork_on_loop(way: str, *args: str) -> Any:
 
     outcome = getattr(fork_ways, way)(*args)
     return await outcome if inspect.isawaitable(outcome) else outcome
+
+
+@task(takes_context=True)
+async def notes_steps(context: PostgresTaskContext, path: str, number: int) -> None:
+    """Saves another key when each of the files is there, and ends with the last without another change."""
+    for step in range(number):
+        context.metadata[f"step {step}"] = True
+        context.save_metadata()
+        while not Path(f"{path}{step}").exists():  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.005)

@@ -1,17 +1,15 @@
 -- Write the metadata of tasks that run, each fenced by its claim, and only over what its owner has seen last: what
 -- somebody else has written meanwhile is returned, to be merged by key and saved again. (Not here: json_each fails
--- for a key or value with a \u0000, and with it the statement.) The commit isn't waited for: a finish, whose commit
--- is, makes it durable, and a task that a crash of the server interrupts runs again.
+-- for a key or value with a \u0000, and with it the statement.)
+-- The commit is waited for: the owner writes only what has changed since, so what a crash of the server takes back
+-- would never be written again.
 -- A row that another transaction has locked must not delay the others: it comes back as neither written nor changed,
 -- as does a row that was changed just before it could be locked, whose ctid is new. What doesn't come back isn't
 -- RUNNING under its claim id.
 -- $1 ids, $2 claim ids, $3 metadata (JSON text or NULL), $4 what was there when they were last seen (likewise)
-WITH quick AS MATERIALIZED (
-    SELECT set_config('synchronous_commit', 'off', true) AS off
-), found AS MATERIALIZED (
+WITH found AS MATERIALIZED (
     SELECT task.id, saved.claim_id, saved.metadata, saved.seen
-    FROM quick
-    CROSS JOIN unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[]) AS saved (id, claim_id, metadata, seen)
+    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[]) AS saved (id, claim_id, metadata, seen)
     CROSS JOIN LATERAL (
         SELECT each.id
         FROM aiotasks_task AS each
