@@ -10,7 +10,9 @@ import pytest
 from tests.backend.conftest import observer, opened, statements
 from tests.worker.harness import Process, Start, configure, ledger, start, start_worker
 
-__all__ = ["configure", "ledger", "observer", "opened", "start", "start_worker", "statements"]
+from .browser import browser
+
+__all__ = ["browser", "configure", "ledger", "observer", "opened", "start", "start_worker", "statements"]
 
 SETTINGS = {"DJANGO_SETTINGS_MODULE": "tests.web.settings"}
 

@@ -1,6 +1,5 @@
 """A site that shows progress: `uvicorn tests.web.site:application`."""
 
-import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ from django.utils.decorators import sync_and_async_middleware, sync_only_middlew
 
 from aiotasks import views
 from aiotasks.rows import AnyResult
+from aiotasks.store.loop import resources
 from tests.site import default_task_backend
 
 from . import tasks
@@ -111,8 +111,9 @@ async def icon(request: HttpRequest) -> HttpResponse:
     return HttpResponse(status=204)
 
 
-async def pid(request: HttpRequest) -> JsonResponse:
-    return JsonResponse({"pid": os.getpid()})
+async def watched(request: HttpRequest) -> JsonResponse:
+    """How many tasks the streams of this process follow."""
+    return JsonResponse({"number": resources(default_task_backend.config).changes.number})
 
 
 urlpatterns = [
@@ -123,7 +124,7 @@ urlpatterns = [
     path("start/", start),
     path("style/", style),
     path("icon/", icon),
-    path("pid/", pid),
+    path("watched/", watched),
 ]
 
 application = ASGIStaticFilesHandler(get_asgi_application())

@@ -18,6 +18,7 @@ from django.db import connection, utils
 from django.test import Client
 from django.test.client import AsyncClient
 
+from aiotasks.store import joins
 from aiotasks.store.loop import resources
 from aiotasks.views import sign
 from aiotasks.web import closing, stream, tokens
@@ -289,6 +290,8 @@ async def test_a_stream_ends_after_its_time_and_says_when_to_come_back(
 async def test_streams_end_when_the_server_stops(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stopping = False
     monkeypatch.setattr(closing, "server_is_stopping", lambda: stopping)
+    # Nothing else wakes the streams.
+    monkeypatch.setattr(joins.Watch, "changed", lambda self, timeout: asyncio.Event().wait())
     results = [await tasks.climb.aenqueue(3) for _ in range(5)]
     open_streams = [events_of(await get(site, sign(result))) for result in results]
     for events in open_streams:

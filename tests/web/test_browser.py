@@ -1,0 +1,216 @@
+"""The bar in a real browser, at a real server, with a real worker."""
+
+import re
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from aiotasks.demo.postgres import free_port
+from aiotasks.rows import AnyResult
+from tests.site import default_task_backend
+from tests.worker.harness import Process, Start, wait_until
+
+from . import tasks
+from .browser import Browser, needs_chromium
+from .conftest import SETTINGS, Serve
+from .tasks import EVIL
+
+pytestmark = needs_chromium
+
+PHONE = 360
+
+type Open = Callable[..., None]
+
+
+@pytest.fixture
+def worker(start_worker: Start) -> Process:
+    return start_worker(env=SETTINGS)
+
+
+@pytest.fixture
+def open_page(serve: Serve, browser: Browser, database: str) -> Open:
+    """Open the site's page about results."""
+    _, client = serve()
+
+    def open_page(*results: AnyResult, **more: str) -> None:
+        params: dict[str, Any] = {"id": [result.id for result in results], **more}
+        browser.open(httpx.URL(client.base_url).join("/page/").copy_merge_params(params))
+
+    return open_page
+
+
+def sources(browser: Browser) -> list[int]:
+    """The states of the page's EventSources: 0 connecting, 1 open, 2 closed."""
+    found: list[int] = browser.run("return window.sources.map((source) => source.readyState)")
+    return found
+
+
+def test_the_bar_moves_to_its_end(worker: Process, browser: Browser, open_page: Open) -> None:
+    result = tasks.climb.enqueue(40, 2.0)
+    open_page(result, label="Climbing a mountain")
+    wait_until(lambda: 0 < browser.value() < 1)
+    assert browser.text("status") == "Running"
+    wait_until(lambda: "s left" in browser.text("left"))
+    browser.screenshot("running")
+    shown = re.fullmatch(r"(\d+) %", browser.text("percent"))
+    assert shown is not None
+    browser.wait_for_status("SUCCESSFUL")
+    assert (browser.value(), browser.text("percent"), browser.text("status")) == (1, "100 %", "Done")
+    assert (browser.text("message"), browser.text("left")) == ("", "")
+    live = browser.find("[role=status][aria-live=polite]").get_attribute("textContent")
+    assert live == "Climbing a mountain, Done, 100 %"
+    browser.screenshot("done")
+    wait_until(lambda: sources(browser) == [2])
+    done = [state["progress"]["done"] for state in browser.run("return window.states") if state["progress"]]
+    assert done == sorted(done)
+    assert len(set(done)) > 5
+    assert browser.complaints() == []
+
+
+def test_the_policy_is_strict(worker: Process, browser: Browser, open_page: Open) -> None:
+    """The test above would see a violation."""
+    open_page(tasks.climb.enqueue(1))
+    browser.wait_for_status("SUCCESSFUL")
+    browser.run("document.body.setAttribute('style', 'color: red')")
+    wait_until(lambda: [one for one in browser.complaints() if "style-src-attr" in one])
+
+
+def test_a_failure(worker: Process, browser: Browser, open_page: Open) -> None:
+    open_page(tasks.fall.enqueue(0.5))
+    browser.wait_for_status("FAILED")
+    assert browser.text("status") == "Failed"
+    assert browser.value() == pytest.approx(1 / 3, abs=0.01)
+    assert "secret" not in browser.driver.page_source
+    browser.screenshot("failed")
+    wait_until(lambda: sources(browser) == [2])
+    assert browser.complaints() == []
+
+
+def test_nobody_knows_how_much_there_is(worker: Process, browser: Browser, open_page: Open) -> None:
+    open_page(tasks.wander.enqueue(2.0))
+    wait_until(lambda: browser.text("message") == "no end in sight")
+    assert (browser.value(), browser.text("percent")) == (-1, "")
+    browser.screenshot("indeterminate")
+    browser.wait_for_status("SUCCESSFUL")
+    assert browser.value() == 1
+
+
+def test_what_people_wrote_is_text(browser: Browser, open_page: Open) -> None:
+    result = tasks.climb.enqueue(3)
+    open_page(result, label=EVIL)
+    default_task_backend.save_metadata(result, {"progress": {"done": 1, "total": 2, "message": EVIL}})
+    wait_until(lambda: browser.text("message") == EVIL)
+    open_page(result, label=EVIL)  # as the server draws it
+    assert browser.text("message") == EVIL
+    assert browser.text("label") == EVIL
+    assert browser.driver.title == "Progress"
+    assert browser.driver.find_elements("css selector", "img") == []
+    assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("missing", ["EventSource", "nothing"])
+def test_without_streams_it_polls(
+    missing: str, worker: Process, browser: Browser, start: Start, database: str
+) -> None:
+    """Under WSGI, where a stream is answered with JSON, and in a browser without EventSource."""
+    if missing == "EventSource":
+        browser.before_each_page("delete window.EventSource")
+    process = start("-m", "tests.web.wsgi", str(free_port()), env=SETTINGS)
+    url = re.search(r"running on (http://\S+)", process.wait_for("running on"))
+    assert url is not None
+    result = tasks.climb.enqueue(40, 2.0)
+    browser.open(f"{url[1]}/page/?id={result.id}")
+    wait_until(lambda: 0 < browser.value() < 1)
+    browser.wait_for_status("SUCCESSFUL")
+    assert browser.value() == 1
+    assert sources(browser) == ([] if missing == "EventSource" else [2])
+
+
+def test_on_a_phone_and_in_the_dark(worker: Process, browser: Browser, open_page: Open) -> None:
+    results = [
+        tasks.climb.enqueue(20, 600.0, "a message that is longer than a phone is wide, and goes on and on"),
+        tasks.wander.enqueue(600.0),
+        tasks.fall.enqueue(),
+        tasks.climb.enqueue(1),
+    ]
+    browser.width(PHONE)
+    colours = []
+    for scheme in ("light", "dark"):
+        browser.media(prefers_color_scheme=scheme)
+        open_page(*results, label="AveryLongLabelWithoutAnySpaceThatCouldBeBrokenAcrossTheLinesOfAPhone")
+        wait_until(lambda: browser.run("return window.states.length") >= 2)
+        assert browser.run("return document.documentElement.scrollWidth") <= PHONE
+        colours.append(
+            browser.run("return getComputedStyle(document.querySelector('progress')).backgroundColor")
+        )
+        browser.screenshot(f"phone-{scheme}")
+    assert colours[0] != colours[1]
+    browser.width(1200, mobile=False)
+    browser.screenshot("desktop-dark")
+
+
+def test_a_hidden_page_pauses(browser: Browser, open_page: Open) -> None:
+    result = tasks.climb.enqueue(3)
+    show = "window.isHidden = arguments[0]; document.dispatchEvent(new Event('visibilitychange'))"
+    open_page(result)
+    wait_until(lambda: sources(browser) == [1])
+    browser.run(show, True)
+    assert sources(browser) == [2]
+    default_task_backend.cancel(result)
+    assert sources(browser) == [2]
+    assert browser.text("status") == "Waiting"
+    browser.run(show, False)
+    wait_until(lambda: browser.text("status") == "Failed")
+    wait_until(lambda: sources(browser) == [2, 2])
+
+
+def test_bars_share_a_connection_and_may_come_and_go(browser: Browser, open_page: Open) -> None:
+    results = [tasks.climb.enqueue(3) for _ in range(35)]
+    open_page(*results)
+    wait_until(lambda: sources(browser) == [1, 1])
+    browser.run(
+        "const bar = document.querySelector('.aiotasks-progress'); window.bar = bar.cloneNode(true);"
+        "for (const other of document.querySelectorAll('.aiotasks-progress')) other.remove()"
+    )
+    wait_until(lambda: sources(browser) == [2, 2])
+    browser.run("document.body.append(window.bar)")
+    wait_until(lambda: sources(browser) == [2, 2, 1])
+    default_task_backend.cancel(results[0])
+    browser.wait_for_status("FAILED")
+    wait_until(lambda: sources(browser) == [2, 2, 2])
+    assert browser.complaints() == []
+
+
+def test_a_task_that_is_gone(browser: Browser, open_page: Open) -> None:
+    result, other = tasks.climb.enqueue(3), tasks.climb.enqueue(3)
+    open_page(result)
+    wait_until(lambda: sources(browser) == [1])
+    default_task_backend.delete_many([result])
+    browser.wait_for_status("UNKNOWN")
+    assert browser.text("status") == "No news of this task"
+    open_page(other)
+    wait_until(lambda: sources(browser) == [1])
+    # The token is refused: it follows no more.
+    browser.run(
+        "const bar = document.querySelector('.aiotasks-progress').cloneNode(true);"
+        "bar.dataset.aiotasksToken = 'x';"
+        "document.querySelector('.aiotasks-progress').replaceWith(bar)"
+    )
+    browser.wait_for_status("UNKNOWN")
+    wait_until(lambda: sources(browser) == [2, 2])
+
+
+def test_a_server_that_is_restarted(browser: Browser, serve: Serve, database: str) -> None:
+    port = free_port()
+    process, client = serve("--port", str(port))
+    result = tasks.climb.enqueue(3)
+    browser.open(f"{client.base_url}/page/?id={result.id}")
+    wait_until(lambda: sources(browser) == [1])
+    assert process.stop(signal.SIGTERM) in (0, -signal.SIGTERM)
+    default_task_backend.save_metadata(result, {"progress": {"done": 1, "total": 2}})
+    serve("--port", str(port))
+    wait_until(lambda: browser.value() == 0.5)
+    assert sources(browser) == [1]  # the same one has come back
