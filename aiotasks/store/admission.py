@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from django.db import utils
@@ -51,7 +52,7 @@ class Admission:
 
     A turn is patient if fewer than half of the others are. A patient one waits for locks longer, provided
     that a slot of transaction() blocks (``blocks``) is free, which leave connections to statements that don't
-    wait.
+    wait. A try that takes long anyway waits for such a slot, as a block does.
 
     within: seconds after which a caller gets an error if the server has answered none of the statements whose
         turn it was. While it does, a caller waits as long as it takes: memory stays bounded by its callers.
@@ -71,18 +72,18 @@ class Admission:
         attempt: Callable[[float], Awaitable[Result]],
         failed: Callable[[utils.Error, float, float], float],
         *,
-        patient: bool = False,
+        takes_long: bool = False,
     ) -> Result:
         """Call ``attempt`` with the seconds for which it may wait for a lock, until it succeeds, in a turn
-        each time. Raises OperationalError if there is no turn for it.
+        each time. Raises OperationalError if there is no turn for it, or no slot.
 
         failed: called after each transient error, with the error, the time at which the try began, and the
             time at which the next one would. It raises if that is too late, or returns the time until which
             the next one may begin. All times are by the loop's clock.
-        patient: the first turn must be patient, because the statements take long anyway.
+        takes_long: each turn must be patient, and have a slot of transaction() blocks.
         """
         failures = 0
-        turn = await self._enter(patient=patient)
+        turn = await self._enter(takes_long=takes_long)
         while True:
             began = self._loop.time()
             is_answered = False
@@ -104,19 +105,25 @@ class Admission:
             finally:
                 self._leave(turn, is_answered=is_answered)
             await asyncio.sleep(pause)
-            turn = await (self._enter_again(until) if is_locked else self._enter(patient=patient))
+            if is_locked:
+                turn = await self._enter_again(until, takes_long=takes_long)
+            else:
+                turn = await self._enter(takes_long=takes_long)
 
-    async def _enter(self, *, patient: bool) -> _Turn:
+    async def _enter(self, *, takes_long: bool) -> _Turn:
         """Wait for a turn. It is patient if there is room for that, or, if it must be, once there is.
 
-        Raises OperationalError if the server answers no statement for COMMAND_TIMEOUT meanwhile.
+        Raises OperationalError if the server answers no statement for COMMAND_TIMEOUT meanwhile, or if no
+        slot comes free that it must have.
         """
+        if takes_long:
+            await self._blocks.take(self._within)
         since = self._loop.time()
 
         def left() -> float:
             return max(since, self._answered_at) + self._within - self._loop.time()
 
-        turn = await self._take(left, patient=patient)
+        turn = await self._take(left, patient=takes_long, has_slot=takes_long)
         if turn is None:
             raise utils.OperationalError(
                 "Too many enqueues with unique keys are under way at once, or the database doesn't answer: "
@@ -125,10 +132,15 @@ class Admission:
             )
         return turn
 
-    async def _enter_again(self, until: float) -> _Turn:
+    async def _enter_again(self, until: float, *, takes_long: bool) -> _Turn:
         """Wait for a patient turn, for a key that was locked. Raises OperationalError if there is none until
         that time of the loop's clock."""
-        turn = await self._take(lambda: until - self._loop.time(), patient=True)
+        turn = None
+        with suppress(TimeoutError):
+            if takes_long:
+                async with asyncio.timeout_at(until):
+                    await self._blocks.take(self._within)
+            turn = await self._take(lambda: until - self._loop.time(), patient=True, has_slot=takes_long)
         if turn is None:
             raise utils.OperationalError(
                 "Too many enqueues with unique keys wait for other transactions at once: the key of this one "
@@ -147,9 +159,26 @@ class Admission:
         if turn.has_slot:
             self._blocks.release()
 
-    async def _take(self, left: Callable[[], float], *, patient: bool) -> _Turn | None:
-        if patient and not await self._patient.take(left):
+    async def _take(self, left: Callable[[], float], *, patient: bool, has_slot: bool) -> _Turn | None:
+        """Wait for a turn while there are seconds ``left``. ``has_slot``: the caller has a slot for it, which
+        is released with it, or at once if there is none."""
+        is_in = False
+        try:
+            is_in = await self._take_places(left, patient=patient)
+        finally:
+            if has_slot and not is_in:
+                self._blocks.release()
+        if not is_in:
             return None
+        # Nothing suspends from here on.
+        is_patient = patient or self._patient.take_free()
+        has_slot = has_slot or (is_patient and await self._blocks.take_free())
+        patience = CROWDED_SLICE if self._patient.has_waiters else LOCK_SLICE
+        return _Turn(patience if has_slot else SHORT_SLICE, is_patient, has_slot)
+
+    async def _take_places(self, left: Callable[[], float], *, patient: bool) -> bool:
+        if patient and not await self._patient.take(left):
+            return False
         is_in = False
         try:
             # Before the others, because few may wait for a patient turn.
@@ -157,13 +186,7 @@ class Admission:
         finally:
             if patient and not is_in:
                 self._patient.release()
-        if not is_in:
-            return None
-        # Nothing suspends from here on.
-        is_patient = patient or self._patient.take_free()
-        has_slot = is_patient and await self._blocks.take_free()
-        patience = CROWDED_SLICE if self._patient.has_waiters else LOCK_SLICE
-        return _Turn(patience if has_slot else SHORT_SLICE, is_patient, has_slot)
+        return is_in
 
 
 def _pause(failures: int) -> float:

@@ -91,8 +91,8 @@ class UniqueEnqueuer:
                 raise explained(error, jobs, within) from error.__cause__
             return end
 
-        # Patient from the first try on, because it takes long: single calls find the other turns.
-        return await self._admission.repeat(settle, failed, patient=True)
+        # A transaction as those of blocks: single calls find the other turns, claims the other connections.
+        return await self._admission.repeat(settle, failed, takes_long=True)
 
 
 async def settle_in_transaction(

@@ -435,6 +435,20 @@ async def locked(database: str, keys: int, task: Any = tasks.by_argument) -> Asy
         yield around
 
 
+async def test_bulk_is_one_of_the_blocks_that_may_be_open(database: str, configure: Configure) -> None:
+    """Or it would have the connections that these leave to claims and finishes."""
+    configure(POOL_MAX_SIZE=3, COMMAND_TIMEOUT=1.0)
+
+    async def outside() -> None:
+        with pytest.raises(utils.OperationalError, match=r"No aiotasks.transaction\(\) block has ended"):
+            await default_task_backend.aenqueue_many(tasks.by_argument, [([1], {}), ([2], {})])
+        assert not (await tasks.by_argument.aenqueue(1)).is_duplicate
+
+    async with aiotasks.transaction():
+        await asyncio.create_task(outside(), context=Context())
+    await default_task_backend.aenqueue_many(tasks.by_argument, [([1], {}), ([2], {})])
+
+
 async def test_locked_keys_do_not_hold_up_free_ones(database: str, statements: list[str]) -> None:
     """A hundred of them have all been tried, and come again and again."""
     async with locked(database, 100) as around:

@@ -6,6 +6,7 @@ import asyncpg
 import pytest
 from django.db import utils
 
+from aiotasks.store import admission
 from aiotasks.store.admission import CROWDED_SLICE, LOCK_SLICE, SHORT_SLICE, Admission
 from aiotasks.store.block_threads import BlockSlots
 from tests.worker.harness import until
@@ -28,7 +29,7 @@ class Tries:
         self.began: list[asyncio.Task[None] | None] = []  # whose tries they were
         self.callers: list[asyncio.Task[None]] = []
 
-    def call(self, *failures: Exception, until: float = 1e9, patient: bool = False) -> asyncio.Task[None]:
+    def call(self, *failures: Exception, until: float = 1e9, takes_long: bool = False) -> asyncio.Task[None]:
         """Begin a caller. Its first tries fail at once."""
         left = iter(failures)
 
@@ -45,7 +46,9 @@ class Tries:
             finally:
                 self.under_way.remove(end)
 
-        caller = asyncio.ensure_future(self.admission.repeat(attempt, lambda *args: until, patient=patient))
+        caller = asyncio.ensure_future(
+            self.admission.repeat(attempt, lambda *args: until, takes_long=takes_long)
+        )
         self.callers.append(caller)
         return caller
 
@@ -112,11 +115,11 @@ async def test_a_key_that_was_locked_comes_before_those_that_were_not_tried() ->
     await tries.end_all()
 
 
-@pytest.mark.parametrize("patient", [False, True])
-async def test_a_caller_that_is_cancelled_leaves_its_turn_to_others(patient: bool) -> None:
+@pytest.mark.parametrize("takes_long", [False, True])
+async def test_a_caller_that_is_cancelled_leaves_its_turn_to_others(takes_long: bool) -> None:
     for turns in range(6):
-        tries = Tries(limit=2)
-        callers = [tries.call(patient=patient) for _ in range(4)]
+        tries = Tries(limit=2, blocks=2)
+        callers = [tries.call(takes_long=takes_long) for _ in range(4)]
         for _ in range(turns):
             await asyncio.sleep(0)
         for caller in (callers[0], callers[2]):
@@ -127,7 +130,7 @@ async def test_a_caller_that_is_cancelled_leaves_its_turn_to_others(patient: boo
             tries.call()
         await tries.settle()
         assert sorted(tries.locks) == [SHORT_SLICE, LOCK_SLICE]
-        assert await tries.blocks.take_free()
+        assert [await tries.blocks.take_free() for _ in range(2)] == [True, False]
         await tries.end_all()
 
 
@@ -135,7 +138,7 @@ async def test_a_patient_caller_that_is_cancelled_while_it_waits_for_a_turn_leav
     tries = Tries(limit=2)
     for _ in range(3):
         tries.call()
-    caller = tries.call(patient=True)
+    caller = tries.call(takes_long=True)
     await tries.settle()
     tries.under_way[0].set_result(None)  # its turn is the third one's, its patience the caller's
     await tries.settle()
@@ -163,6 +166,60 @@ async def test_tries_leave_transaction_blocks_their_connections() -> None:
     await tries.end_all()
 
 
+async def test_a_try_that_takes_long_waits_for_a_slot_of_blocks_and_holds_nobody_up() -> None:
+    tries = Tries(limit=4, blocks=1)
+    assert await tries.blocks.take_free()
+    tries.call(takes_long=True)
+    await tries.settle()
+    for _ in range(4):  # it has none of the turns
+        tries.call()
+    await tries.settle()
+    assert tries.locks == [SHORT_SLICE] * 4
+    await tries.end()
+    assert len(tries.locks) == 4
+    tries.blocks.release()
+    await tries.settle()
+    assert tries.locks[4:] == [LOCK_SLICE]
+    assert not await tries.blocks.take_free()
+    await tries.end_all()
+    assert await tries.blocks.take_free()
+    assert not await tries.blocks.take_free()
+
+
+async def test_a_try_that_takes_long_has_a_slot_each_time_and_none_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries = Tries(limit=4, blocks=1)
+    tries.call(LOCKED, takes_long=True)
+    await until(lambda: len(tries.locks) == 2)
+    assert tries.locks == [LOCK_SLICE] * 2
+    assert not await tries.blocks.take_free()
+    await tries.end_all()
+    monkeypatch.setattr(admission, "_pause", lambda failures: 3600.0)
+    pausing = tries.call(LOCKED, takes_long=True)
+    await until(lambda: len(tries.locks) == 3)
+    await tries.settle()
+    assert await tries.blocks.take_free()
+    pausing.cancel()
+
+
+async def test_a_try_that_finds_no_slot_says_so() -> None:
+    tries = Tries(limit=2, within=0.05, blocks=1)
+    assert await tries.blocks.take_free()
+    with pytest.raises(utils.OperationalError, match=r"No .* block has ended within COMMAND_TIMEOUT"):
+        await tries.call(takes_long=True)
+    tries.blocks.release()
+    tries = Tries(limit=4, blocks=1)
+    late = tries.call(LOCKED, takes_long=True, until=0.0)
+    tries.call(takes_long=True)  # it has the slot while the first one pauses
+    with pytest.raises(utils.OperationalError, match=r"locked when it was last tried, .* COMMAND_TIMEOUT"):
+        await late
+    assert len(tries.under_way) == 1
+    tries.callers.remove(late)
+    await tries.end_all()
+    assert await tries.blocks.take_free()
+
+
 async def test_a_caller_waits_as_long_as_others_have_answers() -> None:
     """And not longer: the database doesn't answer then, and the error says so."""
     tries = Tries(limit=1, within=0.05)
@@ -180,7 +237,7 @@ async def test_a_caller_waits_as_long_as_others_have_answers() -> None:
 
 async def test_a_locked_key_that_has_no_other_turn_says_so() -> None:
     tries = Tries(limit=2)
-    tries.call(patient=True)
+    tries.call(takes_long=True)
     await tries.settle()
     kept = tries.under_way[0]
     late = tries.call(until=0.0)
