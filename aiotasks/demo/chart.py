@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import ceil
 from typing import NamedTuple
 
 from django.db.models import Count
@@ -24,7 +25,7 @@ class Bar(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """tasks: in all; peak, latest: in a second; width: the seconds that are shown, until `until`."""
+    """tasks: in all; peak, latest: in a second; width: the seconds that are shown, up to `until`."""
 
     bars: list[Bar]
     tasks: int
@@ -35,14 +36,11 @@ class Chart:
 
 
 async def draw(queues: list[str], since: datetime, until: datetime) -> Chart:
-    """Count the tasks of these queues that have ended since then, within the last minute before `until`."""
-    until = until.replace(microsecond=0)
-    width = min(max(int((until - since).total_seconds()) + 1, _FEWEST_SECONDS), _MOST_SECONDS)
-    start = until - timedelta(seconds=width - 1)
+    """Count the tasks of these queues that ended in each second from `since` to `until`: the last minute."""
+    width = min(max(ceil((until - since).total_seconds()), _FEWEST_SECONDS), _MOST_SECONDS)
+    start = until - timedelta(seconds=width)
     ended = Task.objects.filter(
-        queue_name__in=queues,
-        finished_at__gte=max(since, start),
-        finished_at__lt=until + timedelta(seconds=1),
+        queue_name__in=queues, finished_at__gte=max(since, start), finished_at__lt=until
     )
     seconds = ended.values(second=TruncSecond("finished_at")).annotate(tasks=Count("pk")).order_by("second")
     counts = {int((row["second"] - start).total_seconds()): row["tasks"] async for row in seconds}
@@ -52,5 +50,4 @@ async def draw(queues: list[str], since: datetime, until: datetime) -> Chart:
         for second, tasks in counts.items()
         for height in [_HEIGHT * tasks / peak]
     ]
-    # The last second isn't over yet.
-    return Chart(bars, sum(counts.values()), peak, counts.get(width - 2, 0), width, until)
+    return Chart(bars, sum(counts.values()), peak, counts.get(width - 1, 0), width, until)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from django.db.models.functions import Now
@@ -18,13 +19,6 @@ from aiotasks.models import Task, Worker
 
 _CANCELLED = f"{TaskCancelled.__module__}.{TaskCancelled.__qualname__}"
 
-_STATES = {
-    TaskResultStatus.READY: "Waiting for a worker",
-    TaskResultStatus.RUNNING: "Running",
-    TaskResultStatus.SUCCESSFUL: "Finished",
-    TaskResultStatus.FAILED: "Failed",
-}
-
 
 @dataclass(frozen=True)
 class Panel:
@@ -32,6 +26,7 @@ class Panel:
 
     name: str
     title: str
+    label: str
     explanation: str
     rankings: Sequence[Ranking]
     result: PostgresTaskResult | None
@@ -45,12 +40,14 @@ class Panel:
         return self.result is not None and self.result.status == TaskResultStatus.FAILED
 
     @property
-    def state(self) -> str:
-        if self.result is None:
-            return "Not started yet"
-        if self.can_be_retried and self.result.errors[-1].exception_class_path == _CANCELLED:
-            return "Cancelled"
-        return _STATES[self.result.status]
+    def problem(self) -> str:
+        """Why the survey has ended before its work was done."""
+        if not (self.result and self.can_be_retried):
+            return ""
+        error = self.result.errors[-1]
+        if error.exception_class_path == _CANCELLED:
+            return "Cancelled. A retry goes on from here."
+        return error.traceback.strip().splitlines()[-1]
 
     @property
     def findings(self) -> Findings | None:
@@ -69,12 +66,14 @@ async def dashboard() -> dict[str, Any]:
         _panel(
             survey_sources,
             "Sources",
+            "Modules measured",
             "Each module is parsed by a plain function, in a thread of the worker.",
             SOURCES,
         ),
         _panel(
             survey_pages,
             "Pages",
+            "Pages fetched",
             "Each module's page is fetched by a coroutine, on the worker's event loop.",
             PAGES,
         ),
@@ -92,16 +91,18 @@ async def dashboard() -> dict[str, Any]:
 
 
 async def _chart(results: Sequence[PostgresTaskResult], *, is_active: bool) -> Chart | None:
-    """Return the throughput up to now, or to the end of the surveys; None without surveys."""
+    """The throughput up to the last full second, or to the end of the surveys; None without surveys."""
     if not results:
         return None
     now = timezone.now()
     since = min(result.enqueued_at or now for result in results)
-    until = now if is_active else max(result.finished_at or now for result in results)
-    return await draw(["sources", "pages"], since, until)
+    ended = max(result.finished_at or now for result in results) + timedelta(seconds=1)
+    return await draw(["sources", "pages"], since, (now if is_active else ended).replace(microsecond=0))
 
 
-async def _panel(survey: PostgresTask, title: str, explanation: str, rankings: Sequence[Ranking]) -> Panel:
+async def _panel(
+    survey: PostgresTask, title: str, label: str, explanation: str, rankings: Sequence[Ranking]
+) -> Panel:
     latest = await Task.objects.filter(task_path=survey.module_path).order_by("-enqueued_at").afirst()
     result = None if latest is None else await survey.aget_result(str(latest.pk))
-    return Panel(survey.name, title, explanation, rankings, result)
+    return Panel(survey.name, title, label, explanation, rankings, result)

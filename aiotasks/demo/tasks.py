@@ -1,19 +1,19 @@
 """The demo's tasks: two for each module, and two surveys that have all modules examined."""
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TypedDict
 
+import httpcore  # noqa: F401  # httpx would import it at the first request, while the event loop waits
 import httpx
+from django.tasks import TaskResultStatus
 
 from aiotasks import PostgresTask, PostgresTaskContext, PostgresTaskResult, task
 from aiotasks.demo.findings import PAGES, SOURCES, Findings, Ranking, add, add_failure, no_findings
 from aiotasks.demo.stdlib import Measures, measure, sources
 
 _MODULES_AT_ONCE = 40
-_POLL_INTERVAL = 0.05
 
 
 class Page(TypedDict):
@@ -71,21 +71,15 @@ async def _survey(
     """
     findings: Findings = context.metadata.setdefault("findings", no_findings())
     async for module, result in _enqueue(task, arguments, skip=findings["tasks"]):
-        await _end(result)
-        if result.errors:
+        await result.ajoin()
+        if result.status == TaskResultStatus.SUCCESSFUL:
+            add(findings, rankings, module, result.return_value)
+        else:
             reason = result.errors[-1].traceback.strip().splitlines()[-1]
             add_failure(findings, f"{result.task.name}({module!r}): {reason}")
-        else:
-            add(findings, rankings, module, result.return_value)
         context.progress(findings["tasks"], len(arguments), module)
+        context.save_metadata()  # with these findings, which the next progress() would save otherwise
     return findings
-
-
-async def _end(result: PostgresTaskResult) -> None:
-    """Wait until the task has ended."""
-    while not result.is_finished:
-        await asyncio.sleep(_POLL_INTERVAL)
-        await result.arefresh()
 
 
 async def _enqueue(

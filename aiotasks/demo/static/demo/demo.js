@@ -15,12 +15,19 @@ async function update() {
   if (response.status === 503) return warn("The database is away.");
   if (!response.ok) return warn(`The site has answered with an error (${response.status}).`);
   const page = new DOMParser().parseFromString(await response.text(), "text/html");
+  // Surveys have been started elsewhere, or the database is back.
   if (page.body.dataset.surveys !== document.body.dataset.surveys) return location.reload();
   seen = new Date();
   warn("");
   for (const part of document.querySelectorAll("[data-live]")) {
     const fresh = page.getElementById(part.id);
     if (!part.isEqualNode(fresh)) replace(part, fresh);
+  }
+  // A bar follows its task by itself, until it has ended. Has somebody retried it, it begins anew.
+  for (const fresh of page.querySelectorAll("[data-aiotasks-id]")) {
+    const bar = document.querySelector(`[data-aiotasks-id="${fresh.dataset.aiotasksId}"]`);
+    const hasEnded = !bar.dataset.aiotasksToken;
+    if (hasEnded && bar.dataset.aiotasksStatus !== fresh.dataset.aiotasksStatus) bar.replaceWith(fresh);
   }
 }
 

@@ -4,15 +4,10 @@ import asyncio
 import os
 import re
 import signal
-import subprocess
-import sys
-import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from aiotasks.demo import client
@@ -21,62 +16,7 @@ from aiotasks.demo.findings import no_findings
 from aiotasks.demo.stdlib import measure, sources
 from tests.conftest import ROOT
 
-RUN = """
-import runpy, sys
-from pathlib import Path
-from aiotasks.demo import stdlib
-modules = {path.stem: path for path in Path(sys.argv.pop(1)).glob("*.py")}
-stdlib.sources = lambda: modules
-runpy.run_module("aiotasks.demo", run_name="__main__", alter_sys=True)
-"""
-
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def library(tmp_path: Path) -> Path:
-    for number in range(30):
-        (tmp_path / f"plain{number}.py").write_text("import os\n" * number)
-    (tmp_path / "page.py").write_text("PAGE = '<script>alert(1)</script>'\n")
-    return tmp_path
-
-
-@pytest.fixture
-def start(library: Path) -> Iterator[Start]:
-    """Start the demo as a shell would: in a process group of its own. It must leave nothing behind."""
-    started = []
-    # Not in tmp_path, which is closed to the user that PostgreSQL runs as.
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-
-        def start(*arguments: str, **env: str) -> subprocess.Popen[str]:
-            process = subprocess.Popen(
-                [sys.executable, "-c", RUN, str(library), *arguments],
-                env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": folder, "COLUMNS": "120", **env},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-            started.append(process)
-            return process
-
-        yield start
-        for process in started:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
-        left = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
-        assert not [command for command in left if folder in " ".join(command or [])]
-        assert not os.listdir(folder)
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> str:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if text in line:
-            return line
-    pytest.fail(f"The demo has ended without saying {text!r}")
+from .conftest import Start, read_until
 
 
 def test_examines_every_module(start: Start) -> None:
@@ -103,7 +43,11 @@ def test_serve_keeps_the_site_up_until_a_signal(start: Start) -> None:
     process = start("--serve")
     url = read_until(process, "stays up").split()[-1]
     with httpx.Client(base_url=url, trust_env=False) as client:
-        assert "Examine the modules" in client.get("/").text
+        index = client.get("/")
+        assert "Examine the modules" in index.text
+        policy = index.headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; ")
+        assert "unsafe" not in policy
         assert 'href="/modules/plain7/"' in client.get("/modules/").text
         page = client.get("/modules/page/").text
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
