@@ -58,7 +58,7 @@ read = result_of(job, {})
 assert (read.metadata, read.extra, read.note, read.args) == ({}, {}, "none", [1])
 assert result_of(job, {}).extra is not read.extra
 job.metadata = '{"a": 2}'
-read._copy(result_of(job, {}))
+read.update(result_of(job, {}))
 assert read.metadata == {"a": 2}
 assert (read.task.metadata, read.task.note, read.task.priority) == ({}, "none", 5)
 assert task.using(priority=3).note == "none"

@@ -566,6 +566,35 @@ async def test_a_thread_that_goes_on_after_its_timeout_changes_nothing_more(
     assert (len(saves.writes), stored(ledger, result)) == (number, {"before": True})
 
 
+async def test_a_thread_that_outlasts_its_worker_has_its_metadata_saved(
+    configure: Configure, ledger: Ledger
+) -> None:
+    """From the heartbeat's loop, which keeps the lease until then."""
+    configure(LEASE_TIMEOUT=3, POLL_INTERVAL=0.2)
+    result = await tasks.saves_and_waits_sync.aenqueue(5)
+    async with aiotasks.Worker(grace=0), asyncio.timeout(TIMEOUT):
+        await until(lambda: tasks.seen)
+    assert ledger.task(result.id).status == "RUNNING"
+    tasks.released.set()
+    await until(lambda: ledger.task(result.id).status == "SUCCESSFUL")
+    assert stored(ledger, result) == {"saved": 5, "later": True}
+    await until(lambda: ledger.workers() == 0)
+
+
+def test_what_a_worker_gives_back_whose_loop_hangs_has_its_metadata(
+    start_worker: Start, ledger: Ledger
+) -> None:
+    worker = start_worker("--concurrency", "5", options={"LOOP_TIMEOUT": 1, "LEASE_TIMEOUT": 600})
+    results = [task.enqueue() for task in (tasks.waits_forever, tasks.saves_and_waits_sync)]
+    wait_until(lambda: stored(ledger, results[1]) == {"saved": 1})
+    wait_until(lambda: ledger.task(results[0].id).status == "RUNNING")
+    culprit = plain_tasks.hang.enqueue()
+    assert worker.wait() == 1
+    assert [ledger.task(result.id).status for result in (culprit, *results)] == ["RUNNING", "READY", "READY"]
+    assert stored(ledger, results[0]) == {"began": True}
+    assert stored(ledger, results[1]) == {"saved": 1, "later": True}
+
+
 @pytest.mark.parametrize("task", ["is_killed_while_it_saves", "kills_its_worker"])
 def test_a_worker_that_is_killed_leaves_what_was_saved(
     start_worker: Start, ledger: Ledger, task: str
