@@ -1,6 +1,7 @@
 """What bulk actions do with tasks: cancel, retry or delete them, a batch at a time."""
 
 import math
+import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import batched
@@ -18,7 +19,7 @@ from .results import result_of
 from .rows import LANES, Status
 from .store.bulk import CancelledJob, DeletedJob, Meant, RetriedJob
 from .store.routes import Route
-from .store.wakeups import Wakeup
+from .store.wakeups import ANY_QUEUE, Wakeup
 
 __all__ = ["Cancel", "Delete", "Retry"]
 
@@ -47,8 +48,13 @@ class Cancel:
 
     async def run(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, str]:
         """Cancel them; wake the owners of those that run, and tell who awaits the others."""
+
+        def wake_and_tell_all() -> None:
+            self._route.wake([Wakeup(self._backend, ANY_QUEUE, cancel=True)])
+            self._route.tell(ids)
+
         jobs: list[CancelledJob] = await self._route.run(
-            lambda store: store.cancel_free_jobs(ids, meant, self._error)
+            lambda store: store.cancel_free_jobs(ids, meant, self._error), lost=wake_and_tell_all
         )
         self._route.wake(
             {Wakeup(self._backend, job.queue_name, cancel=True) for job in jobs if job.is_running}
@@ -91,7 +97,9 @@ class Retry:
 
     async def run(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, str]:
         """Retry them, and wake workers: once a queue."""
-        jobs: list[RetriedJob] = await self._route.run(lambda store: store.retry_jobs(ids, meant))
+        jobs: list[RetriedJob] = await self._route.run(
+            lambda store: store.retry_jobs(ids, meant), lost=self._wake_all
+        )
         self._route.wake(self._wakeups(jobs))
         outcomes = dict.fromkeys((job.id for job in jobs), "retried")
         if left := [id for id in ids if id not in outcomes]:
@@ -105,7 +113,8 @@ class Retry:
         """Retry a task whose unique key another task has taken, one at a time: it may hold the key."""
         try:
             job, by_another = await self._route.run_alone(
-                lambda store: store.retry_unique_job(id, meant, lock_timeout=LOCK_TIMEOUT)
+                lambda store: store.retry_unique_job(id, meant, lock_timeout=LOCK_TIMEOUT),
+                lost=self._wake_all,
             )
         except utils.IntegrityError as error:
             if constraint(error) != UNIQUE_KEYS:
@@ -119,6 +128,10 @@ class Retry:
             return "key_taken" if by_another else "locked"
         self._route.wake(self._wakeups([job]))
         return "retried"
+
+    def _wake_all(self) -> None:
+        """Have workers look for READY tasks, and for the next one that is due."""
+        self._route.wake([Wakeup(self._backend, ANY_QUEUE, time.time())])
 
     def _wakeups(self, jobs: Iterable[RetriedJob]) -> set[Wakeup]:
         ready = {
@@ -146,7 +159,9 @@ class Delete:
 
     async def run(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, str]:
         """Delete them, and tell who awaits them."""
-        jobs: list[DeletedJob] = await self._route.run(lambda store: store.delete_jobs(ids, meant))
+        jobs: list[DeletedJob] = await self._route.run(
+            lambda store: store.delete_jobs(ids, meant), lost=lambda: self._route.tell(ids)
+        )
         self._route.tell([job.id for job in jobs if job.is_awaited])
         return dict.fromkeys((job.id for job in jobs), "deleted")
 

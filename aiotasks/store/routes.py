@@ -21,6 +21,7 @@ from .. import signals
 from ..compat import on_commit_hooks, savepoints
 from ..conf import Options
 from ..db.drivers import DjangoDriver
+from ..db.errors import sqlstate
 from ..db.retry import repeat
 from ..rows import AnyResult, Job, NewJob
 from ..sync import drive
@@ -45,6 +46,13 @@ MOST_HOOKS = 20
 # Sends signals, over the route that it is given.
 type Announcement = Callable[[Route], Awaitable[None]]
 
+type Call[Result] = Callable[[Store], Awaitable[Result]]
+type Lost = Callable[[], None]
+
+
+def _nothing() -> None:
+    pass
+
 
 class Route(Protocol):
     """The way of a backend's coroutines to the database, and to the receivers of signals."""
@@ -65,10 +73,14 @@ class Route(Protocol):
     async def cancel(self, backend: str, id: UUID, error: str) -> Job | None:
         """Cancel a task and wake its owner; returns None if it is too late to cancel it."""
 
-    async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
-        """Return what ``call`` makes of the Store. It may be called again where the database was away."""
+    async def run[Result](self, call: Call[Result], *, lost: Lost = _nothing) -> Result:
+        """Return what ``call`` makes of the Store. It may be called again where the database was away.
 
-    async def run_alone[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
+        lost: called at the end if a try has failed, or is cancelled, that may have been committed all the
+            same: its reply was lost, so nobody knows what it has written.
+        """
+
+    async def run_alone[Result](self, call: Call[Result], *, lost: Lost = _nothing) -> Result:
         """The same, once. If it fails, a transaction that is open goes on as if it hadn't been called."""
 
     def wake(self, wakeups: Iterable[Wakeup]) -> None:
@@ -133,10 +145,10 @@ class DjangoRoute:
         self._notify_on_commit(cancel_wakeups(jobs), told_of(jobs))
         return jobs[0] if jobs else None
 
-    async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
+    async def run[Result](self, call: Call[Result], *, lost: Lost = _nothing) -> Result:
         return await call(self._store)
 
-    async def run_alone[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
+    async def run_alone[Result](self, call: Call[Result], *, lost: Lost = _nothing) -> Result:
         connection = connections[self._options.database]
         is_open = connection.in_atomic_block or not connection.get_autocommit()
         with transaction.atomic(self._options.database) if is_open else nullcontext():
@@ -266,10 +278,10 @@ class TransactionRoute:
         self.tell(told_of(jobs))
         return jobs[0] if jobs else None
 
-    async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
+    async def run[Result](self, call: Call[Result], *, lost: Lost = _nothing) -> Result:
         return await call(self._transaction.store)
 
-    async def run_alone[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
+    async def run_alone[Result](self, call: Call[Result], *, lost: Lost = _nothing) -> Result:
         async with self._transaction.driver.savepoint() as inner:
             return await call(Store(inner))
 
@@ -336,12 +348,30 @@ class LoopRoute:
         self.tell(told_of(jobs))
         return jobs[0] if jobs else None
 
-    async def run[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
-        store = self._loop_resources.store
-        return await repeat(lambda: call(store), within=self._loop_resources.options.command_timeout)
+    async def run[Result](self, call: Call[Result], *, lost: Lost = _nothing) -> Result:
+        has_failed = False
 
-    async def run_alone[Result](self, call: Callable[[Store], Awaitable[Result]]) -> Result:
-        return await call(self._loop_resources.store)
+        async def try_once() -> Result:
+            nonlocal has_failed
+            try:
+                return await call(self._loop_resources.store)
+            except BaseException:
+                has_failed = True
+                raise
+
+        try:
+            return await repeat(try_once, within=self._loop_resources.options.command_timeout)
+        finally:
+            if has_failed:
+                lost()
+
+    async def run_alone[Result](self, call: Call[Result], *, lost: Lost = _nothing) -> Result:
+        try:
+            return await call(self._loop_resources.store)
+        except BaseException as error:
+            if sqlstate(error) is None:  # the server hasn't answered
+                lost()
+            raise
 
     def wake(self, wakeups: Iterable[Wakeup]) -> None:
         if self._loop_resources.options.notify:

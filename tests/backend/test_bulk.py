@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from django.db import transaction as django_transaction
+from django.db import utils
 from django.utils import timezone
 from psycopg import connect
 
@@ -18,6 +19,9 @@ import aiotasks
 from aiotasks import BulkCounts, TaskFilter, bulk, bulk_actions
 from aiotasks.rows import Status
 from aiotasks.store.bulk import BulkStatements, Leg, ReadyLeg, Step
+from aiotasks.store.changes import Teller
+from aiotasks.store.notifier import Notifier
+from aiotasks.store.wakeups import ANY_QUEUE, Wakeup
 from tests import tasks
 from tests.examples import example
 from tests.site import default_task_backend as backend
@@ -884,6 +888,117 @@ async def test_a_key_of_an_open_transaction_is_not_waited_for_long(
     assert await api.call(backend, "retry_many", [id]) == BulkCounts(locked=1)
     await other.rollback()
     assert await api.call(backend, "retry_many", [id]) == BulkCounts(retried=1)
+
+
+# --- Replies that are lost
+
+
+@pytest.fixture
+def losing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, BaseException | None], asyncio.Event]:
+    """Has the first call of a statement lose its reply: it raises an error, or never returns. The event says
+    that it is written."""
+
+    def lose(name: str, error: BaseException | None) -> asyncio.Event:
+        statement = getattr(BulkStatements, name)
+        is_written = asyncio.Event()
+
+        async def once(*args: Any, **kwargs: Any) -> Any:
+            reply = await statement(*args, **kwargs)
+            if is_written.is_set():
+                return reply
+            is_written.set()
+            if error is None:
+                await asyncio.Event().wait()
+            raise error or AssertionError
+
+        monkeypatch.setattr(BulkStatements, name, once)
+        return is_written
+
+    return lose
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Wakeup], list[UUID]]:
+    """What workers and those that await tasks are sent: wake-ups, and ids."""
+    woken: list[Wakeup] = []
+    told: list[UUID] = []
+    monkeypatch.setattr(Notifier, "notify", lambda self, wakeups: woken.extend(wakeups))
+    monkeypatch.setattr(Teller, "tell", lambda self, ids: told.extend(ids))
+    return woken, told
+
+
+BROKEN = utils.OperationalError("connection was closed in the middle of operation")
+
+
+@pytest.mark.parametrize("error", [BROKEN, None])
+@pytest.mark.parametrize(
+    ("action", "statement", "status", "after"),
+    [
+        ("acancel_many", "cancel_free_jobs", "READY", "FAILED"),
+        ("aretry_many", "retry_jobs", "FAILED", "READY"),
+        ("adelete_many", "delete_jobs", "FAILED", None),
+    ],
+)
+async def test_what_a_try_has_done_whose_reply_was_lost_is_told_of(
+    database: str,
+    conn: asyncpg.Connection,
+    losing: Any,
+    sent: tuple[list[Wakeup], list[UUID]],
+    action: str,
+    statement: str,
+    status: str,
+    after: str | None,
+    error: BaseException | None,
+) -> None:
+    """The next try finds nothing to do, and a caller that is cancelled makes none."""
+    ids = await put(conn, status, 2)
+    is_written = losing(statement, error)
+    acting = asyncio.create_task(getattr(backend, action)(ids))
+    await is_written.wait()
+    if error is None:
+        acting.cancel()
+    with suppress(asyncio.CancelledError):
+        await acting
+    assert set((await statuses(conn)).values()) == ({after} if after else set())
+    woken, told = sent
+    assert set(told) == (set() if action == "aretry_many" else set(ids))
+    if action == "adelete_many":
+        assert woken == []
+    else:
+        (wakeup,) = woken
+        assert (wakeup.queue_name, wakeup.cancel) == (ANY_QUEUE, action == "acancel_many")
+        assert (wakeup.due is not None) is (action == "aretry_many")  # for the claimer and the promoter
+
+
+@pytest.mark.parametrize("error", [BROKEN, None])
+async def test_a_retry_with_its_key_whose_reply_was_lost_is_told_of(
+    database: str,
+    conn: asyncpg.Connection,
+    losing: Any,
+    sent: tuple[list[Wakeup], list[UUID]],
+    error: BaseException | None,
+) -> None:
+    await lost(conn, "a")
+    is_written = losing("retry_unique_job", error)
+    acting = asyncio.create_task(backend.aretry_many(TaskFilter()))
+    await is_written.wait()
+    if error is None:
+        acting.cancel()
+    with pytest.raises(asyncio.CancelledError if error is None else utils.OperationalError):
+        await acting
+    assert list((await statuses(conn)).values()) == ["READY"]
+    assert [wakeup.queue_name for wakeup in sent[0]] == [ANY_QUEUE]
+
+
+async def test_an_action_that_loses_no_reply_wakes_for_its_own_tasks_alone(
+    database: str, conn: asyncpg.Connection, sent: tuple[list[Wakeup], list[UUID]]
+) -> None:
+    ids = [*await put(conn, "READY"), *await lost(conn, "a", 2)]  # of which one is refused its key
+    assert await backend.aretry_many(ids) == BulkCounts(retried=1, key_taken=1, refused=1)
+    assert await backend.acancel_many(ids) == BulkCounts(cancelled=2, refused=1)
+    assert await backend.adelete_many(ids) == BulkCounts(deleted=3)
+    assert [(wakeup.queue_name, wakeup.lane) for wakeup in sent[0]] == [("default", "loop")]
+    assert sent[1] == []
 
 
 async def test_the_examples_of_the_guide(
