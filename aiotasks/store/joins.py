@@ -66,7 +66,10 @@ class Watch:
         if not self._news and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
-                await asyncio.wait([self._waiter], timeout=timeout)
+                if timeout is None:  # one turn of the loop less
+                    await self._waiter
+                else:
+                    await asyncio.wait([self._waiter], timeout=timeout)
             finally:
                 self._waiter.cancel()
                 self._waiter = None

@@ -263,6 +263,28 @@ def _claim_on_notification(pipe: Connection, count: int) -> None:
     pipe.send(run(work()))
 
 
+# --- Joins ------------------------------------------------------------------------------------------
+
+
+def _join(count: int) -> dict[str, float]:
+    """A bare NOTIFY, from just before it is sent to where it arrives: two connections of one process."""
+
+    async def measured() -> list[float]:
+        listener, connection = await asyncpg.connect(dsn()), await asyncpg.connect(dsn())
+        heard: asyncio.Queue[float] = asyncio.Queue()
+        await listener.add_listener("floor", lambda *args: heard.put_nowait(time.perf_counter()))
+        found = []
+        async for _ in ticks(count, 0.005):
+            sent = time.perf_counter()
+            await connection.execute("SELECT pg_notify('floor', '')")
+            found.append(await heard.get() - sent)
+        await listener.close()
+        await connection.close()
+        return found
+
+    return latencies(run(measured()))
+
+
 # --- Figures ----------------------------------------------------------------------------------------
 
 
@@ -284,4 +306,5 @@ WORKLOADS = {
     "bulk": _bulk,
     "refresh": _refresh,
     "latency": _latency,
+    "join": _join,
 }

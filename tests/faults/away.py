@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
 import psycopg
+from django.db import connections
 from psycopg.rows import namedtuple_row
 
 from aiotasks.demo.postgres import PostgresServer
@@ -42,6 +45,25 @@ def migrate(server: PostgresServer) -> None:
         env={**os.environ, **environment(server)},
         check=True,
     )
+
+
+@contextmanager
+def connected(server: Any, **options: object) -> Iterator[None]:
+    """Have this process' connections go to ``server``."""
+    connections.close_all()
+    params = connections["default"].settings_dict
+    before = {name: params[name] for name in ("HOST", "PORT", "NAME", "USER", "PASSWORD", "OPTIONS")}
+    params.update(
+        HOST=server.host,
+        PORT=str(server.port),
+        NAME="postgres",
+        USER="postgres",
+        PASSWORD="",
+        OPTIONS=options,
+    )
+    yield
+    connections.close_all()
+    params.update(before)
 
 
 class Away:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from django.db import close_old_connections, connections, utils
 
 from aiotasks.demo.postgres import PostgresServer, unprivileged_user
 from tests.conftest import BIN_DIR
-from tests.faults.away import Away, environment, migrate
+from tests.faults.away import Away, connected, environment, migrate
 from tests.standby import Pair
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until
@@ -30,25 +30,6 @@ from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 # Without a time-out psycopg waits two minutes for a server that dies just then.
 READ_WRITE = {"target_session_attrs": "read-write", "connect_timeout": 2}
 OPTIONS = {"LEASE_TIMEOUT": 3, "POLL_INTERVAL": 0.5, "COMMAND_TIMEOUT": 2}
-
-
-@contextmanager
-def connected(server: PostgresServer | Pair, **options: object) -> Iterator[None]:
-    """Have this process' connections go to ``server``."""
-    connections.close_all()
-    params = connections["default"].settings_dict
-    before = {name: params[name] for name in ("HOST", "PORT", "NAME", "USER", "PASSWORD", "OPTIONS")}
-    params.update(
-        HOST=server.host,
-        PORT=str(server.port),
-        NAME="postgres",
-        USER="postgres",
-        PASSWORD="",
-        OPTIONS=options,
-    )
-    yield
-    connections.close_all()
-    params.update(before)
 
 
 @pytest.fixture

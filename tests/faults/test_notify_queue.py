@@ -15,8 +15,7 @@ from tests import tasks
 from tests.conftest import BIN_DIR
 from tests.site import default_task_backend
 
-from .away import migrate
-from .test_failover import connected
+from .away import connected, migrate
 
 COUNT = "SELECT count(*) FROM aiotasks_task"
 FULL = "too many notifications"

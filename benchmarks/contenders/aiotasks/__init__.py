@@ -6,7 +6,7 @@ from importlib import metadata
 import aiotasks
 
 from ..site import migrate
-from . import depth, drains, enqueues, fairness, memory, names, snapshot, waits
+from . import depth, drains, enqueues, fairness, joins, memory, names, snapshot, waits
 
 __all__ = ["REQUIRES", "STAGES", "WORKLOADS", "prepare", "versions"]
 
@@ -58,4 +58,7 @@ WORKLOADS = {
     "names-trickle": partial(names.trickle, 10_000),
     "names-drain-1": partial(names.drain, 1),
     "names-trickle-1": partial(names.trickle, 1),
+    "join": joins.measure,
+    "join-10000": partial(joins.drain, awaited=True),
+    "join-none": partial(joins.drain, awaited=False),
 }
