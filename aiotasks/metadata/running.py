@@ -96,7 +96,7 @@ class RunningMetadata:
         latest = self._latest
         if latest is not None and latest is not self._in_values:
             with self._lock:
-                values[KEY] = self._show(latest)
+                values[KEY] = dict(self._show(latest))  # the body may change it
             self._in_values = latest
         return values
 
@@ -158,6 +158,8 @@ class RunningMetadata:
     def begin(self) -> bool:
         """Set ``text`` to what is to be written; False if all is written."""
         self._asked = False  # before the look: what comes from now on asks again
+        if self._values is None:  # the row can't be read
+            return False
         with self._lock:
             latest = self._latest
             if latest is not None and latest is not self._in_wanted:

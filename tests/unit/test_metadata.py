@@ -256,6 +256,15 @@ def test_a_row_that_others_have_broken_stays() -> None:
         row.save()
 
 
+def test_a_row_that_others_had_broken_before_stays_too() -> None:
+    row = Row("[1]")
+    with pytest.raises(InvalidRow):
+        row.own.progress(1, 2, "")
+    assert isinstance(row.own.close(), InvalidRow)
+    row.save()
+    assert row.text == "[1]"
+
+
 @given(
     STATES,
     st.lists(
@@ -368,6 +377,12 @@ def test_a_task_may_change_its_progress_by_hand(clock: Callable[[float], None]) 
     row.own.save()
     row.save()
     assert row.values["progress"]["file"] == "a.csv"
+    row.own.progress(2, 2, "")
+    row.save()  # by the saver's own look
+    row.own.values["progress"]["file"] = "b.csv"
+    row.own.save()
+    row.save()
+    assert row.values["progress"]["file"] == "b.csv"
 
 
 @pytest.mark.parametrize(
