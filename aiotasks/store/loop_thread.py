@@ -17,6 +17,8 @@ __all__ = ["run_on_loop"]
 # Seconds without use after which the thread ends, and its connections with it.
 IDLE_TIMEOUT = 10.0
 
+NAME = "aiotasks-joins"
+
 
 class LoopThread:
     """A daemon thread with an event loop, from its first use to IDLE_TIMEOUT after its last."""
@@ -29,18 +31,19 @@ class LoopThread:
         self._idle: asyncio.TimerHandle | None = None
 
     def enter(self) -> asyncio.AbstractEventLoop:
-        """Return the loop, which runs until ``leave()`` at least."""
+        """Return the loop, which runs until ``leave()`` at least.
+
+        Raises RuntimeError where the machine refuses a thread or a loop.
+        """
         with self._lock:
-            self._users += 1
             if self._loop is None:
-                started: threading.Event = threading.Event()
-                threading.Thread(
-                    target=lambda: asyncio.run(self._main(started)), name="aiotasks-joins", daemon=True
-                ).start()
+                started = threading.Event()
+                thread = threading.Thread(target=self._work, args=[started], name=NAME, daemon=True)
+                thread.start()
                 started.wait()
             if self._loop is None:
-                self._users -= 1
-                raise RuntimeError("The event loop for sync code couldn't be started.")
+                raise RuntimeError("The event loop on which sync code waits could not be started.")
+            self._users += 1
             return self._loop
 
     def leave(self) -> None:
@@ -48,6 +51,12 @@ class LoopThread:
             self._users -= 1
             if self._users == 0 and self._loop is not None:
                 self._loop.call_soon_threadsafe(self._rest)
+
+    def _work(self, started: threading.Event) -> None:
+        try:
+            asyncio.run(self._main(started))
+        finally:
+            started.set()  # also where the machine refuses a loop
 
     async def _main(self, started: threading.Event) -> None:
         self._stop = asyncio.Event()
