@@ -128,6 +128,13 @@ def fleet(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.fleet", *session.posargs)
 
 
+@nox.session(python=PYTHONS[0])
+def streams(session: nox.Session) -> None:
+    """Measure Server-Sent Events: the age of updates, what they cost a worker, and a server's stop."""
+    session.install("-r", "requirements/bench.txt", "-e", ".")
+    session.run("python", "-m", "benchmarks.streams", *session.posargs)
+
+
 @nox.session(venv_backend="none")
 def pin(session: nox.Session) -> None:
     """Compile requirements/*.txt anew from pyproject.toml; `-- --upgrade` takes the newest versions."""

@@ -30,6 +30,7 @@ __all__ = [
     "executor_of_loop",
     "forget_session",
     "has_only",
+    "has_thread_of_context",
     "live_receivers",
     "log_robust_failure",
     "loop_of_sync_code",
@@ -102,6 +103,13 @@ def executor_in_context(context: ThreadSensitiveContext | None) -> Executor:
     if context not in executors:
         executors[context] = ThreadPoolExecutor(max_workers=1)
     return executors[context]
+
+
+def has_thread_of_context() -> bool:
+    """Whether a thread-sensitive call would find a thread that there is already: one of the running context
+    (a request's, where sync code has run in it), or one that contexts share."""
+    context = thread_sensitive_context.get(None)
+    return context is None or context in SyncToAsync.context_to_thread_executor
 
 
 def enter_thread_sensitive(executor: Executor) -> ThreadSensitiveContext:

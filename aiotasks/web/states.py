@@ -63,8 +63,9 @@ async def look_up(wanted: Collection[Wanted]) -> dict[Wanted, Shown]:
         some = list(several)
         backend = task_backends[alias]
         if isinstance(backend, PostgresBackend):
-            states = await _select(backend, [id for each in some if (id := parse_id(each.id))])
-            found |= {each: _shown(each.id, states.get(parse_id(each.id))) for each in some}
+            ids = [parse_id(each.id) for each in some]
+            states = await _select(backend, [id for id in ids if id is not None])
+            found |= {each: _shown(each.id, states.get(id)) for each, id in zip(some, ids, strict=True)}
         else:
             found |= {each: await _shown_of_another(backend, each.id) for each in some}
     return found

@@ -16,6 +16,7 @@ from django.db import connections, utils
 from django.tasks import task_backends
 
 from ..backend import PostgresBackend
+from ..compat import has_thread_of_context
 from ..results import parse_id
 from ..store.blocks import belongs_to_django
 from ..store.changes import WATCHED
@@ -76,11 +77,13 @@ async def stream(
 
     Nothing is queued: what has changed while the client was slow is looked up when it takes more.
     """
-    await sync_to_async(_close_connections, thread_sensitive=True)()
+    if has_thread_of_context():
+        await sync_to_async(_close_connections, thread_sensitive=True)()
     loop, closing = asyncio.get_running_loop(), closing_of_loop()
     ends_at = loop.time() + random.uniform(SHORTEST, LONGEST)
     yield _line("retry", str(random.randint(*RETRY_LOST)))
     silent_since = loop.time()
+    by_id = {parse_id(each.id): each for each in wanted}
     async with _watching(_unfinished(states)) as watch:
         while True:
             if news := cursor.news(states):
@@ -98,7 +101,7 @@ async def stream(
                 async with closing.until(ends_at):
                     await asyncio.sleep(EVENT_INTERVAL if news else 0)
                     ids = await watch.changed(max(0.0, silent_since + KEEP_ALIVE - loop.time()))
-                    states |= await look_up([each for each in wanted if parse_id(each.id) in ids])
+                    states |= await look_up([by_id[id] for id in ids])
             except TimeoutError:
                 yield _line("retry", str(RETRY_PLANNED))
                 return

@@ -134,6 +134,14 @@ async def test_the_executor_of_a_context_is_that_of_sync_to_async() -> None:
             compat.executor_in_context(context)
 
 
+async def test_a_context_has_a_thread_once_sync_code_has_run_in_it() -> None:
+    assert compat.has_thread_of_context()
+    async with ThreadSensitiveContext():
+        assert not compat.has_thread_of_context()
+        await sync_to_async(threading.get_ident, thread_sensitive=True)()
+        assert compat.has_thread_of_context()
+
+
 async def test_coroutines_of_a_thread_run_on_the_loop() -> None:
     loop = asyncio.get_running_loop()
 

@@ -48,3 +48,9 @@ def test_a_fleet_is_measured() -> None:
         assert float(figures[f" {name} "]) > 0, name  # so the statements were told apart
     assert "400 no-ops" in drain
     assert rows.count("\n| 2 | 4 |") == 1
+
+
+def test_streams_are_measured() -> None:
+    found = run("benchmarks.streams")
+    for line in ("age {", "drain, to clients {", "drain, ratios {", "stop {"):
+        assert line in found.stdout
