@@ -149,7 +149,8 @@ class LaneRequest:
     """The jobs that a claim may take for a lane: at most ``limit``, from these queues in this order.
 
     ``robust_only`` leaves out tasks that a crash of the worker before their start would harm. ``most``: how
-    many jobs of each queue at most; empty where only ``limit`` counts.
+    many jobs of each queue at most; empty where only ``limit`` counts. ``lowest``: of each queue, the lowest
+    priority to take; empty for any.
     """
 
     queues: list[str]
@@ -157,6 +158,7 @@ class LaneRequest:
     limit: int
     robust_only: bool = False
     most: list[int] = field(default_factory=list)
+    lowest: list[int] = field(default_factory=list)
 
 
 _ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)

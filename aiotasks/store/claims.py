@@ -37,6 +37,8 @@ class ClaimStatements(StatementGroup):
             thread.robust_only,
             loop.most,
             thread.most,
+            loop.lowest,
+            thread.lowest,
         )
         return [claimed_job(row, claim_id, backend) for row in rows]
 

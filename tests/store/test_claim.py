@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.rows import microseconds
 from aiotasks.store.loop import LoopResources
 from aiotasks.store.store import Store
+from aiotasks.worker.claiming.watermarks import ANY_PRIORITY
 
 from .rows import EVER, claim, claimed, expire, fail, finish, insert, lane, rescue, row, worker
 
@@ -194,3 +196,16 @@ async def test_the_lease_that_a_claim_demands_is_read_when_it_runs(
             "UPDATE aiotasks_worker SET lease_expires_at = $1", began + timedelta(microseconds=1)
         )
         assert await claim(held, worker_id) == []
+
+
+async def test_of_each_queue_the_lowest_priority_to_take_may_be_given(store: Store) -> None:
+    """The mark of a queue says so; of the others all are taken."""
+    for name in ("a", "b"):
+        for priority in (1, 5, 9):
+            await insert(store, queue_name=name, priority=priority)
+    request = replace(lane(["a", "b"]), lowest=[5, ANY_PRIORITY])
+    jobs = await claim(store, await worker(store), loop=request)
+    assert sorted((job.queue_name, job.priority) for job in jobs) == [
+        *(("a", 5), ("a", 9)),
+        *(("b", 1), ("b", 5), ("b", 9)),
+    ]

@@ -105,7 +105,7 @@ def _literal(value: Any) -> str:
 
 def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared]:
     one, other = [uuid.uuid4()], [uuid.uuid4()]
-    both: tuple[Any, ...] = (*(QUEUES, [EVER] * len(QUEUES), SLOTS, True) * 2, [], [])
+    both: tuple[Any, ...] = (*(QUEUES, [EVER] * len(QUEUES), SLOTS, True) * 2, [], [], [], [])
     same = ("default", "default", "x", "loop", 0)
     no_policy = [None] * len(COLUMNS)
     keys = ["k 1", "k 2", "k 3"]
@@ -318,7 +318,7 @@ async def test_a_piece_of_the_walk_costs_by_its_steps(
             assert analyzed is False or plan.buffers < 50 * 6
     claim = warm["claim_jobs"]
     names = [f"q {number}" for number in range(200)]
-    none = ("{}", "{}", 0, False, "{}", "{}")
+    none = ("{}", "{}", 0, False, "{}", "{}", "{}", "{}")
     worker_id, claim_id = await conn.fetchval("SELECT id FROM aiotasks_worker LIMIT 1"), uuid.uuid4()
     plan = await claim.explain(worker_id, claim_id, "default", names, [EVER] * 200, SLOTS, False, *none)
     check_claim(plan, SLOTS)

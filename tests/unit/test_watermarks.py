@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from aiotasks.worker.claiming import watermarks as module
-from aiotasks.worker.claiming.watermarks import EMPTIED_MARGIN, EVER, PASSED_MARGIN, Watermarks
+from aiotasks.worker.claiming.watermarks import (
+    ANY_PRIORITY,
+    EMPTIED_MARGIN,
+    EVER,
+    PASSED_MARGIN,
+    Watermarks,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -24,7 +30,7 @@ def job(ready_at: datetime, priority: int = 0, name: str = "q") -> Any:
 
 
 def since(marks: Watermarks, *names: str, robust_only: bool = False) -> list[datetime]:
-    return marks.since(names or ["q"], "loop", robust_only=robust_only)
+    return marks.request(names or ["q"], "loop", robust_only=robust_only)[0]
 
 
 def passed(marks: Watermarks, *jobs: Any, robust_only: bool = False) -> None:
@@ -42,7 +48,7 @@ def test_a_full_claim_has_the_next_begin_at_its_last_task() -> None:
     marks = Watermarks()
     passed(marks, job(NOW - HOUR), job(NOW - 2 * HOUR), job(NOW - 3 * HOUR, name="r"))
     assert since(marks, "q", "r", "s") == [NOW - HOUR, NOW - 3 * HOUR, EVER]
-    assert marks.since(["q"], "thread", robust_only=False) == [EVER]
+    assert marks.request(["q"], "thread", robust_only=False) == ([EVER], [])
 
 
 def test_of_two_priorities_the_lower_one_tells_how_far_the_claim_has_come() -> None:
@@ -116,13 +122,21 @@ def test_marks_move_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) -> Non
     assert since(marks) == [NOW - 2 * HOUR]
 
 
-def test_tasks_of_a_lower_priority_are_taken_from_the_oldest_on() -> None:
-    """A claim behind the mark of urgent tasks has brought the newest of the others."""
+def test_a_claim_behind_a_mark_takes_no_lower_priority() -> None:
+    """There may be older ones of it, which the mark hides."""
     marks = Watermarks()
     passed(marks, job(NOW - HOUR, priority=9))
-    since(marks)
-    marks.passed("loop", [job(NOW - HOUR / 2, priority=0)], robust_only=False)
-    assert since(marks) == [EVER]
+    found = marks.request(["q", "r"], "loop", robust_only=False)
+    assert found == ([NOW - HOUR, EVER], [9, ANY_PRIORITY])
+
+
+def test_a_queue_that_gave_nothing_behind_its_mark_is_looked_at_from_its_head() -> None:
+    """The claim was full by another one."""
+    marks = Watermarks()
+    passed(marks, job(NOW - HOUR))
+    assert since(marks, "q", "r") == [NOW - HOUR, EVER]
+    marks.passed("loop", [job(NOW - HOUR, name="r")], robust_only=False)
+    assert since(marks, "q", "r") == [EVER, EVER]
 
 
 def test_among_tasks_of_several_priorities_there_are_no_marks() -> None:

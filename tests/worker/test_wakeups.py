@@ -509,14 +509,14 @@ async def test_older_tasks_of_a_lower_priority_follow_a_flood_at_once(
     since: list[datetime] = []
     async with aiotasks.Worker(concurrency=10) as worker:
         marks = worker.engine.claimer.rotation.marks
-        ask = marks.since
+        request = marks.request
 
-        def watched(names: Any, lane: Any, **options: Any) -> list[datetime]:
-            found = ask(names, lane, **options)
-            since.extend(found)
+        def watched(*args: Any, **options: Any) -> tuple[list[datetime], list[int]]:
+            found = request(*args, **options)
+            since.extend(found[0])
             return found
 
-        monkeypatch.setattr(marks, "since", watched)
+        monkeypatch.setattr(marks, "request", watched)
         await until(lambda: len(tasks.seen) == 330)
     assert tasks.seen == ["flood"] * 300 + ["old"] * 30
     assert len(set(since)) > 1

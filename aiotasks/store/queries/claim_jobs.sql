@@ -15,7 +15,8 @@
 -- of the loop lane: $4 queue names, $5 where to begin per queue (ready_at), $6 how many at most,
 -- $7 whether to leave out tasks that a crash before their start would harm;
 -- $8, $9, $10, $11: the same of the thread lane;
--- $12, $13: how many at most per queue, of either lane (empty: as many as of all queues).
+-- $12, $13: how many at most per queue, of either lane (empty: as many as of all queues);
+-- $14, $15: the lowest priority per queue, of either lane (empty: any).
 -- Tasks that have been in two crashes are left out: claim_suspect takes those. So are tasks that weren't started
 -- in time, which expire_jobs fails, and those that are paused: a pause holds from the next claim of any worker on.
 -- Of a paused queue nothing is read. The tasks of a paused path are passed over one by one, as locked ones are.
@@ -44,12 +45,14 @@ WHERE task.ctid = ANY(ARRAY(
     (
         SELECT head.ctid
         FROM claimer
-        CROSS JOIN unnest($4::text[], $5::timestamptz[], $12::integer[]) AS source (queue_name, since, most)
+        CROSS JOIN unnest($4::text[], $5::timestamptz[], $12::integer[], $14::smallint[])
+            AS source (queue_name, since, most, lowest)
         CROSS JOIN LATERAL (
             SELECT ready.ctid
             FROM aiotasks_task AS ready
             WHERE ready.status = 'READY' AND ready.backend = $3::text AND ready.lane = 'loop'
               AND ready.queue_name = source.queue_name AND ready.ready_at >= source.since
+              AND ready.priority >= coalesce(source.lowest, (-32768)::smallint)
               AND (NOT $7::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
               AND ready.crashes < 2
               AND (ready.expires_at IS NULL OR ready.expires_at > statement_timestamp())
@@ -65,12 +68,14 @@ WHERE task.ctid = ANY(ARRAY(
     (
         SELECT head.ctid
         FROM claimer
-        CROSS JOIN unnest($8::text[], $9::timestamptz[], $13::integer[]) AS source (queue_name, since, most)
+        CROSS JOIN unnest($8::text[], $9::timestamptz[], $13::integer[], $15::smallint[])
+            AS source (queue_name, since, most, lowest)
         CROSS JOIN LATERAL (
             SELECT ready.ctid
             FROM aiotasks_task AS ready
             WHERE ready.status = 'READY' AND ready.backend = $3::text AND ready.lane = 'thread'
               AND ready.queue_name = source.queue_name AND ready.ready_at >= source.since
+              AND ready.priority >= coalesce(source.lowest, (-32768)::smallint)
               AND (NOT $11::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
               AND ready.crashes < 2
               AND (ready.expires_at IS NULL OR ready.expires_at > statement_timestamp())

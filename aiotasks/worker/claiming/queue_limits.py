@@ -138,15 +138,16 @@ class QueueLimits:
         return "thread" if given == "loop" else "loop"
 
     def _narrow(self, lane: Lane, request: LaneRequest) -> LaneRequest:
-        pairs = [
-            (name, since)
-            for name, since in zip(request.queues, request.since, strict=True)
+        kept = [
+            number
+            for number, name in enumerate(request.queues)
             if name not in self._at_limit and self._withheld.get(name) != lane
         ]
-        names = [name for name, _ in pairs]
+        names = [request.queues[number] for number in kept]
         return replace(
             request,
             queues=names,
-            since=[since for _, since in pairs],
+            since=[request.since[number] for number in kept],
+            lowest=[request.lowest[number] for number in kept] if request.lowest else [],
             most=[self._room.get(name, request.limit) for name in names],
         )

@@ -117,9 +117,9 @@ class QueueRotation:
 
     def _request(self, lane: Lane, limit: int, robust_only: bool) -> LaneRequest:
         names = self._turns[lane].next(limit, time.monotonic()) if limit else []
-        since = self.marks.since(names, lane, robust_only=robust_only)
+        since, lowest = self.marks.request(names, lane, robust_only=robust_only)
         self._skipped.update((name, lane) for name, mark in zip(names, since, strict=True) if mark > EVER)
-        return LaneRequest(names, since, limit, robust_only)
+        return LaneRequest(names, since, limit, robust_only, lowest=lowest)
 
     def _note_wakeups(self, queues: Iterable[tuple[str, Lane]]) -> None:
         now = time.monotonic()

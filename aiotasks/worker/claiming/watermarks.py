@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ...rows import Job, Lane, microseconds, time_of
 
-__all__ = ["EVER", "Watermarks"]
+__all__ = ["ANY_PRIORITY", "EVER", "Watermarks"]
 
 # After a claim that emptied a queue, the next ones skip the tasks that became READY this long before its
 # newest: dead index entries, which an old snapshot keeps, cost 20 ms a claim. A transaction may commit a row
@@ -37,6 +37,9 @@ WATERMARKS_LIMIT = 1000
 # Earlier than any task.
 EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
+# Not above any task's priority (a smallint).
+ANY_PRIORITY = -(2**15)
+
 type _Key = tuple[str, Lane]
 
 
@@ -55,8 +58,8 @@ class Watermarks:
     """The watermarks of one worker, by queue and lane.
 
     A queue that was passed may have older tasks all the same, of a lower priority or left out by a claim that
-    is ``robust_only``. So that a claim went by such a mark and has brought none of a queue's tasks shows
-    nothing (``behind()``); and once it brings some of a lower priority, the older of them come first.
+    is ``robust_only``. So a claim that goes by such a mark takes tasks of that priority or a higher one only,
+    and that it brings none, or isn't full, shows nothing (``behind()``): the mark is dropped then.
     """
 
     def __init__(self) -> None:
@@ -67,25 +70,31 @@ class Watermarks:
         self._lowest: dict[
             Lane, dict[str, int]
         ] = {}  # the lowest priority of each queue in the last full claim
-        self._asked: dict[Lane, list[str]] = {}  # the names of the last request that go by a passed mark
+        self._behind: dict[Lane, list[str]] = {}
 
-    def since(self, names: Sequence[str], lane: Lane, *, robust_only: bool) -> list[datetime]:
-        """Return where the next claim begins in each queue."""
+    def request(
+        self, names: Sequence[str], lane: Lane, *, robust_only: bool
+    ) -> tuple[list[datetime], list[int]]:
+        """Return where the next claim begins in each queue, and the lowest priority that it takes of each
+        (empty: any)."""
         if self._passed and time.monotonic() - self._passed_since > PASSED_FOR:
             self._passed.clear()
-        marks = [self._emptied.get((name, lane), EVER) for name in names]
-        asked = self._asked[lane] = []
+        since = [self._emptied.get((name, lane), EVER) for name in names]
+        lowest: list[int] = []
+        behind = self._behind[lane] = []
         if self._passed:
             for number, name in enumerate(names):
-                passed = self._passed.get((name, lane))
-                if passed is not None and (robust_only or not passed.robust_only):
-                    marks[number] = max(passed.since, marks[number])
-                    asked.append(name)
-        return marks
+                mark = self._passed.get((name, lane))
+                if mark is not None and (robust_only or not mark.robust_only):
+                    lowest = lowest or [ANY_PRIORITY] * len(names)
+                    since[number] = max(mark.since, since[number])
+                    lowest[number] = mark.priority
+                    behind.append(name)
+        return since, lowest
 
     def behind(self, lane: Lane) -> list[str]:
-        """Return the queues of which the last request for this lane looked behind a passed mark."""
-        return self._asked.get(lane, [])
+        """Return the queues of which the last request for this lane went by a passed mark."""
+        return self._behind.get(lane, [])
 
     def emptied(self, lane: Lane, names: Iterable[str], jobs: Collection[Job]) -> None:
         """Note that a claim has taken all tasks of these queues, the last of which are ``jobs``."""
@@ -94,17 +103,14 @@ class Watermarks:
         self._emptied |= {(name, lane): since for name in names}
 
     def passed(self, lane: Lane, jobs: Collection[Job], *, robust_only: bool) -> None:
-        """Note that a claim has taken ``jobs`` and left others, which come after them or are of a lower
+        """Note that a full claim has taken ``jobs``: what it left comes after them, or is of a lower
         priority."""
         lowest: dict[str, int] = {}
         for job in jobs:
             lowest[job.queue_name] = min(job.priority, lowest.get(job.queue_name, job.priority))
         for name in self.behind(lane):
-            mark = self._passed.get((name, lane))
-            if name in lowest and (mark is None or lowest[name] < mark.priority):
-                # Of this priority there may be older ones: the next claim begins with them.
+            if name not in lowest:
                 self._passed.pop((name, lane), None)
-                del lowest[name]
         before, self._lowest[lane] = self._lowest.get(lane, {}), lowest
         now = time.monotonic()
         if now - self._moved_at < PASSED_INTERVAL:
