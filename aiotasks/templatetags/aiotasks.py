@@ -38,6 +38,7 @@ def aiotasks_progress(
     has_media = _HAS_MEDIA in context.render_context
     context.render_context[_HAS_MEDIA] = True
     progress = _progress_of(result)
+    token = sign(result, user=user)  # of a finished task, too: a name that doesn't exist comes as ""
     share = 1.0 if result.status == "SUCCESSFUL" else _share(progress)
     return {
         "result": result,
@@ -47,7 +48,7 @@ def aiotasks_progress(
         "share": f"{share or 0.0:.4f}",  # no decimal comma
         "percent": None if share is None else int(share * 100),
         "url": reverse("aiotasks:events") if url is None else url,
-        "token": "" if result.is_finished else sign(result, user=user),
+        "token": "" if result.is_finished else token,
         "needs_media": not has_media,
     }
 

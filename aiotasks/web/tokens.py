@@ -36,26 +36,36 @@ def sign(
 ) -> str:
     """Return a token to follow a task, or several of one backend, by ``events``.
 
-    user: the only one who may use it, if they are logged in; without one (or with an anonymous one) whoever
-    has it may. max_age: seconds, or a timedelta, for which it is valid. Raises ValueError for no results, or
-    for those of several backends.
+    user: the only one who may use it; None, or an anonymous one: whoever has it may. max_age: seconds, or a
+    timedelta, for which it is valid. Raises TypeError for a user that isn't one or isn't saved, and
+    ValueError for no results, or for those of several backends.
     """
     results = [result] if isinstance(result, TaskResult) else list(result)
     backends = {each.backend for each in results}
     if len(backends) != 1:
         raise ValueError(f"sign() needs results of one backend, not of {sorted(backends) or 'none'}.")
     seconds = max_age.total_seconds() if isinstance(max_age, timedelta) else max_age
-    primary_key = getattr(user, "pk", None)
     return signing.dumps(
         [
             backends.pop(),
             [each.id for each in results],
-            None if primary_key is None else str(primary_key),
+            _primary_key(user),
             int(time.time() + seconds),
         ],
         salt=SALT,
         compress=True,  # of many ids
     )
+
+
+def _primary_key(user: Any) -> str | None:
+    """Return the user's primary key as text, and None only where anybody may use the token: a mistake, such
+    as a primary key in place of a user, must not open it to all."""
+    if user is None or getattr(user, "is_anonymous", False) is True:
+        return None
+    primary_key = getattr(user, "pk", None)
+    if primary_key is None or primary_key == "":
+        raise TypeError(f"sign() needs a saved user, an anonymous one or None, not {type(user).__name__}.")
+    return str(primary_key)
 
 
 def read_token(token: str) -> Grant | None:

@@ -61,7 +61,8 @@ def user_of_header(get_response: Callable[[HttpRequest], Any]) -> Callable[[Http
     """Stands for AuthenticationMiddleware."""
 
     async def user(request: HttpRequest) -> Any:
-        return SimpleNamespace(pk=request.headers.get("X-User"))
+        name = request.headers.get("X-User")
+        return SimpleNamespace(pk=name, is_authenticated=name is not None, is_anonymous=name is None)
 
     def prepare(request: HttpRequest) -> None:
         request.auser = lambda: user(request)

@@ -28,3 +28,15 @@ async def fall(context: PostgresTaskContext, seconds: float = 0.0) -> None:
 async def wander(context: PostgresTaskContext, seconds: float) -> None:
     context.progress(17, None, "no end in sight")
     await asyncio.sleep(seconds)
+
+
+@task
+async def carry(owner: str) -> None:
+    """Belongs to somebody, and tells nothing of how far it is."""
+
+
+@task
+async def trip(seconds: float) -> None:
+    """Fails without a word of how far it was."""
+    await asyncio.sleep(seconds)
+    raise LookupError

@@ -139,11 +139,20 @@ async def test_tokens(site: str, settings: Any) -> None:
     mine = sign(result, user=SimpleNamespace(pk=7))
     assert (await get(site, mine, X_User="7", Accept="application/json")).status_code == 200
     assert (await get(site, mine, X_User="8")).status_code == 403
-    anonymous = sign(result, user=SimpleNamespace(pk=None))
+    anonymous = sign(result, user=SimpleNamespace(pk=None, is_anonymous=True))
     assert (await get(site, anonymous, Accept="application/json")).status_code == 200
     settings.MIDDLEWARE = []
     with pytest.raises(ImproperlyConfigured, match="AuthenticationMiddleware"):
         await get(site, mine)
+
+
+@pytest.mark.parametrize(
+    "user", [7, "7", "", uuid.uuid4(), SimpleNamespace(pk=None), SimpleNamespace(pk=""), False]
+)
+async def test_what_is_no_user_opens_a_task_to_nobody(site: str, user: Any) -> None:
+    result = await tasks.climb.aenqueue(3)
+    with pytest.raises(TypeError, match="needs a saved user, an anonymous one or None"):
+        sign(result, user=user)
 
 
 async def test_a_token_outlives_a_change_of_the_key(site: str, settings: Any) -> None:

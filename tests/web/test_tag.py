@@ -101,6 +101,11 @@ async def test_arguments_of_the_tag(site: str, settings: Any) -> None:
     bar = drawn.attributes("div")
     assert bar["data-aiotasks-url"] == "/asked/"
     assert read_token(str(bar["data-aiotasks-token"])) == ("default", [result.id], "7")
+    await result.acancel()
+    await result.arefresh()
+    for one in (await tasks.climb.aenqueue(3), result):
+        with pytest.raises(TypeError, match="needs a saved user"):
+            draw(one, arguments="user=misspelt")
     settings.ROOT_URLCONF = "tests.worker.site"
     with pytest.raises(NoReverseMatch, match="aiotasks"):
         draw(result)
@@ -171,9 +176,11 @@ async def test_the_page(site: str, monkeypatch: pytest.MonkeyPatch, settings: An
         await page.run()
         assert page.blocks == []
         settings.ROOT_URLCONF = page.__name__  # clears the cache
-        response = await AsyncClient().get(f"/progress/?id={result.id}", headers={"X-User": "ann"})
-        assert response.status_code == 403
-        allowed: Any = await AsyncClient().get(f"/progress/?id={result.id}")
+        owned = await tasks.carry.aenqueue(owner="ann")
+        for id, user in ((result.id, {}), (result.id, {"X-User": "ann"}), (owned.id, {"X-User": "bob"})):
+            response = await AsyncClient().get(f"/progress/?id={id}", headers=user)
+            assert response.status_code == 403
+        allowed: Any = await AsyncClient().get(f"/progress/?id={owned.id}", headers={"X-User": "ann"})
         async for event in aread(allowed.streaming_content):
             if event.data:
                 assert event.tasks[0]["status"] == "READY"
