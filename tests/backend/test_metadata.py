@@ -220,9 +220,9 @@ async def test_a_row_that_others_change_all_the_time_is_an_error_in_the_end(
 
     monkeypatch.setattr(MetadataStatements, "replace_metadata", beaten)
     settings.TASKS = {
-        "default": {"BACKEND": "aiotasks.backend.PostgresBackend", "OPTIONS": {"COMMAND_TIMEOUT": 0.2}}
+        "default": {"BACKEND": "aiotasks.backend.PostgresBackend", "OPTIONS": {"COMMAND_TIMEOUT": 1.5}}
     }
-    with pytest.raises(utils.OperationalError, match=r"changed by others at each try for 0\.2 s"):
+    with pytest.raises(utils.OperationalError, match=r"changed by others at each try for 1\.5 s"):
         await default_task_backend.asave_metadata(result.id, {"a": 1})
     assert tries > 2
 
