@@ -21,7 +21,7 @@ from aiotasks import __version__
 from aiotasks.operations.check import CHECKS, diagnose, findings_as_text
 from aiotasks.operations.check.autovacuum import STORAGE
 from aiotasks.operations.check.finding import Finding
-from aiotasks.operations.check.permissions import AWAIT, CANCEL, UNIQUE, WAKE
+from aiotasks.operations.check.permissions import AWAIT, CANCEL, METADATA, UNIQUE, WAKE
 from tests.conftest import ROOT
 from tests.proxy import Proxy
 from tests.worker.harness import Configure, wait_until
@@ -286,7 +286,7 @@ WORKER = (
 SITE = (
     "GRANT SELECT, INSERT ON aiotasks_task TO checker;"
     f"GRANT {CANCEL} TO checker; GRANT {UNIQUE} TO checker; GRANT {AWAIT} TO checker;"
-    f"GRANT {WAKE} TO checker;"
+    f"GRANT {METADATA} TO checker; GRANT {WAKE} TO checker;"
 )
 
 
@@ -357,22 +357,24 @@ def test_a_site_with_the_grants_of_the_release_before(
     enter()
     sql.execute(SITE)
     sql.execute(
-        "REVOKE UPDATE (errors_omitted), UPDATE (unique_key, former_key), UPDATE (awaited) "
-        f"ON aiotasks_task FROM {role}"
+        "REVOKE UPDATE (errors_omitted), UPDATE (unique_key, former_key), UPDATE (awaited), "
+        f"UPDATE (metadata) ON aiotasks_task FROM {role}"
     )
     code, found = check()
     finding = found["permissions"]
     assert (code, finding["verdict"]) == (0, "warning")
     assert "but not cancel or enqueue tasks with a unique_key or join tasks without" in finding["message"]
+    assert "or save the metadata of tasks." in finding["message"]
     page = (ROOT / "docs/reference/permissions.md").read_text("utf-8")
     for grant in finding["remedy"].split("; "):
         assert f"{grant.removesuffix(role)}site;" in page
     sql.execute(finding["remedy"])
     assert check()[1]["permissions"]["verdict"] == "ok"
     sql.execute(f"REVOKE {CANCEL} FROM {role}; REVOKE {UNIQUE} FROM {role}; REVOKE {AWAIT} FROM {role}")
+    sql.execute(f"REVOKE {METADATA} FROM {role}")
     finding = check()[1]["permissions"]
     assert finding["verdict"] == "ok"
-    assert "or join tasks without polling or run a worker" in finding["message"]
+    assert "or join tasks without polling or save the metadata of tasks or run a worker" in finding["message"]
 
 
 @pytest.mark.parametrize("usage", [True, False])

@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,6 +19,7 @@ import aiotasks
 from aiotasks.metadata import running as running_module
 from aiotasks.metadata.running import INTERVAL, RunningMetadata
 from aiotasks.rows import AnyResult
+from aiotasks.store import batcher
 from aiotasks.store.metadata import MetadataAnswer, MetadataStatements, MetadataWrite
 from aiotasks.store.outcomes import OutcomeStatements
 from aiotasks.testing import drain as adrain
@@ -498,6 +500,81 @@ async def test_what_the_database_refuses_holds_up_no_other(
         {} if number == 5 else {"saved": number, "later": True} for number in range(10)
     ]
     assert "Metadata could not be saved; the task has those of its last save" in caplog.text
+
+
+async def test_a_statement_that_the_database_refuses_keeps_no_outcome_waiting(
+    database: str, ledger: Ledger, saves: Saves, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A task that runs has its metadata saved once the database takes them."""
+
+    async def refuse() -> None:
+        raise utils.ProgrammingError("permission denied") from asyncpg.InsufficientPrivilegeError("denied")
+
+    saves.before = refuse
+    running = await tasks.saves_and_waits.aenqueue()
+    async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+        ended = await tasks.notes.aenqueue("success")
+        await until(lambda: ledger.task(ended.id).status == "SUCCESSFUL")
+        await until(lambda: len(saves.of(running)) >= 2)
+        assert stored(ledger, ended) == stored(ledger, running) == {}
+        assert f"those of its last save id={ended.id} error='ProgrammingError: permission" in caplog.text
+        assert f"last save id={running.id}" not in caplog.text
+        saves.before = saves.nothing
+        await until(lambda: stored(ledger, running) == {"saved": 1})
+        tasks.released.set()
+        await worker.wait_until_empty()
+    assert ledger.statuses() == {"SUCCESSFUL": 2}
+
+
+class SlowStore:
+    """In place of a Store: a statement of more than two rows times out."""
+
+    def __init__(self) -> None:
+        self.writes: list[list[MetadataWrite]] = []
+
+    async def save_metadata(self, writes: list[MetadataWrite]) -> dict[UUID, MetadataAnswer]:
+        self.writes.append(list(writes))
+        await asyncio.sleep(0)
+        if len(writes) > 2:
+            raise utils.OperationalError("too slow") from TimeoutError()
+        return {write.id: MetadataAnswer(True, False, None, None) for write in writes}
+
+
+async def test_a_statement_that_times_out_is_split() -> None:
+    store: Any = SlowStore()
+    saver = MetadataSaver(store)
+    left = 5
+    all_saved = asyncio.Event()
+
+    def saved() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            all_saved.set()
+
+    for number in range(5):
+        metadata = RunningMetadata(uuid4(), uuid4(), None, saver)
+        metadata.values["a"] = number
+        assert not saver.is_saved(metadata, saved)
+    async with asyncio.timeout(TIMEOUT):
+        await all_saved.wait()
+    assert sorted(json.loads(w.text or "")["a"] for some in store.writes if len(some) <= 2 for w in some) == [
+        *range(5)
+    ]
+
+
+async def test_a_statement_has_no_more_than_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "FLUSH_SIZE", 2500)
+    store: Any = LockedRow(tries=0)
+    saver = MetadataSaver(store)
+    left: list[RunningMetadata] = []
+    for _ in range(5):
+        metadata = RunningMetadata(uuid4(), uuid4(), None, saver)
+        metadata.values["a"] = "x" * 1000
+        left.append(metadata)
+        assert not saver.is_saved(metadata, partial(left.remove, metadata))
+    await until(lambda: not left)
+    assert [len(writes) for writes in store.writes] == [2, 2, 1]
 
 
 class LockedRow:

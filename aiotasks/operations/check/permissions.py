@@ -16,10 +16,12 @@ WAKE = (
     "SELECT (backend, queues, concurrency, threads, listening, channel, lease_expires_at) ON aiotasks_worker"
 )
 
-# What cancelling needs, enqueueing with a unique key, and a join that is to be notified.
+# What cancelling needs, enqueueing with a unique key, a join that is to be notified, and saving the metadata
+# of tasks from outside.
 CANCEL = "UPDATE (status, errors, errors_omitted, finished_at, cancel_requested_at) ON aiotasks_task"
 UNIQUE = "UPDATE (unique_key, former_key) ON aiotasks_task"
 AWAIT = "UPDATE (awaited) ON aiotasks_task"
+METADATA = "UPDATE (metadata) ON aiotasks_task"
 
 # A role that has it may have been granted what the release before needed to cancel.
 ANY_UPDATE = "UPDATE (any) ON aiotasks_task"
@@ -73,11 +75,12 @@ def judge_rights(role: str, rights: AbstractSet[str]) -> Result:
 
 
 def _judge_updates(role: str, rights: AbstractSet[str]) -> Result:
-    """Return the result for a role that may enqueue: not every site cancels, has unique keys, or joins."""
+    """Return the result for a role that may enqueue: not every site does all of this."""
     wanted = {
         "cancel": CANCEL,
         "enqueue tasks with a unique_key": UNIQUE,
         "join tasks without polling": AWAIT,
+        "save the metadata of tasks": METADATA,
     }
     lacking = {name: right for name, right in wanted.items() if right not in rights}
     if lacking and ANY_UPDATE in rights:

@@ -18,7 +18,8 @@ SELECT
                 'status', 'errors', 'errors_omitted', 'finished_at', 'cancel_requested_at'
             ]),
             ('UPDATE', 'aiotasks_task', ARRAY['unique_key', 'former_key']),
-            ('UPDATE', 'aiotasks_task', ARRAY['awaited'])
+            ('UPDATE', 'aiotasks_task', ARRAY['awaited']),
+            ('UPDATE', 'aiotasks_task', ARRAY['metadata'])
         ) AS columns (kind, table_name, names)
         WHERE cardinality(columns.names) = (
             SELECT count(*) FROM pg_attribute AS attribute

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.db import utils
 
-from ...db.errors import is_row_fault
+from ...db.errors import is_row_fault, is_transient, refuses_login, timed_out
 from ...db.outage import Outage
 from ...exceptions import InvalidRow
 from ...metadata.running import INTERVAL, RunningMetadata
@@ -33,6 +33,9 @@ SAVE_LIMIT = 100
 FIRST_LOCKED_DELAY = 0.005
 LOCKED_DELAY = 0.2
 
+# None: the task is fenced. An error: the database refuses the statement, whichever row it is for.
+type _Written = MetadataAnswer | utils.Error | None
+
 
 class MetadataSaver:
     """Writes the metadata of tasks: while one runs at most ten times a second; and the last state once it has
@@ -42,7 +45,8 @@ class MetadataSaver:
       last: otherwise what others have written is merged by key first. So nothing of theirs is lost, and a
       fenced attempt overwrites nothing.
     - At most one statement is under way, and an outcome comes after it, so it never meets the lock of a save.
-    - While the database is away the last states wait, as outcomes do.
+    - While the database is away the last states wait, as outcomes do. If it refuses the statement (a missing
+      privilege or column), they are given up, because the outcomes must not wait for that.
 
     redact: rewrites the texts of errors. tell: gets the ids of written rows whose every change somebody
     awaits.
@@ -61,9 +65,7 @@ class MetadataSaver:
         self._tell = tell
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._batcher: Batcher[RunningMetadata, MetadataAnswer | None] = Batcher(
-            self._write, limit=SAVE_LIMIT
-        )
+        self._batcher: Batcher[RunningMetadata, _Written] = Batcher(self._write, limit=SAVE_LIMIT, size=_size)
         self._outage = Outage(
             logger, "metadata", "metadata waits for the database", longest=1.0, observer=observer
         )
@@ -124,8 +126,11 @@ class MetadataSaver:
         self._batcher.add(metadata, _Answer(self, metadata))
         return True
 
-    async def _write(self, batch: list[RunningMetadata]) -> list[MetadataAnswer | None]:
-        """Write the metadata of these; returns the answer for each, None for one that is fenced."""
+    async def _write(self, batch: list[RunningMetadata]) -> list[_Written]:
+        """Write the metadata of these; returns the answer for each.
+
+        A batch that times out is split, because it might never fit into one statement.
+        """
         writes = [MetadataWrite(each.id, each.claim_id, each.text, each.seen) for each in batch]
         while True:
             try:
@@ -133,16 +138,28 @@ class MetadataSaver:
             except utils.Error as error:
                 if is_row_fault(error):
                     raise
-                await asyncio.sleep(self._outage.failed(error))
+                delay = self._outage.failed(error)
+                if not is_transient(error) and not refuses_login(error):
+                    return [error] * len(batch)
+                await asyncio.sleep(delay)
+                if timed_out(error) and len(batch) > 1:
+                    middle = len(batch) // 2
+                    return [*await self._write(batch[:middle]), *await self._write(batch[middle:])]
             else:
                 self._outage.ended()
                 break
         self._tell([id for id, answer in answers.items() if answer.awaited == WATCHED])
         return [answers.get(each.id) for each in batch]
 
-    def answered(self, metadata: RunningMetadata, answer: MetadataAnswer | None) -> None:
+    def answered(self, metadata: RunningMetadata, answer: _Written) -> None:
         """The Batcher's answer: the metadata are written or fenced, or have to be written again."""
         self._under_way.discard(metadata)
+        if isinstance(answer, utils.Error):
+            if metadata in self._ending:
+                self.failed(metadata, answer)
+            else:  # the database may be mended before the task ends
+                self._look_at(metadata)
+            return
         if answer is None:
             self._settle(metadata)
             return
@@ -200,8 +217,13 @@ class _Answer:
     def done(self) -> bool:
         return False
 
-    def set_result(self, answer: MetadataAnswer | None) -> None:
+    def set_result(self, answer: _Written) -> None:
         self._saver.answered(self._metadata, answer)
 
     def set_exception(self, error: BaseException) -> None:
         self._saver.failed(self._metadata, error)
+
+
+def _size(metadata: RunningMetadata) -> int:
+    """The bytes that a save takes in a statement."""
+    return len(metadata.text or "") + len(metadata.seen or "")
