@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from aiotasks import PostgresTask, PostgresTaskResult, TaskCancelled
 from aiotasks.demo.chart import Chart, draw
-from aiotasks.demo.findings import PAGES, SOURCES, Findings, Place, Ranking
+from aiotasks.demo.findings import PAGES, SOURCES, Findings, Place, Ranking, last_line
 from aiotasks.demo.stdlib import sources
 from aiotasks.demo.tasks import survey_pages, survey_sources
 from aiotasks.models import Task, Worker
@@ -47,7 +47,7 @@ class Panel:
         error = self.result.errors[-1]
         if error.exception_class_path == _CANCELLED:
             return "Cancelled. A retry goes on from here."
-        return error.traceback.strip().splitlines()[-1]
+        return last_line(error)
 
     @property
     def findings(self) -> Findings | None:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypedDict
 
+from django.tasks.base import TaskError
+
 _PLACES = 3
 _FAILURES_KEPT = 10
 
@@ -67,9 +69,14 @@ def add(findings: Findings, rankings: Sequence[Ranking], module: str, found: Any
         del places[_PLACES:]
 
 
-def add_failure(findings: Findings, sentence: str) -> None:
+def add_failure(findings: Findings, task: str, module: str, error: TaskError) -> None:
     """Count a task that failed."""
     findings["tasks"] += 1
     findings["failed"] += 1
     if len(findings["failures"]) < _FAILURES_KEPT:
-        findings["failures"].append(sentence)
+        findings["failures"].append(f"{task}({module!r}): {last_line(error)}")
+
+
+def last_line(error: TaskError) -> str:
+    """The exception of a task's error, without its traceback."""
+    return error.traceback.strip().splitlines()[-1]

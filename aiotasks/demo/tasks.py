@@ -75,8 +75,7 @@ async def _survey(
         if result.status == TaskResultStatus.SUCCESSFUL:
             add(findings, rankings, module, result.return_value)
         else:
-            reason = result.errors[-1].traceback.strip().splitlines()[-1]
-            add_failure(findings, f"{result.task.name}({module!r}): {reason}")
+            add_failure(findings, task.name, module, result.errors[-1])
         context.progress(findings["tasks"], len(arguments), module)
         context.save_metadata()  # with these findings, which the next progress() would save otherwise
     return findings

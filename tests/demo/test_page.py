@@ -169,6 +169,8 @@ def test_start_watch_cancel_and_retry(browser: Browser, demo: str, library: Path
     (library / "gate").touch()
     press(browser, "Retry the survey of the sources")
     wait_until(lambda: share(browser, "survey_sources") == 1)
+    # It has gone on, and hasn't begun anew.
+    assert browser.run("return window.states.at(-1).metadata.findings.tasks") == 36
     wait_until(lambda: "waits0" in text(browser, "#findings"))
     wait_until(lambda: button(browser, "Examine the modules again"))
     assert text(browser, "#survey_sources-actions") == ""
