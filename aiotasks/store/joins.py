@@ -32,6 +32,10 @@ logger = logging.getLogger("aiotasks.store")
 # Random, so that processes don't look at the same time.
 POLL_SHORTEST, POLL_LONGEST = 2.5, 5.0
 
+# Seconds from a task's first look to the second without LISTEN; the next ones come after twice as long each,
+# up to the poll. So short tasks are joined soon, and none is looked at often.
+POLL_FIRST = 0.1
+
 # Tasks of one statement, which takes 5 to 15 ms for as many.
 LOOK_LIMIT = 500
 
@@ -96,14 +100,22 @@ class Watch:
 class _Entry:
     """A task that somebody awaits."""
 
-    __slots__ = ("backend", "id", "level", "tries", "watches")
+    __slots__ = ("backend", "id", "later", "level", "tries", "watches")
 
     def __init__(self, backend: str, id: UUID) -> None:
         self.backend = backend
         self.id = id
         self.level = 0  # the highest of the watches'
         self.watches: set[Watch] = set()
-        self.tries = 0  # looks in a row that have found the row locked
+        self.tries = 0  # looks in a row that have found the row locked, or couldn't mark it
+        self.later: asyncio.TimerHandle | None = None  # its next look, before the poll
+
+    def rest(self) -> None:
+        """Don't look at it before the poll."""
+        self.tries = 0
+        if self.later is not None:
+            self.later.cancel()
+            self.later = None
 
     def report(self, lowest: int = 0) -> None:
         """Report a change to those that await it at this level."""
@@ -172,6 +184,7 @@ class Changes:
                 if not entry.watches:
                     del entries[id]
                     self._due.pop(entry, None)
+                    entry.rest()
         if not entries:
             self._entries.pop(backend, None)
         if not self._entries:
@@ -213,7 +226,8 @@ class Changes:
 
     def _look_at_all(self) -> None:
         self._schedule()
-        self._look_again(entry for entries in self._entries.values() for entry in entries.values())
+        every = (entry for entries in self._entries.values() for entry in entries.values())
+        self._look_again(entry for entry in every if entry.later is None)
 
     def _look_again(self, entries: Iterable[_Entry]) -> None:
         self._due.update((entry, None) for entry in entries if entry.watches)
@@ -223,7 +237,10 @@ class Changes:
         """A notification has come; None: LISTEN works, so some may have been missed."""
         if ids is None:
             self._refused_until = 0.0  # it may be another server
-            self._look_again(entry for entries in self._entries.values() for entry in entries.values())
+            every = [entry for entries in self._entries.values() for entry in entries.values()]
+            for each in every:
+                each.rest()
+            self._look_again(every)
             return
         for entries in self._entries.values():
             for id in ids:
@@ -285,21 +302,28 @@ class Changes:
         marks = self._marks()
         for entry in batch:
             if entry.id in found.marked:
-                entry.tries = 0
+                entry.rest()
                 entry.report(WATCHED)
             elif entry.id not in found.unmarked:  # it has ended, or is gone
                 entry.report()
             else:
                 if not marks or entry.tries == 0:
                     entry.report(WATCHED)
-                if marks:
-                    self._look_later(entry)
+                self._look_later(entry, marks=marks)
 
-    def _look_later(self, entry: _Entry) -> None:
-        """Another session has locked the row: look again soon."""
-        pause = min(LOCKED_LONGEST, LOCKED_SHORTEST * 2.0 ** min(entry.tries, 10))
-        entry.tries += 1
-        asyncio.get_running_loop().call_later(pause, self._look_again, [entry])
+    def _look_later(self, entry: _Entry, *, marks: bool) -> None:
+        """Look again soon: another session has locked the row, or (not ``marks``) nobody notifies of it."""
+        if entry.later is not None:
+            return
+        doubled = 2.0 ** min(entry.tries, 20)
+        pause = min(LOCKED_LONGEST, LOCKED_SHORTEST * doubled) if marks else POLL_FIRST * doubled
+        if marks or pause < POLL_SHORTEST:
+            entry.tries += 1
+            entry.later = asyncio.get_running_loop().call_later(pause, self._look_now, entry)
+
+    def _look_now(self, entry: _Entry) -> None:
+        entry.later = None
+        self._look_again([entry])
 
     def _failed(self, batch: list[_Entry], error: utils.Error) -> float:
         """Look again later, or pass an error on that waiting doesn't help against; returns the seconds to

@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -214,6 +215,43 @@ async def test_polls_find_what_nobody_tells(
         for _ in range(3):
             assert len(await watch.changed()) == 1  # something may have changed
     await close_pools()
+
+
+async def test_short_tasks_are_joined_soon_without_listen(held: LoopResources) -> None:
+    """Some looks come before the first poll."""
+    deaf = Changes(held.store, None)
+    _, (job,) = await claimed(held.store)
+    async with deaf.watching("default", [job.id]) as watch:
+        assert await watch.changed(timeout=0.05) == set()
+        await finish(held.store, job)
+        assert await reported(watch, [job.id])
+
+
+async def test_polls_add_no_looks_at_a_locked_row(
+    held: LoopResources, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has its own, which would multiply."""
+    for name, seconds in (("POLL_SHORTEST", 0.01), ("POLL_LONGEST", 0.02)):
+        monkeypatch.setattr(joins, name, seconds)
+    for name in ("LOCKED_SHORTEST", "LOCKED_LONGEST"):
+        monkeypatch.setattr(joins, name, 3600.0)
+    free, locked = await insert(held.store, 2)
+    looks: Counter[UUID] = Counter()
+    await_jobs = held.store.await_jobs
+
+    async def counted(ids: Sequence[UUID], *args: Any) -> Awaited:
+        looks.update(ids)
+        return await await_jobs(ids, *args)
+
+    monkeypatch.setattr(held.store, "await_jobs", counted)
+    async with conn.transaction(), held.changes.watching("default", [free]):
+        await conn.execute("SELECT FROM aiotasks_task WHERE id = $1 FOR UPDATE", locked)
+        await listening(held)
+        async with held.changes.watching("default", [locked]):
+            await until(lambda: looks[locked])
+            polls = looks[free] + 20
+            await until(lambda: looks[free] >= polls)
+            assert looks[locked] < 5  # a poll may come while the first is under way
 
 
 async def test_nothing_is_left_behind(held: LoopResources) -> None:
