@@ -87,11 +87,11 @@ class PostgresTaskContext(TaskContext):  # type: ignore[type-arg,misc]  # the st
     def progress(self, done: float, total: float | None, message: str = "") -> None:
         """Set ``metadata["progress"]``, and have ``metadata`` saved soon, as by ``save_metadata()``.
 
-        ``progress`` has ``done``, ``total`` (None: not known) and ``message``, the ``rate`` of done in a
-        second, and ``eta``, the seconds that are left. Meant for every step of a long loop: most calls only
-        note their arguments. The latest is saved within about 0.2 s, or with the end of the attempt. Raises
-        TypeError or ValueError as ``save_metadata()``, also for a bad number; where such a call was only
-        noted, it is ignored.
+        ``progress`` has ``done``, ``total`` (None: not known), the first 1,000 characters of ``message``, the
+        ``rate`` of done in a second, and ``eta``, the seconds that are left. Meant for every step of a long
+        loop: most calls only note their arguments. The latest is saved within about 0.2 s, or with the end of
+        the attempt. Raises TypeError or ValueError as ``save_metadata()``, also for a bad number; where such
+        a call was only noted, it is ignored.
         """
         self._metadata().progress(done, total, message)
 

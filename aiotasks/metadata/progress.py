@@ -11,6 +11,10 @@ KEY = "progress"
 
 _BIG = 2**63
 
+# Characters of a message; the rest is cut. A noted one is checked against the limit of all metadata only when
+# the body can't be told any more.
+MAX_MESSAGE = 1000
+
 # Seconds after which what was measured counts for a third. Chosen: the rate follows a change of speed within
 # half a minute, and doesn't jump with single steps that take seconds.
 MEMORY = 30.0
@@ -52,7 +56,7 @@ class Meter:
         return {
             "done": done,
             "total": total,
-            "message": str.__str__(message),
+            "message": str.__str__(message)[:MAX_MESSAGE],
             "rate": _rounded(rate if rate > 0 else None),
             "eta": _rounded(eta),
         }
@@ -79,7 +83,7 @@ def _number(value: Any, name: str) -> float:
         is_finite = math.isfinite(number)
     except OverflowError:
         is_finite = False
-    except (TypeError, ValueError):
+    except Exception:  # whatever __float__() raises  # noqa: BLE001
         raise TypeError(f"{name} must be a number, not {value!r:.100}.") from None
     if not is_finite:
         raise ValueError(f"{name} must be a finite number, not {value!r:.100}.")

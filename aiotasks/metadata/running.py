@@ -7,12 +7,24 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from .progress import KEY, Meter, Report
-from .values import Metadata, changed, dump_metadata, dump_row, public, read_row
+from .values import (
+    MAX_SIZE,
+    Metadata,
+    changed,
+    check_size,
+    dump_metadata,
+    dump_row,
+    public,
+    read_row,
+)
 
 __all__ = ["INTERVAL", "RunningMetadata", "Saves"]
 
 # Seconds between two saves of the same task, at least.
 INTERVAL = 0.1
+
+# Bytes that an attempt may add to a row that other code has made larger than MAX_SIZE: its progress.
+ROOM = 4096
 
 
 class Saves(Protocol):
@@ -41,7 +53,9 @@ class RunningMetadata:
         "_due",
         "_in_values",
         "_in_wanted",
+        "_is_refused",
         "_latest",
+        "_limit",
         "_lock",
         "_meter",
         "_row",
@@ -65,6 +79,8 @@ class RunningMetadata:
         self.text: str | None = None
         self.settled = False  # for the saver: the last state is written, or never will be
         self._saves = saves
+        size = len(seen or "")
+        self._limit = MAX_SIZE if size <= MAX_SIZE else size + ROOM
         self._lock = Lock()  # for what both sides write: the meter, and what is wanted
         self._asked = False  # the saver was asked, and hasn't begun
         self._closed = False
@@ -82,23 +98,32 @@ class RunningMetadata:
         self._row: Metadata = {}  # of ``seen``
         self._saved: Metadata = {}  # the body's values that ``seen`` has
         self._writing: tuple[Metadata, Metadata] | None = None  # the body's values, and the row, of ``text``
+        self._is_refused = False  # the last state couldn't be written, which was raised
 
     # --- The body's side
 
     @property
     def values(self) -> Metadata:
         """The body's values, which it changes in place. Raises InvalidRow."""
-        values = self._values
-        if values is None:
+        values = self._own_values()
+        with suppress(TypeError, ValueError):  # of a report that was only noted
+            self._show_latest(values)
+        return values
+
+    def _own_values(self) -> Metadata:
+        if self._values is None:
             self._row = read_row(self.seen, self.id)
             self._saved = public(self._row)
-            values = self._values = public(read_row(self.seen, self.id))  # shares nothing with those
+            self._values = public(read_row(self.seen, self.id))  # shares nothing with those
+        return self._values
+
+    def _show_latest(self, values: Metadata) -> None:
+        """Have the latest report in the values. Raises TypeError or ValueError for a bad one."""
         latest = self._latest
         if latest is not None and latest is not self._in_values:
             with self._lock:
                 values[KEY] = dict(self._show(latest))  # the body may change it
             self._in_values = latest
-        return values
 
     def save(self) -> None:
         """Have the values saved soon. Raises TypeError or ValueError if they can't be.
@@ -112,11 +137,16 @@ class RunningMetadata:
                 self._saves.save_soon(self)
 
     def progress(self, done: Any, total: Any, message: Any) -> None:
-        """Note a progress, and save it soon: at the latest an INTERVAL later, or with the attempt's end."""
+        """Note a progress, and save it soon: at the latest an INTERVAL later, or with the attempt's end.
+
+        Raises TypeError or ValueError for a bad one that isn't only noted.
+        """
         now = monotonic()
         self._latest = (done, total, message, now)
         if now >= self._due:
             self._due = now + INTERVAL
+            if not self._closed:
+                self._show_latest(self._own_values())
             self.save()
 
     def current(self) -> str | None:
@@ -124,14 +154,14 @@ class RunningMetadata:
         if self.is_untouched:
             return self.seen
         try:
-            values, _ = dump_metadata(self.values)
+            values, _ = dump_metadata(self.values, self._limit)
             return dump_row(changed(self._row, self._saved, values))
         except Exception:  # whatever values the body has put there  # noqa: BLE001
             return self.seen
 
     def _take(self) -> None:
         values = self.values
-        plain, _ = dump_metadata(values)
+        plain, _ = dump_metadata(values, self._limit)
         with self._lock:
             self._wanted, self._in_wanted = plain, self._in_values
 
@@ -156,7 +186,11 @@ class RunningMetadata:
         return self._values is None and self._latest is None
 
     def begin(self) -> bool:
-        """Set ``text`` to what is to be written; False if all is written."""
+        """Set ``text`` to what is to be written; False if all is written, or can't be.
+
+        Raises ValueError or RecursionError, once, if with what others have written it is too large, or nested
+        too deep.
+        """
         self._asked = False  # before the look: what comes from now on asks again
         if self._values is None:  # the row can't be read
             return False
@@ -170,11 +204,20 @@ class RunningMetadata:
             new = self._wanted
         if new is None or new is self._saved:
             return False
-        row = changed(self._row, self._saved, new)
+        try:
+            row = changed(self._row, self._saved, new)
+            text = dump_row(row)
+            check_size(text, self.seen, self.id, self._limit)
+        except (ValueError, RecursionError):
+            if self._is_refused:
+                return False
+            self._is_refused = True
+            raise
+        self._is_refused = False
         if row is self._row:  # it is written, perhaps by a try whose reply was lost
             self._saved = new
             return False
-        self.text = dump_row(row)
+        self.text = text
         self._writing = new, row
         return True
 

@@ -13,6 +13,7 @@ __all__ = [
     "MAX_SIZE",
     "Metadata",
     "changed",
+    "check_size",
     "dump_metadata",
     "dump_row",
     "merge",
@@ -27,11 +28,11 @@ MAX_SIZE = 64 * 1024
 type Metadata = dict[str, Any]
 
 
-def dump_metadata(metadata: Any) -> tuple[Metadata, str]:
+def dump_metadata(metadata: Any, limit: int = MAX_SIZE) -> tuple[Metadata, str]:
     """Return a copy of a site's metadata as they will be read back, and their JSON text.
 
     Raises TypeError or ValueError for what isn't a mapping with strings as keys, for keys that are aiotasks'
-    own, for values that JSON can't keep, and for more than MAX_SIZE bytes.
+    own, for values that JSON can't keep, and for more than ``limit`` bytes.
     """
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata must be a dict, not {metadata!r:.100}.")
@@ -44,7 +45,7 @@ def dump_metadata(metadata: Any) -> tuple[Metadata, str]:
             )
     if not metadata:
         return {}, "{}"
-    plain, text = dump_json(metadata, where="metadata", limit=MAX_SIZE)
+    plain, text = dump_json(metadata, where="metadata", limit=limit)
     return plain, text
 
 
@@ -69,14 +70,19 @@ def read_row(text: str | None, id: object) -> Metadata:
 def merge(text: str | None, values: Metadata, id: object) -> str | None:
     """Return the text of a row's metadata with ``values`` in place of those of the same keys.
 
-    Raises ValueError if that takes more than MAX_SIZE bytes, InvalidRow.
+    Raises ValueError if that takes more than MAX_SIZE bytes, and more than before; InvalidRow.
     """
     merged = dump_row(read_row(text, id) | values)
-    if merged is not None and len(merged) > MAX_SIZE:
-        raise ValueError(
-            f"The metadata of task {id} would take {len(merged)} bytes as JSON; the limit is {MAX_SIZE}."
-        )
+    check_size(merged, text, id)
     return merged
+
+
+def check_size(text: str | None, before: str | None, id: object, limit: int = MAX_SIZE) -> None:
+    """Raise ValueError if a row's new text is larger than ``limit``, and than the text before."""
+    if text is not None and len(text) > max(limit, len(before or "")):
+        raise ValueError(
+            f"The metadata of task {id} would take {len(text)} bytes as JSON; the limit is {limit}."
+        )
 
 
 def public(row: Metadata) -> Metadata:

@@ -310,20 +310,26 @@ class _IntoResult:
 
     def save_soon(self, metadata: RunningMetadata) -> None:
         metadata.refused(self.text)  # save_metadata() may have been called meanwhile
-        if metadata.begin():
-            _set(self._result, stored_metadata=metadata.text)
-            metadata.written()
+        try:
+            if metadata.begin():
+                _set(self._result, stored_metadata=metadata.text)
+                metadata.written()
+        except (ValueError, RecursionError) as error:  # with what others have written
+            self._log(metadata, error)
 
     def save_last(self, metadata: RunningMetadata) -> None:
         if metadata.is_untouched:
             return
         if (error := metadata.close()) is not None:
-            logger.error(
-                "Metadata could not be saved; the task has those of its last save id=%s error=%r",
-                metadata.id,
-                f"{type(error).__name__}: {error}",
-            )
+            self._log(metadata, error)
         self.save_soon(metadata)
+
+    def _log(self, metadata: RunningMetadata, error: Exception) -> None:
+        logger.error(
+            "Metadata could not be saved; the task has those of its last save id=%s error=%r",
+            metadata.id,
+            f"{type(error).__name__}: {error}",
+        )
 
 
 class _Attempt(NamedTuple):

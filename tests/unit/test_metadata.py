@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from aiotasks.exceptions import InvalidRow
 from aiotasks.metadata import running as running_module
-from aiotasks.metadata.progress import Meter
+from aiotasks.metadata.progress import MAX_MESSAGE, Meter
 from aiotasks.metadata.running import INTERVAL, RunningMetadata
 from aiotasks.metadata.values import MAX_SIZE, changed, dump_metadata, merge, public, read_row
 
@@ -315,6 +315,49 @@ def test_nothing_of_either_side_is_lost(start: dict[str, Any], steps: list[tuple
     }
 
 
+# --- The limit
+
+
+def test_what_both_sides_add_is_no_larger_than_the_limit() -> None:
+    """It is raised once; what the row has stays, until there is room."""
+    row = Row()
+    row.own.values["body"] = "b" * 40_000
+    row.own.save()
+    row.write(operator="o" * 40_000)
+    with pytest.raises(ValueError, match="would take 80025 bytes as JSON; the limit is 65536"):
+        row.save()
+    row.own.values["more"] = 1
+    row.own.save()
+    row.save()
+    assert row.values.keys() == {"operator"}
+    row.write(operator="")
+    row.own.refused(row.text)
+    row.own.close()
+    row.save()
+    assert row.values.keys() == {"operator", "body", "more"}
+
+
+def test_an_attempt_whose_row_is_too_large_already_saves() -> None:
+    row = Row(json.dumps({"operator": "o" * 80_000, "body": "b" * 40_000}))
+    row.own.progress(1, 10, "")
+    row.save()
+    assert row.values["progress"]["done"] == 1
+    row.own.values["body"] = "b" * 50_000
+    with pytest.raises(ValueError, match="the limit is 124"):
+        row.own.save()
+    row.own.values["body"] = ""
+    row.own.save()
+    row.save()
+    assert row.values["body"] == ""
+
+
+def test_others_may_make_a_row_smaller_that_is_too_large() -> None:
+    text = json.dumps({"a": "x" * 80_000})
+    assert merge(text, {"a": "x" * 70_000}, "id") == '{"a":"' + "x" * 70_000 + '"}'
+    with pytest.raises(ValueError, match="would take"):
+        merge(text, {"b": 1}, "id")
+
+
 # --- Progress
 
 
@@ -368,6 +411,31 @@ def test_a_bad_progress_keeps_nothing_else_from_being_saved(clock: Callable[[flo
     row.save()
     assert row.values == {"a": 1}
     assert row.own.close() is None
+
+
+def test_a_bad_progress_that_was_only_noted_is_ignored(clock: Callable[[float], None]) -> None:
+    row = Row()
+    row.own.progress(1, 10, "")
+    row.save()
+    row.own.progress(math.nan, 10, "")
+    row.own.values["url"] = "x"
+    row.own.progress(BadNumber(), 10, "")
+    assert row.own.close() is None
+    row.save()
+    assert (row.values["url"], row.values["progress"]["done"]) == ("x", 1)
+
+
+class BadNumber:
+    def __float__(self) -> float:
+        raise RuntimeError("a tensor of two")
+
+
+def test_a_message_is_cut_that_was_only_noted(clock: Callable[[float], None]) -> None:
+    row = Row()
+    row.own.progress(1, 10, "")
+    row.own.progress(2, 10, "x" * 3_000_000)
+    row.save()
+    assert row.values["progress"]["message"] == "x" * MAX_MESSAGE
 
 
 def test_a_task_may_change_its_progress_by_hand(clock: Callable[[float], None]) -> None:

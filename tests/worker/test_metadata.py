@@ -526,6 +526,20 @@ async def test_a_statement_that_the_database_refuses_keeps_no_outcome_waiting(
     assert ledger.statuses() == {"SUCCESSFUL": 2}
 
 
+async def test_metadata_of_both_sides_that_are_too_large_leave_the_row(
+    database: str, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = await tasks.saves_and_waits.aenqueue("b" * 40_000)
+    async with aiotasks.Worker(grace=5) as worker, asyncio.timeout(TIMEOUT):
+        await until(lambda: stored(ledger, result))
+        ledger.connection.execute("UPDATE aiotasks_task SET metadata = %s", [json.dumps({"a": "o" * 65_520})])
+        tasks.released.set()
+        await worker.wait_until_empty()
+    assert ledger.statuses() == {"SUCCESSFUL": 1}
+    assert stored(ledger, result) == {"a": "o" * 65_520}
+    assert caplog.text.count("would take 65541 bytes as JSON; the limit is 65536") == 1
+
+
 class SlowStore:
     """In place of a Store: a statement of more than two rows times out."""
 

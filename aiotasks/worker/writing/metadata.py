@@ -119,8 +119,12 @@ class MetadataSaver:
                 self._write_soon(metadata)
 
     def _write_soon(self, metadata: RunningMetadata) -> bool:
-        """Write what is new; returns False if nothing is."""
-        if not metadata.begin():
+        """Write what is new; returns False if nothing is, or if it can't be written."""
+        try:
+            if not metadata.begin():
+                return False
+        except (ValueError, RecursionError) as error:
+            self._log(metadata, error)
             return False
         self._under_way.add(metadata)
         self._batcher.add(metadata, _Answer(self, metadata))
