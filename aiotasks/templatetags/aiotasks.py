@@ -46,7 +46,7 @@ def aiotasks_progress(
         "message": progress.get("message") or "",
         "is_open": share is None and result.status == "RUNNING",
         "share": f"{share or 0.0:.4f}",  # no decimal comma
-        "percent": None if share is None else int(share * 100),
+        "percent": None if share is None else int(share * 100 + 1e-9),  # 0.29 * 100 < 29
         "url": reverse("aiotasks:events") if url is None else url,
         "token": "" if result.is_finished else token,
         "needs_media": not has_media,

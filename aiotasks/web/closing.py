@@ -34,6 +34,11 @@ class Closing:
         self._waits: set[asyncio.Timeout] = set()
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the server is stopping."""
+        return server_is_stopping()
+
     @asynccontextmanager
     async def until(self, deadline: float) -> AsyncIterator[None]:
         """Run the block, which must not yield, until ``deadline`` (by the loop's clock), or until the server

@@ -103,6 +103,8 @@ async def stream(
                     ids = await watch.changed(max(0.0, silent_since + KEEP_ALIVE - loop.time()))
                     states |= await look_up([by_id[id] for id in ids])
             except TimeoutError:
+                if closing.has_begun:
+                    return  # nobody would answer after RETRY_PLANNED
                 yield _line("retry", str(RETRY_PLANNED))
                 return
             except utils.Error as error:

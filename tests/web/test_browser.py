@@ -2,14 +2,19 @@
 
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
+from django.db import connection
 
 from aiotasks.demo.postgres import free_port
 from aiotasks.rows import AnyResult
+from aiotasks.views import sign
 from tests.site import default_task_backend
 from tests.worker.harness import Process, Start, wait_until
 
@@ -87,6 +92,27 @@ def test_a_failure(worker: Process, browser: Browser, open_page: Open) -> None:
     browser.screenshot("failed")
     wait_until(lambda: sources(browser) == [2])
     assert browser.complaints() == []
+
+
+def test_a_failure_without_progress_stands_still(worker: Process, browser: Browser, open_page: Open) -> None:
+    open_page(tasks.trip.enqueue(0.5))
+    wait_until(lambda: browser.value() == -1)
+    browser.wait_for_status("FAILED")
+    assert browser.value() == 0
+
+
+@pytest.mark.parametrize(
+    ("eta", "text"),
+    [(58.2, "59 s"), (59.2, "1 min"), (3540, "59 min"), (3541, "1 h 0 min"), (7199, "2 h 0 min")],
+)
+def test_the_time_that_is_left(eta: float, text: str, browser: Browser, open_page: Open) -> None:
+    result = tasks.climb.enqueue(3)
+    default_task_backend.save_metadata(result, {"progress": {"done": 29, "total": 100, "eta": eta}})
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE aiotasks_task SET status = 'RUNNING', started_at = now()")
+    open_page(result)
+    wait_until(lambda: browser.text("left") == f"{text} left")
+    assert browser.text("percent") == "29 %"
 
 
 def test_nobody_knows_how_much_there_is(worker: Process, browser: Browser, open_page: Open) -> None:
@@ -214,3 +240,118 @@ def test_a_server_that_is_restarted(browser: Browser, serve: Serve, database: st
     serve("--port", str(port))
     wait_until(lambda: browser.value() == 0.5)
     assert sources(browser) == [1]  # the same one has come back
+
+
+def statuses(browser: Browser) -> list[str]:
+    found: list[str] = browser.run(
+        "return [...document.querySelectorAll('.aiotasks-progress')].map((bar) => bar.dataset.aiotasksStatus)"
+    )
+    return found
+
+
+def test_a_token_that_is_refused_stops_no_other_bar(browser: Browser, open_page: Open) -> None:
+    results = [tasks.climb.enqueue(3) for _ in range(5)]
+    open_page(*results)
+    wait_until(lambda: sources(browser) == [1])
+    browser.run(
+        "const old = document.querySelectorAll('.aiotasks-progress')[2], bar = old.cloneNode(true);"
+        "bar.dataset.aiotasksToken = arguments[0]; old.replaceWith(bar)",
+        sign(results[2], max_age=-1),
+    )
+    wait_until(lambda: statuses(browser) == ["READY", "READY", "UNKNOWN", "READY", "READY"])
+    for result in results:
+        default_task_backend.cancel(result)
+    wait_until(lambda: statuses(browser) == ["FAILED", "FAILED", "UNKNOWN", "FAILED", "FAILED"])
+
+
+def test_many_bars_leave_room_for_the_page(browser: Browser, open_page: Open) -> None:
+    """Neither all its connections, nor addresses that are longer than servers accept."""
+    results = default_task_backend.enqueue_many(tasks.climb, [((3,), {})] * 80)
+    open_page(*results)
+    wait_until(lambda: sources(browser) == [1, 1])
+    default_task_backend.cancel_many(results)
+    wait_until(lambda: set(statuses(browser)) == {"FAILED"})
+    assert len(sources(browser)) <= len(results) // 20
+    asked: list[str] = browser.run("return performance.getEntriesByType('resource').map((one) => one.name)")
+    lengths = [len(url) for url in asked if "/tasks/events/" in url]
+    assert len(lengths) > 2
+    assert max(lengths) <= 3500
+
+
+@contextmanager
+def answering(port: int, answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[list[str]]:
+    """Answer all requests; yields their paths."""
+    paths: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            answer(self)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    thread = Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield paths
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_proxy_that_finds_no_server_for_a_while(browser: Browser, serve: Serve, database: str) -> None:
+    def bad_gateway(request: BaseHTTPRequestHandler) -> None:
+        request.send_error(502)
+
+    port = free_port()
+    process, client = serve("--port", str(port))
+    result = tasks.climb.enqueue(3)
+    browser.open(f"{client.base_url}/page/?id={result.id}")
+    wait_until(lambda: sources(browser) == [1])
+    assert process.stop(signal.SIGTERM) in (0, -signal.SIGTERM)
+    with answering(port, bad_gateway) as paths:
+        wait_until(lambda: sources(browser) == [2] and len(paths) > 1)
+    serve("--port", str(port))
+    wait_until(lambda: sources(browser) == [2, 1])  # a stream again
+    default_task_backend.cancel(result)
+    browser.wait_for_status("FAILED")
+
+
+def test_a_page_to_log_in_is_no_answer(browser: Browser, serve: Serve, database: str) -> None:
+    def redirect(request: BaseHTTPRequestHandler) -> None:
+        is_login = request.path.startswith("/login/")
+        request.send_response(200 if is_login else 302)
+        if not is_login:
+            request.send_header("Location", "/login/")
+        request.send_header("Content-Type", "text/html")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    port = free_port()
+    process, client = serve("--port", str(port))
+    results = [tasks.climb.enqueue(3) for _ in range(2)]
+    browser.open(
+        httpx.URL(client.base_url).join("/page/").copy_merge_params({"id": [one.id for one in results]})
+    )
+    wait_until(lambda: sources(browser) == [1])
+    assert process.stop(signal.SIGTERM) in (0, -signal.SIGTERM)
+    with answering(port, redirect):
+        wait_until(lambda: statuses(browser) == ["UNKNOWN", "UNKNOWN"])
+
+
+def test_many_bars_are_not_all_read_out(browser: Browser, open_page: Open) -> None:
+    browser.before_each_page("window.later = 0; const now = Date.now; Date.now = () => now() + window.later")
+    results = [tasks.climb.enqueue(3) for _ in range(5)]
+    open_page(*results)
+    wait_until(lambda: browser.run("return window.states.length") == len(results))
+    browser.run("window.later = 11_000")
+    for result in results:
+        default_task_backend.save_metadata(result, {"progress": {"done": 1, "total": 2}})
+    texts = "return [...document.querySelectorAll('.aiotasks-progress-{}')].map((part) => part.textContent)"
+    wait_until(lambda: browser.run(texts.format("percent")) == ["50 %"] * 5)
+    assert len([text for text in browser.run(texts.format("live")) if text]) == 1
+    default_task_backend.cancel_many(results)
+    wait_until(lambda: all("Failed" in text for text in browser.run(texts.format("live"))))

@@ -88,6 +88,15 @@ async def test_a_bar(site: str) -> None:
     assert response.json()["tasks"][0]["id"] == result.id
 
 
+async def test_percents_are_not_rounded_twice(site: str) -> None:
+    result = await tasks.climb.aenqueue(3)
+    for done, total in ((29, 100), (57, 100), (115, 200)):
+        assert (
+            draw(await with_progress(result, done=done, total=total)).text("percent")
+            == f"{done * 100 // total} %"
+        )
+
+
 async def test_several_bars_have_one_script(site: str) -> None:
     results = [await tasks.climb.aenqueue(3) for _ in range(3)]
     names = draw(*results).names()

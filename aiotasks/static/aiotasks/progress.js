@@ -7,7 +7,9 @@
   window.aiotasksProgress = true;
 
   const BAR = "[data-aiotasks-token]";
-  const TOKENS_OF_A_FEED = 30; // of about 150 characters: servers accept addresses of 8,000
+  const LONGEST_URL = 3_500; // characters: servers accept 4,000 at least
+  const MOST_STREAMS = 2; // of the six connections that a browser opens to a server over HTTP/1.1
+  const MOST_ATTEMPTS = 10; // to open a stream, one after another in vain
   const ANNOUNCE_INTERVAL = 10_000; // ms: a screen reader that reads out each step says nothing else any more
   const SHORTEST_POLL = 1_000;
   const LONGEST_POLL = 60_000;
@@ -28,9 +30,9 @@
   }
 
   function timeLeft(seconds) {
-    if (seconds < 60) return `${Math.ceil(seconds)} s`;
-    if (seconds < 3600) return `${Math.ceil(seconds / 60)} min`;
-    return `${Math.floor(seconds / 3600)} h ${Math.ceil((seconds % 3600) / 60)} min`;
+    if (seconds <= 59) return `${Math.ceil(seconds)} s`;
+    const minutes = Math.ceil(seconds / 60);
+    return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
   }
 
   function draw(bar, state) {
@@ -40,13 +42,13 @@
     const share = shareOf(state);
     const isRunning = status === "RUNNING";
     const progress = state.progress || {};
-    const percent = share === null ? "" : `${Math.floor(share * 100)} %`;
+    const percent = share === null ? "" : `${Math.floor(share * 100 + 1e-9)} %`; // 0.29 * 100 < 29
     const message = typeof progress.message === "string" && status !== "SUCCESSFUL" ? progress.message : "";
     const left = isRunning && isNumber(progress.eta) && share < 1 ? timeLeft(progress.eta) : "";
     const element = part(bar, "bar");
     if (element && share !== null) element.value = share;
     else if (element && isRunning) element.removeAttribute("value"); // it moves, and says nothing of how much
-    else if (element && status === "READY") element.value = 0;
+    else if (element && (status === "READY" || element.position < 0)) element.value = 0; // what has failed stands still
     bar.dataset.aiotasksStatus = status;
     setText(part(bar, "percent"), percent);
     setText(part(bar, "status"), name);
@@ -56,32 +58,40 @@
     bar.dispatchEvent(new CustomEvent("aiotasks:change", { bubbles: true, detail: state }));
   }
 
-  const announced = new WeakMap();
+  const announced = new WeakMap(); // each bar's status
+  let announcedAt = Date.now();
 
+  /* Read out the status when it changes, and how far one of the page's tasks is when nothing was read out for a time. */
   function announce(bar, status, text) {
     const last = announced.get(bar);
     const now = Date.now();
-    if (last && last.status === status && now - last.at < ANNOUNCE_INTERVAL) return;
-    announced.set(bar, { status, at: now });
-    if (last) setText(part(bar, "live"), text); // not what the page says already
+    announced.set(bar, status);
+    if (!last) return; // the page says so already
+    if (last === status && now - announcedAt < ANNOUNCE_INTERVAL) return;
+    announcedAt = now;
+    setText(part(bar, "live"), text);
   }
 
   // --- Several bars with one connection
 
+  let hasStreamed = false;
+  let attempts = 0; // to open a stream, since one was open
+
   class Feed {
     constructor(url, tokens) {
       this.key = [url, ...tokens].join("\n");
+      this.tokens = tokens;
       this.url = new URL(url, document.baseURI);
       for (const token of tokens) this.url.searchParams.append("token", token);
-      this.polls = typeof EventSource === "undefined";
       this.isOver = false;
+      this.hasFailed = false; // for a time: the server was away, perhaps
       this.failures = 0;
     }
 
     start() {
       if (this.isOver || this.source || this.timer || this.request) return;
-      if (this.polls) this.poll();
-      else this.listen();
+      if (this.mayListen()) this.listen();
+      else this.poll();
     }
 
     stop() {
@@ -96,17 +106,29 @@
       this.stop();
     }
 
+    /* An EventSource doesn't say why it was refused: where none was ever open, the server may have no streams. */
+    mayListen() {
+      if (typeof EventSource === "undefined" || attempts >= MOST_ATTEMPTS) return false;
+      if (attempts > 0 && !hasStreamed && !this.hasFailed) return false;
+      return [...feeds.values()].filter((feed) => feed.source).length < MOST_STREAMS;
+    }
+
     listen() {
+      this.hasFailed = false;
       const source = new EventSource(this.url);
       this.source = source;
-      source.onmessage = (event) => this.show(event.data);
+      source.onopen = () => {
+        hasStreamed = true;
+        attempts = 0;
+      };
+      source.onmessage = (event) => this.show(JSON.parse(event.data).tasks);
       source.addEventListener("end", () => this.end());
       source.onerror = () => {
         // Otherwise the browser comes back by itself.
         if (source.readyState !== EventSource.CLOSED || this.source !== source) return;
         this.stop();
-        this.polls = true; // it says why
-        this.poll();
+        attempts += 1;
+        this.poll(); // it says why
       };
     }
 
@@ -123,42 +145,58 @@
           signal: request.signal,
         });
         if (response.ok) {
+          const tasks = await tasksOf(response);
+          if (this.request !== request) return; // stopped meanwhile
+          if (!tasks) return this.lose(); // a page to log in, for one
+          this.show(tasks);
           this.failures = 0;
-          this.show(await response.text());
         } else if (response.status < 500 && response.status !== 429) {
-          return this.refuse();
+          return this.refuse(response.status);
         }
         const after = Number(response.headers.get("Retry-After"));
-        if (after > 0) pause = after * 1000;
-        else if (!response.ok) pause = this.backoff();
+        const own = response.ok ? null : this.backoff();
+        pause = after > 0 ? after * 1000 : own;
       } catch {
         if (request.signal.aborted) return;
         pause = this.backoff();
       }
       if (this.request !== request) return; // stopped meanwhile
       this.request = null;
-      if (pause === null) this.end();
-      else this.timer = setTimeout(() => this.poll(), Math.max(pause, SHORTEST_POLL));
+      if (pause === null) return this.end();
+      this.timer = setTimeout(() => {
+        this.timer = null;
+        if (this.failures) this.poll();
+        else this.start();
+      }, Math.max(pause, SHORTEST_POLL));
     }
 
     backoff() {
+      this.hasFailed = true;
       this.failures += 1;
       return Math.min(2_000 * 2 ** this.failures, LONGEST_POLL);
     }
 
+    /* One of the tokens, or the length of all, stops the others: ask for each half by itself. */
+    refuse(status) {
+      if (this.tokens.length === 1 || ![400, 403, 404, 414].includes(status)) return this.lose();
+      this.end();
+      this.tokens.forEach((token, n) => halves.set(token, (halves.get(token) || "") + (2 * n < this.tokens.length ? "0" : "1")));
+      scan();
+    }
+
     /* The server knows the tasks no more, or may not show them any more. */
-    refuse() {
+    lose() {
       this.end();
       for (const bar of document.querySelectorAll(BAR)) {
-        if (this.key.split("\n").includes(bar.dataset.aiotasksToken)) {
+        if (this.tokens.includes(bar.dataset.aiotasksToken)) {
           draw(bar, { id: bar.dataset.aiotasksId, status: null, is_finished: true });
           delete bar.dataset.aiotasksToken;
         }
       }
     }
 
-    show(text) {
-      for (const state of JSON.parse(text).tasks) {
+    show(tasks) {
+      for (const state of tasks) {
         for (const bar of document.querySelectorAll(`[data-aiotasks-id="${CSS.escape(state.id)}"]`)) {
           draw(bar, state);
           if (state.is_finished) bar.removeAttribute("data-aiotasks-token");
@@ -167,29 +205,53 @@
     }
   }
 
+  /* The tasks of an answer; null if it is something else. */
+  async function tasksOf(response) {
+    if (!response.headers.get("Content-Type")?.startsWith("application/json")) return null;
+    const { tasks } = await response.json();
+    return Array.isArray(tasks) ? tasks : null;
+  }
+
   // --- The page
 
   let feeds = new Map();
+  const halves = new Map(); // by token: the way to its part of a feed that was refused, as 0s and 1s
 
   /* Follow the bars that the page has now. Feeds whose bars are the same go on. */
   function scan() {
-    const tokens = new Map(); // by address
-    for (const bar of document.querySelectorAll(BAR)) {
-      const url = bar.dataset.aiotasksUrl;
-      if (!tokens.has(url)) tokens.set(url, new Set());
-      tokens.get(url).add(bar.dataset.aiotasksToken);
+    const groups = new Map(); // tokens, by address and part
+    for (const { dataset } of document.querySelectorAll(BAR)) {
+      const [url, token] = [dataset.aiotasksUrl, dataset.aiotasksToken];
+      const group = `${halves.get(token) || ""}\n${url}`;
+      if (!groups.has(group)) groups.set(group, { url, tokens: new Set() });
+      groups.get(group).tokens.add(token);
     }
     const wanted = new Map();
-    for (const [url, some] of tokens) {
-      const all = [...some];
-      for (let n = 0; n < all.length; n += TOKENS_OF_A_FEED) {
-        const feed = new Feed(url, all.slice(n, n + TOKENS_OF_A_FEED));
+    for (const { url, tokens } of groups.values()) {
+      for (const some of byLength(tokens, LONGEST_URL - new URL(url, document.baseURI).href.length)) {
+        const feed = new Feed(url, some);
         wanted.set(feed.key, feeds.get(feed.key) || feed);
       }
     }
     for (const [key, feed] of feeds) if (!wanted.has(key)) feed.stop();
     feeds = wanted;
     pauseOrGoOn();
+  }
+
+  /* Tokens, in lists whose parameters have so many characters at most. */
+  function byLength(tokens, most) {
+    const lists = [];
+    let length = Infinity;
+    for (const token of tokens) {
+      const more = `&token=${encodeURIComponent(token)}`.length;
+      length += more;
+      if (length > most) {
+        lists.push([]);
+        length = more;
+      }
+      lists.at(-1).push(token);
+    }
+    return lists;
   }
 
   function pauseOrGoOn() {
