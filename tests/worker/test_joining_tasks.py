@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 import aiotasks
+from aiotasks.worker.running import joining
 from tests.site import default_task_backend as backend
 from tests.site import postgres_result
 
@@ -59,6 +60,20 @@ async def test_a_body_that_goes_on_beside_its_join_keeps_its_slot(
             assert (await result.ajoin(timeout=60)).return_value == 7
     assert caplog.text.count(FULL) == 1
     assert "lane=loop paths=tests.worker.joining_tasks.parent_that_waits_beside" in caplog.text
+
+
+async def test_so_many_at_the_most_give_up_their_slots(
+    configure: Configure, ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "MOST_WITHOUT_SLOT", 2)
+    results = [await tasks.parent.aenqueue(n) for n in range(4)]
+    async with aiotasks.Worker(concurrency=2) as worker:
+        await until(lambda: FULL in caplog.text)
+        assert len(worker.engine.runner.running) == 4
+        assert worker.engine.slots.free("loop") == 0
+        async with aiotasks.Worker(concurrency=1):
+            await aiotasks.gather_results(results, timeout=60)
+    assert [result.return_value for result in results] == [*range(4)]
 
 
 async def test_a_wait_that_ends_otherwise_leaves_the_slots_as_they_were(
