@@ -89,6 +89,16 @@ async def waits_for_ever(seconds: float) -> str:
 
 
 @task
+async def limits_its_wait(seconds: float) -> None:
+    result = postgres_result(await leaf.using(queue_name="nobody").aenqueue(1))
+    try:
+        async with asyncio.timeout(seconds):
+            await result.ajoin()
+    except TimeoutError:
+        await _go_on(0.01)
+
+
+@task
 def parent_sync(number: int) -> int:
     result = postgres_result(leaf_sync.enqueue(number))
     return int(result.join(timeout=60).return_value)

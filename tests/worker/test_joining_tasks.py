@@ -98,6 +98,32 @@ async def test_a_wait_that_ends_otherwise_leaves_the_slots_as_they_were(
     assert slots.free("loop") == 2
 
 
+async def test_bodies_that_limit_their_waits_go_on_in_slots(configure: Configure, ledger: Ledger) -> None:
+    configure(queues=["default", "nobody"])
+    results = [await tasks.limits_its_wait.aenqueue(0.2) for _ in range(20)]
+    async with aiotasks.Worker(queues=["default"], concurrency=2) as worker:
+        await aiotasks.gather_results(results, timeout=60)
+        assert tasks.most_going_on <= 2
+        await until(lambda: worker.engine.slots.free("loop") == 2)
+
+
+async def test_a_cancel_of_the_worker_waits_for_no_slot(configure: Configure, ledger: Ledger) -> None:
+    """Also that of a body which a limit of its own has cancelled before."""
+    configure(queues=["default", "nobody"])
+    async with aiotasks.Worker(queues=["default"], concurrency=1) as worker:
+        slots = worker.engine.slots
+        result = await tasks.limits_its_wait.aenqueue(0.2)
+        await until(lambda: worker.engine.runner.running and slots.free("loop") == 1)
+        slots.take("loop")  # as another body that doesn't end
+        await until(lambda: slots._returning)
+        assert await postgres_result(await backend.aget_result(result.id)).acancel()
+        await result.ajoin(timeout=60)
+        assert [e.exception_class_path for e in result.errors] == ["aiotasks.exceptions.TaskCancelled"]
+        slots.release("loop")
+        await until(lambda: slots.free("loop") == 1)
+    assert tasks.most_going_on == 0
+
+
 async def test_an_attempt_whose_time_is_over_while_it_waits(configure: Configure, ledger: Ledger) -> None:
     configure(queues=["default", "nobody"])
     async with aiotasks.Worker(queues=["default"], concurrency=1) as worker:

@@ -58,13 +58,7 @@ class JoiningTasks:
         self._freed()
         try:
             yield
-        except asyncio.CancelledError:
-            self._take_at_once(execution)  # its clean-up is short, and must not wait
-            raise
-        except BaseException:
-            await self._take_again(execution)
-            raise
-        else:
+        finally:
             await self._take_again(execution)
 
     @contextmanager
@@ -90,20 +84,30 @@ class JoiningTasks:
         )
 
     async def _take_again(self, execution: Execution) -> None:
-        """Wait for a slot. An execution that was given up meanwhile needs none."""
-        if execution not in self._running:
+        """Wait for a slot. An execution that was given up meanwhile needs none.
+
+        One that the worker has cancelled doesn't wait, because its clean-up is short. Any other
+        CancelledError is its body's (``asyncio.timeout()``), which goes on after it, and so is raised once
+        there is a slot.
+        """
+        cancelled: asyncio.CancelledError | None = None
+        while True:
+            if execution.is_cancelled() or execution not in self._running:
+                self._take_at_once(execution)
+                break
+            try:
+                await self._slots.take_again(execution.lane)
+            except asyncio.CancelledError as error:
+                cancelled = error
+                continue
             self._without_slot -= 1
-            return
-        try:
-            await self._slots.take_again(execution.lane)
-        except asyncio.CancelledError:
-            self._take_at_once(execution)
-            raise
-        self._without_slot -= 1
-        if execution in self._running:
-            execution.has_slot = True
-        else:
-            self._slots.release(execution.lane)
+            if execution in self._running:
+                execution.has_slot = True
+            else:
+                self._slots.release(execution.lane)
+            break
+        if cancelled is not None:
+            raise cancelled
 
     def _take_at_once(self, execution: Execution) -> None:
         self._without_slot -= 1
