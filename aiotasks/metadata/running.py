@@ -42,7 +42,7 @@ class RunningMetadata:
 
     The saver's side, in one thread, which may be another one: ``begin()`` merges what the body has changed
     since the last save into the row as it was ``seen`` last; then ``text`` is to be written, if the row still
-    is as it was seen. ``written()`` or ``refused()`` says what became of it.
+    is as it was seen. ``written()``, ``refused()`` or ``perhaps_written()`` says what became of it.
 
     id, claim_id: the row's, which is to be written under that claim alone. seen, text: JSON; None: NULL.
     """
@@ -62,6 +62,7 @@ class RunningMetadata:
         "_saved",
         "_saves",
         "_shown",
+        "_unsure",
         "_values",
         "_wanted",
         "_writing",
@@ -99,6 +100,7 @@ class RunningMetadata:
         self._saved: Metadata = {}  # the body's values that ``seen`` has
         self._writing: tuple[Metadata, Metadata] | None = None  # the body's values, and the row, of ``text``
         self._is_refused = False  # the last state couldn't be written, which was raised
+        self._unsure: list[Metadata] = []  # the body's values that tries may have written since ``seen``
 
     # --- The body's side
 
@@ -202,10 +204,12 @@ class RunningMetadata:
                     self._wanted = {**wanted, KEY: self._show(latest)}
                     self._in_wanted = latest
             new = self._wanted
-        if new is None or new is self._saved:
+        if new is None or (new is self._saved and not self._unsure):
             return False
         try:
             row = changed(self._row, self._saved, new)
+            for before in self._unsure:
+                row = changed(row, before, new)
             text = dump_row(row)
             check_size(text, self.seen, self.id, self._limit)
         except (ValueError, RecursionError):
@@ -214,7 +218,7 @@ class RunningMetadata:
             self._is_refused = True
             raise
         self._is_refused = False
-        if row is self._row:  # it is written, perhaps by a try whose reply was lost
+        if row is self._row and not self._unsure:
             self._saved = new
             return False
         self.text = text
@@ -224,11 +228,20 @@ class RunningMetadata:
     def written(self) -> None:
         """The row has ``text``."""
         self.seen = self.text
+        self._unsure.clear()
         if self._writing is not None:
             self._saved, self._row = self._writing
 
+    def perhaps_written(self) -> None:
+        """A try to write ``text`` has failed, and the row may have it all the same."""
+        if self._writing is not None and all(self._writing[0] is not values for values in self._unsure):
+            self._unsure.append(self._writing[0])
+
     def refused(self, there: str | None) -> None:
         """The row has ``there``, which others have written. Raises InvalidRow if that can't be merged."""
+        if self._unsure and there == self.text:
+            self.written()
+            return
         self._row = read_row(there, self.id)
         self.seen = there
 

@@ -145,6 +145,8 @@ class MetadataSaver:
                 delay = self._outage.failed(error)
                 if not is_transient(error) and not refuses_login(error):
                     return [error] * len(batch)
+                for metadata in batch:
+                    metadata.perhaps_written()
                 await asyncio.sleep(delay)
                 if timed_out(error) and len(batch) > 1:
                     middle = len(batch) // 2
