@@ -25,6 +25,7 @@ from aiotasks.store.store import Store
 from aiotasks.store.wakeups import ANY_QUEUE, CHANNEL, Wakeup
 from aiotasks.worker.build import Builder
 from aiotasks.worker.claiming import budget as budget_module
+from aiotasks.worker.claiming import doubts as doubts_module
 from aiotasks.worker.claiming import loop as claimer_module
 from aiotasks.worker.claiming import overclaim as surplus_module
 from aiotasks.worker.claiming import prefetch as prefetch_module
@@ -882,6 +883,53 @@ async def test_of_two_sync_enqueues_one_tells_and_both_start(
     assert tasks.seen == ["first", "second"]
     assert len(told) == 1
     await conn.reset()
+
+
+@pytest.mark.parametrize("queues", [[], ["default"]])
+@pytest.mark.parametrize("is_backlog", [False, True])
+async def test_tasks_whose_rows_were_locked_for_a_moment_are_found(
+    configure: Configure,
+    conn: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    queues: list[str],
+    is_backlog: bool,
+) -> None:
+    """A join marks them as awaited, say. The end of such a lock wakes nobody."""
+    monkeypatch.setattr(doubts_module, "DELAYS", (0.05,) * 1000)  # the lock lasts while the test wants it
+    configure(queues, POLL_INTERVAL=HOUR)
+    tasks.seen.clear()
+    async with aiotasks.Worker(concurrency=2) as worker:
+        claimer = worker.engine.claimer
+        await until(worker.engine.waker.is_woken)
+        if is_backlog:
+            await default_task_backend.aenqueue_many(tasks.wait_for_release, [(["a"], {}), (["b"], {})])
+            await until(lambda: sorted(tasks.seen) == ["a", "b"])
+        full = {"loop"} if is_backlog else set()
+        await until(lambda: claimer.lanes_to_claim <= full and not claimer.intake.claiming)
+        claims = 0
+        is_locked = asyncio.Event()
+        claim_jobs = worker.engine.resources.store.claim_jobs
+
+        async def count(*args: Any, **kwargs: Any) -> Any:
+            nonlocal claims
+            await is_locked.wait()
+            claims += 1
+            return await claim_jobs(*args, **kwargs)
+
+        monkeypatch.setattr(worker.engine.resources.store, "claim_jobs", count)
+        path = tasks.note.module_path
+        await insert(running_store(), task_path=path, args='["locked"]', queue_name="default")
+        async with conn.transaction():
+            await conn.execute("SELECT FROM aiotasks_task WHERE status = 'READY' FOR UPDATE")
+            is_locked.set()
+            if is_backlog:
+                for name in "ab":
+                    tasks.waiting[name].set_result(None)
+            else:
+                claimer.wake(Wakeup("default", "default", lane="loop", place=1))
+            # At the wake-up, 6 ms later, and within a second: all have found nothing.
+            await until(lambda: claims > 4)
+        await until(lambda: "locked" in tasks.seen)
 
 
 class Outages(Observer):

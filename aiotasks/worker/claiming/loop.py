@@ -19,6 +19,7 @@ from ..events import NULL, Observer
 from ..fleet import Fleet
 from ..protocols import Leases
 from .budget import Budget, FreeSlots
+from .doubts import Doubts
 from .intake import Claim, Intake
 from .prefetch import PrefetchBuffer
 from .quarantine import Quarantine
@@ -52,7 +53,8 @@ class Claimer:
     - The worker never cancels a claim: its reply says what the worker owns. ``stop()`` waits for it.
     - A task that has been in two crashes is claimed alone (``Quarantine``).
     - It claims on a wake-up, and whenever slots come free while there may be more. Of the two workers that an
-      enqueue wakes, the second claims only after LOOK_AGAIN_DELAY, in case the first can't. Polls within
+      enqueue wakes, the second claims only after LOOK_AGAIN_DELAY, in case the first can't. A claim that
+      finds nothing, though there should be tasks, is repeated (``Doubts``). Polls within
       POLL_INTERVAL find the tasks without a NOTIFY; its ``peers`` and this worker take turns at them. A
       worker whose slots are taken at its turn looks as soon as one is free.
 
@@ -96,6 +98,7 @@ class Claimer:
         self._look_again_at = inf
         self._woken_since = inf  # when the first wake-up came that there was no other look after
         self._forgot_at = -inf
+        self._doubts = Doubts()
         self._outage = Outage(logger, "claims", "claims wait for the database", observer=observer)
 
     def wake(self, wakeup: Wakeup | None = None) -> None:
@@ -113,6 +116,8 @@ class Claimer:
             self._lanes_to_claim.update(LANES)
         if wakeup is not None:
             self._relay.woken(wakeup)
+            if wakeup.place == 1 and wakeup.lane is not None:
+                self._doubts.woken(wakeup.lane)
 
     def look_back(self, since: float) -> None:
         """Look for tasks with a place in their queue as of ``since`` (epoch seconds) or later."""
@@ -176,6 +181,9 @@ class Claimer:
                     # Wake-ups have put the look off all the time.
                     self._woken_since = now
                     self._look_at_everything(now)
+                elif now >= self._doubts.at:
+                    self._lanes_to_claim |= self._doubts.take(now)
+                    self.rotation.walk()  # it finds queues whose tasks are locked, too
                 quiet_until = self.quarantine.quiet_until(now)
                 may_claim = quiet_until is None and self.budget.is_open()
                 if self.queue_limits.has_room_again():
@@ -186,7 +194,7 @@ class Claimer:
                 has_work = may_claim and self._has_room_and_work()
                 if not has_work and not (may_claim and self._suspect_lanes()):
                     self._relay.pass_on()
-                    wake_at = min(self.poll.at, self._look_again_at, quiet_until or inf)
+                    wake_at = min(self.poll.at, self._look_again_at, self._doubts.at, quiet_until or inf)
                     with suppress(TimeoutError):
                         async with asyncio.timeout_at(wake_at):
                             await self._changed.wait()
@@ -304,7 +312,11 @@ class Claimer:
         claim = await self.intake.fetch(worker_id, limits, free, unstarted)
         self._outage.ended()
         self._lanes_to_claim |= claim.left
+        self._doubts.brought(claim.jobs, claim.short)
+        now = asyncio.get_running_loop().time()
         # After a wake-up there is another look soon anyway.
-        if self._look_again_at > asyncio.get_running_loop().time() + LOOK_AGAIN_DELAY:
+        if self._look_again_at > now + LOOK_AGAIN_DELAY:
             self._lanes_to_claim |= claim.short
+            empty = {lane for lane in LANES if limits[lane]}.difference(job.lane for job in claim.jobs)
+            self._doubts.found_nothing(empty - self._lanes_to_claim, now)
         return claim
