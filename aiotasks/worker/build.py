@@ -58,7 +58,7 @@ class Builder:
         done: Callable[[Execution], None],
         closing: Callable[[], bool] = lambda: False,
         importer: Executor | None = None,
-        returned: Callable[[], None] = lambda: None,
+        returned: Callable[[Job | None], None] = lambda job: None,
         queues: Collection[str] = (),
     ) -> Runner:
         return Runner(

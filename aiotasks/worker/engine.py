@@ -149,7 +149,7 @@ class Engine:
             done=self._done,
             closing=lambda: main is not None and main.cancelling() > 0,
             importer=self.importer,
-            returned=lambda: self.claimer.slot_freed(),
+            returned=lambda job: self.claimer.slot_freed(job),
             queues=queues,
         )
         self.ownership = Ownership(self.runner, self.finisher)

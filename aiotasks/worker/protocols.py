@@ -308,7 +308,7 @@ class Claims(Protocol):
         """Look for tasks that have been in two crashes."""
 
     def slot_freed(self, job: Job | None = None) -> None:
-        """A lane has room again, or the outcome of ``job`` is written."""
+        """A lane has room again; the outcome of ``job`` is written, or it waits for other tasks."""
 
     async def stop(self) -> None:
         """Claim no more; returns when no claim is under way."""

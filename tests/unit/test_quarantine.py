@@ -7,7 +7,7 @@ from aiotasks.worker.claiming.quarantine import APART_TIME, LOOK_INTERVAL, Quara
 
 
 def job(lane: str = "loop") -> Any:
-    return SimpleNamespace(lane=lane)
+    return SimpleNamespace(lane=lane, has_slot=True)
 
 
 def runner(*jobs: Any) -> Any:
@@ -64,6 +64,18 @@ def test_the_one_that_was_given_back_is_awaited_in_its_lane() -> None:
     quarantine.asks("loop")
     quarantine.none_in("loop")
     assert quarantine.lanes() == ["thread"]
+
+
+def test_one_that_waits_for_other_tasks_keeps_none_of_them() -> None:
+    running = runner()
+    quarantine = Quarantine(running)
+    first = job()
+    assert quarantine.admit(first, 100.0)
+    running.running.append(first)
+    first.has_slot = False
+    quarantine.ended(first)
+    assert quarantine.quiet_until(100.0) is None
+    assert quarantine.admit(job(), 101.0)  # beside the one that waits
 
 
 def test_the_others_have_their_turn_after_each() -> None:

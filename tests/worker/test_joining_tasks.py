@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import asyncpg
 import pytest
 
 import aiotasks
+from aiotasks.worker.claiming import quarantine
 from aiotasks.worker.running import joining
 from tests.site import default_task_backend as backend
 from tests.site import postgres_result
@@ -122,6 +124,18 @@ async def test_a_cancel_of_the_worker_waits_for_no_slot(configure: Configure, le
         slots.release("loop")
         await until(lambda: slots.free("loop") == 1)
     assert tasks.most_going_on == 0
+
+
+async def test_suspects_that_wait_hold_up_neither_their_children_nor_each_other(
+    configure: Configure, ledger: Ledger, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An out-of-memory kill makes suspects of all tasks that only wait."""
+    monkeypatch.setattr(quarantine, "APART_TIME", 3600.0)
+    results = [await tasks.parent.aenqueue(n) for n in range(3)]
+    await conn.execute("UPDATE aiotasks_task SET crashes = 2")
+    async with aiotasks.Worker(concurrency=4):
+        found = await aiotasks.gather_results(results, timeout=60)
+    assert [result.return_value for result in found] == [0, 1, 2]
 
 
 async def test_an_attempt_whose_time_is_over_while_it_waits(configure: Configure, ledger: Ledger) -> None:

@@ -139,7 +139,9 @@ class Claimer:
         return self._stopping.is_set()
 
     def slot_freed(self, job: Job | None = None) -> None:
-        """A lane has room again, or the outcome of ``job`` is written: claim, if there may be more."""
+        """A lane has room again: claim, if there may be more. The outcome of ``job`` is written, or it waits
+        for other tasks.
+        """
         self.prefetch.feed()
         if job is not None:
             self.quarantine.ended(job)

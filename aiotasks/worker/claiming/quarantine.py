@@ -56,7 +56,7 @@ class Quarantine:
 
     def quiet_until(self, now: float) -> float | None:
         """Return until when nothing may be claimed, unless the task that is waited for ends before."""
-        waits = self._alone is not None or (self._awaited is not None and bool(self._runner.running))
+        waits = self._alone is not None or (self._awaited is not None and self._others_run())
         return self._quiet_until if waits and now < self._quiet_until else None
 
     def take_turn(self) -> bool:
@@ -78,7 +78,7 @@ class Quarantine:
         """Return whether ``job`` may start. If not, give it back: a running task may be the culprit."""
         self._lanes.add(job.lane)  # there may be another
         self._quiet_until = now + APART_TIME
-        if self._runner.running and self._awaited is None:
+        if self._awaited is None and self._others_run():
             self._awaited = job.lane
             return False
         self._awaited = None
@@ -87,6 +87,12 @@ class Quarantine:
         return True
 
     def ended(self, job: Job) -> None:
-        """The outcome of ``job`` is written. (A crash before that would count as its, too.)"""
+        """The outcome of ``job`` is written (a crash before that would count as its, too), or it waits for
+        other tasks, which may have to be claimed for it to go on.
+        """
         if job is self._alone:
             self._alone = None
+
+    def _others_run(self) -> bool:
+        """Whether tasks run that may be the culprits: those without a slot wait for other tasks."""
+        return any(execution.has_slot for execution in self._runner.running)

@@ -61,7 +61,7 @@ class Deadlines:
         threads: Threads,
         observer: Observer,
         *,
-        returned: Callable[[], None],
+        returned: Callable[[None], None],
     ) -> None:
         self.outlasting: set[Execution] = set()
         self._runner = runner
@@ -91,7 +91,7 @@ class Deadlines:
             self.outlasting.discard(execution)
             if execution.in_thread:
                 self._threads.narrow()
-                self._returned()
+                self._returned(None)
             self._observer.returned(execution.job)
 
     def has_coroutines(self) -> bool:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from ...rows import AnyTask, Lane, lane_of
+from ...rows import AnyTask, Job, Lane, lane_of
 from ..execution import Execution
 from ..protocols import HasSlots
 
@@ -25,8 +25,8 @@ class JoiningTasks:
     would keep the tasks that it waits for from running. Other code keeps its slot: a thread, or an asyncio
     task that a body has started, beside which the body goes on.
 
-    running: the executions of the worker. freed: is called when a slot has been given up. queues: those that
-    the worker serves; empty: any.
+    running: the executions of the worker. freed: is called with the job that has given up its slot. queues:
+    those that the worker serves; empty: any.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class JoiningTasks:
         slots: HasSlots,
         running: set[Execution],
         *,
-        freed: Callable[[], None],
+        freed: Callable[[Job], None],
         queues: Collection[str],
     ) -> None:
         self._slots = slots
@@ -55,7 +55,7 @@ class JoiningTasks:
         execution.has_slot = False
         self._without_slot += 1
         self._slots.release(execution.lane)
-        self._freed()
+        self._freed(execution.job)
         try:
             yield
         finally:

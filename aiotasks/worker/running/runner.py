@@ -41,8 +41,9 @@ class Runner:
       returns, and costs the loop nothing.
     - ``done`` is called on the loop with every execution exactly once, its outcome set, whether
       the task returned, raised any BaseException, was cancelled, or can't even be imported.
-    - ``returned`` is called on the loop when a thread is back whose task has outlasted its time, and when a
-      task gives up its slot because it waits for others. ``queues``: those that the worker serves.
+    - ``returned`` is called on the loop when a thread is back whose task has outlasted its time, and with the
+      job of a task that gives up its slot because it waits for others.
+    - ``queues`` are those that the worker serves; empty: any.
     - Between ``start`` and ``done`` the execution is in ``running`` and takes a slot of its lane.
     - Tasks are strongly referenced (a loop itself refers to them weakly, cpython#88831).
     - The metadata of tasks with a context go to ``saves`` while they run.
@@ -62,7 +63,7 @@ class Runner:
         closing: Callable[[], bool],
         importer: Executor | None = None,
         observer: Observer = NULL,
-        returned: Callable[[], None] = lambda: None,
+        returned: Callable[[Job | None], None] = lambda job: None,
         queues: Collection[str] = (),
     ) -> None:
         self.running: set[Execution] = set()
