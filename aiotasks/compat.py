@@ -25,6 +25,7 @@ __all__ = [
     "connect_first",
     "connection_pools",
     "declare_array_types",
+    "end_thread_of_context",
     "enter_thread_sensitive",
     "executor_in_context",
     "executor_of_loop",
@@ -110,6 +111,20 @@ def has_thread_of_context() -> bool:
     (a request's, where sync code has run in it), or one that contexts share."""
     context = thread_sensitive_context.get(None)
     return context is None or context in SyncToAsync.context_to_thread_executor
+
+
+def end_thread_of_context() -> None:
+    """End the thread that the running context has to itself (a request's), once its calls are done. A later
+    thread-sensitive call gets another one.
+
+    asgiref ends it with the context, so one for each response that is a stream. A thread of a context whose
+    executor was given belongs to who gave it.
+    """
+    context = thread_sensitive_context.get(None)
+    if context is not None and context._executor is None:
+        executor = SyncToAsync.context_to_thread_executor.pop(context, None)
+        if isinstance(executor, ThreadPoolExecutor):
+            executor.shutdown(wait=False)
 
 
 def enter_thread_sensitive(executor: Executor) -> ThreadSensitiveContext:

@@ -44,7 +44,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # uvicorn would wait for the streams of events, which go on as long as their tasks.
         for connection in self.server_state.connections:
-            connection.transport.close()
+            connection.transport.abort()  # close() would wait until a client that reads nothing has read
         await super().shutdown(sockets)
 
     async def run_until_stopped(self, listener: socket.socket) -> None:

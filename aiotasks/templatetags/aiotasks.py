@@ -1,6 +1,7 @@
 """``{% aiotasks_progress result %}``: a progress bar that follows a task."""
 
 from collections.abc import Mapping
+from math import isnan
 from typing import Any
 
 from django import template
@@ -50,6 +51,7 @@ def aiotasks_progress(
         "url": reverse("aiotasks:events") if url is None else url,
         "token": "" if result.is_finished else token,
         "needs_media": not has_media,
+        "nonce": context.get("csp_nonce"),  # Django's makes one when it is written, and is false before
     }
 
 
@@ -67,4 +69,8 @@ def _share(progress: Mapping[str, Any]) -> float | None:
     done, total = progress.get("done"), progress.get("total")
     if not isinstance(done, int | float) or not isinstance(total, int | float) or total <= 0:
         return None
-    return min(max(done / total, 0.0), 1.0)
+    try:
+        share = done / total
+    except OverflowError:  # other code's numbers
+        return None
+    return None if isnan(share) else min(max(share, 0.0), 1.0)

@@ -16,7 +16,7 @@ from django.db import connections, utils
 from django.tasks import task_backends
 
 from ..backend import PostgresBackend
-from ..compat import has_thread_of_context
+from ..compat import end_thread_of_context, has_thread_of_context
 from ..results import parse_id
 from ..store.blocks import belongs_to_django
 from ..store.changes import WATCHED
@@ -79,6 +79,7 @@ async def stream(
     """
     if has_thread_of_context():
         await sync_to_async(_close_connections, thread_sensitive=True)()
+        end_thread_of_context()
     loop, closing = asyncio.get_running_loop(), closing_of_loop()
     ends_at = loop.time() + random.uniform(SHORTEST, LONGEST)
     yield _line("retry", str(random.randint(*RETRY_LOST)))

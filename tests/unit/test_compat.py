@@ -142,6 +142,19 @@ async def test_a_context_has_a_thread_once_sync_code_has_run_in_it() -> None:
         assert compat.has_thread_of_context()
 
 
+async def test_the_thread_of_a_context_ends_and_another_may_follow() -> None:
+    async with ThreadSensitiveContext():
+        thread = await sync_to_async(threading.current_thread, thread_sensitive=True)()
+        compat.end_thread_of_context()
+        await asyncio.to_thread(thread.join)
+        assert not compat.has_thread_of_context()
+        assert await sync_to_async(threading.current_thread, thread_sensitive=True)() is not thread
+    with ThreadPoolExecutor(1) as executor:
+        async with ThreadSensitiveContext(executor=executor):
+            compat.end_thread_of_context()
+            assert executor.submit(int).result() == 0  # somebody else's
+
+
 async def test_coroutines_of_a_thread_run_on_the_loop() -> None:
     loop = asyncio.get_running_loop()
 

@@ -178,6 +178,15 @@ def test_on_a_phone_and_in_the_dark(worker: Process, browser: Browser, open_page
     browser.screenshot("desktop-dark")
 
 
+def test_a_light_site_where_the_system_is_dark(browser: Browser, open_page: Open) -> None:
+    browser.media(prefers_color_scheme="dark")
+    colour = "return getComputedStyle(document.querySelector('.aiotasks-progress-foot')).color"
+    open_page(tasks.climb.enqueue(3))
+    assert browser.run(colour) == "rgb(168, 179, 192)"
+    browser.run("document.querySelector('link[href=\"/style/\"]').remove()")
+    assert browser.run(colour) == "rgb(90, 101, 114)"
+
+
 def test_a_hidden_page_pauses(browser: Browser, open_page: Open) -> None:
     result = tasks.climb.enqueue(3)
     show = "window.isHidden = arguments[0]; document.dispatchEvent(new Event('visibilitychange'))"

@@ -7,6 +7,8 @@ from typing import Any
 
 import asyncpg
 import pytest
+from django.http import HttpResponse
+from django.middleware.csp import ContentSecurityPolicyMiddleware, get_nonce
 from django.template import engines
 from django.test.client import AsyncClient, RequestFactory
 from django.urls import NoReverseMatch
@@ -140,6 +142,16 @@ async def test_progress_of_other_code(site: str, conn: asyncpg.Connection, numbe
     assert "value" not in draw(result).attributes("progress")
 
 
+@pytest.mark.parametrize("number", ["1e400", "1" + "0" * 400])
+async def test_progress_without_measure(site: str, conn: asyncpg.Connection, number: str) -> None:
+    result = await tasks.climb.aenqueue(3)
+    for total in (number, "1"):
+        progress = f'{{"progress": {{"done": {number}, "total": {total}}}}}'
+        await conn.execute("UPDATE aiotasks_task SET metadata = $1 WHERE id = $2", progress, result.id)
+        await result.arefresh()
+        draw(result)
+
+
 async def test_what_people_wrote_is_no_html(site: str) -> None:
     result = await with_progress(await tasks.climb.aenqueue(3), done=1, total=3, message=EVIL)
     drawn = draw(result, arguments="label=label", label=EVIL)
@@ -147,6 +159,28 @@ async def test_what_people_wrote_is_no_html(site: str) -> None:
     assert drawn.text("label") == EVIL
     assert drawn.text("message") == EVIL
     assert drawn.attributes("progress")["aria-label"] == EVIL
+
+
+async def test_where_a_template_escapes_nothing(site: str) -> None:
+    result = await with_progress(await tasks.climb.aenqueue(3), done=1, total=3, message=EVIL)
+    text = (
+        "{% load aiotasks %}{% autoescape off %}{% aiotasks_progress result label=label %}{% endautoescape %}"
+    )
+    drawn = Elements(engines["django"].from_string(text).render({"result": result, "label": EVIL}))
+    assert "img" not in drawn.names()
+    assert drawn.text("label") == EVIL
+
+
+async def test_a_policy_with_nonces(site: str, settings: Any) -> None:
+    request = RequestFactory().get("/")
+    ContentSecurityPolicyMiddleware(HttpResponse).process_request(request)
+    (options,) = settings.TEMPLATES
+    processors = [*options["OPTIONS"]["context_processors"], "django.template.context_processors.csp"]
+    settings.TEMPLATES = [{**options, "OPTIONS": {"context_processors": processors}}]
+    template = engines["django"].from_string("{% load aiotasks %}{% aiotasks_progress result %}")
+    result = await tasks.climb.aenqueue(3)
+    drawn = Elements(template.render({"result": result}, request))
+    assert drawn.attributes("script")["nonce"] == drawn.attributes("link")["nonce"] == str(get_nonce(request))
 
 
 async def test_the_page(site: str, monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
