@@ -1,7 +1,8 @@
 """Statements about the states of tasks, as a browser shows them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from .statement_group import StatementGroup
@@ -9,8 +10,12 @@ from .statement_group import StatementGroup
 __all__ = ["StateStatements", "TaskState"]
 
 
-class TaskState(NamedTuple):
-    """What a browser may see of a row. ``metadata`` is JSON text; the times are ISO 8601 in UTC."""
+@dataclass(slots=True, eq=False)
+class TaskState:
+    """What a browser may see of a row. ``metadata`` is JSON text; the times are ISO 8601 in UTC.
+
+    ``shown``: what is made of it once for all callers that share its look-up.
+    """
 
     id: UUID
     status: str
@@ -19,6 +24,7 @@ class TaskState(NamedTuple):
     enqueued_at: str | None
     started_at: str | None
     finished_at: str | None
+    shown: Any = None
 
 
 class StateStatements(StatementGroup):

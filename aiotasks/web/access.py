@@ -12,7 +12,7 @@ from django.tasks import task_backends
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.exceptions import InvalidTaskBackend, TaskResultDoesNotExist
 
-from ..exceptions import UnknownTask
+from ..exceptions import InvalidRow, UnknownTask
 from ..rows import AnyResult
 from .tokens import read_token
 
@@ -96,7 +96,7 @@ def _backend(alias: str) -> BaseTaskBackend:
 async def _permitted(request: HttpRequest, alias: str, id: str, permission: Permission) -> Wanted:
     try:
         result = await _backend(alias).aget_result(id)
-    except (TaskResultDoesNotExist, UnknownTask, NotImplementedError):
+    except (TaskResultDoesNotExist, UnknownTask, InvalidRow, NotImplementedError):
         raise Refused(HTTPStatus.NOT_FOUND, "There is no such task.") from None
     try:
         if iscoroutinefunction(permission):

@@ -30,9 +30,9 @@ class Closing:
     """Interrupts what the streams of one loop wait for when the server stops."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        # Neither the loop nor a timer of it: a loop that is gone would never be freed.
         self._waits: set[asyncio.Timeout] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._looks = False
 
     @property
     def has_begun(self) -> bool:
@@ -48,20 +48,26 @@ class Closing:
             raise TimeoutError
         async with asyncio.timeout_at(deadline) as wait:
             self._waits.add(wait)
-            if self._timer is None:
-                self._timer = self._loop.call_later(LOOK_INTERVAL, self._look)
+            if not self._looks:
+                self._look_later()
             try:
                 yield
             finally:
                 self._waits.discard(wait)
 
+    def _look_later(self) -> None:
+        self._looks = True
+        asyncio.get_running_loop().call_later(LOOK_INTERVAL, self._look)
+
     def _look(self) -> None:
-        self._timer = None
+        self._looks = False
         if server_is_stopping():
+            now = asyncio.get_running_loop().time()
             for wait in self._waits:
-                wait.reschedule(self._loop.time())
+                if not wait.expired():
+                    wait.reschedule(now)
         elif self._waits:
-            self._timer = self._loop.call_later(LOOK_INTERVAL, self._look)
+            self._look_later()
 
 
 _by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Closing] = WeakKeyDictionary()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.tasks import task_backends
@@ -37,17 +37,31 @@ DIGEST_LENGTH = 8
 _ESCAPES = {ord("<"): "\\u003C", ord(">"): "\\u003E", ord("&"): "\\u0026"}
 
 
-class Shown:
+class Shown(NamedTuple):
     """One task as it is shown: its JSON text, and whether it changes no more. ``digest``: as good as
     unique."""
 
-    __slots__ = ("digest", "is_final", "is_there", "text")
+    text: str
+    digest: str
+    is_there: bool
+    is_final: bool
 
-    def __init__(self, values: Mapping[str, Any], *, is_there: bool = True) -> None:
-        self.text = json.dumps(values, separators=(",", ":")).translate(_ESCAPES)
-        self.digest = urlsafe_b64encode(blake2b(self.text.encode(), digest_size=6).digest()).decode()
-        self.is_there = is_there
-        self.is_final = not is_there or values["is_finished"]
+    @classmethod
+    def of(cls, values: Mapping[str, Any], *, is_there: bool = True) -> "Shown":
+        try:
+            text = _dump(values)
+        except ValueError:  # infinite numbers, which other code has written as 1e400
+            text = _dump({**values, **_of_metadata({})})
+        digest = urlsafe_b64encode(blake2b(text.encode(), digest_size=6).digest()).decode()
+        return cls(text, digest, is_there, not is_there or values["is_finished"])
+
+    def sent(self) -> "Shown":
+        """The same without its text, which may be 64 KiB."""
+        return self._replace(text="")
+
+
+def _dump(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, separators=(",", ":"), allow_nan=False).translate(_ESCAPES)
 
 
 def states_json(shown: Iterable[Shown]) -> str:
@@ -87,12 +101,19 @@ async def _select_over_django(backend: PostgresBackend, route: Route, ids: list[
 
 def _shown(id: str, state: TaskState | None) -> Shown:
     if state is None:
-        return Shown({"id": id, "status": None, "is_finished": True}, is_there=False)
+        return Shown.of({"id": id, "status": None, "is_finished": True}, is_there=False)
+    if state.shown is None:
+        state.shown = _shown_of_ours(state)
+    shown: Shown = state.shown
+    return shown
+
+
+def _shown_of_ours(state: TaskState) -> Shown:
     try:
         metadata = read_row(state.metadata, state.id)
     except InvalidRow:  # other code's; the task's status is shown nevertheless
         metadata = {}
-    return Shown(
+    return Shown.of(
         {
             "id": str(state.id),
             "status": Status.READY if state.status == Status.SCHEDULED else state.status,
@@ -118,7 +139,7 @@ async def _shown_of_another(backend: BaseTaskBackend, id: str) -> Shown:
     except (TaskResultDoesNotExist, UnknownTask, NotImplementedError):
         return _shown(id, None)
     metadata = getattr(result, "metadata", None)
-    return Shown(
+    return Shown.of(
         {
             "id": result.id,
             "status": result.status,

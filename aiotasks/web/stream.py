@@ -87,8 +87,12 @@ async def stream(
     by_id = {parse_id(each.id): each for each in wanted}
     async with _watching(_unfinished(states)) as watch:
         while True:
-            if news := cursor.news(states):
-                yield _event(cursor, states_json(news))
+            news = _news(cursor, states)
+            has_news = news is not None
+            states = {each: shown.sent() for each, shown in states.items()}
+            if news is not None:
+                yield news
+                news = None  # the stream sleeps without it
                 silent_since = loop.time()
             elif loop.time() >= silent_since + KEEP_ALIVE:
                 yield b": keep-alive\n\n"
@@ -100,7 +104,7 @@ async def stream(
                 return  # sync code waits for this stream, so nothing else can change meanwhile
             try:
                 async with closing.until(ends_at):
-                    await asyncio.sleep(EVENT_INTERVAL if news else 0)
+                    await asyncio.sleep(EVENT_INTERVAL if has_news else 0)
                     ids = await watch.changed(max(0.0, silent_since + KEEP_ALIVE - loop.time()))
                     states |= await look_up([by_id[id] for id in ids])
             except TimeoutError:
@@ -115,6 +119,12 @@ async def stream(
 
 def _unfinished(states: Mapping[Wanted, Shown]) -> list[Wanted]:
     return [each for each, shown in states.items() if not shown.is_final]
+
+
+def _news(cursor: Cursor, states: Mapping[Wanted, Shown]) -> bytes | None:
+    """The event of what the client hasn't; None if it has all."""
+    news = cursor.news(states)
+    return _event(cursor, states_json(news)) if news else None
 
 
 def _line(name: str, value: str) -> bytes:

@@ -1,10 +1,12 @@
 """The view ``events`` in the test's own process: who may see what, snapshots, and streams."""
 
 import asyncio
+import gc
 import logging
 import uuid
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +23,7 @@ from django.test.client import AsyncClient
 from aiotasks.store import joins
 from aiotasks.store.loop import resources
 from aiotasks.views import sign
-from aiotasks.web import closing, stream, tokens
+from aiotasks.web import closing, states, stream, tokens
 from tests.site import default_task_backend
 from tests.worker.harness import until
 
@@ -120,6 +122,16 @@ async def test_keys_that_are_aiotasks_own_are_not_shown(site: str, conn: asyncpg
     assert "secret" not in response.text
 
 
+async def test_infinite_numbers_of_other_code_are_not_shown(site: str, conn: asyncpg.Connection) -> None:
+    result = await tasks.climb.aenqueue(3)
+    for metadata in ('{"x": 1e400}', '{"progress": {"done": -1e400}}'):
+        await conn.execute("UPDATE aiotasks_task SET metadata = $2 WHERE id = $1", result.id, metadata)
+        response = await get(site, sign(result), Accept="application/json")
+        assert "Infinity" not in response.text
+        (state,) = response.json()["tasks"]
+        assert (state["status"], state["metadata"], state["progress"]) == ("READY", {}, None)
+
+
 # --- Access
 
 
@@ -188,8 +200,8 @@ async def test_a_request_names_so_many_tasks(site: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/asked/", "/aasked/"])
-async def test_a_permission_function(site: str, path: str) -> None:
-    result = await tasks.climb.aenqueue(3)
+async def test_a_permission_function(site: str, path: str, conn: asyncpg.Connection) -> None:
+    result, unreadable = await tasks.climb.aenqueue(3), await tasks.climb.aenqueue(3)
 
     async def status(id: str, **more: str) -> int:
         url = f"{path}?id={id}&backend={more.pop('backend', 'default')}"
@@ -201,6 +213,8 @@ async def test_a_permission_function(site: str, path: str) -> None:
     assert await status(result.id, X_User="climber") == 403
     assert await status(str(uuid.uuid4()), X_User="climb") == 404
     assert await status("malformed", X_User="climb") == 404
+    await conn.execute("UPDATE aiotasks_task SET args = '{}' WHERE id = $1", unreadable.id)
+    assert await status(unreadable.id, X_User="climb") == 404
     assert await status(result.id, X_User="climb", backend="nowhere") == 404
     assert (await get(path)).status_code == 400
     assert (await get(path, sign(result), Accept="application/json")).status_code == 200
@@ -337,6 +351,64 @@ async def test_many_streams_share_look_ups(site: str, statements: list[str]) -> 
     for *_, state, end in await reading:
         assert (state.tasks[0]["status"], end.kind) == ("FAILED", "end")
     assert statements.count("select_states") <= 20
+
+
+async def test_many_streams_share_what_is_shown_and_keep_none_of_it(
+    site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    make = states._shown_of_ours
+
+    def counted(state: Any) -> states.Shown:
+        made.append(state.status)
+        return make(state)
+
+    monkeypatch.setattr(states, "_shown_of_ours", counted)
+    result = await tasks.climb.aenqueue(3)
+    open_streams = [events_of(await get(site, sign(result))) for _ in range(20)]
+    for events in open_streams:
+        await following(events)
+    made.clear()
+    waiting = [asyncio.create_task(following(events)) for events in open_streams]
+    await asyncio.gather(*(asyncio.sleep(0.1) for _ in waiting))
+    await default_task_backend.asave_metadata(result, {"note": "a note"})
+    assert [state["metadata"] for (state,) in await asyncio.gather(*waiting)] == [{"note": "a note"}] * 20
+    assert 1 <= len(made) < 10
+    texts = [one.text for one in gc.get_objects() if isinstance(one, states.Shown) and result.id in one.text]
+    assert texts == []
+    for events in open_streams:
+        await events.aclose()
+
+
+def test_a_loop_that_is_gone_is_freed() -> None:
+    async def wait() -> weakref.ref[asyncio.AbstractEventLoop]:
+        with suppress(TimeoutError):
+            async with closing.closing_of_loop().until(0):
+                await asyncio.Event().wait()
+        return weakref.ref(asyncio.get_running_loop())
+
+    loop = asyncio.run(wait())
+    gc.collect()
+    assert loop() is None
+
+
+async def test_a_wait_that_expires_as_the_server_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, loop = closing.closing_of_loop(), asyncio.get_running_loop()
+
+    async def wait() -> None:
+        async with mine.until(loop.time() + 60):
+            await asyncio.Event().wait()
+
+    waits = [asyncio.create_task(wait()) for _ in range(5)]
+    await until(lambda: len(mine._waits) == 5)
+    timeouts: list[Any] = list(mine._waits)
+    for timeout in timeouts[:3]:
+        timeout._on_timeout()  # its task has not run yet
+    monkeypatch.setattr(closing, "server_is_stopping", lambda: True)
+    mine._look()
+    async with asyncio.timeout(10):
+        ended = await asyncio.gather(*waits, return_exceptions=True)
+    assert [type(one) for one in ended] == [TimeoutError] * 5
 
 
 async def test_a_database_that_is_away(
