@@ -7,31 +7,43 @@ not see what others have done meanwhile, and would be open all the time.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    nullcontext,
+    suppress,
+)
+from functools import partial
+from math import inf
+from operator import attrgetter
 from uuid import UUID
 
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import connections, utils
+from django.db import utils
 from django.tasks.exceptions import TaskResultDoesNotExist
 
 from .conf import Options
 from .db.errors import is_transient
-from .db.retry import backoff
+from .db.retry import backoff, repeat
 from .executing import current
 from .results import PostgresTaskResult, parse_id, refresh_from
 from .rows import FINAL, Job
-from .store.blocks import belongs_to_django
 from .store.changes import AWAITED
 from .store.joins import Watch
 from .store.loop import resources
 from .store.loop_thread import run_on_loop
-from .store.transaction import current_transaction
+from .store.within import look_within, look_within_django
 from .sync import async_unsafe_allowed, running_loop_hidden
 
 __all__ = ["ajoin", "as_completed", "gather_results", "join"]
 
 # Seconds for which a task that waits for others keeps its slot: most look-ups of what has ended take less.
 SLOT_IS_KEPT_FOR = 0.01
+
+# Seconds for the look after the time limit, which is the only one where that is 0. It takes milliseconds, and
+# comes to nothing while the database is away.
+LAST_LOOK = 2.0
 
 
 async def as_completed(
@@ -40,7 +52,7 @@ async def as_completed(
     """Yield the results, each once its task has ended, refreshed, in the order of their ends.
 
     A result that is there twice is yielded twice. Raises TimeoutError ``timeout`` seconds after the begin,
-    and else what ``PostgresTaskResult.ajoin()`` raises.
+    once all are yielded whose tasks have ended by then, and else what ``PostgresTaskResult.ajoin()`` raises.
     """
     postgres: list[PostgresTaskResult] = []
     others: list[PostgresTaskResult] = []
@@ -94,29 +106,31 @@ def join(result: PostgresTaskResult, timeout: float | None) -> None:
 
 
 def _join(result: PostgresTaskResult, timeout: float | None) -> None:
-    database = _options_of(result).database
-    is_within = _is_in_transaction(database)
-    if is_within:
-        result.refresh()
-        if result.is_finished:
-            return
+    if (id := parse_id(result.id)) is None:
+        raise TaskResultDoesNotExist(result.id)
+    seen = look_within_django(_options_of(result).database, result.backend, [id])
+    if seen is not None and seen.missing:
+        raise TaskResultDoesNotExist(result.id)
+    if seen is not None and seen.ended:
+        refresh_from(result, seen.ended[0])
+        return
+    is_held = seen is not None and id in seen.held
     execution = current.get()
     noted: AbstractContextManager[None] = nullcontext()
     if execution is not None and execution.joining is not None:
         noted = execution.joining.waiting_in_thread(execution, [result.task])
     try:
         with noted:
-            run_on_loop(lambda: _ajoin_outside(result, timeout))
+            run_on_loop(lambda: _ajoin_outside(result, 0 if is_held else timeout))
     except TaskResultDoesNotExist:
-        if is_within:
+        if seen is not None:
             result.refresh()  # raises the same, unless the transaction sees the task
             raise _uncommitted(result.id) from None
         raise
-
-
-def _is_in_transaction(database: str) -> bool:
-    connection = connections[database]
-    return connection.in_atomic_block or (connection.connection is not None and not connection.autocommit)
+    except TimeoutError:
+        if is_held:
+            raise _held(result.id) from None
+        raise
 
 
 def _uncommitted(id: str) -> RuntimeError:
@@ -124,6 +138,13 @@ def _uncommitted(id: str) -> RuntimeError:
         f"Task {id} was enqueued in the transaction that is open here: no worker sees it before the commit, "
         "so that a join inside would wait forever. Join after the end of the block. In a test that runs "
         "inside a transaction (TestCase), call aiotasks.testing.drain() first."
+    )
+
+
+def _held(id: str) -> RuntimeError:
+    return RuntimeError(
+        f"Task {id} was changed or locked in the transaction that is open here: no worker can end it before "
+        "the commit, so that a join inside would wait forever. Join after the end of the block."
     )
 
 
@@ -155,25 +176,61 @@ async def _ends(
     for result in results:
         by_backend.setdefault(result.backend, []).append(result)
     watch = Watch(AWAITED)
-    groups = [_Group(some, watch, is_outside=is_outside) for some in by_backend.values()]
+    groups = [_Group(some, watch) for some in by_backend.values()]
     deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-    try:
+    if not is_outside:
+        if ended := [result for group in groups for result in await group.look_within()]:
+            yield _in_order(ended)
+        for group in groups:
+            await group.raise_held()
+    if timeout is None or timeout > 0:
         async with AsyncExitStack() as stack:
             for group in groups:
-                if ended := await group.begin(stack, once=timeout is not None and timeout <= 0):
-                    yield ended
-            while any(group.left for group in groups):
-                changed = await _changed(watch, groups, deadline)
-                for group in groups:
-                    async with asyncio.timeout_at(deadline):
-                        ended = await group.look_up(changed)
-                    if ended:
-                        yield ended
-                    await group.raise_missing()
-    except TimeoutError:
-        number = sum(len(group.left) for group in groups)
+                await stack.enter_async_context(group.watching())
+            while ended := await _next(watch, groups, deadline):
+                yield _in_order(ended)
+    # The ends that nobody has told of yet, and those while the caller was busy with other results.
+    if ended := await _last(groups):
+        yield _in_order(ended)
+    for group in groups:
+        await group.raise_missing()
+    if number := sum(len(group.left) for group in groups):
         which = f"Task {results[0].id} hasn't" if len(results) == 1 else f"{number} tasks haven't"
-        raise TimeoutError(f"{which} ended within {timeout:g} s.") from None
+        raise TimeoutError(f"{which} ended within {timeout:g} s.")
+
+
+async def _next(watch: Watch, groups: Sequence["_Group"], deadline: float | None) -> list[PostgresTaskResult]:
+    """Wait until tasks have ended. None if none is left, or at the deadline."""
+    ended: list[PostgresTaskResult] = []
+    while not ended and any(group.left for group in groups):
+        for group in groups:
+            await group.raise_missing()
+        try:
+            changed = await _changed(watch, groups, deadline)
+            async with asyncio.timeout_at(deadline):
+                for group in groups:
+                    ended += await group.look_up(changed)
+        except TimeoutError:
+            if deadline is None:
+                raise
+            break
+    return ended
+
+
+async def _last(groups: Iterable["_Group"]) -> list[PostgresTaskResult]:
+    """Look once at the tasks that are left."""
+    ended: list[PostgresTaskResult] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LAST_LOOK):
+            for group in groups:
+                if group.left:
+                    ended += await group.look_once()
+    return ended
+
+
+def _in_order(ended: Iterable[PostgresTaskResult]) -> list[PostgresTaskResult]:
+    """The results in the order of their tasks' ends."""
+    return sorted(ended, key=attrgetter("finished_at"))
 
 
 async def _changed(watch: Watch, groups: Iterable["_Group"], deadline: float | None) -> set[UUID]:
@@ -195,7 +252,7 @@ async def _changed(watch: Watch, groups: Iterable["_Group"], deadline: float | N
 class _Group:
     """The results of one backend. ``left``: those of tasks that haven't ended, by the tasks' ids."""
 
-    def __init__(self, results: Sequence[PostgresTaskResult], watch: Watch, *, is_outside: bool) -> None:
+    def __init__(self, results: Sequence[PostgresTaskResult], watch: Watch) -> None:
         self.left: dict[UUID, list[PostgresTaskResult]] = {}
         for result in results:
             id = parse_id(result.id)
@@ -206,30 +263,46 @@ class _Group:
         self._options = _options_of(results[0])
         self._watch = watch
         self._missing: list[PostgresTaskResult] = []
-        database = self._options.database
-        self._is_within = not is_outside and (
-            belongs_to_django(database) or current_transaction(database) is not None
-        )
+        self._held: AbstractSet[UUID] = frozenset()
+        self._is_within = False
         self._loop_resources = resources(self._options)
 
-    async def begin(self, stack: AsyncExitStack, *, once: bool) -> list[PostgresTaskResult]:
-        """Begin to wait. Returns results of tasks that have ended, as far as a transaction of the caller's
-        sees, or, ``once``, as far as one look shows.
+    async def look_within(self) -> list[PostgresTaskResult]:
+        """Return the results of tasks that have ended as far as a transaction of the caller's sees. No time
+        limit cuts its statement, which would undo the transaction.
         """
-        ended: list[PostgresTaskResult] = []
-        if self._is_within:
-            for id, results in list(self.left.items()):
-                for result in results:
-                    await result.arefresh()
-                if results[0].is_finished:
-                    ended += self.left.pop(id)
-        if once:
-            ended += await self.look_up(self.left.keys())
-            await self.raise_missing()
-        await stack.enter_async_context(
-            self._loop_resources.changes.watching(self._alias, list(self.left), watch=self._watch)
-        )
-        return ended
+        seen = await look_within(self._options.database, self._alias, self.left.keys())
+        if seen is None:
+            return []
+        self._is_within = True
+        self._held = seen.held
+        for id in seen.missing:
+            self._missing = self.left.pop(id)
+        return [result for job in seen.ended for result in self._refreshed(job)]
+
+    async def raise_held(self) -> None:
+        """Raise for a task that can't end before the caller's transaction does."""
+        await self.raise_missing()
+        if not (held := sorted(self._held)):
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_LOOK):
+                for id, job in zip(held, await self._jobs(held), strict=True):
+                    if job is None:  # outside
+                        raise _uncommitted(str(id))
+        raise _held(str(held[0]))
+
+    def watching(self) -> AbstractAsyncContextManager[Watch]:
+        """Have the watch report these tasks while the block lasts."""
+        return self._loop_resources.changes.watching(self._alias, list(self.left), watch=self._watch)
+
+    async def look_once(self) -> list[PostgresTaskResult]:
+        """Look all tasks up that are left, as ``look_up()``."""
+        if len(self.left) <= 1:
+            return await self.look_up(self.left.keys())
+        look = partial(self._loop_resources.store.select_ended_jobs, list(self.left), self._alias)
+        found = await repeat(look, within=inf)  # small, where the rows of all may not be
+        return await self.look_up(self.left.keys() - found.unmarked)
 
     async def look_up(self, changed: AbstractSet[UUID]) -> list[PostgresTaskResult]:
         """Look tasks up, and return the results of those that have ended, refreshed."""
@@ -239,12 +312,17 @@ class _Group:
             if job is None:
                 self._missing = self.left.pop(id)
             elif job.status in FINAL:
-                for result in self.left.pop(id):
-                    refresh_from(result, job)
-                    ended.append(result)
+                ended += self._refreshed(job)
         gone = [id for id in ids if id not in self.left]
         self._loop_resources.changes.forget(self._watch, self._alias, gone)
         return ended
+
+    def _refreshed(self, job: Job) -> list[PostgresTaskResult]:
+        """The results of a task that has ended, which nobody awaits any more."""
+        results = self.left.pop(job.id)
+        for result in results:
+            refresh_from(result, job)
+        return results
 
     async def _jobs(self, ids: Sequence[UUID]) -> Sequence[Job | None]:
         """The rows of tasks. While the database is away they are waited for."""

@@ -133,9 +133,10 @@ class PostgresTaskResult(_Fields):
     async def ajoin(self, timeout: float | None = None) -> Self:
         """Wait for the task's end; return this result, refreshed then, also if the task has failed.
 
-        A NOTIFY ends the wait, or a look within five seconds. Raises TimeoutError after ``timeout`` seconds
-        (0: after one look), TaskResultDoesNotExist if the task is deleted meanwhile, RuntimeError inside the
-        transaction that enqueues the task. While the database is away the wait goes on.
+        A NOTIFY ends the wait, or a look within five seconds. Raises TimeoutError ``timeout`` seconds later
+        (0: at once) and after one more look, TaskResultDoesNotExist if the task is deleted meanwhile,
+        RuntimeError inside a transaction that enqueues the task, or has changed or locked it. While the
+        database is away the wait goes on.
         """
         await _backend_of(self).ajoin(self, timeout)
         return self

@@ -61,6 +61,15 @@ class Awaited(NamedTuple):
     unmarked: frozenset[UUID]
 
 
+class OwnJobs(NamedTuple):
+    """How tasks stand inside of a transaction, by their ids: they have ended; or haven't, and it has changed
+    or locked them itself (``held``), or hasn't. The others aren't there."""
+
+    ended: frozenset[UUID]
+    held: frozenset[UUID]
+    others: frozenset[UUID]
+
+
 class Pruned(NamedTuple):
     """How many tasks a DELETE took, the time of the last one in epoch seconds (where the next DELETE begins),
     and the seconds from the first one's time to it.
@@ -94,6 +103,11 @@ class OutcomeStatements(StatementGroup):
         """The same without marking any."""
         ((ended, others),) = await self._fetch("select_ended_jobs", list(ids), backend)
         return Awaited(frozenset(ended or ()), frozenset(), frozenset(others or ()))
+
+    async def select_own_jobs(self, ids: Sequence[UUID], backend: str) -> OwnJobs:
+        """Look at tasks from inside of the transaction that is open on the connection."""
+        (row,) = await self._fetch("select_own_jobs", list(ids), backend)
+        return OwnJobs(*(frozenset(found or ()) for found in row))
 
     async def select_finished_jobs(
         self, ids: Sequence[UUID], claim_ids: Sequence[UUID]

@@ -280,6 +280,7 @@ async def test_each_statement_under_the_documented_grants(database: str, roles: 
         ("cancel_jobs", ids, "default", error),
         ("await_jobs", ids, "default", 1),
         ("select_ended_jobs", ids, "default"),
+        ("select_own_jobs", ids, "default"),
         *bulk,
         ("insert_unique_job", unique[0], lock),
         ("insert_unique_jobs", unique[1:], lock),

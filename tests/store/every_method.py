@@ -113,6 +113,8 @@ def main() -> list[Any]:
     seen.append(sorted(id.int for id in call("finish_jobs", outcomes).awaited))
     awaited = call("select_ended_jobs", [done, given_back, uuid.UUID(int=99)], "default")
     seen.append([sorted(id.int for id in ids) for ids in awaited])
+    own = call("select_own_jobs", [done, given_back, uuid.UUID(int=99)], "default")
+    seen.append(sorted(id.int for ids in own for id in ids))
     mine = call("select_finished_jobs", [job.id for job in claimed], [claim_id] * 5)
     seen.append(sorted(id.int for id in mine))
     releases = [Release(given_back, claim_id, 0.0, error=error), Release(deferred, claim_id, 5.0, 60.0)]

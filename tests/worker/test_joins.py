@@ -10,18 +10,21 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import psycopg
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import connections, transaction
+from django.db import connection, connections, transaction, utils
 from django.tasks import TaskResultStatus
 from django.tasks.exceptions import TaskResultDoesNotExist
+from django.test.utils import CaptureQueriesContext
 
 import aiotasks
-from aiotasks import PostgresTaskResult
+from aiotasks import PostgresTaskResult, joining
 from aiotasks.store import joins, loop_thread
 from aiotasks.store.joins import Changes
 from aiotasks.store.loop import close_pools, resources
+from aiotasks.store.store import Store
 from tests.examples import example
 from tests.site import default_task_backend as backend
 from tests.site import postgres_result, running_store
@@ -291,6 +294,62 @@ async def test_some_that_do_not_end_in_time(database: str) -> None:
     assert seen == [results[1]]
 
 
+async def test_what_has_ended_before_comes_in_the_order_of_its_ends(database: str) -> None:
+    results = [await tasks.add.aenqueue(n, 1) for n in range(8)]
+    order = [5, 2, 7, 0, 3, 6, 1, 4]
+    for n in order:
+        await postgres_result(await backend.aget_result(results[n].id)).acancel()
+    assert [results.index(result) async for result in aiotasks.as_completed(results)] == order
+
+
+async def test_ends_while_the_caller_is_busy_come_before_the_timeout(database: str) -> None:
+    first, second, third = [await tasks.add.aenqueue(n, 1) for n in range(3)]
+    seen: list[PostgresTaskResult] = []
+
+    async def see() -> None:
+        end = asyncio.get_running_loop().time() + 0.2
+        async for result in aiotasks.as_completed([first, second, third], timeout=0.1):
+            seen.append(result)
+            if result is first:
+                await postgres_result(await backend.aget_result(second.id)).acancel()
+                await until(lambda: asyncio.get_running_loop().time() > end)
+
+    await first.acancel()
+    with pytest.raises(TimeoutError, match=r"^1 tasks haven't ended within 0\.1 s\.$"):
+        await see()
+    assert seen == [first, second]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+async def test_the_last_look_is_at_the_deadline(
+    database: str, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Where nobody tells of ends, and the next poll is still to come."""
+    results = [await tasks.add.aenqueue(n, 1) for n in range(number)]
+    for result in results:
+        await postgres_result(await backend.aget_result(result.id)).acancel()
+    monkeypatch.setattr(Changes, "_look", lambda self: None)
+    assert await aiotasks.gather_results(results, timeout=0.05) == results
+    assert all(result.is_finished for result in results)
+
+
+@pytest.mark.parametrize("timeout", [0, 0.05])
+@pytest.mark.parametrize("number", [1, 3])
+async def test_the_time_limit_holds_while_the_database_is_away(
+    database: str, monkeypatch: pytest.MonkeyPatch, number: int, timeout: float
+) -> None:
+    async def fail(*args: Any, **kwargs: Any) -> Any:
+        raise utils.OperationalError("away") from ConnectionResetError()
+
+    results = [await tasks.add.aenqueue(n, 1) for n in range(number)]
+    monkeypatch.setattr(joining, "LAST_LOOK", 0.1)
+    for name in ("select_jobs", "select_ended_jobs", "await_jobs"):
+        monkeypatch.setattr(Store, name, fail)
+    async with asyncio.timeout(60):
+        with pytest.raises(TimeoutError, match="ended within"):
+            await aiotasks.gather_results(results, timeout=timeout)
+
+
 def changes_of(result: Any) -> Changes:
     return resources(result.task.get_backend().config).changes
 
@@ -358,6 +417,83 @@ def test_a_task_of_an_open_atomic(database: str) -> None:
         assert result.join().is_finished
         with pytest.raises(RuntimeError, match="no worker sees it before the commit"):
             async_to_sync(tasks.add.enqueue(2, 3).ajoin)()
+
+
+def _cancel(result: PostgresTaskResult) -> None:
+    assert result.cancel()
+
+
+def _save(result: PostgresTaskResult) -> None:
+    backend.save_metadata(result, {"a": 1})
+
+
+def _lock(result: PostgresTaskResult) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT FROM aiotasks_task WHERE id = %s FOR UPDATE", [result.id])
+
+
+@pytest.mark.parametrize("savepoint", [False, True])
+@pytest.mark.parametrize("change", [_cancel, _save, _lock])
+def test_a_running_task_that_an_open_atomic_has_changed(
+    database: str, change: Callable[[PostgresTaskResult], None], savepoint: bool
+) -> None:
+    """Its worker can't end it. What others have changed meanwhile is no obstacle."""
+    result, other = tasks.add.enqueue(1, 2), tasks.add.enqueue(1, 2)
+    with psycopg.connect(database, autocommit=True) as others:
+        others.execute(
+            "UPDATE aiotasks_task SET status = 'RUNNING', started_at = now(), worker_id = gen_random_uuid(), "
+            "claim_id = gen_random_uuid(), worker_ids = ARRAY[gen_random_uuid()]"
+        )
+        with transaction.atomic():
+            tasks.add.enqueue(3, 4)
+            if savepoint and change is not _lock:
+                with transaction.atomic():
+                    change(result)
+            else:
+                change(result)
+            others.execute("UPDATE aiotasks_task SET priority = 3 WHERE id = %s", [other.id])
+            with pytest.raises(RuntimeError, match=f"{result.id} was changed or locked in the transaction"):
+                result.join(timeout=10)
+            with pytest.raises(RuntimeError, match=f"{result.id} was changed or locked in the transaction"):
+                async_to_sync(aiotasks.gather_results)([result, other], timeout=10)
+            for _ in range(2):
+                with pytest.raises(TimeoutError):
+                    other.join(timeout=0)
+                with others.transaction():  # of which this transaction sees nothing yet
+                    others.execute("UPDATE aiotasks_task SET priority = 4 WHERE id = %s", [other.id])
+                    with pytest.raises(TimeoutError):
+                        async_to_sync(other.ajoin)(timeout=0)
+        with pytest.raises(TimeoutError):
+            result.join(timeout=0)
+
+
+@pytest.mark.parametrize("block", [aiotasks.atomic, aiotasks.transaction])
+async def test_a_task_that_the_open_block_has_changed(
+    configure: Configure, ledger: Ledger, block: Any
+) -> None:
+    result = await tasks.work.aenqueue(60.0)
+    async with aiotasks.Worker():
+        await until(lambda: ledger.statuses() == {"RUNNING": 1})
+        async with block():
+            assert await postgres_result(await backend.aget_result(result.id)).acancel()
+            with pytest.raises(RuntimeError, match="was changed or locked in the transaction"):
+                await result.ajoin(timeout=10)
+        await result.ajoin()
+    assert [error.exception_class_path for error in result.errors] == ["aiotasks.exceptions.TaskCancelled"]
+
+
+def test_tasks_are_looked_up_together_in_an_open_transaction(database: str) -> None:
+    results = [tasks.add.enqueue(n, 1) for n in range(20)]
+    gather = async_to_sync(aiotasks.gather_results)
+    with CaptureQueriesContext(connection) as captured, pytest.raises(TimeoutError):
+        gather(results, timeout=0)
+    assert len(captured) == 0
+    with transaction.atomic():
+        backend.cancel_many([result.id for result in results])
+        with CaptureQueriesContext(connection) as captured:
+            assert gather(results) == results
+        assert len(captured) == 2
+    assert all(result.is_finished for result in results)
 
 
 # --- Sync code
