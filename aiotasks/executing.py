@@ -1,6 +1,6 @@
 """Whose code runs: a task's, or that of nobody in particular."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -21,5 +21,9 @@ class Joining(Protocol):
     def waiting(self, execution: Any, joined: Collection[AnyTask]) -> AbstractAsyncContextManager[None]:
         """The execution's code awaits the ends of ``joined`` while the block lasts."""
 
-    def waiting_in_thread(self, execution: Any, joined: Collection[AnyTask]) -> AbstractContextManager[None]:
-        """The same for sync code, which blocks a thread."""
+    def waiting_in_thread(
+        self, execution: Any, joined: Collection[AnyTask]
+    ) -> AbstractContextManager[Callable[[Callable[[], object]], None]]:
+        """The same for sync code, which blocks a thread. The block gets a function to be called with what
+        cancels its wait.
+        """

@@ -5,7 +5,7 @@ not see what others have done meanwhile, and would be open all the time.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import (
     AbstractAsyncContextManager,
@@ -116,12 +116,12 @@ def _join(result: PostgresTaskResult, timeout: float | None) -> None:
         return
     is_held = seen is not None and id in seen.held
     execution = current.get()
-    noted: AbstractContextManager[None] = nullcontext()
+    noted: AbstractContextManager[Callable[[Callable[[], object]], None] | None] = nullcontext()
     if execution is not None and execution.joining is not None:
         noted = execution.joining.waiting_in_thread(execution, [result.task])
     try:
-        with noted:
-            run_on_loop(lambda: _ajoin_outside(result, 0 if is_held else timeout))
+        with noted as cancelled_by:
+            run_on_loop(lambda: _ajoin_outside(result, 0 if is_held else timeout), cancelled_by)
     except TaskResultDoesNotExist:
         if seen is not None:
             result.refresh()  # raises the same, unless the transaction sees the task

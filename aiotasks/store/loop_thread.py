@@ -80,25 +80,35 @@ class LoopThread:
 _thread = LoopThread()
 
 
-def run_on_loop[Result](make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+def run_on_loop[Result](
+    make: Callable[[], Coroutine[Any, Any, Result]],
+    begun: Callable[[Callable[[], object]], None] | None = None,
+) -> Result:
     """Return what a coroutine returns, and wait for it in this thread. An exception in the wait (Ctrl-C)
-    cancels the coroutine.
+    cancels the coroutine. ``begun`` is called with what cancels it from any thread, which raises
+    ``concurrent.futures.CancelledError``.
 
     It runs in an empty context, so in no transaction of the caller's. This thread must have no running loop.
     """
     if (loop := loop_of_sync_code()) is not None:
-        return _run(loop, make)
+        return _run(loop, make, begun)
     thread = _thread
     loop = thread.enter()
     try:
-        return _run(loop, make)
+        return _run(loop, make, begun)
     finally:
         thread.leave()
 
 
-def _run[Result](loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+def _run[Result](
+    loop: asyncio.AbstractEventLoop,
+    make: Callable[[], Coroutine[Any, Any, Result]],
+    begun: Callable[[Callable[[], object]], None] | None,
+) -> Result:
     future = contextvars.Context().run(asyncio.run_coroutine_threadsafe, make(), loop)
     try:
+        if begun is not None:
+            begun(future.cancel)
         return future.result()
     except BaseException:
         future.cancel()

@@ -203,7 +203,9 @@ class Runs(Starts, Protocol):
     """The runner."""
 
     def cancel(self, execution: Execution, reason: Reason) -> bool:
-        """Ask an execution to end; returns False where it can't be asked, as it runs in a thread."""
+        """Ask an execution to end; returns False where it can't be asked, as it runs in a thread and joins no
+        task there.
+        """
 
     def abandon(self, execution: Execution) -> None:
         """Don't wait for an execution any longer: its slot is free, and its end is ignored."""

@@ -115,3 +115,19 @@ def parent_sync_of_other_lane(number: int) -> int:
 async def waits_briefly() -> None:
     result = postgres_result(await leaf.using(queue_name="nobody").aenqueue(1))
     await result.ajoin()
+
+
+@task(timeout=0.3)
+def waits_briefly_sync() -> None:
+    waits_for_ever_sync.func()
+
+
+@task
+def waits_for_ever_sync() -> None:
+    result = postgres_result(leaf.using(queue_name="nobody").enqueue(1))
+    noted.append("joins")
+    try:
+        result.join()
+    except BaseException as error:
+        noted.append(type(error))
+        raise

@@ -1,5 +1,6 @@
 """Tasks that wait for tasks: a coroutine gives up its slot meanwhile; a thread doesn't, which is logged."""
 
+import asyncio
 from collections.abc import Iterator
 
 import asyncpg
@@ -169,3 +170,33 @@ async def test_threads_that_wait_for_coroutines_are_not(
         await aiotasks.gather_results(results, timeout=60)
     assert [result.return_value for result in results] == [*range(4)]
     assert FULL not in caplog.text
+
+
+async def test_a_join_in_a_thread_ends_with_its_attempt(configure: Configure, ledger: Ledger) -> None:
+    configure(queues=["default", "nobody"])
+    async with aiotasks.Worker(queues=["default"], threads=1) as worker:
+        result = await tasks.waits_briefly_sync.aenqueue()
+        await result.ajoin(timeout=60)
+        assert [error.exception_class_path for error in result.errors] == ["aiotasks.exceptions.TaskTimeout"]
+        await until(lambda: not worker.engine.runner.deadlines.outlasting)
+        assert tasks.noted == ["joins", asyncio.CancelledError]
+        await until(lambda: worker.engine.slots.free("thread") == 1)
+        assert not worker.engine.runner._joining._cancels
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop"])
+async def test_a_join_in_a_thread_is_cancelled(configure: Configure, ledger: Ledger, how: str) -> None:
+    configure(queues=["default", "nobody"])
+    result = await tasks.waits_for_ever_sync.aenqueue()
+    async with aiotasks.Worker(queues=["default"], threads=1, grace=0) as worker:
+        await until(lambda: worker.engine.runner._joining._cancels)
+        if how == "cancel":
+            assert await postgres_result(await backend.aget_result(result.id)).acancel()
+            await result.ajoin(timeout=60)
+    await until(lambda: tasks.noted == ["joins", asyncio.CancelledError])
+    await until(lambda: ledger.task(result.id).status != "RUNNING")
+    await result.arefresh()
+    if how == "cancel":
+        assert [e.exception_class_path for e in result.errors] == ["aiotasks.exceptions.TaskCancelled"]
+    else:
+        assert (result.status, result.attempts) == ("READY", 0)  # given back, unspent

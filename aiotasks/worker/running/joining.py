@@ -3,10 +3,11 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from concurrent import futures
 from contextlib import asynccontextmanager, contextmanager
 
 from ...rows import AnyTask, Job, Lane, lane_of
-from ..execution import Execution
+from ..execution import Execution, Reason
 from ..protocols import HasSlots
 
 __all__ = ["MOST_WITHOUT_SLOT", "JoiningTasks"]
@@ -43,6 +44,7 @@ class JoiningTasks:
         self._queues = frozenset(queues)
         self._without_slot = 0
         self._stuck: set[Execution] = set()  # they wait for what this worker would run in their lanes
+        self._cancels: set[tuple[Execution, Callable[[], object]]] = set()  # the joins in threads
         self._warned = False
 
     @asynccontextmanager
@@ -62,17 +64,43 @@ class JoiningTasks:
             await self._take_again(execution)
 
     @contextmanager
-    def waiting_in_thread(self, execution: Execution, joined: Collection[AnyTask]) -> Iterator[None]:
-        """The same for code that keeps its slot. May be called in any thread."""
-        if not any(self._runs_here(execution.lane, task) for task in joined):
-            yield
-            return
-        self._stuck.add(execution)
-        self._check(execution.lane)
+    def waiting_in_thread(
+        self, execution: Execution, joined: Collection[AnyTask]
+    ) -> Iterator[Callable[[Callable[[], object]], None]]:
+        """The same for code that keeps its slot. May be called in any thread.
+
+        The block gets a function to be called with what cancels its wait, which is done once nobody waits for
+        the execution's end. Then CancelledError is raised.
+        """
+        mine: list[tuple[Execution, Callable[[], object]]] = []
+
+        def cancelled_by(cancel: Callable[[], object]) -> None:
+            mine.append((execution, cancel))
+            self._cancels.update(mine)
+            if execution.is_cancelled():
+                self.interrupt(execution, execution.asked_to_end or "shutdown")
+
+        if is_stuck := any(self._runs_here(execution.lane, task) for task in joined):
+            self._stuck.add(execution)
+            self._check(execution.lane)
         try:
-            yield
+            yield cancelled_by
+        except futures.CancelledError:
+            # No Exception, which a body might catch to join again.
+            raise asyncio.CancelledError("nobody waits for the end of the task that joins") from None
         finally:
-            self._stuck.discard(execution)
+            self._cancels.difference_update(mine)
+            if is_stuck:
+                self._stuck.discard(execution)
+
+    def interrupt(self, execution: Execution, reason: Reason) -> bool:
+        """Cancel the joins of an execution in threads; returns whether there are any."""
+        found = [cancel for each, cancel in list(self._cancels) if each is execution]
+        if found and execution.cancelled_for is None:
+            execution.cancelled_for = reason
+        for cancel in found:
+            cancel()
+        return bool(found)
 
     def _may_give_up(self, execution: Execution) -> bool:
         return (

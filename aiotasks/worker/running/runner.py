@@ -118,11 +118,14 @@ class Runner:
         return False
 
     def cancel(self, execution: Execution, reason: Reason) -> bool:
-        """Cancel the body; returns False if that isn't possible, because it runs in a thread."""
+        """Cancel the body; returns False if that isn't possible, because it runs in a thread and joins no
+        task there.
+        """
         if execution.in_thread or execution.task is None:
             execution.asked_to_end = reason
-            return False
+            return self._joining.interrupt(execution, reason)
         execution.cancelled_for = reason
+        self._joining.interrupt(execution, reason)
         return self._cancel_task(execution)
 
     def abandon(self, execution: Execution) -> None:
@@ -131,6 +134,7 @@ class Runner:
         self.deadlines.forget(execution)
         self._leave(execution)
         self._cancel_task(execution)
+        self._joining.interrupt(execution, "shutdown")
         self._cut_off(execution)
 
     def give_up(self, execution: Execution, where: str) -> None:
@@ -145,6 +149,7 @@ class Runner:
             run_context = self._set_apart(execution)
             self._cancel_task(execution)
             self._cut_off(execution)
+        self._joining.interrupt(execution, "timed out")
         settling = OwnTask(
             self._settle(execution, run_context, timed_out(execution, where=where)),
             loop=self._loop,
