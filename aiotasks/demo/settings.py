@@ -18,6 +18,9 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
 ]
 
+# Cookies are shared by all ports of a host: not with another site that is being developed there.
+CSRF_COOKIE_NAME = "aiotasks_demo_csrftoken"
+
 # The strictest that a page with a script, a stylesheet and forms of its own can have.
 SECURE_CSP = {
     "default-src": [CSP.NONE],

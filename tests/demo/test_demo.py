@@ -45,6 +45,7 @@ def test_serve_keeps_the_site_up_until_a_signal(start: Start) -> None:
     with httpx.Client(base_url=url, trust_env=False) as client:
         index = client.get("/")
         assert "Examine the modules" in index.text
+        assert set(client.cookies) == {"aiotasks_demo_csrftoken"}  # other sites on this host have their own
         policy = index.headers["Content-Security-Policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; ")
         assert "unsafe" not in policy

@@ -219,7 +219,7 @@ def test_a_page_follows_what_happens_in_another_one(browser: Browser, demo: str,
     with httpx.Client(base_url=demo, trust_env=False, follow_redirects=True) as other:
 
         def post(path: str, status: int = 200) -> None:
-            token = other.cookies["csrftoken"]
+            token = other.cookies["aiotasks_demo_csrftoken"]
             assert other.post(path, data={"csrfmiddlewaretoken": token}).status_code == status
 
         other.get("/")
