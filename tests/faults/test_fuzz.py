@@ -311,7 +311,9 @@ def test_a_row_that_somebody_wrote_harms_no_other(
     with caplog.at_level(logging.INFO, "aiotasks"):
         asyncio.run(main())
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("aiotasks")]
-    assert not any("\n" in message for message in ours)
+    # But for the stack of a loop that the machine has held up.
+    blocked = "The event loop is blocked"
+    assert not any("\n" in message for message in ours if not message.startswith(blocked))
 
     def from_sync(id: str) -> Any:
         try:

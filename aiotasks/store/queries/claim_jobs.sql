@@ -52,7 +52,7 @@ WHERE task.ctid = ANY(ARRAY(
             FROM aiotasks_task AS ready
             WHERE ready.status = 'READY' AND ready.backend = $3::text AND ready.lane = 'loop'
               AND ready.queue_name = source.queue_name AND ready.ready_at >= source.since
-              AND ready.priority >= coalesce(source.lowest, (-32768)::smallint)
+              AND ready.priority >= coalesce(source.lowest, '-32768'::smallint)
               AND (NOT $7::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
               AND ready.crashes < 2
               AND (ready.expires_at IS NULL OR ready.expires_at > statement_timestamp())
@@ -75,7 +75,7 @@ WHERE task.ctid = ANY(ARRAY(
             FROM aiotasks_task AS ready
             WHERE ready.status = 'READY' AND ready.backend = $3::text AND ready.lane = 'thread'
               AND ready.queue_name = source.queue_name AND ready.ready_at >= source.since
-              AND ready.priority >= coalesce(source.lowest, (-32768)::smallint)
+              AND ready.priority >= coalesce(source.lowest, '-32768'::smallint)
               AND (NOT $11::boolean OR (ready.crashes = 0 AND coalesce(ready.max_crashes, 2) > 1))
               AND ready.crashes < 2
               AND (ready.expires_at IS NULL OR ready.expires_at > statement_timestamp())
