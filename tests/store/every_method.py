@@ -153,7 +153,12 @@ def main() -> list[Any]:
     found = call("select_jobs", [uuid.UUID(int=n) for n in range(12)], "default")
     seen.append(sorted(shown(job) for job in found))
     states = call("select_states", [uuid.UUID(int=n) for n in range(12)], "default")
-    seen.append(sorted([state.id.int, *state[1:4], str(state.finished_at)[:2]] for state in states))
+    seen.append(
+        sorted(
+            [state.id.int, state.status, state.metadata, state.attempts, str(state.finished_at)[:2]]
+            for state in states
+        )
+    )
     seen.append(bulk([job.id for job in found], queue, error))
     call("wait_for_standbys")
     seen.append(call("notify", "aiotasks", ["a", "b"], alone=True))

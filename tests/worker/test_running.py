@@ -16,6 +16,7 @@ import aiotasks
 from aiotasks.registry import resolve
 from aiotasks.rows import AnyResult, Job
 from aiotasks.store.loop import close_pools
+from aiotasks.worker.ownership import Ownership
 from aiotasks.worker.running import imports as imports_module
 from tests.site import default_task_backend
 
@@ -82,23 +83,26 @@ async def test_slots_are_a_limit_after_no_ops_too(
     await default_task_backend.aenqueue_many(tasks.wait_for_release, [((name,), {}) for name in names])
     places = "SELECT id, ready_at FROM aiotasks_task WHERE status = 'READY'"
     before = set(await conn.fetch(places))
+    give_back = Ownership.give_back
+    dropped: list[Job] = []
+
+    def watched_give_back(self: Ownership, job: Job) -> None:
+        dropped.append(job)
+        give_back(self, job)
+
+    # Before the worker starts, because all may be done before the block begins.
+    monkeypatch.setattr(Ownership, "give_back", watched_give_back)
     async with aiotasks.Worker(concurrency=5, threads=1) as worker, asyncio.timeout(TIMEOUT):
         runner = worker.engine.runner
-        start, give_back = runner.start, worker.engine.ownership.give_back
+        start = runner.start
         counts: list[int] = []
-        dropped: list[Any] = []
 
         def watched(job: Any) -> bool:
             at_once = start(job)
             counts.append(worker.engine.slots.taken("loop"))
             return at_once
 
-        def watched_give_back(job: Job) -> None:
-            dropped.append(job)
-            give_back(job)
-
         monkeypatch.setattr(runner, "start", watched)
-        monkeypatch.setattr(worker.engine.ownership, "give_back", watched_give_back)
 
         async def all_but_five() -> bool:
             rows = await conn.fetch("SELECT status, count(*) FROM aiotasks_task GROUP BY 1")
