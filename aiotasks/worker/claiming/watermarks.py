@@ -8,7 +8,6 @@ Two things are learned from a claim: that it has emptied a queue, or how far it 
 import time
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from math import inf
 from typing import NamedTuple
 
@@ -67,9 +66,9 @@ class Watermarks:
         self._passed: dict[_Key, _Passed] = {}
         self._passed_since = 0.0  # by time.monotonic(): the first of them
         self._moved_at = -inf
-        self._lowest: dict[
-            Lane, dict[str, int]
-        ] = {}  # the lowest priority of each queue in the last full claim
+        # Of the last full claim the lowest priority of each queue, and of the last request the queues that it
+        # looked at behind a passed mark.
+        self._lowest: dict[Lane, dict[str, int]] = {}
         self._behind: dict[Lane, list[str]] = {}
 
     def request(
@@ -165,8 +164,8 @@ def _ready_at(job: Job) -> datetime:
 
 
 def _claimed_at(jobs: Iterable[Job]) -> datetime:
-    """When a claim was made, by the database's clock."""
-    return max((time_of(job.last_attempted_at) or EVER for job in islice(jobs, 1)), default=EVER)
+    """When the claim of these jobs was made, by the database's clock: the same for all."""
+    return time_of(next(iter(jobs)).last_attempted_at) or EVER
 
 
 def _age(job: Job) -> int:
