@@ -98,27 +98,29 @@ class EnqueueStatements(StatementGroup):
     async def insert_unique_jobs(
         self, new: Sequence[UniqueJob], *, lock_timeout: float, timeout: float | None = None
     ) -> set[str]:
-        """Store tasks of one template and rule, whose keys differ; return the keys of those stored."""
-        template, rule = new[0].template, new[0].rule
+        """Store tasks whose keys differ; return the keys of those stored."""
+        shared = [(each.template, each.rule) for each in new]
+        templates = {each: number for number, each in enumerate(dict.fromkeys(shared), 1)}
         rows = await self._fetch(
             "insert_unique_jobs",
             [each.id for each in new],
             [each.args for each in new],
             [each.kwargs for each in new],
             [each.key for each in new],
-            template.backend,
-            template.queue_name,
-            template.task_path,
-            template.lane,
-            template.priority,
+            [] if len(templates) == 1 else [templates[each] for each in shared],
             new[0].enqueued_at,
-            template.run_after,
-            template.expires,
-            rule.period,
             _milliseconds(lock_timeout),
-            rule.waiting,
-            template.metadata,
-            *template.policy,
+            [template.backend for template, _ in templates],
+            [template.queue_name for template, _ in templates],
+            [template.task_path for template, _ in templates],
+            [template.lane for template, _ in templates],
+            [template.priority for template, _ in templates],
+            [template.run_after for template, _ in templates],
+            [template.expires for template, _ in templates],
+            [rule.period for _, rule in templates],
+            [rule.waiting for _, rule in templates],
+            [template.metadata for template, _ in templates],
+            *map(list, zip(*(template.policy for template, _ in templates), strict=True)),
             timeout=timeout,
         )
         stored = {str(id) for id, _ in rows}

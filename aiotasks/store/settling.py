@@ -61,8 +61,9 @@ def waits(job: Job) -> bool:
 class Settling:
     """Settles calls as if they had come one after another.
 
-    All of ``jobs`` have one backend; those of different keys have one template and one rule, too. ``run()``
-    may be called again after an error, but not after the rollback of what it has written.
+    All of ``jobs`` have one backend; those of different keys that replace waiting tasks have one template and
+    one rule, too. ``run()`` may be called again after an error, but not after the rollback of what it has
+    written.
 
     in_transaction: others see the tasks later than these statements, at a commit. A duplicate then locks the
     holder that it relies on, if that holds its key only until it starts: it must not start before the commit.

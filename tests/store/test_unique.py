@@ -117,6 +117,33 @@ async def test_a_finished_task_gives_its_key_up_to_the_next(
     assert (after["unique_key"], after["former_key"]) == ("k", None)
 
 
+async def test_tasks_of_one_statement_may_differ_in_all_but_their_backend(
+    store: Store, conn: asyncpg.Connection
+) -> None:
+    """Ticks of schedules are stored together, whatever tasks they are of."""
+    soon = datetime.now(UTC) + HOUR
+    jobs = [
+        unique("a", queue_name="a", task_path="site.a", metadata='{"a": 1}', keep_result=5.0),
+        unique("b", WAITING, queue_name="b", lane="thread", priority=3, max_crashes=2),
+        unique("c", UNFINISHED._replace(period=60.0), run_after=soon, expires=10.0),
+        unique("a again", UNFINISHED, queue_name="a", task_path="site.a"),
+    ]
+    assert await settle(store, *jobs) == [STORED] * 4
+    a, b, c, again = [await row(conn, UUID(job.id)) for job in jobs]
+    assert [each["queue_name"] for each in (a, b, c, again)] == ["a", "b", "default", "a"]
+    assert [each["unique_waiting"] for each in (a, b, c, again)] == [False, True, False, False]
+    assert (a["task_path"], a["metadata"], a["keep_result"], again["metadata"]) == (
+        ("site.a", '{"a": 1}', 5.0, None)
+    )
+    assert (b["lane"], b["priority"], b["max_crashes"], b["status"]) == ("thread", 3, 2, "READY")
+    assert (c["run_after"], c["status"], c["expires_at"]) == (soon, "SCHEDULED", soon + timedelta(seconds=10))
+    assert [each["unique_until"] is None for each in (a, b, c, again)] == [True, True, False, True]
+    await conn.execute("UPDATE aiotasks_task SET status = 'FAILED', finished_at = clock_timestamp()")
+    next_ones = [unique("b", queue_name="x"), unique("c", queue_name="y"), unique("a", queue_name="z")]
+    settled = await settle(store, *next_ones)
+    assert [each.holder and str(each.holder.id) for each in settled] == [None, jobs[2].id, None]
+
+
 async def test_backends_have_keys_of_their_own(store: Store) -> None:
     assert await put(store) is not None
     assert await put(store, backend="other") is not None

@@ -1,13 +1,14 @@
 -- Store new tasks with unique keys, each of which is here once; a task whose key the table has is left out, whether
--- it is held or not. Waits for transactions that have written one of the keys, as long as $14 says at most (55P03).
+-- it is held or not. Waits for transactions that have written one of the keys, as long as $7 says at most (55P03).
 -- The keys are in the order of every such statement, so that two of them don't wait for each other.
 -- Returns the ids of those stored; one row without an id if there are none.
--- $1 ids, $2 args, $3 kwargs (JSON text), $4 unique keys; the same for all: $5 backend, $6 queue name, $7 task path,
--- $8 lane, $9 priority, $10 enqueued_at, $11 run_after, $12 expires (seconds), $13 for how many seconds the keys are
--- held (NULL: by the status), $14 lock_timeout, $15 whether they are held only while the tasks wait,
--- $16 metadata (JSON text), from $17 on the policies
+-- $1 ids, $2 args, $3 kwargs (JSON text), $4 unique keys, $5 the number of each task's template, from 1 (empty: 1),
+-- $6 enqueued_at of all, $7 lock_timeout;
+-- per template: $8 backends, $9 queue names, $10 task paths, $11 lanes, $12 priorities, $13 run_after,
+-- $14 expires (seconds), $15 for how many seconds the keys are held (NULL: by the status), $16 whether they are held
+-- only while the tasks wait, $17 metadata (JSON text), from $18 on the policies
 WITH limits AS MATERIALIZED (
-    SELECT current_setting('lock_timeout') AS before, set_config('lock_timeout', $14::text, true) AS now
+    SELECT current_setting('lock_timeout') AS before, set_config('lock_timeout', $7::text, true) AS now
 ), stored AS (
     INSERT INTO aiotasks_task (
         id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
@@ -15,18 +16,21 @@ WITH limits AS MATERIALIZED (
         metadata, {policy_columns}
     )
     SELECT
-        new.id, $5::text, $6::text, $7::text, $8::text, $9::smallint,
-        CASE WHEN $11::timestamptz > statement_timestamp() THEN 'SCHEDULED' ELSE 'READY' END,
+        new.id, ($8::text[])[new.template], ($9::text[])[new.template], ($10::text[])[new.template],
+        ($11::text[])[new.template], ($12::smallint[])[new.template],
+        CASE WHEN ($13::timestamptz[])[new.template] > statement_timestamp() THEN 'SCHEDULED' ELSE 'READY' END,
         new.args::json, new.kwargs::json, '{}'::json[], '{}'::uuid[],
-        0, $10::timestamptz, $11::timestamptz,
-        CASE WHEN $11::timestamptz > statement_timestamp() THEN NULL ELSE statement_timestamp() END,
-        greatest($11::timestamptz, statement_timestamp()) + make_interval(secs => $12::double precision),
-        new.key, statement_timestamp() + make_interval(secs => $13::double precision), $15::boolean,
-        $16::json, {policy_values:17}
+        0, $6::timestamptz, ($13::timestamptz[])[new.template],
+        CASE WHEN ($13::timestamptz[])[new.template] > statement_timestamp() THEN NULL ELSE statement_timestamp() END,
+        greatest(($13::timestamptz[])[new.template], statement_timestamp())
+            + make_interval(secs => ($14::double precision[])[new.template]),
+        new.key, statement_timestamp() + make_interval(secs => ($15::double precision[])[new.template]),
+        ($16::boolean[])[new.template], ($17::text[])[new.template]::json, {policy_arrays:18}
     FROM limits
     CROSS JOIN (
-        SELECT each.id, each.args, each.kwargs, each.key
-        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS each (id, args, kwargs, key)
+        SELECT each.id, each.args, each.kwargs, each.key, coalesce(each.template, 1) AS template
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::integer[])
+            AS each (id, args, kwargs, key, template)
         ORDER BY each.key
     ) AS new
     ON CONFLICT (backend, unique_key) WHERE unique_key IS NOT NULL DO NOTHING
