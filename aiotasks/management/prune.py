@@ -1,21 +1,25 @@
 """``manage.py aiotasks prune``: prune at once, as the workers do once a minute."""
 
 import re
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
 from aiotasks.backend import PostgresBackend
+from aiotasks.management.subcommand import Write, backend_or_error, run_over
 from aiotasks.operations.connection import operator_connection
 from aiotasks.policies.keep import parse_keep_time
 from aiotasks.store.store import Store
 from aiotasks.worker.maintenance.pruner import Pruner
 from aiotasks.worker.process.cli import add_backend
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "delete finished tasks whose time is over, as the workers do"
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options of ``prune``."""
     add_backend(parser)
     parser.add_argument(
         "--older-than",
@@ -36,7 +40,14 @@ def _age(text: str) -> float:
         raise ArgumentTypeError(f"{text!r} is more than 100 years") from None
 
 
-async def run(backend: PostgresBackend, older_than: float | None) -> str:
+def run(options: Namespace, write: Write) -> int:
+    """Prune, and print the numbers; returns 0. Raises CommandError where the database fails."""
+    backend = backend_or_error(options.backend)
+    write(run_over(backend, _prune(backend, options.older_than)))
+    return 0
+
+
+async def _prune(backend: PostgresBackend, older_than: float | None) -> str:
     """Prune; return a sentence with the numbers. Raises a ``django.db`` error if the database fails, or
     doesn't answer within COMMAND_TIMEOUT."""
     options = backend.config

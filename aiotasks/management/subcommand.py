@@ -1,0 +1,62 @@
+"""What a subcommand of ``manage.py aiotasks`` is, and what those that operators use have in common."""
+
+import asyncio
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from django.core.management.base import CommandError
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import utils
+
+from aiotasks.backend import PostgresBackend
+from aiotasks.db.errors import describe
+from aiotasks.operations.check import check_settings
+from aiotasks.worker.startup import backend_of
+
+__all__ = ["Subcommand", "Write", "add_json", "as_json", "backend_or_error", "run_over"]
+
+# Prints text, as a command's ``stdout.write`` does.
+type Write = Callable[[str], object]
+
+
+class Subcommand(Protocol):
+    """A module of this package: one subcommand. ``HELP`` is its line in ``manage.py aiotasks --help``."""
+
+    HELP: str
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Add the subcommand's own options to its parser."""
+
+    def run(self, options: Namespace, write: Write) -> int:
+        """Do it, print with ``write``, and return the exit code.
+
+        ``options`` are the parsed ones, with ``from_command_line``: False where ``call_command`` was used.
+        Raises CommandError with a sentence for people.
+        """
+
+
+def add_json(parser: ArgumentParser) -> None:
+    """Add the option for programs that read the answer."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def backend_or_error(alias: str) -> PostgresBackend:
+    """Return the backend of ``TASKS[alias]``. Raises CommandError where the settings have mistakes."""
+    if errors := [finding for finding in check_settings(alias) if finding.verdict == "error"]:
+        raise CommandError(" ".join(error.message for error in errors))
+    return backend_of(alias)
+
+
+def run_over[Result](backend: PostgresBackend, work: Coroutine[Any, Any, Result]) -> Result:
+    """Run ``work`` to its end and return its result. Raises CommandError where the database fails."""
+    try:
+        return asyncio.run(work)
+    except utils.Error as error:
+        raise CommandError(describe(error, backend.config.database)) from error
+
+
+def as_json(value: object) -> str:
+    """Return JSON for people and programs, with times and ids as Django writes them."""
+    return json.dumps(value, cls=DjangoJSONEncoder, indent=2)
