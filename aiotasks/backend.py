@@ -26,11 +26,14 @@ from .db.errors import about_tables
 from .enqueueing import Calls, check_path, make_rows, store_rows
 from .exceptions import TaskCancelled
 from .metadata.values import dump_metadata
-from .results import PostgresTaskResult, parse_id, result_of
+from .results import PostgresTaskResult, parse_id
+from .row_results import result_of
 from .rows import AnyResult, AnyTask, Status
 from .store.blocks import belongs_to_django
+from .store.django_route import DjangoRoute
 from .store.merging import merge_metadata
-from .store.routes import DjangoRoute, Route, route_on_loop
+from .store.route import Route
+from .store.routes import route_on_loop
 from .sync import SyncMethod, drive
 from .tasks import PostgresTask
 
@@ -50,7 +53,7 @@ class PostgresBackend(BaseTaskBackend):
 
     Django makes an instance per thread and context, at import time too: it is cheap, owns
     nothing and connects to nothing. The logic stands once, in coroutines that take the route to the
-    database as an argument (``store/routes.py``):
+    database as an argument (``store/route.py``):
 
     - ``aenqueue`` and ``aget_result`` go over asyncpg on the running loop, or, where sync code
       waits for them, over that code's Django connection;

@@ -21,7 +21,7 @@ from .filters import TaskFilter
 from .results import parse_id
 from .rows import AnyResult, Status
 from .store.bulk import Leg, Meant, Place
-from .store.routes import Route
+from .store.route import Route
 
 __all__ = ["BulkCounts", "Progress", "Which", "act", "check_meant"]
 

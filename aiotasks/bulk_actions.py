@@ -15,10 +15,10 @@ from .codec import dump_error
 from .conf import Options
 from .db.errors import Code, constraint, sqlstate
 from .exceptions import InvalidRow, TaskCancelled, UnknownTask
-from .results import result_of
+from .row_results import result_of
 from .rows import LANES, Status
 from .store.bulk import CancelledJob, DeletedJob, Meant, RetriedJob
-from .store.routes import Route
+from .store.route import Route
 from .store.wakeups import ANY_QUEUE, Wakeup
 
 __all__ = ["Cancel", "Delete", "Retry"]

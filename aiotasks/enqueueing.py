@@ -14,10 +14,11 @@ from .exceptions import DuplicateTask, UnknownTask
 from .policies.policy import Policy, PolicyFields, policy_of
 from .policies.unique import UniqueRule, keep_for_period, key_of_call, rule_of
 from .registry import resolve
-from .results import duplicate_of, new_result
+from .results import new_result
+from .row_results import duplicate_of
 from .rows import AnyResult, AnyTask, JobTemplate, NewJob, UniqueJob, lane_of, makes_generators
 from .signatures import check_call
-from .store.routes import Route
+from .store.route import Route
 from .store.settling import Duplicates
 from .tasks import metadata_of
 

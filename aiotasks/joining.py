@@ -27,7 +27,8 @@ from .conf import Options
 from .db.errors import is_transient
 from .db.retry import backoff, repeat
 from .executing import current
-from .results import PostgresTaskResult, parse_id, refresh_from
+from .results import PostgresTaskResult, parse_id
+from .row_results import refresh_from
 from .rows import FINAL, Job
 from .store.changes import AWAITED
 from .store.joins import Watch

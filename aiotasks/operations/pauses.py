@@ -16,7 +16,7 @@ from ..backend import PostgresBackend
 from ..policies.seconds import parse_seconds
 from ..rows import AnyTask
 from ..store.pauses import Kind, Paused
-from ..store.routes import Route
+from ..store.route import Route
 from ..store.wakeups import ANY_QUEUE, Wakeup
 from ..worker.startup import backend_of
 

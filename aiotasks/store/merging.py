@@ -8,7 +8,7 @@ from django.db import utils
 
 from ..metadata.values import Metadata, merge
 from .changes import WATCHED
-from .routes import Route
+from .route import Route
 
 __all__ = ["merge_metadata"]
 

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .assertions import assert_enqueued
-    from .backends import DummyBackend, ImmediateBackend
     from .draining import drain
+    from .dummy import DummyBackend
+    from .immediate import ImmediateBackend
 
 __all__ = ["DummyBackend", "ImmediateBackend", "assert_enqueued", "drain"]
 
 # TASKS may name a backend of this module, which Django then imports before the models, that the functions
 # need: each name is imported at its first use (PEP 562).
 _HOMES = {
-    "DummyBackend": "backends",
-    "ImmediateBackend": "backends",
+    "DummyBackend": "dummy",
+    "ImmediateBackend": "immediate",
     "assert_enqueued": "assertions",
     "drain": "draining",
 }

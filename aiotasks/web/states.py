@@ -24,7 +24,7 @@ from ..results import parse_id
 from ..rows import FINAL, AnyResult, Status
 from ..store.blocks import belongs_to_django
 from ..store.loop import resources
-from ..store.routes import Route
+from ..store.route import Route
 from ..store.states import TaskState
 from .access import Wanted
 

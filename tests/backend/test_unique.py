@@ -17,7 +17,7 @@ from django.utils import timezone
 import aiotasks
 from aiotasks import DuplicateTask, PostgresTaskResult
 from aiotasks.rows import AnyResult
-from aiotasks.store import routes
+from aiotasks.store import commit_hooks
 from aiotasks.store.loop import resources
 from aiotasks.store.notifier import throttle
 from aiotasks.store.wakeups import Wakeup
@@ -135,7 +135,7 @@ async def test_bulk_is_all_or_none(
 ) -> None:
     """Also if a call isn't to raise, but must, because what holds its key can't be replaced."""
     sent: list[Wakeup] = []
-    monkeypatch.setattr(routes, "_notify", lambda alias, wakeups, changed: sent.extend(wakeups))
+    monkeypatch.setattr(commit_hooks, "_notify", lambda alias, wakeups, changed: sent.extend(wakeups))
     first = await api.enqueue(tasks.by_argument.using(unique_key="debounced b"), 1)
     await api.enqueue(tasks.debounced, "a", "before")
     sent.clear()

@@ -32,7 +32,8 @@ from dataclasses import fields, replace
 from uuid import uuid4
 from aiotasks.policies.policy import NO_POLICY
 from aiotasks.rows import Job
-from aiotasks.results import new_result, result_of
+from aiotasks.results import new_result
+from aiotasks.row_results import result_of
 from tests import tasks
 
 task = tasks.add

@@ -15,7 +15,8 @@ from ...conf import Options
 from ...exceptions import InvalidRow, TaskCancelled, TaskExpired
 from ...policies.retry import Backoff
 from ...registry import known
-from ...results import Counts, error_of, result_of
+from ...results import Counts
+from ...row_results import error_of, result_of
 from ...rows import AnyResult
 from ...sync import drive
 from ..execution import Execution

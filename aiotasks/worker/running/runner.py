@@ -16,7 +16,7 @@ from ...executing import current
 from ...metadata.running import RunningMetadata, Saves
 from ...policies.timeout import TimeLimit
 from ...registry import known
-from ...results import arguments_of, result_of
+from ...row_results import arguments_of, result_of
 from ...rows import Job, Lane, lane_of
 from ...store.blocks import close_blocks, leave_blocks
 from ..belonging import OwnTask

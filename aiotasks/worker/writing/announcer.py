@@ -16,7 +16,7 @@ from ...codec import decode
 from ...compat import RETURN_VALUE, set_frozen
 from ...conf import Options
 from ...registry import known
-from ...results import result_of
+from ...row_results import result_of
 from ...rows import AnyResult
 from ..execution import Execution, RunContext, carry
 from ..outcomes import Failed, Succeeded

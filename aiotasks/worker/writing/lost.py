@@ -9,7 +9,7 @@ import anyio
 from ... import signals
 from ...conf import Options
 from ...exceptions import InvalidRow, UnknownTask
-from ...results import result_of
+from ...row_results import result_of
 from ...rows import Job
 from .failure_log import log_failure
 from .finisher import Finisher
