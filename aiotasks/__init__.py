@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from .filters import TaskFilter
     from .joining import as_completed, gather_results
+    from .policies.limits import Limit
     from .results import PostgresTaskResult
     from .store.atomic import atomic
     from .store.transaction import transaction
@@ -38,6 +39,7 @@ __all__ = [
     "DuplicateTask",
     "GiveUp",
     "InvalidRow",
+    "Limit",
     "PostgresTask",
     "PostgresTaskContext",
     "PostgresTaskResult",
@@ -69,6 +71,7 @@ _HOMES = {
     "DuplicateTask": "exceptions",
     "GiveUp": "exceptions",
     "InvalidRow": "exceptions",
+    "Limit": "policies.limits",
     "PostgresTask": "tasks",
     "PostgresTaskContext": "context",
     "PostgresTaskResult": "results",

@@ -11,6 +11,7 @@ from django.utils import timezone
 from .codec import dump_json
 from .conf import Options
 from .exceptions import DuplicateTask, UnknownTask
+from .policies.limit_keys import limit_key_of_call
 from .policies.policy import Policy, PolicyFields, policy_of
 from .policies.unique import UniqueRule, keep_for_period, key_of_call, rule_of
 from .registry import resolve
@@ -63,11 +64,12 @@ def make_rows(
     Raises TypeError or ValueError for a call that can't be stored; with ``many`` the error names it by its
     number.
     """
-    limit = options.max_argument_size
+    most = options.max_argument_size
     now = timezone.now()
     enqueued_at = now if timezone.is_aware(now) else timezone.make_aware(now)
     unique_key = task.unique_key if isinstance(task, PolicyFields) else None
     rule = rule_of(task) if isinstance(task, PolicyFields) and unique_key is not None else None
+    limited = task if isinstance(task, PolicyFields) and task.limit is not None else None
     template = _template_of(task, backend)
     if rule is not None:
         template = replace(template, policy=_policy_of_unique(template.policy, rule, options))
@@ -75,14 +77,17 @@ def make_rows(
     results: list[AnyResult] = []
     size = 0
     key: str | None = None
+    limit_key: str | None = None
     for call in calls:
         try:
             args, kwargs = _pair(call)
             check_call(task.func, template.task_path, args, kwargs, takes_context=task.takes_context)
-            plain_args, args_text = dump_json(args, where="args", limit=limit)
-            plain_kwargs, kwargs_text = dump_json(kwargs, where="kwargs", limit=limit)
+            plain_args, args_text = dump_json(args, where="args", limit=most)
+            plain_kwargs, kwargs_text = dump_json(kwargs, where="kwargs", limit=most)
             if unique_key is not None:
                 key = key_of_call(unique_key, template.task_path, plain_args, plain_kwargs)
+            if limited is not None:
+                limit_key = limit_key_of_call(limited, template.task_path, plain_args, plain_kwargs)
         except (TypeError, ValueError) as error:
             if not many:
                 raise
@@ -95,10 +100,11 @@ def make_rows(
                 "them in several parts, inside a transaction where it must be all or none."
             )
         id = str(uuid7())
+        row = id, template, args_text, kwargs_text, enqueued_at
         if key is None or rule is None:
-            jobs.append(NewJob(id, template, args_text, kwargs_text, enqueued_at))
+            jobs.append(NewJob(*row, limit_key=limit_key))
         else:
-            jobs.append(UniqueJob(id, template, args_text, kwargs_text, enqueued_at, key, rule))
+            jobs.append(UniqueJob(*row, key, rule, limit_key=limit_key))
         results.append(new_result(task, id, now, plain_args, plain_kwargs, backend, template.metadata))
     return jobs, results
 
@@ -145,6 +151,7 @@ def _template_of(task: AnyTask, backend: str) -> JobTemplate:
     run_after = task.run_after
     if run_after is not None and timezone.is_naive(run_after):
         run_after = timezone.make_aware(run_after)
+    limit = task.limit if isinstance(task, PolicyFields) else None
     template = JobTemplate(
         backend=backend,
         queue_name=task.queue_name,
@@ -155,6 +162,7 @@ def _template_of(task: AnyTask, backend: str) -> JobTemplate:
         expires=task.expires if isinstance(task, PolicyFields) else None,
         metadata=metadata_of(task),
         policy=policy_of(task),
+        ordered=None if limit is None else limit.stored_order,
     )
     if resolve(path) is task and run_after is None and template.metadata is None:
         _templates[path] = task, template

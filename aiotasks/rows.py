@@ -84,17 +84,20 @@ class JobTemplate:
     expires: float | None  # seconds from when it is due until it may not be started any more
     metadata: str | None  # the JSON text of an object; None: empty
     policy: Policy
+    ordered: str | None = None  # of rows with a limit_key, what a failure does to the line; None: no order
 
 
 @dataclass(slots=True)  # not frozen: that makes a million of them cost a second more
 class NewJob:
-    """A row to insert. ``args`` and ``kwargs`` are JSON text."""
+    """A row to insert. ``args`` and ``kwargs`` are JSON text. ``limit_key``: name and key of its limit; None:
+    the call isn't limited."""
 
     id: str
     template: JobTemplate
     args: str
     kwargs: str
     enqueued_at: datetime
+    limit_key: str | None = field(default=None, kw_only=True)
 
 
 @dataclass(slots=True)

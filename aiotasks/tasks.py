@@ -12,6 +12,7 @@ from django.utils.module_loading import import_string
 
 from .compat import set_frozen
 from .metadata.values import Metadata, dump_metadata
+from .policies.limit_keys import check_limit
 from .policies.policy import (
     POLICIES,
     CallKeywords,
@@ -49,6 +50,13 @@ def _check_metadata(metadata: Any) -> tuple[Metadata, str]:
         raise InvalidTask(str(error)) from None
 
 
+def _check_limit(task: "PostgresTask") -> None:
+    try:
+        check_limit(task)
+    except ValueError as error:
+        raise InvalidTask(str(error)) from None
+
+
 # The fields that Django's Task doesn't have, and what stands for them in one.
 _OWN_FIELDS: dict[str, Any] = {**dict.fromkeys(POLICIES), "metadata": {}}
 
@@ -64,6 +72,7 @@ class PostgresTask(Task, PolicyFields):  # type: ignore[type-arg]  # generic in 
 
     def __post_init__(self) -> None:
         parse_policies(self)
+        _check_limit(self)
         set_frozen(self, "metadata", _check_metadata(self.metadata)[0])
         Task.__post_init__(self)
 
@@ -108,7 +117,7 @@ class PostgresTask(Task, PolicyFields):  # type: ignore[type-arg]  # generic in 
 
         Of these five, None leaves the value as it is. A policy that isn't given stays as it is; one that is
         None is the backend's again. Raises TypeError for a policy that only the decorator takes
-        (max_attempts, backoff, timeout, …), InvalidTask for a bad value.
+        (max_attempts, backoff, timeout, limit, …), InvalidTask for a bad value.
         """
         check_keywords("using()", {**policies}, CallKeywords)
         given: dict[str, Any] = {

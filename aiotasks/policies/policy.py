@@ -18,6 +18,8 @@ from django.tasks.exceptions import InvalidTask
 from .crashes import parse_max_crashes
 from .expiry import parse_expires
 from .keep import parse_keep_result
+from .limit_keys import parse_limit_key
+from .limits import Limit, LimitKey, parse_limit
 from .retry import Backoff, ExceptionClasses, parse_backoff, parse_classes, parse_max_attempts
 from .timeout import parse_timeout
 from .unique import (
@@ -53,6 +55,7 @@ class CallKeywords(TypedDict, total=False):
     keep_result: float | timedelta | None
     expires: float | timedelta | None
     unique_key: UniqueKey | None
+    limit_key: LimitKey
 
 
 class PolicyKeywords(CallKeywords, total=False):
@@ -66,6 +69,7 @@ class PolicyKeywords(CallKeywords, total=False):
     unique_for: UniqueFor | None
     on_conflict: OnConflict | None
     keep_run_after: bool | None
+    limit: Limit | None
 
 
 class Policy(NamedTuple):
@@ -104,6 +108,9 @@ class PolicyFields:
     ``on_conflict``: what an enqueue does whose key another task holds: "return" that task's result, "raise"
     DuplicateTask, or "replace" the waiting task's arguments (None: "return").
     ``keep_run_after``: whether a task that is replaced keeps its time (None: it doesn't).
+    ``limit``: how many tasks of its key run at a time, how fast they start, and in which order (None: the
+    task isn't limited).
+    ``limit_key``: the key of all calls (None: as the limit's ``by`` makes it).
     """
 
     __slots__ = ()
@@ -120,6 +127,8 @@ class PolicyFields:
     unique_for: str | float | None = _policy(parse_unique_for)
     on_conflict: str | None = _policy(parse_on_conflict)
     keep_run_after: bool | None = _policy(parse_keep_run_after)
+    limit: Limit | None = _policy(parse_limit)  # noqa: RUF009  # as above
+    limit_key: str | None = _policy(parse_limit_key)
 
 
 _FIELDS = {each.name: each.metadata for each in fields(PolicyFields)}

@@ -8,6 +8,7 @@ from inspect import iscoroutine, iscoroutinefunction
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from .seconds import parse_seconds
+from .text import is_storable
 
 __all__ = [
     "OnConflict",
@@ -57,11 +58,7 @@ A_KEY = "a string of at least one character, without NUL and surrogates"
 
 
 def _is_key(value: Any) -> bool:
-    return isinstance(value, str) and value != "" and "\0" not in value and not _has_surrogates(value)
-
-
-def _has_surrogates(value: str) -> bool:
-    return not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, str) and value != "" and is_storable(value)
 
 
 def parse_unique_for(value: Any) -> str | float:
