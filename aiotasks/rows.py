@@ -11,6 +11,7 @@ from uuid import UUID
 
 from django.tasks import Task, TaskResult
 
+from .policies.limits import AfterFailure
 from .policies.policy import Policy
 from .policies.unique import UniqueRule
 
@@ -84,7 +85,7 @@ class JobTemplate:
     expires: float | None  # seconds from when it is due until it may not be started any more
     metadata: str | None  # the JSON text of an object; None: empty
     policy: Policy
-    ordered: str | None = None  # of rows with a limit_key, what a failure does to the line; None: no order
+    ordered: AfterFailure | None = None  # of rows with a limit_key: what a failure does to its line
 
 
 @dataclass(slots=True)  # not frozen: that makes a million of them cost a second more

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, final
 
 from .seconds import parse_seconds
 
-__all__ = ["Limit", "LimitKey", "Rate", "known_limits", "parse_limit", "parse_rate"]
+__all__ = ["AfterFailure", "Limit", "LimitKey", "Rate", "known_limits", "parse_limit", "parse_rate"]
 
 # What a key is made of; None: the call isn't limited.
 type LimitKey = str | int | None
@@ -23,6 +23,8 @@ type KeyMaker = str | Callable[..., LimitKey]
 
 # A number of starts, and the time that they take: "100/m", or (100, timedelta(minutes=1)).
 type RateValue = str | tuple[int, float | timedelta]
+
+type AfterFailure = Literal["continue", "stop"]
 
 # Characters. See also LONGEST_KEY.
 LONGEST_NAME = 100
@@ -126,7 +128,7 @@ class Limit:
     burst: int
     weight: int
     ordered: bool
-    after_failure: str
+    after_failure: AfterFailure
     place: str = field(compare=False, repr=False)  # file and line of the declaration
 
     def __init__(
@@ -139,7 +141,7 @@ class Limit:
         burst: int | None = None,
         weight: int = 1,
         ordered: bool = False,
-        after_failure: Literal["continue", "stop"] = "continue",
+        after_failure: AfterFailure = "continue",
     ) -> None:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(
@@ -180,7 +182,7 @@ class Limit:
         return None if self.rate is None else self.rate.pace
 
     @property
-    def stored_order(self) -> str | None:
+    def stored_order(self) -> AfterFailure | None:
         """What a row stores of ``ordered``: "continue" or "stop", or None."""
         return self.after_failure if self.ordered else None
 

@@ -19,6 +19,7 @@ from ..codec import normalize
 from ..compat import set_frozen
 from ..exceptions import DuplicateTask
 from ..metadata.values import dump_metadata, merge
+from ..policies.limit_keys import limit_key_of_call
 from ..policies.policy import PolicyFields
 from ..policies.unique import UniqueRule, key_of_call, rule_of
 from ..results import PostgresTaskResult, new_result
@@ -88,15 +89,13 @@ class BackendForTests(BaseTaskBackend):
     def _new_result(self, task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AnyResult:
         """Raise as ``PostgresBackend.aenqueue`` does for a task or arguments that can't be stored."""
         self.validate_task(task)
-        check_call(task.func, task.module_path, args, kwargs, takes_context=task.takes_context)
+        path = task.module_path
+        check_call(task.func, path, args, kwargs, takes_context=task.takes_context)
+        plain_args, plain_kwargs = normalize(list(args), "args"), normalize(dict(kwargs), "kwargs")
+        if isinstance(task, PolicyFields):
+            limit_key_of_call(task, path, plain_args, plain_kwargs)
         return new_result(
-            task,
-            str(uuid7()),
-            timezone.now(),
-            normalize(list(args), "args"),
-            normalize(dict(kwargs), "kwargs"),
-            self.alias,
-            metadata_of(task),
+            task, str(uuid7()), timezone.now(), plain_args, plain_kwargs, self.alias, metadata_of(task)
         )
 
     def _duplicate(self, result: AnyResult, others: Iterable[AnyResult]) -> AnyResult | None:

@@ -201,3 +201,15 @@ def notes_badly(context: Any) -> int:
     context.save_metadata()
     context.metadata["bad"] = object()
     return 1
+
+
+# --- Limits
+
+
+tenant = aiotasks.Limit("tests.tenant", by="tenant_id", concurrency=3)
+
+
+@task(limit=tenant)
+def of_tenant(tenant_id: Any) -> Any:
+    calls.append(tenant_id)
+    return tenant_id

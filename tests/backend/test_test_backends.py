@@ -207,6 +207,19 @@ def test_keys_are_made_as_postgres_backend_makes_them() -> None:
     assert caught.value.key.startswith("sha256:")
 
 
+@pytest.mark.parametrize("alias", KINDS)
+def test_a_limit_counts_for_nothing_but_its_keys_are_checked(alias: str) -> None:
+    of_tenant = over(alias, tasks.of_tenant)
+    for value in (42, None):
+        assert of_tenant.enqueue(value).args == [value]
+    with pytest.raises(
+        TypeError, match=r"^The key of limit 'tests.tenant' of .*of_tenant must be .*, not 1\.5\.$"
+    ):
+        of_tenant.enqueue(1.5)
+    assert of_tenant.using(limit_key="eu").enqueue(1.5).args == [1.5]
+    assert tasks.calls == ([42, None, 1.5] if alias == "immediate" else [])
+
+
 def test_a_cancelled_task_holds_its_key_no_more(signals: list[tuple[str, str]]) -> None:
     one = over("dummy", tasks.one)
     first = postgres_result(one.enqueue())

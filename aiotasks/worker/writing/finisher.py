@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Literal
 from uuid import UUID
 
 from django.db import utils
@@ -28,6 +27,7 @@ from ..outcomes import Failed, Released, Retried, Snoozed, Succeeded
 from .announcer import Announcer
 from .failure_log import log_failure, log_retry
 from .metadata import MetadataSaver
+from .pending import PendingWrite, Written, size_of
 from .writers import NOTHING_FREED, Freed, Statements
 
 __all__ = ["Finisher"]
@@ -41,10 +41,6 @@ FINISH_LIMIT = 500
 # row for a moment that it marks, and later.
 FIRST_LOCKED_DELAY = 0.005
 LOCKED_DELAY = 0.2
-
-# When a row was finished; "released" if it will run again; "locked" if another session locks it; None if the
-# row wasn't ours.
-type Written = datetime | Literal["released", "locked"] | None
 
 type _Row = Finish | Release
 
@@ -89,7 +85,9 @@ class Finisher:
         self._tell = tell
         self._on_settled = settled
         self._observer = observer
-        self._batcher: Batcher[Execution, Written] = Batcher(self.write_batch, limit=FINISH_LIMIT, size=_size)
+        self._batcher: Batcher[Execution, Written] = Batcher(
+            self.write_batch, limit=FINISH_LIMIT, size=size_of
+        )
         self.pending: set[Execution] = set()
         self._locked: set[Execution] = set()  # whose rows other sessions had locked
         self._outage = Outage(
@@ -364,35 +362,8 @@ class _TookTooLong(Exception):
     """The statement timed out: the batch may be too large for one."""
 
 
-class PendingWrite:
-    """Passes the Batcher's answer for one execution on to the Finisher."""
-
-    __slots__ = ("_execution", "_finisher")
-
-    def __init__(self, finisher: Finisher, execution: Execution) -> None:
-        self._finisher = finisher
-        self._execution = execution
-
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, written: Written) -> None:
-        self._finisher.answered(self._execution, written)
-
-    def set_exception(self, error: BaseException) -> None:
-        self._finisher.refused(self._execution, error)
-
-
 def _wait(job: Job) -> float | None:
     """Seconds from READY to the claim, by the database's clock."""
     if job.ready_at is None or job.last_attempted_at is None:
         return None
     return (microseconds(job.last_attempted_at) - microseconds(job.ready_at)) / 1_000_000
-
-
-def _size(execution: Execution) -> int:
-    """The bytes that an outcome takes in a statement."""
-    outcome = execution.outcome
-    if isinstance(outcome, Succeeded | Failed):  # most are
-        return len(outcome.text)
-    return len(outcome.failure.text) if isinstance(outcome, Retried) else 0
