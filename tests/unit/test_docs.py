@@ -71,7 +71,7 @@ def test_every_module_is_on_the_page_of_its_subsystem() -> None:
     pages = "".join(page.read_text("utf-8") for page in (ROOT / "docs/internals").glob("*.md"))
     modules = [
         str(path.relative_to(ROOT))
-        for package in ("db", "logs", "operations", "store", "testing", "web", "worker")
+        for package in ("db", "logs", "operations", "schedules", "store", "testing", "web", "worker")
         for path in (ROOT / "aiotasks" / package).rglob("*.py")
         if path.name not in ("__init__.py", "__main__.py")
     ]
