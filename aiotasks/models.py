@@ -3,11 +3,12 @@ the migrations, and let Django's ORM and admin read."""
 
 from django.db import models
 from django.db.models import F, Func, Q
+from django.db.models.functions import Greatest
 from django.db.models.lookups import LessThanOrEqual
 
 from .fields import ArrayField, JsonArrayField, JsonField
 
-__all__ = ["Pause", "Task", "Worker"]
+__all__ = ["Pause", "Schedule", "Task", "Worker"]
 
 # Bytes of a row's backend, queue_name and lane together. An entry of an index may have 2,704, and the READY
 # one holds some 50 more; a queue's name is of 800 at the most (200 characters).
@@ -223,3 +224,59 @@ class Pause(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
+
+
+class Schedule(models.Model):
+    """A schedule: when it ticks, and what a worker enqueues then. Workers need not be able to import it."""
+
+    backend = models.TextField()
+    name = models.TextField()
+    expression = models.TextField()  # five or six fields, a name with @, or "@every SECONDS"
+    timezone = models.TextField()
+    missed = models.TextField()
+    missed_within = models.FloatField(null=True)  # seconds; null: as long as ``missed`` says
+    overlap = models.TextField(null=True)  # null: the task's own unique key decides
+    jitter = models.FloatField(null=True)  # seconds
+    # What the row of its task gets.
+    task_path = models.TextField()
+    queue_name = models.TextField()
+    lane = models.TextField()
+    priority = models.SmallIntegerField()
+    args = JsonField()
+    kwargs = JsonField()
+    expires = models.FloatField(null=True)
+    metadata = JsonField(null=True)
+    unique_key = models.TextField(null=True)
+    unique_period = models.FloatField(null=True)
+    unique_waiting = models.BooleanField(null=True)
+    max_crashes = models.SmallIntegerField(null=True)
+    keep_result = models.FloatField(null=True)
+
+    from_code = models.BooleanField()  # else an operator's, which no worker changes or stops
+    digest = models.TextField(null=True)  # of what the code has declared
+    paused_at = models.DateTimeField(null=True)
+    pause_reason = models.TextField(null=True)
+    stopped_at = models.DateTimeField(null=True)  # since when the code that is deployed hasn't had it
+    next_at = models.DateTimeField(null=True)  # null: paused, stopped, or it never ticks again
+    retry_at = models.DateTimeField(null=True)  # not before, because it has failed
+    last_tick = models.DateTimeField(null=True)
+    skipped_tick = models.DateTimeField(null=True)  # the last one that was left out
+    skipped = models.BigIntegerField()  # how many were
+    failures = models.IntegerField()  # in a row
+    error = models.TextField(null=True)
+
+    class Meta:
+        required_db_vendor = "postgresql"
+        constraints = (models.UniqueConstraint(fields=["backend", "name"], name="aiotasks_schedule_name"),)
+        indexes = (
+            # greatest() ignores NULL.
+            models.Index(
+                F("backend"),
+                Greatest(F("next_at"), F("retry_at")),
+                name="aiotasks_schedule_due",
+                condition=Q(next_at__isnull=False),
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,10 +1,11 @@
 """A row of the table, before and after it is claimed. No I/O."""
 
 from collections.abc import Buffer, Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
+from hashlib import sha256
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import Any, Literal
 from uuid import UUID
@@ -24,8 +25,11 @@ __all__ = [
     "JobTemplate",
     "Lane",
     "LaneRequest",
+    "Missed",
     "Moment",
     "NewJob",
+    "Overlap",
+    "Schedule",
     "Status",
     "UniqueJob",
     "lane_of",
@@ -107,6 +111,51 @@ class UniqueJob(NewJob):
 
     key: str
     rule: UniqueRule
+
+
+# What is done with the ticks that no worker was there for: the latest is enqueued, none, or all.
+type Missed = Literal["last", "skip", "all"]
+
+# What a tick does while the task of an earlier one is unfinished: it is left out, it waits (one at most), or
+# it is enqueued beside it.
+type Overlap = Literal["skip", "queue", "allow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """A schedule as the code declares it or an operator has added it, with all that a row of its task needs:
+    a worker enqueues tasks that it can't import.
+
+    The columns of the statements follow these fields: see ``store/columns.py``. ``missed_within``: for how
+    many seconds a tick is made up for; None: as long as ``missed`` says. ``overlap``: None for a task whose
+    own key decides, which is ``unique_key``, as it is stored; it is held for ``unique_period`` seconds, or as
+    long as the task is unfinished (``unique_waiting``: waits). ``jitter``: by how many seconds at most a task
+    is due after its tick.
+    """
+
+    name: str
+    expression: str
+    timezone: str
+    missed: Missed
+    missed_within: float | None
+    overlap: Overlap | None
+    jitter: float | None
+    task_path: str
+    queue_name: str
+    lane: Lane
+    priority: int
+    args: str
+    kwargs: str
+    expires: float | None
+    metadata: str | None
+    unique_key: str | None
+    unique_period: float | None
+    unique_waiting: bool | None
+    policy: Policy
+
+    def digest(self) -> str:
+        """Return a text that another schedule hasn't, for workers to compare what they declare."""
+        return sha256(repr(astuple(self)).encode()).hexdigest()
 
 
 @dataclass(slots=True)

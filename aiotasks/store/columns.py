@@ -9,6 +9,10 @@ A statement names a list in braces, and gets it when it is loaded. The row must 
 - ``{policy_columns}``: the names of the policies' columns
 - ``{policy_values:11}``: their values, as parameters from $11 on
 - ``{policy_arrays:12}``: the same of arrays, whose elements ``new.template`` numbers
+- ``{schedule_columns}``: Schedule's fields, of a row called ``schedule``, and ``{schedule_times}``: its
+  times, NULL for one that Python can't hold
+- ``{schedule_names}``: the names of the columns of Schedule's fields; ``{schedule_arrays:3}``: arrays of
+  their values, as parameters from $3 on; ``{schedule_changes}``: assignments from ``excluded``
 - ``{values_of_a_retry}``: what a task that runs again gets, with ``held.run_after`` as its time
 - ``{key_is_free}``: whether the row holds its unique key no longer
 - ``{is_meant}``: whether a bulk action is for the row as it is now, in statements with the parameters
@@ -23,9 +27,9 @@ from typing import Any
 from uuid import UUID
 
 from ..policies.policy import COLUMNS, stored_policy
-from ..rows import Job, Status
+from ..rows import Job, Schedule, Status
 
-__all__ = ["claimed_job", "expand", "job"]
+__all__ = ["claimed_job", "expand", "job", "schedule", "schedule_values"]
 
 
 def _moment(time: str) -> str:
@@ -149,6 +153,35 @@ _IS_MEANT = """task.backend = $2::text AND task.status || '' = ANY($3::text[])
           AND ($6::timestamptz IS NULL OR task.finished_at < $6::timestamptz)
           AND (task.finished_at <= $7::timestamptz) IS NOT FALSE"""
 
+# Of a schedule: name and SQL type.
+_SCHEDULE = {
+    "name": "text",
+    "expression": "text",
+    "timezone": "text",
+    "missed": "text",
+    "missed_within": "double precision",
+    "overlap": "text",
+    "jitter": "double precision",
+    "task_path": "text",
+    "queue_name": "text",
+    "lane": "text",
+    "priority": "smallint",
+    "args": "json",
+    "kwargs": "json",
+    "expires": "double precision",
+    "metadata": "json",
+    "unique_key": "text",
+    "unique_period": "double precision",
+    "unique_waiting": "boolean",
+} | COLUMNS
+
+_SCHEDULE_TIMES = ("paused_at", "stopped_at", "next_at", "retry_at", "last_tick", "skipped_tick")
+
+
+def _schedule_arrays(first: int) -> str:
+    return ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(_SCHEDULE.values(), first))
+
+
 _POLICIES = ", ".join(f"task.{name}" for name in COLUMNS)
 _LISTS = {
     "job_columns": _expressions(_NAMES, _EXPRESSIONS | {"policy": _POLICIES}),
@@ -159,10 +192,24 @@ _LISTS = {
     "errors_omitted_with_one_more": _ERRORS_OMITTED_WITH_ONE_MORE,
     "policy_columns": ", ".join(COLUMNS),
     "values_of_a_retry": _OF_A_RETRY,
+    "schedule_columns": ", ".join(
+        f"schedule.{name}{'::text' if kind == 'json' else ''}" for name, kind in _SCHEDULE.items()
+    ),
+    "schedule_times": ", ".join(
+        f"CASE WHEN schedule.{name} BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' "
+        f"THEN schedule.{name} END"
+        for name in _SCHEDULE_TIMES
+    ),
+    "schedule_names": ", ".join(_SCHEDULE),
+    "schedule_changes": ", ".join(f"{name} = excluded.{name}" for name in _SCHEDULE if name != "name"),
     "key_is_free": _KEY_IS_FREE,
     "is_meant": _IS_MEANT,
 }
-_PARAMETERS = {"policy_values": _policy_values, "policy_arrays": _policy_arrays}
+_PARAMETERS = {
+    "policy_values": _policy_values,
+    "policy_arrays": _policy_arrays,
+    "schedule_arrays": _schedule_arrays,
+}
 
 
 def expand(sql: str) -> str:
@@ -185,3 +232,17 @@ def claimed_job(row: Sequence[Any], claim_id: UUID, backend: str) -> Job:
     policy = stored_policy(row[_POLICY:])
     # As above.
     return Job(*row[:_POLICY], policy, claim_id, backend, Status.RUNNING, None, None)  # type: ignore[call-arg]
+
+
+def schedule(row: Sequence[Any]) -> Schedule:
+    """The Schedule of a row of ``{schedule_columns}``."""
+    names, policies = list(_SCHEDULE)[: -len(COLUMNS)], row[-len(COLUMNS) :]
+    return Schedule(**dict(zip(names, row, strict=False)), policy=stored_policy(tuple(policies)))
+
+
+def schedule_values(schedules: Sequence[Schedule]) -> list[list[Any]]:
+    """The values of ``{schedule_arrays}``."""
+    names = list(_SCHEDULE)[: -len(COLUMNS)]
+    return [[getattr(each, name) for each in schedules] for name in names] + [
+        [getattr(each.policy, name) for each in schedules] for name in COLUMNS
+    ]

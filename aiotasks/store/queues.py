@@ -30,12 +30,15 @@ class Promoted(NamedTuple):
 
 class Due(NamedTuple):
     """When the earliest scheduled task is due or a pause is over, whichever comes first, and in how many
-    seconds by the database's clock; and when the next pause is over (None: there is none).
+    seconds by the database's clock (None: neither); when the next pause is over (None: there is none); and
+    when the next schedule ticks, and in how many seconds (None: none does).
     """
 
-    at: datetime
-    seconds: float
+    at: datetime | None
+    seconds: float | None
     pause_end: datetime | None
+    tick_at: datetime | None
+    tick_seconds: float | None
 
 
 class QueueStatements(StatementGroup):
@@ -63,7 +66,7 @@ class QueueStatements(StatementGroup):
         return [Promoted(*row) for row in await self._fetch("promote_due_jobs", backend, limit)]
 
     async def next_due(self, backend: str) -> Due | None:
-        """The earliest scheduled task or end of a pause; None where there is none."""
+        """The earliest scheduled task, end of a pause, and tick; None where there is none of these."""
         rows = await self._fetch("next_due", backend)
         return Due(*rows[0]) if rows else None
 

@@ -6,14 +6,18 @@ https://www.postgresql.org/docs/current/ddl-rowsecurity.html
 from collections.abc import Container, Sequence
 from typing import NamedTuple
 
-__all__ = ["WORKER", "HiddenRows", "Restriction", "hidden_rows"]
+__all__ = ["SCHEDULES", "WORKER", "HiddenRows", "Restriction", "hidden_rows"]
 
 # What a worker needs, each as in a GRANT: docs/reference/permissions.md.
 WORKER = (
     *("SELECT ON aiotasks_task", "UPDATE ON aiotasks_task", "DELETE ON aiotasks_task"),
     *(f"{kind} ON aiotasks_worker" for kind in ("SELECT", "INSERT", "UPDATE", "DELETE")),
     "SELECT ON aiotasks_pause",
+    "SELECT ON aiotasks_schedule",
 )
+
+# And if there are schedules: it declares those of its code, and enqueues their tasks.
+SCHEDULES = ("INSERT ON aiotasks_schedule", "UPDATE ON aiotasks_schedule", "INSERT ON aiotasks_task")
 
 _POLICY = "CREATE POLICY aiotasks ON {table} TO {role} USING (true) WITH CHECK (true)"
 

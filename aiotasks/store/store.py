@@ -8,6 +8,7 @@ from .metadata import MetadataStatements
 from .outcomes import OutcomeStatements
 from .pauses import PauseStatements
 from .queues import QueueStatements
+from .schedules import ScheduleStatements
 from .states import StateStatements
 from .workers import WorkerStatements
 
@@ -21,6 +22,7 @@ class Store(
     MetadataStatements,
     QueueStatements,
     PauseStatements,
+    ScheduleStatements,
     WorkerStatements,
     BulkStatements,
     StateStatements,

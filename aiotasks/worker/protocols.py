@@ -320,10 +320,10 @@ class Claims(Protocol):
 
 
 class LooksForDue(Protocol):
-    """The promoter."""
+    """The promoter; and the ticker."""
 
     def look(self, due: float | None = None) -> None:
-        """Look for tasks that are due, now or at ``due`` (epoch seconds)."""
+        """Look for tasks and ticks that are due, now or at ``due`` (epoch seconds)."""
 
 
 class LooksForCancelled(Protocol):

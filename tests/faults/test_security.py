@@ -29,9 +29,10 @@ from aiotasks.registry import resolve
 from aiotasks.rows import LANES, LaneRequest, Status, UniqueJob
 from aiotasks.store.bulk import Leg, Meant, Place
 from aiotasks.store.outcomes import Finish, Release
+from aiotasks.store.schedules import DeclaredSchedule, DueSchedule, Move
 from aiotasks.store.store import Store
 from tests.conftest import ROOT
-from tests.store.rows import EVER, new_job
+from tests.store.rows import EVER, new_job, new_schedule
 from tests.worker import tasks
 from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 
@@ -264,6 +265,7 @@ async def test_each_statement_under_the_documented_grants(database: str, roles: 
         for number, job in enumerate(new[1:])
     ]
     error = '{"class": "x", "traceback": "y"}'
+    schedule = new_schedule()
     meant = Meant("default", [Status.READY, Status.RUNNING])
     bulk: Calls = [
         ("read_clock",),
@@ -296,9 +298,15 @@ async def test_each_statement_under_the_documented_grants(database: str, roles: 
         ("insert_pause", "default", "queue", "x", "", None, None),
         ("select_pauses", "default"),
         ("delete_pause", "default", "queue", "x"),
+        ("declare_schedules", "default", [DeclaredSchedule(schedule, None, None)], {"from_code": False}),
+        ("select_schedules", "default"),
+        ("pause_schedule", "default", "nightly", ""),
+        ("resume_schedule", "default", "nightly", None),
+        ("delete_schedule", "default", "nightly"),
     ]
     lanes = {lane: LaneRequest(["x"], [EVER], 1) for lane in LANES}
     claim_id = uuid4()
+    due = DueSchedule(EVER, "nightly", "", "", "last", None, EVER, 0, False)
     working: Calls = [
         ("claim_jobs", ids[0], claim_id, "default", lanes),
         ("claim_suspect", ids[0], claim_id, "default", "loop", ["x"]),
@@ -312,6 +320,17 @@ async def test_each_statement_under_the_documented_grants(database: str, roles: 
         ("rescue_jobs", "default", 3, error, 10, error, ids[0]),
         ("prune_jobs", "default", "FAILED", 1.0, float("-inf"), 10),
         ("prune_kept_jobs", "default", float("-inf"), 10),
+        ("next_due", "default"),
+        ("select_declared", "default"),
+        ("declare_schedules", "default", [DeclaredSchedule(schedule, "", EVER)], {"from_code": True}),
+        ("select_due_schedules", "default", 10),
+        ("move_schedules", "default", [Move(due, None, EVER)]),
+        ("insert_jobs", [new_job() for _ in range(2)]),
+        ("insert_unique_job", unique[0], lock),
+        ("insert_unique_jobs", unique[1:], lock),
+        ("skip_ticks", "default", [("nightly", EVER, 1)]),
+        ("fail_schedules", "default", [(due, error)], {"shortest": 1.0, "longest": 1.0}),
+        ("stop_schedules", "default", ["nightly"]),
     ]
     conn = await asyncpg.connect(database)
     store = Store(ConnectionDriver(conn))

@@ -281,7 +281,7 @@ def test_tables_that_were_dropped_behind_the_migrations_back(sql: psycopg.Connec
 WORKER = (
     "GRANT SELECT, UPDATE, DELETE ON aiotasks_task TO checker;"
     "GRANT SELECT, INSERT, UPDATE, DELETE ON aiotasks_worker TO checker;"
-    "GRANT SELECT ON aiotasks_pause TO checker;"
+    "GRANT SELECT ON aiotasks_pause TO checker; GRANT SELECT ON aiotasks_schedule TO checker;"
 )
 SITE = (
     "GRANT SELECT, INSERT ON aiotasks_task TO checker;"
@@ -312,6 +312,7 @@ def test_the_documented_roles_lack_nothing(
     [
         *((WORKER, f"{kind} ON aiotasks_task") for kind in ("SELECT", "UPDATE", "DELETE")),
         *((WORKER, f"{kind} ON aiotasks_worker") for kind in ("SELECT", "INSERT", "UPDATE", "DELETE")),
+        (WORKER, "SELECT ON aiotasks_schedule"),
         *((SITE, f"{kind} ON aiotasks_task") for kind in ("SELECT", "INSERT")),
     ],
 )

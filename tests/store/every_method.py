@@ -26,15 +26,17 @@ from django.test.utils import CaptureQueriesContext
 from aiotasks.db.drivers import DjangoDriver
 from aiotasks.filters import TaskFilter
 from aiotasks.models import Task
+from aiotasks.policies.policy import Policy
 from aiotasks.policies.unique import UniqueRule
 from aiotasks.rows import Job, LaneRequest, Status, UniqueJob, time_of
 from aiotasks.store.bulk import Leg, Meant, Place
 from aiotasks.store.metadata import MetadataWrite
 from aiotasks.store.outcomes import Finish, Release
+from aiotasks.store.schedules import DeclaredSchedule, Move
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import Wakeup
 from aiotasks.sync import drive
-from tests.store.rows import EVER, methods_of_the_store, new_job
+from tests.store.rows import EVER, methods_of_the_store, new_job, new_schedule
 
 store = Store(DjangoDriver("default"))
 called: set[str] = set()
@@ -68,6 +70,34 @@ def unique_keys() -> list[Any]:
     ]
     replaced = call("replace_waiting_jobs", [uuid.UUID(first.id)], [second], **lock)
     seen.append({key: [job.args, str(job.id) == first.id] for key, job in replaced.items()})
+    return seen
+
+
+def schedules() -> list[Any]:
+    """Declared, due, moved on, failed, paused, stopped and removed."""
+    ago = datetime.now(UTC) - timedelta(hours=1)
+    code = new_schedule("% $1", args='["%", "\\u0000"]', overlap=None, unique_key="k", jitter=0.5)
+    own = new_schedule("o", policy=Policy(max_crashes=2), metadata='{"%": 1}')
+    written = [DeclaredSchedule(code, code.digest(), ago), DeclaredSchedule(own, own.digest(), None)]
+    seen: list[Any] = [
+        [each == ago for each in call("declare_schedules", "s", written, from_code=True).values()],
+        call("declare_schedules", "s", written, from_code=True),
+        list(call("declare_schedules", "s", [DeclaredSchedule(own, None, None)], from_code=False)),
+        [each[:5] for each in call("select_declared", "s")[1] if each.name == "o"],
+    ]
+    (due,) = call("select_due_schedules", "s", 10)
+    seen.append([due.name, due.missed, due.next_at == ago, due.failures, due.has_own_key])
+    seen.append(call("fail_schedules", "s", [(due, "% no")], shortest=1.0, longest=9.0))
+    seen.append(call("move_schedules", "s", [Move(due, None, ago)]) == {code.name: code})
+    call("skip_ticks", "s", [(code.name, ago, 2)])
+    seen += [call("pause_schedule", "s", name, "why %") for name in ("o", "none")]
+    seen += [call("resume_schedule", "s", "o", ago) for _ in range(2)]
+    seen.append(call("stop_schedules", "s", ["o", "none"]))
+    rows = call("select_schedules", "s").rows
+    seen.append([row.schedule in (code, own) for row in rows])
+    seen.append([[row.skipped, row.failures, row.error, row.last_tick == ago, row.next_at] for row in rows])
+    seen += [call("delete_schedule", "s", name) for name in ("o", "o", code.name)]
+    seen.append(len(call("select_schedules", "s", ["o"]).rows))
     return seen
 
 
@@ -168,6 +198,7 @@ def main() -> list[Any]:
         seen.append(drive(unseen.notify("aiotasks", ["a", "%"], alone=True)))
     seen.append(len(queries))
     seen.append(unique_keys())
+    seen.append(schedules())
     seen.append(models())
     return seen
 

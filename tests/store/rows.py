@@ -11,8 +11,8 @@ from uuid import UUID
 import asyncpg
 from uuid_utils import uuid7
 
-from aiotasks.policies.policy import COLUMNS, Policy
-from aiotasks.rows import Job, JobTemplate, LaneRequest, NewJob, Status
+from aiotasks.policies.policy import COLUMNS, NO_POLICY, Policy
+from aiotasks.rows import Job, JobTemplate, LaneRequest, NewJob, Schedule, Status
 from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
 
@@ -42,6 +42,30 @@ def new_job(**values: Any) -> NewJob:
     for name, value in values.items():
         (template if name in TEMPLATE else own)[name] = value
     return NewJob(template=JobTemplate(**template), **own)
+
+
+def new_schedule(name: str = "nightly", **values: Any) -> Schedule:
+    defaults: dict[str, Any] = {
+        "expression": "0 3 * * *",
+        "timezone": "Europe/Berlin",
+        "missed": "last",
+        "missed_within": None,
+        "overlap": "skip",
+        "jitter": None,
+        "task_path": "tests.store.tasks.nothing",
+        "queue_name": "default",
+        "lane": "loop",
+        "priority": 0,
+        "args": "[]",
+        "kwargs": "{}",
+        "expires": None,
+        "metadata": None,
+        "unique_key": None,
+        "unique_period": None,
+        "unique_waiting": None,
+        "policy": NO_POLICY,
+    }
+    return Schedule(name=name, **(defaults | values))
 
 
 async def insert(store: Store, number: int = 1, **values: Any) -> list[UUID]:

@@ -172,6 +172,7 @@ async def test_next_due_tells_what_is_overdue_by_a_negative_number(
     await conn.execute("UPDATE aiotasks_task SET run_after = now() - interval '5 s' WHERE id = $1", id)
     due = await store.next_due("default")
     assert due is not None
+    assert due.seconds is not None
     assert due.seconds <= -5
 
 

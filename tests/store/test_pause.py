@@ -85,6 +85,8 @@ async def test_a_pause_ends_by_itself(store: Store, conn: asyncpg.Connection) ->
     assert await claim(store, me) == []
     due = await store.next_due("default")
     assert due is not None
+    assert due.at is not None
+    assert due.seconds is not None
     assert 3000 < due.seconds < 3601
     assert due.at == due.pause_end
     assert due.at.timestamp() == pytest.approx(by_seconds.until, abs=1e-3)

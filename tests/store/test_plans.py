@@ -8,7 +8,7 @@ import json
 import math
 import uuid
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -19,10 +19,11 @@ from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.policies.policy import COLUMNS
 from aiotasks.rows import Status
 from aiotasks.store.bulk import Meant
+from aiotasks.store.schedules import DeclaredSchedule
 from aiotasks.store.statements import load
 from aiotasks.store.store import Store
 
-from .rows import EVER, worker
+from .rows import EVER, new_schedule, worker
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the server doesn't know the loop
 
@@ -165,6 +166,10 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "promote_due_jobs": lambda: ("default", 50),
         "next_due": lambda: ("default",),
         "select_pauses": lambda: ("default",),
+        "select_due_schedules": lambda: ("default", 50),
+        "move_schedules": lambda: ("default", ["s 1"], [EVER], ["* * * * *"], ["UTC"], [EVER], [EVER]),
+        "skip_ticks": lambda: ("default", ["s 1"], [EVER], [1]),
+        "fail_schedules": lambda: ("default", ["s 1"], [EVER], ["no"], 1.0, 9.0),
         "expire_jobs": lambda: ("default", "{}", 50),
         "list_queues": lambda: ("default", "", "", 50),
         "list_waiting": lambda: (100,),
@@ -340,6 +345,22 @@ async def test_suspects_of_any_queue_cost_as_little(
         assert plan.rows == (1 if crashes else 0)
         assert plan.indexes() <= {"aiotasks_task_suspects", "aiotasks_worker_pkey", "aiotasks_pause_name"}
         assert plan.buffers < 100
+
+
+async def test_schedules_that_are_not_due_cost_nothing(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    """The look for what comes next reads one of 10,000, and a tick's statements its own."""
+    store = Store(ConnectionDriver(conn))
+    later = datetime.now(UTC) + timedelta(hours=1)
+    many = [new_schedule(f"s {number}", expression="* * * * *", timezone="UTC") for number in range(10_000)]
+    await store.declare_schedules(
+        "default", [DeclaredSchedule(each, None, later) for each in many], from_code=True
+    )
+    for name in ("next_due", "select_due_schedules", "move_schedules", "skip_ticks", "fail_schedules"):
+        plan = await warm[name].explain()
+        assert plan.scans_of("aiotasks_schedule") <= {"Index Scan", "Index Only Scan"}, name
+        assert plan.buffers < 60, name
 
 
 async def test_the_others_cost_is_by_the_rows_that_they_touch(

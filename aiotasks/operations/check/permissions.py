@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
-from ...store.row_security import WORKER, Restriction, hidden_rows
+from ...store.row_security import SCHEDULES, WORKER, Restriction, hidden_rows
 from .examination import Examination
 from .finding import Result
 
@@ -27,8 +27,10 @@ METADATA = "UPDATE (metadata) ON aiotasks_task"
 ANY_UPDATE = "UPDATE (any) ON aiotasks_task"
 
 # The rights that only workers need. A site may have SELECT on the table of workers, for the sake of WAKE, and
-# pause.
-ONLY_WORKER = {*WORKER}.difference(SITE, ["SELECT ON aiotasks_worker", "SELECT ON aiotasks_pause"])
+# pause, and change schedules.
+ONLY_WORKER = {*WORKER}.difference(
+    SITE, (f"SELECT ON {table}" for table in ("aiotasks_worker", "aiotasks_pause", "aiotasks_schedule"))
+)
 
 
 async def check(examination: Examination) -> Result:
@@ -50,8 +52,15 @@ def judge_rights(role: str, rights: AbstractSet[str]) -> Result:
     for_site = [right for right in SITE if right not in rights]
     for_worker = [right for right in WORKER if right not in rights]
     if not for_worker:
-        lacks = f", but not enqueue: it lacks {', '.join(for_site)}" if for_site else ", and enqueue"
-        return "ok", f"Role {role} may run a worker{lacks}.", ""
+        lacking = {
+            "enqueue": for_site,
+            "declare schedules and enqueue their tasks": [
+                right for right in SCHEDULES if right not in rights
+            ],
+        }
+        may = [f" and {name}" for name, lack in lacking.items() if not lack]
+        may_not = [f", but not {name}: it lacks {', '.join(lack)}" for name, lack in lacking.items() if lack]
+        return "ok", f"Role {role} may run a worker{''.join(may)}{''.join(may_not)}.", ""
     if rights & ONLY_WORKER:
         return (
             "error",
@@ -101,7 +110,7 @@ def judge_row_security(
     role: str, rights: AbstractSet[str], restrictions: Sequence[Restriction]
 ) -> Result | None:
     """Return the result for row-level security; None if no policy restricts what the role needs."""
-    found = hidden_rows(role, restrictions, rights & {*SITE, *WORKER})
+    found = hidden_rows(role, restrictions, rights & {*SITE, *WORKER, *SCHEDULES})
     if found is None:
         return None
     return "error" if found.all else "warning", found.sentence, found.remedy

@@ -23,6 +23,9 @@ CROSS JOIN LATERAL (
           )
     ) AS policy
 ) AS found
-WHERE tables.oid IN (to_regclass('aiotasks_task'), to_regclass('aiotasks_worker'), to_regclass('aiotasks_pause'))
+WHERE tables.oid IN (
+      to_regclass('aiotasks_task'), to_regclass('aiotasks_worker'), to_regclass('aiotasks_pause'),
+      to_regclass('aiotasks_schedule')
+  )
   AND row_security_active(tables.oid) AND NOT coalesce(found.for_all, false)
 ORDER BY tables.relname, kind.name

@@ -1,6 +1,6 @@
 """Promoter: makes scheduled tasks READY when they are due, by a timer for the next one.
 
-A pause that ends by itself has the same timer."""
+A pause that ends by itself has the same timer, and so has the next tick of a schedule."""
 
 import logging
 from math import inf
@@ -8,11 +8,12 @@ from math import inf
 from django.db import utils
 
 from ...db.outage import Outage
+from ...store.queues import Due
 from ...store.store import Store
 from ...store.wakeups import Wakeup
 from ..events import NULL, Observer
 from ..fleet import Fleet
-from ..protocols import Wakes
+from ..protocols import LooksForDue, Wakes
 
 __all__ = ["LONGEST_WAIT", "Promoter"]
 
@@ -41,7 +42,8 @@ class Promoter:
 
     A wake-up for a task that is due earlier makes it look again. It wakes the claimer with the earliest time
     that a promoted task was due at, because that is the task's place in its queue. After the end of a pause
-    it wakes only this worker's claimer: the other workers wait for that time, too.
+    it wakes only this worker's claimer: the other workers wait for that time, too. When a schedule ticks it
+    has ``ticker`` look, which has it look in turn for the next tick; without one it leaves ticks to others.
 
     peers: the workers that are woken, too. Each of them waits for the next task, one after another, and they
     take turns at looks within ``longest_wait`` seconds for one that they don't know of.
@@ -54,20 +56,23 @@ class Promoter:
         backend: str,
         waker: Wakes,
         peers: Fleet,
+        ticker: LooksForDue | None = None,
         longest_wait: float = LONGEST_WAIT,
         observer: Observer = NULL,
     ) -> None:
         self._store = store
         self._backend = backend
         self._waker = waker
+        self._ticker = ticker
         self._observer = observer
-        self.waiting_for: float | None = None  # when the next task is due (epoch seconds), if one is known
+        # When the next task is due or the next schedule ticks (epoch seconds), if that is known.
+        self.waiting_for: float | None = None
         self._pause_end: float | None = None  # when the next pause is over (epoch seconds), if one is known
         self._peers = peers
         self._turn = peers.turn(min(LONGEST_WAIT, longest_wait))
 
     def look(self, due: float | None = None) -> None:
-        """Look for due tasks: now, or if ``due`` (epoch seconds) is earlier than the next known one."""
+        """Look for what is due: now, or if ``due`` (epoch seconds) is earlier than the next known one."""
         if due is None or self.waiting_for is None or due < self.waiting_for:
             self._turn.take_within(0.0)
 
@@ -99,11 +104,23 @@ class Promoter:
         if self._pause_end is not None and pause_end != self._pause_end:
             self._waker.wake_self()  # it is over, unless somebody has resumed or prolonged it
         self._pause_end = pause_end
-        if following is None:
+        return inf if following is None else self._seconds_to(following)
+
+    def _seconds_to(self, following: Due) -> float:
+        """Return the seconds until this worker looks for what comes next, and note when that is."""
+        waits: list[tuple[float, float]] = []  # when something is due, and the seconds until a look
+        if following.at is not None and following.seconds is not None:
+            shortest = LOCKED_WAIT if following.seconds < -LOCKED_WAIT else SHORTEST_WAIT
+            waits.append((following.at.timestamp(), max(following.seconds, shortest)))
+        if self._ticker is not None and following.tick_at is not None and following.tick_seconds is not None:
+            if following.tick_seconds > 0:
+                waits.append((following.tick_at.timestamp(), max(following.tick_seconds, SHORTEST_WAIT)))
+            else:
+                self._ticker.look()
+        if not waits:
             return inf
-        self.waiting_for = following.at.timestamp()
-        shortest = LOCKED_WAIT if following.seconds < -LOCKED_WAIT else SHORTEST_WAIT
-        return max(following.seconds, shortest) + self._stagger(self.waiting_for)
+        self.waiting_for = min(due for due, _ in waits)
+        return min(wait + self._stagger(due) for due, wait in waits)
 
     def _stagger(self, due: float) -> float:
         """Return the seconds by which this worker looks later than the first, which the time decides."""

@@ -113,7 +113,9 @@ class Arena:
         self.kill_all()
         self._started.clear()
         connections.close_all()
-        self.database.rows("TRUNCATE aiotasks_task, aiotasks_worker, aiotasks_pause, overwritten")
+        self.database.rows(
+            "TRUNCATE aiotasks_task, aiotasks_worker, aiotasks_pause, aiotasks_schedule, overwritten"
+        )
         self.ledger.connection.execute("TRUNCATE ledger")
 
     def restart(self) -> None:
