@@ -139,7 +139,7 @@ def decode(text: str | None) -> Any:
         return []
     if text == "{}":
         return {}
-    return None if text is None else json.loads(text)
+    return None if text is None or text == "null" else json.loads(text)
 
 
 def dump_error(exception: BaseException, *, limit: int, redact: str | None) -> str:

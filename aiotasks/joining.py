@@ -5,15 +5,9 @@ not see what others have done meanwhile, and would be open all the time.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    AsyncExitStack,
-    nullcontext,
-    suppress,
-)
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from math import inf
 from operator import attrgetter
@@ -30,8 +24,7 @@ from .executing import current
 from .results import PostgresTaskResult, parse_id
 from .row_results import refresh_from
 from .rows import FINAL, Job
-from .store.changes import AWAITED
-from .store.joins import Watch
+from .store.ends import Ends
 from .store.loop import resources
 from .store.loop_thread import run_on_loop
 from .store.within import look_within, look_within_django
@@ -176,8 +169,7 @@ async def _ends(
     by_backend: dict[str, list[PostgresTaskResult]] = {}
     for result in results:
         by_backend.setdefault(result.backend, []).append(result)
-    watch = Watch(AWAITED)
-    groups = [_Group(some, watch) for some in by_backend.values()]
+    groups = [_Group(some) for some in by_backend.values()]
     deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
     if not is_outside:
         if ended := [result for group in groups for result in await group.look_within()]:
@@ -185,13 +177,16 @@ async def _ends(
         for group in groups:
             await group.raise_held()
     if timeout is None or timeout > 0:
-        async with AsyncExitStack() as stack:
+        ends = Ends()
+        try:
             for group in groups:
-                await stack.enter_async_context(group.watching())
-            while ended := await _next(watch, groups, deadline):
+                group.watch(ends)
+            while ended := await _next(ends, groups, deadline):
                 yield _in_order(ended)
+        finally:
+            ends.close()
     # The ends that nobody has told of yet, and those while the caller was busy with other results.
-    if ended := await _last(groups):
+    if any(group.left for group in groups) and (ended := await _last(groups)):
         yield _in_order(ended)
     for group in groups:
         await group.raise_missing()
@@ -200,21 +195,17 @@ async def _ends(
         raise TimeoutError(f"{which} ended within {timeout:g} s.")
 
 
-async def _next(watch: Watch, groups: Sequence["_Group"], deadline: float | None) -> list[PostgresTaskResult]:
+async def _next(ends: Ends, groups: Sequence["_Group"], deadline: float | None) -> list[PostgresTaskResult]:
     """Wait until tasks have ended. None if none is left, or at the deadline."""
     ended: list[PostgresTaskResult] = []
-    while not ended and any(group.left for group in groups):
-        for group in groups:
-            await group.raise_missing()
-        try:
-            changed = await _changed(watch, groups, deadline)
-            async with asyncio.timeout_at(deadline):
-                for group in groups:
-                    ended += await group.look_up(changed)
-        except TimeoutError:
-            if deadline is None:
-                raise
+    while not ended and not ends.is_over:
+        if not await _changed(ends, groups, deadline):
             break
+        rows = ends.take()
+        ended = [result for group in groups for result in group.ended(rows)]
+        for group in groups:
+            if not ended:
+                await group.raise_missing()
     return ended
 
 
@@ -234,26 +225,27 @@ def _in_order(ended: Iterable[PostgresTaskResult]) -> list[PostgresTaskResult]:
     return sorted(ended, key=attrgetter("finished_at"))
 
 
-async def _changed(watch: Watch, groups: Iterable["_Group"], deadline: float | None) -> set[UUID]:
-    """Wait until tasks may have changed. A worker's task that waits gives up its slot."""
+async def _changed(ends: Ends, groups: Iterable["_Group"], deadline: float | None) -> bool:
+    """Wait until tasks may have ended; returns False at the deadline. A worker's task that waits gives up its
+    slot.
+    """
+    loop = asyncio.get_running_loop()
+    rest = None if deadline is None else deadline - loop.time()
     execution = current.get()
     if execution is None or execution.joining is None:
-        async with asyncio.timeout_at(deadline):
-            return await watch.changed()
-    async with asyncio.timeout_at(deadline):
-        changed = await watch.changed(SLOT_IS_KEPT_FOR)
-    if not changed:
-        joined = [results[0].task for group in groups for results in group.left.values()]
-        # The slot is taken again after the time limit, not within it.
-        async with execution.joining.waiting(execution, joined), asyncio.timeout_at(deadline):
-            changed = await watch.changed()
-    return changed
+        return bool(await ends.changed(rest))
+    if await ends.changed(SLOT_IS_KEPT_FOR if rest is None else min(rest, SLOT_IS_KEPT_FOR)):
+        return True
+    joined = [results[0].task for group in groups for results in group.left.values()]
+    # The slot is taken again after the time limit, not within it.
+    async with execution.joining.waiting(execution, joined):
+        return bool(await ends.changed(None if deadline is None else deadline - loop.time()))
 
 
 class _Group:
     """The results of one backend. ``left``: those of tasks that haven't ended, by the tasks' ids."""
 
-    def __init__(self, results: Sequence[PostgresTaskResult], watch: Watch) -> None:
+    def __init__(self, results: Sequence[PostgresTaskResult]) -> None:
         self.left: dict[UUID, list[PostgresTaskResult]] = {}
         for result in results:
             id = parse_id(result.id)
@@ -262,7 +254,6 @@ class _Group:
             self.left.setdefault(id, []).append(result)
         self._alias = results[0].backend
         self._options = _options_of(results[0])
-        self._watch = watch
         self._missing: list[PostgresTaskResult] = []
         self._held: AbstractSet[UUID] = frozenset()
         self._is_within = False
@@ -293,9 +284,9 @@ class _Group:
                         raise _uncommitted(str(id))
         raise _held(str(held[0]))
 
-    def watching(self) -> AbstractAsyncContextManager[Watch]:
-        """Have the watch report these tasks while the block lasts."""
-        return self._loop_resources.changes.watching(self._alias, list(self.left), watch=self._watch)
+    def watch(self, ends: Ends) -> None:
+        """Have ``ends`` await these tasks."""
+        ends.watch(self._loop_resources, self._alias, self.left.keys())
 
     async def look_once(self) -> list[PostgresTaskResult]:
         """Look all tasks up that are left, as ``look_up()``."""
@@ -305,17 +296,21 @@ class _Group:
         found = await repeat(look, within=inf)  # small, where the rows of all may not be
         return await self.look_up(self.left.keys() - found.unmarked)
 
-    async def look_up(self, changed: AbstractSet[UUID]) -> list[PostgresTaskResult]:
+    async def look_up(self, wanted: AbstractSet[UUID]) -> list[PostgresTaskResult]:
         """Look tasks up, and return the results of those that have ended, refreshed."""
-        ids = list(changed & self.left.keys())
+        ids = list(wanted)
+        return self.ended(dict(zip(ids, await self._jobs(ids), strict=True)))
+
+    def ended(self, rows: Mapping[UUID, Job | None]) -> list[PostgresTaskResult]:
+        """Return the results of those of these tasks that have ended, refreshed. None: the task is gone."""
         ended: list[PostgresTaskResult] = []
-        for id, job in zip(ids, await self._jobs(ids), strict=True):
+        for id, job in rows.items():
+            if id not in self.left:
+                continue
             if job is None:
                 self._missing = self.left.pop(id)
             elif job.status in FINAL:
                 ended += self._refreshed(job)
-        gone = [id for id in ids if id not in self.left]
-        self._loop_resources.changes.forget(self._watch, self._alias, gone)
         return ended
 
     def _refreshed(self, job: Job) -> list[PostgresTaskResult]:

@@ -11,7 +11,7 @@ from django.tasks.base import TaskError
 from django.utils import timezone
 
 from .codec import decode
-from .compat import RETURN_VALUE, set_frozen
+from .compat import RETURN_VALUE, set_frozen, slot_setters
 from .exceptions import InvalidRow, UnknownTask
 from .policies.policy import policy_of
 from .registry import resolve
@@ -62,7 +62,7 @@ def result_of(job: Job, moved_tasks: Mapping[str, str], *, otherwise: AnyTask | 
             kwargs=kwargs,
             backend=job.backend,
             is_duplicate=False,
-            **_state_of(job),
+            **dict(zip(_STATE, _state_of(job), strict=True)),
             **{name: make() for name, make in OTHER_FIELDS},
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
@@ -78,24 +78,38 @@ def refresh_from(result: AnyResult, job: Job) -> None:
         state = _state_of(job)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise InvalidRow(job.id, f"{type(error).__name__}: {error}") from error
-    for name, value in state.items():
-        set_frozen(result, name, value)
+    for set_field, value in zip(_STATE_SETTERS, state, strict=True):
+        set_field(result, value)
 
 
-def _state_of(job: Job) -> dict[str, Any]:
-    """The fields that a refresh renews."""
-    return {
-        "status": TaskResultStatus.READY if job.status == Status.SCHEDULED else TaskResultStatus(job.status),
-        "enqueued_at": _local(job.enqueued_at),
-        "started_at": _local(job.started_at),
-        "finished_at": _local(job.finished_at),
-        "last_attempted_at": _local(job.last_attempted_at),
-        "errors": [error_of(decode(text)) for text in job.errors],
-        "worker_ids": list(job.worker_ids),  # coalesced look-ups share the job
-        RETURN_VALUE: decode(job.return_value),
-        "counts": Counts(job.failures or 0, job.snoozes or 0, job.errors_omitted or 0),
-        "stored_metadata": job.metadata,
-    }
+# What a refresh renews, in the order of ``_state_of()``.
+_STATE = (
+    *("status", "enqueued_at", "started_at", "finished_at", "last_attempted_at", "errors", "worker_ids"),
+    *(RETURN_VALUE, "counts", "stored_metadata"),
+)
+_STATE_SETTERS = slot_setters(PostgresTaskResult, _STATE)
+
+# As Django shows a row's status. A look-up here takes a quarter of the time of the enum's own.
+_STATUSES = {
+    status: TaskResultStatus.READY if status == Status.SCHEDULED else TaskResultStatus(status)
+    for status in Status
+}
+
+
+def _state_of(job: Job) -> tuple[Any, ...]:
+    read = time_of if settings.USE_TZ else _naive
+    return (
+        _STATUSES.get(job.status) or TaskResultStatus(job.status),  # type: ignore[call-overload]  # a Status is a str
+        read(job.enqueued_at),
+        read(job.started_at),
+        read(job.finished_at),
+        read(job.last_attempted_at),
+        [error_of(decode(text)) for text in job.errors],
+        list(job.worker_ids),  # coalesced look-ups share the job
+        decode(job.return_value),
+        Counts(job.failures or 0, job.snoozes or 0, job.errors_omitted or 0),
+        job.metadata,
+    )
 
 
 def duplicate_of(job: Job, moved_tasks: Mapping[str, str], task: AnyTask) -> AnyResult:
@@ -153,5 +167,9 @@ def error_of(stored: dict[str, str]) -> TaskError:
 
 def _local(moment: Moment | None) -> datetime | None:
     """Return a time from the database as Django shows it: aware, or naive and local where USE_TZ is False."""
+    return time_of(moment) if settings.USE_TZ else _naive(moment)
+
+
+def _naive(moment: Moment | None) -> datetime | None:
     time = time_of(moment)
-    return time if time is None or settings.USE_TZ else timezone.make_naive(time)
+    return None if time is None else timezone.make_naive(time)

@@ -224,4 +224,7 @@ def microseconds(moment: Moment | None) -> int:
 
 def time_of(moment: Moment | None) -> datetime | None:
     """Return the moment as an aware datetime."""
-    return None if moment is None else _ORIGIN + timedelta(microseconds=microseconds(moment))
+    if moment is None:
+        return None
+    # By position, and without microseconds(), which halves the time: every refresh reads four of them.
+    return _ORIGIN + timedelta(0, 0, int.from_bytes(moment, signed=True))

@@ -235,8 +235,9 @@ class Batcher[Item, Result]:
                 caller.set_result(result)
 
 
-def own_error(error: Exception) -> Exception:
+def own_error[Error: BaseException](error: Error) -> Error | utils.DatabaseError:
     """A copy of ``error``, because callers that raise one object would share its traceback."""
+    twin: Error | utils.DatabaseError
     try:
         twin = copy.copy(error)
     except Exception:  # an exception class that can't be copied  # noqa: BLE001

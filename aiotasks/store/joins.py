@@ -20,6 +20,7 @@ from django.db import utils
 from ..db.errors import Code, is_transient, sqlstate
 from ..db.listener import Channel
 from ..db.outage import Outage
+from .batcher import own_error
 from .changes import AWAITED, WATCHED
 from .outcomes import Awaited
 from .store import Store
@@ -57,7 +58,7 @@ class Watch:
     def __init__(self, level: int) -> None:
         self.level = level
         self._news: set[UUID] = set()
-        self._error: utils.Error | None = None
+        self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     async def changed(self, timeout: float | None = None) -> set[UUID]:
@@ -68,17 +69,19 @@ class Watch:
         a ``django.db`` error that waiting doesn't help against.
         """
         if not self._news and self._error is None:
-            self._waiter = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            # Less than half of the price of asyncio.wait() or asyncio.timeout().
+            timer = None if timeout is None else loop.call_later(timeout, self._wake)
             try:
-                if timeout is None:  # one turn of the loop less
-                    await self._waiter
-                else:
-                    await asyncio.wait([self._waiter], timeout=timeout)
+                await self._waiter
             finally:
+                if timer is not None:
+                    timer.cancel()
                 self._waiter.cancel()
                 self._waiter = None
         if self._error is not None:
-            raise type(self._error)(*self._error.args) from self._error.__cause__
+            raise own_error(self._error)
         news, self._news = self._news, set()
         return news
 
@@ -87,7 +90,7 @@ class Watch:
         self._news.add(id)
         self._wake()
 
-    def fail(self, error: utils.Error) -> None:
+    def fail(self, error: BaseException) -> None:
         """Have ``changed()`` raise."""
         self._error = error
         self._wake()
@@ -169,7 +172,7 @@ class Changes:
         level: AWAITED for their ends, WATCHED for each change. watch: one that is to report these tasks, too.
         """
         watch = watch or Watch(level)
-        self._add(watch, backend, ids)
+        self.watch(watch, backend, ids)
         try:
             yield watch
         finally:
@@ -190,7 +193,8 @@ class Changes:
         if not self._entries:
             self._rest()
 
-    def _add(self, watch: Watch, backend: str, ids: Collection[UUID]) -> None:
+    def watch(self, watch: Watch, backend: str, ids: Collection[UUID]) -> None:
+        """Report these tasks to ``watch``."""
         if not ids:
             return
         if not self._entries:
