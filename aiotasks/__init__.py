@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .joining import as_completed, gather_results
     from .policies.limits import Limit
     from .results import PostgresTaskResult
+    from .schedules.declarations import periodic
     from .store.atomic import atomic
     from .store.transaction import transaction
     from .tasks import PostgresTask, task
@@ -56,6 +57,7 @@ __all__ = [
     "as_completed",
     "atomic",
     "gather_results",
+    "periodic",
     "task",
     "transaction",
 ]
@@ -88,6 +90,7 @@ _HOMES = {
     "as_completed": "joining",
     "atomic": "store.atomic",
     "gather_results": "joining",
+    "periodic": "schedules.declarations",
     "task": "tasks",
     "transaction": "store.transaction",
 }

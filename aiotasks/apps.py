@@ -14,3 +14,4 @@ class AiotasksConfig(AppConfig):
         import django.tasks  # noqa: F401
 
         from . import checks  # noqa: F401
+        from .schedules import checks as schedules_checks  # noqa: F401

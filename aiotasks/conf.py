@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -122,6 +122,16 @@ def _backoff(value: Any) -> str | Backoff | None:
         ) from None
 
 
+def _schedules(value: Any) -> tuple[str, ...] | Literal[False] | None:
+    if value is None or value is False:
+        return value
+    if isinstance(value, list | tuple) and all(
+        isinstance(each, str) and _is_path(f"a.{each}") for each in value
+    ):
+        return tuple(value)
+    raise ValueError("a list of the names of modules, None (those of the installed apps), or False")
+
+
 # Options that may as well stand beside BACKEND, where Django's proposal for retries has them.
 BESIDE = frozenset({"MAX_ATTEMPTS", "BACKOFF"})
 
@@ -164,6 +174,9 @@ class Options:
     moved_tasks: MovedTasks = field(default_factory=MovedTasks)
     # The dotted path of a function (str) -> str that rewrites the text of an error before it is stored.
     redact: str | None = None
+    # The modules that declare schedules; None: `tasks` and `schedules` of each installed app; False: workers
+    # declare none, and enqueue none.
+    schedules: tuple[str, ...] | Literal[False] | None = None
 
     def orm_connections(self, concurrency: int) -> int:
         """Return how many connections the ORM calls of a worker's coroutine tasks take."""
@@ -184,10 +197,7 @@ class Options:
             given = _with_those_beside(alias, params, given)
         try:
             # With the types, because 1 and True are equal as keys, but not as options.
-            key = tuple(
-                (name, type(value), tuple(value.items()) if isinstance(value, dict) else value)
-                for name, value in given.items()
-            )
+            key = tuple((name, type(value), _hashable(value)) for name, value in given.items())
             known = _cache.get(key)
         except TypeError:  # an unhashable value, which _parse() reports
             return cls._parse(alias, given, params)
@@ -220,6 +230,14 @@ class Options:
                 f"POOL_MAX_SIZE ({options.pool_max_size})."
             )
         return options
+
+
+def _hashable(value: Any) -> Any:
+    return (
+        tuple(value.items() if isinstance(value, dict) else value)
+        if isinstance(value, dict | list)
+        else value
+    )
 
 
 def _with_those_beside(alias: str, params: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,5 +278,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "MAX_RESULT_SIZE": _whole(4, 256 * 1024 * 1024),
     "MAX_ERROR_SIZE": _whole(1024, 16 * 1024 * 1024),
     "REDACT": _path,
+    "SCHEDULES": _schedules,
 }
 _cache: dict[tuple[tuple[str, type, Any], ...], Options] = {}

@@ -63,6 +63,24 @@ class PostgresTaskContext(TaskContext):  # type: ignore[type-arg,misc]  # the st
         return self.running.is_cancelled() or self.remaining() == 0.0
 
     @property
+    def schedule(self) -> str | None:
+        """The name of the schedule that the task is of; None: it isn't of one. Raises InvalidRow."""
+        name = self._own("_schedule")
+        return name if isinstance(name, str) else None
+
+    @property
+    def scheduled_for(self) -> datetime | None:
+        """The tick of the schedule that the task is of, whenever it runs; where somebody has run the schedule
+        by hand, when that was. None: it isn't of a schedule. Aware or naive, as the ``deadline``. Raises
+        InvalidRow.
+        """
+        text = self._own("_scheduled_for")
+        if not isinstance(text, str):
+            return None
+        moment = datetime.fromisoformat(text)
+        return moment if settings.USE_TZ else timezone.make_naive(moment)
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """The task's metadata, as it was when the attempt began: a dict to be changed in place.
 
@@ -94,6 +112,11 @@ class PostgresTaskContext(TaskContext):  # type: ignore[type-arg,misc]  # the st
         a call was only noted, it is ignored.
         """
         self._metadata().progress(done, total, message)
+
+    def _own(self, key: str) -> Any:
+        """What the task's metadata have under one of aiotasks' own keys."""
+        metadata = None if self.running is None else self.running.metadata
+        return None if metadata is None else metadata.own(key)
 
     def _metadata(self) -> RunningMetadata:
         metadata = None if self.running is None else self.running.metadata

@@ -112,6 +112,11 @@ class RunningMetadata:
             self._show_latest(values)
         return values
 
+    def own(self, key: str) -> Any:
+        """The value of one of the keys that are aiotasks' own; None without it. Raises InvalidRow."""
+        self._own_values()
+        return self._row.get(key)
+
     def _own_values(self) -> Metadata:
         if self._values is None:
             self._row = read_row(self.seen, self.id)

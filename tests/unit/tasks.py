@@ -46,6 +46,10 @@ def with_policies() -> None:
     pass
 
 
+@task
+def anything(*args: Any, **kwargs: Any) -> None: ...
+
+
 def function() -> None:
     pass
 

@@ -52,6 +52,10 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "MAX_ARGUMENT_SIZE": ([2, 256 * 1024**2], [1, 256 * 1024**2 + 1, "1MB", True]),
     "MAX_RESULT_SIZE": ([4, 256 * 1024**2], [3, 256 * 1024**2 + 1, "1MB", True]),
     "MAX_ERROR_SIZE": ([1024, 16 * 1024**2], [1023, 16 * 1024**2 + 1, "1MB", True]),
+    "SCHEDULES": (
+        [None, False, [], ["mysite.reports", "mysite"], ("mysite.reports",)],
+        [True, 0, "mysite.reports", [5], ["a b"], [""], ["a..b"], [None]],
+    ),
     "REDACT": (["mysite.privacy.redact", None], ["redact", "", "..", "mysite.", "a b.c", 5, True, [], print]),
 }
 
@@ -67,7 +71,8 @@ def test_every_option_is_tried_here() -> None:
 @pytest.mark.parametrize(("name", "value"), [(name, v) for name, (good, _) in VALUES.items() for v in good])
 def test_good_values(name: str, value: Any) -> None:
     found = getattr(read(**{name: value}), name.lower())
-    assert found == (value.total_seconds() if isinstance(value, timedelta) else value)
+    kept = value.total_seconds() if isinstance(value, timedelta) else value
+    assert found == (tuple(kept) if isinstance(kept, list) else kept)
     default = getattr(Options(), name.lower())
     if value is not None and default is not None:
         assert type(found) is type(default)

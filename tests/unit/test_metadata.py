@@ -4,10 +4,10 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +16,7 @@ from django.http import QueryDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiotasks.context import PostgresTaskContext
 from aiotasks.exceptions import InvalidRow
 from aiotasks.metadata import running as running_module
 from aiotasks.metadata.progress import MAX_MESSAGE, Meter
@@ -521,3 +522,33 @@ def test_whatever_is_reported_is_json(reports: list[tuple[float, float | None, f
     for done, total, passed in reports:
         at += passed
         dump_metadata(meter.show((done, total, "", at)))
+
+
+# --- Keys of aiotasks' own
+
+
+def context_of(row: Row) -> PostgresTaskContext:
+    running: Any = SimpleNamespace(metadata=row.own)
+    return PostgresTaskContext(task_result=object(), running=running)  # type: ignore[arg-type]
+
+
+def test_a_context_has_the_tick_of_its_schedule(settings: Any) -> None:
+    row = Row('{"a": 1, "_schedule": "nightly", "_scheduled_for": "2026-11-30T02:00:00+00:00"}')
+    context = context_of(row)
+    assert context.schedule == "nightly"
+    assert context.scheduled_for == datetime(2026, 11, 30, 2, tzinfo=UTC)
+    context.metadata["b"] = 2
+    context.save_metadata()
+    row.save()
+    assert (row.values["_schedule"], row.values["b"]) == ("nightly", 2)
+    assert (context.schedule, context.metadata) == ("nightly", {"a": 1, "b": 2})
+    settings.USE_TZ = False
+    settings.TIME_ZONE = "Asia/Tokyo"
+    assert context.scheduled_for == datetime(2026, 11, 30, 11)
+
+
+def test_a_context_of_no_schedule_has_no_tick() -> None:
+    for row in (Row(), Row('{"a": 1}'), Row('{"_schedule": 5, "_scheduled_for": 5}')):
+        assert (context_of(row).schedule, context_of(row).scheduled_for) == (None, None)
+    without = PostgresTaskContext(task_result=object())  # type: ignore[arg-type]
+    assert (without.schedule, without.scheduled_for) == (None, None)

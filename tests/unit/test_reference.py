@@ -47,7 +47,8 @@ def test_options_of_the_worker() -> None:
 
 def test_checks() -> None:
     text = page("checks")
-    source = (ROOT / "aiotasks/checks.py").read_text("utf-8")
+    files = ("aiotasks/checks.py", "aiotasks/schedules/checks.py")
+    source = "".join((ROOT / file).read_text("utf-8") for file in files)
     ids = set(re.findall(r'id="(aiotasks\.[EW]\d+)"', source))
     assert set(first_cells(section(text, "`manage.py check`"))) == ids
     assert first_cells(section(text, "`manage.py aiotasks check`")) == list(CHECKS)

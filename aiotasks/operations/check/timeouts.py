@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Iterable
-from importlib import import_module
 from math import inf
 
 from django.apps import apps
-from django.utils.module_loading import module_has_submodule
 
 from ...rows import lane_of
+from ...schedules.discovery import import_modules, modules_of_apps
 from ...tasks import PostgresTask
 from .examination import Examination
 from .finding import Result
@@ -71,14 +70,8 @@ def _named(paths: list[str]) -> str:
 
 def _tasks_of_apps(alias: str) -> list[PostgresTask]:
     """Return the backend's tasks in the modules of installed apps: ``tasks``, and those that are loaded."""
-    names = set()
-    for config in apps.get_app_configs():
-        names.add(config.name)
-        if config.module is not None and module_has_submodule(config.module, "tasks"):
-            try:
-                import_module(f"{config.name}.tasks")
-            except Exception:  # importing runs the site's code; workers report it  # noqa: BLE001
-                continue
+    import_modules(modules_of_apps(("tasks",)))  # workers report those that fail
+    names = {config.name for config in apps.get_app_configs()}
     return [
         value
         for name, module in list(sys.modules.items())
