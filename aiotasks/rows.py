@@ -130,7 +130,7 @@ class Schedule:
     many seconds a tick is made up for; None: as long as ``missed`` says. ``overlap``: None for a task whose
     own key decides, which is ``unique_key``, as it is stored; it is held for ``unique_period`` seconds, or as
     long as the task is unfinished (``unique_waiting``: waits). ``jitter``: by how many seconds at most a task
-    is due after its tick.
+    is due after its tick. ``limit_key``, ``ordered``: as of a NewJob and a JobTemplate.
     """
 
     name: str
@@ -151,6 +151,8 @@ class Schedule:
     unique_key: str | None
     unique_period: float | None
     unique_waiting: bool | None
+    limit_key: str | None = None
+    ordered: AfterFailure | None = None
     policy: Policy
 
     def digest(self) -> str:

@@ -42,6 +42,8 @@ class Migration(migrations.Migration):
                 ("unique_key", models.TextField(null=True)),
                 ("unique_period", models.FloatField(null=True)),
                 ("unique_waiting", models.BooleanField(null=True)),
+                ("limit_key", models.TextField(null=True)),
+                ("ordered", models.TextField(null=True)),
                 ("max_crashes", models.SmallIntegerField(null=True)),
                 ("keep_result", models.FloatField(null=True)),
                 ("from_code", models.BooleanField()),

@@ -173,6 +173,8 @@ _SCHEDULE = {
     "unique_key": "text",
     "unique_period": "double precision",
     "unique_waiting": "boolean",
+    "limit_key": "text",
+    "ordered": "text",
 } | COLUMNS
 
 _SCHEDULE_TIMES = ("paused_at", "stopped_at", "next_at", "retry_at", "last_tick", "skipped_tick")

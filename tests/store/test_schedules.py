@@ -52,6 +52,8 @@ EVERYTHING: dict[str, Any] = {
     "unique_key": "k",
     "unique_period": 4.5,
     "unique_waiting": True,
+    "limit_key": "tenant:42",
+    "ordered": "stop",
     "policy": Policy(max_crashes=7, keep_result=8.5),
 }
 
