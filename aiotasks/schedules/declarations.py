@@ -64,6 +64,8 @@ class Declaration:
             unique_key=None if unique is None else unique.key,
             unique_period=None if unique is None else unique.rule.period,
             unique_waiting=None if unique is None else unique.rule.waiting,
+            limit_key=job.limit_key,
+            ordered=template.ordered,
             policy=template.policy,
         )
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.tasks import task as django_task
 
-from aiotasks import task
+from aiotasks import Limit, task
 
 
 @task
@@ -48,6 +48,11 @@ def with_policies() -> None:
 
 @task
 def anything(*args: Any, **kwargs: Any) -> None: ...
+
+
+@task(limit=Limit("tests.unit", by="key", ordered=True, after_failure="stop"))
+def in_line(key: int) -> None:
+    pass
 
 
 def function() -> None:

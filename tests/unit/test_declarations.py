@@ -145,6 +145,18 @@ def test_a_key_of_the_task_itself_says_what_ticks_do() -> None:
     assert (rows()["c"].overlap, rows()["c"].unique_key) == ("skip", None)
 
 
+def test_its_tasks_have_the_limit_of_their_arguments() -> None:
+    for number, (made, expected) in enumerate(
+        [
+            (tasks.in_line, ("tests.unit:7", "stop")),
+            (tasks.in_line.using(limit_key="all"), ("tests.unit:all", "stop")),
+            (tasks.anything, (None, None)),
+        ]
+    ):
+        periodic("@daily", name=f"{number}", args=[7])(made)
+        assert (rows()[f"{number}"].limit_key, rows()[f"{number}"].ordered) == expected
+
+
 @pytest.mark.parametrize(
     ("declare", "words"),
     [
