@@ -30,13 +30,25 @@ class Attempt(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PostgresTaskContext(TaskContext):  # type: ignore[type-arg,misc]  # the stubs differ
+class _Fields(TaskContext):  # type: ignore[type-arg,misc]  # the stubs differ
+    """The fields of a PostgresTaskContext.
+
+    A class of its own, because a dataclass with slots drops a property that has the name of an inherited
+    field, as ``metadata`` may be in a later Django.
+    """
+
+    running: Attempt | None = field(default=None, repr=False, compare=False)
+
+
+# A dataclass as well, because only then an assignment to a property raises FrozenInstanceError.
+@dataclass(frozen=True, kw_only=True)
+class PostgresTaskContext(_Fields):  # type: ignore[misc]  # as above
     """Django's TaskContext, with the time that the attempt has left, and the task's metadata.
 
     May be used in any thread; the metadata in one thread at a time.
     """
 
-    running: Attempt | None = field(default=None, repr=False, compare=False)
+    __slots__ = ()
 
     @property
     def deadline(self) -> datetime | None:
@@ -89,6 +101,10 @@ class PostgresTaskContext(TaskContext):  # type: ignore[type-arg,misc]  # the st
         """
         return self._metadata().values
 
+    @metadata.setter
+    def metadata(self, value: object) -> None:
+        """Ignored: a later Django may have a field of this name, which is set as the others are."""
+
     def save_metadata(self) -> None:
         """Have ``metadata`` saved soon, within about 0.1 s, and not only at the end. Doesn't wait for it.
 
@@ -103,13 +119,14 @@ class PostgresTaskContext(TaskContext):  # type: ignore[type-arg,misc]  # the st
         self._metadata().save()
 
     def progress(self, done: float, total: float | None, message: str = "") -> None:
-        """Set ``metadata["progress"]``, and have ``metadata`` saved soon, as by ``save_metadata()``.
+        """Set ``metadata["progress"]``, and have it saved soon.
 
         ``progress`` has ``done``, ``total`` (None: not known), the first 1,000 characters of ``message``, the
         ``rate`` of done in a second, and ``eta``, the seconds that are left. Meant for every step of a long
         loop: most calls only note their arguments. The latest is saved within about 0.2 s, or with the end of
-        the attempt. Raises TypeError or ValueError as ``save_metadata()``, also for a bad number; where such
-        a call was only noted, it is ignored.
+        the attempt. Other keys are saved by a call that isn't only noted, about one in 0.1 s: where a change
+        of them has to be seen soon, call ``save_metadata()`` after it. Raises TypeError or ValueError as
+        ``save_metadata()``, also for a bad number; where such a call was only noted, it is ignored.
         """
         self._metadata().progress(done, total, message)
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from django.tasks import TaskResult, TaskResultStatus
 from django.tasks.base import TASK_REFRESH_ATTRS
 
+from .codec import CANCELLED
 from .compat import RETURN_VALUE, set_frozen, slot_setters
 from .metadata.values import Metadata, public, read_row
 from .rows import AnyResult, AnyTask
@@ -45,7 +46,9 @@ class _Fields(TaskResult):  # type: ignore[type-arg,misc]  # the stubs differ
     stored_metadata: str | None = field(default=None, repr=False)
 
 
-class PostgresTaskResult(_Fields):
+# A dataclass as well, because only then an assignment to a property raises FrozenInstanceError.
+@dataclass(frozen=True, kw_only=True)
+class PostgresTaskResult(_Fields):  # type: ignore[misc]  # as above
     """A TaskResult that can wait for the end of its task, and cancel it, and shows its metadata.
 
     counts: see ``failures``, ``snoozes`` and ``errors_omitted``. is_duplicate: whether the enqueue that
@@ -91,6 +94,12 @@ class PostgresTaskResult(_Fields):
     def errors_omitted(self) -> int:
         """How many errors are left out of ``errors``, between the first 20 and the last 20."""
         return self.counts.errors_omitted
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the task was cancelled, before it ran or while it ran; ``status`` is FAILED then."""
+        errors = self.errors if self.status == TaskResultStatus.FAILED else []
+        return bool(errors) and errors[-1].exception_class_path == CANCELLED
 
     def __setstate__(self, state: list[Any]) -> None:
         """Restore a pickled result. What a release with fewer fields has pickled gets the defaults."""

@@ -1,4 +1,4 @@
-"""A later Django whose TaskResult and Task have more fields, with defaults."""
+"""A later Django whose TaskResult, Task and TaskContext have more fields, with defaults."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def more(kind):
     More.__name__ = More.__qualname__ = kind.__name__
     return More
 
-for kind in (base.TaskResult, base.Task):
+for kind in (base.TaskResult, base.Task, base.TaskContext):
     later = more(kind)
     later.__module__ = base.__name__
     setattr(base, kind.__name__, later)
@@ -28,8 +28,11 @@ django.conf.settings.configure(INSTALLED_APPS=["aiotasks"], TASKS={"default": {
     "BACKEND": "aiotasks.backend.PostgresBackend", "QUEUES": []}}, USE_TZ=True,
     DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "none"}})
 django.setup()
-from dataclasses import fields, replace
+from dataclasses import FrozenInstanceError, fields, replace
 from uuid import uuid4
+from types import SimpleNamespace
+from aiotasks.context import PostgresTaskContext
+from aiotasks.metadata.running import RunningMetadata
 from aiotasks.policies.policy import NO_POLICY
 from aiotasks.rows import Job
 from aiotasks.results import new_result
@@ -64,6 +67,25 @@ assert read.metadata == {"a": 2}
 assert (read.task.metadata, read.task.note, read.task.priority) == ({}, "none", 5)
 assert task.using(priority=3).note == "none"
 assert task.using(metadata={"a": 1}).metadata == {"a": 1}
+
+# The context's, too: what a task changes there is what is saved.
+saved = []
+metadata = RunningMetadata(uuid4(), uuid4(), text, SimpleNamespace(save_soon=saved.append))
+attempt = SimpleNamespace(limit=None, metadata=metadata, is_cancelled=lambda: False)
+context = PostgresTaskContext(task_result=one, running=attempt)
+assert (context.extra, context.note, context.attempt) == ({}, "none", 0)
+context.metadata["b"] = 2
+context.save_metadata()
+assert saved == [metadata] and metadata.begin()
+assert metadata.text == '{"a":[1],"_ours":2,"b":2}', metadata.text
+assert "extra={}" in repr(context)
+for each in (one, context):
+    try:
+        each.metadata = {}
+    except FrozenInstanceError:
+        assert each.metadata["a"]
+    else:
+        raise AssertionError(each)
 print("fine")
 """
 

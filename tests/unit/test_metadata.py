@@ -426,6 +426,21 @@ def test_a_bad_progress_that_was_only_noted_is_ignored(clock: Callable[[float], 
     assert (row.values["url"], row.values["progress"]["done"]) == ("x", 1)
 
 
+def test_a_progress_that_was_only_noted_saves_no_other_key(clock: Callable[[float], None]) -> None:
+    """The saver, which looks at it, may be another thread than the body's."""
+    row = Row()
+    row.own.progress(1, 10, "")
+    row.save()
+    row.own.values["url"] = "x"
+    row.own.progress(2, 10, "")
+    row.save()
+    assert (row.values["progress"]["done"], row.values.get("url")) == (2, None)
+    clock(INTERVAL)
+    row.own.progress(3, 10, "")
+    row.save()
+    assert (row.values["progress"]["done"], row.values["url"]) == (3, "x")
+
+
 class BadNumber:
     def __float__(self) -> float:
         raise RuntimeError("a tensor of two")
