@@ -14,13 +14,17 @@ from typing import Any
 from .redact import redacted
 from .unsupported import AMBIGUOUS, unsupported
 
-__all__ = ["decode", "dump_error", "dump_json", "encode", "normalize"]
+__all__ = ["CANCELLED", "CANCELLED_START", "decode", "dump_error", "dump_json", "encode", "normalize"]
 
 # Django's own normalize_json() recurses two frames a level inside the caller's stack, under
 # Python's default limit of 1,000; 200 levels leave half of that to the caller.
 MAX_DEPTH = 200
 
 _BIG = 2**63
+
+# The class of a cancelled task's error, and how its text begins, as dump_error() writes them.
+CANCELLED = "aiotasks.exceptions.TaskCancelled"
+CANCELLED_START = json.dumps({"class": CANCELLED})[:-1]
 
 _EMPTY: dict[type, str] = {list: "[]", dict: "{}"}
 

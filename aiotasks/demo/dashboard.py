@@ -10,14 +10,12 @@ from django.db.models.functions import Now
 from django.tasks import TaskResultStatus
 from django.utils import timezone
 
-from aiotasks import PostgresTask, PostgresTaskResult, TaskCancelled
+from aiotasks import PostgresTask, PostgresTaskResult
 from aiotasks.demo.chart import Chart, draw
 from aiotasks.demo.findings import PAGES, SOURCES, Findings, Place, Ranking, last_line
 from aiotasks.demo.stdlib import sources
 from aiotasks.demo.tasks import survey_pages, survey_sources
 from aiotasks.models import Task, Worker
-
-_CANCELLED = f"{TaskCancelled.__module__}.{TaskCancelled.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,9 @@ class Panel:
         """Why the survey has ended before its work was done."""
         if not (self.result and self.can_be_retried):
             return ""
-        error = self.result.errors[-1]
-        if error.exception_class_path == _CANCELLED:
-            return "Cancelled. A retry goes on from here."
-        return last_line(error)
+        if self.result.is_cancelled:
+            return "A retry goes on from here."
+        return last_line(self.result.errors[-1])
 
     @property
     def findings(self) -> Findings | None:

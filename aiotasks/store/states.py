@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from ..codec import CANCELLED_START
 from .statement_group import StatementGroup
 
 __all__ = ["StateStatements", "TaskState"]
@@ -19,6 +20,7 @@ class TaskState:
 
     id: UUID
     status: str
+    is_cancelled: bool
     metadata: str | None
     attempts: int
     enqueued_at: str | None
@@ -31,4 +33,5 @@ class StateStatements(StatementGroup):
     """Look-ups that are small, whatever the tasks' arguments and results are."""
 
     async def select_states(self, ids: Sequence[UUID], backend: str) -> list[TaskState]:
-        return [TaskState(*row) for row in await self._fetch("select_states", list(ids), backend)]
+        rows = await self._fetch("select_states", list(ids), backend, CANCELLED_START)
+        return [TaskState(*row) for row in rows]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from math import isnan
-from typing import Any
+from typing import Any, TypeGuard
 
 from django import template
 from django.template import Context
@@ -40,11 +40,14 @@ def aiotasks_progress(
     context.render_context[_HAS_MEDIA] = True
     progress = _progress_of(result)
     token = sign(result, user=user)  # of a finished task, too: a name that doesn't exist comes as ""
-    share = 1.0 if result.status == "SUCCESSFUL" else _share(progress)
+    is_successful = result.status == "SUCCESSFUL"
+    share = 1.0 if is_successful else _share(progress)
+    message = progress.get("message")
     return {
         "result": result,
+        "status": "CANCELLED" if getattr(result, "is_cancelled", False) else result.status,
         "label": result.task.func.__name__ if label is None else label,
-        "message": progress.get("message") or "",
+        "message": message if isinstance(message, str) and not is_successful else "",  # as progress.js
         "is_open": share is None and result.status == "RUNNING",
         "share": f"{share or 0.0:.4f}",  # no decimal comma
         "percent": None if share is None else int(share * 100 + 1e-9),  # 0.29 * 100 < 29
@@ -67,10 +70,14 @@ def _progress_of(result: AnyResult) -> Mapping[str, Any]:
 def _share(progress: Mapping[str, Any]) -> float | None:
     """How much is done, from 0 to 1; None where that isn't known."""
     done, total = progress.get("done"), progress.get("total")
-    if not isinstance(done, int | float) or not isinstance(total, int | float) or total <= 0:
+    if not _is_number(done) or not _is_number(total) or total <= 0:
         return None
     try:
         share = done / total
     except OverflowError:  # other code's numbers
         return None
     return None if isnan(share) else min(max(share, 0.0), 1.0)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

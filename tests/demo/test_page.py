@@ -163,7 +163,8 @@ def test_start_watch_cancel_and_retry(browser: Browser, demo: str, library: Path
     browser.screenshot(f"demo, running, {screen}")
 
     press(browser, "Cancel the survey of the sources")
-    wait_until(lambda: "Cancelled." in text(browser, "#survey_sources-actions"))
+    wait_until(lambda: "A retry goes on from here." in text(browser, "#survey_sources-actions"))
+    wait_until(lambda: "Cancelled" in text(browser, "#survey_sources-bar"))
     assert share(browser, "survey_sources") < 0.9
     browser.screenshot(f"demo, cancelled, {screen}")
     (library / "gate").touch()

@@ -162,7 +162,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "save_metadata": lambda: (one, other, ["{}"], [None]),
         "replace_metadata": lambda: (one[0], "default", "{}", None),
         "select_jobs": lambda: (one, "default"),
-        "select_states": lambda: (one, "default"),
+        "select_states": lambda: (one, "default", "{"),
         "promote_due_jobs": lambda: ("default", 50),
         "next_due": lambda: ("default",),
         "select_pauses": lambda: ("default",),
@@ -457,7 +457,7 @@ async def test_finishes_and_releases_go_by_the_primary_key(
             ("select_ended_jobs", (ids, "default"), 1),
             ("select_own_jobs", (ids, "default"), 1),
             ("select_jobs", (ids, "default"), 20),
-            ("select_states", (ids, "default"), 20),
+            ("select_states", (ids, "default", "{"), 20),
             ("select_finished_jobs", (ids, claim_ids), 20),
         ]
         for name, arguments, found in cases:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from aiotasks.codec import MAX_DEPTH, decode, dump_error, dump_json, normalize
+from aiotasks.codec import CANCELLED, CANCELLED_START, MAX_DEPTH, decode, dump_error, dump_json, normalize
+from aiotasks.exceptions import TaskCancelled, TaskExpired
 
 LIMIT = 1024 * 1024
 
@@ -363,3 +364,10 @@ def test_deep_recursion_is_stored() -> None:
     with pytest.raises(RecursionError) as caught:
         down()
     assert "RecursionError" in json.loads(dump_error(caught.value, limit=64 * 1024, redact=None))["traceback"]
+
+
+def test_a_cancel_is_known_by_how_its_text_begins() -> None:
+    text = dump_error(TaskCancelled("The task was cancelled."), limit=4096, redact=None)
+    assert text.startswith(CANCELLED_START)
+    assert decode(text)["class"] == CANCELLED
+    assert not dump_error(TaskExpired(), limit=4096, redact=None).startswith(CANCELLED_START)

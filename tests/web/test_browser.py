@@ -1,5 +1,6 @@
 """The bar in a real browser, at a real server, with a real worker."""
 
+import json
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ import httpx
 import pytest
 from django.db import connection
 
+from aiotasks.codec import dump_error
 from aiotasks.demo.postgres import free_port
+from aiotasks.exceptions import TaskCancelled
 from aiotasks.rows import AnyResult
 from aiotasks.views import sign
 from tests.site import default_task_backend
@@ -26,6 +29,9 @@ from .tasks import EVIL
 pytestmark = needs_chromium
 
 PHONE = 360
+
+# A clock that a test puts on.
+LATER = "window.later = 0; const now = Date.now; Date.now = () => now() + window.later"
 
 type Open = Callable[..., None]
 
@@ -92,6 +98,51 @@ def test_a_failure(worker: Process, browser: Browser, open_page: Open) -> None:
     browser.screenshot("failed")
     wait_until(lambda: sources(browser) == [2])
     assert browser.complaints() == []
+
+
+BARS = """
+const page = arguments[0] ? new DOMParser().parseFromString(arguments[0], "text/html") : document;
+return [...page.querySelectorAll(".aiotasks-progress")].map((bar) => {
+  const text = (part) => bar.querySelector(`.aiotasks-progress-${part}`).textContent;
+  const value = bar.querySelector("progress").getAttribute("value");
+  const texts = ["percent", "status", "message"].map(text);
+  return [bar.dataset.aiotasksStatus, ...texts, value && Number(value).toFixed(2)];
+});
+"""
+
+
+def test_the_server_draws_what_the_script_draws(browser: Browser, open_page: Open) -> None:
+    third = {"done": 1, "total": 3, "message": "one of three"}
+    failed, cancelled = (
+        dump_error(error, limit=4096, redact=None) for error in (LookupError("x"), TaskCancelled("x"))
+    )
+    states = [
+        ("READY", third, [], "Waiting"),
+        ("RUNNING", third, [], "Running"),
+        ("RUNNING", {"done": 1, "total": None, "message": "no end in sight"}, [], "Running"),
+        ("RUNNING", {"done": True, "total": True, "message": 5}, [], "Running"),
+        ("FAILED", third, [failed], "Failed"),
+        ("FAILED", None, [failed], "Failed"),
+        ("FAILED", third, [cancelled], "Cancelled"),
+        ("SUCCESSFUL", third, [], "Done"),
+        ("SUCCESSFUL", None, [cancelled], "Done"),
+    ]
+    results = [tasks.climb.enqueue(3) for _ in states]
+    open_page(*results)
+    wait_until(lambda: len(browser.run("return window.states")) == len(results))
+    show = "window.isHidden = arguments[0]; document.dispatchEvent(new Event('visibilitychange'))"
+    browser.run(show, True)
+    for result, (status, progress, errors, _) in zip(results, states, strict=True):
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE aiotasks_task SET status = %s, errors = %s::json[], metadata = %s::json,"
+                " started_at = now(), finished_at = now() WHERE id = %s",
+                [status, errors, json.dumps({"progress": progress}), result.id],
+            )
+    browser.run(show, False)
+    wait_until(lambda: [bar[2] for bar in browser.run(BARS)] == [state[-1] for state in states])
+    page = httpx.get(browser.driver.current_url, trust_env=False).text
+    assert browser.run(BARS) == browser.run(BARS, page)
 
 
 def test_a_failure_without_progress_stands_still(worker: Process, browser: Browser, open_page: Open) -> None:
@@ -198,7 +249,7 @@ def test_a_hidden_page_pauses(browser: Browser, open_page: Open) -> None:
     assert sources(browser) == [2]
     assert browser.text("status") == "Waiting"
     browser.run(show, False)
-    wait_until(lambda: browser.text("status") == "Failed")
+    wait_until(lambda: browser.text("status") == "Cancelled")
     wait_until(lambda: sources(browser) == [2, 2])
 
 
@@ -214,7 +265,7 @@ def test_bars_share_a_connection_and_may_come_and_go(browser: Browser, open_page
     browser.run("document.body.append(window.bar)")
     wait_until(lambda: sources(browser) == [2, 2, 1])
     default_task_backend.cancel(results[0])
-    browser.wait_for_status("FAILED")
+    browser.wait_for_status("CANCELLED")
     wait_until(lambda: sources(browser) == [2, 2, 2])
     assert browser.complaints() == []
 
@@ -270,7 +321,7 @@ def test_a_token_that_is_refused_stops_no_other_bar(browser: Browser, open_page:
     wait_until(lambda: statuses(browser) == ["READY", "READY", "UNKNOWN", "READY", "READY"])
     for result in results:
         default_task_backend.cancel(result)
-    wait_until(lambda: statuses(browser) == ["FAILED", "FAILED", "UNKNOWN", "FAILED", "FAILED"])
+    wait_until(lambda: statuses(browser) == [*["CANCELLED"] * 2, "UNKNOWN", *["CANCELLED"] * 2])
 
 
 def test_many_bars_leave_room_for_the_page(browser: Browser, open_page: Open) -> None:
@@ -279,7 +330,7 @@ def test_many_bars_leave_room_for_the_page(browser: Browser, open_page: Open) ->
     open_page(*results)
     wait_until(lambda: sources(browser) == [1, 1])
     default_task_backend.cancel_many(results)
-    wait_until(lambda: set(statuses(browser)) == {"FAILED"})
+    wait_until(lambda: set(statuses(browser)) == {"CANCELLED"})
     assert len(sources(browser)) <= len(results) // 20
     asked: list[str] = browser.run("return performance.getEntriesByType('resource').map((one) => one.name)")
     lengths = [len(url) for url in asked if "/tasks/events/" in url]
@@ -326,7 +377,46 @@ def test_a_proxy_that_finds_no_server_for_a_while(browser: Browser, serve: Serve
     serve("--port", str(port))
     wait_until(lambda: sources(browser) == [2, 1])  # a stream again
     default_task_backend.cancel(result)
-    browser.wait_for_status("FAILED")
+    browser.wait_for_status("CANCELLED")
+
+
+def test_a_first_stream_that_is_refused_is_tried_again(browser: Browser, serve: Serve, database: str) -> None:
+    """A proxy may refuse it while its server is restarted, and let the poll through a moment later."""
+    result = tasks.climb.enqueue(3)
+    _, client = serve()
+    page = client.get("/page/", params={"id": result.id}).text
+
+    def refuse_streams(request: BaseHTTPRequestHandler) -> None:
+        path = httpx.URL(request.path).path
+        if path.startswith("/page/"):
+            kind, body = "text/html", page
+        elif path.startswith("/static/"):
+            answer = client.get(path)
+            kind, body = answer.headers["Content-Type"], answer.text
+        elif "text/event-stream" in request.headers["Accept"]:
+            return request.send_error(502)
+        else:
+            state = {"id": result.id, "status": "READY", "is_finished": False}
+            kind, body = "application/json", json.dumps({"tasks": [state]})
+        request.send_response(200)
+        request.send_header("Content-Type", kind)
+        request.send_header("Retry-After", "1")
+        request.end_headers()
+        request.wfile.write(body.encode())
+
+    browser.before_each_page(LATER)
+    with answering(port := free_port(), refuse_streams):
+        browser.open(f"http://127.0.0.1:{port}/page/")
+        wait_until(lambda: len(browser.run("return window.states")) > 1)  # it polls
+        assert sources(browser) == [2]
+        browser.run("window.later = 40_000")
+        wait_until(lambda: sources(browser) == [2, 2])
+        polls = len(browser.run("return window.states"))
+        wait_until(lambda: len(browser.run("return window.states")) > polls)
+        assert sources(browser) == [2, 2]  # not with each poll
+    serve("--port", str(port))
+    browser.run("window.later = 600_000")
+    wait_until(lambda: sources(browser)[-1] == 1)
 
 
 def test_a_page_to_log_in_is_no_answer(browser: Browser, serve: Serve, database: str) -> None:
@@ -352,7 +442,7 @@ def test_a_page_to_log_in_is_no_answer(browser: Browser, serve: Serve, database:
 
 
 def test_many_bars_are_not_all_read_out(browser: Browser, open_page: Open) -> None:
-    browser.before_each_page("window.later = 0; const now = Date.now; Date.now = () => now() + window.later")
+    browser.before_each_page(LATER)
     results = [tasks.climb.enqueue(3) for _ in range(5)]
     open_page(*results)
     wait_until(lambda: browser.run("return window.states.length") == len(results))
@@ -363,4 +453,4 @@ def test_many_bars_are_not_all_read_out(browser: Browser, open_page: Open) -> No
     wait_until(lambda: browser.run(texts.format("percent")) == ["50 %"] * 5)
     assert len([text for text in browser.run(texts.format("live")) if text]) == 1
     default_task_backend.cancel_many(results)
-    wait_until(lambda: all("Failed" in text for text in browser.run(texts.format("live"))))
+    wait_until(lambda: all("Cancelled" in text for text in browser.run(texts.format("live"))))

@@ -20,6 +20,8 @@ from django.db import connection, utils
 from django.test import Client
 from django.test.client import AsyncClient
 
+from aiotasks.codec import dump_error
+from aiotasks.exceptions import TaskCancelled
 from aiotasks.store import joins
 from aiotasks.store.loop import resources
 from aiotasks.views import sign
@@ -87,6 +89,7 @@ async def test_under_wsgi_a_snapshot_answers(site: str) -> None:
         "id": result.id,
         "status": "READY",
         "is_finished": False,
+        "is_cancelled": False,
         "progress": {"done": 1, "total": 3},
         "metadata": {"colour": "<red>"},
         "attempts": 0,
@@ -97,8 +100,37 @@ async def test_under_wsgi_a_snapshot_answers(site: str) -> None:
     response = await sync_to_async(ask)()
     assert "Retry-After" not in response
     (state,) = response.json()["tasks"]
-    assert (state["status"], state["is_finished"]) == ("FAILED", True)
+    assert (state["status"], state["is_finished"], state["is_cancelled"]) == ("FAILED", True, True)
     assert "Traceback" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("status", "errors", "is_cancelled"),
+    [
+        ("FAILED", [ValueError("\0"), TaskCancelled("\0")], True),
+        ("FAILED", [TaskCancelled("once"), ValueError("after a retry")], False),
+        ("FAILED", [], False),
+        ("READY", [TaskCancelled("before a retry")], False),
+        ("SUCCESSFUL", [TaskCancelled("before a retry")], False),
+    ],
+)
+async def test_who_was_cancelled(
+    site: str, conn: asyncpg.Connection, status: str, errors: list[Exception], is_cancelled: bool
+) -> None:
+    """By the last error of a task that has failed, for the stream and for its result."""
+    result = await tasks.climb.aenqueue(3)
+    texts = [dump_error(error, limit=4096, redact=None) for error in errors]
+    await conn.execute(
+        "UPDATE aiotasks_task SET status = $1, errors = $2::json[], finished_at = now()", status, texts
+    )
+    response = await get(site, sign(result), Accept="application/json")
+    assert response.json()["tasks"][0]["is_cancelled"] is is_cancelled
+    await result.arefresh()
+    assert result.is_cancelled is is_cancelled
+    if errors:  # as only other code writes them
+        await conn.execute("UPDATE aiotasks_task SET errors = ARRAY[errors, errors]")
+        response = await get(site, sign(result), Accept="application/json")
+        assert response.json()["tasks"][0]["is_cancelled"] is False
 
 
 async def test_a_client_may_ask_for_json(site: str) -> None:
@@ -368,9 +400,22 @@ async def test_many_streams_share_what_is_shown_and_keep_none_of_it(
     open_streams = [events_of(await get(site, sign(result))) for _ in range(20)]
     for events in open_streams:
         await following(events)
-    made.clear()
+    asleep: set[joins.Watch] = set()
+    woken: set[joins.Watch] = set()
+    wait = joins.Watch.changed
+
+    async def observed(watch: joins.Watch, timeout: float | None = None) -> set[uuid.UUID]:
+        asleep.add(watch)
+        try:
+            return await wait(watch, timeout)
+        finally:
+            asleep.remove(watch)
+            woken.add(watch)
+
+    monkeypatch.setattr(joins.Watch, "changed", observed)
     waiting = [asyncio.create_task(following(events)) for events in open_streams]
-    await asyncio.gather(*(asyncio.sleep(0.1) for _ in waiting))
+    await until(lambda: len(asleep & woken) == len(waiting))  # each looks once when it begins to watch
+    made.clear()
     await default_task_backend.asave_metadata(result, {"note": "a note"})
     assert [state["metadata"] for (state,) in await asyncio.gather(*waiting)] == [{"note": "a note"}] * 20
     assert 1 <= len(made) < 10

@@ -7,6 +7,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.http import HttpResponse
 from django.middleware.csp import ContentSecurityPolicyMiddleware, get_nonce
 from django.template import engines
@@ -128,7 +129,8 @@ async def test_a_finished_task_is_not_followed(site: str) -> None:
     await result.arefresh()
     drawn = draw(result)
     assert "data-aiotasks-token" not in drawn.attributes("div")
-    assert drawn.text("status") == "Failed"
+    assert drawn.attributes("div")["data-aiotasks-status"] == "CANCELLED"
+    assert drawn.text("status") == "Cancelled"
 
 
 @pytest.mark.parametrize("number", [None, "7", True, [1], -1, 0])
@@ -205,6 +207,8 @@ async def test_the_page(site: str, monkeypatch: pytest.MonkeyPatch, settings: An
             }
         ]
         await page.run()
+        await page.run()
+        assert isinstance(page.application, ASGIStaticFilesHandler)
         drawn = Elements((await page.resize(RequestFactory().get("/"))).text)
         assert drawn.text("label") == "Resizing your pictures"
         result, other = await tasks.climb.aenqueue(3), await tasks.climb.aenqueue(3)

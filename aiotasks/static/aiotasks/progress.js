@@ -10,6 +10,7 @@
   const LONGEST_URL = 3_500; // characters: servers accept 4,000 at least
   const MOST_STREAMS = 2; // of the six connections that a browser opens to a server over HTTP/1.1
   const MOST_ATTEMPTS = 10; // to open a stream, one after another in vain
+  const STREAM_PAUSE = 30_000; // ms, times the attempts so far: where none was ever open, the server may have none
   const ANNOUNCE_INTERVAL = 10_000; // ms: a screen reader that reads out each step says nothing else any more
   const SHORTEST_POLL = 1_000;
   const LONGEST_POLL = 60_000;
@@ -36,7 +37,7 @@
   }
 
   function draw(bar, state) {
-    const status = state.status || "UNKNOWN";
+    const status = state.is_cancelled ? "CANCELLED" : state.status || "UNKNOWN";
     const texts = bar.dataset;
     const name = texts[`aiotasksText${status[0]}${status.slice(1).toLowerCase()}`] || status;
     const share = shareOf(state);
@@ -76,6 +77,7 @@
 
   let hasStreamed = false;
   let attempts = 0; // to open a stream, since one was open
+  let nextAttemptAt = 0; // where none was ever open
 
   class Feed {
     constructor(url, tokens) {
@@ -106,10 +108,10 @@
       this.stop();
     }
 
-    /* An EventSource doesn't say why it was refused: where none was ever open, the server may have no streams. */
+    /* An EventSource doesn't say why it was refused: the server may have no streams, or was away at that moment. */
     mayListen() {
       if (typeof EventSource === "undefined" || attempts >= MOST_ATTEMPTS) return false;
-      if (attempts > 0 && !hasStreamed && !this.hasFailed) return false;
+      if (!hasStreamed && !this.hasFailed && Date.now() < nextAttemptAt) return false;
       return [...feeds.values()].filter((feed) => feed.source).length < MOST_STREAMS;
     }
 
@@ -128,6 +130,7 @@
         if (source.readyState !== EventSource.CLOSED || this.source !== source) return;
         this.stop();
         attempts += 1;
+        nextAttemptAt = Date.now() + STREAM_PAUSE * attempts;
         this.poll(); // it says why
       };
     }

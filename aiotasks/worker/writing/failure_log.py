@@ -7,17 +7,13 @@ from textwrap import indent
 from django.tasks import signals as django_signals
 
 from ... import logs
-from ...codec import decode
-from ...exceptions import TaskCancelled
+from ...codec import CANCELLED, decode
 from ...rows import Job
 from ..outcomes import Retried
 
 __all__ = ["log_failure", "log_retry"]
 
 logger = logging.getLogger("aiotasks.worker")
-
-# As dump_error() stores it.
-CANCELLED = f"{TaskCancelled.__module__}.{TaskCancelled.__qualname__}"
 
 # Characters of the error's message in that line.
 MESSAGE_LIMIT = 1000
