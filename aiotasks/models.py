@@ -8,11 +8,14 @@ from django.db.models.lookups import LessThanOrEqual
 
 from .fields import ArrayField, JsonArrayField, JsonField
 
-__all__ = ["Pause", "Schedule", "Task", "Worker"]
+__all__ = ["Limit", "Pause", "Schedule", "Task", "Worker"]
 
 # Bytes of a row's backend, queue_name and lane together. An entry of an index may have 2,704, and the READY
 # one holds some 50 more; a queue's name is of 800 at the most (200 characters).
 MAX_NAMES = 2560
+
+# Characters of a limit's name, a colon and a key.
+MAX_LIMIT_KEY = 301
 
 
 def octet_length(column: str) -> Func:
@@ -77,6 +80,14 @@ class Task(models.Model):
     # 1: its end is notified; 2: its start and each change of ``metadata``, too; null: nobody waits for it.
     awaited = models.SmallIntegerField(null=True)
     metadata = JsonField(null=True)  # an object; null: empty
+    # The limit of the task, ``name`` or ``name:key``. Such a row is in a lane of its own, ``loop+`` or
+    # ``thread+``. No text: a longer one might not fit the index, and make all promotions fail.
+    limit_key = models.CharField(max_length=MAX_LIMIT_KEY, null=True)
+    # Its place in the key's line, by the database's clock; it never becomes earlier.
+    limit_place = models.DateTimeField(null=True)
+    # The key, from a claim until the task gives up its place; see docs/internals/limits.md.
+    limit_held = models.CharField(max_length=MAX_LIMIT_KEY, null=True)
+    ordered = models.TextField(null=True)  # 'continue' or 'stop' after a failure; null: in no strict order
 
     class Meta:
         required_db_vendor = "postgresql"  # `migrate` leaves other databases alone
@@ -131,6 +142,36 @@ class Task(models.Model):
                 fields=["backend", "status", "expires_at"],
                 name="aiotasks_task_expiring",
                 condition=Q(expires_at__isnull=False),
+            ),
+            # The head of each key's line in a queue and lane, and by a loose scan the keys.
+            models.Index(
+                F("backend"),
+                F("queue_name"),
+                F("lane"),
+                F("limit_key"),
+                F("priority").desc(),
+                F("limit_place"),
+                F("id"),
+                name="aiotasks_task_keyed",
+                condition=Q(status="READY", limit_key__isnull=False),
+            ),
+            # What takes up a place of a key.
+            models.Index(
+                fields=["backend", "limit_held", "limit_place"],
+                name="aiotasks_task_held",
+                condition=Q(limit_held__isnull=False),
+            ),
+            # The head of a line in strict order, over all queues and lanes. With the status in its predicate
+            # it would cost tasks without a limit more.
+            models.Index(
+                F("backend"),
+                F("limit_key"),
+                F("status"),
+                F("priority").desc(),
+                F("limit_place"),
+                F("id"),
+                name="aiotasks_task_ordered",
+                condition=Q(ordered__isnull=False),
             ),
         )
         constraints = (
@@ -282,3 +323,46 @@ class Schedule(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Limit(models.Model):
+    """A limit, or one of its keys: what an operator says of it, and what claims have to remember.
+
+    Claims make the rows of keys, and the pruner removes them.
+    """
+
+    pk = models.CompositePrimaryKey("backend", "key")
+    backend = models.TextField()
+    key = models.CharField(max_length=MAX_LIMIT_KEY)  # ``name`` or ``name:key``
+    claimed_at = models.DateTimeField(null=True)
+    # Starts that weren't paid for at ``claimed_at``: a bucket that leaks one start in ``pace`` seconds.
+    level = models.FloatField(db_default=0.0)
+    paid_at = models.DateTimeField(null=True)  # when they are, at the pace of then: for the pruner
+    # No task that takes up a place of the key has an earlier ``limit_place``.
+    busy_since = models.DateTimeField(null=True)
+    closed_until = models.DateTimeField(null=True)  # no task of the key starts before
+    # The operators' words; null: as the code says.
+    paused_at = models.DateTimeField(null=True)
+    pause_reason = models.TextField(null=True)
+    concurrency = models.IntegerField(null=True)
+    rate = models.TextField(null=True)  # as it was written, to be shown
+    pace = models.FloatField(null=True)  # the rate as seconds from start to start; 0: none
+    burst = models.IntegerField(null=True)
+    weight = models.IntegerField(null=True)
+
+    class Meta:
+        required_db_vendor = "postgresql"
+        constraints = (
+            # Written by hand, others would make the claims of all keys fail.
+            models.CheckConstraint(
+                condition=Q(level__range=(0, 1e9))
+                & (Q(pace__isnull=True) | Q(pace__range=(0, 1e9)))
+                & (Q(concurrency__isnull=True) | Q(concurrency__gte=0))
+                & (Q(burst__isnull=True) | Q(burst__range=(1, 1_000_000)))
+                & (Q(weight__isnull=True) | Q(weight__range=(1, 1_000_000))),
+                name="aiotasks_limit_values",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.key

@@ -31,7 +31,9 @@ __all__ = [
     "Overlap",
     "Schedule",
     "Status",
+    "StoredLane",
     "UniqueJob",
+    "keyed_lane",
     "lane_of",
     "makes_generators",
     "microseconds",
@@ -62,6 +64,16 @@ type Moment = Buffer
 
 Lane = Literal["loop", "thread"]
 LANES: tuple[Lane, Lane] = ("loop", "thread")
+
+# The lane of a row. Tasks with a limit are in lanes of their own, which only keyed claims know: the claims of
+# an older release leave them alone, while its rescues, promotions, cancels and look-ups do what they should.
+StoredLane = Literal["loop", "thread", "loop+", "thread+"]
+_KEYED: dict[Lane, StoredLane] = {"loop": "loop+", "thread": "thread+"}
+
+
+def keyed_lane(lane: Lane) -> StoredLane:
+    """Return the lane in which rows with a limit are stored."""
+    return _KEYED[lane]
 
 
 @lru_cache(maxsize=1024)  # inspect takes 1 µs, in every enqueue and every run
@@ -197,6 +209,7 @@ class Job:
     errors_omitted: int | None = None
     snoozes: int | None = None
     unique_key: str | None = None
+    limit_key: str | None = None  # the name of the task's limit, or ``name:key``; keyed claims return it, too
 
 
 @dataclass(frozen=True, slots=True)

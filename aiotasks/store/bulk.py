@@ -9,7 +9,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from ..filters import TaskFilter
-from ..rows import Lane, Status
+from ..rows import Status, StoredLane
 from .statement_group import StatementGroup
 
 __all__ = [
@@ -43,7 +43,7 @@ class Leg(NamedTuple):
     branch: str
     status: Status
     queue_name: str | None = None
-    lane: Lane | None = None
+    lane: StoredLane | None = None
     priority: int | None = None
 
 
@@ -59,7 +59,7 @@ class ReadyLeg(NamedTuple):
     """A queue, lane and priority that has READY tasks."""
 
     queue_name: str
-    lane: Lane
+    lane: StoredLane
     priority: int
 
 
@@ -85,7 +85,7 @@ class RetriedJob(NamedTuple):
 
     id: UUID
     queue_name: str
-    lane: Lane
+    lane: StoredLane
     due: float | None
 
 

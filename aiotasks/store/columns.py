@@ -4,6 +4,7 @@ A statement names a list in braces, and gets it when it is loaded. The row must 
 
 - ``{job_columns}``: Job's fields
 - ``{claimed_columns}``: the same without the fields that the worker that claims knows
+- ``{keyed_columns}``: the same of a claim of tasks with limits
 - ``{errors_for_one_more}``: the errors without those that one more takes the place of, and
   ``{errors_omitted_with_one_more}``: how many are left out then
 - ``{policy_columns}``: the names of the policies' columns
@@ -14,6 +15,10 @@ A statement names a list in braces, and gets it when it is loaded. The row must 
 - ``{schedule_names}``: the names of the columns of Schedule's fields; ``{schedule_arrays:3}``: arrays of
   their values, as parameters from $3 on; ``{schedule_changes}``: assignments from ``excluded``
 - ``{values_of_a_retry}``: what a task that runs again gets, with ``held.run_after`` as its time
+- ``{held_until_final}``: the limit's key that a row still holds that waits to run again, and
+  ``{held_by_failure}``: that has FAILED
+- ``{key_is_paused}``: whether an operator has paused the key of the row's limit, or the limit, where $1 is
+  the backend
 - ``{key_is_free}``: whether the row holds its unique key no longer
 - ``{is_meant}``: whether a bulk action is for the row as it is now, in statements with the parameters
   $2 backend, $3 statuses, (NULL: any) $4 unique key, finished $5 at the earliest and $6 before; $7 after
@@ -29,7 +34,7 @@ from uuid import UUID
 from ..policies.policy import COLUMNS, stored_policy
 from ..rows import Job, Schedule, Status
 
-__all__ = ["claimed_job", "expand", "job", "schedule", "schedule_values"]
+__all__ = ["claimed_job", "expand", "job", "keyed_job", "schedule", "schedule_values"]
 
 
 def _moment(time: str) -> str:
@@ -55,6 +60,7 @@ _EXPRESSIONS = (
         "kwargs": "task.kwargs::text",
         "return_value": "task.return_value::text",
         "metadata": "task.metadata::text",
+        "lane": "rtrim(task.lane, '+')",
         "errors": "task.errors::text[]",
         "worker_ids": "task.worker_ids::text[]",
     }
@@ -76,8 +82,9 @@ _EXPRESSIONS = (
     }
 )
 
-# Of a claim: the order of claiming follows ready_at, which may lie ahead where the clock was set back.
+# Of a plain claim. The order of claiming follows ready_at, which may lie ahead where the clock was set back.
 _EXPRESSIONS_OF_A_CLAIM = {
+    "lane": "task.lane",
     "ready_at": _moment("least(task.ready_at, statement_timestamp())"),
     "last_attempted_at": _moment("task.last_attempted_at"),
 }
@@ -132,6 +139,7 @@ _OF_A_RETRY = f"""status = CASE WHEN held.run_after > statement_timestamp() THEN
     cancel_requested_at = NULL,
     finished_at = NULL,
     return_value = NULL,
+    limit_held = NULL,
     claim_id = NULL,
     worker_id = NULL"""
 
@@ -184,11 +192,33 @@ def _schedule_arrays(first: int) -> str:
     return ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(_SCHEDULE.values(), first))
 
 
+# In strict order a task that has been claimed holds its line until it is final, so that the next doesn't
+# start between two attempts.
+_HELD_UNTIL_FINAL = "CASE WHEN task.ordered IS NOT NULL THEN task.limit_held END"
+_HELD_BY_FAILURE = (
+    "CASE WHEN task.ordered = 'stop' AND task.cancel_requested_at IS NULL THEN task.limit_held END"
+)
+
+# What an operator says of a key counts for more than what is said of its limit.
+_KEY_IS_PAUSED = """(
+    SELECT coalesce(bool_or(said.paused_at IS NOT NULL), false)
+        OR coalesce((array_agg(said.concurrency ORDER BY said.key <> task.limit_key, said.key)
+            FILTER (WHERE said.concurrency IS NOT NULL))[1] = 0, false)
+    FROM unnest(ARRAY[task.limit_key::text, split_part(task.limit_key, ':', 1)]) AS each (key)
+    CROSS JOIN LATERAL (
+        SELECT one.* FROM aiotasks_limit AS one WHERE one.backend = $1::text AND one.key = each.key LIMIT 1
+    ) AS said
+)"""
+
 _POLICIES = ", ".join(f"task.{name}" for name in COLUMNS)
 _LISTS = {
     "job_columns": _expressions(_NAMES, _EXPRESSIONS | {"policy": _POLICIES}),
     "claimed_columns": _expressions(
         _CLAIMED_NAMES, _EXPRESSIONS | _EXPRESSIONS_OF_A_CLAIM | {"policy": _POLICIES}
+    ),
+    "keyed_columns": _expressions(
+        [*_CLAIMED_NAMES, "limit_key"],
+        _EXPRESSIONS | _EXPRESSIONS_OF_A_CLAIM | {"lane": _EXPRESSIONS["lane"], "policy": _POLICIES},
     ),
     "errors_for_one_more": _ERRORS_FOR_ONE_MORE,
     "errors_omitted_with_one_more": _ERRORS_OMITTED_WITH_ONE_MORE,
@@ -204,6 +234,9 @@ _LISTS = {
     ),
     "schedule_names": ", ".join(_SCHEDULE),
     "schedule_changes": ", ".join(f"{name} = excluded.{name}" for name in _SCHEDULE if name != "name"),
+    "held_until_final": _HELD_UNTIL_FINAL,
+    "held_by_failure": _HELD_BY_FAILURE,
+    "key_is_paused": _KEY_IS_PAUSED,
     "key_is_free": _KEY_IS_FREE,
     "is_meant": _IS_MEANT,
 }
@@ -231,9 +264,16 @@ def job(row: Sequence[Any]) -> Job:
 
 def claimed_job(row: Sequence[Any], claim_id: UUID, backend: str) -> Job:
     """The Job of a row of ``{claimed_columns}``."""
-    policy = stored_policy(row[_POLICY:])
+    policy = stored_policy(row[_POLICY:_AFTER_POLICY])
     # As above.
     return Job(*row[:_POLICY], policy, claim_id, backend, Status.RUNNING, None, None)  # type: ignore[call-arg]
+
+
+def keyed_job(row: Sequence[Any], claim_id: UUID, backend: str) -> Job:
+    """The Job of a row of ``{keyed_columns}``."""
+    found = claimed_job(row, claim_id, backend)
+    found.limit_key = row[_AFTER_POLICY]
+    return found
 
 
 def schedule(row: Sequence[Any]) -> Schedule:

@@ -32,6 +32,8 @@ class EnqueueStatements(StatementGroup):
             template.run_after,
             template.expires,
             template.metadata,
+            job.limit_key,
+            template.ordered,
             *template.policy,
             timeout=timeout,
         )
@@ -61,6 +63,8 @@ class EnqueueStatements(StatementGroup):
             [template.run_after for template in templates],
             [template.expires for template in templates],
             [template.metadata for template in templates],
+            first_if_all_alike([job.limit_key for job in jobs]),
+            [template.ordered for template in templates],
             *map(list, zip(*(template.policy for template in templates), strict=True)),
             timeout=timeout,
         )
@@ -90,6 +94,8 @@ class EnqueueStatements(StatementGroup):
             new.rule.waiting,
             _milliseconds(lock_timeout),
             template.metadata,
+            new.limit_key,
+            template.ordered,
             *template.policy,
             timeout=timeout,
         )
@@ -120,6 +126,8 @@ class EnqueueStatements(StatementGroup):
             [rule.period for _, rule in templates],
             [rule.waiting for _, rule in templates],
             [template.metadata for template, _ in templates],
+            [each.limit_key for each in new],
+            [template.ordered for template, _ in templates],
             *map(list, zip(*(template.policy for template, _ in templates), strict=True)),
             timeout=timeout,
         )
@@ -152,7 +160,7 @@ class EnqueueStatements(StatementGroup):
         lock_timeout: float,
         timeout: float | None = None,
     ) -> dict[str, Job]:
-        """Give the waiting tasks ``ids`` the arguments of ``new``, its priority, metadata and time.
+        """Give the waiting tasks ``ids`` the arguments of ``new``, its priority, metadata, limit and time.
 
         Return by key those that were still waiting. All of ``new`` have one template and rule, except for
         single ones.
@@ -171,6 +179,8 @@ class EnqueueStatements(StatementGroup):
             new[0].rule.keep_run_after,
             _milliseconds(lock_timeout),
             template.metadata,
+            [each.limit_key for each in new],
+            template.ordered,
             timeout=timeout,
         )
         return _by_key(rows)

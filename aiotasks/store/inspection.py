@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from ..rows import Lane
+from ..rows import Lane, StoredLane
 from .row_security import Restriction
 from .statement_group import StatementGroup
 
@@ -29,11 +29,11 @@ __all__ = [
 
 
 class WaitingLane(NamedTuple):
-    """A lane of a queue that has READY tasks."""
+    """A lane of a queue, as it is stored, that has READY tasks."""
 
     backend: str
     queue_name: str
-    lane: Lane
+    lane: StoredLane
 
 
 class ReadyCount(NamedTuple):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from ..rows import Lane, keyed_lane
 from .statement_group import StatementGroup
 from .wakeups import Wakeup
 
@@ -11,7 +12,7 @@ __all__ = ["START", "Due", "Promoted", "QueueStatements", "ReadyIn"]
 
 
 class ReadyIn(NamedTuple):
-    """A queue and a lane that have READY tasks."""
+    """A queue and a lane, as it is stored, that have READY tasks."""
 
     queue_name: str
     lane: str
@@ -22,10 +23,12 @@ START = ReadyIn("", "")
 
 
 class Promoted(NamedTuple):
-    """The queue of a task that was made READY, and its place there: when it was due, in epoch seconds."""
+    """The queue of a task that was made READY, and its place there: when it was due, in epoch seconds.
+    ``is_keyed``: it has a limit."""
 
     queue_name: str
     ready_at: float
+    is_keyed: bool
 
 
 class Due(NamedTuple):
@@ -54,11 +57,12 @@ class QueueStatements(StatementGroup):
         return [ReadyIn(*row) for row in await self._fetch("list_queues", backend, *after, limit)]
 
     async def has_unfinished_jobs(
-        self, backend: str, queues: Sequence[str] | None, lanes: Sequence[str]
+        self, backend: str, queues: Sequence[str] | None, lanes: Sequence[Lane]
     ) -> bool:
-        rows = await self._fetch(
-            "has_unfinished_jobs", backend, None if queues is None else list(queues), list(lanes)
-        )
+        """Whether tasks of the lanes, with limits or without, wait to be started or run."""
+        names = None if queues is None else list(queues)
+        stored = [name for lane in lanes for name in (lane, keyed_lane(lane))]
+        rows = await self._fetch("has_unfinished_jobs", backend, names, stored)
         return bool(rows[0][0])
 
     async def promote_due_jobs(self, backend: str, limit: int) -> list[Promoted]:

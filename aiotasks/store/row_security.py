@@ -6,7 +6,7 @@ https://www.postgresql.org/docs/current/ddl-rowsecurity.html
 from collections.abc import Container, Sequence
 from typing import NamedTuple
 
-__all__ = ["SCHEDULES", "WORKER", "HiddenRows", "Restriction", "hidden_rows"]
+__all__ = ["LIMITS", "SCHEDULES", "WORKER", "HiddenRows", "Restriction", "hidden_rows"]
 
 # What a worker needs, each as in a GRANT: docs/reference/permissions.md.
 WORKER = (
@@ -14,10 +14,14 @@ WORKER = (
     *(f"{kind} ON aiotasks_worker" for kind in ("SELECT", "INSERT", "UPDATE", "DELETE")),
     "SELECT ON aiotasks_pause",
     "SELECT ON aiotasks_schedule",
+    "SELECT ON aiotasks_limit",
 )
 
 # And if there are schedules: it declares those of its code, and enqueues their tasks.
 SCHEDULES = ("INSERT ON aiotasks_schedule", "UPDATE ON aiotasks_schedule", "INSERT ON aiotasks_task")
+
+# And if there are tasks with limits.
+LIMITS = tuple(f"{kind} ON aiotasks_limit" for kind in ("INSERT", "UPDATE", "DELETE"))
 
 _POLICY = "CREATE POLICY aiotasks ON {table} TO {role} USING (true) WITH CHECK (true)"
 

@@ -4,6 +4,7 @@ from .bulk import BulkStatements
 from .claims import ClaimStatements
 from .enqueue import EnqueueStatements
 from .inspection import InspectionStatements
+from .limits import LimitStatements
 from .metadata import MetadataStatements
 from .outcomes import OutcomeStatements
 from .pauses import PauseStatements
@@ -23,6 +24,7 @@ class Store(
     QueueStatements,
     PauseStatements,
     ScheduleStatements,
+    LimitStatements,
     WorkerStatements,
     BulkStatements,
     StateStatements,

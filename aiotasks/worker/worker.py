@@ -12,6 +12,7 @@ from django.db import utils
 from .. import logs
 from ..db.errors import is_transient
 from ..db.retry import backoff
+from ..rows import LANES
 from ..store.loop import resources
 from .engine import Engine
 from .events import EventLog, Events
@@ -182,7 +183,8 @@ class Worker:
         """
         main_task = self._started_task()
         await self._built.wait()
-        lanes = [lane for lane, number in (("loop", self.concurrency), ("thread", self.threads)) if number]
+        slots = {"loop": self.concurrency, "thread": self.threads}
+        lanes = [lane for lane in LANES if slots[lane]]
         store = resources(self._options).store
         failures = 0
         while not main_task.done():

@@ -282,6 +282,7 @@ WORKER = (
     "GRANT SELECT, UPDATE, DELETE ON aiotasks_task TO checker;"
     "GRANT SELECT, INSERT, UPDATE, DELETE ON aiotasks_worker TO checker;"
     "GRANT SELECT ON aiotasks_pause TO checker; GRANT SELECT ON aiotasks_schedule TO checker;"
+    "GRANT SELECT ON aiotasks_limit TO checker;"
 )
 SITE = (
     "GRANT SELECT, INSERT ON aiotasks_task TO checker;"

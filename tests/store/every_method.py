@@ -30,6 +30,7 @@ from aiotasks.policies.policy import Policy
 from aiotasks.policies.unique import UniqueRule
 from aiotasks.rows import Job, LaneRequest, Status, UniqueJob, time_of
 from aiotasks.store.bulk import Leg, Meant, Place
+from aiotasks.store.limits import KeyRequest, LimitRule, LimitSetting
 from aiotasks.store.metadata import MetadataWrite
 from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.schedules import DeclaredSchedule, Move
@@ -98,6 +99,43 @@ def schedules() -> list[Any]:
     seen.append([[row.skipped, row.failures, row.error, row.last_tick == ago, row.next_at] for row in rows])
     seen += [call("delete_schedule", "s", name) for name in ("o", "o", code.name)]
     seen.append(len(call("select_schedules", "s", ["o"]).rows))
+    return seen
+
+
+def limits() -> list[Any]:
+    """Keyed tasks, of a backend that no worker here serves, and what is said of their limits."""
+    keys = [f"mail:% $1 {n}" for n in range(2)]
+    jobs = [
+        new_job(id=str(uuid.UUID(int=90 + n)), backend="limits", limit_key=keys[n % 2], ordered="stop")
+        for n in range(4)
+    ]
+    call("insert_jobs", jobs)
+    me, claim_id = uuid.uuid4(), uuid.uuid4()
+    call("register_worker", me, "limits", "host", 1, [], 1, 1, "0", 60.0)
+    requests = [KeyRequest("default", key) for key in keys]
+    rules = [LimitRule("mail", ordered=True, pace=60.0, burst=2)]
+    claim = ("claim_keyed", me, claim_id, "limits", "loop", 10, requests, rules)
+    seen: list[Any] = [[one.state for one in call(*claim).seen]]
+    call("insert_limits", "limits", keys)
+    claimed = call(*claim)
+    seen.append(sorted([job.id.int, job.limit_key, job.lane] for job in claimed.jobs))
+    seen.append([[one.state, one.given, one.places, one.starts] for one in claimed.seen])
+    finish = [Finish(job.id, claim_id, Status.FAILED, None, "{}") for job in claimed.jobs]
+    call("finish_jobs", finish)
+    call("set_limit", "limits", "mail", LimitSetting(burst=5, rate="60/h", pace=60.0))
+    call("pause_limit", "limits", keys[1], "why % $1")
+    call("close_key", "limits", keys[0], 60.0)
+    states = call("select_limits", "limits", "mail", 10)
+    seen.append([[one.key, one.running, str(one.stopped_by), *one.said, one.pause_reason] for one in states])
+    seen.append(call("release_line", finish[0].id, "limits"))
+    seen.append([call(name, "limits", keys[1]) for name in ("resume_limit", "reset_limit")])
+    found = call("list_keys", "limits", "loop", [("default", "")], 10)
+    seen.append(found)
+    seen.append(call("top_keys", "limits", "loop", ["default"], 10) == found)
+    seen.append(call("recent_keys", "limits", "loop", ["default"], 60.0, 10) == found)
+    seen.append(call("list_keyed_suspects", "limits", "loop", None))
+    seen.append(call("prune_limits", "limits", "", 10))
+    call("remove_worker", me)
     return seen
 
 
@@ -199,6 +237,7 @@ def main() -> list[Any]:
     seen.append(len(queries))
     seen.append(unique_keys())
     seen.append(schedules())
+    seen.append(limits())
     seen.append(models())
     return seen
 

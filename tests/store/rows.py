@@ -36,6 +36,7 @@ def new_job(**values: Any) -> NewJob:
         "run_after": None,
         "expires": None,
         "metadata": None,
+        "ordered": None,
         "policy": Policy(**{name: values.pop(name) for name in COLUMNS if name in values}),
     }
     own: dict[str, Any] = {"id": str(uuid7()), "args": "[]", "kwargs": "{}", "enqueued_at": datetime.now(UTC)}

@@ -22,7 +22,7 @@ FINISHED = """
         ready_at = '2003-01-01Z', started_at = '2004-01-01Z', last_attempted_at = '2005-01-01Z',
         finished_at = '2006-01-01Z', max_crashes = 8, keep_result = 9.5, claim_id = $3, failures = 10,
         expires_at = '2007-01-01Z', errors_omitted = 11, snoozes = 12, unique_key = 'k',
-        awaited = 13, metadata = '{"m": "\\u0000"}'
+        awaited = 13, metadata = '{"m": "\\u0000"}', limit_key = 'l'
     WHERE id = $1
 """
 
@@ -52,7 +52,8 @@ async def test_every_column_of_a_claim_reaches_its_field(store: Store, conn: asy
     await conn.execute(FINISHED, id, uuid.uuid4(), uuid.uuid4())
     await conn.execute(
         "UPDATE aiotasks_task SET status = 'READY', return_value = NULL, finished_at = NULL, "
-        "expires_at = NULL, errors_omitted = NULL, snoozes = NULL, unique_key = NULL WHERE id = $1",
+        "expires_at = NULL, errors_omitted = NULL, snoozes = NULL, unique_key = NULL, limit_key = NULL "
+        "WHERE id = $1",
         id,
     )
     (found,) = await claim(store, await worker(store), thread=lane(["q"]))

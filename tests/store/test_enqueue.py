@@ -13,7 +13,7 @@ from django.db import utils
 from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.db.errors import constraint
 from aiotasks.db.statement import Statement
-from aiotasks.rows import time_of
+from aiotasks.rows import Lane, time_of
 from aiotasks.store.queues import START
 from aiotasks.store.store import Store
 from aiotasks.store.wakeups import CHANNEL
@@ -42,7 +42,7 @@ async def test_what_is_inserted_is_read_back(store: Store) -> None:
     assert (found.args, found.kwargs) == (job.args, job.kwargs)
     assert time_of(found.enqueued_at) == job.enqueued_at
     assert time_of(found.run_after) == job.template.run_after
-    for name in set(type(job.template).__slots__) - {"run_after", "expires"}:
+    for name in set(type(job.template).__slots__) - {"run_after", "expires", "ordered"}:
         assert getattr(found, name) == getattr(job.template, name), name
     assert (found.status, found.claim_id, found.ready_at) == ("SCHEDULED", None, None)
     assert (found.return_value, found.errors, found.worker_ids) == (None, [], [])
@@ -186,13 +186,15 @@ async def test_promote_makes_due_tasks_ready_and_leaves_the_others(
         "UPDATE aiotasks_task SET run_after = now() - interval '1 s' WHERE id = ANY($1)", ids + other
     )
     promoted_jobs = await store.promote_due_jobs("default", 100)
-    assert sorted(name for name, _ in promoted_jobs) == ["default"] * 3 + ["emails"]
+    assert sorted(name for name, *_ in promoted_jobs) == ["default"] * 3 + ["emails"]
     for id in ids + other:
         promoted = await row(conn, id)
         assert promoted["status"] == "READY"
         # Callers go on seeing what they asked for, and it is the task's place in the queue.
         assert promoted["ready_at"] == promoted["run_after"]
-        assert promoted["ready_at"].timestamp() in [pytest.approx(due, abs=1e-3) for _, due in promoted_jobs]
+        assert promoted["ready_at"].timestamp() in [
+            pytest.approx(due, abs=1e-3) for _, due, _ in promoted_jobs
+        ]
     assert (await row(conn, later))["status"] == "SCHEDULED"
     assert await store.promote_due_jobs("default", 100) == []
 
@@ -241,7 +243,7 @@ async def test_list_queues_names_those_with_ready_tasks(store: Store) -> None:
 
 async def test_has_unfinished_jobs(store: Store, conn: asyncpg.Connection) -> None:
     async def unfinished(
-        queues: list[str] | None = None, lanes: tuple[str, ...] = ("loop", "thread")
+        queues: list[str] | None = None, lanes: tuple[Lane, ...] = ("loop", "thread")
     ) -> bool:
         return await store.has_unfinished_jobs("default", queues, lanes)
 

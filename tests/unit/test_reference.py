@@ -65,7 +65,7 @@ def test_the_query_for_claims() -> None:
     """docs/howto/scale.md looks for them in pg_stat_statements."""
     (start,) = re.findall(r"query LIKE '(.+)%'", (ROOT / "docs/howto/scale.md").read_text("utf-8"))
     found = {file.stem for file in QUERIES.glob("*.sql") if load(file.stem).sql.startswith(start)}
-    assert found == {"claim_jobs", "claim_suspect"}
+    assert found == {"claim_jobs", "claim_keyed", "claim_suspect"}
 
 
 def test_exceptions() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
-from ...store.row_security import SCHEDULES, WORKER, Restriction, hidden_rows
+from ...store.row_security import LIMITS, SCHEDULES, WORKER, Restriction, hidden_rows
 from .examination import Examination
 from .finding import Result
 
@@ -27,10 +27,9 @@ METADATA = "UPDATE (metadata) ON aiotasks_task"
 ANY_UPDATE = "UPDATE (any) ON aiotasks_task"
 
 # The rights that only workers need. A site may have SELECT on the table of workers, for the sake of WAKE, and
-# pause, and change schedules.
-ONLY_WORKER = {*WORKER}.difference(
-    SITE, (f"SELECT ON {table}" for table in ("aiotasks_worker", "aiotasks_pause", "aiotasks_schedule"))
-)
+# pause, change schedules, and set limits.
+OTHERS_READ = ("aiotasks_worker", "aiotasks_pause", "aiotasks_schedule", "aiotasks_limit")
+ONLY_WORKER = {*WORKER}.difference(SITE, (f"SELECT ON {table}" for table in OTHERS_READ))
 
 
 async def check(examination: Examination) -> Result:
@@ -57,6 +56,7 @@ def judge_rights(role: str, rights: AbstractSet[str]) -> Result:
             "declare schedules and enqueue their tasks": [
                 right for right in SCHEDULES if right not in rights
             ],
+            "start tasks with limits": [right for right in LIMITS if right not in rights],
         }
         may = [f" and {name}" for name, lack in lacking.items() if not lack]
         may_not = [f", but not {name}: it lacks {', '.join(lack)}" for name, lack in lacking.items() if lack]
@@ -110,7 +110,7 @@ def judge_row_security(
     role: str, rights: AbstractSet[str], restrictions: Sequence[Restriction]
 ) -> Result | None:
     """Return the result for row-level security; None if no policy restricts what the role needs."""
-    found = hidden_rows(role, restrictions, rights & {*SITE, *WORKER, *SCHEDULES})
+    found = hidden_rows(role, restrictions, rights & {*SITE, *WORKER, *SCHEDULES, *LIMITS})
     if found is None:
         return None
     return "error" if found.all else "warning", found.sentence, found.remedy

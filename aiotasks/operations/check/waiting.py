@@ -7,6 +7,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import utils
 
 from ...db.errors import Code, sqlstate
+from ...rows import keyed_lane
 from ...store.inspection import WaitingLane
 from ...store.store import Store
 from ..connection import operator_connection
@@ -18,6 +19,9 @@ __all__ = ["check", "judge_waiting"]
 
 # A site with a queue for each customer has thousands; the first ones by name are checked.
 LIMIT = 1_000
+
+# The lanes of coroutines, as they are stored.
+COROUTINES = ("loop", keyed_lane("loop"))
 
 # More names than these don't help.
 SHOWN = 5
@@ -72,14 +76,16 @@ def judge_waiting(
         (backend, queue, lane)
         for backend, queue, lane in waiting
         if not any(
-            worker.alive and worker.serves(queue) and (worker.loop if lane == "loop" else worker.thread).slots
+            worker.alive
+            and worker.serves(queue)
+            and (worker.loop if lane in COROUTINES else worker.thread).slots
             for worker in workers[backend]
         )
     ]
     if not unserved:
         return "ok", "Every queue that has tasks has a worker for them.", ""
     names = [
-        f"backend {backend!r}, queue {queue!r}, {'coroutine' if lane == 'loop' else 'sync'} tasks"
+        f"backend {backend!r}, queue {queue!r}, {'coroutine' if lane in COROUTINES else 'sync'} tasks"
         for backend, queue, lane in unserved
     ]
     more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

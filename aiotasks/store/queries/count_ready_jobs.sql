@@ -17,7 +17,7 @@ CROSS JOIN LATERAL (
 ) AS counted
 CROSS JOIN LATERAL (
     SELECT min(first.ready_at) FILTER (WHERE isfinite(first.ready_at)) AS ready_at
-    FROM unnest(ARRAY['loop', 'thread']) AS lane (name)
+    FROM unnest(ARRAY['loop', 'thread', 'loop+', 'thread+']) AS lane (name)
     CROSS JOIN LATERAL (
         WITH RECURSIVE first (priority, ready_at) AS (
             (

@@ -19,8 +19,8 @@ WITH limits AS MATERIALIZED (
 ), gone AS (
     UPDATE aiotasks_task AS task
     SET former_key = task.unique_key, unique_key = NULL
-    FROM free
-    WHERE task.id = free.id
+    -- Not a join: where the planner takes the table for empty, it would read all of it.
+    WHERE task.id = ANY(ARRAY(SELECT free.id FROM free))
     RETURNING task.id
 )
 SELECT

@@ -6,18 +6,20 @@
 -- $6 enqueued_at of all, $7 lock_timeout;
 -- per template: $8 backends, $9 queue names, $10 task paths, $11 lanes, $12 priorities, $13 run_after,
 -- $14 expires (seconds), $15 for how many seconds the keys are held (NULL: by the status), $16 whether they are held
--- only while the tasks wait, $17 metadata (JSON text), from $18 on the policies
+-- only while the tasks wait, $17 metadata (JSON text); $18 limit keys of each task (NULL: none); per template:
+-- $19 whether its limit is in order (both as in insert_job), from $20 on the policies
 WITH limits AS MATERIALIZED (
     SELECT current_setting('lock_timeout') AS before, set_config('lock_timeout', $7::text, true) AS now
 ), stored AS (
     INSERT INTO aiotasks_task (
         id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
         crashes, enqueued_at, run_after, ready_at, expires_at, unique_key, unique_until, unique_waiting,
-        metadata, {policy_columns}
+        metadata, limit_key, limit_place, ordered, {policy_columns}
     )
     SELECT
         new.id, ($8::text[])[new.template], ($9::text[])[new.template], ($10::text[])[new.template],
-        ($11::text[])[new.template], ($12::smallint[])[new.template],
+        CASE WHEN new.limit_key IS NULL THEN ($11::text[])[new.template] ELSE ($11::text[])[new.template] || '+' END,
+        ($12::smallint[])[new.template],
         CASE WHEN ($13::timestamptz[])[new.template] > statement_timestamp() THEN 'SCHEDULED' ELSE 'READY' END,
         new.args::json, new.kwargs::json, '{}'::json[], '{}'::uuid[],
         0, $6::timestamptz, ($13::timestamptz[])[new.template],
@@ -25,12 +27,15 @@ WITH limits AS MATERIALIZED (
         greatest(($13::timestamptz[])[new.template], statement_timestamp())
             + make_interval(secs => ($14::double precision[])[new.template]),
         new.key, statement_timestamp() + make_interval(secs => ($15::double precision[])[new.template]),
-        ($16::boolean[])[new.template], ($17::text[])[new.template]::json, {policy_arrays:18}
+        ($16::boolean[])[new.template], ($17::text[])[new.template]::json,
+        new.limit_key,
+        CASE WHEN new.limit_key IS NOT NULL THEN greatest(($13::timestamptz[])[new.template], statement_timestamp()) END,
+        CASE WHEN new.limit_key IS NOT NULL THEN ($19::text[])[new.template] END, {policy_arrays:20}
     FROM limits
     CROSS JOIN (
-        SELECT each.id, each.args, each.kwargs, each.key, coalesce(each.template, 1) AS template
-        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::integer[])
-            AS each (id, args, kwargs, key, template)
+        SELECT each.id, each.args, each.kwargs, each.key, coalesce(each.template, 1) AS template, each.limit_key
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::integer[], $18::text[])
+            AS each (id, args, kwargs, key, template, limit_key)
         ORDER BY each.key
     ) AS new
     ON CONFLICT (backend, unique_key) WHERE unique_key IS NOT NULL DO NOTHING

@@ -64,6 +64,7 @@ WITH mine AS MATERIALIZED (
         unknown_since = CASE
             WHEN mine.unknown_for IS NOT NULL THEN coalesce(task.unknown_since, statement_timestamp())
         END,
+        limit_held = {held_until_final},
         claim_id = NULL,
         worker_id = NULL,
         worker_ids = CASE

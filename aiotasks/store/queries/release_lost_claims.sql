@@ -12,6 +12,7 @@ SET status = CASE WHEN task.cancel_requested_at IS NULL THEN 'READY' ELSE 'FAILE
     END,
     ready_at = CASE WHEN task.cancel_requested_at IS NULL THEN clock_timestamp() ELSE task.ready_at END,
     finished_at = CASE WHEN task.cancel_requested_at IS NOT NULL THEN statement_timestamp() END,
+    limit_held = CASE WHEN task.cancel_requested_at IS NULL THEN {held_until_final} END,
     claim_id = NULL,
     worker_id = NULL,
     worker_ids = trim_array(task.worker_ids, least(1, cardinality(task.worker_ids))),

@@ -39,6 +39,7 @@ SET status = CASE WHEN lost.fails THEN 'FAILED' ELSE 'READY' END,
     ready_at = CASE WHEN lost.fails THEN task.ready_at ELSE clock_timestamp() END,
     finished_at = CASE WHEN lost.fails THEN statement_timestamp() END,
     unknown_since = NULL,
+    limit_held = CASE WHEN lost.fails THEN {held_by_failure} ELSE {held_until_final} END,
     claim_id = NULL,
     worker_id = NULL
 FROM lost

@@ -5,7 +5,9 @@ SELECT
     quote_ident(current_user),
     CASE WHEN to_regclass('aiotasks_task') IS NOT NULL AND to_regclass('aiotasks_worker') IS NOT NULL THEN ARRAY(
         SELECT concat(wanted.kind, ' ON ', tables.name)
-        FROM unnest(ARRAY['aiotasks_task', 'aiotasks_worker', 'aiotasks_pause', 'aiotasks_schedule']) AS tables (name)
+        FROM unnest(ARRAY[
+            'aiotasks_task', 'aiotasks_worker', 'aiotasks_pause', 'aiotasks_schedule', 'aiotasks_limit'
+        ]) AS tables (name)
         CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS wanted (kind)
         WHERE has_table_privilege(to_regclass(tables.name), wanted.kind)
         UNION ALL

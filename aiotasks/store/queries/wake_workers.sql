@@ -29,7 +29,7 @@ CROSS JOIN LATERAL (
                 WHERE worker.listening AND worker.lease_expires_at > statement_timestamp()
                   AND worker.backend = news.backend
                   AND (worker.queues = '{}' OR news.queue_name = ANY(worker.queues))
-                  AND CASE news.lane WHEN 'loop' THEN worker.concurrency ELSE worker.threads END > 0
+                  AND CASE WHEN news.lane IN ('loop', 'loop+') THEN worker.concurrency ELSE worker.threads END > 0
                   AND worker.channel <> coalesce(news.sender, '')
                 GROUP BY worker.channel
                 ORDER BY random()

@@ -1,0 +1,59 @@
+-- The limits and keys of which there is something to say: what operators have set or paused, what is closed, what takes
+-- up places now, and lines that a failure has stopped. In the order of the keys.
+-- Returns key; how many tasks run, and how many of a line in strict order wait to run again; the id of the one that has
+-- stopped it; for how many seconds the key is closed; since when it is paused and why; concurrency, rate, pace, burst
+-- and weight by an operator; the bucket's level, and its age in seconds.
+-- $1 backend, $2 a limit's name or a key (NULL: all), $3 how many keys at most
+SELECT
+    each.key, busy.running, busy.waiting, busy.stopped_by,
+    CASE WHEN own.closed_until > statement_timestamp() THEN date_part(
+        'epoch', least(own.closed_until, statement_timestamp() + interval '1 year') - statement_timestamp()
+    ) END,
+    own.paused_at, own.pause_reason, own.concurrency, own.rate, own.pace, own.burst, own.weight,
+    own.level, date_part('epoch', statement_timestamp() - own.claimed_at)
+FROM (
+    (
+        SELECT held.key
+        FROM (
+            SELECT task.limit_held::text AS key
+            FROM aiotasks_task AS task
+            WHERE task.backend = $1::text AND task.limit_held IS NOT NULL
+            ORDER BY task.limit_held
+            LIMIT 20 * $3::integer
+        ) AS held
+        WHERE $2::text IS NULL OR held.key = $2::text OR split_part(held.key, ':', 1) = $2::text
+    )
+    UNION
+    (
+        SELECT said.key::text
+        FROM aiotasks_limit AS said
+        WHERE said.backend = $1::text
+          AND ($2::text IS NULL OR said.key = $2::text OR split_part(said.key, ':', 1) = $2::text)
+          AND (
+              num_nonnulls(said.paused_at, said.concurrency, said.pace, said.burst, said.weight) > 0
+              OR said.closed_until > statement_timestamp()
+          )
+        ORDER BY said.key
+        LIMIT $3::integer
+    )
+    ORDER BY key
+    LIMIT $3::integer
+) AS each
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) FILTER (WHERE held.status = 'RUNNING') AS running,
+        count(*) FILTER (WHERE held.status IN ('SCHEDULED', 'READY') AND held.ordered IS NOT NULL) AS waiting,
+        (array_agg(held.id) FILTER (
+            WHERE held.status = 'FAILED' AND held.ordered = 'stop' AND held.cancel_requested_at IS NULL
+        ))[1] AS stopped_by
+    FROM (
+        SELECT task.id, task.status, task.ordered, task.cancel_requested_at
+        FROM aiotasks_task AS task
+        WHERE task.backend = $1::text AND task.limit_held = each.key
+        LIMIT 1000
+    ) AS held
+) AS busy
+LEFT JOIN LATERAL (
+    SELECT one.* FROM aiotasks_limit AS one WHERE one.backend = $1::text AND one.key = each.key LIMIT 1
+) AS own ON true
+ORDER BY each.key
