@@ -55,6 +55,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[0])
+def schedules(session: nox.Session) -> None:
+    """Tick through a year, and measure ticks; `-- --days 60` a part of it, `-- --figures` only measures."""
+    install(session)
+    session.run("python", "-m", "tests.faults.year", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
 def clients(session: nox.Session) -> None:
     """Run packages of others that use Django's Tasks, or observe them, in a small site with real workers."""
     session.install("-r", "requirements/clients.txt", "-e", ".")

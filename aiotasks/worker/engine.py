@@ -30,6 +30,7 @@ from .maintenance.periodic import periodically
 from .maintenance.promoter import LONGEST_WAIT, Promoter
 from .maintenance.pruner import Pruner
 from .maintenance.rescuer import Rescuer
+from .maintenance.ticker import Ticker
 from .ownership import Ownership
 from .recycler import Recycler
 from .running.orm_threads import OrmThreads
@@ -169,11 +170,15 @@ class Engine:
             tell=self.waker.tell,
         )
 
+        self.ticker = Ticker(
+            loop_resources.driver, backend=backend, options=options, waker=self.waker, observer=events
+        )
         self.promoter = Promoter(
             store,
             backend=backend,
             waker=self.waker,
             peers=self.peers,
+            ticker=self.ticker,
             # Without LISTEN no wake-up comes for a task that is due earlier than the one waited for.
             longest_wait=LONGEST_WAIT if self.waker.listens else options.poll_interval,
             observer=events,
@@ -207,6 +212,7 @@ class Engine:
         )
 
         self.waker.connect(self.claimer, self.promoter, self.canceller, self.heartbeat)
+        self.ticker.connect(self.promoter)
         self.ownership.connect(self.claimer.intake)
         self.rescue_turn = self.workers.turn(self.lease.interval)
         self.keeper.connect(self.runner, self.sync_threads, self.claimer, self.rescue_turn)
@@ -297,6 +303,7 @@ class Engine:
             rescue,
             release,
             expire,
+            self.ticker.run,
             prune,
             watch_lease,
             watch_heartbeat,

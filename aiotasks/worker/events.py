@@ -5,6 +5,7 @@ Control flow doesn't pass through here: the parts call each other, in an order t
 
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
@@ -63,6 +64,18 @@ class Observer:
 
     def rescued(self, job: Job) -> None:
         """A task of a dead worker was rescued: ``job.status`` is READY or FAILED."""
+
+    def ticked(self, schedule: str, tick: datetime, late: float) -> None:
+        """The task of a schedule's tick is stored, so many seconds after its time."""
+
+    def tick_skipped(self, schedule: str, tick: datetime, holder: UUID) -> None:
+        """A tick was left out, because the task ``holder`` has the key of its task."""
+
+    def schedule_failed(self, schedule: str, error: str, failures: int) -> None:
+        """A tick can't be enqueued, so many times in a row; it is tried again later."""
+
+    def schedule_recovered(self, schedule: str) -> None:
+        """The ticks of a schedule that had failed are enqueued again."""
 
     def lease_lost(self, worker_id: UUID, running: int, reason: LeaseLoss) -> None:
         """The lease is over; the worker cancels its ``running`` tasks and registers under another id."""
@@ -156,6 +169,18 @@ class Events(Observer):
     def rescued(self, job: Job) -> None:
         self._each(lambda one: one.rescued(job))
 
+    def ticked(self, schedule: str, tick: datetime, late: float) -> None:
+        self._each(lambda one: one.ticked(schedule, tick, late))
+
+    def tick_skipped(self, schedule: str, tick: datetime, holder: UUID) -> None:
+        self._each(lambda one: one.tick_skipped(schedule, tick, holder))
+
+    def schedule_failed(self, schedule: str, error: str, failures: int) -> None:
+        self._each(lambda one: one.schedule_failed(schedule, error, failures))
+
+    def schedule_recovered(self, schedule: str) -> None:
+        self._each(lambda one: one.schedule_recovered(schedule))
+
     def lease_lost(self, worker_id: UUID, running: int, reason: LeaseLoss) -> None:
         self._each(lambda one: one.lease_lost(worker_id, running, reason))
 
@@ -200,6 +225,23 @@ class EventLog(Observer):
         logger.warning(
             "Rescued a task of a lost worker id=%s path=%r status=%s", job.id, job.task_path, job.status
         )
+
+    def tick_skipped(self, schedule: str, tick: datetime, holder: UUID) -> None:
+        logger.info(
+            "Left out a tick, because another task has its key schedule=%r tick=%s id=%s",
+            schedule,
+            tick.isoformat(),
+            holder,
+        )
+
+    def schedule_failed(self, schedule: str, error: str, failures: int) -> None:
+        if failures == 1:
+            logger.error(
+                "A schedule cannot be enqueued; it is tried again later schedule=%r error=%r", schedule, error
+            )
+
+    def schedule_recovered(self, schedule: str) -> None:
+        logger.info("A schedule is enqueued again schedule=%r", schedule)
 
     def lease_lost(self, worker_id: UUID, running: int, reason: LeaseLoss) -> None:
         logger.error(

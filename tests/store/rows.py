@@ -12,7 +12,8 @@ import asyncpg
 from uuid_utils import uuid7
 
 from aiotasks.policies.policy import COLUMNS, NO_POLICY, Policy
-from aiotasks.rows import Job, JobTemplate, LaneRequest, NewJob, Schedule, Status
+from aiotasks.policies.unique import UniqueRule
+from aiotasks.rows import Job, JobTemplate, LaneRequest, NewJob, Schedule, Status, UniqueJob
 from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.store import Store
 
@@ -43,6 +44,12 @@ def new_job(**values: Any) -> NewJob:
     for name, value in values.items():
         (template if name in TEMPLATE else own)[name] = value
     return NewJob(template=JobTemplate(**template), **own)
+
+
+def unique_job(key: str, **values: Any) -> UniqueJob:
+    job = new_job(**values)
+    rule = UniqueRule(None, waiting=False, on_conflict="return", keep_run_after=False)
+    return UniqueJob(job.id, job.template, job.args, job.kwargs, job.enqueued_at, key, rule)
 
 
 def new_schedule(name: str = "nightly", **values: Any) -> Schedule:

@@ -1,0 +1,71 @@
+"""Ticks: which of a schedule's are enqueued, and the rows of their tasks. No I/O."""
+
+import json
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from ..policies.unique import UniqueRule, stored_key
+from ..rows import JobTemplate, Missed, NewJob, Schedule, UniqueJob
+from .cron import Times
+
+__all__ = ["job_of_tick", "ticks_due"]
+
+# For how many seconds ticks are made up for, where a schedule doesn't say. "skip": workers take turns and may
+# be busy, so a tick isn't missed at once. "all": chosen; a day of seconds is 86,400 tasks.
+WITHIN: dict[Missed, float | None] = {"last": None, "skip": 60.0, "all": 86_400.0}
+
+
+def ticks_due(
+    times: Times, *, missed: Missed, within: float | None, next_at: datetime, now: datetime, most: int
+) -> tuple[list[datetime], datetime | None]:
+    """Return the ticks to enqueue of a schedule whose tick ``next_at`` has come, and its next one.
+
+    That one may have come, too, where there are more than ``most``. Only "all" walks over the ticks: of a
+    schedule of seconds there may have been a million.
+    """
+    within = WITHIN[missed] if within is None else within
+    earliest = next_at if within is None else max(next_at, now - timedelta(seconds=within))
+    if missed == "all":
+        tick = next_at if next_at == earliest else times.next_after(earliest - timedelta.resolution)
+        ticks: list[datetime] = []
+        while tick is not None and tick <= now and len(ticks) < most:
+            ticks.append(tick)
+            tick = times.next_after(tick)
+        return ticks, tick
+    # Somebody may have set a next_at by hand that is no tick.
+    last = max(next_at, times.last_until(now) or next_at)
+    return [last] if last >= earliest else [], times.next_after(now)
+
+
+def job_of_tick(schedule: Schedule, backend: str, id: UUID, tick: datetime, *, now: datetime) -> NewJob:
+    """Return the row of a task for one tick of a schedule.
+
+    With a jitter the task is due later than the tick, by a part of it that follows from ``id``.
+    """
+    own = {"_schedule": schedule.name, "_scheduled_for": tick.isoformat()}
+    template = JobTemplate(
+        backend=backend,
+        queue_name=schedule.queue_name,
+        task_path=schedule.task_path,
+        lane=schedule.lane,
+        priority=schedule.priority,
+        run_after=tick + timedelta(seconds=schedule.jitter * _fraction(id)) if schedule.jitter else None,
+        expires=schedule.expires,
+        metadata=json.dumps(json.loads(schedule.metadata or "{}") | own),
+        policy=schedule.policy,
+    )
+    values = (str(id), template, schedule.args, schedule.kwargs, now)
+    if schedule.overlap == "allow" or (schedule.overlap is None and schedule.unique_key is None):
+        return NewJob(*values)
+    if schedule.overlap is None:
+        key = schedule.unique_key or ""
+        period, waiting = schedule.unique_period, bool(schedule.unique_waiting)
+    else:
+        key = stored_key(f"schedule {schedule.name}")
+        period, waiting = None, schedule.overlap == "queue"
+    return UniqueJob(*values, key, UniqueRule(period, waiting, on_conflict="return", keep_run_after=False))
+
+
+def _fraction(id: UUID) -> float:
+    """A number from 0 to 1, the same for the same id: tick_id() has put 62 bits of a hash at its end."""
+    return (id.int & 0xFFFF_FFFF) / 0xFFFF_FFFF
