@@ -53,17 +53,20 @@ def job_of_tick(schedule: Schedule, backend: str, id: UUID, tick: datetime, *, n
         expires=schedule.expires,
         metadata=json.dumps(json.loads(schedule.metadata or "{}") | own),
         policy=schedule.policy,
+        ordered=schedule.ordered,
     )
     values = (str(id), template, schedule.args, schedule.kwargs, now)
+    limit_key = schedule.limit_key
     if schedule.overlap == "allow" or (schedule.overlap is None and schedule.unique_key is None):
-        return NewJob(*values)
+        return NewJob(*values, limit_key=limit_key)
     if schedule.overlap is None:
         key = schedule.unique_key or ""
         period, waiting = schedule.unique_period, bool(schedule.unique_waiting)
     else:
         key = stored_key(f"schedule {schedule.name}")
         period, waiting = None, schedule.overlap == "queue"
-    return UniqueJob(*values, key, UniqueRule(period, waiting, on_conflict="return", keep_run_after=False))
+    rule = UniqueRule(period, waiting, on_conflict="return", keep_run_after=False)
+    return UniqueJob(*values, key, rule, limit_key=limit_key)
 
 
 def _fraction(id: UUID) -> float:

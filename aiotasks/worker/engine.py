@@ -25,6 +25,7 @@ from .lease.heartbeat import Heartbeat, Registration
 from .lease.keeper import LeaseKeeper
 from .lease.lease import Lease
 from .maintenance.canceller import Canceller
+from .maintenance.declarer import DECLARE_INTERVAL, Declarer
 from .maintenance.expirer import Expirer
 from .maintenance.periodic import periodically
 from .maintenance.promoter import LONGEST_WAIT, Promoter
@@ -173,12 +174,15 @@ class Engine:
         self.ticker = Ticker(
             loop_resources.driver, backend=backend, options=options, waker=self.waker, observer=events
         )
+        self.declarer = Declarer(
+            store, backend=backend, options=options, waker=self.waker, importer=self.importer
+        )
         self.promoter = Promoter(
             store,
             backend=backend,
             waker=self.waker,
             peers=self.peers,
-            ticker=self.ticker,
+            ticker=None if options.schedules is False else self.ticker,
             # Without LISTEN no wake-up comes for a task that is due earlier than the one waited for.
             longest_wait=LONGEST_WAIT if self.waker.listens else options.poll_interval,
             observer=events,
@@ -282,6 +286,11 @@ class Engine:
             turn.take_within(0.0)  # what has expired while no worker ran makes each claim slower
             await periodically(self.expirer.sweep, turn, name="expirer")
 
+        async def declare() -> None:
+            turn = self.workers.turn(DECLARE_INTERVAL)
+            turn.take_within(0.0)  # a release declares its schedules with its first worker
+            await periodically(self.declarer.declare, turn, name="declarer")
+
         async def prune() -> None:
             await periodically(self.pruner.run_round, self.workers.turn(PRUNE_INTERVAL), name="pruner")
 
@@ -303,7 +312,7 @@ class Engine:
             rescue,
             release,
             expire,
-            self.ticker.run,
+            *([self.ticker.run, declare] if self._options.schedules is not False else []),
             prune,
             watch_lease,
             watch_heartbeat,

@@ -290,8 +290,9 @@ def _ticks(schedule: Schedule, since: datetime, until: datetime) -> list[datetim
 class Fleet:
     """Processes that tick, each behind a proxy of its own."""
 
-    def __init__(self, server: PostgresServer, number: int, logs: Path) -> None:
+    def __init__(self, server: PostgresServer, number: int, logs: Path, unrest: float) -> None:
         self._server = server
+        self._unrest = unrest
         self._logs = logs
         self._proxies = [Proxy(server.host, server.port) for _ in range(number)]
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -323,11 +324,11 @@ class Fleet:
 
     def disturb(self, rng: random.Random, sql: Any, result: Result) -> None:
         """Break something, now and then, while the processes store ticks."""
-        if rng.random() < 0.02:
+        if rng.random() < 0.02 * self._unrest:
             time.sleep(rng.uniform(0.0, 0.01))  # load: anywhere in their statements
             rng.choice(self._proxies).cut()
             result.cuts += 1
-        if rng.random() < 0.02:
+        if rng.random() < 0.02 * self._unrest:
             time.sleep(rng.uniform(0.0, 0.01))  # as above
             result.sessions_ended += sql.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -382,12 +383,15 @@ async def tick() -> None:
     await close_pools()
 
 
-def run(since: datetime, until: datetime, *, processes: int, seed: int, logs: Path | None = None) -> Result:
-    """Simulate the time from ``since`` to ``until`` on a server of its own."""
+def run(since: datetime, until: datetime, *, processes: int, seed: int, unrest: float = 1.0) -> Result:
+    """Simulate the time from ``since`` to ``until`` on a server of its own.
+
+    unrest: how many times as often as usual connections break.
+    """
     began = time.monotonic()
     settings = {"fsync": "off", "full_page_writes": "off"}
     with ExitStack() as stack:
-        folder = logs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = stack.enter_context(PostgresServer(bin_dir=BIN_DIR, settings=settings))
         migrate(server)
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
@@ -396,7 +400,7 @@ def run(since: datetime, until: datetime, *, processes: int, seed: int, logs: Pa
         simulation = Simulation(server, random.Random(seed), since, until)
         stack.callback(simulation.close)
         _declare(server, simulation)
-        fleet = stack.enter_context(Fleet(server, processes, folder))
+        fleet = stack.enter_context(Fleet(server, processes, folder, unrest))
         simulation.run(fleet)
         simulation.result.lost_races = fleet.stop()
         result = simulation.judge()

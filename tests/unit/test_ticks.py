@@ -131,6 +131,12 @@ def test_the_key_of_a_row() -> None:
     assert len(row(name="n" * 3000).key) < 100
 
 
+def test_a_row_has_the_limit_of_the_schedule() -> None:
+    for overlap in ("allow", "skip"):
+        job = row(overlap=overlap, limit_key="tenant:1", ordered="stop")
+        assert (job.limit_key, job.template.ordered) == ("tenant:1", "stop")
+
+
 def test_jitter_is_the_same_for_the_same_tick() -> None:
     delays = set()
     for hour in range(100):

@@ -1,0 +1,146 @@
+"""The table of schedules follows the code that is deployed."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+import aiotasks
+from aiotasks.rows import Schedule
+from aiotasks.store.schedules import DeclaredSchedule, ScheduleRow
+from aiotasks.worker.maintenance.declarer import Code, Declarer
+from tests.site import default_task_backend, running_store
+from tests.store.rows import insert, new_schedule
+
+from .harness import Configure, Ledger, Start, until, wait_until
+from .test_ticker import AGO, LATER, Nobody, every_second
+
+MINUTES = {"expression": "* * * * *", "timezone": "UTC"}
+
+
+class Release(Declarer):
+    """A worker whose code declares these schedules."""
+
+    def __init__(self, *schedules: Schedule, is_whole: bool = True) -> None:
+        self.waker = Nobody()
+        super().__init__(
+            running_store(),
+            backend="default",
+            options=default_task_backend.config,
+            waker=self.waker,
+            importer=ThreadPoolExecutor(1),
+        )
+        self._declares = Code({each.name: (each, each.digest()) for each in schedules}, is_whole)
+
+    def _read_code(self) -> Code:
+        return self._declares
+
+
+async def rows() -> dict[str, ScheduleRow]:
+    return {row.schedule.name: row for row in (await running_store().select_schedules("default")).rows}
+
+
+async def test_new_schedules_begin_after_now(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "aiotasks")
+    release = Release(new_schedule("a", **MINUTES), new_schedule("b"))
+    await release.declare()
+    found = await rows()
+    now = datetime.now(UTC)
+    first, second = found["a"].next_at, found["b"].next_at
+    assert first is not None
+    assert second is not None
+    assert now - timedelta(seconds=30) < first <= now + timedelta(minutes=1)
+    assert first < second <= now + timedelta(days=1, hours=1)
+    assert found["a"].from_code
+    (wakeup,) = release.waker.woken
+    assert wakeup.due == first.timestamp()
+    await release.declare()
+    await Release(new_schedule("a", **MINUTES), new_schedule("b")).declare()
+    assert [record.getMessage() for record in caplog.records] == [
+        "Declared schedules count=2 names=['a', 'b']"
+    ]
+
+
+async def test_what_the_code_has_no_more_is_stopped(database: str) -> None:
+    await Release(new_schedule("stays"), new_schedule("goes")).declare()
+    await running_store().declare_schedules(
+        "default", [DeclaredSchedule(new_schedule("an operator's"), None, LATER)], from_code=False
+    )
+    before = await rows()
+    await Release(new_schedule("stays"), is_whole=False).declare()
+    assert await rows() == before
+    await Release(new_schedule("stays")).declare()
+    after = await rows()
+    assert (after["goes"].next_at, after["goes"].stopped_at is None) == (None, False)
+    assert {name: row for name, row in after.items() if name != "goes"} == {
+        name: row for name, row in before.items() if name != "goes"
+    }
+
+
+@pytest.mark.parametrize(
+    ("minutes", "change", "is_past"),
+    [(5, {}, True), (5, {"args": "[1]"}, True), (11, {}, False), (5, {"expression": "*/2 * * * *"}, False)],
+)
+async def test_releases_that_take_turns_lose_no_tick(
+    database: str, conn: asyncpg.Connection, minutes: int, change: Any, is_past: bool
+) -> None:
+    """One that has been stopped by the other release goes on where it was stopped."""
+    await Release(new_schedule("new", **MINUTES)).declare()
+    await Release().declare()
+    stopped_at = datetime.now(UTC) - timedelta(minutes=minutes)
+    await conn.execute("UPDATE aiotasks_schedule SET stopped_at = $1", stopped_at)
+    await Release(new_schedule("new", **(MINUTES | change))).declare()
+    row = (await rows())["new"]
+    assert row.next_at is not None
+    assert row.stopped_at is None
+    if is_past:
+        assert stopped_at < row.next_at <= stopped_at + timedelta(minutes=1)
+    else:
+        assert row.next_at > datetime.now(UTC) - timedelta(seconds=30)
+
+
+async def test_an_operators_schedule_of_the_same_name_stays(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = new_schedule("both", args="[1]")
+    await running_store().declare_schedules("default", [DeclaredSchedule(own, None, LATER)], from_code=False)
+    release = Release(new_schedule("both"))
+    await release.declare()
+    await release.declare()
+    assert (await rows())["both"].schedule == own
+    assert caplog.messages == [
+        "A schedule of the code has the name of an operator's; it isn't declared name='both'"
+    ]
+    await running_store().delete_schedule("default", "both")
+    await release.declare()
+    assert (await rows())["both"].from_code
+
+
+def test_a_worker_declares_the_schedules_of_its_code_and_ticks(start_worker: Start, ledger: Ledger) -> None:
+    first = start_worker(options={"SCHEDULES": ["tests.worker.scheduled_tasks"]})
+    wait_until(lambda: ledger.statuses().get("SUCCESSFUL", 0) >= 2)
+    assert first.stop() == 0
+    assert "Declared schedules count=2 names=['seconds', 'tests.worker.tasks.add']" in first.log
+    kept = "SELECT args, timezone, stopped_at FROM aiotasks_schedule ORDER BY name"
+    assert [tuple(row) for row in ledger.rows(kept)] == [
+        ([1, 2], "UTC", None),
+        ([3, 4], "Europe/Berlin", None),
+    ]
+    second = start_worker(options={"SCHEDULES": []})  # a release without them
+    wait_until(lambda: all(row.stopped_at for row in ledger.rows(kept)))
+    assert second.stop() == 0
+
+
+async def test_a_worker_may_have_nothing_to_do_with_schedules(configure: Configure, ledger: Ledger) -> None:
+    configure(SCHEDULES=False)
+    store = running_store()
+    (scheduled,) = await insert(store, run_after=LATER)
+    due = DeclaredSchedule(every_second("due"), None, AGO)
+    await store.declare_schedules("default", [due], from_code=True)
+    async with aiotasks.Worker() as worker:
+        await until(lambda: worker.engine.promoter.waiting_for == LATER.timestamp())
+        assert ledger.rows("SELECT id FROM aiotasks_task") == [(scheduled,)]
+        assert ledger.value("SELECT stopped_at FROM aiotasks_schedule") is None
