@@ -8,6 +8,7 @@
         ├── DuplicateTask       another task holds the unique key of the one to enqueue
         ├── GiveUp              raised by a task: FAILED, whatever attempts are left
         ├── InvalidRow          a row of the table holds what aiotasks never writes (a ValueError too)
+        ├── RateLimited         raised by a task: its limit's key is closed until it runs again (a Snooze too)
         ├── Retry               raised by a task: this attempt failed, and the next one is at that time
         ├── Snooze              raised by a task: run it again later, no attempt spent
         ├── TaskCancelled       stored: the task was cancelled by acancel() or cancel()
@@ -36,6 +37,7 @@ __all__ = [
     "DuplicateTask",
     "GiveUp",
     "InvalidRow",
+    "RateLimited",
     "Retry",
     "Snooze",
     "TaskCancelled",
@@ -110,6 +112,18 @@ class Snooze(AiotasksError):
     def __init__(self, *, for_: float | timedelta) -> None:
         self.seconds = _delay("for_", for_)
         super().__init__(f"The task is to run again in {self.seconds:g} s.")
+
+
+class RateLimited(Snooze):
+    """Raise it in a task with a ``limit`` whose other side wants to be asked later (HTTP's status 429): it
+    runs again then, with no error stored and no attempt spent, and no other task of its key starts before.
+
+    after: seconds or a timedelta; a key is closed for a year at most. A task without a limit is only put
+    off. Raises ValueError for anything else.
+    """
+
+    def __init__(self, *, after: float | timedelta) -> None:
+        super().__init__(for_=_delay("after", after))
 
 
 class TaskCancelled(AiotasksError):

@@ -53,11 +53,13 @@ class Snoozed:
 
     window: None if the task has asked for it. It is FAILED with ``failure`` if it would have expired by then.
     Otherwise the task cannot be imported here: it is FAILED if no worker could import it for so many seconds.
+    closes: the key of its limit, of which no task is to start before, either.
     """
 
     delay: float
     failure: Failed
     window: float | None = None
+    closes: str | None = None
 
 
 Outcome = Succeeded | Failed | Released | Retried | Snoozed

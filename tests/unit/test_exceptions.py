@@ -32,6 +32,7 @@ class Result:
     "error",
     [
         exceptions.Snooze(for_=3),
+        exceptions.RateLimited(after=3),
         exceptions.Retry("why", after=3),
         exceptions.DuplicateTask("key", Result()),
         exceptions.UnknownTask("a.b", "why"),

@@ -198,6 +198,14 @@ def test_a_limit_is_copied_and_pickled() -> None:
         assert (copy, copy.by, copy.place) == (limit, limit.by, limit.place)
 
 
+def test_a_pickled_task_has_its_limit_from_the_code() -> None:
+    for made, policies in ((tasks.in_line, set()), (tasks.in_line.using(limit_key=4), {"limit_key"})):
+        (kwargs,) = made.__reduce__()[1]
+        assert set(kwargs) & {"limit", "limit_key"} == policies
+        assert pickle.loads(pickle.dumps(made)) == made
+    assert deepcopy(tasks.in_line).limit is tasks.in_line.limit
+
+
 # --- As policies
 
 

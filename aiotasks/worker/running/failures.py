@@ -12,7 +12,7 @@ from ...backoff import DEFAULT, ReadyMade
 from ...codec import decode, dump_error, dump_json
 from ...compat import set_frozen
 from ...conf import Options
-from ...exceptions import InvalidRow, TaskCancelled, TaskExpired
+from ...exceptions import InvalidRow, RateLimited, TaskCancelled, TaskExpired
 from ...policies.retry import Backoff
 from ...registry import known
 from ...results import Counts
@@ -164,7 +164,7 @@ class Failures:
             if not isinstance(verdict, Delay):
                 return verdict
             if verdict.snoozes:
-                return self._snoozed(error, verdict.seconds)
+                return self._snoozed(execution, error, verdict.seconds)
             return self._retried(execution, self.failed(error), verdict.seconds)
         except BaseException as raised:  # code of the user's may raise anything  # noqa: BLE001
             return self._undecided(error, raised)
@@ -178,10 +178,11 @@ class Failures:
         failures = (execution.job.failures or 0) + 1
         return Retried(seconds, failure, failures, most_attempts(task, self._options))
 
-    def _snoozed(self, error: BaseException, seconds: float) -> Snoozed:
+    def _snoozed(self, execution: Execution, error: BaseException, seconds: float) -> Snoozed:
         late = TaskExpired(f"The task snoozed for {seconds:g} s, which is longer than it may wait.")
         late.__cause__ = error
-        return Snoozed(seconds, self.failed(late))
+        closes = execution.job.limit_key if isinstance(error, RateLimited) else None
+        return Snoozed(seconds, self.failed(late), closes=closes)
 
     def _undecided(self, error: BaseException, raised: BaseException) -> Failed:
         """The outcome of a task whose backoff has raised instead of a decision about ``error``."""

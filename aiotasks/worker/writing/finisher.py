@@ -207,6 +207,8 @@ class Finisher:
         freed = NOTHING_FREED
         finished: dict[UUID, datetime | None] = {}
         try:
+            if statements.closed:  # first, so that no task of such a key starts between
+                await self._close(statements.closed, batch)
             if statements.releases:
                 freed = await self._release(statements.releases, batch)
                 self._report_freed(statements, executions, freed)
@@ -281,6 +283,11 @@ class Finisher:
         # Whether somebody awaits these was said in a reply that was lost.
         self._tell([id for id, at in mine.items() if at is not None])
         return finished | mine
+
+    async def _close(self, keys: Mapping[str, float], batch: Mapping[UUID, Execution]) -> None:
+        """Close keys of limits for so many seconds."""
+        for key, seconds in keys.items():
+            await self._persist(partial(self._store.close_key, self._backend, key, seconds), (), batch)
 
     async def _look_up(
         self, missing: Sequence[_Row], batch: Mapping[UUID, Execution]
