@@ -16,10 +16,10 @@ from .conf import Options
 from .db.errors import Code, constraint, sqlstate
 from .exceptions import InvalidRow, TaskCancelled, UnknownTask
 from .row_results import result_of
-from .rows import LANES, Status
+from .rows import STORED_LANES, Status
 from .store.bulk import CancelledJob, DeletedJob, Meant, RetriedJob
 from .store.route import Route
-from .store.wakeups import ANY_QUEUE, Wakeup
+from .store.wakeups import ANY_QUEUE, Wakeup, wakeup_in
 
 __all__ = ["Cancel", "Delete", "Retry"]
 
@@ -135,9 +135,9 @@ class Retry:
 
     def _wakeups(self, jobs: Iterable[RetriedJob]) -> set[Wakeup]:
         ready = {
-            Wakeup(self._backend, job.queue_name, lane=job.lane)
+            wakeup_in(self._backend, job.queue_name, job.lane)
             for job in jobs
-            if job.due is None and job.lane in LANES
+            if job.due is None and job.lane in STORED_LANES
         }
         due: dict[str, float] = {}
         for job in jobs:

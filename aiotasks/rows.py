@@ -19,6 +19,7 @@ from .policies.unique import UniqueRule
 __all__ = [
     "FINAL",
     "LANES",
+    "STORED_LANES",
     "AnyResult",
     "AnyTask",
     "Job",
@@ -37,6 +38,7 @@ __all__ = [
     "lane_of",
     "makes_generators",
     "microseconds",
+    "plain_lane",
     "time_of",
 ]
 
@@ -69,11 +71,17 @@ LANES: tuple[Lane, Lane] = ("loop", "thread")
 # an older release leave them alone, while its rescues, promotions, cancels and look-ups do what they should.
 StoredLane = Literal["loop", "thread", "loop+", "thread+"]
 _KEYED: dict[Lane, StoredLane] = {"loop": "loop+", "thread": "thread+"}
+STORED_LANES: tuple[StoredLane, ...] = (*LANES, *_KEYED.values())
 
 
 def keyed_lane(lane: Lane) -> StoredLane:
     """Return the lane in which rows with a limit are stored."""
     return _KEYED[lane]
+
+
+def plain_lane(lane: str) -> Lane:
+    """Return the lane in which rows of a stored lane run."""
+    return "thread" if lane.startswith("thread") else "loop"
 
 
 @lru_cache(maxsize=1024)  # inspect takes 1 µs, in every enqueue and every run

@@ -68,8 +68,8 @@ class KeySeen(NamedTuple):
 
     ``places``, ``starts``: how many more tasks could run, and could start now (None: any number). ``wait``:
     the seconds to the next start, of a limit with a rate or a key that is closed; ``pace``: from that to the
-    one after it. ``elsewhere``: the queue and lane of the first task of a line in strict order, if it isn't
-    the one that was asked for.
+    one after it. ``weight``: its part of the turns. ``elsewhere``: the queue and lane of the first task of a
+    line in strict order, if it isn't the one that was asked for.
     """
 
     queue_name: str
@@ -80,6 +80,7 @@ class KeySeen(NamedTuple):
     starts: int | None
     wait: float | None
     pace: float | None
+    weight: int
     elsewhere: ReadyIn | None
 
 
@@ -266,9 +267,11 @@ def _seen(
     seen = []
     for number, (queue_name, key, _) in enumerate(requests, 1):
         if number not in by_number:
-            seen.append(KeySeen(queue_name, key, "left", 0, None, None, None, None, None))
+            seen.append(KeySeen(queue_name, key, "left", 0, None, None, None, None, 1, None))
             continue
-        is_paused, is_unknown, is_new, closed_for, places, starts, room, pace, wait = by_number[number]
+        is_paused, is_unknown, is_new, closed_for, places, starts, room, pace, wait, weight = by_number[
+            number
+        ]
         taken = given.get(number, 0)
         places = None if places is None else places - taken
         starts = None if starts is None else starts - taken
@@ -285,7 +288,7 @@ def _seen(
             state = "new"
         elif number not in given:
             state = "left" if is_cut and number > last else "busy"
-        elif taken < room and not (is_cut and number == last):
+        elif not taken or (taken < room and not (is_cut and number == last)):
             state = "none"
         else:
             state = "more"
@@ -303,6 +306,7 @@ def _seen(
                 starts,
                 until if state == "closed" else None,
                 pace,
+                weight,
                 elsewhere,
             )
         )

@@ -23,12 +23,13 @@ START = ReadyIn("", "")
 
 
 class Promoted(NamedTuple):
-    """The queue of a task that was made READY, and its place there: when it was due, in epoch seconds.
-    ``is_keyed``: it has a limit."""
+    """The queue of a task that was made READY, its place there (when it was due, in epoch seconds), and its
+    lane, as it is stored.
+    """
 
     queue_name: str
     ready_at: float
-    is_keyed: bool
+    lane: str
 
 
 class Due(NamedTuple):
@@ -81,7 +82,7 @@ class QueueStatements(StatementGroup):
             channel,
             [wakeup.backend for wakeup in wakeups],
             [wakeup.queue_name for wakeup in wakeups],
-            [wakeup.lane for wakeup in wakeups],
+            [wakeup.stored_lane for wakeup in wakeups],
             [wakeup.passed for wakeup in wakeups],
             [wakeup.sender for wakeup in wakeups],
             [wakeup.payload() for wakeup in wakeups],

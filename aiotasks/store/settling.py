@@ -278,7 +278,7 @@ def _is_known(before: Job, after: Job, now: datetime) -> bool:
 
 def _wakeup_of(job: Job) -> Wakeup:
     if job.status == Status.READY:
-        return Wakeup(job.backend, job.queue_name, lane=job.lane)
+        return Wakeup(job.backend, job.queue_name, lane=job.lane, keyed=job.limit_key is not None)
     due = time_of(job.run_after)
     return Wakeup(job.backend, job.queue_name, None if due is None else due.timestamp())
 

@@ -114,6 +114,8 @@ class _Drain:
             finisher=self._finisher,
             ownership=self._ownership,
             beyond_slots=False,
+            resolve=self._runner.resolve,
+            waits_for_rates=False,
         )
         self._promoter = Promoter(store, backend=alias, waker=self, peers=Fleet())
         lost_tasks = LostTasks(self._finisher, None, sender=type(backend), options=backend.config)
@@ -163,13 +165,24 @@ class _Drain:
 
     async def _claim(self) -> int:
         """Claim. If this is cancelled meanwhile, the claimed tasks are known all the same, and given back."""
-        claiming = asyncio.ensure_future(self._claimer.run_once())
+        claiming = asyncio.ensure_future(self._claim_any())
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
             with anyio.move_on_after(CLEAN_UP_TIMEOUT, shield=True):
                 await claiming
             raise
+
+    async def _claim_any(self) -> int:
+        """Claim tasks without limits or, if there are none, with limits. (Rates count for nothing here.)"""
+        keyed = self._claimer.keyed
+        claimed = await self._claimer.run_once()
+        while not claimed and keyed.is_looking:
+            if keyed.has_work(asyncio.get_running_loop().time()):
+                claimed = await self._claimer.run_keyed_once()
+            else:
+                await asyncio.sleep(0.001)
+        return claimed
 
     async def _give_all_back(self, worker_id: UUID) -> None:
         while self._claimed:

@@ -1,6 +1,7 @@
 """Builder: a worker's claimer, runner and finisher, wired in one way for engine, ``drain()`` and tests."""
 
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from ..store.wakeups import Wakeup
 from .claiming.backpressure import Backpressure
 from .claiming.budget import AtMost, Budget, FreeSlots
 from .claiming.intake import Intake
+from .claiming.keyed import KeyedClaims
+from .claiming.limit_rules import LimitRules
 from .claiming.loop import Claimer
 from .claiming.overclaim import OverclaimPolicy
 from .claiming.prefetch import Prefetch, PrefetchBuffer
@@ -91,13 +94,16 @@ class Builder:
         limits: Mapping[str, int] | None = None,
         others: PassesOn | None = None,
         tell: Callable[[Collection[UUID]], None] = lambda ids: None,
+        resolve: Callable[[str], Awaitable[object]],
+        waits_for_rates: bool = True,
     ) -> Claimer:
         """Make a Claimer with its budget and its Intake.
 
         queues: their names, sorted; empty for any. peers: the workers that share the polls. beyond_slots:
         whether it may claim more tasks than there are free slots, where tasks are short. limits: how many
         tasks of a queue at a time, by its name. others: wakes other workers, if there may be some. tell: gets
-        the ids of claimed tasks whose every change somebody awaits.
+        the ids of claimed tasks whose every change somebody awaits. resolve: imports the task of a path, or
+        raises UnknownTask. waits_for_rates: whether limits' rates are kept.
         """
         prefetch = PrefetchBuffer(slots.threads, slots=slots, lease=lease, runner=runner, ownership=ownership)
         free_slots = FreeSlots(slots, prefetch)
@@ -133,6 +139,21 @@ class Builder:
             tell=tell,
             observer=self.observer,
         )
+        changed = asyncio.Event()
+        keyed = KeyedClaims(
+            store,
+            intake,
+            backend=self.backend,
+            queues=queues,
+            peers=peers,
+            slots=free_slots,
+            queue_limits=queue_limits,
+            relay=relay,
+            rules=LimitRules(resolve, waits_for_rates=waits_for_rates, observer=self.observer),
+            changed=changed,
+            observer=self.observer,
+        )
+        rotation.connect(keyed)
         return Claimer(
             intake,
             rotation,
@@ -144,7 +165,9 @@ class Builder:
             queue_limits=queue_limits,
             prefetch=prefetch,
             quarantine=Quarantine(runner),
+            keyed=keyed,
             relay=relay,
+            changed=changed,
             observer=self.observer,
         )
 

@@ -27,6 +27,7 @@ from .lease.lease import Lease
 from .maintenance.canceller import Canceller
 from .maintenance.declarer import DECLARE_INTERVAL, Declarer
 from .maintenance.expirer import Expirer
+from .maintenance.limit_pruner import LIMITS_INTERVAL, LimitPruner
 from .maintenance.periodic import periodically
 from .maintenance.promoter import LONGEST_WAIT, Promoter
 from .maintenance.pruner import Pruner
@@ -169,6 +170,7 @@ class Engine:
             limits=limits,
             others=self.waker if self.waker.listens else None,
             tell=self.waker.tell,
+            resolve=self.runner.resolve,
         )
 
         self.ticker = Ticker(
@@ -199,7 +201,12 @@ class Engine:
             observer=events,
         )
         self.expirer = Expirer(
-            store, backend=backend, options=options, lost_tasks=lost_tasks, tell=self.waker.tell
+            store,
+            backend=backend,
+            options=options,
+            lost_tasks=lost_tasks,
+            tell=self.waker.tell,
+            try_keys=self.waker.try_keys,
         )
         self.pruner = Pruner(
             store,
@@ -207,6 +214,7 @@ class Engine:
             keep_successful=options.keep_successful,
             keep_failed=options.keep_failed,
         )
+        self.limit_pruner = LimitPruner(store, backend=backend)
         self.canceller = Canceller(
             store,
             lease=self.lease,
@@ -294,6 +302,10 @@ class Engine:
         async def prune() -> None:
             await periodically(self.pruner.run_round, self.workers.turn(PRUNE_INTERVAL), name="pruner")
 
+        async def prune_limits() -> None:
+            turn = self.workers.turn(LIMITS_INTERVAL)
+            await periodically(self.limit_pruner.sweep, turn, name="limit pruner")
+
         async def watch_lease() -> None:
             await self.keeper.watch(self.heartbeat)
 
@@ -314,6 +326,7 @@ class Engine:
             expire,
             *([self.ticker.run, declare] if self._options.schedules is not False else []),
             prune,
+            prune_limits,
             watch_lease,
             watch_heartbeat,
             self._report_start,

@@ -99,6 +99,11 @@ class Observer:
     def outage_ended(self, part: str, seconds: float) -> None:
         """The database works again for ``part``, after so many seconds. From any thread."""
 
+    def limit_unknown(self, name: str, task_path: str, reason: str) -> None:
+        """Tasks have a limit of a name that no code here declares, that of ``task_path`` for one: of each key
+        one runs at a time.
+        """
+
     def loop_blocked(self, seconds: float, task_name: str | None, stack: str) -> None:
         """The event loop has been blocked for so many seconds, by the asyncio task of that name if by one.
 
@@ -199,6 +204,9 @@ class Events(Observer):
     def outage_ended(self, part: str, seconds: float) -> None:
         self._each(lambda one: one.outage_ended(part, seconds))
 
+    def limit_unknown(self, name: str, task_path: str, reason: str) -> None:
+        self._each(lambda one: one.limit_unknown(name, task_path, reason))
+
     def loop_blocked(self, seconds: float, task_name: str | None, stack: str) -> None:
         self._each(lambda one: one.loop_blocked(seconds, task_name, stack))
 
@@ -269,6 +277,15 @@ class EventLog(Observer):
             "Threads are stuck in tasks that have outlasted their timeouts; only a new process frees them "
             "stuck=%d",
             stuck,
+        )
+
+    def limit_unknown(self, name: str, task_path: str, reason: str) -> None:
+        logger.warning(
+            "No code here declares a limit; one task of each of its keys runs at a time "
+            "name=%r path=%r reason=%r",
+            name,
+            task_path,
+            reason,
         )
 
     def loop_blocked(self, seconds: float, task_name: str | None, stack: str) -> None:

@@ -10,8 +10,10 @@ import anyio
 
 from ..codec import dump_error
 from ..exceptions import TaskCancelled
+from ..rows import Job
 from ..store.changes import told_of
 from ..store.store import Store
+from ..store.wakeups import wakeup_again, wakeups_again
 from .build import Builder
 from .execution import Execution
 from .ownership import Ownership
@@ -77,6 +79,7 @@ class Handover:
                 released = await store.release_lost_claims(
                     worker_id, [id for id in unsettled if id is not None], 0.0, self._cancelled()
                 )
+                self._waker.notify(wakeups_again(released))
                 self._waker.tell(told_of(released))
                 await store.remove_worker(worker_id)
 
@@ -90,10 +93,19 @@ class Handover:
         orm_threads = OrmThreads(1, limit=1)
         try:
             yield self._builder.finisher(
-                store, make_context=orm_threads.session, wake=self._waker.notify, tell=self._waker.tell
+                store,
+                make_context=orm_threads.session,
+                wake=self._waker.notify,
+                tell=self._waker.tell,
+                settled=self._settled,
             )
         finally:
             orm_threads.close()
+
+    def _settled(self, job: Job | None) -> None:
+        """Have other workers look for the key of a job's limit, which has a free place now."""
+        if job is not None and job.limit_key is not None:
+            self._waker.notify([wakeup_again(job)])
 
     def _cancelled(self) -> str:
         return dump_error(

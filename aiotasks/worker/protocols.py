@@ -1,6 +1,6 @@
 """Protocols: the methods that one part of the worker needs of another part, which it may not import."""
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
@@ -32,12 +32,14 @@ __all__ = [
     "Leases",
     "LooksForCancelled",
     "LooksForDue",
+    "MeetsQueues",
     "PassesOn",
     "Runs",
     "Starts",
     "TakesIn",
     "TakesTurns",
     "Tells",
+    "TriesKeys",
     "Wakes",
     "WakesAfterRescue",
 ]
@@ -306,6 +308,9 @@ class Claims(Protocol):
     def look_back(self, since: float) -> None:
         """Look for tasks with a place in their queue as of ``since`` (epoch seconds) or later."""
 
+    def try_key(self, job: Job) -> None:
+        """The key of ``job`` has a free place, or ``job`` is READY again: claim, if it has a limit."""
+
     def suspect(self) -> None:
         """Look for tasks that have been in two crashes."""
 
@@ -317,6 +322,13 @@ class Claims(Protocol):
 
     def abort(self) -> None:
         """Give up a claim that has no reply."""
+
+
+class MeetsQueues(Protocol):
+    """The part that claims tasks with limits (``KeyedClaims``)."""
+
+    def meet(self, queue_name: str, lane: Lane) -> None:
+        """Note that a queue has tasks with limits."""
 
 
 class LooksForDue(Protocol):
@@ -362,7 +374,14 @@ class PassesOn(Protocol):
         """Have all workers look for tasks in all of their queues."""
 
 
-class WakesAfterRescue(Tells, Protocol):
+class TriesKeys(Protocol):
+    """Where news goes of tasks that hold their limits' places no more."""
+
+    def try_keys(self, jobs: Iterable[Job]) -> None:
+        """Have tasks claimed that have the limits' keys of ``jobs``: these have ended, or are READY again."""
+
+
+class WakesAfterRescue(Tells, TriesKeys, Protocol):
     """Where news of rescued tasks goes."""
 
     def wake_after_rescue(self, wakeups: Sequence[Wakeup]) -> None:

@@ -1,13 +1,14 @@
 """Waker: passes wake-ups on, from NOTIFY to the parts of the worker, and from them to the other workers."""
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from uuid import UUID
 
 import anyio
 
+from ..rows import Job
 from ..store.loop import LoopResources, resources
 from ..store.wakeups import ANY_QUEUE, Wakeup
 from .protocols import Beats, Claims, LooksForCancelled, LooksForDue
@@ -143,11 +144,16 @@ class Waker:
                 self._wakeups.pass_on(passed_on, sender=self.receive)
             self.notify([passed_on])
         else:
-            self.notify([Wakeup(wakeup.backend, wakeup.queue_name)])
+            self.notify([Wakeup(wakeup.backend, wakeup.queue_name, keyed=wakeup.keyed)])
 
     def pass_turn_on(self) -> None:
         """Have all workers look for tasks in all of their queues."""
         self.notify([Wakeup(self._backend, ANY_QUEUE)])
+
+    def try_keys(self, jobs: Iterable[Job]) -> None:
+        """Have this worker try the limits' keys of ``jobs``, which have ended or are READY again."""
+        for job in jobs:
+            self._claimer.try_key(job)
 
     def wake_after_rescue(self, wakeups: Sequence[Wakeup]) -> None:
         """Wake this worker and the others, for tasks that may have been in crashes."""

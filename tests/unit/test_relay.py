@@ -1,6 +1,7 @@
 """Relay: which wake-ups a worker passes on, and how often."""
 
 import gc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,6 +114,35 @@ async def test_at_the_end_nothing_waits(
     relay.woken(news(queue_name="unanswered"))
     relay.close()
     assert [wakeup.queue_name for wakeup in others.got] == ["q", "other", "unanswered"]
+
+
+async def test_keyed_and_plain_wakeups_wait_for_their_turns(relay: Relay, others: Others) -> None:
+    """A claim of the one kind says nothing of the other's, until the worker has nothing to claim."""
+    keyed = replace(news(), keyed=True)
+    relay.woken(news())
+    relay.woken(keyed)
+    relay.claims(["loop"])
+    relay.claimed("loop", [], 1)
+    assert others.got == []
+    relay.claims(["loop"], keyed=True)
+    relay.claimed("loop", [], 1, keyed=True)
+    relay.pass_on()
+    assert others.got == []
+    relay.woken(keyed)
+    relay.claims(["loop"])
+    relay.pass_on()
+    assert others.got == [keyed]
+
+
+async def test_a_full_keyed_claim_calls_others(relay: Relay, others: Others) -> None:
+    relay.woken(replace(news(passed=1), keyed=True))
+    relay.claims(["loop"], keyed=True)
+    relay.claimed("loop", jobs(2), 2, keyed=True)
+    assert others.got == [Wakeup("default", "q", lane="loop", passed=1, keyed=True)]
+    relay.claims(["loop"])
+    relay.claimed("loop", jobs(2), 2)
+    await until(lambda: len(others.got) == 2)
+    assert others.got[-1] == Wakeup("default", "q", lane="loop")
 
 
 async def test_what_comes_after_the_end_is_passed_on(relay: Relay, others: Others) -> None:

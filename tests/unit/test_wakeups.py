@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -35,6 +36,26 @@ def test_what_is_said_is_understood(wakeup: Wakeup) -> None:
 def test_a_cancellation_is_understood() -> None:
     wakeup = Wakeup("default", "q", cancel=True)
     assert read_payload(wakeup.payload()) == wakeup
+
+
+def test_a_wakeup_for_tasks_with_limits_is_nothing_to_an_older_release() -> None:
+    """It has neither the lanes nor the word."""
+    for wakeup in (Wakeup("default", "q", keyed=True), Wakeup("default", "q", lane="thread", keyed=True)):
+        assert wakeup.payload() == '["default", "q", null, "keyed"]'
+        assert read_payload(wakeup.payload()) == Wakeup("default", "q", keyed=True)
+    assert read_payload('["default", "q", "thread+", 1, 2]') == Wakeup(
+        "default", "q", lane="thread", passed=1, place=2, keyed=True
+    )
+
+
+def test_tasks_with_limits_have_wakeups_of_their_own() -> None:
+    """One a lane, whatever their keys; of the same template, too."""
+    plain = new_job(queue_name="a")
+    keyed = [replace(plain, limit_key=f"k:{number}") for number in range(3)]
+    assert set(wakeups_of([plain, *keyed])) == {
+        Wakeup("default", "a", lane="loop"),
+        Wakeup("default", "a", lane="loop", keyed=True),
+    }
 
 
 def test_the_longest_queue_name_fits_into_a_payload() -> None:

@@ -25,7 +25,7 @@
 -- Returns at least one row: two JSON texts, in the first row alone, the row's number, and the columns of a claimed task
 -- (NULLs: there is none). The texts say what was seen of each key (its number in the order of $7, once if it stands
 -- there twice; whether it is paused, unknown, and new; seconds for which it is closed; places; starts by its rate; room:
--- the least of these and of its turn; pace; seconds to its next start), NULL if the lease is over; and of each key that
+-- the least of these and of its turn; pace; seconds to its next start; weight), NULL if the lease is over; and of each key that
 -- was locked its number, how many tasks it gave, and the queue and lane of the first task of its line, if that wasn't
 -- taken.
 WITH claimer AS MATERIALIZED (
@@ -269,7 +269,8 @@ WITH claimer AS MATERIALIZED (
     SELECT
         json_agg(json_build_array(
             seen.n, seen.is_paused, seen.is_unknown, seen.place IS NULL AND NOT seen.is_free, seen.closed_for,
-            seen.places, seen.starts, seen.room, seen.pace, (seen.level - seen.burst + 1) * seen.pace
+            seen.places, seen.starts, seen.room, seen.pace, (seen.level - seen.burst + 1) * seen.pace,
+            seen.weight
         ))::text AS keys,
         (
             SELECT json_agg(json_build_array(gave.n, gave.number, gave.queue_name, gave.lane))::text

@@ -3,7 +3,7 @@
 -- A task's place in its queue follows from the time that it was due, so that tasks start in the order of their
 -- run_after, however late they are promoted, and by however many workers. (Claims read nothing before 1970, so a
 -- task that is scheduled for -infinity gets a place in 1970.)
--- Returns each task's queue, its place in epoch seconds, and whether it has a limit.
+-- Returns each task's queue and lane, and its place in epoch seconds.
 -- $1 backend, $2 how many at the most
 UPDATE aiotasks_task AS task
 SET status = 'READY', ready_at = greatest(task.run_after, 'epoch')
@@ -15,4 +15,4 @@ WHERE task.ctid = ANY(ARRAY(
     LIMIT $2::integer
     FOR UPDATE SKIP LOCKED
 ))
-RETURNING task.queue_name, extract(epoch FROM task.ready_at)::double precision, task.limit_key IS NOT NULL
+RETURNING task.queue_name, extract(epoch FROM task.ready_at)::double precision, task.lane

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from ...rows import LANES, Job, Lane, microseconds
 from ...store.changes import WATCHED
+from ...store.limits import KeyedClaim
 from ...store.store import Store
 from ..events import NULL, Observer
 from ..protocols import GivesBack, Leases, Starts
@@ -42,6 +43,7 @@ class Claim:
     jobs: list[Job] = field(default_factory=list)
     full: bool = False  # it has brought as many coroutine tasks as it was for
     more: bool = False  # the next one may bring some, too
+    keyed: bool = False  # its tasks have limits
     unasked: bool = False  # there may be tasks in queues that it didn't ask
     left: AbstractSet[Lane] = frozenset()  # lanes in which it has left tasks, as far as can be seen
     short: AbstractSet[Lane] = frozenset()  # those of which it has brought tasks, and fewer than it was for
@@ -183,6 +185,19 @@ class Intake:
         statement = partial(self._store.claim_suspect, backend=self._backend, lane=lane, queues=queues)
         return Claim(worker_id, await self._send(statement, worker_id))
 
+    async def fetch_keyed(
+        self, worker_id: UUID, statement: Callable[[UUID, UUID], Awaitable[KeyedClaim]]
+    ) -> KeyedClaim:
+        """Claim tasks with limits by ``statement``."""
+        replies = []
+
+        async def claim(worker_id: UUID, claim_id: UUID) -> list[Job]:
+            replies.append(await statement(worker_id, claim_id))
+            return replies[0].jobs
+
+        await self._send(claim, worker_id)
+        return replies[0]
+
     async def start(self, claim: Claim) -> None:
         """Start the jobs of one claim, and learn how many ended at once."""
         holds, start, free = self._lease.holds, self._runner.start, self._slots.free
@@ -214,8 +229,8 @@ class Intake:
         finally:
             self.give_back(unstarted)  # if this was cancelled
             self._claiming.discard(claim.jobs[0].claim_id)
-        if threads == len(claim.jobs):
-            return  # these show nothing of the loop lane
+        if claim.keyed or threads == len(claim.jobs):
+            return  # these show nothing of the loop lane, or of claims beyond the slots
         if claim.full and at_once == len(claim.jobs) - threads:
             self._overclaim.learn(claim.jobs, clock() - began, time.thread_time() - cpu_began)
         else:

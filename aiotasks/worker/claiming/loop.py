@@ -21,6 +21,7 @@ from ..protocols import Leases
 from .budget import Budget, FreeSlots
 from .doubts import Doubts
 from .intake import Claim, Intake
+from .keyed import KeyedClaims
 from .prefetch import PrefetchBuffer
 from .quarantine import Quarantine
 from .queue_limits import QueueLimits
@@ -52,6 +53,7 @@ class Claimer:
     - The next claim is under way while the jobs of one are started, where that leaves slots.
     - The worker never cancels a claim: its reply says what the worker owns. ``stop()`` waits for it.
     - A task that has been in two crashes is claimed alone (``Quarantine``).
+    - Tasks with limits are claimed by their keys (``KeyedClaims``), in turn with the others.
     - It claims on a wake-up, and whenever slots come free while there may be more. Of the two workers that an
       enqueue wakes, the second claims only after LOOK_AGAIN_DELAY, in case the first can't. A claim that
       finds nothing, though there should be tasks, is repeated (``Doubts``). Polls within
@@ -76,7 +78,9 @@ class Claimer:
         queue_limits: QueueLimits,
         prefetch: PrefetchBuffer,
         quarantine: Quarantine,
+        keyed: KeyedClaims,
         relay: Relay,
+        changed: asyncio.Event,
         observer: Observer = NULL,
     ) -> None:
         self.intake = intake
@@ -88,8 +92,11 @@ class Claimer:
         self.queue_limits = queue_limits
         self.prefetch = prefetch
         self.quarantine = quarantine
+        self.keyed = keyed
+        keyed.connect(self.suspect)
         self._relay = relay
-        self._changed = asyncio.Event()
+        self._changed = changed
+        self._is_turn_of_keyed = False
         self._lanes_to_claim: set[Lane] = set(LANES)
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -105,8 +112,16 @@ class Claimer:
         """Look for READY tasks: in the queue of ``wakeup``, or in all."""
         if wakeup is not None and wakeup.lane is not None and wakeup.lane not in self._lanes:
             return  # it is for another worker of this process
+        if wakeup is not None and wakeup.keyed:
+            if self.rotation.serves(wakeup):
+                self.keyed.wake(wakeup)
+                self._relay.woken(wakeup)
+                self._changed.set()
+            return
         if not self.rotation.note_wakeup(wakeup):
             return
+        if wakeup is None:
+            self.keyed.look(opened=True)
         now = asyncio.get_running_loop().time()
         self.queue_limits.forget()
         self._look_again_at = now + LOOK_AGAIN_DELAY
@@ -122,6 +137,11 @@ class Claimer:
     def look_back(self, since: float) -> None:
         """Look for tasks with a place in their queue as of ``since`` (epoch seconds) or later."""
         self.rotation.look_back(datetime.fromtimestamp(since, UTC))
+
+    def try_key(self, job: Job) -> None:
+        """The key of ``job`` has a free place, or ``job`` is READY again: claim, if it has a limit."""
+        if job.limit_key is not None:
+            self.keyed.tell(job, job.limit_key)
 
     def suspect(self) -> None:
         """Look for tasks that have been in two crashes."""
@@ -145,7 +165,13 @@ class Claimer:
         self.prefetch.feed()
         if job is not None:
             self.quarantine.ended(job)
-        if self._lanes_to_claim or self.queue_limits.at_limit or self.quarantine.lanes():
+            self.try_key(job)
+        if (
+            self._lanes_to_claim
+            or self.queue_limits.at_limit
+            or self.keyed.is_active
+            or self.quarantine.lanes()
+        ):
             self._changed.set()
 
     async def stop(self) -> None:
@@ -154,6 +180,7 @@ class Claimer:
         self._changed.set()
         self.prefetch.close()
         self._relay.close()
+        self.keyed.close()
         await self._stopped.wait()
 
     async def run(self) -> None:
@@ -176,6 +203,7 @@ class Claimer:
                     self.poll.next()
                     self._look_at_everything(now)
                     self.rotation.walk()
+                    self.keyed.look()
                     has_turn = True
                 elif now >= self._look_again_at:
                     self._look_again(now)
@@ -194,17 +222,26 @@ class Claimer:
                     self._relay.pass_turn_on()
                 has_turn = False
                 has_work = may_claim and self._has_room_and_work()
-                if not has_work and not (may_claim and self._suspect_lanes()):
+                may_claim_keyed = may_claim and self._lease.current_id() is not None
+                has_keyed_work = may_claim_keyed and self.keyed.has_work(now)
+                if not (has_work or has_keyed_work or (may_claim and self._suspect_lanes())):
                     self._relay.pass_on()
-                    wake_at = min(self.poll.at, self._look_again_at, self._doubts.at, quiet_until or inf)
+                    self.keyed.pass_on(now)
+                    wake_at = min(
+                        self.poll.at,
+                        self._look_again_at,
+                        self._doubts.at,
+                        quiet_until or inf,
+                        self.keyed.at(now) if may_claim_keyed else inf,
+                    )
                     with suppress(TimeoutError):
                         async with asyncio.timeout_at(wake_at):
                             await self._changed.wait()
                     self._changed.clear()
                     continue
                 try:
-                    if not await self._claim_apart() and has_work:
-                        await self.run_once()
+                    if not await self._claim_apart():
+                        await self._claim_by_turns(has_work, has_keyed_work)
                 except utils.Error as error:
                     self._relay.failed()
                     pause = self._outage.failed(error)
@@ -243,8 +280,31 @@ class Claimer:
             self._look_again_at = self._forgot_at + FORGET_INTERVAL
             self._lanes_to_claim.update(LANES)
 
+    async def _claim_by_turns(self, has_work: bool, has_keyed_work: bool) -> None:
+        """Claim tasks without limits, or with them: by turns, where there may be both."""
+        self._is_turn_of_keyed = has_keyed_work and (self._is_turn_of_keyed or not has_work)
+        if self._is_turn_of_keyed:
+            self._is_turn_of_keyed = False
+            await self.run_keyed_once()
+        elif has_work:
+            self._is_turn_of_keyed = True
+            await self.run_once()
+
+    async def run_keyed_once(self) -> int:
+        """Claim tasks with limits once; returns the number of jobs."""
+        worker_id = self._lease.current_id()
+        if worker_id is None:
+            return 0  # a registration wakes the claimer
+        claim = await self.keyed.claim(worker_id)
+        self._outage.ended()
+        if claim.jobs:
+            await self.intake.start(claim)
+        return len(claim.jobs)
+
     async def run_once(self) -> int:
-        """Claim until the slots are full or a claim is short; returns the number of jobs."""
+        """Claim until the slots are full or a claim is short, or it is others' turn; returns the number of
+        jobs. Tasks with limits aren't among them.
+        """
         claimed = 0
         clock = asyncio.get_running_loop().time
         claim = await self._claim()
@@ -252,7 +312,10 @@ class Claimer:
             claim = await self._claim()
         while claim.jobs:
             claimed += len(claim.jobs)
-            is_due = clock() >= self.poll.at or self._suspect_lanes()  # run() does both
+            now = clock()
+            is_due = (
+                now >= self.poll.at or self._suspect_lanes() or self.keyed.has_work(now)
+            )  # run() does these
             if not claim.more or is_due or not self.budget.is_open() or self._stopping.is_set():
                 await self.intake.start(claim)
                 break
@@ -289,6 +352,8 @@ class Claimer:
                 break
             self.quarantine.asks(lane)
             claim = await self.intake.fetch_suspect(worker_id, lane)
+            if not claim.jobs:
+                claim = await self.keyed.claim_suspect(worker_id, lane)
             if not claim.jobs:
                 self.quarantine.none_in(lane)
                 continue

@@ -70,6 +70,14 @@ class QueueLimits:
         taken = self._count(())
         return [name for name in queues if taken[name] < self._limits.get(name, taken[name] + 1)]
 
+    def has(self, name: str) -> bool:
+        """Return whether the queue has a limit."""
+        return name in self._limits
+
+    def room(self, name: str) -> int:
+        """Return how many more tasks of a queue with a limit may run."""
+        return self._limits[name] - self._count(())[name]
+
     def restrict(
         self, requests: Mapping[Lane, LaneRequest], unstarted: Iterable[Job]
     ) -> Mapping[Lane, LaneRequest]:

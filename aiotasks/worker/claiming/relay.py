@@ -11,7 +11,10 @@ from ..protocols import PassesOn
 
 __all__ = ["Relay"]
 
-type _Key = tuple[str, Lane | None]  # a wake-up's queue and lane
+type _Key = tuple[
+    str, Lane | None, bool
+]  # a wake-up's queue and lane, and whether it is for tasks with limits
+type _Source = tuple[Lane, bool]
 
 # Seconds within which wake-ups are passed on once. While all workers are full, each of them would pass on
 # every enqueue's; and what is passed on to all workers needn't be said by many of them. Chosen: short beside
@@ -38,10 +41,10 @@ class Relay:
     def __init__(self, others: PassesOn | None, *, backend: str) -> None:
         self._others = others
         self._backend = backend
-        self._passed: dict[Lane, int] = {}  # by how many the lane's last wake-up had been passed on
+        self._passed: dict[_Source, int] = {}  # by how many the lane's last wake-up had been passed on
         self._unanswered: dict[_Key, Wakeup] = {}  # no claim has been sent since
         self._asked: dict[_Key, Wakeup] = {}  # the claim under way answers them
-        self._full: set[Lane] = set()  # lanes whose last claim has taken all that it was for
+        self._full: set[_Source] = set()  # lanes whose last claim has taken all that it was for
         self._waiting: dict[_Key, Wakeup] = {}
         self._quiet_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -53,17 +56,18 @@ class Relay:
         if wakeup.lane is None:  # all workers have it
             self._quiet_until = asyncio.get_running_loop().time() + PASS_INTERVAL
             for lane in LANES:
-                self._waiting.pop((wakeup.queue_name, lane), None)
+                self._waiting.pop((wakeup.queue_name, lane, wakeup.keyed), None)
             return
-        self._passed[wakeup.lane] = wakeup.passed
+        self._passed[wakeup.lane, wakeup.keyed] = wakeup.passed
         if wakeup.place == 1:
-            self._unanswered[wakeup.queue_name, wakeup.lane] = wakeup
+            self._unanswered[_key(wakeup)] = wakeup
             if not self._claims:
                 self.pass_on()
 
-    def claims(self, lanes: Iterable[Lane], *, without: Collection[str] = ()) -> None:
+    def claims(self, lanes: Iterable[Lane], *, without: Collection[str] = (), keyed: bool = False) -> None:
         """A claim for these lanes is sent, which answers their wake-ups, but those of the queues ``without``.
-        There is no room in the others.
+        There is no room in the others. ``keyed``: it is for tasks with limits, and the wake-ups for others
+        have their turn, and the other way round.
         """
         self._claims = not self._is_closed
         self._asked = {}
@@ -72,24 +76,31 @@ class Relay:
             self._asked = {
                 key: wakeup
                 for key, wakeup in self._unanswered.items()
-                if key[1] in answered and key[0] not in without
+                if key[1] in answered and key[0] not in without and key[2] == keyed
             }
-            for key in self._asked:
-                del self._unanswered[key]
+            others = {key: wakeup for key, wakeup in self._unanswered.items() if key[2] != keyed}
+            self._unanswered = {
+                key: wakeup
+                for key, wakeup in self._unanswered.items()
+                if key not in self._asked and key not in others
+            }
             self.pass_on()
+            self._unanswered = others
 
-    def claimed(self, lane: Lane, jobs: Collection[Job], limit: int) -> None:
+    def claimed(self, lane: Lane, jobs: Collection[Job], limit: int, *, keyed: bool = False) -> None:
         """Note what a claim of at most ``limit`` tasks has brought in a lane."""
+        source = (lane, keyed)
         if len(jobs) < limit:
-            self._full.discard(lane)
+            self._full.discard(source)
             return
         names = dict.fromkeys(job.queue_name for job in jobs)
-        left = [wakeup for (name, of), wakeup in self._asked.items() if of == lane and name not in names]
-        if jobs and lane not in self._full:
-            self._full.add(lane)
-            passed = self._passed.get(lane, 0)
+        left = [wakeup for key, wakeup in self._asked.items() if key[1] == lane and key[0] not in names]
+        if jobs and source not in self._full:
+            self._full.add(source)
+            passed = self._passed.get(source, 0)
             left += [
-                Wakeup(self._backend, name, lane=lane, passed=passed) for name in islice(names, PASS_QUEUES)
+                Wakeup(self._backend, name, lane=lane, passed=passed, keyed=keyed)
+                for name in islice(names, PASS_QUEUES)
             ]
         if left:
             self._pass_on(left)
@@ -99,10 +110,14 @@ class Relay:
         names = list(islice(queues, PASS_QUEUES))
         if names:
             self._pass_on(
-                Wakeup(self._backend, name, lane=lane, passed=self._passed.get(lane, 0))
+                Wakeup(self._backend, name, lane=lane, passed=self._passed.get((lane, False), 0))
                 for name in names
                 for lane in lanes
             )
+
+    def wake_others(self, wakeups: Iterable[Wakeup]) -> None:
+        """Wake others for tasks that this worker knows of, and won't take for now."""
+        self._pass_on(wakeups)
 
     def pass_on(self) -> None:
         """Pass on the wake-ups that no claim has answered: this worker can't claim for now."""
@@ -133,7 +148,7 @@ class Relay:
         if self._others is None:
             return
         for wakeup in wakeups:
-            key = (wakeup.queue_name, wakeup.lane)
+            key = _key(wakeup)
             passed = max(wakeup.passed, self._waiting.get(key, wakeup).passed)
             self._waiting[key] = replace(wakeup, passed=passed)
         loop = asyncio.get_running_loop()
@@ -151,3 +166,7 @@ class Relay:
             self._quiet_until = asyncio.get_running_loop().time() + PASS_INTERVAL
             for wakeup in waiting.values():
                 self._others.pass_on(wakeup)
+
+
+def _key(wakeup: Wakeup) -> _Key:
+    return wakeup.queue_name, wakeup.lane, wakeup.keyed

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
-from ...rows import LANES, Job, Lane, LaneRequest
+from ...rows import LANES, Job, Lane, LaneRequest, keyed_lane
 from ...store.store import Store
 from ...store.wakeups import Wakeup
+from ..protocols import MeetsQueues
 from .turns import PIECE, Turns
 from .watermarks import EVER, Watermarks
 
@@ -31,6 +32,11 @@ class QueueRotation:
         self.marks = Watermarks()
         self._skipped: set[tuple[str, Lane]] = set()  # asked for newer tasks than a watermark only
         self._looked_back = False  # since the last claim was sent, which doesn't see that
+        self._keyed: MeetsQueues | None = None
+
+    def connect(self, keyed: MeetsQueues) -> None:
+        """Name the part that is to know queues with keyed tasks, which the walk comes by."""
+        self._keyed = keyed
 
     @property
     def queues(self) -> list[str] | None:
@@ -43,11 +49,15 @@ class QueueRotation:
             self.forget()
             self.walk()
             return True
-        if wakeup.backend != self._backend or (self._queues and wakeup.queue_name not in self._queues):
+        if not self.serves(wakeup):
             return False
         lanes = LANES if wakeup.lane is None else [wakeup.lane]
         self._note_wakeups((wakeup.queue_name, lane) for lane in lanes)
         return True
+
+    def serves(self, wakeup: Wakeup) -> bool:
+        """Return whether the queue of a wake-up is served here."""
+        return wakeup.backend == self._backend and (not self._queues or wakeup.queue_name in self._queues)
 
     def walk(self) -> None:
         """Look for all queues that have READY tasks, if any name is served."""
@@ -138,6 +148,11 @@ class QueueRotation:
                 self._turns[lane].begin_piece()
             found = await self._store.list_queues(self._backend, position, steps)
             last = found[-1] if len(found) == steps else None
+            if self._keyed is not None:
+                for queue in found:
+                    for lane in LANES:
+                        if queue.lane == keyed_lane(lane):
+                            self._keyed.meet(queue.queue_name, lane)
             for lane in here:
                 self._turns[lane].end_piece((queue.queue_name for queue in found if queue.lane == lane), last)
 

@@ -1,11 +1,12 @@
 """Expirer: fails waiting tasks that weren't started within their ``expires`` seconds."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from uuid import UUID
 
 from ...codec import dump_error
 from ...conf import Options
 from ...exceptions import TaskExpired
+from ...rows import Job
 from ...store.changes import told_of
 from ...store.store import Store
 from ..protocols import AnnouncesLost
@@ -30,7 +31,7 @@ class Expirer:
 
     An expired task isn't started, because the claims leave it out. A sweep only ends it, so that it may come
     later: nothing is asked of the database but once in the turn's interval. ``tell`` gets the ids of those
-    that somebody awaits.
+    that somebody awaits, and ``try_keys`` all of them: one may have stood first in the line of a limit.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Expirer:
         options: Options,
         lost_tasks: AnnouncesLost,
         tell: Callable[[Collection[UUID]], None] = lambda ids: None,
+        try_keys: Callable[[Iterable[Job]], None] = lambda jobs: None,
     ) -> None:
         self._store = store
         self._backend = backend
         self._options = options
         self._lost_tasks = lost_tasks
         self._tell = tell
+        self._try_keys = try_keys
 
     async def sweep(self) -> None:
         """Fail the tasks that have expired."""
@@ -56,6 +59,7 @@ class Expirer:
         while True:
             jobs = await self._store.expire_jobs(self._backend, text, limit)
             self._tell(told_of(jobs))
+            self._try_keys(jobs)
             for job in jobs:
                 self._lost_tasks.announce(job, error)
             if len(jobs) < limit:

@@ -8,9 +8,10 @@ from math import inf
 from django.db import utils
 
 from ...db.outage import Outage
-from ...store.queues import Due
+from ...rows import LANES
+from ...store.queues import Due, Promoted
 from ...store.store import Store
-from ...store.wakeups import Wakeup
+from ...store.wakeups import Wakeup, wakeup_in
 from ..events import NULL, Observer
 from ..fleet import Fleet
 from ..protocols import LooksForDue, Wakes
@@ -94,7 +95,7 @@ class Promoter:
         while True:
             promoted = await self._store.promote_due_jobs(self._backend, PROMOTE_LIMIT)
             self._waker.wake(
-                [Wakeup(self._backend, name) for name in {task.queue_name for task in promoted}],
+                list({self._wakeup(task) for task in promoted}),
                 since=min((task.ready_at for task in promoted), default=None),
             )
             if len(promoted) < PROMOTE_LIMIT:
@@ -121,6 +122,11 @@ class Promoter:
             return inf
         self.waiting_for = min(due for due, _ in waits)
         return min(wait + self._stagger(due) for due, wait in waits)
+
+    def _wakeup(self, task: Promoted) -> Wakeup:
+        if task.lane in LANES:
+            return Wakeup(self._backend, task.queue_name)
+        return wakeup_in(self._backend, task.queue_name, task.lane)
 
     def _stagger(self, due: float) -> float:
         """Return the seconds by which this worker looks later than the first, which the time decides."""

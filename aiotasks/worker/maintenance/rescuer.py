@@ -13,7 +13,7 @@ from ...exceptions import TaskCancelled, WorkerLost
 from ...rows import Status
 from ...store.changes import told_of
 from ...store.store import Store
-from ...store.wakeups import Wakeup
+from ...store.wakeups import wakeups_again
 from ..events import NULL, Observer
 from ..protocols import AnnouncesLost, HoldsClaims, Leases, WakesAfterRescue
 
@@ -98,8 +98,8 @@ class Rescuer:
             raise
         if released:
             self._observer.released(len(released), "claim without a reply")
-            queues = {job.queue_name for job in released if job.status == Status.READY}
-            self._waker.wake_after_rescue([Wakeup(self._backend, queue_name) for queue_name in queues])
+            self._waker.wake_after_rescue(wakeups_again(released))
+            self._waker.try_keys(released)
             self._waker.tell(told_of(released))
         for job in released:
             if job.status == Status.FAILED:
@@ -140,9 +140,8 @@ class Rescuer:
             )
             for job in jobs:
                 self._observer.rescued(job)
-            self._waker.wake_after_rescue(
-                [Wakeup(job.backend, job.queue_name) for job in jobs if job.status == Status.READY]
-            )
+            self._waker.wake_after_rescue(wakeups_again(jobs))
+            self._waker.try_keys(jobs)
             self._waker.tell(told_of(jobs))
             for job in jobs:
                 if job.status == Status.FAILED:

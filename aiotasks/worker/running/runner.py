@@ -17,7 +17,7 @@ from ...metadata.running import RunningMetadata, Saves
 from ...policies.timeout import TimeLimit
 from ...registry import known
 from ...row_results import arguments_of, result_of
-from ...rows import Job, Lane, lane_of
+from ...rows import AnyTask, Job, Lane, lane_of
 from ...store.blocks import close_blocks, leave_blocks
 from ..belonging import OwnTask
 from ..events import NULL, Observer
@@ -85,6 +85,10 @@ class Runner:
         self._sync_bodies = SyncBodies(
             self, threads, deadlines=self.deadlines, failures=self._failures, own=self._own
         )
+
+    async def resolve(self, task_path: str) -> AnyTask:
+        """Import the task of a stored path, in a thread if possible. Raises UnknownTask."""
+        return await self._imports.resolve(task_path)
 
     def start(self, job: Job) -> bool:
         """Begin to run ``job``; returns at its first wait (False) or at its end (True)."""

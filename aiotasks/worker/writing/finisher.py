@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from math import inf
 from uuid import UUID
 
 from django.db import utils
@@ -20,7 +21,7 @@ from ...rows import Job, microseconds
 from ...store.batcher import Batcher
 from ...store.outcomes import Finish, Release
 from ...store.store import Store
-from ...store.wakeups import Wakeup
+from ...store.wakeups import Wakeup, wakeup_again
 from ..events import NULL, Observer
 from ..execution import Execution
 from ..outcomes import Failed, Released, Retried, Snoozed, Succeeded
@@ -322,18 +323,17 @@ class Finisher:
         """Have workers look for the jobs that are ``gone``: once a queue for those that are READY, and once
         for the earliest of those that are due later. ``gone``: ids, and seconds until they are due.
         """
-        delays: dict[tuple[str, bool], float] = {}
-        for job in jobs:
-            if (delay := gone.get(job.id)) is not None:
-                key = job.queue_name, delay > 0
-                delays[key] = min(delay, delays.get(key, delay))
         now = time.time()
-        self._wake(
-            [
-                Wakeup(self._backend, queue_name, now + delay if waits else None)
-                for (queue_name, waits), delay in delays.items()
-            ]
-        )
+        due: dict[str, float] = {}
+        ready: dict[Wakeup, None] = {}
+        for job in jobs:
+            if (delay := gone.get(job.id)) is None:
+                continue
+            if delay > 0:
+                due[job.queue_name] = min(now + delay, due.get(job.queue_name, inf))
+            else:
+                ready[wakeup_again(job)] = None
+        self._wake([*ready, *(Wakeup(self._backend, name, at) for name, at in due.items())])
 
     async def _persist[Result](
         self,
