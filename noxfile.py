@@ -136,6 +136,13 @@ def fleet(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[0])
+def limits(session: nox.Session) -> None:
+    """Measure claims of tasks with limits, among up to a million that wait; `-- --quick` whether it runs."""
+    session.install("-r", "requirements/bench.txt", "-e", ".")
+    session.run("python", "-m", "benchmarks.limits", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
 def streams(session: nox.Session) -> None:
     """Measure Server-Sent Events: the age of updates, what they cost a worker, and a server's stop."""
     session.install("-r", "requirements/bench.txt", "-e", ".")

@@ -233,6 +233,7 @@ class Worker(models.Model):
     stuck_threads = models.IntegerField(null=True)
     # One for each of its queues; null: no limit.
     queue_limits = ArrayField(models.IntegerField(null=True), null=True)
+    claims_keyed = models.BooleanField(null=True)  # it runs tasks with limits; null: of an older release
 
     class Meta:
         required_db_vendor = "postgresql"

@@ -71,6 +71,11 @@ def _wait(measures: str, count: int, *targets: Target, baseline: str | None = No
     return Workload(measures, "p50_ms", "ms", count, 20, targets, baseline)
 
 
+def _limited(of: str, count: int, bound: float, baseline: str, compared: str = "") -> Workload:
+    measures = f"the drain of no-ops {of}; without limits{f', {compared},' if compared else ''} in comparison"
+    return _rate(measures, count, _at_least(bound, baseline), baseline=baseline)
+
+
 WORKLOADS: dict[str, Workload] = {
     "drain": _rate(
         "no-op coroutines enqueued before, by one worker process, from the first start to the last finish",
@@ -185,5 +190,23 @@ WORKLOADS: dict[str, Workload] = {
         10_000,
         _at_least(0.8, "join-none"),
         baseline="join-none",
+    ),
+    # The shares are those that a prototype of the statements has reached.
+    "limits-1": _limited("of one key with one place", 3_000, 0.52, "limits-1-plain", "in one slot"),
+    "limits-10": _limited("of one key with 10 places", 10_000, 0.47, "limits-10-plain", "in 10 slots"),
+    "limits-100": _limited("of one key with 100 places", 20_000, 0.62, "limits-100-plain", "in 100 slots"),
+    "limits-keys": _limited("of 1,000 keys with one place each", 20_000, 0.58, "limits-keys-plain"),
+    "limits-fair": _limited("of 1,000 keys that take turns", 20_000, 0.63, "limits-fair-plain"),
+    "limits-latency": _wait(
+        "from a task's end to the next one's body, of a key with one place; the latency in comparison",
+        200,
+        Target("p50_ms", "most", 3, ("limits-latency-plain",)),
+        baseline="limits-latency-plain",
+    ),
+    "limits-tenant": _wait(
+        "the waits of a small tenant behind a large one, which take turns; without limits in comparison",
+        500,
+        Target("p99_ms", "most", 500),
+        baseline="limits-tenant-plain",
     ),
 }

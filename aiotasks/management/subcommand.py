@@ -3,7 +3,8 @@
 import asyncio
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from django.core.management.base import CommandError
@@ -15,7 +16,7 @@ from aiotasks.db.errors import describe
 from aiotasks.operations.check import check_settings
 from aiotasks.worker.startup import backend_of
 
-__all__ = ["Subcommand", "Write", "add_json", "as_json", "backend_or_error", "run_over"]
+__all__ = ["Subcommand", "Write", "add_json", "as_json", "backend_or_error", "errors_for_people", "run_over"]
 
 # Prints text, as a command's ``stdout.write`` does.
 type Write = Callable[[str], object]
@@ -51,8 +52,15 @@ def backend_or_error(alias: str) -> PostgresBackend:
 
 def run_over[Result](backend: PostgresBackend, work: Coroutine[Any, Any, Result]) -> Result:
     """Run ``work`` to its end and return its result. Raises CommandError where the database fails."""
-    try:
+    with errors_for_people(backend):
         return asyncio.run(work)
+
+
+@contextmanager
+def errors_for_people(backend: PostgresBackend) -> Iterator[None]:
+    """Raise CommandError in place of errors of the backend's database."""
+    try:
+        yield
     except utils.Error as error:
         raise CommandError(describe(error, backend.config.database)) from error
 

@@ -75,6 +75,7 @@ class Migration(migrations.Migration):
                 name="aiotasks_task_ordered",
             ),
         ),
+        AddColumn("worker", "claims_keyed", models.BooleanField(null=True)),
         AddTable(
             name="Limit",
             fields=[

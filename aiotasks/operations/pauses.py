@@ -20,7 +20,17 @@ from ..store.route import Route
 from ..store.wakeups import ANY_QUEUE, Wakeup
 from ..worker.startup import backend_of
 
-__all__ = ["Pause", "alist_pauses", "apause", "aresume", "list_pauses", "pause", "pause_of", "resume"]
+__all__ = [
+    "Pause",
+    "alist_pauses",
+    "apause",
+    "aresume",
+    "list_pauses",
+    "parse_reason",
+    "pause",
+    "pause_of",
+    "resume",
+]
 
 # Characters. A reason is for people, and each look at the status reads it.
 LONGEST_REASON = 1_000
@@ -63,7 +73,9 @@ async def apause(
     on. Raises TypeError or ValueError for wrong arguments, ImproperlyConfigured for an alias that isn't a
     backend of aiotasks, ``django.db`` errors where the database fails.
     """
-    return await backend_of(backend).dispatch(_pause, *_named(queue, task), _text(reason), *_end(until))
+    return await backend_of(backend).dispatch(
+        _pause, *_named(queue, task), parse_reason(reason), *_end(until)
+    )
 
 
 def pause(
@@ -75,7 +87,9 @@ def pause(
     backend: str = "default",
 ) -> Pause:
     """The same in sync code, over Django's connection: see ``apause``."""
-    return backend_of(backend).run_over_django(_pause, *_named(queue, task), _text(reason), *_end(until))
+    return backend_of(backend).run_over_django(
+        _pause, *_named(queue, task), parse_reason(reason), *_end(until)
+    )
 
 
 async def aresume(
@@ -147,7 +161,8 @@ def _named(queue: str | None, task: str | AnyTask | None) -> tuple[Kind, str]:
     return kind, name
 
 
-def _text(reason: Any) -> str:
+def parse_reason(reason: Any) -> str:
+    """Return a reason. Raises ValueError if it is no text, or too long."""
     if not isinstance(reason, str) or len(reason) > LONGEST_REASON or "\0" in reason:
         raise ValueError(
             f"reason must be a text of at most {LONGEST_REASON} characters, not {reason!r:.200}."

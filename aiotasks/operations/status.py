@@ -7,9 +7,13 @@ from datetime import datetime
 from uuid import UUID
 
 from ..backend import PostgresBackend
+from ..rows import StoredLane
 from ..store.inspection import OldestRunning, ReadyCount, RunningCount
 from ..store.store import Store
 from .connection import operator_connection
+from .counts import COUNT_LIMIT, Count
+from .limit_statuses import LimitStatus
+from .limits import select_statuses
 from .pauses import Pause, pause_of
 
 __all__ = [
@@ -26,9 +30,7 @@ __all__ = [
     "select_workers",
 ]
 
-# Counting stops here, so that a status costs the same whatever the backlog: 10,000 in a queue, fewer
-# if there are more than 20 queues, and never below 100.
-COUNT_LIMIT = 10_000
+# Counting stops at COUNT_LIMIT in a queue, earlier if there are more than 20 queues, and never below 100.
 COUNT_LIMIT_OF_ALL = 200_000
 COUNT_LIMIT_AT_LEAST = 100
 
@@ -36,26 +38,17 @@ COUNT_LIMIT_AT_LEAST = 100
 QUEUE_LIMIT = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
-    """A number of tasks; ``capped``: at least so many, because counting stopped there."""
-
-    number: int
-    capped: bool
-
-    def __str__(self) -> str:
-        return f"{self.number:,}{'+' if self.capped else ''}"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
-    """Ages are in seconds, None where nothing is READY. ``workers``: how many live ones serve it."""
+    """Ages are in seconds, None where nothing is READY. ``limited``: READY tasks that have a limit by key.
+    ``workers``: how many live ones serve it."""
 
     name: str
     ready: Count
     oldest_ready: float | None
     scheduled: Count
     running: Count
+    limited: Count
     workers: int
 
 
@@ -72,7 +65,7 @@ class WorkerRow:
     """``queues``: empty for any. ``queue_limits``: how many tasks at a time of those that have a limit.
     ``lease``: the seconds that are left, negative once it has expired. ``listening``: whether NOTIFY wakes
     it; None: not known yet. ``has_channel``: whether NOTIFY can wake it by itself. ``stuck_threads``: those
-    that don't come back from tasks whose time is over."""
+    that don't come back from tasks whose time is over. ``claims_keyed``: it runs tasks with limits by key."""
 
     id: UUID
     host: str
@@ -87,6 +80,7 @@ class WorkerRow:
     stuck_threads: int
     version: str
     started_at: datetime
+    claims_keyed: bool
 
     @property
     def alive(self) -> bool:
@@ -94,6 +88,10 @@ class WorkerRow:
 
     def serves(self, queue: str) -> bool:
         return not self.queues or queue in self.queues
+
+    def slots_for(self, lane: StoredLane) -> int:
+        """Return its slots for a lane: those for tasks with limits are no others."""
+        return (self.loop if lane.startswith("loop") else self.thread).slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +143,8 @@ class Running:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """``queues_capped``: there are more than these. ``failed_in_…``: tasks FAILED since then.
+    """``queues_capped``: there are more than these. ``standing``: limits and keys that stand still until
+    somebody acts, a time comes, or a retry. ``failed_in_…``: tasks FAILED since then.
     ``all_snapshots_seen``: unless the role may not."""
 
     backend: str
@@ -153,6 +152,7 @@ class Status:
     queues: list[Queue]
     queues_capped: bool
     pauses: list[Pause]
+    standing: list[LimitStatus]
     failed_in_hour: Count
     failed_in_day: Count
     oldest_running: Running | None
@@ -177,6 +177,8 @@ async def read_status(backend: PostgresBackend) -> Status:
         running = await store.count_running_jobs(alias, COUNT_LIMIT)
         workers = await select_workers(store, alias, running)
         pauses = [pause_of(one) for one in await store.select_pauses(alias)]
+        limited = await store.count_limited_jobs(alias, names, limit)
+        standing = await select_statuses(store, alias, standing=True)
         failed = await store.count_failed_jobs(alias, COUNT_LIMIT)
         oldest = await store.oldest_running_job(alias, COUNT_LIMIT)
         snapshot = await store.oldest_snapshot()
@@ -197,6 +199,7 @@ async def read_status(backend: PostgresBackend) -> Status:
                 oldest_ready=None if waited is None else max(0.0, waited),
                 scheduled=Count(scheduled[name], all_scheduled),
                 running=Count(running_in[name], all_running),
+                limited=Count(limited.get(name, 0), limited.get(name, 0) >= limit),
                 workers=sum(worker.alive and worker.serves(name) for worker in workers),
             )
         )
@@ -206,6 +209,7 @@ async def read_status(backend: PostgresBackend) -> Status:
         queues=queues,
         queues_capped=len(found) > len(names),
         pauses=pauses,
+        standing=standing,
         failed_in_hour=Count(failed.in_hour, failed.in_hour >= COUNT_LIMIT or not failed.complete),
         failed_in_day=Count(failed.in_day, failed.in_day >= COUNT_LIMIT or not failed.complete),
         oldest_running=None if oldest is None else _running(oldest, workers),
@@ -266,6 +270,7 @@ async def select_workers(store: Store, backend: str, running: Iterable[RunningCo
             version=row.version,
             started_at=row.started_at,
             lease=row.lease,
+            claims_keyed=row.claims_keyed,
         )
         for row in await store.select_workers(backend)
     ]

@@ -2,28 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 
+from .limit_statuses import LimitStatus
 from .pauses import Pause
-from .status import FleetUse, LaneUse, Running, Snapshot, Status, WorkerRow
+from .status import FleetUse, LaneUse, Queue, Running, Snapshot, Status, WorkerRow
 
-__all__ = ["age", "counted", "printable", "status_as_text"]
+__all__ = ["age", "counted", "limits_as_text", "printable", "status_as_text"]
 
 
 def status_as_text(status: Status) -> str:
     """Return the queues, the workers with their totals, and the holder of the oldest snapshot."""
     parts = [f"Backend {status.backend!r}, DATABASES[{status.database!r}]"]
     if status.queues:
-        rows = [
-            [
-                printable(queue.name),
-                str(queue.ready),
-                "-" if queue.oldest_ready is None else age(queue.oldest_ready),
-                str(queue.scheduled),
-                str(queue.running),
-                str(queue.workers),
-            ]
-            for queue in status.queues
-        ]
-        parts.append(_table(["queue", ">ready", ">oldest", ">scheduled", ">running", ">workers"], rows))
+        parts.append(_queues(status.queues))
         if status.queues_capped:
             parts.append("There are more queues than these.")
     else:
@@ -31,6 +21,9 @@ def status_as_text(status: Status) -> str:
     if status.pauses:
         header = ["paused", "name", ">since", "until", "reason"]
         parts.append(_table(header, [_pause(pause) for pause in status.pauses]))
+    if status.standing:
+        header = ["stands still", ">waiting", ">oldest", "why"]
+        parts.append(_table(header, [_standing(limit) for limit in status.standing]))
     parts.append(
         f"Failed: {status.failed_in_hour} in the last hour, {status.failed_in_day} in the last day\n"
         f"Oldest running task: {_running(status.oldest_running)}"
@@ -47,6 +40,45 @@ def status_as_text(status: Status) -> str:
     return "\n\n".join(parts)
 
 
+def _queues(queues: Sequence[Queue]) -> str:
+    header = ["queue", ">ready", ">oldest", ">scheduled", ">running", ">workers"]
+    rows = [
+        [
+            printable(queue.name),
+            str(queue.ready),
+            "-" if queue.oldest_ready is None else age(queue.oldest_ready),
+            str(queue.scheduled),
+            str(queue.running),
+            str(queue.workers),
+        ]
+        for queue in queues
+    ]
+    if any(queue.limited.number for queue in queues):
+        header.insert(2, ">limited")
+        for row, queue in zip(rows, queues, strict=True):
+            row.insert(2, str(queue.limited))
+    return _table(header, rows)
+
+
+def limits_as_text(limits: Sequence[LimitStatus]) -> str:
+    """Return what applies to limits and keys, and which of them stand still."""
+    if not limits:
+        return "There are no limits."
+    header = [
+        "limit",
+        ">waiting",
+        ">oldest",
+        ">running",
+        ">concurrency",
+        "rate",
+        ">burst",
+        ">weight",
+        "stands still",
+    ]
+    text = _table(header, [_limit(limit) for limit in limits])
+    return f"{text}\n* An operator's." if any(limit.changed for limit in limits) else text
+
+
 def age(seconds: float) -> str:
     """Return seconds in the unit that suits them, rounded down: ``42 s``, ``3 min``, ``5 h``, ``12 d``."""
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
@@ -58,6 +90,56 @@ def age(seconds: float) -> str:
 def _pause(pause: Pause) -> list[str]:
     until = "resumed" if pause.until is None else pause.until.isoformat(sep=" ", timespec="seconds")
     return [pause.kind, printable(pause.name), age(pause.age), until, printable(pause.reason)]
+
+
+def _limit(limit: LimitStatus) -> list[str]:
+    def number(name: str) -> str:
+        value = getattr(limit, name)
+        text = "-" if value is None else f"{value:,}" if isinstance(value, int) else value
+        return f"{text}*" if name in limit.changed else text
+
+    places = "in order" if limit.ordered else number("concurrency")
+    return [
+        _name(limit),
+        str(limit.waiting),
+        _oldest(limit),
+        str(limit.running),
+        places,
+        number("rate"),
+        "-" if limit.rate is None else number("burst"),
+        number("weight"),
+        _why(limit),
+    ]
+
+
+def _standing(limit: LimitStatus) -> list[str]:
+    return [_name(limit), str(limit.waiting), _oldest(limit), _why(limit)]
+
+
+def _name(limit: LimitStatus) -> str:
+    return limit.name if limit.key is None else f"{limit.name}:{printable(limit.key)}"
+
+
+def _oldest(limit: LimitStatus) -> str:
+    return "-" if limit.oldest is None else age(limit.oldest)
+
+
+def _why(limit: LimitStatus) -> str:
+    match limit.stands:
+        case None:
+            return ""
+        case "paused":
+            return f"paused: {printable(limit.pause_reason)}" if limit.pause_reason else "paused"
+        case "stopped":
+            return f"stopped by task {limit.stopped_by}"
+        case "retry":
+            return "a task of it waits for its retry"
+        case "closed":
+            return f"closed for {age(limit.opens or 0.0)}"
+        case "full":
+            return "as many run as may"
+        case "rate":
+            return f"the next start is due in {age(limit.opens or 0.0)}"
 
 
 def _fleet(fleet: FleetUse) -> str:

@@ -13,7 +13,16 @@ from typing import Any, Literal, NamedTuple, final
 
 from .seconds import parse_seconds
 
-__all__ = ["AfterFailure", "Limit", "LimitKey", "Rate", "known_limits", "parse_limit", "parse_rate"]
+__all__ = [
+    "AfterFailure",
+    "Limit",
+    "LimitKey",
+    "Rate",
+    "known_limits",
+    "parse_limit",
+    "parse_limit_name",
+    "parse_rate",
+]
 
 # What a key is made of; None: the call isn't limited.
 type LimitKey = str | int | None
@@ -143,11 +152,7 @@ class Limit:
         ordered: bool = False,
         after_failure: AfterFailure = "continue",
     ) -> None:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(
-                f"The name of a Limit must be 1 to {LONGEST_NAME} of a-z, 0-9, '_', '.' and '-', not "
-                f"{name!r:.200}."
-            )
+        name = parse_limit_name(name)
         parsed_rate = None if rate is None else _parsed(name, "rate", parse_rate, rate)
         _check(name, "by", by is None or _is_key_maker(by), by, A_KEY_MAKER)
         if concurrency is not None:
@@ -185,6 +190,15 @@ class Limit:
     def stored_order(self) -> AfterFailure | None:
         """What a row stores of ``ordered``: "continue" or "stop", or None."""
         return self.after_failure if self.ordered else None
+
+
+def parse_limit_name(value: Any) -> str:
+    """The name of a Limit. Raises ValueError if it is none."""
+    if isinstance(value, str) and _NAME.fullmatch(value):
+        return value
+    raise ValueError(
+        f"The name of a Limit must be 1 to {LONGEST_NAME} of a-z, 0-9, '_', '.' and '-', not {value!r:.200}."
+    )
 
 
 A_KEY_MAKER = "the name of a parameter, or a function of the arguments (not a coroutine function)"

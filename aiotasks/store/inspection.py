@@ -94,7 +94,7 @@ class LiveWorkers(NamedTuple):
 class StoredWorker(NamedTuple):
     """A worker's row. ``lease``: the seconds left, negative once it has expired. ``has_channel``: it can be
     woken by itself. ``stuck_threads``: those that don't come back from tasks whose time is over.
-    ``queue_limits``: one for each of ``queues``."""
+    ``queue_limits``: one for each of ``queues``. ``claims_keyed``: it runs tasks with limits by key."""
 
     id: UUID
     host: str
@@ -109,6 +109,7 @@ class StoredWorker(NamedTuple):
     queue_limits: Sequence[int | None]
     started_at: datetime
     lease: float
+    claims_keyed: bool
 
 
 class SnapshotHolder(NamedTuple):
@@ -178,6 +179,16 @@ class InspectionStatements(StatementGroup):
         """By queue name. Each is counted up to ``limit``."""
         rows = await self._fetch("count_ready_jobs", backend, list(queues), limit)
         return {name: ReadyCount(number, oldest) for name, number, oldest in rows}
+
+    async def count_limited_jobs(self, backend: str, queues: Sequence[str], limit: int) -> dict[str, int]:
+        """READY tasks with a limit by queue, of those that have any. Each is counted up to ``limit``."""
+        rows = await self._fetch("count_limited_jobs", backend, list(queues), limit)
+        return {row[0]: row[1] for row in rows}
+
+    async def count_keyed_jobs(self, backend: str, keys: Sequence[str], limit: int) -> dict[str, ReadyCount]:
+        """READY tasks by key of a limit, of those that have any. Each is counted up to ``limit``."""
+        rows = await self._fetch("count_keyed_jobs", backend, list(keys), limit)
+        return {key: ReadyCount(number, oldest) for key, number, oldest in rows}
 
     async def count_scheduled_jobs(self, backend: str, limit: int) -> Counter[str]:
         rows = await self._fetch("count_scheduled_jobs", backend, limit)

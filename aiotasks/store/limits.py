@@ -234,9 +234,12 @@ class LimitStatements(StatementGroup):
         rows = await self._fetch("release_line", id, backend)
         return bool(rows), ReadyIn(*rows[0]) if rows and rows[0][0] is not None else None
 
-    async def select_limits(self, backend: str, key: str | None, limit: int) -> list[LimitState]:
-        """``key``: only this key, or the limit of this name and its keys; None: all."""
-        rows = await self._fetch("select_limits", backend, key, limit)
+    async def select_limits(
+        self, backend: str, key: str | None, limit: int, *, standing: bool = False
+    ) -> list[LimitState]:
+        """``key``: only this key, or the limit of this name and its keys; None: all. standing: only those
+        that are paused, closed or stopped, or wait for a task that runs again."""
+        rows = await self._fetch("select_limits", backend, key, limit, standing)
         return [
             LimitState(
                 key, running, waiting, stopped_by, closed, paused_at, reason, LimitSetting(*said), level, age

@@ -44,20 +44,30 @@ async def insert_rows(
     queue: str = "default",
     names: int = 1,
     lane: str = "loop",
+    key: str | None = None,
+    keys: int = 1,
 ) -> None:
     """Add ``count`` no-ops by one statement, which takes none of this process's time.
 
     With several ``names`` they take turns in so many queues: "default 0", "default 1", …
+    With a ``key``, the name of a limit, they are of the task ``fair``; with several ``keys`` they take turns
+    among so many of it: "tenant:0", "tenant:1", …
     """
     await connection.execute(
         f"""
         INSERT INTO aiotasks_task (
             id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
-            crashes, enqueued_at, ready_at, run_after, started_at, finished_at, return_value
+            crashes, enqueued_at, ready_at, run_after, started_at, finished_at, return_value,
+            limit_key, limit_place
         )
         SELECT
             uuidv7(), 'default', $2 || CASE WHEN $4 > 1 THEN ' ' || n % $4 ELSE '' END,
-            'benchmarks.tasks.noop', $5, 0, $3, '[]', '{{}}', '{{}}', '{{}}', 0, now(), {_COLUMNS[status]}
+            CASE WHEN $6::text IS NULL THEN 'benchmarks.tasks.noop' ELSE 'benchmarks.limited.fair' END,
+            $5 || CASE WHEN $6 IS NULL THEN '' ELSE '+' END, 0, $3,
+            CASE WHEN $6 IS NULL THEN '[]' ELSE '[0]' END::json, '{{}}', '{{}}', '{{}}', 0, now(),
+            {_COLUMNS[status]},
+            $6 || ':' || n % $7,
+            CASE WHEN $6 IS NOT NULL THEN clock_timestamp() END
         FROM generate_series(1, $1::integer) AS n
         """,
         count,
@@ -65,5 +75,7 @@ async def insert_rows(
         status,
         names,
         lane,
+        key,
+        keys,
         timeout=600,
     )

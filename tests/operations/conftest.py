@@ -79,9 +79,9 @@ def enter(sql: psycopg.Connection) -> Callable[..., UUID]:
             """
             INSERT INTO aiotasks_worker (
                 id, backend, host, pid, queues, concurrency, threads, version, started_at, lease_expires_at,
-                listening, channel
+                listening, channel, claims_keyed
             )
-            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, now(), now() + %s * interval '1 s', %s, %s)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, now(), now() + %s * interval '1 s', %s, %s, %s)
             """,
             [
                 id,
@@ -95,6 +95,7 @@ def enter(sql: psycopg.Connection) -> Callable[..., UUID]:
                 values.get("lease", 60.0),
                 values.get("listening", True),
                 values.get("channel", f"aiotasks_{id.hex}"),
+                values.get("claims_keyed", True),
             ],
         )
         return id

@@ -290,9 +290,8 @@ def test_a_role_that_may_not_see_others_sessions_is_told_so(sql: psycopg.Connect
     """And to read both tables is all that it needs."""
     fill("READY", 1)
     options = connection.settings_dict["OPTIONS"]
-    sql.execute(
-        "CREATE ROLE onlooker; GRANT SELECT ON aiotasks_task, aiotasks_worker, aiotasks_pause TO onlooker"
-    )
+    tables = "aiotasks_task, aiotasks_worker, aiotasks_pause, aiotasks_limit"
+    sql.execute(f"CREATE ROLE onlooker; GRANT SELECT ON {tables} TO onlooker")
     options["assume_role"] = "onlooker"
     try:
         assert status()["all_snapshots_seen"] is False
@@ -320,11 +319,13 @@ def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
                 "ready": {"number": 1, "capped": False},
                 "scheduled": nothing,
                 "running": nothing,
+                "limited": nothing,
                 "workers": 1,
             }
         ],
         "queues_capped": False,
         "pauses": [],
+        "standing": [],
         "failed_in_hour": nothing,
         "failed_in_day": nothing,
         "oldest_running": None,
@@ -347,6 +348,7 @@ def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
                 "pid": 1,
                 "queues": [],
                 "queue_limits": {},
+                "claims_keyed": True,
                 "loop": {"running": 0, "slots": 100},
                 "thread": {"running": 0, "slots": 10},
                 "listening": True,
@@ -366,6 +368,7 @@ def test_the_table() -> None:
         host="web-1",
         pid=4711,
         queues=[],
+        claims_keyed=True,
         queue_limits={},
         lease=24.7,
         loop=LaneUse(37, 100),
@@ -381,6 +384,7 @@ def test_the_table() -> None:
         host="web-2\x1b[2J",
         pid=9,
         queues=["default", "a\nb"],
+        claims_keyed=True,
         queue_limits={"default": 20},
         lease=-75.0,
         loop=LaneUse(1_200, 2_000),
@@ -398,6 +402,7 @@ def test_the_table() -> None:
             oldest_ready=185.0,
             scheduled=Count(1_204, capped=False),
             running=Count(37, capped=False),
+            limited=Count(0, capped=False),
             workers=1,
         ),
         Queue(
@@ -406,6 +411,7 @@ def test_the_table() -> None:
             oldest_ready=None,
             scheduled=Count(0, capped=True),
             running=Count(0, capped=False),
+            limited=Count(0, capped=False),
             workers=1,
         ),
     ]
@@ -437,6 +443,7 @@ def test_the_table() -> None:
                 ),
                 Pause(kind="task", name="shop.tasks.report", reason="", age=1.0, until=None),
             ],
+            standing=[],
             failed_in_hour=Count(3, capped=False),
             failed_in_day=Count(10_000, capped=True),
             oldest_running=Running(UUID(int=7), "shop.tasks.report", 7_300.0, "web-1:4711"),

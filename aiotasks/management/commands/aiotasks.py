@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from aiotasks.management import check, prune, status, worker
+from aiotasks.management import check, limit, limits, prune, status, worker
 from aiotasks.management.subcommand import Subcommand
 
 __all__ = ["Command"]
@@ -16,6 +16,8 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "status": status,
     "check": check,
     "prune": prune,
+    "limits": limits,
+    "limit": limit,
 }
 
 

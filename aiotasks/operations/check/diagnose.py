@@ -15,6 +15,7 @@ from . import (
     connections,
     database,
     fleet,
+    limits,
     migrations,
     notify,
     permissions,
@@ -44,6 +45,7 @@ _CHECKS: dict[str, Callable[[Examination], Awaitable[Result]]] = {
     "clock": clock.check,
     "versions": versions.check,
     "waiting": waiting.check,
+    "limits": limits.check,
     "timeouts": timeouts.check,
 }
 

@@ -7,7 +7,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import utils
 
 from ...db.errors import Code, sqlstate
-from ...rows import keyed_lane
+from ...rows import StoredLane
 from ...store.inspection import WaitingLane
 from ...store.store import Store
 from ..connection import operator_connection
@@ -15,13 +15,10 @@ from ..status import WorkerRow, select_workers
 from .examination import Examination, options_of
 from .finding import Result
 
-__all__ = ["check", "judge_waiting"]
+__all__ = ["LIMIT", "SHOWN", "check", "judge_waiting", "kind_of"]
 
 # A site with a queue for each customer has thousands; the first ones by name are checked.
 LIMIT = 1_000
-
-# The lanes of coroutines, as they are stored.
-COROUTINES = ("loop", keyed_lane("loop"))
 
 # More names than these don't help.
 SHOWN = 5
@@ -76,18 +73,12 @@ def judge_waiting(
         (backend, queue, lane)
         for backend, queue, lane in waiting
         if not any(
-            worker.alive
-            and worker.serves(queue)
-            and (worker.loop if lane in COROUTINES else worker.thread).slots
-            for worker in workers[backend]
+            worker.alive and worker.serves(queue) and worker.slots_for(lane) for worker in workers[backend]
         )
     ]
     if not unserved:
         return "ok", "Every queue that has tasks has a worker for them.", ""
-    names = [
-        f"backend {backend!r}, queue {queue!r}, {'coroutine' if lane in COROUTINES else 'sync'} tasks"
-        for backend, queue, lane in unserved
-    ]
+    names = [f"backend {backend!r}, queue {queue!r}, {kind_of(lane)}" for backend, queue, lane in unserved]
     more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     remedies = []
     if any(workers[backend] for backend, _, _ in unserved):
@@ -103,3 +94,9 @@ def judge_waiting(
         f"Tasks are READY that no live worker serves: {'; '.join(names[:SHOWN])}{more}.",
         " ".join(remedies),
     )
+
+
+def kind_of(lane: StoredLane) -> str:
+    """Return what the tasks of a lane are called."""
+    kind = "coroutine tasks" if lane.startswith("loop") else "sync tasks"
+    return f"{kind} with limits" if lane.endswith("+") else kind

@@ -4,11 +4,11 @@
 -- $11 of each queue how many tasks at a time (NULL: no limit)
 INSERT INTO aiotasks_worker (
     id, backend, host, pid, queues, concurrency, threads, version, started_at, lease_expires_at, channel,
-    queue_limits
+    queue_limits, claims_keyed
 )
 VALUES (
     $1::uuid, $2::text, $3::text, $4::integer, $5::text[], $6::integer, $7::integer, $8::text,
     statement_timestamp(), statement_timestamp() + make_interval(secs => $9::double precision), $10::text,
-    $11::integer[]
+    $11::integer[], true
 )
 ON CONFLICT (id) DO NOTHING

@@ -3,7 +3,8 @@
 -- Returns key; how many tasks run, and how many of a line in strict order wait to run again; the id of the one that has
 -- stopped it; for how many seconds the key is closed; since when it is paused and why; concurrency, rate, pace, burst
 -- and weight by an operator; the bucket's level, and its age in seconds.
--- $1 backend, $2 a limit's name or a key (NULL: all), $3 how many keys at most
+-- $1 backend, $2 a limit's name or a key (NULL: all; its own row is returned whatever it has), $3 how many keys at most,
+-- $4 whether to return only those that are paused, closed or stopped, or wait for a task that runs again
 SELECT
     each.key, busy.running, busy.waiting, busy.stopped_by,
     CASE WHEN own.closed_until > statement_timestamp() THEN date_part(
@@ -18,6 +19,7 @@ FROM (
             SELECT task.limit_held::text AS key
             FROM aiotasks_task AS task
             WHERE task.backend = $1::text AND task.limit_held IS NOT NULL
+              AND (NOT $4::boolean OR task.status || '' <> 'RUNNING')
             ORDER BY task.limit_held
             LIMIT 20 * $3::integer
         ) AS held
@@ -30,8 +32,10 @@ FROM (
         WHERE said.backend = $1::text
           AND ($2::text IS NULL OR said.key = $2::text OR split_part(said.key, ':', 1) = $2::text)
           AND (
-              num_nonnulls(said.paused_at, said.concurrency, said.pace, said.burst, said.weight) > 0
+              said.key = $2::text
+              OR said.paused_at IS NOT NULL
               OR said.closed_until > statement_timestamp()
+              OR (NOT $4::boolean AND num_nonnulls(said.concurrency, said.pace, said.burst, said.weight) > 0)
           )
         ORDER BY said.key
         LIMIT $3::integer

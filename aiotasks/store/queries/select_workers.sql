@@ -14,7 +14,8 @@ SELECT
     least(greatest(worker.started_at, bounds.first), bounds.last),
     extract(
         epoch FROM least(greatest(worker.lease_expires_at, bounds.first), bounds.last) - statement_timestamp()
-    )::double precision
+    )::double precision,
+    coalesce(worker.claims_keyed, false)
 FROM aiotasks_worker AS worker
 CROSS JOIN (VALUES ('1900-01-01Z'::timestamptz, '9000-01-01Z'::timestamptz)) AS bounds (first, last)
 WHERE worker.backend = $1::text

@@ -6,7 +6,7 @@ from importlib import metadata
 import aiotasks
 
 from ..site import migrate
-from . import depth, drains, enqueues, fairness, joins, memory, names, snapshot, waits
+from . import depth, drains, enqueues, fairness, joins, limits, memory, names, snapshot, waits
 
 __all__ = ["REQUIRES", "STAGES", "WORKLOADS", "prepare", "versions"]
 
@@ -61,4 +61,18 @@ WORKLOADS = {
     "join": joins.measure,
     "join-10000": partial(joins.drain, awaited=True),
     "join-none": partial(joins.drain, awaited=False),
+    "limits-1": partial(limits.drain, 1),
+    "limits-1-plain": partial(drains.drain, "noop", options=("--queue", "default=1")),
+    "limits-10": partial(limits.drain, 10),
+    "limits-10-plain": partial(drains.drain, "noop", options=("--queue", "default=10")),
+    "limits-100": partial(limits.drain, 100),
+    "limits-100-plain": partial(drains.drain, "noop", options=("--queue", "default=100")),
+    "limits-keys": partial(limits.keys, 1_000),
+    "limits-keys-plain": partial(drains.drain, "noop"),
+    "limits-fair": partial(limits.fair, 1_000),
+    "limits-fair-plain": partial(drains.drain, "noop"),
+    "limits-latency": limits.latency,
+    "limits-latency-plain": waits.latency,
+    "limits-tenant": partial(limits.tenant, limited=True),
+    "limits-tenant-plain": partial(limits.tenant, limited=False),
 }

@@ -11,6 +11,7 @@ itself is what was promised.
 - ``arena.py``: the servers, the workers, the verdict of ledger and table.
 - ``report.py``: figures, what was expected of them, and the table at the end.
 - ``processes.py``, ``database.py``, ``network.py``, ``inside.py``, ``retries.py``, ``timeouts.py``,
-  ``expiry.py``, ``unique.py``, ``bulk.py``, ``pausing.py``: the runs.
+  ``expiry.py``, ``unique.py``, ``bulk.py``, ``pausing.py``,
+  ``limited.py``: the runs.
 - ``runs.py``: all of them by name, with their sizes.
 """

@@ -113,9 +113,9 @@ class Arena:
         self.kill_all()
         self._started.clear()
         connections.close_all()
-        self.database.rows(
-            "TRUNCATE aiotasks_task, aiotasks_worker, aiotasks_pause, aiotasks_schedule, overwritten"
-        )
+        tables = ["task", "worker", "pause", "schedule", "limit"]
+        named = ", ".join(f"aiotasks_{table}" for table in tables)
+        self.database.rows(f"TRUNCATE {named}, overwritten")
         self.ledger.connection.execute("TRUNCATE ledger")
 
     def restart(self) -> None:

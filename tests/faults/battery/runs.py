@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import bulk, database, expiry, inside, network, processes, retries, timeouts, unique
+from .limited import limited
 from .pausing import pausing
 
 __all__ = ["RUNS", "Run"]
@@ -147,6 +148,13 @@ RUNS = (
         "never two unfinished of a key; what was acknowledged succeeds",
         {"keys": 5_000, "times": 3, "kills": 20},
         {"keys": 50, "times": 2, "kills": 2},
+    ),
+    Run(
+        "limited",
+        limited,
+        "0 lost, no key above its limit, lines in order; a key free again within lease + sweep + 1 s",
+        {"tasks": 6_000, "kills": 20},
+        {"tasks": 400, "kills": 2},
     ),
     Run(
         "soak",

@@ -1,0 +1,93 @@
+"""``manage.py aiotasks limit``: change a limit or one of its keys, pause and resume it."""
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from aiotasks.management.limits import read_name
+from aiotasks.management.subcommand import Write, backend_or_error, errors_for_people
+from aiotasks.operations import limits
+from aiotasks.operations.text import limits_as_text
+from aiotasks.schedules.discovery import import_modules, modules_of_apps
+from aiotasks.worker.process.cli import add_backend
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "change, pause or resume a limit or one of its keys; let a stopped line go on"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options of ``limit``."""
+    add_backend(parser)
+    parser.add_argument("limit", metavar="NAME[:KEY]", help="a limit, for all of its keys, or one key")
+    parser.add_argument(
+        "numbers",
+        nargs="*",
+        metavar="NUMBER=VALUE",
+        help="concurrency=20, rate=100/m (or none), burst=10, weight=2",
+    )
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--reset", action="store_true", help="have all numbers of the code apply again")
+    ways.add_argument("--pause", action="store_true", help="start none of its tasks")
+    ways.add_argument("--resume", action="store_true", help="end a pause, or a task's RateLimited")
+    ways.add_argument("--skip", metavar="ID", help="let a line in order go on after this FAILED task")
+    parser.add_argument("--reason", default="", metavar="TEXT", help="of the pause, for people")
+
+
+def run(options: Namespace, write: Write) -> int:
+    """Change it and print what applies now; returns 0. Raises CommandError for bad values, where there is
+    nothing to do, and where the database fails."""
+    backend = backend_or_error(options.backend)
+    import_modules(modules_of_apps(("tasks",)))
+    try:
+        with errors_for_people(backend):
+            write(_change(options))
+    except (TypeError, ValueError) as error:
+        raise CommandError(str(error)) from None
+    return 0
+
+
+def _change(options: Namespace) -> str:
+    of = {"backend": options.backend}
+    name, key = read_name(options.limit)
+    ways = [bool(options.numbers), options.reset, options.pause, options.resume, options.skip is not None]
+    if sum(ways) != 1:
+        raise CommandError("Give numbers to set, or one of --reset, --pause, --resume and --skip.")
+    if options.reason and not options.pause:
+        raise CommandError("--reason is that of a --pause.")
+    said = ""
+    if options.numbers:
+        limits.limit(name, key, **of, **_numbers(options.numbers))
+    elif options.reset:
+        if not limits.reset_limit(name, key, **of):
+            said = "No number of an operator was set.\n"
+    elif options.pause:
+        limits.pause_limit(name, key, reason=options.reason, **of)
+    elif options.resume:
+        if not limits.resume_limit(name, key, **of):
+            said = "It was neither paused nor closed.\n"
+    else:
+        _skip(options, name, key)
+    return said + limits_as_text(limits.limits(name, key, **of))
+
+
+def _skip(options: Namespace, name: str, key: str | None) -> None:
+    """Let the line go on, if it is this task that has stopped it."""
+    found = limits.limits(name, key, backend=options.backend)
+    stopped_by = next(str(one.stopped_by) for one in found if one.key == key)
+    if stopped_by != options.skip.lower():
+        raise CommandError(f"{options.limit} has been stopped by {stopped_by}, not by {options.skip}.")
+    limits.skip_task(options.skip, backend=options.backend)
+
+
+def _numbers(texts: list[str]) -> dict[str, Any]:
+    numbers: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"{text!r} must be a number with a value, such as concurrency=20.")
+        if name in numbers:
+            raise ValueError(f"{name} is given twice.")
+        numbers[name] = int(value) if name != "rate" and value.isascii() and value.isdigit() else value
+    return numbers

@@ -1,0 +1,81 @@
+"""Check ``limits``: lines in order that stand still, and tasks that no live worker is new enough for."""
+
+from collections.abc import Sequence
+
+from django.db import utils
+
+from ...db.errors import Code, sqlstate
+from ...schedules.discovery import import_modules, modules_of_apps
+from ...store.inspection import WaitingLane
+from ..limit_statuses import LimitStatus
+from ..limits import select_statuses
+from ..status import WorkerRow
+from ..text import printable
+from .examination import Examination
+from .finding import Result
+from .waiting import LIMIT, SHOWN, kind_of
+
+__all__ = ["check", "judge_limits"]
+
+
+async def check(examination: Examination) -> Result:
+    """Return whether keys of limits stand still until somebody acts."""
+    import_modules(modules_of_apps(("tasks",)))
+    alias, store = examination.alias, examination.store
+    try:
+        standing = await select_statuses(store, alias, standing=True)
+        waiting = await store.list_waiting(LIMIT)
+    except utils.ProgrammingError as error:
+        if sqlstate(error) != Code.NO_PRIVILEGE:
+            raise
+        return "not checked", "This role may not read the limits.", ""
+    return judge_limits(
+        standing, [one for one in waiting if one.backend == alias], examination.live_workers()
+    )
+
+
+def judge_limits(
+    standing: Sequence[LimitStatus], waiting: Sequence[WaitingLane], workers: Sequence[WorkerRow]
+) -> Result:
+    """Return the result for the keys that stand still, the lanes that have READY tasks, and the live workers
+    of a backend."""
+    messages, remedies = [], []
+    too_old = [
+        f"queue {printable(one.queue_name)!r}, {kind_of(one.lane)}"
+        for one in waiting
+        if one.lane.endswith("+") and _are_too_old(one, workers)
+    ]
+    if too_old:
+        messages.append(f"Every live worker that serves them is older than limits by key: {_some(too_old)}.")
+        remedies.append("Restart the workers that were left behind by a deploy.")
+    stopped = [one for one in standing if one.stands == "stopped"]
+    if stopped:
+        found = [f"{_name(one)} (by task {one.stopped_by}, {one.waiting} waiting)" for one in stopped]
+        messages.append(f"Lines in order have been stopped by a task that is FAILED: {_some(found)}.")
+        remedies.append(
+            "Retry the task, or let the line go on: "
+            f"`manage.py aiotasks limit {_name(stopped[0])} --skip {stopped[0].stopped_by}`."
+        )
+    paused = [one for one in standing if one.stands == "paused" and one.waiting.number]
+    if messages:
+        return "warning", " ".join(messages), " ".join(remedies)
+    if paused:
+        names = [f"{_name(one)} ({one.waiting} waiting)" for one in paused]
+        return "ok", f"No key of a limit stands still, but for those that are paused: {_some(names)}.", ""
+    return "ok", "No key of a limit stands still.", ""
+
+
+def _are_too_old(waiting: WaitingLane, workers: Sequence[WorkerRow]) -> bool:
+    serving = [
+        worker for worker in workers if worker.serves(waiting.queue_name) and worker.slots_for(waiting.lane)
+    ]
+    return bool(serving) and not any(worker.claims_keyed for worker in serving)
+
+
+def _name(limit: LimitStatus) -> str:
+    return limit.name if limit.key is None else f"{limit.name}:{limit.key}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,295 @@
+"""Limits by key, as operators change and see them: numbers at run time, pauses of keys, stopped lines.
+
+An operator's word is stored in a row, and wins over the code's. Each claim reads it, so it holds from its
+commit on for every worker of the database.
+"""
+
+from typing import Any, Literal, TypedDict, Unpack
+from uuid import UUID
+
+from ..backend import PostgresBackend
+from ..policies.limit_keys import parse_limit_key
+from ..policies.limits import (
+    LARGEST_BURST,
+    LARGEST_WEIGHT,
+    MOST_PLACES,
+    LimitKey,
+    RateValue,
+    known_limits,
+    parse_limit_name,
+    parse_rate,
+)
+from ..store.limits import LimitSetting
+from ..store.route import Route
+from ..store.store import Store
+from ..store.wakeups import ANY_QUEUE, Wakeup
+from ..worker.startup import backend_of
+from .counts import COUNT_LIMIT
+from .limit_statuses import LimitStatus, status_of
+from .pauses import parse_reason
+
+__all__ = [
+    "LimitStatus",
+    "Numbers",
+    "alimit",
+    "alimits",
+    "apause_limit",
+    "areset_limit",
+    "aresume_limit",
+    "askip_task",
+    "limit",
+    "limits",
+    "pause_limit",
+    "reset_limit",
+    "resume_limit",
+    "select_statuses",
+    "skip_task",
+]
+
+# Keys that are shown at once. A look at each costs a count of its waiting tasks.
+MOST_KEYS = 200
+
+# As a rate: none, whatever the code says.
+NO_RATE = "none"
+
+
+class Numbers(TypedDict, total=False):
+    """What an operator can set of a limit or a key.
+
+    concurrency: how many tasks of a key run at a time, from 1 to 100,000. rate: how many start in a time, as
+    Limit takes it, or ``"none"``: no rate, whatever the code says. burst: how many of them may start at once,
+    from 1 to 100,000. weight: how many start by turn, from 1 to 100.
+    """
+
+    concurrency: int
+    rate: RateValue | Literal["none"]
+    burst: int
+    weight: int
+
+
+async def alimit(
+    name: str, key: LimitKey = None, *, backend: str = "default", **numbers: Unpack[Numbers]
+) -> LimitStatus:
+    """Set numbers of a limit, for one of its keys or (``key`` None) for all; the others stay as they are.
+    Returns what applies now.
+
+    name: the limit's. key: as the limit's ``by`` makes it. numbers: see Numbers. backend: the alias in TASKS.
+
+    A number of a key goes before one of its limit, and that before the code's. Tasks that run go on, however
+    low the new number is. Inside of a transaction it holds from the commit on. Raises ValueError for bad
+    values, TypeError for unknown ones, ImproperlyConfigured for an alias that isn't a backend of aiotasks,
+    ``django.db`` errors where the database fails.
+    """
+    return await backend_of(backend).dispatch(_set, _stored_key(name, key), _setting(**numbers))
+
+
+def limit(
+    name: str, key: LimitKey = None, *, backend: str = "default", **numbers: Unpack[Numbers]
+) -> LimitStatus:
+    """The same in sync code, over Django's connection: see ``alimit``."""
+    return backend_of(backend).run_over_django(_set, _stored_key(name, key), _setting(**numbers))
+
+
+async def alimits(
+    name: str | None = None, key: LimitKey = None, *, backend: str = "default"
+) -> list[LimitStatus]:
+    """Return limits with what applies to them, by name, and those keys that have running tasks, stand still,
+    or have a number of an operator: 200 at most.
+
+    name: only this limit and its keys. key: only this key, whatever it has.
+
+    Limits that only the code has are listed if this process has imported it. Errors are ``alimit``'s.
+    """
+    return await backend_of(backend).dispatch(_list, *_listed(name, key))
+
+
+def limits(name: str | None = None, key: LimitKey = None, *, backend: str = "default") -> list[LimitStatus]:
+    """The same in sync code, over Django's connection: see ``alimits``."""
+    return backend_of(backend).run_over_django(_list, *_listed(name, key))
+
+
+async def areset_limit(name: str, key: LimitKey = None, *, backend: str = "default") -> bool:
+    """Have the code's numbers apply again, to a key or (``key`` None) where nothing is said of a key itself.
+
+    Returns whether an operator had set any. A pause stays. Arguments and errors: ``alimit``.
+    """
+    return await backend_of(backend).dispatch(_reset, _stored_key(name, key))
+
+
+def reset_limit(name: str, key: LimitKey = None, *, backend: str = "default") -> bool:
+    """The same in sync code, over Django's connection: see ``areset_limit``."""
+    return backend_of(backend).run_over_django(_reset, _stored_key(name, key))
+
+
+async def apause_limit(
+    name: str, key: LimitKey = None, *, reason: str = "", backend: str = "default"
+) -> None:
+    """Start no task of a key, or (``key`` None) of any key of the limit, until ``aresume_limit``.
+
+    reason: for people who look at the status. What runs goes on, and enqueues work as ever. Other arguments
+    and errors: ``alimit``.
+    """
+    await backend_of(backend).dispatch(_pause, _stored_key(name, key), parse_reason(reason))
+
+
+def pause_limit(name: str, key: LimitKey = None, *, reason: str = "", backend: str = "default") -> None:
+    """The same in sync code, over Django's connection: see ``apause_limit``."""
+    backend_of(backend).run_over_django(_pause, _stored_key(name, key), parse_reason(reason))
+
+
+async def aresume_limit(name: str, key: LimitKey = None, *, backend: str = "default") -> bool:
+    """Open a key, or (``key`` None) the limit: end a pause of it, or the time for which a task has closed it
+    by ``RateLimited``. Returns whether it was closed. Arguments and errors: ``alimit``.
+    """
+    return await backend_of(backend).dispatch(_resume, _stored_key(name, key))
+
+
+def resume_limit(name: str, key: LimitKey = None, *, backend: str = "default") -> bool:
+    """The same in sync code, over Django's connection: see ``aresume_limit``."""
+    return backend_of(backend).run_over_django(_resume, _stored_key(name, key))
+
+
+async def askip_task(id: UUID | str, *, backend: str = "default") -> bool:
+    """Have an ordered line go on after this task, which is FAILED and has stopped it. The task stays FAILED.
+
+    Returns whether the task had stopped a line. Raises ValueError for an id that is none. Other errors are
+    ``alimit``'s.
+    """
+    return await backend_of(backend).dispatch(_skip, _id(id))
+
+
+def skip_task(id: UUID | str, *, backend: str = "default") -> bool:
+    """The same in sync code, over Django's connection: see ``askip_task``."""
+    return backend_of(backend).run_over_django(_skip, _id(id))
+
+
+async def _set(backend: PostgresBackend, route: Route, key: str, setting: LimitSetting) -> LimitStatus:
+    await route.run(lambda store: store.set_limit(backend.alias, key, setting))
+    _wake(backend, route)
+    (status,) = await route.run(lambda store: select_statuses(store, backend.alias, key=key))
+    return status
+
+
+async def _list(
+    backend: PostgresBackend, route: Route, name: str | None, key: str | None
+) -> list[LimitStatus]:
+    return await route.run(lambda store: select_statuses(store, backend.alias, name=name, key=key))
+
+
+async def _reset(backend: PostgresBackend, route: Route, key: str) -> bool:
+    was_set = await route.run(lambda store: store.reset_limit(backend.alias, key))
+    _wake(backend, route)
+    return was_set
+
+
+async def _pause(backend: PostgresBackend, route: Route, key: str, reason: str) -> None:
+    await route.run(lambda store: store.pause_limit(backend.alias, key, reason))
+
+
+async def _resume(backend: PostgresBackend, route: Route, key: str) -> bool:
+    was_closed = await route.run(lambda store: store.resume_limit(backend.alias, key))
+    _wake(backend, route)
+    return was_closed
+
+
+async def _skip(backend: PostgresBackend, route: Route, id: UUID) -> bool:
+    had_stopped, _ = await route.run(lambda store: store.release_line(id, backend.alias))
+    _wake(backend, route)
+    return had_stopped
+
+
+def _wake(backend: PostgresBackend, route: Route) -> None:
+    """Wake all workers, whatever has changed: a try before this one may have, and its reply was lost."""
+    route.wake([Wakeup(backend.alias, ANY_QUEUE)])
+
+
+async def select_statuses(
+    store: Store,
+    backend: str,
+    *,
+    name: str | None = None,
+    key: str | None = None,
+    standing: bool = False,
+) -> list[LimitStatus]:
+    """Return the states of a stored key; or of a name, or of all names, with the keys that have something to
+    say. standing: only of what stands still until somebody acts, a time comes, or a retry.
+
+    Raises ``django.db`` errors where the database fails.
+    """
+    known = known_limits()
+    of = name if key is None else key
+    found = await store.select_limits(backend, of, MOST_KEYS, standing=standing)
+    shown = {row.key for row in found} if key is None else {key}
+    if key is None and not standing:
+        shown |= {*(known if name is None else [name]), *map(_name_of, shown)}
+    rows = {row.key: row for row in found}
+    for each in sorted({*map(_name_of, shown)} - rows.keys()):
+        # The limit's own row is the first of its keys.
+        rows |= {row.key: row for row in await store.select_limits(backend, each, 1) if row.key == each}
+    waiting = await store.count_keyed_jobs(backend, sorted(shown), COUNT_LIMIT)
+    return [status_of(each, rows, known, waiting) for each in sorted(shown)]
+
+
+def _name_of(key: str) -> str:
+    return key.partition(":")[0]
+
+
+def _stored_key(name: Any, key: Any) -> str:
+    """Return a key as rows have it."""
+    name = parse_limit_name(name)
+    if key is None:
+        return name  # type: ignore[no-any-return]  # it has been checked
+    try:
+        return f"{name}:{parse_limit_key(key)}"
+    except ValueError as error:
+        raise ValueError(f"key must be {error}, not {key!r:.200}.") from None
+
+
+def _listed(name: str | None, key: LimitKey) -> tuple[str | None, str | None]:
+    """Return the name and the stored key to list: one of them, or neither."""
+    if key is not None:
+        return None, _stored_key(name, key)
+    return (None if name is None else _stored_key(name, None)), None
+
+
+def _setting(**numbers: Any) -> LimitSetting:
+    if unknown := numbers.keys() - Numbers.__annotations__:
+        raise TypeError(
+            f"{min(unknown)!r} is no number of a limit; these are: {', '.join(Numbers.__annotations__)}."
+        )
+    if not numbers:
+        raise TypeError(f"Give at least one of {', '.join(Numbers.__annotations__)}.")
+    rate, pace = _rate(numbers.get("rate"))
+    return LimitSetting(
+        concurrency=_whole("concurrency", numbers.get("concurrency"), MOST_PLACES),
+        rate=rate,
+        pace=pace,
+        burst=_whole("burst", numbers.get("burst"), LARGEST_BURST),
+        weight=_whole("weight", numbers.get("weight"), LARGEST_WEIGHT),
+    )
+
+
+def _rate(value: Any) -> tuple[str | None, float | None]:
+    """Return the rate as a text, and its pace."""
+    if value is None:
+        return None, None
+    if value == NO_RATE:
+        return NO_RATE, 0.0
+    try:
+        rate = parse_rate(value)
+    except ValueError as error:
+        raise ValueError(f"rate must be {error}, or {NO_RATE!r}, not {value!r:.200}.") from None
+    return str(rate), rate.pace
+
+
+def _whole(what: str, value: Any, most: int) -> int | None:
+    if value is not None and (type(value) is not int or not 1 <= value <= most):
+        raise ValueError(f"{what} must be a whole number from 1 to {most}, not {value!r:.200}.")
+    return value
+
+
+def _id(value: UUID | str) -> UUID:
+    try:
+        return value if isinstance(value, UUID) else UUID(value)
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(f"id must be the id of a task, not {value!r:.200}.") from None

@@ -1,0 +1,1 @@
+"""What claims of tasks with limits cost, whatever waits beside them."""

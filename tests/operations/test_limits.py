@@ -1,0 +1,301 @@
+"""Limits by key as operators change and see them, by functions and by commands."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from django.core.management import CommandError
+
+from aiotasks.operations import limits as module
+from aiotasks.operations.counts import Count
+from aiotasks.operations.limits import (
+    LimitStatus,
+    alimit,
+    alimits,
+    apause_limit,
+    areset_limit,
+    aresume_limit,
+    askip_task,
+    limit,
+    limits,
+    pause_limit,
+    reset_limit,
+    resume_limit,
+    skip_task,
+)
+from tests.examples import example
+from tests.worker import limited_work
+from tests.worker.harness import Configure
+
+from .conftest import check, run, status
+
+type Enter = Callable[..., UUID]
+
+pytestmark = pytest.mark.usefixtures("database")
+
+PLACES, LINE = limited_work.places.name, limited_work.line.name
+
+
+def shown(*arguments: str) -> dict[str | None, dict[str, Any]]:
+    """What ``limits --json`` says, by key; of None the limit itself."""
+    code, text = run("limits", "--json", *arguments)
+    assert code == 0
+    return {one["key"]: one for one in json.loads(text)}
+
+
+def enqueue(task: Any, *keys: str) -> list[str]:
+    return [task.enqueue(key, 0.0).id for key in keys]
+
+
+def start(sql: psycopg.Connection, *ids: str) -> None:
+    """As a claim does."""
+    sql.execute(
+        "UPDATE aiotasks_task SET status = 'RUNNING', limit_held = limit_key WHERE id = ANY(%s::uuid[])",
+        [list(ids)],
+    )
+
+
+def fail(sql: psycopg.Connection, id: str) -> None:
+    """As a task of a line that stops."""
+    start(sql, id)
+    sql.execute(
+        "UPDATE aiotasks_task SET status = 'FAILED', ordered = 'stop', finished_at = now() WHERE id = %s",
+        [id],
+    )
+
+
+def test_numbers_of_a_key_go_before_those_of_its_limit_and_the_codes() -> None:
+    (before,) = limits(PLACES, "a")
+    assert (before.concurrency, before.rate, before.weight, before.changed) == (
+        limited_work.PLACES,
+        None,
+        1,
+        [],
+    )
+    limit(PLACES, concurrency=7, weight=2)
+    found = limit(PLACES, "a", concurrency=20, rate="100/m", burst=5)
+    assert (found.concurrency, found.rate, found.burst, found.weight) == (20, "100/m", 5, 2)
+    assert sorted(found.changed) == ["burst", "concurrency", "rate", "weight"]
+    (other,) = limits(PLACES, "b")
+    assert (other.concurrency, other.rate, other.weight, other.changed) == (
+        7,
+        None,
+        2,
+        ["concurrency", "weight"],
+    )
+    assert limit(PLACES, "a", rate="none").rate is None
+    assert limit(PLACES, "a", weight=3).concurrency == 20  # what isn't named stays
+    assert reset_limit(PLACES, "a")
+    assert not reset_limit(PLACES, "a")
+    (after,) = limits(PLACES, "a")
+    assert (after.concurrency, after.changed) == (7, ["concurrency", "weight"])
+
+
+async def test_the_same_in_coroutines() -> None:
+    assert (await alimit(LINE, 42, weight=4)).weight == 4
+    await apause_limit(LINE, 42)
+    (found,) = await alimits(LINE, 42)
+    assert (found.key, found.stands, found.weight) == ("42", "paused", 4)
+    assert await aresume_limit(LINE, 42)
+    assert not await aresume_limit(LINE, 42)
+    assert await areset_limit(LINE, 42)
+    assert not await askip_task(uuid4())
+    assert [one.key for one in await alimits(LINE)] == [None]
+
+
+def test_a_pause_of_a_key_and_of_a_limit() -> None:
+    pause_limit(PLACES, "a", reason="the provider is down")
+    pause_limit(PLACES, "a", reason="still")
+    assert [(one.key, one.stands) for one in limits(PLACES)] == [(None, None), ("a", "paused")]
+    (found,) = limits(PLACES, "a")
+    assert found.pause_reason == "still"
+    pause_limit(PLACES)
+    assert limits(PLACES, "b")[0].stands == "paused"
+    assert resume_limit(PLACES)
+    assert resume_limit(PLACES, "a")
+    assert [one.stands for one in limits(PLACES)] == [None]
+
+
+def test_what_a_key_has(sql: psycopg.Connection) -> None:
+    ids = enqueue(limited_work.work_in_places, *["a"] * 5, "b")
+    ids += enqueue(limited_work.work_in_places_sync, "a")
+    start(sql, *ids[:2])
+    (found,) = limits(PLACES, "a")
+    assert (found.waiting, found.running, found.stands) == (
+        Count(4, capped=False),
+        Count(2, capped=False),
+        None,
+    )
+    assert found.oldest is not None
+    start(sql, ids[2])
+    assert [(one.key, one.stands) for one in limits(PLACES)] == [(None, None), ("a", "full")]
+    assert limits(PLACES, "b")[0].waiting == Count(1, capped=False)
+
+
+def test_counts_stop_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "COUNT_LIMIT", 3)
+    monkeypatch.setattr("aiotasks.operations.limit_statuses.COUNT_LIMIT", 3)
+    enqueue(limited_work.work_in_places, *["a"] * 5)
+    assert limits(PLACES, "a")[0].waiting == Count(3, capped=True)
+
+
+def test_a_rate_that_is_spent(sql: psycopg.Connection) -> None:
+    limit(PLACES, "a", rate="1/m")
+    sql.execute("UPDATE aiotasks_limit SET claimed_at = now() - interval '20 s', level = 1")
+    (found,) = limits(PLACES, "a")
+    assert found.stands == "rate"
+    assert found.opens is not None
+    assert 30 < found.opens <= 40
+    limit(PLACES, "a", burst=2)
+    assert limits(PLACES, "a")[0].stands is None
+
+
+def test_a_key_that_a_task_has_closed(sql: psycopg.Connection) -> None:
+    limit(PLACES, "a", weight=1)
+    sql.execute("UPDATE aiotasks_limit SET closed_until = now() + interval '1 h'")
+    (found,) = limits(PLACES, "a")
+    assert found.stands == "closed"
+    assert found.opens is not None
+    assert 3_000 < found.opens <= 3_600
+    assert [one["stands"] for one in status()["standing"]] == ["closed"]
+    assert resume_limit(PLACES, "a")
+    assert limits(PLACES, "a")[0].stands is None
+
+
+def test_a_line_that_a_failure_has_stopped_goes_on(sql: psycopg.Connection, enter: Enter) -> None:
+    first, second = enqueue(limited_work.work_in_line, "a", "a")
+    fail(sql, first)
+    enter()
+    (found,) = limits(LINE, "a")
+    assert (found.stands, str(found.stopped_by), found.ordered) == ("stopped", first, True)
+    code, findings = check()
+    assert (code, findings["limits"]["verdict"]) == (0, "warning")
+    remedy = re.search(r"`manage.py aiotasks (.+)`", findings["limits"]["remedy"])
+    assert remedy is not None
+    with pytest.raises(CommandError, match="stopped by " + first):
+        run("limit", f"{LINE}:a", "--skip", second)
+    code, text = run(*remedy[1].split())
+    assert (code, "stopped" in text) == (0, False)
+    assert not skip_task(first)
+    assert check()[1]["limits"]["verdict"] == "ok"
+    assert sql.execute("SELECT status FROM aiotasks_task WHERE id = %s", [first]).fetchone() == ("FAILED",)
+
+
+def test_a_retry_that_holds_its_line(sql: psycopg.Connection) -> None:
+    (id,) = enqueue(limited_work.work_in_line, "a")
+    start(sql, id)
+    sql.execute("UPDATE aiotasks_task SET status = 'SCHEDULED', run_after = now() + interval '1 h'")
+    assert limits(LINE, "a")[0].stands == "retry"
+    (found,) = status()["standing"]
+    assert (found["name"], found["key"], found["stands"]) == (LINE, "a", "retry")
+
+
+def test_the_status_counts_tasks_with_limits_and_shows_what_stands_still(enter: Enter) -> None:
+    enter()
+    assert "limited" not in run("status")[1]
+    enqueue(limited_work.work_in_places, "a", "a", "b")
+    pause_limit(PLACES, "a", reason="the provider is down")
+    limit(PLACES, "b", weight=2)
+    found = status()
+    assert [(queue["limited"]["number"], queue["ready"]["number"]) for queue in found["queues"]] == [(3, 3)]
+    assert [(one["key"], one["stands"], one["waiting"]["number"]) for one in found["standing"]] == [
+        ("a", "paused", 2)
+    ]
+    text = run("status")[1]
+    assert re.search(r"^queue +ready +limited ", text, re.MULTILINE)
+    assert re.search(rf"^{PLACES}:a +2 +0 s +paused: the provider is down$", text, re.MULTILINE)
+    finding = check()[1]["limits"]
+    assert (finding["verdict"], finding["remedy"]) == ("ok", "")
+    assert f"{PLACES}:a (2 waiting)" in finding["message"]
+
+
+def test_workers_that_are_too_old_for_limits(enter: Enter) -> None:
+    enqueue(limited_work.work_in_places, "a")
+    enter(claims_keyed=None)
+    finding = check()[1]["limits"]
+    assert (finding["verdict"], "coroutine tasks with limits" in finding["message"]) == ("warning", True)
+    enter(claims_keyed=True, concurrency=0)
+    enter(claims_keyed=True, lease=-1.0)
+    assert check()[1]["limits"] == finding
+    enter(claims_keyed=True)
+    assert check()[1]["limits"]["verdict"] == "ok"
+
+
+def test_commands(sql: psycopg.Connection) -> None:
+    run("limit", PLACES, "concurrency=4")
+    code, text = run("limit", f"{PLACES}:a:1", "concurrency=20", "rate=100/m", "burst=10", "weight=2")
+    assert code == 0
+    assert re.search(rf"^{PLACES}:a:1 +0 +- +0 +20\* +100/m\* +10\* +2\*$", text, re.MULTILINE)
+    assert text.splitlines()[-1] == "* An operator's."
+    found = shown(PLACES)
+    assert list(found) == [None, "a:1"]
+    assert (found[None]["concurrency"], found["a:1"]["concurrency"]) == (4, 20)
+    assert {None} < {*shown()}
+    assert "paused" in run("limit", f"{PLACES}:a:1", "--pause", "--reason", "why")[1]
+    assert "paused" not in run("limit", f"{PLACES}:a:1", "--resume")[1]
+    assert run("limit", f"{PLACES}:a:1", "--resume")[1].startswith("It was neither")
+    assert "20*" not in run("limit", f"{PLACES}:a:1", "--reset")[1]
+    assert run("limit", f"{PLACES}:a:1", "--reset")[1].startswith("No number")
+    assert list(shown(PLACES)) == [None]
+
+
+def test_limits_of_the_code_are_shown_and_a_backend_without_any(configure: Configure) -> None:
+    text = run("limits")[1]
+    assert re.search(rf"^{LINE} +0 +- +0 +in order +- +- +1$", text, re.MULTILINE)
+    assert len(shown()) <= module.MOST_KEYS
+    from aiotasks.operations.text import limits_as_text
+
+    assert limits_as_text([]) == "There are no limits."
+
+
+WRONG = {
+    "nothing": ([PLACES], "Give numbers"),
+    "two ways": ([PLACES, "weight=2", "--reset"], "Give numbers"),
+    "no value": ([PLACES, "weight"], "'weight' must be a number with a value"),
+    "no number": ([PLACES, "weight=x"], "weight must be a whole number from 1 to 100, not 'x'"),
+    "too small": ([PLACES, "concurrency=0"], "from 1 to 100000, not 0"),
+    "rate": ([PLACES, "rate=fast"], "rate must be a number of starts .*, or 'none', not 'fast'"),
+    "unknown": ([PLACES, "color=3"], "'color' is no number of a limit; these are: concurrency, rate"),
+    "twice": ([PLACES, "weight=2", "weight=3"], "weight is given twice"),
+    "name": (["No Name", "weight=2"], "The name of a Limit must be"),
+    "key": ([f"{PLACES}:", "weight=2"], "key must be an integer or a string"),
+    "reason": ([PLACES, "--resume", "--reason", "x"], "--reason is that of a --pause"),
+    "id": ([PLACES, "--skip", "5"], "stopped by None"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_mistakes(mistake: str) -> None:
+    arguments, told = WRONG[mistake]
+    with pytest.raises(CommandError, match=told):
+        run("limit", *arguments)
+
+
+def test_mistakes_of_callers() -> None:
+    with pytest.raises(TypeError, match="at least one"):
+        limit(PLACES)
+    with pytest.raises(ValueError, match="must be the id of a task"):
+        skip_task("5")
+    with pytest.raises(CommandError, match="The name of a Limit"):
+        run("limits", "No Name")
+
+
+async def test_the_page_on_operating() -> None:
+    with example("howto/operate.md") as page:
+        await page.run()
+        assert page.blocks == []
+    found = {one.key: one for one in await alimits("tenant")}
+    assert (found["42"].concurrency, found["42"].rate) == (10, "300/m")
+    assert found[None].stands is None
+    assert "77" not in found
+
+
+def test_a_status_is_what_programs_read() -> None:
+    (found,) = limits(PLACES, "a")
+    assert {*shown(f"{PLACES}:a")["a"]} == {*LimitStatus.__dataclass_fields__}
+    assert found.known
+    assert not limits("nobody.knows", "a")[0].known
