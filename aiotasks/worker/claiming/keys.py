@@ -116,6 +116,11 @@ class Keys:
         return self._waiting
 
     @property
+    def has_open(self) -> bool:
+        """Whether there is a key that waits for its turn, or will in a moment: others are closed."""
+        return any(key.place != "closed" for key in self._keys.values())
+
+    @property
     def at(self) -> float:
         """When the first of those that are tried by the time is due; ``inf`` if there is none."""
         timers = self._timers

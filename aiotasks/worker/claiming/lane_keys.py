@@ -82,7 +82,7 @@ class LaneKeys:
 
     def is_looking(self) -> bool:
         """Return whether a look isn't over, or keys that it has found wait for a claim."""
-        return not self.walk.is_over or any(keys.waiting for keys in self._groups.values())
+        return not self.walk.is_over or any(keys.has_open for keys in self._groups.values())
 
     def open_all(self) -> None:
         """Try all closed keys now."""
