@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -25,6 +26,7 @@ from aiotasks.worker.fleet import Fleet
 from aiotasks.worker.maintenance import ticker as ticking
 from aiotasks.worker.maintenance.promoter import Promoter
 from aiotasks.worker.maintenance.ticker import LOCKED_WAIT, Ticker
+from tests import limited_tasks
 from tests.site import default_task_backend, running_store
 from tests.store.rows import new_schedule, unique_job
 
@@ -363,6 +365,27 @@ async def test_workers_tick_by_the_clock_and_run_the_tasks(
     found = (await stored(conn))["s"]
     moments = [datetime.fromisoformat(each) for each in found]
     assert moments == [moments[0] + timedelta(seconds=number) for number in range(len(moments))]
+
+
+async def test_ticks_keep_to_the_limit_of_their_task(
+    database: str, conn: asyncpg.Connection, ledger: Ledger
+) -> None:
+    """Beside what others enqueue with it."""
+    limited_tasks.gate.append(asyncio.Event())
+    path = limited_tasks.one_key.module_path
+    schedule = every_second("s", overlap="allow", limit_key="tests.one-key")
+    await declare(replace(schedule, task_path=path, args="[]"), next_at=datetime.now(UTC))
+    try:
+        async with aiotasks.Worker(grace=0):
+            await until(lambda: ledger.statuses().get("RUNNING"))
+            await limited_tasks.one_key.aenqueue("another")
+            await until(lambda: ledger.statuses().get("READY", 0) >= 2)
+            assert ledger.statuses()["RUNNING"] == 1
+            await conn.execute("UPDATE aiotasks_schedule SET next_at = NULL")
+            limited_tasks.gate[-1].set()
+            await until(lambda: ledger.statuses().keys() == {"SUCCESSFUL"})
+    finally:
+        limited_tasks.gate.clear()
 
 
 async def test_a_schedule_that_was_added_elsewhere_is_noticed(
