@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from aiotasks import PostgresTask, PostgresTaskResult
 from aiotasks.demo.chart import Chart, draw
-from aiotasks.demo.findings import PAGES, SOURCES, Findings, Place, Ranking, last_line
+from aiotasks.demo.findings import PAGES, SOURCES, Findings, Place, Ranking, exception_of
 from aiotasks.demo.stdlib import sources
 from aiotasks.demo.tasks import survey_pages, survey_sources
 from aiotasks.models import Task, Worker
@@ -44,7 +44,7 @@ class Panel:
             return ""
         if self.result.is_cancelled:
             return "A retry goes on from here."
-        return last_line(self.result.errors[-1])
+        return exception_of(self.result.errors[-1])
 
     @property
     def findings(self) -> Findings | None:

@@ -74,9 +74,11 @@ def add_failure(findings: Findings, task: str, module: str, error: TaskError) ->
     findings["tasks"] += 1
     findings["failed"] += 1
     if len(findings["failures"]) < _FAILURES_KEPT:
-        findings["failures"].append(f"{task}({module!r}): {last_line(error)}")
+        findings["failures"].append(f"{task}({module!r}): {exception_of(error)}")
 
 
-def last_line(error: TaskError) -> str:
-    """The exception of a task's error, without its traceback."""
-    return error.traceback.strip().splitlines()[-1]
+def exception_of(error: TaskError) -> str:
+    """The exception of a task's error, without its traceback: its class and the first line of its message."""
+    name = error.exception_class_path.removeprefix("builtins.")
+    lines = error.traceback.strip().splitlines()
+    return next((line for line in reversed(lines) if line.startswith(name)), lines[-1])

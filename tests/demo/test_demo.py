@@ -1,6 +1,7 @@
 """`python -m aiotasks.demo`, in processes of its own, on a few modules instead of the whole library."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -10,10 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from aiotasks.codec import dump_error
 from aiotasks.demo import client
 from aiotasks.demo.errors import DemoError
-from aiotasks.demo.findings import no_findings
+from aiotasks.demo.findings import exception_of, no_findings
 from aiotasks.demo.stdlib import measure, sources
+from aiotasks.row_results import error_of
 from tests.conftest import ROOT
 
 from .conftest import Start, read_until
@@ -37,6 +40,22 @@ def test_failed_tasks_are_named_and_make_it_fail(start: Start, library: Path) ->
     assert "failed measure_source('broken'): SyntaxError: invalid syntax" in output
     assert "64 tasks in" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (SyntaxError("invalid syntax"), "SyntaxError: invalid syntax"),
+        (
+            httpx.HTTPStatusError("Server error\nFor more: x", request=None, response=None),  # type: ignore[arg-type]
+            "httpx.HTTPStatusError: Server error",
+        ),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_an_exception_is_shown_by_its_first_line(error: Exception, shown: str) -> None:
+    stored = json.loads(dump_error(error, limit=4096, redact=None))
+    assert exception_of(error_of(stored)) == shown
 
 
 def test_serve_keeps_the_site_up_until_a_signal(start: Start) -> None:

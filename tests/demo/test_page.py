@@ -194,6 +194,9 @@ def test_it_fits_the_screen_and_can_be_read(browser: Browser, demo: str, screen:
         assert contrast(each["text"], each["page"]) >= 4.5, each
     (again,) = browser.driver.find_elements(By.CSS_SELECTOR, "#start button")
     assert again.size["height"] >= 44
+    browser.open(f"{demo}modules/plain1/")  # whose path is long
+    assert text(browser, "h1") == "plain1"
+    assert browser.run("return document.documentElement.scrollWidth") <= width
     assert browser.complaints() == []
 
 
