@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from django.core.management import CommandError
 
+from aiotasks import Worker
 from aiotasks.operations import limits as module
 from aiotasks.operations.counts import Count
 from aiotasks.operations.limits import (
@@ -29,11 +30,12 @@ from aiotasks.operations.limits import (
 )
 from tests.examples import example
 from tests.worker import limited_work
-from tests.worker.harness import Configure
+from tests.worker.harness import Configure, Ledger, until
 
 from .conftest import check, run, status
 
 type Enter = Callable[..., UUID]
+type Operation = Callable[[], Awaitable[None]]
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -282,6 +284,80 @@ def test_mistakes_of_callers() -> None:
         skip_task("5")
     with pytest.raises(CommandError, match="The name of a Limit"):
         run("limits", "No Name")
+
+
+# What keeps a key's tasks from starting, and what an operator does about it.
+async def _pause() -> None:
+    await apause_limit(PLACES, "a")
+
+
+async def _resume() -> None:
+    assert await aresume_limit(PLACES, "a")
+
+
+async def _pause_all() -> None:
+    await apause_limit(PLACES)
+
+
+async def _resume_all() -> None:
+    assert await aresume_limit(PLACES)
+
+
+async def _slow_down() -> None:
+    await alimit(PLACES, "a", rate="1/h", burst=1)
+
+
+async def _reset() -> None:
+    assert await areset_limit(PLACES, "a")
+
+
+async def _one_place() -> None:
+    await alimit(PLACES, "a", concurrency=1)
+
+
+async def _more_places() -> None:
+    await alimit(PLACES, "a", concurrency=2)
+
+
+@pytest.mark.parametrize(
+    ("stop", "before", "go"),
+    [
+        (_pause, 0, _resume),
+        (_pause_all, 0, _resume_all),
+        (_slow_down, 1, _reset),
+        (_one_place, 1, _more_places),
+    ],
+)
+async def test_workers_obey_without_a_poll(
+    configure: Configure, ledger: Ledger, stop: Operation, before: int, go: Operation
+) -> None:
+    """``before``: how many tasks of the key start all the same."""
+    configure(POLL_INTERVAL=3_600, LEASE_TIMEOUT=300)
+    async with Worker(concurrency=10, threads=0, grace=0.0):
+        await stop()
+        for _ in range(before):
+            first = await limited_work.work_in_places.aenqueue("a", 3_600.0)
+            await until(lambda id=first.id: ledger.events("start", id))
+        second = await limited_work.work_in_places.aenqueue("a", 0.0)
+        for _ in range(3):  # the key's turn has come meanwhile
+            witness = await limited_work.work_in_line.aenqueue("w", 0.0)
+            await until(lambda id=witness.id: ledger.events("end", id))
+        assert ledger.events("start", second.id) == 0
+        await go()
+        await until(lambda: ledger.events("end", second.id))
+
+
+async def test_a_line_that_was_let_go_on_starts_its_next_task(configure: Configure, ledger: Ledger) -> None:
+    configure(POLL_INTERVAL=3_600, LEASE_TIMEOUT=300)
+    async with Worker(concurrency=10, threads=0):
+        failing = await limited_work.fail_in_line.aenqueue("a")
+        await until(lambda: ledger.task(failing.id).status == "FAILED")
+        waiting = await limited_work.fail_in_line.aenqueue("a")
+        witness = await limited_work.work_in_line.aenqueue("w", 0.0)
+        await until(lambda: ledger.events("end", witness.id))
+        assert ledger.task(waiting.id).status == "READY"
+        assert await askip_task(failing.id)
+        await until(lambda: ledger.task(waiting.id).status == "FAILED")
 
 
 async def test_the_page_on_operating() -> None:

@@ -1,4 +1,4 @@
-"""Tasks with limits for the battery, which write start and end into the ledger."""
+"""Tasks with limits for the battery and for operators' tests, most of which write start and end."""
 
 import asyncio
 import os
@@ -13,6 +13,7 @@ PLACES = 3
 
 places = Limit("battery.places", by="key", concurrency=PLACES)
 line = Limit("battery.line", by="key", ordered=True)
+stops = Limit("battery.stops", by="key", ordered=True, after_failure="stop")
 
 
 @task(takes_context=True, limit=places)
@@ -37,3 +38,8 @@ async def work_in_line(context: Context, key: str, seconds: float) -> int:
     await asyncio.sleep(seconds)
     await arecord("end", context)
     return os.getpid()
+
+
+@task(limit=stops)
+async def fail_in_line(key: str) -> None:
+    raise ValueError(key)

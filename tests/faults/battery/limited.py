@@ -22,19 +22,27 @@ SWEEP = LEASE / 6
 KEYS = 8
 
 # What takes up a place, whoever runs it: a row of a dead worker does until its rescue.
-_TOO_MANY = """
-    SELECT limit_key, count(*) AS number FROM aiotasks_task WHERE status = 'RUNNING' AND limit_key IS NOT NULL
-    GROUP BY limit_key HAVING count(*) > CASE WHEN limit_key LIKE 'battery.line:%%' THEN 1 ELSE %s END
+_PLACES = f"CASE WHEN limit_key LIKE 'battery.line:%%' THEN 1 ELSE {bodies.PLACES} END"
+_TOO_MANY = f"""
+    SELECT limit_key FROM aiotasks_task WHERE status = 'RUNNING' AND limit_key IS NOT NULL
+    GROUP BY limit_key HAVING count(*) > {_PLACES}
+"""
+
+# Of each key, whether these workers have all of its places.
+_HELD = f"""
+    SELECT limit_key, count(*) = {_PLACES} AS has_all FROM aiotasks_task
+    WHERE status = 'RUNNING' AND worker_id = ANY(%s) GROUP BY limit_key
 """
 
 
 @dataclass(frozen=True)
 class _Kill:
-    """When a worker was killed, by the ledger's clock; its process; and the keys whose places it had."""
+    """When a worker was killed, by the ledger's clock; its process; and for each key of which it had places,
+    whether it had all."""
 
     at: datetime
     pid: int
-    keys: frozenset[str]
+    keys: Mapping[str, bool]
 
 
 def limited(arena: Arena, rng: Random, report: Report, *, tasks: int, kills: int) -> None:
@@ -61,7 +69,7 @@ def limited(arena: Arena, rng: Random, report: Report, *, tasks: int, kills: int
         def look() -> bool:
             nonlocal looks, over
             looks += 1
-            over += len(arena.database.rows(_TOO_MANY, bodies.PLACES))
+            over += len(arena.database.rows(_TOO_MANY))
             return condition()
 
         return recoveries.watch(look, timeout)
@@ -98,7 +106,8 @@ def limited(arena: Arena, rng: Random, report: Report, *, tasks: int, kills: int
         most_runs_of_a_line=max((number for key, number in most.items() if ".line:" in key), default=0),
         out_of_order=disorder,
         recovered_within_s=recoveries.longest,
-        key_free_within_s=max(free_after, default=0.0),
+        keys_that_were_taken=len(free_after),
+        free_within_s=max(free_after, default=0.0),
         limit_s=bound,
     )
     report.expect(judged.lost == 0, f"{judged.lost} lost")
@@ -113,6 +122,7 @@ def limited(arena: Arena, rng: Random, report: Report, *, tasks: int, kills: int
     report.expect(
         recoveries.all_over() and recoveries.longest <= bound, f"recovered after {recoveries.longest:.2f} s"
     )
+    report.expect(bool(free_after), "no killed worker had all places of a key")
     late = [seconds for seconds in free_after if seconds > bound]
     report.expect(not late, f"keys were free again only after {late[:3]} s")
 
@@ -135,11 +145,8 @@ def _kill(arena: Arena, recoveries: Recoveries, victim: Process) -> _Kill:
     at = arena.ledger.value("SELECT clock_timestamp()")
     arena.kill(victim)
     recoveries.lost(mine)
-    held = arena.database.rows(
-        "SELECT DISTINCT limit_key FROM aiotasks_task WHERE status = 'RUNNING' AND worker_id = ANY(%s)",
-        list(mine),
-    )
-    return _Kill(at, victim.pid, frozenset(row.limit_key for row in held))
+    held = arena.database.rows(_HELD, list(mine))
+    return _Kill(at, victim.pid, {row.limit_key: row.has_all for row in held})
 
 
 @dataclass(frozen=True)
@@ -203,19 +210,14 @@ def _disorder(runs: Sequence[_Run], ids: Sequence[str]) -> int:
 
 
 def _free_after(runs: Sequence[_Run], kills: Sequence[_Kill]) -> list[float]:
-    """For each key that a killed worker had a place of, the seconds to the key's next start.
-
-    Where one of its workers is killed before that, by the last kill; no number, where nothing started later.
+    """For each key of which a killed worker had all places, the seconds to its next start;
+    nothing, where another of its workers was killed before that.
     """
     found = []
     for number, kill in enumerate(kills):
-        for key in kill.keys:
-            later = next((run.start for run in runs if run.key == key and run.start > kill.at), None)
-            again = (
-                any(other.at < later and key in other.keys for other in kills[number + 1 :])
-                if later
-                else True
-            )
-            if later is not None and not again:
-                found.append((later - kill.at).total_seconds())
+        for key in (key for key, has_all in kill.keys.items() if has_all):
+            start = next((run.start for run in runs if run.key == key and run.start > kill.at), None)
+            others = (other for other in kills[number + 1 :] if key in other.keys)
+            if start is not None and not any(other.at < start for other in others):
+                found.append((start - kill.at).total_seconds())
     return found
