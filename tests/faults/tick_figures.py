@@ -17,9 +17,11 @@ from typing import Any
 
 import psycopg
 
+from aiotasks.db.connect import SESSION
 from aiotasks.demo.postgres import PostgresServer
 from aiotasks.rows import Schedule
 from aiotasks.store.schedules import DeclaredSchedule
+from aiotasks.store.statements import load
 from aiotasks.store.store import Store
 from aiotasks.sync import drive
 from tests.conftest import BIN_DIR
@@ -51,6 +53,7 @@ class Psycopg:
 def measure() -> list[str]:
     """Return a line for each figure."""
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # the server may have a user of its own
         directory = Path(folder) / "cluster"
         settings = {"log_statement": "all", "log_line_prefix": "%m ", "fsync": "off"}
         with PostgresServer(bin_dir=BIN_DIR, settings=settings, directory=directory) as server:
@@ -93,18 +96,17 @@ def _schedule(name: str, **values: Any) -> Schedule:
 
 
 def _latency(server: PostgresServer, sql: psycopg.Connection[Any]) -> Iterator[str]:
-    """Of a schedule that ticks once in five seconds."""
+    """Of a schedule that ticks every other second."""
+    every_other = _schedule("s", expression="*/2 * * * * *")
+    _declare(server, [every_other], datetime.now(UTC).replace(microsecond=0))
     with _worker(server):
-        _declare(
-            server, [_schedule("s", expression="*/5 * * * * *")], datetime.now(UTC) + timedelta(seconds=5)
-        )
-        time.sleep(65.0)
+        time.sleep(60.0)
     late = "extract(epoch FROM {} - (metadata->>'_scheduled_for')::timestamptz) * 1000"
     for what, column in (("stored", "ready_at"), ("started", "started_at")):
         rows = sql.execute(
             f"SELECT ({late.format(column)})::float FROM aiotasks_task WHERE {column} IS NOT NULL ORDER BY id"
         ).fetchall()
-        values = [row[0] for row in rows][1:]  # the first was found by a look of the minute
+        values = [row[0] for row in rows][5:]  # the first ones are of the worker's start
         yield (
             f"an idle worker, {len(values)} ticks, ms until the task is {what}: "
             f"p50 {statistics.median(values):.1f}, max {max(values):.1f}"
@@ -158,26 +160,24 @@ def _idle(server: PostgresServer, sql: psycopg.Connection[Any], log: Path) -> It
             with log.open(encoding="utf-8", errors="replace") as lines:
                 lines.seek(start)
                 found = Counter(match[1][:50] for match in _STATEMENT.finditer(lines.read()))
-        took = _explain(server)
+        costs = {name: _cost(server, name) for name in ("next_due", "select_declared")}
         yield (
-            f"{number} schedules, none due: {found.total()} statements of a worker in {IDLE} s; "
-            f"next_due takes {took:.0f} µs"
+            f"{number} schedules, none due: {found.total()} statements of a worker in {IDLE} s; µs on the "
+            f"server for each: {', '.join(f'{name} {cost:.0f}' for name, cost in costs.items())}"
         )
         yield from (f"    {count:4}  {statement}" for statement, count in found.most_common())
 
 
-def _explain(server: PostgresServer) -> float:
-    """Microseconds of next_due on the server, prepared as in a worker's session."""
-    from aiotasks.store.statements import load
-
+def _cost(server: PostgresServer, name: str) -> float:
+    """Microseconds of a statement on the server, prepared as in a worker's session."""
     with psycopg.connect(server.dsn(), autocommit=True) as session:
-        session.execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan")
-        session.execute(f"PREPARE due AS {load('next_due').sql}")
+        session.execute(SESSION)
+        session.execute(f"PREPARE it AS {load(name).sql}")
         times = []
-        for _ in range(300):
-            (plan,) = session.execute(
-                "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE due('default')"
-            ).fetchall()[0]
+        for _ in range(100):
+            ((plan,),) = session.execute(
+                "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE it('default')"
+            ).fetchall()
             times.append(float(plan[0]["Execution Time"]) * 1000)
         return statistics.median(times)
 
