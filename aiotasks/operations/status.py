@@ -1,5 +1,6 @@
 """The state of a backend: its queues, its workers, and the session that delays vacuum."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from uuid import UUID
 from ..backend import PostgresBackend
 from ..rows import StoredLane
 from ..store.inspection import OldestRunning, ReadyCount, RunningCount
+from ..store.schedules import ScheduleRow
 from ..store.store import Store
 from .connection import operator_connection
 from .counts import COUNT_LIMIT, Count
 from .limit_statuses import LimitStatus
 from .limits import select_statuses
 from .pauses import Pause, pause_of
+from .schedules import ScheduleState, state_of
 
 __all__ = [
     "Count",
@@ -36,6 +39,9 @@ COUNT_LIMIT_AT_LEAST = 100
 
 # A site with a queue for each customer has thousands; the first by name are shown.
 QUEUE_LIMIT = 1_000
+
+# What fails, then what ticks next; `aiotasks schedules` shows all.
+SCHEDULE_LIMIT = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +150,8 @@ class Running:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """``queues_capped``: there are more than these. ``standing``: limits and keys that stand still until
-    somebody acts, a time comes, or a retry. ``failed_in_…``: tasks FAILED since then.
+    somebody acts, a time comes, or a retry. ``schedules``: up to 20 of ``schedules_in_all``, those that fail
+    first, then those that tick next. ``failed_in_…``: tasks FAILED since then.
     ``all_snapshots_seen``: unless the role may not."""
 
     backend: str
@@ -153,6 +160,8 @@ class Status:
     queues_capped: bool
     pauses: list[Pause]
     standing: list[LimitStatus]
+    schedules: list[ScheduleState]
+    schedules_in_all: int
     failed_in_hour: Count
     failed_in_day: Count
     oldest_running: Running | None
@@ -179,6 +188,7 @@ async def read_status(backend: PostgresBackend) -> Status:
         pauses = [pause_of(one) for one in await store.select_pauses(alias)]
         limited = await store.count_limited_jobs(alias, names, limit)
         standing = await select_statuses(store, alias, standing=True)
+        schedules = (await store.select_schedules(alias)).rows
         failed = await store.count_failed_jobs(alias, COUNT_LIMIT)
         oldest = await store.oldest_running_job(alias, COUNT_LIMIT)
         snapshot = await store.oldest_snapshot()
@@ -210,6 +220,8 @@ async def read_status(backend: PostgresBackend) -> Status:
         queues_capped=len(found) > len(names),
         pauses=pauses,
         standing=standing,
+        schedules=[state_of(row) for row in sorted(schedules, key=_urgency)[:SCHEDULE_LIMIT]],
+        schedules_in_all=len(schedules),
         failed_in_hour=Count(failed.in_hour, failed.in_hour >= COUNT_LIMIT or not failed.complete),
         failed_in_day=Count(failed.in_day, failed.in_day >= COUNT_LIMIT or not failed.complete),
         oldest_running=None if oldest is None else _running(oldest, workers),
@@ -218,6 +230,10 @@ async def read_status(backend: PostgresBackend) -> Status:
         oldest_snapshot=None if snapshot.holder is None else Snapshot(*snapshot.holder),
         all_snapshots_seen=snapshot.all_seen,
     )
+
+
+def _urgency(row: ScheduleRow) -> tuple[bool, float]:
+    return not row.failures, math.inf if row.next_at is None else row.next_at.timestamp()
 
 
 def _fleet(alive: list[WorkerRow], *, running_capped: bool) -> FleetUse:

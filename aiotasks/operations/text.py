@@ -1,12 +1,14 @@
 """A backend's status for people: plain text in columns, for any terminal."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from .limit_statuses import LimitStatus
 from .pauses import Pause
+from .schedules import ScheduleState
 from .status import FleetUse, LaneUse, Queue, Running, Snapshot, Status, WorkerRow
 
-__all__ = ["age", "counted", "limits_as_text", "printable", "status_as_text"]
+__all__ = ["age", "counted", "limits_as_text", "moment_as_text", "printable", "status_as_text"]
 
 
 def status_as_text(status: Status) -> str:
@@ -24,6 +26,11 @@ def status_as_text(status: Status) -> str:
     if status.standing:
         header = ["stands still", ">waiting", ">oldest", "why"]
         parts.append(_table(header, [_standing(limit) for limit in status.standing]))
+    if status.schedules:
+        header = ["schedule", "when", "next", "last", ">skipped", "state"]
+        parts.append(_table(header, [_schedule(schedule) for schedule in status.schedules]))
+        if status.schedules_in_all > len(status.schedules):
+            parts.append(f"{counted(status.schedules_in_all, 'schedule')} in all: `aiotasks schedules`.")
     parts.append(
         f"Failed: {status.failed_in_hour} in the last hour, {status.failed_in_day} in the last day\n"
         f"Oldest running task: {_running(status.oldest_running)}"
@@ -140,6 +147,23 @@ def _why(limit: LimitStatus) -> str:
             return "as many run as may"
         case "rate":
             return f"the next start is due in {age(limit.opens or 0.0)}"
+
+
+def _schedule(schedule: ScheduleState) -> list[str]:
+    state = f"failing: {schedule.error}" if schedule.state == "failing" else schedule.state
+    return [
+        printable(schedule.name),
+        printable(schedule.words),
+        moment_as_text(schedule.next[0]) if schedule.next else "-",
+        "-" if schedule.last_tick is None else moment_as_text(schedule.last_tick),
+        f"{schedule.skipped:,}",
+        printable(state),
+    ]
+
+
+def moment_as_text(moment: datetime) -> str:
+    """Return a time with its day of the week and its offset: ``Tue 2026-12-01 03:00:00+01:00``."""
+    return f"{moment:%a} {moment.isoformat(sep=' ', timespec='seconds')}"
 
 
 def _fleet(fleet: FleetUse) -> str:

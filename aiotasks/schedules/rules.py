@@ -83,9 +83,8 @@ class FixedTimes:
         before = _offset(digits.replace(tzinfo=self.zone))
         after = _offset(digits.replace(tzinfo=self.zone, fold=1))
         moment = (digits - before).replace(tzinfo=UTC)
-        if before >= after:
-            return moment
-        start = (digits - after).replace(tzinfo=UTC)  # just before the clock is set forward
+        # If they are left out, this is just before the clock is set forward; else it isn't before the moment.
+        start = (digits - after).replace(tzinfo=UTC)
         return _first_change(start, moment, before, self.zone) or moment
 
 

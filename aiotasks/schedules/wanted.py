@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 from django.conf import settings
 
@@ -14,7 +14,7 @@ from ..policies.text import is_storable
 from ..rows import Missed, Overlap
 from .cron import Times, parse_times
 
-__all__ = ["MISSED", "OVERLAP", "Wanted", "parse_name", "parse_wanted"]
+__all__ = ["MISSED", "OVERLAP", "Wanted", "WantedKeywords", "parse_name", "parse_wanted"]
 
 # Characters. With the name of its backend, a name must fit into an entry of an index.
 LONGEST_NAME = 500
@@ -39,6 +39,19 @@ class Wanted:
     jitter: float | None
     args: list[Any]
     kwargs: dict[str, Any]
+
+
+class WantedKeywords(TypedDict, total=False):
+    """The keywords of ``parse_wanted``: see ``periodic``."""
+
+    every: timedelta | float | None
+    timezone: str | None
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any] | None
+    missed: Missed
+    within: timedelta | float | None
+    overlap: Overlap | None
+    jitter: timedelta | float | None
 
 
 def parse_wanted(

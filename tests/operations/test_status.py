@@ -287,10 +287,10 @@ def test_the_oldest_snapshot(sql: psycopg.Connection, database: str) -> None:
 
 
 def test_a_role_that_may_not_see_others_sessions_is_told_so(sql: psycopg.Connection, fill: Fill) -> None:
-    """And to read both tables is all that it needs."""
+    """And to read the tables is all that it needs."""
     fill("READY", 1)
     options = connection.settings_dict["OPTIONS"]
-    tables = "aiotasks_task, aiotasks_worker, aiotasks_pause, aiotasks_limit"
+    tables = "aiotasks_task, aiotasks_worker, aiotasks_pause, aiotasks_limit, aiotasks_schedule"
     sql.execute(f"CREATE ROLE onlooker; GRANT SELECT ON {tables} TO onlooker")
     options["assume_role"] = "onlooker"
     try:
@@ -326,6 +326,8 @@ def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
         "queues_capped": False,
         "pauses": [],
         "standing": [],
+        "schedules": [],
+        "schedules_in_all": 0,
         "failed_in_hour": nothing,
         "failed_in_day": nothing,
         "oldest_running": None,
@@ -444,6 +446,8 @@ def test_the_table() -> None:
                 Pause(kind="task", name="shop.tasks.report", reason="", age=1.0, until=None),
             ],
             standing=[],
+            schedules=[],
+            schedules_in_all=0,
             failed_in_hour=Count(3, capped=False),
             failed_in_day=Count(10_000, capped=True),
             oldest_running=Running(UUID(int=7), "shop.tasks.report", 7_300.0, "web-1:4711"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from aiotasks.management import check, limit, limits, prune, status, worker
+from aiotasks.management import check, limit, limits, prune, schedules, status, worker
 from aiotasks.management.subcommand import Subcommand
 
 __all__ = ["Command"]
@@ -18,6 +18,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "prune": prune,
     "limits": limits,
     "limit": limit,
+    "schedules": schedules,
 }
 
 

@@ -20,6 +20,7 @@ from . import (
     notify,
     permissions,
     pooler,
+    schedules,
     session,
     timeouts,
     versions,
@@ -47,6 +48,7 @@ _CHECKS: dict[str, Callable[[Examination], Awaitable[Result]]] = {
     "waiting": waiting.check,
     "limits": limits.check,
     "timeouts": timeouts.check,
+    "schedules": schedules.check,
 }
 
 CHECKS = ("settings", *_CHECKS)

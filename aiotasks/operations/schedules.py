@@ -1,0 +1,347 @@
+"""What operators do with schedules: look at them, add their own, pause, resume, run and remove them.
+
+Those of the code and those of operators are rows of one table, and every worker ticks both.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal, Unpack
+
+from django.tasks import Task
+from django.tasks.signals import task_enqueued
+
+from .. import signals
+from ..backend import PostgresBackend
+from ..registry import resolve
+from ..row_results import duplicate_of, result_of
+from ..rows import AnyResult, AnyTask, Missed, Overlap, UniqueJob
+from ..schedules.cron import Times
+from ..schedules.declarations import Declaration
+from ..schedules.ticks import job_of_tick
+from ..schedules.wanted import Wanted, WantedKeywords, parse_name, parse_wanted
+from ..schedules.words import in_words
+from ..store.route import Route
+from ..store.schedules import DeclaredSchedule, ScheduleRow
+from ..store.wakeups import Wakeup
+from ..worker.startup import backend_of
+from .pauses import parse_reason
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+    from uuid_utils.compat import uuid7
+
+__all__ = [
+    "ScheduleState",
+    "aadd_schedule",
+    "add_schedule",
+    "alist_schedules",
+    "apause_schedule",
+    "aremove_schedule",
+    "aresume_schedule",
+    "arun_schedule",
+    "list_schedules",
+    "pause_schedule",
+    "remove_schedule",
+    "resume_schedule",
+    "run_schedule",
+    "state_of",
+]
+
+# The next ticks that people are shown.
+NEXT_TICKS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleState:
+    """A schedule, and how it is. Its times are aware, in its own time zone, or in UTC where that is unknown.
+
+    words: when it ticks, in words. state: "active"; "failing": its last tick couldn't be enqueued, and is
+    tried again; "paused", by an operator; "stopped": the code has it no more; "ended": it never ticks again.
+    from_code: the code declares it, else an operator has added it. missed, within, overlap, jitter: see
+    ``aiotasks.periodic``; times are in seconds. next: the next three ticks.
+    last_tick: the last one that was enqueued or left out; None: there was none. skipped: how many were left
+    out because of an unfinished task, or one with its key, the last of them ``skipped_tick``. failures: how
+    often in a row a tick couldn't be enqueued, the last time by ``error``; it is tried again at ``retry_at``.
+    """
+
+    name: str
+    words: str
+    expression: str
+    timezone: str
+    state: Literal["active", "failing", "paused", "stopped", "ended"]
+    from_code: bool
+    task_path: str
+    queue_name: str
+    priority: int
+    args: list[Any]
+    kwargs: dict[str, Any]
+    missed: Missed
+    within: float | None
+    overlap: Overlap | None
+    jitter: float | None
+    next: list[datetime]
+    last_tick: datetime | None
+    skipped: int
+    skipped_tick: datetime | None
+    failures: int
+    error: str | None
+    retry_at: datetime | None
+    paused_at: datetime | None
+    pause_reason: str | None
+    stopped_at: datetime | None
+
+
+async def alist_schedules(backend: str = "default") -> list[ScheduleState]:
+    """Return all schedules of a backend, by name.
+
+    Raises ImproperlyConfigured for an alias that isn't a backend of aiotasks, ``django.db`` errors where the
+    database fails.
+    """
+    return await backend_of(backend).dispatch(_list)
+
+
+def list_schedules(backend: str = "default") -> list[ScheduleState]:
+    """The same in sync code, over Django's connection: see ``alist_schedules``."""
+    return backend_of(backend).run_over_django(_list)
+
+
+async def aadd_schedule(
+    name: str,
+    task: str | AnyTask,
+    cron: str | None = None,
+    *,
+    backend: str = "default",
+    **keywords: Unpack[WantedKeywords],
+) -> ScheduleState:
+    """Add a schedule beside those of the code, which no deploy changes. Returns it.
+
+    task: the task, or its path. backend: the alias in TASKS. cron, and the keywords ``every``, ``timezone``,
+    ``args``, ``kwargs``, ``missed``, ``within``, ``overlap`` and ``jitter``: see ``aiotasks.periodic``.
+
+    Its first tick is the next one from now on. Raises TypeError or ValueError for wrong arguments, or for a
+    name that the backend has already; UnknownTask or InvalidTask for a task that no worker could run;
+    errors of ``alist_schedules``.
+    """
+    wanted = parse_wanted(cron, **keywords)
+    return await backend_of(backend).dispatch(_add, parse_name(name), task, wanted)
+
+
+def add_schedule(
+    name: str,
+    task: str | AnyTask,
+    cron: str | None = None,
+    *,
+    backend: str = "default",
+    **keywords: Unpack[WantedKeywords],
+) -> ScheduleState:
+    """The same in sync code, over Django's connection: see ``aadd_schedule``."""
+    wanted = parse_wanted(cron, **keywords)
+    return backend_of(backend).run_over_django(_add, parse_name(name), task, wanted)
+
+
+async def apause_schedule(name: str, *, reason: str = "", backend: str = "default") -> ScheduleState:
+    """Have a schedule tick no more until it is resumed, whatever is deployed meanwhile. Returns it.
+
+    reason: for people who look at the status. Where it is paused already, the reason is changed. Tasks of
+    earlier ticks go on. Raises LookupError if the backend has no schedule of this name, ValueError for a bad
+    reason, errors of ``alist_schedules``.
+    """
+    return await backend_of(backend).dispatch(_pause, name, parse_reason(reason))
+
+
+def pause_schedule(name: str, *, reason: str = "", backend: str = "default") -> ScheduleState:
+    """The same in sync code, over Django's connection: see ``apause_schedule``."""
+    return backend_of(backend).run_over_django(_pause, name, parse_reason(reason))
+
+
+async def aresume_schedule(name: str, *, backend: str = "default") -> ScheduleState:
+    """Have a paused schedule tick again, from now on: no tick of the pause is made up for. Returns it.
+
+    One that isn't paused stays as it is. Raises LookupError if the backend has no schedule of this name,
+    errors of ``alist_schedules``.
+    """
+    return await backend_of(backend).dispatch(_resume, name)
+
+
+def resume_schedule(name: str, *, backend: str = "default") -> ScheduleState:
+    """The same in sync code, over Django's connection: see ``aresume_schedule``."""
+    return backend_of(backend).run_over_django(_resume, name)
+
+
+async def arun_schedule(name: str, *, backend: str = "default") -> AnyResult:
+    """Enqueue the task of a schedule at once, also of one that is paused. Its ticks stay as they are.
+
+    Returns the task's result; where the schedule, or a key of its task, allows no other one meanwhile, the
+    result of the unfinished task, with ``is_duplicate``. The task's ``context.scheduled_for`` is the time of
+    the call. Raises LookupError if the backend has no schedule of this name, UnknownTask if its task can't be
+    imported here, errors of ``alist_schedules``.
+    """
+    return await backend_of(backend).dispatch(_run, name)
+
+
+def run_schedule(name: str, *, backend: str = "default") -> AnyResult:
+    """The same in sync code, over Django's connection: see ``arun_schedule``."""
+    return backend_of(backend).run_over_django(_run, name)
+
+
+async def aremove_schedule(name: str, *, backend: str = "default") -> None:
+    """Remove a schedule that an operator has added, or one that the code has no more. Its tasks stay.
+
+    Raises LookupError if the backend has no schedule of this name, ValueError for one that the code declares,
+    which would declare it again; errors of ``alist_schedules``.
+    """
+    await backend_of(backend).dispatch(_remove, name)
+
+
+def remove_schedule(name: str, *, backend: str = "default") -> None:
+    """The same in sync code, over Django's connection: see ``aremove_schedule``."""
+    backend_of(backend).run_over_django(_remove, name)
+
+
+async def _list(backend: PostgresBackend, route: Route) -> list[ScheduleState]:
+    found = await route.run(lambda store: store.select_schedules(backend.alias))
+    return [state_of(row) for row in found.rows]
+
+
+async def _add(
+    backend: PostgresBackend, route: Route, name: str, task: str | AnyTask, wanted: Wanted
+) -> ScheduleState:
+    alias = backend.alias
+    found = task if isinstance(task, Task) else resolve(task, backend.config.moved_tasks)
+    if found.backend != alias:
+        found = found.using(backend=alias)
+    schedule = Declaration(name=name, task=found, wanted=wanted).row
+    now, rows = await route.run(lambda store: store.select_schedules(alias, [name]))
+    if rows:
+        whose = "The code declares" if rows[0].from_code else "There is"
+        raise ValueError(f"{whose} a schedule {name!r} of backend {alias!r} already. Choose another name.")
+    new = DeclaredSchedule(schedule, None, wanted.times.next_after(now))
+    written = await route.run_alone(lambda store: store.declare_schedules(alias, [new], from_code=False))
+    if name not in written:
+        raise ValueError(f"Somebody else has just added a schedule {name!r} of backend {alias!r}.")
+    _wake(backend, route, schedule.queue_name, new.next_at)
+    return await _state(backend, route, name)
+
+
+async def _pause(backend: PostgresBackend, route: Route, name: str, reason: str) -> ScheduleState:
+    await route.run(lambda store: store.pause_schedule(backend.alias, name, reason))
+    return await _state(backend, route, name)
+
+
+async def _resume(backend: PostgresBackend, route: Route, name: str) -> ScheduleState:
+    now, row = await _row(backend, route, name)
+    schedule = row.schedule
+    next_at = Times(schedule.expression, schedule.timezone).next_after(now)
+    await route.run(lambda store: store.resume_schedule(backend.alias, name, next_at))
+    # In any case: a try before this one may have resumed it, and its reply may have been lost.
+    _wake(backend, route, schedule.queue_name, next_at)
+    return await _state(backend, route, name)
+
+
+async def _run(backend: PostgresBackend, route: Route, name: str) -> AnyResult:
+    now, row = await _row(backend, route, name)
+    moved_tasks = backend.config.moved_tasks
+    task = resolve(row.schedule.task_path, moved_tasks)
+    schedule = replace(row.schedule, jitter=None)
+    id = uuid7()
+    job = job_of_tick(schedule, backend.alias, id, now, now=now)
+    own = json.loads(job.template.metadata or "{}") | {"_by_hand": True}
+    job = replace(job, template=replace(job.template, metadata=json.dumps(own)))
+    if isinstance(job, UniqueJob):
+        (settled,) = await route.insert_unique([job])
+        if settled.holder is not None:
+            return duplicate_of(settled.holder, moved_tasks, task)
+    else:
+        await route.insert([job])
+    stored = await route.select(backend.alias, id)
+    if stored is None:
+        raise LookupError(f"Task {id} of schedule {name!r} was enqueued, and has been deleted since.")
+    result = result_of(stored, moved_tasks)
+    if signals.audience(task_enqueued, type(backend)) is not signals.Audience.NOBODY:
+        await route.send(task_enqueued, type(backend), result)
+    return result
+
+
+async def _remove(backend: PostgresBackend, route: Route, name: str) -> None:
+    _, row = await _row(backend, route, name)
+    if row.from_code and row.stopped_at is None:
+        raise ValueError(
+            f"The code declares schedule {name!r} of {row.schedule.task_path}, and would declare it again. "
+            "Remove it there, or pause it."
+        )
+    await route.run(lambda store: store.delete_schedule(backend.alias, name))
+
+
+async def _row(backend: PostgresBackend, route: Route, name: str) -> tuple[datetime, ScheduleRow]:
+    """The time by the database's clock, and the schedule. Raises LookupError."""
+    now, rows = await route.run(lambda store: store.select_schedules(backend.alias, [name]))
+    if not rows:
+        raise LookupError(f"Backend {backend.alias!r} has no schedule {name!r:.200}.")
+    return now, rows[0]
+
+
+async def _state(backend: PostgresBackend, route: Route, name: str) -> ScheduleState:
+    return state_of((await _row(backend, route, name))[1])
+
+
+def _wake(backend: PostgresBackend, route: Route, queue_name: str, next_at: datetime | None) -> None:
+    """Have the workers look for the earliest tick again."""
+    if next_at is not None:
+        route.wake([Wakeup(backend.alias, queue_name, due=next_at.timestamp())])
+
+
+def state_of(row: ScheduleRow) -> ScheduleState:
+    """Return a stored schedule for people."""
+    schedule = row.schedule
+    try:
+        times = Times(schedule.expression, schedule.timezone)
+    except ValueError:  # others may have written it, or this machine doesn't know the time zone
+        times = None
+    ticks = [] if row.next_at is None else [row.next_at]
+    while times is not None and 0 < len(ticks) < NEXT_TICKS and (tick := times.next_after(ticks[-1])):
+        ticks.append(tick)
+    zone = UTC if times is None else times.zone
+
+    def local(moment: datetime | None) -> datetime | None:
+        return None if moment is None else moment.astimezone(zone)
+
+    return ScheduleState(
+        name=schedule.name,
+        words=schedule.expression if times is None else in_words(times),
+        expression=schedule.expression,
+        timezone=schedule.timezone,
+        state=_kind_of(row),
+        from_code=row.from_code,
+        task_path=schedule.task_path,
+        queue_name=schedule.queue_name,
+        priority=schedule.priority,
+        args=json.loads(schedule.args),
+        kwargs=json.loads(schedule.kwargs),
+        missed=schedule.missed,
+        within=schedule.missed_within,
+        overlap=schedule.overlap,
+        jitter=schedule.jitter,
+        next=[tick.astimezone(zone) for tick in ticks],
+        last_tick=local(row.last_tick),
+        skipped=row.skipped,
+        skipped_tick=local(row.skipped_tick),
+        failures=row.failures,
+        error=row.error,
+        retry_at=local(row.retry_at),
+        paused_at=local(row.paused_at),
+        pause_reason=row.pause_reason,
+        stopped_at=local(row.stopped_at),
+    )
+
+
+def _kind_of(row: ScheduleRow) -> Literal["active", "failing", "paused", "stopped", "ended"]:
+    if row.stopped_at is not None:
+        return "stopped"
+    if row.paused_at is not None:
+        return "paused"
+    if row.failures:
+        return "failing"
+    return "active" if row.next_at is not None else "ended"

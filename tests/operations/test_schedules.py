@@ -1,0 +1,393 @@
+"""Schedules as operators see and change them: the functions, the command, status and check."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psycopg
+import pytest
+from django.core.management import CommandError
+from django.db import transaction
+from django.tasks.exceptions import InvalidTask
+
+from aiotasks.exceptions import UnknownTask
+from aiotasks.operations.check.schedules import judge_schedules
+from aiotasks.operations.schedule_text import schedules_as_text
+from aiotasks.operations.schedules import (
+    ScheduleState,
+    aadd_schedule,
+    add_schedule,
+    alist_schedules,
+    apause_schedule,
+    aremove_schedule,
+    aresume_schedule,
+    arun_schedule,
+    list_schedules,
+    pause_schedule,
+    remove_schedule,
+    resume_schedule,
+    run_schedule,
+)
+from aiotasks.schedules.cron import Times
+from aiotasks.schedules.declarations import Declaration
+from aiotasks.schedules.wanted import parse_wanted
+from aiotasks.schedules.words import in_words
+from aiotasks.store.schedules import DeclaredSchedule, ScheduleRow, Schedules
+from tests import tasks
+from tests.site import default_task_backend, postgres_result
+
+from .conftest import check, run, status
+
+BERLIN = ZoneInfo("Europe/Berlin")
+ECHO = "tests.tasks.echo"
+
+
+def shown(*arguments: str) -> Any:
+    code, text = run("schedules", *arguments, "--json")
+    assert code == 0
+    return json.loads(text)
+
+
+def declare(name: str, cron: str = "@daily", **keywords: Any) -> None:
+    """As a worker whose code has it."""
+    wanted = parse_wanted(cron, timezone="UTC", **keywords)
+    row = Declaration(name=name, task=tasks.echo, wanted=wanted).row
+    new = DeclaredSchedule(row, row.digest(), wanted.times.next_after(datetime.now(UTC)))
+
+    async def write(backend: Any, route: Any) -> None:
+        await route.run(lambda store: store.declare_schedules("default", [new], from_code=True))
+
+    default_task_backend.run_over_django(write)
+
+
+# --- Operations
+
+
+def test_an_operator_adds_a_schedule(database: str, sql: psycopg.Connection) -> None:
+    before = datetime.now(UTC)
+    added = add_schedule(
+        "report",
+        ECHO,
+        "0 3 * * *",
+        timezone="Europe/Berlin",
+        args=[1],
+        kwargs={"a": "b"},
+        missed="skip",
+        within=60,
+        overlap="queue",
+        jitter=timedelta(seconds=5),
+    )
+    assert list_schedules() == [added]
+    assert (added.name, added.words, added.timezone) == ("report", "at 03:00 every day", "Europe/Berlin")
+    assert (added.state, added.from_code, added.task_path, added.queue_name) == (
+        "active",
+        False,
+        ECHO,
+        "default",
+    )
+    assert (added.args, added.kwargs, added.missed, added.within) == ([1], {"a": "b"}, "skip", 60.0)
+    assert (added.overlap, added.jitter, added.last_tick, added.skipped) == ("queue", 5.0, None, 0)
+    times = Times("0 3 * * *", "Europe/Berlin")
+    first = times.next_after(before)
+    assert first is not None
+    assert added.next[0] == first
+    assert [tick.hour for tick in added.next] == [3, 3, 3]
+    assert added.next[1] == times.next_after(added.next[0])
+    ((next_at,),) = sql.execute("SELECT next_at FROM aiotasks_schedule").fetchall()
+    assert next_at == first
+
+
+def test_a_task_may_be_given_as_it_is(database: str) -> None:
+    add_schedule("a", tasks.echo.using(queue_name="slow", priority=5), every=timedelta(minutes=5))
+    (state,) = list_schedules()
+    assert (state.words, state.timezone, state.queue_name, state.priority) == (
+        "every 5 minutes",
+        "UTC",
+        "slow",
+        5,
+    )
+    assert [tick.minute % 5 for tick in state.next] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        (("x", "tests.nowhere", "@daily"), UnknownTask, "tests.nowhere"),
+        (("x", ECHO, "* * *"), ValueError, "has 3 fields"),
+        (("x", ECHO), ValueError, "either a cron expression or every"),
+        (("", ECHO, "@daily"), ValueError, "name must be a text"),
+        (("x", "tests.tasks.noop", "@daily"), InvalidTask, "don't fit"),
+    ],
+)
+def test_what_cannot_be_added(database: str, arguments: Any, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        add_schedule(*arguments, kwargs={"a": 1})
+    assert list_schedules() == []
+
+
+def test_names_are_taken_once(database: str) -> None:
+    add_schedule("a", ECHO, "@daily")
+    declare("b")
+    with pytest.raises(ValueError, match=r"There is a schedule 'a' of backend 'default' already\. Choose"):
+        add_schedule("a", ECHO, "@hourly")
+    with pytest.raises(ValueError, match="The code declares a schedule 'b' of backend 'default' already"):
+        add_schedule("b", ECHO, "@hourly")
+    assert [(each.name, each.expression, each.from_code) for each in list_schedules()] == [
+        ("a", "@daily", False),
+        ("b", "@daily", True),
+    ]
+
+
+def test_a_pause_and_its_end(database: str) -> None:
+    declare("a")
+    paused = pause_schedule("a", reason="the warehouse is being moved")
+    assert (paused.state, paused.pause_reason, paused.next) == ("paused", "the warehouse is being moved", [])
+    assert paused.paused_at is not None
+    again = pause_schedule("a", reason="still")
+    assert (again.paused_at, again.pause_reason) == (paused.paused_at, "still")
+    resumed = resume_schedule("a")
+    assert (resumed.state, resumed.paused_at, resumed.pause_reason) == ("active", None, None)
+    assert resumed.next[0] > datetime.now(UTC)
+    assert resume_schedule("a") == resumed
+    with pytest.raises(ValueError, match="reason must be a text"):
+        pause_schedule("a", reason="x" * 1001)
+
+
+def test_only_what_the_code_does_not_declare_is_removed(database: str, sql: psycopg.Connection) -> None:
+    add_schedule("a", ECHO, "@daily")
+    declare("b")
+    remove_schedule("a")
+    with pytest.raises(ValueError, match=r"The code declares schedule 'b' of tests\.tasks\.echo, and would"):
+        remove_schedule("b")
+    sql.execute("UPDATE aiotasks_schedule SET stopped_at = now(), next_at = NULL")
+    (stopped,) = list_schedules()
+    assert (stopped.state, stopped.next) == ("stopped", [])
+    remove_schedule("b")
+    assert list_schedules() == []
+
+
+def test_unknown_names(database: str) -> None:
+    for call in (pause_schedule, resume_schedule, run_schedule, remove_schedule):
+        with pytest.raises(LookupError, match="Backend 'default' has no schedule 'nowhere'"):
+            call("nowhere")
+
+
+def test_a_schedule_is_run_by_hand(database: str, sql: psycopg.Connection) -> None:
+    add_schedule("a", ECHO, "@daily", args=[1], kwargs={"b": 2}, jitter=3600)
+    pause_schedule("a")
+    (before,) = list_schedules()
+    result = run_schedule("a")
+    assert (result.args, result.kwargs, result.status) == ([1], {"b": 2}, "READY")
+    raw = postgres_result(result).raw_metadata
+    assert (raw["_schedule"], raw["_by_hand"], postgres_result(result).metadata) == ("a", True, {})
+    assert abs(datetime.fromisoformat(raw["_scheduled_for"]) - datetime.now(UTC)) < timedelta(minutes=1)
+    assert list_schedules() == [before]
+    again = run_schedule("a")
+    assert (again.id, postgres_result(again).is_duplicate) == (result.id, True)
+    sql.execute("UPDATE aiotasks_schedule SET overlap = 'allow'")
+    other = run_schedule("a")
+    assert other.id != result.id
+    assert sql.execute("SELECT count(*) FROM aiotasks_task").fetchall() == [(2,)]
+
+
+def test_a_change_is_part_of_the_transaction(database: str) -> None:
+    add_schedule("a", ECHO, "@daily")
+    with transaction.atomic():
+        pause_schedule("a")
+        run_schedule("a")
+        add_schedule("b", ECHO, "@daily")
+        assert [each.state for each in list_schedules()] == ["paused", "active"]
+        transaction.set_rollback(True)
+    (state,) = list_schedules()
+    assert state.state == "active"
+
+
+async def test_the_same_in_coroutines(database: str) -> None:
+    added = await aadd_schedule("a", tasks.echo, "@daily")
+    assert await alist_schedules() == [added]
+    assert (await apause_schedule("a", reason="why")).pause_reason == "why"
+    assert (await aresume_schedule("a")).state == "active"
+    result = await arun_schedule("a")
+    assert (await default_task_backend.aget_result(result.id)).task == tasks.echo
+    await aremove_schedule("a")
+    assert await alist_schedules() == []
+
+
+# --- The command
+
+
+def test_the_command(database: str) -> None:
+    assert run("schedules") == (0, "No schedule.\n")
+    (added,) = shown("add", "a", ECHO, "--every", "90s", "--args", '[1, "x"]', "--overlap", "allow")
+    assert (added["words"], added["args"], added["overlap"]) == ("every 90 seconds", [1, "x"], "allow")
+    assert shown() == shown("list") == shown("list", "a") == [added]
+    assert run("schedules", "--json", "list") == run("schedules", "list", "--json")
+    code, text = run("schedules")
+    assert code == 0
+    assert text.startswith("a: every 90 seconds (@every 90), UTC [operator, active]\n")
+    assert "  task     tests.tasks.echo(1, 'x'), queue default\n  next     " in text
+    (paused,) = shown("pause", "a", "--reason", "quiet")
+    assert (paused["state"], paused["pause_reason"]) == ("paused", "quiet")
+    assert shown("resume", "a")[0]["state"] == "active"
+    answer = shown("run-now", "a")
+    assert (default_task_backend.get_result(answer["id"]).args, answer["is_duplicate"]) == ([1, "x"], False)
+    assert run("schedules", "run-now", "a")[1].startswith("Enqueued task ")
+    assert shown("remove", "a") == {"removed": "a"}
+    assert shown() == []
+
+
+def test_the_command_says_what_is_wrong(database: str) -> None:
+    for arguments, words in {
+        ("pause", "nowhere"): "has no schedule 'nowhere'",
+        ("list", "nowhere"): "has no schedule 'nowhere'",
+        ("add", "a", "tests.nowhere", "--cron", "@daily"): "tests.nowhere",
+        ("add", "a", ECHO, "--cron", "* * *"): "has 3 fields",
+        ("add", "a", ECHO): "either a cron expression or every",
+        ("add", "a", ECHO, "--every", "5"): "isn't a number with a unit",
+        ("add", "a", ECHO, "--cron", "@daily", "--args", "{"): "isn't JSON",
+        ("add", "a", ECHO, "--cron", "@daily", "--args", "5"): "args must be a list",
+        ("add", "a", ECHO, "--cron", "@daily", "--timezone", "Mars"): "such as 'Europe/Berlin', not 'Mars'",
+        ("list", "--backend", "nowhere"): "TASKS has no backend 'nowhere'",
+    }.items():
+        with pytest.raises(CommandError, match=words.replace("*", r"\*")):
+            run("schedules", *arguments)
+
+
+# --- For people
+
+
+def state(**values: Any) -> ScheduleState:
+    tick = datetime(2026, 12, 1, 3, tzinfo=BERLIN)
+    whole: dict[str, Any] = {
+        "name": "nightly",
+        "words": "at 03:00 every day",
+        "expression": "0 3 * * *",
+        "timezone": "Europe/Berlin",
+        "state": "active",
+        "from_code": True,
+        "task_path": "shop.tasks.report",
+        "queue_name": "slow",
+        "priority": 0,
+        "args": [1],
+        "kwargs": {"to": "ann"},
+        "missed": "last",
+        "within": None,
+        "overlap": "skip",
+        "jitter": None,
+        "next": [tick, tick + timedelta(days=1)],
+        "last_tick": tick - timedelta(days=1),
+        "skipped": 0,
+        "skipped_tick": None,
+        "failures": 0,
+        "error": None,
+        "retry_at": None,
+        "paused_at": None,
+        "pause_reason": None,
+        "stopped_at": None,
+    }
+    return ScheduleState(**whole | values)
+
+
+def test_as_text() -> None:
+    assert schedules_as_text([state()]) == (
+        "nightly: at 03:00 every day (0 3 * * *), Europe/Berlin [code, active]\n"
+        "  task     shop.tasks.report(1, to='ann'), queue slow\n"
+        "  next     Tue 2026-12-01 03:00:00+01:00, Wed 2026-12-02 03:00:00+01:00\n"
+        "  last     Mon 2026-11-30 03:00:00+01:00"
+    )
+    tick = datetime(2026, 11, 29, 3, tzinfo=BERLIN)
+    troubled = state(
+        state="failing",
+        from_code=False,
+        last_tick=None,
+        skipped=1234,
+        skipped_tick=tick,
+        failures=1,
+        error="ValueError: \x1b[1m",
+        retry_at=tick,
+        paused_at=tick,
+        pause_reason="",
+        stopped_at=tick,
+        next=[],
+    )
+    assert schedules_as_text([troubled]) == (
+        "nightly: at 03:00 every day (0 3 * * *), Europe/Berlin [operator, failing]\n"
+        "  task     shop.tasks.report(1, to='ann'), queue slow\n"
+        "  last     never\n"
+        "  skipped  1,234 ticks, the last one Sun 2026-11-29 03:00:00+01:00\n"
+        "  failed   1 time, tried again Sun 2026-11-29 03:00:00+01:00: 'ValueError: \\x1b[1m'\n"
+        "  paused   since Sun 2026-11-29 03:00:00+01:00\n"
+        "  stopped  since Sun 2026-11-29 03:00:00+01:00: the code has it no more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [
+        ("@every 1", "every second"),
+        ("@every 300", "every 5 minutes"),
+        ("@every 86400", "every day"),
+        ("@every 5400", "every 90 minutes"),
+        ("@every 1.5", "every 1.5 seconds"),
+        ("* * * * *", "every minute"),
+        ("*/5 * * * *", "every 5 minutes"),
+        ("0 */1  * * * *", "every minute"),
+        ("*/10 * * * * *", "every 10 seconds"),
+        ("*/7 * * * *", "every seventh minute of every hour"),
+        ("@Daily", "at 00:00 every day"),
+        ("30 3 * * mon-fri", "at 03:30 on Monday through Friday"),
+        ("0 12 * * fri#2", "at 12:00 on the second Friday of the month"),
+    ],
+)
+def test_times_in_words(expression: str, words: str) -> None:
+    assert in_words(Times(expression)) == words
+
+
+# --- Status and check
+
+
+def test_status_shows_what_fails_and_what_is_next(sql: psycopg.Connection) -> None:
+    for number in range(25):
+        add_schedule(f"s{number:02}", ECHO, "@yearly")
+    add_schedule("soon", ECHO, every=1, timezone=None)
+    sql.execute("UPDATE aiotasks_schedule SET failures = 2, error = 'ValueError: no' WHERE name = 's20'")
+    found = status()
+    assert [each["name"] for each in found["schedules"]][:3] == ["s20", "soon", "s00"]
+    assert (len(found["schedules"]), found["schedules_in_all"]) == (20, 26)
+    text = run("status")[1].splitlines()
+    assert any(line.startswith("s20 ") and line.endswith("failing: ValueError: no") for line in text)
+    assert "26 schedules in all: `aiotasks schedules`." in text
+
+
+def test_check_finds_what_does_not_tick(sql: psycopg.Connection) -> None:
+    assert check()[1]["schedules"]["verdict"] == "ok"
+    for name in ("late", "failing", "fine"):
+        add_schedule(name, ECHO, "@daily")
+    assert check()[1]["schedules"]["message"] == "No tick is late or fails, of 3 schedules."
+    sql.execute("UPDATE aiotasks_schedule SET next_at = now() - interval '5 min' WHERE name <> 'fine'")
+    sql.execute("UPDATE aiotasks_schedule SET failures = 2, error = 'ValueError: no' WHERE name = 'failing'")
+    finding = check()[1]["schedules"]
+    assert finding["verdict"] == "warning"
+    assert "Ticks can't be enqueued: 'failing' (ValueError: no)." in finding["message"]
+    assert "No worker has enqueued ticks that have come: of late." in finding["message"]
+    assert "Start a worker" in finding["remedy"]
+
+
+def test_check_finds_what_the_code_cannot_declare() -> None:
+    found = Schedules(datetime.now(UTC), [])
+    verdict, message, remedy = judge_schedules(found, ["Two are called x."], {}, [])
+    assert (verdict, message) == ("error", "Two are called x.")
+    assert remedy.startswith("Fix the code")
+    verdict, message, _ = judge_schedules(found, [], {"shop.tasks": ImportError("no celery")}, [])
+    assert verdict == "warning"
+    assert "can't be imported: shop.tasks (ImportError: no celery)." in message
+
+
+def test_check_finds_names_of_operators_that_the_code_has(database: str) -> None:
+    row = Declaration(name="x", task=tasks.echo, wanted=parse_wanted("@daily")).row
+    stored = ScheduleRow(row, False, None, 0, 0, None, None, None, None, None, None, None)
+    verdict, message, remedy = judge_schedules(Schedules(datetime.now(UTC), [stored]), [], {}, ["x"])
+    assert verdict == "warning"
+    assert "whose own aren't declared: x." in message
+    assert "schedules remove NAME" in remedy
