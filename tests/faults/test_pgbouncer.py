@@ -228,3 +228,15 @@ async def test_bulk_actions(bouncer: PgBouncer, configure: Configure, way: str) 
         assert (await default_task_backend.adelete_many(every_task, everything=True)).deleted == 1200
     assert await default_task_backend.adelete_many(every_task, everything=True) == aiotasks.BulkCounts()
     await close_pools()
+
+
+def test_ticks_of_schedules(env: dict[str, str], start_worker: Start, ledger: Ledger) -> None:
+    """Whose transactions several workers have at a time, over few server processes."""
+    options = {**POOLED, "SCHEDULES": ["tests.worker.scheduled_tasks"], "POLL_INTERVAL": 1}
+    workers = [start_worker(options=options, env=env) for _ in range(2)]
+    wait_until(lambda: ledger.statuses().get("SUCCESSFUL", 0) >= 4)
+    assert [worker.stop() for worker in workers] == [0, 0]
+    query = "SELECT metadata->>'_schedule' AS name, metadata->>'_scheduled_for' AS at FROM aiotasks_task"
+    ticks = ledger.rows(query)
+    assert len(set(ticks)) == len(ticks)
+    assert not any(word in worker.log for worker in workers for word in ("Outage", "Traceback", "failed"))

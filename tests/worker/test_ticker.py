@@ -190,6 +190,33 @@ async def test_several_workers_and_each_tick_once(site: Site, conn: asyncpg.Conn
     assert {len(times) for times in found.values()} == {1}
 
 
+async def test_several_workers_where_transactions_are_serializable(
+    site: Site, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL rolls some of them back: a schedule waits, and none has failed."""
+    name = await conn.fetchval("SELECT quote_ident(current_database())")
+    await conn.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = serializable")
+    monkeypatch.setattr(ticking, "MOST_SCHEDULES", 10)
+    try:
+        await site.declare(*(new_schedule(f"{number}", overlap="allow") for number in range(60)))
+        while await site.store.select_due_schedules("default", 1):
+            await asyncio.gather(*(site.ticker.run_once() for _ in range(6)))
+    finally:
+        await conn.execute(f"ALTER DATABASE {name} RESET default_transaction_isolation")
+    found = await stored(conn)
+    assert len(found) == 60
+    assert {len(times) for times in found.values()} == {1}
+    assert site.seen.failed == []
+
+
+async def test_ticks_have_the_limit_of_their_schedule(site: Site, conn: asyncpg.Connection) -> None:
+    for overlap in ("skip", "allow"):
+        await site.declare(new_schedule(overlap, overlap=overlap, limit_key="tenant:1", ordered="stop"))
+    await site.ticker.run_once()
+    rows = await conn.fetch("SELECT lane, limit_key, ordered FROM aiotasks_task")
+    assert [tuple(row) for row in rows] == [("loop+", "tenant:1", "stop")] * 2
+
+
 async def test_a_tick_that_was_enqueued_is_not_again(site: Site, conn: asyncpg.Connection) -> None:
     """Somebody has set next_at back by hand; beside it others tick as ever."""
     await site.declare(new_schedule("allow", overlap="allow"), new_schedule("skip"))
