@@ -19,6 +19,7 @@ A statement names a list in braces, and gets it when it is loaded. The row must 
   ``{held_by_failure}``: that has FAILED
 - ``{key_is_paused}``: whether an operator has paused the key of the row's limit, or the limit, where $1 is
   the backend
+- ``{line_is_stopped}``: whether a task that has FAILED has stopped the row's line
 - ``{key_is_free}``: whether the row holds its unique key no longer
 - ``{is_meant}``: whether a bulk action is for the row as it is now, in statements with the parameters
   $2 backend, $3 statuses, (NULL: any) $4 unique key, finished $5 at the earliest and $6 before; $7 after
@@ -210,6 +211,12 @@ _KEY_IS_PAUSED = """(
     ) AS said
 )"""
 
+_LINE_IS_STOPPED = """EXISTS (
+    SELECT FROM aiotasks_task AS held
+    WHERE task.ordered IS NOT NULL AND held.backend = task.backend AND held.limit_held = task.limit_key
+      AND held.status || '' = 'FAILED' AND held.ordered = 'stop' AND held.cancel_requested_at IS NULL
+)"""
+
 _POLICIES = ", ".join(f"task.{name}" for name in COLUMNS)
 _LISTS = {
     "job_columns": _expressions(_NAMES, _EXPRESSIONS | {"policy": _POLICIES}),
@@ -237,6 +244,7 @@ _LISTS = {
     "held_until_final": _HELD_UNTIL_FINAL,
     "held_by_failure": _HELD_BY_FAILURE,
     "key_is_paused": _KEY_IS_PAUSED,
+    "line_is_stopped": _LINE_IS_STOPPED,
     "key_is_free": _KEY_IS_FREE,
     "is_meant": _IS_MEANT,
 }

@@ -8,11 +8,13 @@ import itertools
 import random
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from django.utils import timezone
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +23,7 @@ from aiotasks import BulkCounts, TaskFilter
 from aiotasks.conf import Options
 from aiotasks.operations.pauses import apause, aresume
 from aiotasks.rows import Job
+from aiotasks.store.limits import KeyRequest, LimitRule
 from aiotasks.store.loop import close_pools, resources
 from aiotasks.store.store import Store
 from tests import unique_tasks
@@ -36,7 +39,7 @@ from tests.store.rows import (
     row,
     worker,
 )
-from tests.worker import retry_tasks, tasks
+from tests.worker import limit_tasks, retry_tasks, tasks
 from tests.worker.harness import Configure, Ledger, until
 
 from .releases import RELEASES, Release, Release0007
@@ -415,6 +418,39 @@ class OldWorker:
                     "UPDATE aiotasks_task SET worker_id = $2 WHERE id = $1", id, uuid4()
                 )
                 await rescue_by(self._older)
+
+
+async def test_tasks_with_limits(
+    configure: Configure, ledger: Ledger, conn: asyncpg.Connection, database: str
+) -> None:
+    """It claims none. Those that it rescues or promotes wait for workers of this one, and hold no place."""
+    configure(POLL_INTERVAL=0.1, LEASE_TIMEOUT=300)
+    session = await asyncpg.connect(database)
+    older = Release0007(session)
+    await older.register()
+    names = [f"n{number}" for number in range(4)]
+    for name in names:
+        await limit_tasks.one.aenqueue("a", name)
+    await limit_tasks.one.using(run_after=timezone.now() + timedelta(hours=1)).aenqueue("a", "due")
+    assert await older.claim() == []
+    store = resources(Options()).store
+    request, rule = KeyRequest("default", "worker.one:a"), LimitRule("worker.one", concurrency=1)
+    await store.insert_limits("default", ["worker.one:a"])
+    dead = await worker(store)
+    found = await store.claim_keyed(dead, uuid4(), "default", "loop", 5, [request], [rule])
+    assert [seen.state for seen in found.seen] == ["full"]
+    await expire(conn, dead)
+    await rescue_by(older)
+    await conn.execute("UPDATE aiotasks_task SET run_after = clock_timestamp() WHERE status = 'SCHEDULED'")
+    await older.fetch("promote_due_jobs", "default", 10)
+    assert await older.claim() == []
+    assert ledger.statuses() == {"READY": 5}
+    limit_tasks.forget()
+    async with aiotasks.Worker(concurrency=3):
+        await until(lambda: ledger.statuses() == {"SUCCESSFUL": 5})
+    assert sorted(limit_tasks.seen) == ["due", *names]
+    assert limit_tasks.most == {"a": 1}
+    await session.close()
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -17,6 +17,7 @@ __all__ = [
     "one_sync",
     "paced",
     "seen",
+    "stops",
     "two",
 ]
 
@@ -24,6 +25,7 @@ single = aiotasks.Limit("worker.one", by="key", concurrency=1)
 double = aiotasks.Limit("worker.two", by="key", concurrency=2)
 turns = aiotasks.Limit("worker.fair", by="key")
 line = aiotasks.Limit("worker.line", by="key", ordered=True)
+stopping = aiotasks.Limit("worker.stopping", by="key", ordered=True, after_failure="stop")
 rate = aiotasks.Limit("worker.paced", by="key", rate="20/s", burst=1)
 
 # What has started in this process, and when by time.monotonic(); and those that wait to be let go, by name.
@@ -85,6 +87,14 @@ async def fair(key: str, name: str = "", seconds: float = 0.0) -> str:
 async def in_line(key: str, name: str, failures: int = 0) -> str:
     seen.append(name)
     if seen.count(name) <= failures:
+        raise ValueError(name)
+    return name
+
+
+@aiotasks.task(limit=stopping)
+async def stops(key: str, name: str, fails: bool = False) -> str:
+    seen.append(name)
+    if fails:
         raise ValueError(name)
     return name
 

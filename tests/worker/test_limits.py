@@ -13,6 +13,8 @@ from django.utils import timezone
 import aiotasks
 from aiotasks.operations.pauses import apause, aresume
 from aiotasks.store.limits import LimitSetting
+from aiotasks.store.loop import resources
+from aiotasks.store.wakeups import wakeup_in
 from aiotasks.testing import drain
 from tests.site import default_task_backend, running_store
 from tests.store.rows import insert
@@ -215,6 +217,19 @@ async def test_many_full_keys_beside_some_with_room(
 # --- Several workers
 
 
+async def test_several_workers_keep_a_limit_together(configure: Configure, ledger: Ledger) -> None:
+    """Of named queues and of any; a stop in between gives tasks back."""
+    configure(**OPTIONS)
+    calls = [(str(number % 6), f"n{number}", 0.003) for number in range(300)]
+    async with aiotasks.Worker(queues=["default"], concurrency=5), aiotasks.Worker(concurrency=5):
+        async with aiotasks.Worker(concurrency=5, grace=0):
+            await many(tasks.two, *calls[:150])
+            await many(tasks.one, *calls[150:])
+            await until(lambda: len(tasks.seen) > 50)
+        await until(lambda: ledger.statuses() == {"SUCCESSFUL": 300})
+    assert max(tasks.most.values()) <= 3  # a key of one limit is another's, too: 2 + 1
+
+
 async def test_one_without_a_slot_wakes_another(configure: Configure, ledger: Ledger) -> None:
     """For a key that came free, and for a wake-up."""
     configure(**OPTIONS)
@@ -268,12 +283,14 @@ def test_a_key_is_free_once_its_workers_lease_is_over(start_worker: Start, ledge
 
 
 def test_until_empty(start_worker: Start, ledger: Ledger) -> None:
-    """It waits for what a rate keeps closed, and not for what an operator has paused."""
+    """It waits for what a rate keeps closed, and not for what waits for an operator."""
     for number in range(8):
         tasks.paced.enqueue("a", f"a{number}")
         tasks.one.enqueue("b")
     paused = tasks.two.enqueue("paused")
     stopped = tasks.fair.enqueue("paused")
+    tasks.stops.enqueue("x", "fails", fails=True)
+    behind = tasks.stops.enqueue("x", "behind")
 
     async def pause() -> None:
         await running_store().set_limit("default", "worker.two:paused", LimitSetting(concurrency=0))
@@ -281,9 +298,9 @@ def test_until_empty(start_worker: Start, ledger: Ledger) -> None:
 
     asyncio.run(pause())
     worker = start_worker("--until-empty")
-    assert worker.wait() == 0
-    assert ledger.statuses() == {"SUCCESSFUL": 16, "READY": 2}
-    assert {ledger.task(result.id).status for result in (paused, stopped)} == {"READY"}
+    assert worker.wait() == 3  # a task has failed
+    assert ledger.statuses() == {"SUCCESSFUL": 16, "READY": 3, "FAILED": 1}
+    assert {ledger.task(result.id).status for result in (paused, stopped, behind)} == {"READY"}
 
 
 # --- What else there is to claiming
@@ -342,6 +359,28 @@ async def test_pauses_and_operators_words(configure: Configure, ledger: Ledger) 
         worker.engine.waker.pass_turn_on()
         await until(lambda: "lowered" in tasks.seen)
         tasks.let_go("lowered")
+
+
+async def test_a_line_that_has_stopped_goes_on_once_it_may(configure: Configure, ledger: Ledger) -> None:
+    """By an operator's word, or because the one that has stopped it is retried."""
+    configure(**OPTIONS)
+    async with aiotasks.Worker(concurrency=5):
+        for key in ("a", "b"):
+            await many(tasks.stops, (key, f"{key} fails", True), (key, f"{key} behind"))
+        await until(lambda: ledger.statuses() == {"FAILED": 2, "READY": 2})
+        failed = dict(ledger.rows("SELECT limit_key, id FROM aiotasks_task WHERE status = 'FAILED'"))
+        stopped, following = await running_store().release_line(failed["worker.stopping:a"], "default")
+        assert stopped
+        assert following is not None
+        resources(default_task_backend.config).notifier.notify(
+            [wakeup_in("default", following.queue_name, following.lane)]
+        )
+        await until(lambda: "a behind" in tasks.seen)
+        better = 'UPDATE aiotasks_task SET args = \'["b", "b again"]\' WHERE id = %s'
+        ledger.connection.execute(better, [failed["worker.stopping:b"]])
+        await default_task_backend.aretry_many(aiotasks.TaskFilter(status="FAILED"))
+        await until(lambda: "b behind" in tasks.seen)
+        assert tasks.seen.index("b again") < tasks.seen.index("b behind")
 
 
 async def test_a_limit_of_the_workers_queue_counts_too(configure: Configure, ledger: Ledger) -> None:

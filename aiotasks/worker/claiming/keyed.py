@@ -252,7 +252,7 @@ class KeyedClaims:
         self._relay.claims([one.lane for one in self._turn if one.free() > 0], keyed=True)
         look = None
         if each.needs_look(now):
-            look = each.walk.next(now)
+            look = each.walk.next(now, each.wanted())
         if look is not None:
             await self._look(each, look)
         group, keys = each.next_group(now)

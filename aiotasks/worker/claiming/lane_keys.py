@@ -59,7 +59,11 @@ class LaneKeys:
 
     def needs_look(self, now: float) -> bool:
         """Return whether a look is due, and a claim would name more keys than are known."""
-        return self.walk.at <= now and self._others.waiting < self._others.wanted(self.free())
+        return self.walk.at <= now and self._others.waiting < self.wanted()
+
+    def wanted(self) -> int:
+        """Return how many keys the next claim should name."""
+        return self._others.wanted(self.free())
 
     def has_work(self, now: float) -> bool:
         """Return whether there is a look or a claim to be sent, and a slot for what it may bring."""
@@ -78,7 +82,7 @@ class LaneKeys:
 
     def is_idle(self) -> bool:
         """Return whether nothing is to be named or looked at, now or later."""
-        return self.walk.is_over and not any(map(len, self._groups.values()))
+        return self.walk.is_over and not (self.has_met and any(map(len, self._groups.values())))
 
     def is_looking(self) -> bool:
         """Return whether a look isn't over, or keys that it has found wait for a claim."""
