@@ -10,11 +10,13 @@ import pytest
 
 import aiotasks
 from aiotasks.rows import Schedule
+from aiotasks.schedules import declarations
 from aiotasks.store.schedules import DeclaredSchedule, ScheduleRow
 from aiotasks.worker.maintenance.declarer import Code, Declarer
 from tests.site import default_task_backend, running_store
 from tests.store.rows import insert, new_schedule
 
+from . import tasks
 from .harness import Configure, Ledger, Start, until, wait_until
 from .test_ticker import AGO, LATER, Nobody, every_second
 
@@ -117,6 +119,34 @@ async def test_an_operators_schedule_of_the_same_name_stays(
     await running_store().delete_schedule("default", "both")
     await release.declare()
     assert (await rows())["both"].from_code
+
+
+async def test_what_cannot_be_declared_stops_nothing(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(SCHEDULES=[])
+    monkeypatch.setattr(declarations, "_entries", {})
+    await Release(new_schedule("twice"), new_schedule("goes")).declare()
+    for task in (tasks.add, tasks.add_sync):
+        aiotasks.periodic("@daily", name="twice", args=[1, 2])(task)
+    aiotasks.periodic("@daily", name="fine", args=[1, 2])(tasks.add)
+    declarer = Declarer(
+        running_store(),
+        backend="default",
+        options=default_task_backend.config,
+        waker=Nobody(),
+        importer=ThreadPoolExecutor(1),
+    )
+    await declarer.declare()
+    await declarer.declare()
+    found = await rows()
+    assert {name: row.stopped_at for name, row in found.items()} == {
+        "fine": None,
+        "goes": None,
+        "twice": None,
+    }
+    (message,) = caplog.messages
+    assert "cannot be declared; this worker stops none problem=2 schedules have the name 'twice'" in message
 
 
 def test_a_worker_declares_the_schedules_of_its_code_and_ticks(start_worker: Start, ledger: Ledger) -> None:

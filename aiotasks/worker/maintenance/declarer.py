@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ...conf import Options
 from ...rows import Schedule
 from ...schedules.cron import Times
-from ...schedules.declarations import declared
+from ...schedules.declarations import declared, find_problems
 from ...schedules.discovery import discover
 from ...store.schedules import Declared, DeclaredSchedule
 from ...store.store import Store
@@ -40,7 +40,7 @@ MOST_SHOWN = 10
 class Code(NamedTuple):
     """What this process' code declares: by name the schedules and their digests.
 
-    is_whole: whether all modules that may declare schedules could be imported.
+    is_whole: whether all modules that may declare schedules could be imported, and all of these are right.
     """
 
     schedules: Mapping[str, tuple[Schedule, str]]
@@ -87,6 +87,11 @@ class Declarer:
     def _read_code(self) -> Code:
         """Import the modules that declare schedules. Blocks, for as long as the imports take."""
         is_whole = discover(self._options)
+        for problem in find_problems(self._backend):
+            is_whole = False
+            logger.error(
+                "A schedule of the code cannot be declared; this worker stops none problem=%s", problem
+            )
         schedules = [each.row for each in declared(self._backend)]
         return Code({each.name: (each, each.digest()) for each in schedules}, is_whole)
 
