@@ -1,5 +1,5 @@
-"""Measure what claims of tasks with limits cost, by the server's own EXPLAIN ANALYZE, and how long tasks with
-room wait behind others whose keys are full.
+"""Measure tasks with limits: what drains by the statements alone reach of drains without limits, what claims
+cost by the server's own EXPLAIN ANALYZE, and how long tasks with room wait behind others whose keys are full.
 
 ``python -m benchmarks.limits [--quick]``. Figures of different runs or machines don't compare.
 """
@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID, uuid4
 
@@ -25,6 +24,7 @@ from ..contenders.aiotasks.support import TIMEOUT, aiotasks_worker, connection
 from ..contenders.common import run
 from ..contenders.site import insert_rows, set_up
 from ..run import SERVER_SETTINGS
+from .drains import CASES, EVER, enter_worker, shares
 from .explain import Cost, Explainer
 
 __all__: list[str] = []
@@ -34,9 +34,6 @@ SLOTS = 100
 
 # Keys of which a claim names so many at the most.
 MOST_NAMED = 250
-
-# A claim of plain tasks begins at the queue's head.
-EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def main() -> int:
@@ -49,6 +46,12 @@ def main() -> int:
         os.environ["AIOTASKS_BENCH_DSN"] = server.dsn()
         subprocess.run([sys.executable, "-m", "benchmarks.contenders", "aiotasks", "prepare"], check=True)
         set_up()
+        _say("| claimed and finished, by one connection | tasks/s | without limits | share | to be |")
+        _say("|---|---|---|---|---|")
+        for case in CASES:
+            keyed, plain, reached = run(shares(case, quick=share > 1))
+            _say(f"| {case.name} | {keyed:,.0f} | {plain:,.0f} | {reached:.2f} | {case.wanted} |")
+        _say("")
         _say("| waiting | statement | ms | buffers |")
         _say("|---|---|---|---|")
         run(_spread(10_000 // share, 1_000 // share))
@@ -62,7 +65,7 @@ def main() -> int:
 async def _spread(tasks: int, keys: int) -> None:
     """Tasks of many keys of which each has a place, and as many without limits."""
     async with connection() as opened:
-        me = await _empty(opened)
+        me = await enter_worker(opened)
         await insert_rows(opened, tasks, key="each", keys=keys)
         await insert_rows(opened, tasks, queue="plain")
         await _make_keys(opened, keys)
@@ -84,7 +87,7 @@ async def _spread(tasks: int, keys: int) -> None:
 async def _full_keys(tasks: int, keys: int) -> None:
     """Tasks of keys whose places are taken."""
     async with connection() as opened:
-        me = await _empty(opened)
+        me = await enter_worker(opened)
         await _fill_keys(opened, me, tasks, keys)
         explainer = await _explainer()
         what = f"{tasks:,} of {keys:,} full keys, and 100 with room"
@@ -104,7 +107,7 @@ async def _behind_full_keys(share: int) -> str:
     """How long after a worker's start the tasks with room begin, beside those of full keys."""
     tasks, keys = 100_000 // share, 1_000 // share
     async with connection() as opened:
-        me = await _empty(opened)
+        me = await enter_worker(opened)
         await _fill_keys(opened, me, tasks, keys)
         with aiotasks_worker() as process:
 
@@ -131,22 +134,6 @@ async def _behind_full_keys(share: int) -> str:
         f"A worker starts beside {tasks:,} tasks of {keys:,} full keys: of 100 tasks with room the first "
         f"begins after {first * 1000:,.0f} ms, the last after {last * 1000:,.0f} ms."
     )
-
-
-async def _empty(opened: asyncpg.Connection) -> UUID:
-    """Empty the tables, and enter a worker for the claims."""
-    await opened.execute("TRUNCATE aiotasks_task, aiotasks_worker, aiotasks_limit")
-    id = uuid4()
-    await opened.execute(
-        """
-        INSERT INTO aiotasks_worker (
-            id, backend, host, pid, queues, concurrency, threads, version, started_at, lease_expires_at
-        )
-        VALUES ($1, 'default', 'benchmark', 0, '{none}', 0, 0, '', now(), now() + interval '1 h')
-        """,
-        id,
-    )
-    return id
 
 
 async def _fill_keys(opened: asyncpg.Connection, me: UUID, tasks: int, keys: int) -> None:
