@@ -4,12 +4,17 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import count
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from aiotasks.worker.claiming import keys as keys_module
+from aiotasks.worker.claiming import lane_keys as lane_keys_module
 from aiotasks.worker.claiming.key_walk import WINDOW, KeyWalk
 from aiotasks.worker.claiming.keys import MOST_NAMED, Answer, Keys
+from aiotasks.worker.claiming.lane_keys import LaneKeys
+from aiotasks.worker.claiming.queue_limits import QueueLimits
 
 
 class Table:
@@ -87,6 +92,45 @@ def told(names: Iterable[str]) -> Keys:
     for name in names:
         keys.tell("q", name, "path", 0)
     return keys
+
+
+@pytest.mark.parametrize("slots", [1, 7])
+def test_more_keys_than_are_remembered_take_turns(monkeypatch: pytest.MonkeyPatch, slots: int) -> None:
+    """By the walk: none waits until others have no tasks."""
+    monkeypatch.setattr(keys_module, "CROWDED", 100)
+    monkeypatch.setattr(lane_keys_module, "CROWDED", 100)
+    table, names = Table(), [f"{number:04}" for number in range(1000)]
+    for name in names:
+        table.add(name, 50)
+    lane = make_lane(slots)
+    queue = Queue(*names)
+    lane.walk.begin()
+    shares = Counter[str]()
+    while sum(shares.values()) < 10_000:
+        lane.come_round()
+        if lane.needs_look(0.0):
+            for key in queue.look(lane.walk, 0.0) or []:
+                lane.keys_of("q").tell("q", key, "path", 0, listed=True)
+        shares.update(table.claim(lane.keys_of("q"), slots))
+    assert len(lane.keys_of("q")) < 400
+    assert max(shares.values()) <= 3 * min(shares[name] for name in names)
+
+
+def make_lane(slots: int) -> LaneKeys:
+    double: Any = SimpleNamespace(free=lambda lane: slots)
+    return LaneKeys("loop", ["q"], slots=double, queue_limits=QueueLimits({}, held=list))
+
+
+def test_a_key_that_is_told_is_never_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else may know of it."""
+    monkeypatch.setattr(keys_module, "KEYS_LIMIT", 10)
+    keys = Keys()
+    for number in range(30):
+        keys.tell("q", f"listed:{number}", "path", 0, listed=True)
+    assert len(keys) == 10
+    assert keys.has_dropped
+    keys.tell("q", "told", "path", 1)
+    assert keys.take(1, 0.0)[0].key == "told"
 
 
 @pytest.mark.parametrize("freed", [1, 3, 10, 40])

@@ -177,22 +177,17 @@ class KeyedClaims:
             at = min(at, self._pass_from)
         return max(at, self._blocked_until)
 
-    def pass_on(self, now: float) -> None:
-        """Wake others for the keys that there is no slot for."""
+    def pass_on(self, now: float, *, may_claim: bool) -> None:
+        """Wake others for the keys that there is no slot for; for all unless this worker ``may_claim``."""
         if now < self._pass_from:
             return
-        names = [
-            self._wakeup(each.lane, name)
-            for each in self._turn
-            if each.untaken and each.free() <= 0
-            for name in each.untaken
-        ]
-        if names:
-            for each in self._turn:
-                if each.free() <= 0:
-                    each.untaken.clear()
+        lanes = [each for each in self._turn if each.untaken and not (may_claim and each.free() > 0)]
+        wakeups = [self._wakeup(each.lane, name) for each in lanes for name in each.untaken]
+        if wakeups:
+            for each in lanes:
+                each.untaken.clear()
             self._pass_from = now + PASS_INTERVAL
-            self._relay.wake_others(names)
+            self._relay.wake_others(wakeups)
 
     def close(self) -> None:
         """Wake others for all keys that wait: this worker claims no more."""
@@ -251,6 +246,7 @@ class KeyedClaims:
         free = each.free()
         self._relay.claims([one.lane for one in self._turn if one.free() > 0], keyed=True)
         look = None
+        each.come_round()
         if each.needs_look(now):
             look = each.walk.next(now, each.wanted())
         if look is not None:

@@ -9,12 +9,17 @@ from typing import Literal, NamedTuple
 
 from .doubts import DELAYS
 
-__all__ = ["Answer", "Key", "Keys"]
+__all__ = ["CROWDED", "Answer", "Key", "Keys"]
 
 # Keys that are remembered for a lane, so that memory stays bounded (0.5 kB each); those of them that wait for
 # a time; and forgotten ones that have had more than their share. Chosen: as many as a worker claims from in
 # some seconds. The walk finds the others.
 KEYS_LIMIT, LATER_LIMIT, AHEAD_LIMIT = 10_000, 8_000, 10_000
+
+# Where so many keys wait for their turn, one that has had its turn leaves, and comes back by the walk: else
+# the keys that the walk hasn't come to would wait until the others have no tasks. Chosen: the work of some
+# claims.
+CROWDED = 2_000
 
 # Keys that a claim names at most. Measured: one that is full costs 20 to 60 µs, so a claim that finds nothing
 # takes 5 ms.
@@ -106,6 +111,8 @@ class Keys:
         self._waiting = 0
         self._ahead: dict[_Name, tuple[int, float]] = {}  # priority and ``had`` of forgotten keys
         self._yield = 1.0
+        self.has_dropped = False
+        """Whether keys were left out that have tasks, so that a walk has to come by them again."""
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -148,9 +155,11 @@ class Keys:
         name = queue_name, key
         known = self._keys.get(name)
         if known is None:
-            if len(self._keys) < KEYS_LIMIT:
-                known = self._keys[name] = Key(queue_name, key, task_path, priority, listed=listed)
-                self._enter(name, known)
+            if listed and len(self._keys) >= KEYS_LIMIT:
+                self.has_dropped = True
+                return
+            known = self._keys[name] = Key(queue_name, key, task_path, priority, listed=listed)
+            self._enter(name, known)
             return
         known.listed |= listed
         if known.place == "asked":
@@ -213,6 +222,7 @@ class Keys:
         answers: by key; keys without one wait again. given: the priorities of the tasks of each.
         """
         self._pass_time([key for key in asked if key.key in given])
+        is_crowded = self._waiting + len(asked) >= CROWDED
         more = looked_at = doubted = 0
         for key in asked:
             answer = answers.get(key.key, LEFT)
@@ -225,6 +235,9 @@ class Keys:
             looked_at += answer.state != "left"
             more += answer.state == "more"
             match answer.state:
+                case "more" if priorities and is_crowded:
+                    self.has_dropped = True
+                    self._forget(key)
                 case "more" | "left":
                     self._wait(key)
                 case "full" | "paused":

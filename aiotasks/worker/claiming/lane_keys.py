@@ -6,7 +6,7 @@ from math import inf
 from ...rows import Lane
 from .budget import CLAIM_LIMIT, FreeSlots
 from .key_walk import KeyWalk
-from .keys import Keys
+from .keys import CROWDED, Keys
 from .queue_limits import QueueLimits
 
 __all__ = ["LaneKeys"]
@@ -58,8 +58,15 @@ class LaneKeys:
         return None, self._others
 
     def needs_look(self, now: float) -> bool:
-        """Return whether a look is due, and a claim would name more keys than are known."""
-        return self.walk.at <= now and self._others.waiting < self.wanted()
+        """Return whether a look is due, and there is room for its keys."""
+        return self.walk.at <= now and self._others.waiting < CROWDED
+
+    def come_round(self) -> None:
+        """Begin the next walk once the last is over, if keys that have tasks were left out."""
+        if self.walk.is_over and any(keys.has_dropped for keys in self._groups.values()):
+            for keys in self._groups.values():
+                keys.has_dropped = False
+            self.walk.begin()
 
     def wanted(self) -> int:
         """Return how many keys the next claim should name."""

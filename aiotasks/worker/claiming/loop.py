@@ -226,7 +226,7 @@ class Claimer:
                 has_keyed_work = may_claim_keyed and self.keyed.has_work(now)
                 if not (has_work or has_keyed_work or (may_claim and self._suspect_lanes())):
                     self._relay.pass_on()
-                    self.keyed.pass_on(now)
+                    self.keyed.pass_on(now, may_claim=may_claim)
                     wake_at = min(
                         self.poll.at,
                         self._look_again_at,
