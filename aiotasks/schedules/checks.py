@@ -8,10 +8,6 @@ from django.core.exceptions import ImproperlyConfigured
 from django.tasks import task_backends
 from django.tasks.exceptions import InvalidTaskBackend
 
-from ..backend import PostgresBackend
-from .declarations import find_problems
-from .discovery import import_modules, modules_of
-
 __all__ = ["check_schedules"]
 
 
@@ -21,6 +17,11 @@ def check_schedules(**kwargs: Any) -> list[CheckMessage]:
     and can't be imported. Connects nowhere."""
     if not apps.ready:
         return []  # the modules may import models
+    # Imported here, because it takes 75 ms, and most processes run no checks.
+    from ..backend import PostgresBackend
+    from .declarations import find_problems
+    from .discovery import import_modules, modules_of
+
     problems: dict[str, None] = {}  # in their order; one of no backend is found with each
     failed: dict[str, BaseException] = {}
     for alias in task_backends.settings:
