@@ -136,7 +136,7 @@ def _argument(task: LimitedTask, by: str, path: str, args: list[Any], kwargs: di
     )
 
 
-@lru_cache(maxsize=1024)  # inspect takes 10 µs
+@lru_cache(maxsize=1024)  # inspect takes 24 µs, ten times the rest of a key
 def _place_of(function: Callable[..., Any], name: str, takes_context: bool) -> _Place | None:
     """Where calls of the function have this parameter; None if it hasn't got it.
 

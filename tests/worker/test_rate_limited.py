@@ -2,11 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
-from django.db import utils
+from asgiref.sync import sync_to_async
+from django.db import transaction, utils
+from django.utils import timezone
 
 import aiotasks
 from aiotasks.operations.limits import aresume_limit
@@ -19,6 +22,7 @@ from tests.site import default_task_backend, postgres_result
 from .harness import TIMEOUT, Configure, Ledger, until
 
 OPTIONS = {"POLL_INTERVAL": 3600, "LEASE_TIMEOUT": 300}
+A_MOMENT = timedelta(seconds=0.1)
 BOTH = pytest.mark.parametrize("task", [tasks.slow_down, tasks.slow_down_sync], ids=["loop", "thread"])
 
 
@@ -116,6 +120,34 @@ async def test_a_drain_leaves_closed_keys_alone(conn: asyncpg.Connection, ledger
     first = await adrain()  # of the key that is closed, two may have been claimed together
     assert (first, ledger.statuses().get("SUCCESSFUL")) in ((2, 1), (3, 2))
     assert await adrain() == 0
+
+
+async def test_each_way_of_enqueueing_wakes_a_worker(conn: asyncpg.Connection) -> None:
+    """No poll would find the task within the test."""
+
+    def in_atomic(task: Any, *args: Any) -> Any:
+        with transaction.atomic():
+            return task.enqueue(*args)
+
+    async with aiotasks.Worker(grace=5) as worker:
+        await until(lambda: not worker.engine.claimer.keyed.is_looking)
+        for number, ended in enumerate(
+            [
+                tasks.limited.aenqueue("a", 1),
+                sync_to_async(tasks.limited.enqueue)("a", 2),
+                sync_to_async(in_atomic)(tasks.slow_down_sync, "a", 3),
+                tasks.both.aenqueue("a", "name", 4),
+                tasks.limited.using(run_after=timezone.now() - timedelta(hours=1)).aenqueue("a", 5),
+            ]
+        ):
+            await finished(await ended)
+            assert len(tasks.started) == number + 1
+        await finished(await tasks.limited.using(run_after=timezone.now() + A_MOMENT).aenqueue("a", 6))
+        async with aiotasks.atomic():
+            last = await tasks.limited.aenqueue("a", 7)
+        async with aiotasks.transaction():
+            others = await default_task_backend.aenqueue_many(tasks.limited, [(("a",), {})] * 3)
+        await finished(last, *others)
 
 
 async def test_a_small_tenant_waits_for_a_turn(conn: asyncpg.Connection) -> None:

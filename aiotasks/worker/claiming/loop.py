@@ -122,6 +122,8 @@ class Claimer:
             return
         if wakeup is None:
             self.keyed.look(opened=True)
+        elif wakeup.due is not None:  # tasks that were enqueued when they were due already, of any lane
+            self.keyed.wake(wakeup)
         now = asyncio.get_running_loop().time()
         self.queue_limits.forget()
         self._look_again_at = now + LOOK_AGAIN_DELAY
