@@ -137,7 +137,7 @@ def fleet(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def limits(session: nox.Session) -> None:
-    """Measure claims of tasks with limits, among up to a million that wait; `-- --quick` whether it runs."""
+    """Measure claims of tasks with limits, among up to a million that wait; `-- drains` a part of it."""
     session.install("-r", "requirements/bench.txt", "-e", ".")
     session.run("python", "-m", "benchmarks.limits", *session.posargs)
 

@@ -205,7 +205,7 @@ WORKLOADS: dict[str, Workload] = {
     ),
     "limits-tenant": _wait(
         "the waits of a small tenant behind a large one, which take turns; without limits in comparison",
-        500,
+        250,
         Target("p99_ms", "most", 500),
         baseline="limits-tenant-plain",
     ),

@@ -40,26 +40,47 @@ def main() -> int:
     """Do what the command line says; returns the exit code."""
     signal.signal(signal.SIGTERM, lambda *args: sys.exit(143))  # not without ending what has been started
     parser = argparse.ArgumentParser(prog="python -m benchmarks.limits", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (all)")
     parser.add_argument("--quick", action="store_true", help="show that it runs: a hundredth of the rows")
-    share = 100 if parser.parse_args().quick else 1
+    options = parser.parse_args()
+    if unknown := {*options.parts} - {*PARTS}:
+        parser.error(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     with PostgresServer(settings=SERVER_SETTINGS) as server:
         os.environ["AIOTASKS_BENCH_DSN"] = server.dsn()
         subprocess.run([sys.executable, "-m", "benchmarks.contenders", "aiotasks", "prepare"], check=True)
         set_up()
-        _say("| claimed and finished, by one connection | tasks/s | without limits | share | to be |")
-        _say("|---|---|---|---|---|")
-        for case in CASES:
-            keyed, plain, reached = run(shares(case, quick=share > 1))
-            _say(f"| {case.name} | {keyed:,.0f} | {plain:,.0f} | {reached:.2f} | {case.wanted} |")
-        _say("")
-        _say("| waiting | statement | ms | buffers |")
-        _say("|---|---|---|---|")
-        run(_spread(10_000 // share, 1_000 // share))
-        run(_spread(1_000_000 // share, 100_000 // share))
-        run(_full_keys(100_000 // share, 1_000 // share))
-        _say("")
-        _say(run(_behind_full_keys(share)))
+        for part in options.parts or PARTS:
+            PARTS[part](100 if options.quick else 1)
     return 0
+
+
+def _drains(share: int) -> None:
+    _say("| claimed and finished, by one connection | tasks/s | without limits | share | to be |")
+    _say("|---|---|---|---|---|")
+    for case in CASES:
+        keyed, plain, reached = run(shares(case, quick=share > 1))
+        _say(f"| {case.name} | {keyed:,.0f} | {plain:,.0f} | {reached:.2f} | {case.wanted} |")
+    _say("")
+
+
+def _claims(share: int) -> None:
+    _say("| waiting | statement | ms | buffers |")
+    _say("|---|---|---|---|")
+    run(_spread(10_000 // share, 1_000 // share))
+    run(_spread(1_000_000 // share, 100_000 // share))
+    _say("")
+
+
+def _full(share: int) -> None:
+    _say("| waiting | statement | ms | buffers |")
+    _say("|---|---|---|---|")
+    run(_full_keys(100_000 // share, 1_000 // share))
+    _say("")
+    _say(run(_behind_full_keys(share)))
+
+
+# drains: by the statements alone. claims: among up to a million tasks. full: beside keys without room.
+PARTS = {"drains": _drains, "claims": _claims, "full": _full}
 
 
 async def _spread(tasks: int, keys: int) -> None:

@@ -74,16 +74,23 @@ def limited(arena: Arena, rng: Random, report: Report, *, tasks: int, kills: int
 
         return recoveries.watch(look, timeout)
 
+    busy: list[Process] = []
+
+    def some_are_busy() -> bool:
+        """Whether workers have tasks, of which there are always some."""
+        if len(keys) - arena.finished() < 10 * KEYS:
+            keys.update(_enqueue(arena, rng, 20 * KEYS))
+        busy[:] = [worker for worker in workers if arena.running(arena.worker_ids(worker)) > 0]
+        return bool(busy)
+
     for point in sorted(rng.sample(range(tasks * 8 // 10), kills)):
         reached = watch(lambda point=point: arena.finished() >= point)
         # So that there is always somebody to recover what is lost.
         watch(lambda: all("connections: at most" in worker.log for worker in workers))
         if not reached:
             break  # what is missing is counted as lost
-        if len(keys) - arena.finished() < 10 * KEYS:  # they went on while the last victim was replaced
-            keys |= _enqueue(arena, rng, 20 * KEYS)
-        victim = rng.choice(workers)
-        watch(lambda victim=victim: arena.running(arena.worker_ids(victim)) > 0)
+        watch(some_are_busy)
+        victim = rng.choice(busy)
         done.append(_kill(arena, recoveries, victim))
         workers[workers.index(victim)] = arena.start(*arguments, options=options)
     watch(lambda: arena.finished() >= len(keys) and recoveries.all_over(), timeout=2 * TIMEOUT)
