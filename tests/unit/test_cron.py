@@ -168,6 +168,11 @@ def test_what_is_said_of_seconds_goes_by_the_same_rules() -> None:
     assert walk_back(times, utc(2026, 10, 24, 12), utc(2026, 10, 25, 12)) == ticks[::-1]
     gap = walk(times, utc(2026, 3, 28, 12), utc(2026, 3, 29, 12))
     assert gap == [utc(2026, 3, 29, 1)]  # three times of one moment are one tick
+    real_time = Times("59 * * * * *", "Europe/Berlin")
+    for start in (utc(2026, 3, 29), utc(2026, 10, 25)):
+        every_minute = [start + timedelta(minutes=minute, seconds=59) for minute in range(120)]
+        assert walk(real_time, start, start + timedelta(hours=2)) == every_minute
+        assert walk_back(real_time, start, start + timedelta(hours=2)) == every_minute[::-1]
 
 
 def test_rare_and_impossible_times() -> None:
