@@ -5,7 +5,7 @@ from uuid import UUID
 
 from ..rows import Job, JobTemplate, NewJob, UniqueJob
 from .columns import job
-from .statement_group import StatementGroup, first_if_all_alike
+from .statement_group import StatementGroup, first_if_all_alike, none_if_all_null
 
 __all__ = ["PRIMARY_KEY", "EnqueueStatements"]
 
@@ -18,6 +18,9 @@ class EnqueueStatements(StatementGroup):
 
     async def insert_job(self, job: NewJob, *, timeout: float | None = None) -> None:
         template = job.template
+        if job.limit_key is not None:
+            await self._insert_many([job], timeout)
+            return
         await self._fetch(
             "insert_job",
             job.id,
@@ -32,8 +35,6 @@ class EnqueueStatements(StatementGroup):
             template.run_after,
             template.expires,
             template.metadata,
-            job.limit_key,
-            template.ordered,
             *template.policy,
             timeout=timeout,
         )
@@ -41,7 +42,10 @@ class EnqueueStatements(StatementGroup):
     async def insert_jobs(self, jobs: Sequence[NewJob], *, timeout: float | None = None) -> None:
         if len(jobs) == 1:
             await self.insert_job(jobs[0], timeout=timeout)
-            return
+        else:
+            await self._insert_many(jobs, timeout)
+
+    async def _insert_many(self, jobs: Sequence[NewJob], timeout: float | None) -> None:
         # By identity first: most jobs of a batch share a few objects, and comparing those takes time.
         templates: dict[JobTemplate, int] = {}
         numbers = {
@@ -63,7 +67,7 @@ class EnqueueStatements(StatementGroup):
             [template.run_after for template in templates],
             [template.expires for template in templates],
             [template.metadata for template in templates],
-            first_if_all_alike([job.limit_key for job in jobs]),
+            none_if_all_null([job.limit_key for job in jobs]),
             [template.ordered for template in templates],
             *map(list, zip(*(template.policy for template in templates), strict=True)),
             timeout=timeout,
@@ -126,7 +130,7 @@ class EnqueueStatements(StatementGroup):
             [rule.period for _, rule in templates],
             [rule.waiting for _, rule in templates],
             [template.metadata for template, _ in templates],
-            [each.limit_key for each in new],
+            none_if_all_null([each.limit_key for each in new]),
             [template.ordered for template, _ in templates],
             *map(list, zip(*(template.policy for template, _ in templates), strict=True)),
             timeout=timeout,

@@ -159,6 +159,20 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         ),
         "claim_jobs": lambda: (alive, uuid.uuid4(), "default", *both),
         "claim_suspect": lambda: (alive, uuid.uuid4(), "default", "loop", QUEUES),
+        "claim_keyed": lambda: keyed(alive, ["l:1", "l:2", "m"]),
+        "insert_limits": lambda: ("default", ["l:1", "l:2"]),
+        "list_keys": lambda: ("default", "loop+", QUEUES, [""] * 5, 5),
+        "top_keys": lambda: ("default", "loop+", QUEUES, 5),
+        "recent_keys": lambda: ("default", "loop+", QUEUES, 60.0, 5),
+        "list_keyed_suspects": lambda: ("default", "loop+", QUEUES, 10),
+        "prune_limits": lambda: ("default", "", 10),
+        "select_limits": lambda: ("default", None, 10),
+        "set_limit": lambda: ("default", "l:1", None, None, None, None, 2),
+        "reset_limit": lambda: ("default", "l:1"),
+        "pause_limit": lambda: ("default", "l:2", "why"),
+        "resume_limit": lambda: ("default", "l:2"),
+        "close_key": lambda: ("default", "l:1", 0.0),
+        "release_line": lambda: (one[0], "default"),
         "finish_jobs": lambda: (one, other, ["FAILED"], [None], ["{}"]),
         "select_finished_jobs": lambda: (one, other),
         "await_jobs": lambda: (one, "default", 1),
@@ -207,6 +221,37 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
 
 # Long before every task, as a number, because _literal() writes it.
 BEGIN, NIL, END = -1e9, uuid.UUID(int=0), 1e11
+
+
+def keyed(
+    worker_id: uuid.UUID,
+    keys: list[str],
+    concurrency: int | None = 2,
+    *,
+    ordered: bool = False,
+    slots: int = SLOTS,
+) -> tuple[Any, ...]:
+    """The arguments of claim_keyed. The limit of all keys is "l", of "m" nothing is known."""
+    queues = [QUEUES[number % 5] for number in range(len(keys))]
+    rule = (["l"], [concurrency], [0.0], [1], [1], [ordered])
+    asked = (queues, keys, [None] * len(keys))
+    return (worker_id, uuid.uuid4(), "default", "loop+", slots, *asked, *rule, False)
+
+
+async def fill_keyed(conn: asyncpg.Connection, number: int, keys: int, ordered: str | None = None) -> None:
+    """READY tasks of so many keys, each of which is in one queue."""
+    await fill(conn, "READY", number)
+    await conn.execute(
+        """
+        UPDATE aiotasks_task AS task SET lane = 'loop+', limit_place = ready_at, ordered = $2,
+            limit_key = 'l:' || each.n, queue_name = ($3::text[])[1 + each.n % 5]
+        FROM (SELECT id, (row_number() OVER () % $1)::integer AS n FROM aiotasks_task) AS each
+        WHERE task.id = each.id AND task.status = 'READY'
+        """,
+        keys,
+        ordered,
+        QUEUES,
+    )
 
 
 def meant(*statuses: str) -> Meant:
@@ -333,6 +378,47 @@ async def test_a_piece_of_the_walk_costs_by_its_steps(
     plan = await claim.explain(worker_id, claim_id, "default", absent, [EVER] * 200, SLOTS, False, *none)
     assert plan.rows == 0
     assert plan.buffers < 200 * 6
+
+
+@pytest.mark.parametrize(("keys", "ordered"), [(1, None), (10_000, None), (10, "stop")])
+async def test_a_keyed_claims_cost_does_not_grow_with_the_backlog(
+    conn: asyncpg.Connection, warm: dict[str, Prepared], keys: int, ordered: str | None
+) -> None:
+    """Nor with the keys, nor with the rows of keys; and it is the same where nothing can be taken."""
+    await fill_keyed(conn, 60_000, keys, ordered)
+    await conn.execute(
+        "INSERT INTO aiotasks_limit (backend, key) "
+        "SELECT 'default', 'l:' || n FROM generate_series(0, 20000) AS n ON CONFLICT DO NOTHING"
+    )
+    worker_id = await conn.fetchval("SELECT id FROM aiotasks_worker LIMIT 1")
+    await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = clock_timestamp() + interval '1 h'")
+    asked = [f"l:{number}" for number in range(min(keys, SLOTS))]
+    number = 1 if ordered else SLOTS // len(asked)
+    indexes = {"keyed", "held", "ordered", "pkey"}
+    for analyzed in (False, True):
+        if analyzed:
+            await conn.execute("VACUUM ANALYZE aiotasks_task, aiotasks_limit")
+        for places in (SLOTS, 0):
+            arguments = keyed(worker_id, asked, places, ordered=ordered is not None)
+            plan = await warm["claim_keyed"].explain(*arguments)
+            given = min(places, number) * len(asked)
+            assert plan.rows == max(1, given)
+            assert plan.scans_of("aiotasks_task") <= {"Index Scan", "Index Only Scan", "Tid Scan"}
+            assert plan.scans_of("aiotasks_limit") <= {"Index Scan", "Index Only Scan", "Tid Scan"}
+            of_tasks = {name for name in plan.indexes() if name.startswith("aiotasks_task")}
+            assert of_tasks <= {f"aiotasks_task_{name}" for name in indexes}
+            assert plan.buffers < 100 + 50 * len(asked) + 50 * given
+    for step in (5, 50):
+        plan = await warm["list_keys"].explain("default", "loop+", QUEUES, [""] * 5, step)
+        assert plan.rows == min(5 * step, keys)
+        assert plan.indexes() == {"aiotasks_task_keyed"}
+        assert plan.counted() <= 5 * step
+    for name in ("top_keys", "recent_keys"):
+        more = (86_400.0,) if name == "recent_keys" else ()
+        plan = await warm[name].explain("default", "loop+", QUEUES, *more, 5)
+        assert plan.rows >= min(keys, 5)
+        assert plan.indexes() == {"aiotasks_task_ready"}
+        assert plan.counted() <= 5 * 5 * 5 + 5 * 7
 
 
 async def test_suspects_of_any_queue_cost_as_little(

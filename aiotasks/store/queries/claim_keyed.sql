@@ -193,7 +193,7 @@ WITH claimer AS MATERIALIZED (
             SELECT * FROM (
                 SELECT task.ctid AS place, task.* FROM aiotasks_task AS task WHERE task.id = open.begun
             ) AS begun
-            WHERE begun.status = 'READY'
+            WHERE begun.status || '' = 'READY'
             UNION ALL
             SELECT * FROM (
                 SELECT task.ctid AS place, task.*

@@ -42,7 +42,8 @@ WITH outcome AS (
             ELSE task.errors || mine.error::json
         END,
         worker_id = NULL,
-        limit_held = CASE WHEN mine.status = 'FAILED' THEN {held_by_failure} END,
+        -- Of most tasks the first comparison is with NULL.
+        limit_held = CASE WHEN task.ordered = 'stop' AND mine.status = 'FAILED' THEN {held_by_failure} END,
         finished_at = statement_timestamp()
     FROM mine
     WHERE task.ctid = mine.place

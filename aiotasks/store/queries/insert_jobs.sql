@@ -1,12 +1,13 @@
 -- Store new tasks: READY, or SCHEDULED if run_after lies ahead by the database's clock. All are stored, or, if
 -- the table has one of the ids already, none. Values that tasks share are passed once, as a template, because
 -- most of the caller's time goes into the values passed for each row.
+-- A task with a limit has a lane of its own, which claim_jobs doesn't know, and a place in its key's line, which stays
+-- whatever becomes of the task: see claim_keyed.
 -- $1 ids, $2 args, $3 kwargs (JSON text), $4 the number of each task's template, from 1, $5 enqueued_at
--- (where these four have one value, it is for all tasks);
+-- (where these four have one value, it is for all tasks), $14 limit keys (NULL: none; empty: no task has one);
 -- per template: $6 backends, $7 queue names, $8 task paths, $9 lanes, $10 priorities, $11 run_after,
--- $12 expires (seconds), $13 metadata (JSON text);
--- $14 limit keys of each task (NULL: none; one value: of all), per template: $15 whether its limit is in order, from $16
--- on the policies
+-- $12 expires (seconds), $13 metadata (JSON text), $15 whether its limit is in order (NULL, 'continue', 'stop'),
+-- from $16 on the policies
 INSERT INTO aiotasks_task (
     id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids,
     crashes, enqueued_at, run_after, ready_at, expires_at, metadata,
@@ -34,7 +35,7 @@ FROM (
         coalesce(each.kwargs, given.kwargs[1]) AS kwargs,
         coalesce(each.template, given.templates[1]) AS template,
         coalesce(each.enqueued_at, given.enqueued_at[1]) AS enqueued_at,
-        CASE WHEN cardinality(given.limit_keys) = 1 THEN given.limit_keys[1] ELSE each.limit_key END AS limit_key
+        each.limit_key
     FROM (
         -- Each parameter once, because Django's drivers write its value wherever it is named.
         SELECT $1::uuid[], $2::text[], $3::text[], $4::integer[], $5::timestamptz[], $14::text[]

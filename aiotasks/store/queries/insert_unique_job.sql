@@ -7,7 +7,7 @@
 -- $1 id, $2 backend, $3 queue name, $4 task path, $5 lane, $6 priority, $7 args, $8 kwargs (JSON text),
 -- $9 enqueued_at, $10 run_after, $11 expires (seconds), $12 unique key, $13 for how many seconds it is held (NULL:
 -- by the status), $14 whether only while the task waits, $15 lock_timeout, $16 metadata (JSON text), $17 limit
--- key, $18 whether its limit is in order (both as in insert_job), from $19 on the policies
+-- key, $18 whether its limit is in order (both as in insert_jobs), from $19 on the policies
 WITH limits AS MATERIALIZED (
     SELECT current_setting('lock_timeout') AS before, set_config('lock_timeout', $15::text, true) AS now
 ), gone AS (

@@ -6,8 +6,8 @@
 -- $6 enqueued_at of all, $7 lock_timeout;
 -- per template: $8 backends, $9 queue names, $10 task paths, $11 lanes, $12 priorities, $13 run_after,
 -- $14 expires (seconds), $15 for how many seconds the keys are held (NULL: by the status), $16 whether they are held
--- only while the tasks wait, $17 metadata (JSON text); $18 limit keys of each task (NULL: none); per template:
--- $19 whether its limit is in order (both as in insert_job), from $20 on the policies
+-- only while the tasks wait, $17 metadata (JSON text); $18 limit keys of each task (empty: none has one); per template:
+-- $19 whether its limit is in order (both as in insert_jobs), from $20 on the policies
 WITH limits AS MATERIALIZED (
     SELECT current_setting('lock_timeout') AS before, set_config('lock_timeout', $7::text, true) AS now
 ), stored AS (

@@ -12,10 +12,7 @@ WITH setting AS MATERIALIZED (
             AND coalesce(own.paid_at < statement_timestamp(), true)
             AND coalesce(own.closed_until < statement_timestamp(), true)
             AND num_nonnulls(own.paused_at, own.concurrency, own.pace, own.burst, own.weight) = 0
-            AND NOT EXISTS (
-                SELECT FROM aiotasks_task AS task
-                WHERE task.backend = own.backend AND task.limit_held = own.key
-            ) AS is_idle
+            AND held.number = 0 AS is_idle
     FROM setting
     CROSS JOIN LATERAL (
         SELECT one.*
@@ -24,6 +21,15 @@ WITH setting AS MATERIALIZED (
         ORDER BY one.key
         LIMIT $3::integer
     ) AS own
+    -- Not by EXISTS, for which the planner may read all tasks.
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS number
+        FROM (
+            SELECT FROM aiotasks_task AS task
+            WHERE task.backend = $1::text AND task.limit_held = own.key
+            LIMIT 1
+        ) AS one
+    ) AS held
 ), gone AS (
     DELETE FROM aiotasks_limit AS own
     WHERE own.ctid = ANY(ARRAY(
