@@ -130,7 +130,6 @@ async def test_each_way_of_enqueueing_wakes_a_worker(conn: asyncpg.Connection) -
             return task.enqueue(*args)
 
     async with aiotasks.Worker(grace=5) as worker:
-        await until(lambda: not worker.engine.claimer.keyed.is_looking)
         for number, ended in enumerate(
             [
                 tasks.limited.aenqueue("a", 1),
@@ -140,6 +139,7 @@ async def test_each_way_of_enqueueing_wakes_a_worker(conn: asyncpg.Connection) -
                 tasks.limited.using(run_after=timezone.now() - timedelta(hours=1)).aenqueue("a", 5),
             ]
         ):
+            await until(lambda: not worker.engine.claimer.keyed.is_looking)  # for the one before
             await finished(await ended)
             assert len(tasks.started) == number + 1
         await finished(await tasks.limited.using(run_after=timezone.now() + A_MOMENT).aenqueue("a", 6))
