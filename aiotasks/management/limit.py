@@ -89,5 +89,10 @@ def _numbers(texts: list[str]) -> dict[str, Any]:
             raise ValueError(f"{text!r} must be a number with a value, such as concurrency=20.")
         if name in numbers:
             raise ValueError(f"{name} is given twice.")
-        numbers[name] = int(value) if name != "rate" and value.isascii() and value.isdigit() else value
+        numbers[name] = int(value) if name != "rate" and _is_small(value) else value
     return numbers
+
+
+def _is_small(value: str) -> bool:
+    """Return whether the text is a number that ``int()`` takes; a longer one is refused as what it is."""
+    return value.isascii() and value.isdigit() and len(value) < 20

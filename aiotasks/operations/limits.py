@@ -58,7 +58,8 @@ class Numbers(TypedDict, total=False):
 
     concurrency: how many tasks of a key run at a time, from 1 to 100,000. rate: how many start in a time, as
     Limit takes it, or ``"none"``: no rate, whatever the code says. burst: how many of them may start at once,
-    from 1 to 100,000. weight: how many start by turn, from 1 to 100.
+    from 1 to 100,000; a rate that is set without it has the one of a Limit of that rate. weight: how many
+    start by turn, from 1 to 100.
     """
 
     concurrency: int
@@ -259,27 +260,27 @@ def _setting(**numbers: Any) -> LimitSetting:
         )
     if not numbers:
         raise TypeError(f"Give at least one of {', '.join(Numbers.__annotations__)}.")
-    rate, pace = _rate(numbers.get("rate"))
+    rate, pace, burst = _rate(numbers.get("rate"))
     return LimitSetting(
         concurrency=_whole("concurrency", numbers.get("concurrency"), MOST_PLACES),
         rate=rate,
         pace=pace,
-        burst=_whole("burst", numbers.get("burst"), LARGEST_BURST),
+        burst=_whole("burst", numbers.get("burst", burst), LARGEST_BURST),
         weight=_whole("weight", numbers.get("weight"), LARGEST_WEIGHT),
     )
 
 
-def _rate(value: Any) -> tuple[str | None, float | None]:
-    """Return the rate as a text, and its pace."""
+def _rate(value: Any) -> tuple[str | None, float | None, int | None]:
+    """Return the rate as a text, its pace, and the burst that it has where none is given."""
     if value is None:
-        return None, None
+        return None, None, None
     if value == NO_RATE:
-        return NO_RATE, 0.0
+        return NO_RATE, 0.0, None
     try:
         rate = parse_rate(value)
     except ValueError as error:
         raise ValueError(f"rate must be {error}, or {NO_RATE!r}, not {value!r:.200}.") from None
-    return str(rate), rate.pace
+    return str(rate), rate.pace, rate.default_burst
 
 
 def _whole(what: str, value: Any, most: int) -> int | None:

@@ -46,7 +46,7 @@ MOST_STARTS, LARGEST_BURST, LARGEST_WEIGHT = 1_000_000, 100_000, 100
 SHORTEST_PERIOD, LONGEST_PERIOD = 0.001, 365 * 86_400.0
 
 _NAME = re.compile(rf"[a-z0-9_.-]{{1,{LONGEST_NAME}}}")
-_RATE = re.compile(r"\s*(\d{1,7})\s*/\s*(\d{1,9}(?:\.\d{1,9})?)?\s*([smhd])\s*", re.ASCII)
+_RATE = re.compile(r"\s*(\d{1,7})\s*/\s*(\d{1,9}(?:\.\d{1,20})?)?\s*([smhd])\s*", re.ASCII)
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -75,7 +75,7 @@ class Rate(NamedTuple):
             if self.period % seconds == 0:
                 number = int(self.period // seconds)
                 return f"{self.starts}/{'' if number == 1 else number}{unit}"
-        return f"{self.starts}/{self.period:g}s"
+        return f"{self.starts}/{self.period!r}s"
 
 
 def parse_rate(value: Any) -> Rate:

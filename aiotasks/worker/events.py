@@ -100,8 +100,8 @@ class Observer:
         """The database works again for ``part``, after so many seconds. From any thread."""
 
     def limit_unknown(self, name: str, task_path: str, reason: str) -> None:
-        """Tasks have a limit of a name that no code here declares, that of ``task_path`` for one: of each key
-        one runs at a time.
+        """Tasks have a limit of a name that no code here declares, that of ``task_path`` for one: they are
+        left to other workers for ten minutes, and then one of each key runs at a time.
         """
 
     def loop_blocked(self, seconds: float, task_name: str | None, stack: str) -> None:
@@ -281,7 +281,7 @@ class EventLog(Observer):
 
     def limit_unknown(self, name: str, task_path: str, reason: str) -> None:
         logger.warning(
-            "No code here declares a limit; one task of each of its keys runs at a time "
+            "No code here declares a limit; other workers are left its tasks, after 600 s one of a key runs "
             "name=%r path=%r reason=%r",
             name,
             task_path,

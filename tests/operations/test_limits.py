@@ -89,6 +89,8 @@ def test_numbers_of_a_key_go_before_those_of_its_limit_and_the_codes() -> None:
         2,
         ["concurrency", "weight"],
     )
+    assert limit(PLACES, "a", rate="1000/s").burst == 100  # as the code's: not the one of another rate
+    assert limit(PLACES, "a", rate="1/m").burst == 1
     assert limit(PLACES, "a", rate="none").rate is None
     assert limit(PLACES, "a", weight=3).concurrency == 20  # what isn't named stays
     assert reset_limit(PLACES, "a")
@@ -261,6 +263,7 @@ WRONG = {
     "no number": ([PLACES, "weight=x"], "weight must be a whole number from 1 to 100, not 'x'"),
     "too small": ([PLACES, "concurrency=0"], "from 1 to 100000, not 0"),
     "rate": ([PLACES, "rate=fast"], "rate must be a number of starts .*, or 'none', not 'fast'"),
+    "digits": ([PLACES, f"concurrency={'9' * 5000}"], "from 1 to 100000, not '999"),
     "unknown": ([PLACES, "color=3"], "'color' is no number of a limit; these are: concurrency, rate"),
     "twice": ([PLACES, "weight=2", "weight=3"], "weight is given twice"),
     "name": (["No Name", "weight=2"], "The name of a Limit must be"),

@@ -225,6 +225,20 @@ async def test_a_rate_leaks(store: Store, conn: asyncpg.Connection) -> None:
     assert (number, wait <= 60) == (1, True)
 
 
+async def test_code_without_the_rate_pays_nothing_of_it(store: Store) -> None:
+    """During a deploy: else each start of the old code would allow one more of the new."""
+    await insert(store, 6, limit_key="l")
+    me = await worker(store)
+    known, unknown = LimitRule("l", pace=3600.0), LimitRule("l", concurrency=1, ordered=True)
+    (first,) = (await claim_keys(store, me, rules=[known])).jobs
+    await fail(store, first)
+    for _ in range(3):
+        (job,) = (await claim_keys(store, me, rules=[unknown])).jobs
+        await fail(store, job)
+        seen = only(await claim_keys(store, me, rules=[known]))
+        assert (seen.state, seen.given) == ("closed", 0)
+
+
 async def test_a_dead_workers_place_is_taken_until_the_rescue(store: Store, conn: asyncpg.Connection) -> None:
     first, second = await insert(store, 2, limit_key="l")
     dead, me = await worker(store), await worker(store)

@@ -69,6 +69,9 @@ def test_what_a_limit_has() -> None:
         ((7, 2.5), Rate(7, 2.5)),
         ((1, timedelta(days=365)), Rate(1, 365 * 86_400.0)),
         ((1_000_000, 0.001), Rate(1_000_000, 0.001)),
+        ((3, 1 / 3), Rate(3, 1 / 3)),
+        ((3, 123456.789), Rate(3, 123456.789)),
+        ((1, 90), Rate(1, 90.0)),
     ],
 )
 def test_rates(value: Any, rate: Rate) -> None:

@@ -16,6 +16,7 @@ from aiotasks.store.limits import LimitSetting
 from aiotasks.store.loop import resources
 from aiotasks.store.wakeups import wakeup_in
 from aiotasks.testing import drain
+from aiotasks.worker.claiming import keys, limit_rules
 from tests.site import default_task_backend, running_store
 from tests.store.rows import insert
 from tests.store.rows import worker as live_worker
@@ -309,8 +310,11 @@ def test_until_empty(start_worker: Start, ledger: Ledger) -> None:
 async def test_a_limit_that_is_not_imported_yet(
     configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The module of a task that has it is imported; where that doesn't help, one place is assumed."""
+    """The module of a task that has it is imported; where that doesn't help, its tasks are left to others,
+    and after a time one place is assumed.
+    """
     configure(**OPTIONS)
+    monkeypatch.setattr(keys, "LONGEST_WAIT", 0.01)
     from aiotasks.policies import limits
 
     known = dict(limits.known_limits())
@@ -330,6 +334,9 @@ async def test_a_limit_that_is_not_imported_yet(
     async with worker:
         # The module of tests is imported already, and declares nothing again.
         await until(lambda: {name for name, _ in found} == {"worker.two", "worker.gone"})
+        await plain.add.aenqueue(1, 2)
+        await until(lambda: ledger.statuses() == {"SUCCESSFUL": 1, "READY": 7})
+        monkeypatch.setattr(limit_rules, "LEAVE_FOR", 0.0)
         await until(lambda: tasks.seen == ["a0"])
         await until(lambda: ledger.statuses().get("SCHEDULED") == 3)  # unknown tasks are snoozed, one by one
         monkeypatch.setattr(limits, "_known", known)

@@ -239,9 +239,12 @@ WITH claimer AS MATERIALIZED (
     -- Always a new version, which makes the snapshots of all others too old.
     UPDATE aiotasks_limit AS own
     SET claimed_at = gave.moment,
-        level = CASE WHEN gave.pace IS NULL THEN 0 ELSE gave.level + gave.number END,
-        paid_at = gave.moment
-            + make_interval(secs => least(coalesce((gave.level + gave.number) * gave.pace, 0), 3e9)),
+        -- Without a pace it stays: a claim of code that knows no rate must not let those start more that know one.
+        level = CASE WHEN gave.pace IS NULL THEN own.level ELSE gave.level + gave.number END,
+        paid_at = CASE
+            WHEN gave.pace IS NULL THEN greatest(own.paid_at, gave.moment)
+            ELSE gave.moment + make_interval(secs => least((gave.level + gave.number) * gave.pace, 3e9))
+        END,
         busy_since = CASE WHEN gave.is_counted THEN least(gave.since, gave.first) END
     FROM (
         SELECT

@@ -26,7 +26,7 @@ from .intake import Claim, Intake
 from .key_walk import RECENT, Look
 from .keys import Answer, Key, Keys
 from .lane_keys import LaneKeys
-from .limit_rules import LimitRules, name_of
+from .limit_rules import LEAVE_FOR, LimitRules, name_of
 from .queue_limits import QueueLimits
 from .relay import Relay
 
@@ -301,14 +301,19 @@ class KeyedClaims:
             keys.tell(one.queue_name, one.key, one.task_path, one.priority, listed=True)
 
     def _importable(self, each: LaneKeys, keys: Keys, taken: list[Key]) -> list[Key]:
-        """Return the keys of limits that are known here, and import the modules of the others."""
+        """Return the keys of limits that are known here, and import the modules of the others. Those that
+        stay unknown are left to other workers for a time.
+        """
         known = []
         for key in taken:
             name = name_of(key.key)
-            if self.rules.is_known(name, key.task_path):
+            if not self.rules.is_known(name, key.task_path):
+                self.rules.learn(key.task_path, partial(self._imported, keys, key))
+            elif self.rules.may_claim(name, key.task_path):
                 known.append(key)
             else:
-                self.rules.learn(name, key.task_path, partial(self._imported, keys, key))
+                closed = {key.key: Answer("closed", LEAVE_FOR)}
+                keys.learn([key], closed, {}, asyncio.get_running_loop().time())
         return known
 
     def _imported(self, keys: Keys, key: Key) -> None:

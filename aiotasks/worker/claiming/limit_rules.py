@@ -1,6 +1,7 @@
 """LimitRules: what the code of this process says of limits, for the claims of their keys."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,9 +12,15 @@ from ..events import NULL, Observer
 
 __all__ = ["LimitRules", "name_of"]
 
-# Paths of tasks whose modules have been imported for a limit, that are remembered. With more it forgets them
-# all, and imports again; known modules cost nothing.
+# Paths of tasks whose modules have been imported for a limit, and unknown names, that are remembered. With
+# more it forgets them all, and imports again; known modules cost nothing.
 PATHS_LIMIT = 1000
+
+# Seconds for which a worker leaves the keys of a limit that its code doesn't declare to others. Chosen: as
+# long as a rolling deploy takes, whose old workers would ignore the numbers that the new code says.
+LEAVE_FOR = 600.0
+
+NOT_DECLARED = "its task's module doesn't declare it"
 
 
 def name_of(key: str) -> str:
@@ -23,8 +30,9 @@ def name_of(key: str) -> str:
 
 class LimitRules:
     """A limit is declared by the module of a task that has it, so that is imported where the name is new, as
-    for an unknown path: by ``resolve``, in a thread. Where nothing here declares it (an older release is
-    running, or a newer one has gone), one task of each key runs at a time, the oldest first.
+    for an unknown path: by ``resolve``, in a thread. Where nothing here declares it, other workers may know
+    it, whose code is newer or older. After LEAVE_FOR one task of each of its keys runs at a time, the oldest
+    first, because the limit may have been taken out of the code.
     """
 
     def __init__(
@@ -38,13 +46,25 @@ class LimitRules:
         self._resolve = resolve
         self._waits_for_rates = waits_for_rates
         self._observer = observer
-        self._tried: set[str] = set()
+        self._tried: dict[str, str] = {}  # why the module of a path doesn't help
         self._importing: dict[str, asyncio.Task[None]] = {}
-        self._reported: set[str] = set()
+        self._unknown_since: dict[str, float] = {}  # by time.monotonic()
 
     def is_known(self, name: str, task_path: str) -> bool:
         """Return whether there is nothing to import: the name is known, or the task's module doesn't tell."""
         return name in known_limits() or task_path in self._tried
+
+    def may_claim(self, name: str, task_path: str) -> bool:
+        """Return whether tasks of the limit are to be claimed, of which ``is_known()`` has returned True."""
+        if name in known_limits():
+            return True
+        since = self._unknown_since.get(name)
+        if since is None:
+            if len(self._unknown_since) >= PATHS_LIMIT:
+                self._unknown_since.clear()
+            since = self._unknown_since[name] = time.monotonic()
+            self._observer.limit_unknown(name, task_path, self._tried.get(task_path, NOT_DECLARED))
+        return time.monotonic() - since >= LEAVE_FOR
 
     def rule(self, name: str) -> LimitRule:
         """Return what is said of a limit, or what is assumed."""
@@ -60,12 +80,12 @@ class LimitRules:
             ordered=limit.ordered,
         )
 
-    def learn(self, name: str, task_path: str, done: Callable[[], Any]) -> None:
+    def learn(self, task_path: str, done: Callable[[], Any]) -> None:
         """Import the module of a task, and call ``done``."""
         importing = self._importing.get(task_path)
         if importing is None:
             importing = self._importing[task_path] = asyncio.create_task(
-                self._import(name, task_path), name="aiotasks import"
+                self._import(task_path), name="aiotasks import"
             )
         importing.add_done_callback(lambda _: done())
 
@@ -74,8 +94,8 @@ class LimitRules:
         for importing in self._importing.values():
             importing.cancel()
 
-    async def _import(self, name: str, task_path: str) -> None:
-        reason = "its task's module doesn't declare it"
+    async def _import(self, task_path: str) -> None:
+        reason = NOT_DECLARED
         try:
             await self._resolve(task_path)
         except UnknownTask as error:
@@ -83,10 +103,5 @@ class LimitRules:
         finally:
             if len(self._tried) >= PATHS_LIMIT:
                 self._tried.clear()
-            self._tried.add(task_path)
+            self._tried[task_path] = reason
             del self._importing[task_path]
-        if name not in known_limits() and name not in self._reported:
-            if len(self._reported) >= PATHS_LIMIT:
-                self._reported.clear()
-            self._reported.add(name)
-            self._observer.limit_unknown(name, task_path, reason)
