@@ -19,11 +19,11 @@ FROM (
             SELECT task.limit_held::text AS key
             FROM aiotasks_task AS task
             WHERE task.backend = $1::text AND task.limit_held IS NOT NULL
+              AND ($2::text IS NULL OR task.limit_held = $2::text OR split_part(task.limit_held, ':', 1) = $2::text)
               AND (NOT $4::boolean OR task.status || '' <> 'RUNNING')
             ORDER BY task.limit_held
             LIMIT 20 * $3::integer
         ) AS held
-        WHERE $2::text IS NULL OR held.key = $2::text OR split_part(held.key, ':', 1) = $2::text
     )
     UNION
     (
