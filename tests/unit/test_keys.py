@@ -366,6 +366,18 @@ def test_polls_do_not_keep_a_walk_from_coming_round() -> None:
     assert len(found) == 1000
 
 
+def test_news_during_a_walk_has_it_come_by_every_key_again() -> None:
+    """An operator may have resumed a key that it has passed already."""
+    walk, queue = KeyWalk(["q"]), Queue(*(f"{number:04}" for number in range(1000)))
+    walk.begin()
+    before = queue.look(walk, 0.0)
+    for _ in range(3):
+        walk.begin(news=True)
+    found = queue.cycle(walk, 0.0)
+    assert sorted([*(before or []), *found]) == sorted(queue.names * 2)
+    assert walk.is_over
+
+
 def test_a_wakeup_looks_at_all_of_a_short_queue_and_at_recent_tasks_of_a_long_one() -> None:
     walk, queue = KeyWalk(["q"]), Queue("a", "b", "c", "d")
     walk.wake("q", 0.0, delay=0.006, is_second=False)

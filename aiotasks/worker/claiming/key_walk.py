@@ -73,6 +73,7 @@ class KeyWalk:
         self._woken: dict[str, None] = {}
         self._again: dict[str, _Again] = {}
         self._is_eager = True
+        self._begins_again = False
         self._woken_from = self._walk_from = -inf  # when the next look may come
 
     def meet(self, queue_name: str) -> bool:
@@ -86,9 +87,14 @@ class KeyWalk:
             self._left.setdefault(queue_name, "")
         return True
 
-    def begin(self) -> None:
-        """Walk over all queues, unless a walk is under way."""
-        if not self._left:
+    def begin(self, *, news: bool = False) -> None:
+        """Walk over all queues. While a walk is under way, do nothing; or with ``news`` about any key, walk
+        once more after it, because it may have come by that key.
+        """
+        if self._left:
+            self._begins_again |= news
+        else:
+            self._begins_again = False
             names = list(self._queues)
             random.shuffle(names)  # workers should not walk in step
             self._left = dict.fromkeys(names, "")
@@ -159,6 +165,8 @@ class KeyWalk:
                 self._passed.pop(name, None)
         if not self._left:
             self._is_eager = False
+            if self._begins_again:
+                self.begin()
 
     def took(self, seconds: float, look: Look | None, now: float, *, workers: int) -> None:
         """A look, or the claim after one, has taken so long and led to nothing. ``workers``: that walk."""

@@ -112,7 +112,7 @@ class KeyedClaims:
     def look(self, *, opened: bool = False) -> None:
         """Look for all keys. ``opened``: an operator may have opened some."""
         for each in self._turn:
-            each.walk.begin()
+            each.walk.begin(news=opened)
             if opened:
                 each.open_all()
 
