@@ -232,25 +232,27 @@ async def test_several_workers_keep_a_limit_together(configure: Configure, ledge
 
 
 async def test_one_without_a_slot_wakes_another(configure: Configure, ledger: Ledger) -> None:
-    """For a key that came free, and for a wake-up."""
+    """For a wake-up that comes to it, and for a key that a task of its own has left."""
     configure(**OPTIONS)
-    async with aiotasks.Worker(concurrency=2) as first:
-        await many(tasks.one, ("a", "a0"), ("a", "a1"), waits=True)
-        await until(lambda: tasks.seen == ["a0"])
-        await plain.wait_for_release.aenqueue("p")
-        await until(lambda: len(first.running()) == 2)
-        async with aiotasks.Worker(concurrency=2):
-            for number in range(2):
-                await plain.wait_for_release.aenqueue(f"p{number}")
-            await until(lambda: ledger.statuses()["RUNNING"] == 4)
-            await tasks.one.aenqueue("b", "b")
-            async with aiotasks.Worker(concurrency=1):
-                await until(lambda: "b" in tasks.seen)
-            for waiting in list(plain.waiting.values()):
-                waiting.set_result(None)
-            tasks.let_go("a0")
-            await until(lambda: "a1" in tasks.seen)
-            tasks.let_go("a1")
+    plain.released.clear()
+    try:
+        async with aiotasks.Worker(queues=["default", "own"], concurrency=1, threads=1):
+            await tasks.one_sync.aenqueue("z", "z")
+            await tasks.one.aenqueue("a", "loop", waits=True)
+            await until(lambda: sorted(tasks.seen) == ["loop", "z"])
+            await plain.wait_in_thread.using(queue_name="own").aenqueue()
+            await until(lambda: ledger.statuses() == {"SUCCESSFUL": 1, "RUNNING": 2})
+            async with aiotasks.Worker(queues=["default"], concurrency=0, threads=2):
+                await tasks.one_sync.aenqueue("a", "thread")
+                for number in range(10):
+                    await tasks.one_sync.aenqueue("b", f"b{number}")
+                    await until(lambda number=number: f"b{number}" in tasks.seen)
+                assert "thread" not in tasks.seen
+                tasks.let_go("loop")
+                await until(lambda: "thread" in tasks.seen)
+            plain.released.set()
+    finally:
+        plain.released.set()
 
 
 def test_one_that_stops_wakes_another(start_worker: Start, ledger: Ledger) -> None:
