@@ -136,6 +136,13 @@ def fleet(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[0])
+def proofs(session: nox.Session) -> None:
+    """Hammer on limits by key for ten minutes, with the figures; `-- -k rate` a part of it."""
+    install(session)
+    session.run("pytest", "-m", "battery", "-s", "tests/store", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
 def limits(session: nox.Session) -> None:
     """Measure claims of tasks with limits, among up to a million that wait; `-- drains` a part of it."""
     session.install("-r", "requirements/bench.txt", "-e", ".")

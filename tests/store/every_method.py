@@ -134,6 +134,8 @@ def limits() -> list[Any]:
     seen.append(call("top_keys", "limits", "loop", ["default"], 10) == found)
     seen.append(call("recent_keys", "limits", "loop", ["default"], 60.0, 10) == found)
     seen.append(call("list_keyed_suspects", "limits", "loop", None))
+    seen.append(call("count_limited_jobs", "limits", ["default", "none"], 10))
+    seen.append({key: one.number for key, one in call("count_keyed_jobs", "limits", keys, 10).items()})
     seen.append(call("prune_limits", "limits", "", 10))
     call("remove_worker", me)
     return seen

@@ -8,7 +8,7 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -20,7 +20,7 @@ from aiotasks.db.connect import connect
 from aiotasks.db.drivers import ConnectionDriver
 from aiotasks.db.statement import Statement, statement
 from aiotasks.rows import LANES, Job, Status
-from aiotasks.store.limits import KeyRequest, LimitRule
+from aiotasks.store.limits import KeyRequest, LimitRule, LimitSetting
 from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.statements import load
 from aiotasks.store.store import Store
@@ -113,6 +113,54 @@ async def hammer(
     return seen
 
 
+async def write_rows_of_keys(*, seconds: float, seed: int = 1) -> Counter[str]:
+    """Have sessions write the rows of the same 200 keys in all ways, many in a statement; return their errors
+    by SQLSTATE."""
+    errors: Counter[str] = Counter()
+    keys = [f"few:{number}" for number in range(200)]
+    end = time.monotonic() + seconds
+
+    async def write(store: Store, dice: random.Random) -> None:
+        me = uuid.uuid4()
+        await store.register_worker(me, "default", "host", 1, [], 10, 10, "0", 300.0)
+        while time.monotonic() < end:
+            try:
+                await _write_once(store, me, dice.sample(keys, 50), dice)
+            except Exception as error:
+                code = getattr(error.__cause__, "sqlstate", None)
+                if code is None:
+                    raise
+                errors[code] += 1
+
+    async with AsyncExitStack() as stack:
+        stores = []
+        for _ in range(SESSIONS):
+            connection = await connect("default", timeout=30.0, statement_cache_size=100)
+            stack.push_async_callback(connection.close)
+            stores.append(MutatedStore(ConnectionDriver(connection), {"prune_limits": OVER_EAGER}))
+        await stores[0].insert_jobs([new_job(queue_name="a", limit_key=key) for key in keys])
+        async with asyncio.TaskGroup() as group:
+            for number, store in enumerate(stores):
+                group.create_task(write(store, random.Random(f"{seed} {number}")))
+    return errors
+
+
+async def _write_once(store: Store, me: UUID, keys: list[str], dice: random.Random) -> None:
+    requests = [KeyRequest("a", key) for key in keys]
+    setting = LimitSetting(weight=dice.randint(1, 9))
+    writes: list[Callable[[], Awaitable[Any]]] = [
+        lambda: store.insert_limits("default", keys),
+        lambda: store.claim_keyed(me, uuid.uuid4(), "default", "loop", 20, requests, RULES),
+        lambda: store.set_limit("default", keys[0], setting),
+        lambda: store.reset_limit("default", keys[0]),
+        lambda: store.close_key("default", keys[0], 0.01),
+        lambda: store.pause_limit("default", keys[0], ""),
+        lambda: store.resume_limit("default", keys[0]),
+        lambda: store.prune_limits("default", "", 500),
+    ]
+    await dice.choices(writes, weights=[9, 9, 3, 3, 3, 1, 3, 3])[0]()
+
+
 class _Session:
     """A worker that goes by no protocol: it claims any keys, and dies now and then."""
 
@@ -139,7 +187,7 @@ class _Session:
                     weights=[45, 40, 10, 2, 4, 1],
                 )[0]()
             except Exception as error:
-                code = getattr(error.__cause__, "sqlstate", None)
+                code = getattr(error.__cause__ or error, "sqlstate", None)
                 if code is None:
                     raise
                 self._seen.errors[code] += 1

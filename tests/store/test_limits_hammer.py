@@ -2,7 +2,7 @@
 
 import pytest
 
-from .hammer import KEYS, MUTANTS, OVER_EAGER, hammer
+from .hammer import KEYS, MUTANTS, OVER_EAGER, hammer, write_rows_of_keys
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])  # the server doesn't know the loop
 
@@ -18,6 +18,10 @@ async def test_twenty_sessions_exceed_no_limit(database: str) -> None:
 async def test_without_a_part_of_the_claim_limits_are_exceeded(database: str, mutant: str) -> None:
     seen = await hammer(claims=100_000, until_over=True, texts={"claim_keyed": MUTANTS[mutant]})
     assert seen.over > 0, seen
+
+
+async def test_who_writes_rows_of_keys_never_waits_in_a_circle(database: str) -> None:
+    assert await write_rows_of_keys(seconds=2.0) == {}
 
 
 @pytest.mark.battery

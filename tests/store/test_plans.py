@@ -415,6 +415,15 @@ async def test_a_keyed_claims_cost_does_not_grow_with_the_backlog(
         assert plan.rows == min(5 * step, keys)
         assert plan.indexes() == {"aiotasks_task_keyed"}
         assert plan.counted() <= 5 * step
+    counts: list[tuple[str, tuple[Any, ...]]] = [
+        ("count_limited_jobs", ("default", QUEUES, 50)),
+        ("count_keyed_jobs", ("default", asked, 50)),
+    ]
+    for name, arguments in counts:
+        plan = await warm[name].explain(*arguments)
+        assert plan.rows > 0
+        assert plan.indexes() <= {"aiotasks_task_keyed"}
+        assert plan.counted() <= 50 * max(len(QUEUES), len(asked)) + 100
     for name in ("top_keys", "recent_keys"):
         more = (86_400.0,) if name == "recent_keys" else ()
         plan = await warm[name].explain("default", "loop+", QUEUES, *more, 5)

@@ -6,7 +6,8 @@
 WITH mine AS MATERIALIZED (
     SELECT found.id, given.error
     FROM unnest($2::text[], $3::timestamptz[], $4::text[]) AS given (name, seen_at, error)
-    CROSS JOIN LATERAL (  -- as in move_schedules
+    -- As in move_schedules.
+    CROSS JOIN LATERAL (
         SELECT schedule.id
         FROM aiotasks_schedule AS schedule
         WHERE schedule.backend = $1::text AND schedule.name = given.name

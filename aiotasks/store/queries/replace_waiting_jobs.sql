@@ -17,6 +17,9 @@ WITH limits AS MATERIALIZED (
         SELECT *
         FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $12::text[])
             AS new (id, key, args, kwargs, limit_key)
+        -- Always true. By these the planner expects one row instead of ten, for which it wouldn't look up each below
+        -- where it takes the table for nearly empty, but read all of it.
+        WHERE new.key >= '' AND new.id >= '00000000-0000-0000-0000-000000000000'
         ORDER BY new.key
     ) AS each
     CROSS JOIN LATERAL (
