@@ -10,7 +10,7 @@ from uuid import UUID
 
 from ..filters import TaskFilter
 from ..rows import Status, StoredLane
-from .statement_group import StatementGroup
+from .statement_group import StatementGroup, milliseconds
 
 __all__ = [
     "BulkStatements",
@@ -161,8 +161,9 @@ class BulkStatements(StatementGroup):
 
         An IntegrityError: another task has taken the key meanwhile.
         """
-        milliseconds = f"{round(lock_timeout * 1000)}ms"
-        ((_, by_another, *row),) = await self._fetch("retry_unique_job", id, *meant, milliseconds)
+        ((_, by_another, *row),) = await self._fetch(
+            "retry_unique_job", id, *meant, milliseconds(lock_timeout)
+        )
         return KeyTaken(None if row[0] is None else RetriedJob(*row), by_another)
 
     async def delete_jobs(self, ids: Sequence[UUID], meant: Meant) -> list[DeletedJob]:

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from ..rows import Job, JobTemplate, NewJob, UniqueJob
 from .columns import job
-from .statement_group import StatementGroup, first_if_all_alike, none_if_all_null
+from .statement_group import StatementGroup, first_if_all_alike, milliseconds, none_if_all_null
 
 __all__ = ["PRIMARY_KEY", "EnqueueStatements"]
 
@@ -96,7 +96,7 @@ class EnqueueStatements(StatementGroup):
             new.key,
             new.rule.period,
             new.rule.waiting,
-            _milliseconds(lock_timeout),
+            milliseconds(lock_timeout),
             template.metadata,
             new.limit_key,
             template.ordered,
@@ -119,7 +119,7 @@ class EnqueueStatements(StatementGroup):
             [each.key for each in new],
             [] if len(templates) == 1 else [templates[each] for each in shared],
             new[0].enqueued_at,
-            _milliseconds(lock_timeout),
+            milliseconds(lock_timeout),
             [template.backend for template, _ in templates],
             [template.queue_name for template, _ in templates],
             [template.task_path for template, _ in templates],
@@ -143,7 +143,7 @@ class EnqueueStatements(StatementGroup):
     ) -> dict[str, Job]:
         """Take keys from the tasks that hold them no longer; return the holders of the others."""
         rows = await self._fetch(
-            "free_unique_keys", backend, sorted(keys), _milliseconds(lock_timeout), timeout=timeout
+            "free_unique_keys", backend, sorted(keys), milliseconds(lock_timeout), timeout=timeout
         )
         return _by_key(rows)
 
@@ -152,7 +152,7 @@ class EnqueueStatements(StatementGroup):
     ) -> dict[str, Job]:
         """Keep the waiting holders of keys from being claimed until the transaction ends; return them."""
         rows = await self._fetch(
-            "lock_unique_keys", backend, sorted(keys), _milliseconds(lock_timeout), timeout=timeout
+            "lock_unique_keys", backend, sorted(keys), milliseconds(lock_timeout), timeout=timeout
         )
         return _by_key(rows)
 
@@ -181,18 +181,13 @@ class EnqueueStatements(StatementGroup):
             template.run_after,
             template.expires,
             new[0].rule.keep_run_after,
-            _milliseconds(lock_timeout),
+            milliseconds(lock_timeout),
             template.metadata,
             [each.limit_key for each in new],
             template.ordered,
             timeout=timeout,
         )
         return _by_key(rows)
-
-
-def _milliseconds(seconds: float) -> str:
-    """A value for lock_timeout. Not 0, which means forever."""
-    return f"{max(1, round(seconds * 1000))}ms"
 
 
 def _job_of(columns: Sequence[object]) -> Job | None:

@@ -9,9 +9,10 @@ from uuid import UUID
 from ..rows import Job, Lane, keyed_lane
 from .columns import keyed_job
 from .queues import ReadyIn
-from .statement_group import StatementGroup
+from .statement_group import StatementGroup, milliseconds
 
 __all__ = [
+    "SUSPECTS",
     "KeyFound",
     "KeyRequest",
     "KeySeen",
@@ -23,8 +24,9 @@ __all__ = [
     "LimitStatements",
 ]
 
-# Tasks of two crashes that are looked at to find one of each key.
-SUSPECTS = 100
+# Keys of tasks of two crashes in one claim, and how many such tasks are looked at to find them. Chosen: these
+# were in slots of workers that have died twice, so they are hardly ever more.
+SUSPECTS, MOST_SUSPECTS = 100, 10_000
 
 
 class KeyRequest(NamedTuple):
@@ -174,9 +176,10 @@ class LimitStatements(StatementGroup):
         seen = _seen(requests, keyed_lane(lane), slots, json.loads(keys), json.loads(gave or "[]"))
         return KeyedClaim(jobs, seen)
 
-    async def insert_limits(self, backend: str, keys: Sequence[str]) -> None:
-        """Make the rows of keys, where there are none."""
-        await self._fetch("insert_limits", backend, list(keys))
+    async def insert_limits(self, backend: str, keys: Sequence[str], *, lock_timeout: float = 1.0) -> None:
+        """Make the rows of keys, where there are none. Waits ``lock_timeout`` seconds at most for whoever has
+        written one of them (55P03); then none is made."""
+        await self._fetch("insert_limits", backend, list(keys), milliseconds(lock_timeout))
 
     async def list_keys(
         self, backend: str, lane: Lane, sources: Sequence[tuple[str, str]], at_most: int
@@ -201,11 +204,14 @@ class LimitStatements(StatementGroup):
         return [KeyFound(*row) for row in rows]
 
     async def list_keyed_suspects(
-        self, backend: str, lane: Lane, queues: Sequence[str] | None
+        self, backend: str, lane: Lane, queues: Sequence[str] | None, after: str = ""
     ) -> list[KeyRequest]:
-        """Requests for tasks that have been in two crashes, one of a key. ``queues``: None for any."""
+        """Requests for tasks that have been in two crashes, one of a key: of the first SUSPECTS keys behind
+        ``after`` ('': from the first). ``queues``: None for any."""
         names = None if queues is None else list(queues)
-        rows = await self._fetch("list_keyed_suspects", backend, keyed_lane(lane), names, SUSPECTS)
+        rows = await self._fetch(
+            "list_keyed_suspects", backend, keyed_lane(lane), names, MOST_SUSPECTS, after, SUSPECTS
+        )
         return [KeyRequest(*row) for row in rows]
 
     async def set_limit(self, backend: str, key: str, setting: LimitSetting) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from ..db.drivers import Driver
 from .statements import load
 
-__all__ = ["StatementGroup", "first_if_all_alike", "none_if_all_null"]
+__all__ = ["StatementGroup", "first_if_all_alike", "milliseconds", "none_if_all_null"]
 
 
 class StatementGroup:
@@ -27,3 +27,8 @@ def first_if_all_alike[Value](values: list[Value]) -> list[Value]:
 def none_if_all_null[Value](values: list[Value]) -> list[Value]:
     """Return no value in place of NULLs alone, for an array that may be shorter than the others."""
     return [] if values.count(None) == len(values) else values  # type: ignore[arg-type]  # it may be in any list
+
+
+def milliseconds(seconds: float) -> str:
+    """A value for lock_timeout. Not 0, which means forever."""
+    return f"{max(1, round(seconds * 1000))}ms"

@@ -1,5 +1,7 @@
 -- READY tasks with limits that have been in two crashes, one of each key: claim_keyed takes them by their ids alone.
--- $1 backend, $2 lane as it is stored, $3 queue names (NULL: any), $4 how many tasks to look at
+-- In the order of the keys, so that those that can't be taken hide no other.
+-- $1 backend, $2 lane as it is stored, $3 queue names (NULL: any), $4 how many tasks to look at, $5 the key to begin
+-- after ('': the first), $6 how many keys at most
 SELECT DISTINCT ON (suspect.limit_key) suspect.queue_name, suspect.limit_key::text, suspect.id
 FROM (
     SELECT task.queue_name, task.limit_key, task.id, task.priority, task.limit_place
@@ -10,5 +12,6 @@ FROM (
     ORDER BY task.priority DESC, task.ready_at, task.id
     LIMIT $4::integer
 ) AS suspect
-WHERE suspect.limit_key IS NOT NULL
+WHERE suspect.limit_key > $5::text
 ORDER BY suspect.limit_key, suspect.priority DESC, suspect.limit_place, suspect.id
+LIMIT $6::integer

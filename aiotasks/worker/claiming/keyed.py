@@ -15,7 +15,7 @@ from django.db import utils
 from ...db.errors import is_transient
 from ...db.outage import Outage
 from ...rows import LANES, Job, Lane, microseconds, plain_lane
-from ...store.limits import KeyedClaim, KeyRequest
+from ...store.limits import SUSPECTS, KeyedClaim, KeyRequest
 from ...store.notifier import INTERVAL
 from ...store.store import Store
 from ...store.wakeups import Wakeup
@@ -23,8 +23,9 @@ from ..events import NULL, Observer
 from ..fleet import Fleet
 from .budget import CLAIM_LIMIT, FreeSlots
 from .intake import Claim, Intake
+from .key_rows import KeyRows
 from .key_walk import RECENT, Look
-from .keys import Answer, Key, Keys
+from .keys import LONGEST_BUSY_DELAY, Answer, Key, Keys
 from .lane_keys import LaneKeys
 from .limit_rules import LEAVE_FOR, LimitRules, name_of
 from .queue_limits import QueueLimits
@@ -91,6 +92,7 @@ class KeyedClaims:
         }
         self._turn: list[LaneKeys] = list(self._lanes.values())
         self._sources: dict[str, dict[tuple[Lane, str], None]] = {}  # by the limit's name
+        self._rows = KeyRows(store, backend=backend, observer=observer)
         self._pass_from = -inf
         self._blocked_until = -inf
         self._is_closed = False
@@ -193,6 +195,7 @@ class KeyedClaims:
         """Wake others for all keys that wait: this worker claims no more."""
         self._is_closed = True
         self.rules.close()
+        self._rows.close()
         self._relay.wake_others(
             self._wakeup(each.lane, name) for each in self._turn for name in each.waiting_in()
         )
@@ -235,12 +238,24 @@ class KeyedClaims:
             return Claim()
         requests = await self._store.list_keyed_suspects(self._backend, each.lane, queues)
         while requests:
-            reply = await self._ask(each, worker_id, requests, 1)
-            new = [seen.key for seen in reply.seen if seen.state == "new"]
-            if reply.jobs or not new:
-                return Claim(worker_id, reply.jobs, keyed=True)
-            await self._store.insert_limits(self._backend, new)
+            last, is_full = requests[-1].key, len(requests) == SUSPECTS
+            while requests:
+                reply = await self._ask(each, worker_id, requests, 1)
+                if reply.jobs:
+                    return Claim(worker_id, reply.jobs, keyed=True)
+                for seen in reply.seen:
+                    if seen.state == "new":
+                        self._rows.make(seen.key, self._suspect_soon)
+                # The first that can't be taken after all may have had the slot.
+                answers = zip(requests[1:], reply.seen[1:], strict=False)  # none where the lease is over
+                requests = [request for request, seen in answers if seen.state == "left"]
+            if is_full:
+                requests = await self._store.list_keyed_suspects(self._backend, each.lane, queues, last)
         return Claim()
+
+    def _suspect_soon(self) -> None:
+        # Not at once: where the row can't be made, or be seen, that would be asked again and again.
+        asyncio.get_running_loop().call_later(LONGEST_BUSY_DELAY, self._on_met)
 
     async def _claim(self, each: LaneKeys, worker_id: UUID, now: float) -> Claim:
         free = each.free()
@@ -266,7 +281,7 @@ class KeyedClaims:
             keys.put_back(asked)
             raise
         now = asyncio.get_running_loop().time()
-        await self._learn(each, keys, asked, reply, now)
+        self._learn(each, keys, asked, reply, now)
         if reply.jobs:
             each.walk.gave()
         else:
@@ -336,29 +351,33 @@ class KeyedClaims:
             ),
         )
 
-    async def _learn(
-        self, each: LaneKeys, keys: Keys, asked: Sequence[Key], reply: KeyedClaim, now: float
-    ) -> None:
+    def _learn(self, each: LaneKeys, keys: Keys, asked: Sequence[Key], reply: KeyedClaim, now: float) -> None:
+        """Learn from a reply. Nothing is awaited here, and nothing may be: the tasks are to be started."""
         given: dict[str, list[int]] = {}
         for job in reply.jobs:
             given.setdefault(job.limit_key or "", []).append(job.priority)
         answers: dict[str, Answer] = {}
-        new = []
+        new = {seen.key for seen in reply.seen if seen.state == "new"}
         for seen in reply.seen:
             match seen.state:
                 case "new":
-                    new.append(seen.key)
-                    answers[seen.key] = Answer("busy")  # until its row is made
+                    pass
                 case "unknown":
                     answers[seen.key] = Answer("busy")
                 case state:
                     answers[seen.key] = Answer(state, seen.wait or 0.0, seen.weight)
         if not reply.seen:  # the database says that the lease is over
             self._blocked_until = now + WITHOUT_LEASE
-        keys.learn(asked, answers, given, now)
+        keys.learn([key for key in asked if key.key not in new], answers, given, now)
+        for key in asked:
+            if key.key in new:
+                self._rows.make(key.key, partial(self._row_made, keys, key))
         for seen in reply.seen:
             if seen.elsewhere is not None:
                 path = next(key.task_path for key in asked if key.key == seen.key)
                 self._tell(plain_lane(seen.elsewhere.lane), seen.elsewhere.queue_name, seen.key, path, 0)
-        if new:
-            await self._store.insert_limits(self._backend, new)
+
+    def _row_made(self, keys: Keys, key: Key) -> None:
+        """Name the key again, after a moment: it may be locked, or its row can't be made."""
+        keys.learn([key], {key.key: Answer("busy")}, {}, asyncio.get_running_loop().time())
+        self._changed.set()
