@@ -234,6 +234,7 @@ class Worker(models.Model):
     # One for each of its queues; null: no limit.
     queue_limits = ArrayField(models.IntegerField(null=True), null=True)
     claims_keyed = models.BooleanField(null=True)  # it runs tasks with limits; null: of an older release
+    schedules = ArrayField(models.TextField(), null=True)  # which its code declares; null: none
 
     class Meta:
         required_db_vendor = "postgresql"
@@ -298,9 +299,11 @@ class Schedule(models.Model):
 
     from_code = models.BooleanField()  # else an operator's, which no worker changes or stops
     digest = models.TextField(null=True)  # of what the code has declared
+    declared_in = models.TextField(null=True)  # the module of the code that declares it
     paused_at = models.DateTimeField(null=True)
     pause_reason = models.TextField(null=True)
-    stopped_at = models.DateTimeField(null=True)  # since when the code that is deployed hasn't had it
+    stopped_at = models.DateTimeField(null=True)  # since when no code that is deployed declares it
+    stopped_tick = models.DateTimeField(null=True)  # for which it waited then
     next_at = models.DateTimeField(null=True)  # null: paused, stopped, or it never ticks again
     retry_at = models.DateTimeField(null=True)  # not before, because it has failed
     last_tick = models.DateTimeField(null=True)

@@ -1,13 +1,14 @@
+from django.contrib.postgres.fields import ArrayField
 from django.db import migrations, models
 from django.db.models.functions import Greatest
 
 import aiotasks.fields
 
-from ._online import AddIndex, AddTable
+from ._online import AddColumn, AddIndex, AddTable
 
 
 class Migration(migrations.Migration):
-    """The table of schedules, of which no release before knows."""
+    """The table of schedules, of which no release before knows, and what each worker's code declares."""
 
     atomic = False
 
@@ -48,9 +49,11 @@ class Migration(migrations.Migration):
                 ("keep_result", models.FloatField(null=True)),
                 ("from_code", models.BooleanField()),
                 ("digest", models.TextField(null=True)),
+                ("declared_in", models.TextField(null=True)),
                 ("paused_at", models.DateTimeField(null=True)),
                 ("pause_reason", models.TextField(null=True)),
                 ("stopped_at", models.DateTimeField(null=True)),
+                ("stopped_tick", models.DateTimeField(null=True)),
                 ("next_at", models.DateTimeField(null=True)),
                 ("retry_at", models.DateTimeField(null=True)),
                 ("last_tick", models.DateTimeField(null=True)),
@@ -75,4 +78,5 @@ class Migration(migrations.Migration):
                 condition=models.Q(next_at__isnull=False),
             ),
         ),
+        AddColumn("worker", "schedules", ArrayField(models.TextField(), null=True)),
     ]

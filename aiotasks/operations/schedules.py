@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, Unpack
 
 from django.tasks import Task
@@ -16,7 +17,7 @@ from .. import signals
 from ..backend import PostgresBackend
 from ..registry import resolve
 from ..row_results import duplicate_of, result_of
-from ..rows import AnyResult, AnyTask, Missed, Overlap, UniqueJob
+from ..rows import AnyResult, AnyTask, Missed, Overlap, Schedule, UniqueJob
 from ..schedules.cron import Times
 from ..schedules.declarations import Declaration
 from ..schedules.ticks import job_of_tick
@@ -24,6 +25,7 @@ from ..schedules.wanted import Wanted, WantedKeywords, parse_name, parse_wanted
 from ..schedules.words import in_words
 from ..store.route import Route
 from ..store.schedules import DeclaredSchedule, ScheduleRow
+from ..store.store import Store
 from ..store.wakeups import Wakeup
 from ..worker.startup import backend_of
 from .pauses import parse_reason
@@ -232,13 +234,19 @@ async def _pause(backend: PostgresBackend, route: Route, name: str, reason: str)
 
 
 async def _resume(backend: PostgresBackend, route: Route, name: str) -> ScheduleState:
-    now, row = await _row(backend, route, name)
-    schedule = row.schedule
-    next_at = Times(schedule.expression, schedule.timezone).next_after(now)
-    await route.run(lambda store: store.resume_schedule(backend.alias, name, next_at))
+    while True:
+        now, row = await _row(backend, route, name)
+        seen = row.schedule
+        next_at = Times(seen.expression, seen.timezone).next_after(now)
+        if await route.run(partial(_resume_row, backend.alias, seen, next_at)) or row.paused_at is None:
+            break  # else a deploy has just changed its times
     # In any case: a try before this one may have resumed it, and its reply may have been lost.
-    _wake(backend, route, schedule.queue_name, next_at)
+    _wake(backend, route, seen.queue_name, next_at)
     return await _state(backend, route, name)
+
+
+async def _resume_row(alias: str, seen: Schedule, next_at: datetime | None, store: Store) -> bool:
+    return await store.resume_schedule(alias, seen, next_at)
 
 
 async def _run(backend: PostgresBackend, route: Route, name: str) -> AnyResult:
@@ -267,12 +275,13 @@ async def _run(backend: PostgresBackend, route: Route, name: str) -> AnyResult:
 
 async def _remove(backend: PostgresBackend, route: Route, name: str) -> None:
     _, row = await _row(backend, route, name)
-    if row.from_code and row.stopped_at is None:
+    removed = await route.run(lambda store: store.delete_schedule(backend.alias, name))
+    # A try before this one may have removed it, and its reply may have been lost.
+    if not removed and (await route.run(lambda store: store.select_schedules(backend.alias, [name]))).rows:
         raise ValueError(
             f"The code declares schedule {name!r} of {row.schedule.task_path}, and would declare it again. "
             "Remove it there, or pause it."
         )
-    await route.run(lambda store: store.delete_schedule(backend.alias, name))
 
 
 async def _row(backend: PostgresBackend, route: Route, name: str) -> tuple[datetime, ScheduleRow]:

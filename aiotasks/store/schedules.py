@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import NamedTuple
+from uuid import UUID
 
 from ..rows import Missed, Schedule
 from .columns import schedule, schedule_values
@@ -47,27 +48,25 @@ class Move(NamedTuple):
 
 
 class Declared(NamedTuple):
-    """What the table has of a schedule, for a worker to compare with its code.
-
-    stopped_at: since when the code hasn't had it, within the last day.
-    """
+    """What the table has of a schedule, for a worker to compare with its code. ``declared_in``: the module
+    that declares it."""
 
     name: str
     from_code: bool
     digest: str | None
-    expression: str
-    timezone: str
+    declared_in: str | None
     is_stopped: bool
-    stopped_at: datetime | None
+    next_at: datetime | None
 
 
 class DeclaredSchedule(NamedTuple):
-    """A schedule to be written, the digest of what the code says (None: an operator's), and its first tick
-    (None: there is none)."""
+    """A schedule to be written, the digest of what the code says (None: an operator's), its first tick
+    (None: there is none), and the module that declares it."""
 
     schedule: Schedule
     digest: str | None
     next_at: datetime | None
+    declared_in: str | None = None
 
 
 class ScheduleRow(NamedTuple):
@@ -164,13 +163,18 @@ class ScheduleStatements(StatementGroup):
             backend,
             from_code,
             [each.digest for each in schedules],
+            [each.declared_in for each in schedules],
             [each.next_at for each in schedules],
             *schedule_values([each.schedule for each in schedules]),
         )
         return {row[0]: row[1] for row in rows}
 
+    async def announce_schedules(self, worker_id: UUID, names: Collection[str]) -> None:
+        """Have no other worker stop these schedules while this one lives: its code declares them."""
+        await self._fetch("announce_schedules", worker_id, list(names))
+
     async def stop_schedules(self, backend: str, names: Collection[str]) -> list[str]:
-        """Stop schedules that the code has no more; return the names of those stopped."""
+        """Stop schedules that the code of no live worker declares; return the names of those stopped."""
         return [row[0] for row in await self._fetch("stop_schedules", backend, list(names))]
 
     async def select_schedules(self, backend: str, names: Collection[str] | None = None) -> Schedules:
@@ -185,10 +189,13 @@ class ScheduleStatements(StatementGroup):
         """Have it tick no more until it is resumed. Returns whether there is one."""
         return bool(await self._fetch("pause_schedule", backend, name, reason))
 
-    async def resume_schedule(self, backend: str, name: str, next_at: datetime | None) -> bool:
-        """Have it tick again from ``next_at`` on. Returns whether it was paused."""
-        return bool(await self._fetch("resume_schedule", backend, name, next_at))
+    async def resume_schedule(self, backend: str, seen: Schedule, next_at: datetime | None) -> bool:
+        """Have it tick again from ``next_at`` on. Returns whether it was paused, and its times are still
+        those that were seen."""
+        return bool(
+            await self._fetch("resume_schedule", backend, seen.name, next_at, seen.expression, seen.timezone)
+        )
 
     async def delete_schedule(self, backend: str, name: str) -> bool:
-        """Returns whether there was one."""
+        """Returns whether there was one that the code doesn't declare."""
         return bool(await self._fetch("delete_schedule", backend, name))

@@ -301,7 +301,7 @@ async def test_each_statement_under_the_documented_grants(database: str, roles: 
         ("declare_schedules", "default", [DeclaredSchedule(schedule, None, None)], {"from_code": False}),
         ("select_schedules", "default"),
         ("pause_schedule", "default", "nightly", ""),
-        ("resume_schedule", "default", "nightly", None),
+        ("resume_schedule", "default", schedule, None),
         ("delete_schedule", "default", "nightly"),
     ]
     lanes = {lane: LaneRequest(["x"], [EVER], 1) for lane in LANES}
@@ -322,6 +322,8 @@ async def test_each_statement_under_the_documented_grants(database: str, roles: 
         ("prune_kept_jobs", "default", float("-inf"), 10),
         ("next_due", "default"),
         ("select_declared", "default"),
+        ("announce_schedules", ids[0], ["nightly"]),
+        ("stop_schedules", "default", ["nightly"]),
         ("declare_schedules", "default", [DeclaredSchedule(schedule, "", EVER)], {"from_code": True}),
         ("select_due_schedules", "default", 10),
         ("move_schedules", "default", [Move(due, None, EVER)]),

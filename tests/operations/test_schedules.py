@@ -34,6 +34,7 @@ from aiotasks.schedules.declarations import Declaration
 from aiotasks.schedules.wanted import parse_wanted
 from aiotasks.schedules.words import in_words
 from aiotasks.store.schedules import DeclaredSchedule, ScheduleRow, Schedules
+from aiotasks.store.store import Store
 from tests import tasks
 from tests.site import default_task_backend, postgres_result
 
@@ -152,6 +153,24 @@ def test_a_pause_and_its_end(database: str) -> None:
     assert resume_schedule("a") == resumed
     with pytest.raises(ValueError, match="reason must be a text"):
         pause_schedule("a", reason="x" * 1001)
+
+
+def test_a_deploy_beside_a_resume(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next tick isn't computed by times that are no longer declared."""
+    declare("a", "* * * * *")
+    pause_schedule("a")
+    resume = Store.resume_schedule
+    times = ["0 0 1 1 *"]
+
+    async def late(self: Store, *args: Any) -> bool:
+        if times:
+            declare("a", times.pop())
+        return await resume(self, *args)
+
+    monkeypatch.setattr(Store, "resume_schedule", late)
+    resumed = resume_schedule("a")
+    assert (resumed.state, resumed.expression) == ("active", "0 0 1 1 *")
+    assert (resumed.next[0].month, resumed.next[0].day, resumed.next[0].hour) == (1, 1, 0)
 
 
 def test_only_what_the_code_does_not_declare_is_removed(database: str, sql: psycopg.Connection) -> None:

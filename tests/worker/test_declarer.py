@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 import aiotasks
+from aiotasks.operations.schedules import apause_schedule, aresume_schedule
 from aiotasks.rows import Schedule
 from aiotasks.schedules import declarations
 from aiotasks.store.schedules import DeclaredSchedule, ScheduleRow
@@ -93,15 +94,84 @@ async def test_releases_that_take_turns_lose_no_tick(
     await Release(new_schedule("new", **MINUTES)).declare()
     await Release().declare()
     stopped_at = datetime.now(UTC) - timedelta(minutes=minutes)
-    await conn.execute("UPDATE aiotasks_schedule SET stopped_at = $1", stopped_at)
+    waited_for = stopped_at + timedelta(seconds=9)
+    await conn.execute(
+        "UPDATE aiotasks_schedule SET stopped_at = $1, stopped_tick = $2", stopped_at, waited_for
+    )
     await Release(new_schedule("new", **(MINUTES | change))).declare()
     row = (await rows())["new"]
     assert row.next_at is not None
     assert row.stopped_at is None
     if is_past:
-        assert stopped_at < row.next_at <= stopped_at + timedelta(minutes=1)
+        assert row.next_at == waited_for
     else:
         assert row.next_at > datetime.now(UTC) - timedelta(seconds=30)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("change", [{}, {"expression": "0 3,15 * * *"}, {"priority": 5}])
+async def test_a_tick_that_is_due_survives_a_deploy(
+    database: str, conn: asyncpg.Connection, change: Any, stopped: bool
+) -> None:
+    """It was due by what was declared then, for longer than a stop may take."""
+    await Release(new_schedule("a")).declare()
+    due = datetime.now(UTC) - timedelta(hours=1)
+    await conn.execute("UPDATE aiotasks_schedule SET next_at = $1", due)
+    if stopped:
+        await Release().declare()
+        assert (await rows())["a"].next_at is None
+    await Release(new_schedule("a", **change)).declare()
+    assert (await rows())["a"].next_at == due
+
+
+async def test_a_stopped_one_that_was_paused_ticks_for_no_time_of_the_pause(
+    database: str, conn: asyncpg.Connection
+) -> None:
+    await Release(new_schedule("first", **MINUTES), new_schedule("then", **MINUTES)).declare()
+    await apause_schedule("first")
+    await Release().declare()
+    await apause_schedule("then")
+    ago = datetime.now(UTC) - timedelta(minutes=5)
+    await conn.execute("UPDATE aiotasks_schedule SET stopped_at = $1, paused_at = $1", ago)
+    resumed_at = datetime.now(UTC)
+    for name in ("first", "then"):
+        assert (await aresume_schedule(name)).state == "stopped"
+    await Release(new_schedule("first", **MINUTES), new_schedule("then", **MINUTES)).declare()
+    for row in (await rows()).values():
+        assert row.next_at is not None
+        assert resumed_at - timedelta(seconds=30) < row.next_at <= resumed_at + timedelta(minutes=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "failures"), [({"priority": 5}, 3), ({"args": "[1]"}, 0), ({"expression": "* * * * *"}, 0)]
+)
+async def test_a_failing_one_waits_on_unless_its_call_has_changed(
+    database: str, conn: asyncpg.Connection, change: Any, failures: int
+) -> None:
+    """Two releases may declare it by turns."""
+    await Release(new_schedule("a")).declare()
+    await conn.execute("UPDATE aiotasks_schedule SET failures = 3, error = 'no', retry_at = $1", LATER)
+    await Release(new_schedule("a", **change)).declare()
+    row = (await rows())["a"]
+    assert (row.failures, row.error, row.retry_at) == ((3, "no", LATER) if failures else (0, None, None))
+
+
+async def test_a_clock_that_was_ahead_stops_no_schedule(database: str, conn: asyncpg.Connection) -> None:
+    release = Release(new_schedule("a", **MINUTES), new_schedule("hours ahead", **MINUTES))
+    await release.declare()
+    soon = datetime.now(UTC) + timedelta(hours=3)
+    await conn.execute(
+        "UPDATE aiotasks_schedule SET next_at = CASE name WHEN 'a' THEN $1 ELSE $2::timestamptz END",
+        LATER,
+        soon,
+    )
+    await release.declare()
+    found = await rows()
+    first = found["a"].next_at
+    assert first is not None
+    assert first < datetime.now(UTC) + timedelta(minutes=2)
+    # A clock that is set back makes ticks wait, as they were enqueued already.
+    assert found["hours ahead"].next_at == soon
 
 
 async def test_an_operators_schedule_of_the_same_name_stays(

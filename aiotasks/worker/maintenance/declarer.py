@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Mapping
 from concurrent.futures import Executor
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 
 from ...conf import Options
@@ -24,11 +24,6 @@ logger = logging.getLogger("aiotasks.worker")
 # Seconds between two looks of the fleet, after that of each worker's start: another release may have declared
 # or stopped schedules meanwhile. Chosen.
 DECLARE_INTERVAL = 60.0
-
-# A schedule that was stopped so recently goes on where it was stopped, so that two releases that take turns
-# at declaring and stopping it during a deploy lose no tick. Chosen: longer than most deploys, and a schedule
-# that comes back after it is a new one, which never ticks for the past.
-STOPPED_BRIEFLY = timedelta(minutes=10)
 
 # Schedules in one statement: some 10 ms.
 MOST_AT_ONCE = 500
@@ -71,11 +66,11 @@ class Declarer:
         now, rows = await self._store.select_declared(self._backend)
         found = {row.name: row for row in rows}
         self._warn_of_operators(code, found)
-        changes = [
-            DeclaredSchedule(schedule, digest, _first_tick(schedule, found.get(name), now))
-            for name, (schedule, digest) in code.items()
-            if _differs(digest, found.get(name))
+        declared_now = [
+            DeclaredSchedule(schedule, digest, _first_tick(schedule, now))
+            for schedule, digest in code.values()
         ]
+        changes = [each for each in declared_now if _differs(each, found.get(each.schedule.name))]
         for start in range(0, len(changes), MOST_AT_ONCE):
             await self._write(changes[start : start + MOST_AT_ONCE])
         gone = [row.name for row in rows if row.from_code and not row.is_stopped and row.name not in code]
@@ -119,19 +114,18 @@ def _shown(names: Collection[str]) -> tuple[int, list[str]]:
     return len(names), sorted(names)[:MOST_SHOWN]
 
 
-def _differs(digest: str, row: Declared | None) -> bool:
+def _differs(new: DeclaredSchedule, row: Declared | None) -> bool:
     """Whether the table's row isn't what the code declares, and may be brought up to it."""
-    return row is None or (row.from_code and (row.is_stopped or row.digest != digest))
+    return row is None or (
+        row.from_code
+        and (
+            row.is_stopped
+            or (row.digest, row.declared_in) != (new.digest, new.declared_in)
+            # The clock was ahead. By how much it must have been, the statement says.
+            or (row.next_at is not None and new.next_at is not None and row.next_at > new.next_at)
+        )
+    )
 
 
-def _first_tick(schedule: Schedule, row: Declared | None, now: datetime) -> datetime | None:
-    """The tick that a schedule begins with whose times are new, or that was stopped."""
-    begin = now
-    if (
-        row is not None
-        and row.stopped_at is not None
-        and now - row.stopped_at < STOPPED_BRIEFLY
-        and (row.expression, row.timezone) == (schedule.expression, schedule.timezone)
-    ):
-        begin = row.stopped_at
-    return Times(schedule.expression, schedule.timezone).next_after(begin)
+def _first_tick(schedule: Schedule, now: datetime) -> datetime | None:
+    return Times(schedule.expression, schedule.timezone).next_after(now)
