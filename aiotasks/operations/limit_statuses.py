@@ -137,8 +137,8 @@ def _standstill(
             return "stopped", None
         if own.waiting:
             return "retry", None
-    if closed := max((row.closed for row in rows if row.closed is not None), default=None):
-        return "closed", closed
+    if own is not None and own.closed:
+        return "closed", own.closed
     if own is None:
         return None, None
     places = 1 if limit is not None and limit.ordered else numbers.concurrency

@@ -141,6 +141,10 @@ _OF_A_RETRY = f"""status = CASE WHEN held.run_after > statement_timestamp() THEN
     finished_at = NULL,
     return_value = NULL,
     limit_held = NULL,
+    limit_place = CASE
+        WHEN task.limit_place IS NOT NULL
+            THEN least(task.limit_place, greatest(held.run_after, statement_timestamp()))
+    END,
     claim_id = NULL,
     worker_id = NULL"""
 

@@ -168,6 +168,11 @@ def test_a_key_that_a_task_has_closed(sql: psycopg.Connection) -> None:
     assert [one["stands"] for one in status()["standing"]] == ["closed"]
     assert resume_limit(PLACES, "a")
     assert limits(PLACES, "a")[0].stands is None
+    # The key of a limit without `by` is its name, and its other keys stay open.
+    sql.execute(
+        "INSERT INTO aiotasks_limit (backend, key, closed_until) VALUES ('default', %s, 'infinity')", [PLACES]
+    )
+    assert [each.stands for each in (*limits(PLACES, "a"), limits(PLACES)[0])] == [None, "closed"]
 
 
 def test_a_line_that_a_failure_has_stopped_goes_on(sql: psycopg.Connection, enter: Enter) -> None:

@@ -47,7 +47,7 @@ WITH claimer AS MATERIALIZED (
 ), named AS MATERIALIZED (
     -- What is said of each limit, by an operator or else by the code.
     SELECT
-        code.name, said.closed_until, said.paused_at,
+        code.name, said.paused_at,
         code.at IS NULL AND said.concurrency IS NULL AS is_unknown,
         coalesce(said.concurrency, ($10::integer[])[code.at]) AS concurrency,
         coalesce(said.pace, ($11::double precision[])[code.at]) AS pace,
@@ -81,7 +81,7 @@ WITH claimer AS MATERIALIZED (
         END AS level,
         -- Within a year: an interval to 'infinity' is an error before PostgreSQL 17.
         date_part('epoch', least(
-            greatest(own.closed_until, named.closed_until, claimer.moment), claimer.moment + interval '1 year'
+            greatest(own.closed_until, claimer.moment), claimer.moment + interval '1 year'
         ) - claimer.moment) AS closed_for
     FROM claimer
     CROSS JOIN candidate
@@ -100,7 +100,7 @@ WITH claimer AS MATERIALIZED (
     ) AS since
 ), seen AS MATERIALIZED (
     SELECT
-        ruled.*, rate.starts, busy.since, busy.begun,
+        ruled.*, rate.starts, busy.begun,
         ruled.concurrency - busy.number AS places,
         greatest(0, least(
             $5::integer, turn.size * ruled.weight, rate.starts, ruled.concurrency - busy.number,
@@ -119,10 +119,9 @@ WITH claimer AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT
             (count(*) FILTER (WHERE one.status <> 'READY'))::integer AS number,
-            min(one.limit_place) AS since,
             (array_agg(one.id) FILTER (WHERE one.status = 'READY'))[1] AS begun
         FROM (
-            SELECT held.id, held.status, held.limit_place
+            SELECT held.id, held.status
             FROM aiotasks_task AS held
             WHERE held.backend = $3::text AND held.limit_held = ruled.key
               -- Passes over the dead entries that an old snapshot keeps.
@@ -142,7 +141,7 @@ WITH claimer AS MATERIALIZED (
     ORDER BY ruled.n
 ), head AS MATERIALIZED (
     SELECT
-        open.n, CASE WHEN NOT open.is_free THEN open.place END AS place, open.moment, open.since,
+        open.n, CASE WHEN NOT open.is_free THEN open.place END AS place, open.moment,
         open.concurrency IS NOT NULL AS is_counted, open.pace, open.level,
         first.place AS task, first.limit_place, first.queue_name, first.lane
     FROM seen AS open
@@ -245,14 +244,28 @@ WITH claimer AS MATERIALIZED (
             WHEN gave.pace IS NULL THEN greatest(own.paid_at, gave.moment)
             ELSE gave.moment + make_interval(secs => least((gave.level + gave.number) * gave.pace, 3e9))
         END,
-        busy_since = CASE WHEN gave.is_counted THEN least(gave.since, gave.first) END
+        -- Whether or not this claim counts them: one of another release may say that the key is in strict order.
+        busy_since = CASE WHEN gave.is_counted THEN least(gave.first, (
+            SELECT held.limit_place
+            FROM aiotasks_task AS held
+            WHERE held.backend = $3::text AND held.limit_held = own.key
+              AND held.limit_place >= coalesce(own.busy_since, '-infinity')
+              AND CASE held.status
+                  WHEN 'RUNNING' THEN true
+                  WHEN 'FAILED' THEN held.ordered = 'stop' AND held.cancel_requested_at IS NULL
+                  WHEN 'SUCCESSFUL' THEN false
+                  ELSE held.ordered IS NOT NULL
+              END
+            ORDER BY held.limit_place
+            LIMIT 1
+        )) END
     FROM (
         SELECT
-            head.place, head.moment, head.since, head.is_counted, head.pace, head.level,
+            head.place, head.moment, head.is_counted, head.pace, head.level,
             count(*) AS number, min(head.limit_place) AS first
         FROM head
         WHERE head.task IS NOT NULL AND head.place IS NOT NULL
-        GROUP BY head.place, head.moment, head.since, head.is_counted, head.pace, head.level
+        GROUP BY head.place, head.moment, head.is_counted, head.pace, head.level
     ) AS gave
     WHERE own.ctid = gave.place
 ), claimed AS (

@@ -1,5 +1,6 @@
 -- Delete tasks of one status without a keep_result that were finished long enough ago, the oldest first. A task
--- stays for a minute in any case, because its worker may not have the reply yet, and looks for the row.
+-- stays for a minute in any case, because its worker may not have the reply yet, and looks for the row. One that has
+-- stopped the line of its limit's key stays until an operator has the line go on, because it would go on by itself.
 -- A ctid is safe here because SKIP LOCKED never waits: workers prune side by side.
 -- The DELETE doesn't wait for the disk, because rows that a crash of the server brings back are deleted again;
 -- set_config is local to this statement.
@@ -22,6 +23,8 @@ gone AS (
               AND prunable.finished_at >= to_timestamp($4::double precision)
               AND prunable.finished_at < statement_timestamp() - make_interval(secs => $3::double precision)
               AND prunable.finished_at < statement_timestamp() - interval '1 minute'
+              AND (prunable.limit_held IS NULL OR prunable.ordered IS DISTINCT FROM 'stop'
+                  OR prunable.cancel_requested_at IS NOT NULL)
             ORDER BY prunable.finished_at
             LIMIT $5::integer
             FOR UPDATE SKIP LOCKED

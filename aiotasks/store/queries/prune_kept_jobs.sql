@@ -21,6 +21,8 @@ gone AS (
               AND date_part('epoch', kept.finished_at AT TIME ZONE 'UTC') + kept.keep_result
                   < date_part('epoch', statement_timestamp())
               AND kept.finished_at < statement_timestamp() - interval '1 minute'
+              AND (kept.limit_held IS NULL OR kept.ordered IS DISTINCT FROM 'stop'
+                  OR kept.cancel_requested_at IS NOT NULL)
             ORDER BY date_part('epoch', kept.finished_at AT TIME ZONE 'UTC') + kept.keep_result
             LIMIT $3::integer
             FOR UPDATE SKIP LOCKED

@@ -1,7 +1,8 @@
 -- Release tasks that were claimed and are to run again: READY, or SCHEDULED after a delay.
 -- Without an error no attempt is spent: the task wasn't run to an end, or is snoozed. With an error the attempt has
 -- failed and counts. Without a delay a task that has failed or snoozed gets the last place in the queue, because it
--- would keep the others from running; any other keeps its place.
+-- would keep the others from running; any other keeps its place. With a delay its place is when it is due, also in the
+-- line of its limit's key.
 -- run_after is when the task is due now; the caller's own moves to asked_run_after ('epoch': none).
 -- A task that is to be cancelled, that has been unknown for longer than its window, or that would be due after it has
 -- expired, stays as it is and is returned without a queue name: the caller fails it.
@@ -47,6 +48,14 @@ WITH mine AS MATERIALIZED (
             WHEN mine.delay > 0 THEN NULL
             WHEN mine.error IS NOT NULL OR mine.snoozes THEN clock_timestamp()
             ELSE coalesce(task.ready_at, statement_timestamp())
+        END,
+        -- As ready_at, but in strict order a task keeps its place.
+        limit_place = CASE
+            WHEN task.limit_place IS NULL OR task.ordered IS NOT NULL THEN task.limit_place
+            WHEN mine.delay > 0
+                THEN greatest(task.limit_place, statement_timestamp() + make_interval(secs => mine.delay))
+            WHEN mine.error IS NOT NULL OR mine.snoozes THEN greatest(task.limit_place, clock_timestamp())
+            ELSE task.limit_place
         END,
         errors = CASE
             WHEN mine.error IS NULL THEN task.errors

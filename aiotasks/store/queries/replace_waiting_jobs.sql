@@ -1,7 +1,7 @@
 -- Give tasks that wait other arguments, another priority and other metadata, and another time unless they are to keep
 -- theirs. A retry that waits begins again with all of its attempts. A task that waits no more, has expired or has lost
 -- its key isn't returned: its key is free. Waits for locked rows (a claim) as long as $10 says at most (55P03).
--- A task whose limit key changes gets a place in the other's line, and holds none any more.
+-- A task whose limit key changes gets a place in the other's line, by its time, and holds none any more.
 -- One row of NULLs if there are none.
 -- $1 ids, $2 unique keys, $3 args, $4 kwargs (JSON text); the same for all: $5 backend, $6 priority, $7 run_after,
 -- $8 expires (seconds), $9 whether they keep their time, $10 lock_timeout, $11 metadata (JSON text),
@@ -45,11 +45,13 @@ WITH limits AS MATERIALIZED (
         limit_key = mine.limit_key,
         limit_place = CASE
             WHEN mine.limit_key IS NULL THEN NULL
-            WHEN mine.limit_key = task.limit_key AND $9::boolean THEN task.limit_place
-            WHEN mine.limit_key = task.limit_key THEN greatest($7::timestamptz, task.limit_place)
-            ELSE greatest($7::timestamptz, statement_timestamp())
+            WHEN mine.limit_key = task.limit_key AND ($9::boolean OR task.limit_held IS NOT NULL) THEN task.limit_place
+            WHEN mine.limit_key = task.limit_key
+                THEN greatest($7::timestamptz, least(task.limit_place, statement_timestamp()))
+            ELSE greatest(CASE WHEN $9::boolean THEN task.run_after ELSE $7::timestamptz END, statement_timestamp())
         END,
-        limit_held = NULL,
+        -- A task that waits for its next attempt goes on holding its line.
+        limit_held = CASE WHEN mine.limit_key = task.limit_key AND $13::text IS NOT NULL THEN task.limit_held END,
         ordered = CASE WHEN mine.limit_key IS NOT NULL THEN $13::text END,
         failures = NULL,
         run_after = CASE WHEN $9::boolean THEN task.run_after ELSE $7::timestamptz END,
