@@ -11,6 +11,7 @@ from .seconds import parse_seconds
 from .text import is_storable
 
 __all__ = [
+    "OWN_PREFIX",
     "OnConflict",
     "UniqueFor",
     "UniqueKey",
@@ -40,6 +41,9 @@ _ON_CONFLICT = get_args(OnConflict.__value__)
 # itself take some.
 LONGEST_KEY = 2000
 
+# With which the keys begin that aiotasks itself uses, so that no task of a site holds one of them.
+OWN_PREFIX = "aiotasks:"
+
 # The longest time in seconds for which a key may be held: as long as a result may be kept.
 LONGEST = 100 * 365 * 86_400.0
 
@@ -54,11 +58,13 @@ def parse_unique_key(value: Any) -> UniqueKey:
     return key
 
 
-A_KEY = "a string of at least one character, without NUL and surrogates"
+A_KEY = (
+    f"a string of at least one character, without NUL and surrogates, that doesn't begin with {OWN_PREFIX!r}"
+)
 
 
 def _is_key(value: Any) -> bool:
-    return isinstance(value, str) and value != "" and is_storable(value)
+    return isinstance(value, str) and value != "" and is_storable(value) and not value.startswith(OWN_PREFIX)
 
 
 def parse_unique_for(value: Any) -> str | float:

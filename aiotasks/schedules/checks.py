@@ -1,5 +1,9 @@
 """System checks of schedules: what of the code's can't be declared."""
 
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import pairwise
+from math import inf
 from typing import Any
 
 from django.apps import apps
@@ -8,22 +12,30 @@ from django.core.exceptions import ImproperlyConfigured
 from django.tasks import task_backends
 from django.tasks.exceptions import InvalidTaskBackend
 
+from ..rows import Schedule
+from .cron import Times
+
 __all__ = ["check_schedules"]
+
+# How many ticks are looked at for the shortest time between two.
+TICKS = 10
 
 
 @register
 def check_schedules(**kwargs: Any) -> list[CheckMessage]:
-    """Return E012 for each schedule that can't be declared, and W005 for each module that may declare some
-    and can't be imported. Connects nowhere."""
+    """Return E012 for each schedule that can't be declared, W005 for each module that may declare some and
+    can't be imported, and W006 for each schedule whose task holds its key until the next tick. Connects
+    nowhere."""
     if not apps.ready:
         return []  # the modules may import models
     # Imported here, because it takes 75 ms, and most processes run no checks.
     from ..backend import PostgresBackend
-    from .declarations import find_problems
+    from .declarations import declared, find_problems
     from .discovery import import_modules, modules_of
 
     problems: dict[str, None] = {}  # in their order; one of no backend is found with each
     failed: dict[str, BaseException] = {}
+    held: list[CheckMessage] = []
     for alias in task_backends.settings:
         try:
             backend = task_backends[alias]
@@ -33,8 +45,9 @@ def check_schedules(**kwargs: Any) -> list[CheckMessage]:
         except (ImproperlyConfigured, InvalidTaskBackend):
             continue  # E002 reports it, or Django
         problems |= dict.fromkeys(find_problems(alias))
+        held += [message for each in declared(alias) for message in _about_key(each.row)]
     errors: list[CheckMessage] = [Error(problem, id="aiotasks.E012") for problem in problems]
-    return errors + [_about(module, error) for module, error in failed.items()]
+    return [*errors, *(_about(module, error) for module, error in failed.items()), *held]
 
 
 def _about(module: str, error: BaseException) -> CheckMessage:
@@ -44,3 +57,21 @@ def _about(module: str, error: BaseException) -> CheckMessage:
         hint="Fix it; or have OPTIONS['SCHEDULES'] name the modules that declare schedules.",
         id="aiotasks.W005",
     )
+
+
+def _about_key(row: Schedule) -> Iterator[CheckMessage]:
+    if row.unique_period is None:
+        return
+    times = Times(row.expression, row.timezone)
+    ticks = [datetime.now(UTC)]
+    while len(ticks) < TICKS and (tick := times.next_after(ticks[-1])) is not None:
+        ticks.append(tick)
+    interval = min(((later - tick).total_seconds() for tick, later in pairwise(ticks[1:])), default=inf)
+    if row.unique_period >= interval:
+        yield Warning(
+            f"Schedule {row.name!r} ticks every {interval:g} s, and its task holds its unique_key for "
+            f"{row.unique_period:g} s, so ticks are left out.",
+            hint="Have unique_for be some seconds shorter than the time between two ticks: it counts from "
+            "the enqueue, which is a little later than the tick.",
+            id="aiotasks.W006",
+        )

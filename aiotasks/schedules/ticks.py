@@ -4,7 +4,7 @@ import json
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from ..policies.unique import UniqueRule, stored_key
+from ..policies.unique import OWN_PREFIX, UniqueRule, stored_key
 from ..rows import JobTemplate, Missed, NewJob, Schedule, UniqueJob
 from .cron import Times
 
@@ -63,7 +63,7 @@ def job_of_tick(schedule: Schedule, backend: str, id: UUID, tick: datetime, *, n
         key = schedule.unique_key or ""
         period, waiting = schedule.unique_period, bool(schedule.unique_waiting)
     else:
-        key = stored_key(f"schedule {schedule.name}")
+        key = stored_key(f"{OWN_PREFIX}schedule:{schedule.name}")
         period, waiting = None, schedule.overlap == "queue"
     rule = UniqueRule(period, waiting, on_conflict="return", keep_run_after=False)
     return UniqueJob(*values, key, rule, limit_key=limit_key)

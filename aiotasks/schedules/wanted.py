@@ -12,14 +12,16 @@ from ..codec import dump_json
 from ..policies.seconds import parse_seconds
 from ..policies.text import is_storable
 from ..rows import Missed, Overlap
-from .cron import Times, parse_times
+from .cron import EVERY, Times, parse_times
 
 __all__ = ["MISSED", "OVERLAP", "Wanted", "WantedKeywords", "parse_name", "parse_wanted"]
 
 # Characters. With the name of its backend, a name must fit into an entry of an index.
 LONGEST_NAME = 500
 
-# Seconds. As long as an interval may be; a jitter of more than a day belongs into the times.
+# Seconds. Workers enqueue a tick some milliseconds after its time, so with less all might be missed; as long
+# as an interval may be; a jitter of more than a day belongs into the times.
+SHORTEST_WITHIN = 1.0
 LONGEST_WITHIN = 366 * 86_400.0
 LONGEST_JITTER = 86_400.0
 
@@ -81,12 +83,20 @@ def parse_wanted(
         times = parse_times(cron, every=every, timezone=timezone)
     except ValueError as error:
         raise ValueError(f"{error}.") from None
+    spread = _seconds("jitter", jitter, LONGEST_JITTER, "a day") or None
+    if spread is not None and times.expression.startswith(EVERY):
+        interval = float(times.expression.removeprefix(EVERY))
+        if spread > interval:
+            raise ValueError(
+                f"jitter must not be longer than the interval of {interval:g} s, not {jitter!r:.200}: tasks "
+                "would be due after those of later ticks."
+            )
     return Wanted(
         times=times,
         missed=missed,
-        within=_seconds("within", within, LONGEST_WITHIN, "366 days"),
+        within=_seconds("within", within, LONGEST_WITHIN, "366 days", low=SHORTEST_WITHIN),
         overlap=overlap,
-        jitter=_seconds("jitter", jitter, LONGEST_JITTER, "a day") or None,
+        jitter=spread,
         args=dump_json(list(args), where="args", limit=sys.maxsize)[0],
         kwargs=dump_json(dict(kwargs or {}), where="kwargs", limit=sys.maxsize)[0],
     )
@@ -101,10 +111,10 @@ def parse_name(name: Any) -> str:
     return str.__str__(name)  # str() of a member of `class Name(str, Enum)` is its name
 
 
-def _seconds(name: str, value: Any, high: float, longest: str) -> float | None:
+def _seconds(name: str, value: Any, high: float, longest: str, *, low: float = 0.0) -> float | None:
     if value is None:
         return None
     try:
-        return parse_seconds(value, high=high, longest=longest)
+        return parse_seconds(value, low=low, high=high, longest=longest)
     except ValueError as error:
         raise ValueError(f"{name} must be {error}, not {value!r:.200}.") from None

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -181,6 +182,11 @@ def test_its_tasks_have_the_limit_of_their_arguments() -> None:
             "overlap must be one of 'skip', 'queue', 'allow'",
         ),
         (lambda: untyped("@daily", within=-1)(tasks.good), "within must be seconds or a timedelta"),
+        (lambda: untyped("@daily", within=0.9)(tasks.good), "within must be .* from 1 to 366 days"),
+        (
+            lambda: untyped(every=60, jitter=61)(tasks.good),
+            "jitter must not be longer than .* of 60 s",
+        ),
         (lambda: untyped("@daily", jitter=math.nan)(tasks.good), "jitter must be .* from 0 to a day"),
         (lambda: untyped("@daily", args=5)(tasks.good), "args must be a list"),
         (lambda: untyped("@daily", args="ab")(tasks.good), "args must be a list"),
@@ -219,6 +225,18 @@ def test_what_only_a_look_at_the_whole_code_shows() -> None:
     messages = [message for message in run_checks() if message.id == "aiotasks.E012"]
     assert [message.msg for message in messages] == problems
     assert all(message.is_serious() for message in messages)
+
+
+def test_a_key_that_is_held_until_the_next_tick() -> None:
+    """Whether that one is left out depends on milliseconds."""
+    for name, seconds in {"shorter": 299, "as long": 300, "longer": 86_400}.items():
+        owner = replace(tasks.good, unique_key=name, unique_for=float(seconds))
+        periodic(every=300, name=name)(owner)
+        periodic("*/5 0 * * *", name=f"cron {name}")(owner)
+    messages = [message for message in run_checks() if message.id == "aiotasks.W006"]
+    names = [message.msg.split("'")[1] for message in messages]
+    assert names == ["as long", "cron as long", "longer", "cron longer"]
+    assert "'as long' ticks every 300 s, and its task holds its unique_key for 300 s" in messages[0].msg
 
 
 def options(**given: Any) -> Options:

@@ -124,7 +124,7 @@ def test_the_key_of_a_row() -> None:
     assert not isinstance(row(overlap="allow"), UniqueJob)
     assert not isinstance(row(overlap=None), UniqueJob)
     skip, queue = row(overlap="skip"), row(overlap="queue")
-    assert (skip.key, queue.key) == ("schedule nightly",) * 2
+    assert (skip.key, queue.key) == ("aiotasks:schedule:nightly",) * 2
     assert (skip.rule.period, skip.rule.waiting, queue.rule.waiting) == (None, False, True)
     own = row(overlap=None, unique_key="k", unique_period=7.0, unique_waiting=None)
     assert (own.key, own.rule.period, own.rule.waiting, own.rule.on_conflict) == ("k", 7.0, False, "return")
