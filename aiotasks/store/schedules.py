@@ -23,8 +23,9 @@ __all__ = [
 class DueSchedule(NamedTuple):
     """A schedule whose tick has come, as it was at ``now`` by the database's clock.
 
-    failures: how often in a row its ticks couldn't be enqueued. has_own_key: whether its tasks have a key
-    that other enqueues may take, too.
+    failures: how often in a row its ticks couldn't be enqueued. is_apart: whether it isn't ticked together
+    with others, because its tasks have a key that other enqueues may take, too, or because its ticks couldn't
+    be enqueued the last time. size: bytes of its arguments and metadata.
     """
 
     now: datetime
@@ -35,7 +36,8 @@ class DueSchedule(NamedTuple):
     missed_within: float | None
     next_at: datetime
     failures: int
-    has_own_key: bool
+    is_apart: bool = False
+    size: int = 0
 
 
 class Move(NamedTuple):
@@ -129,11 +131,16 @@ class ScheduleStatements(StatementGroup):
         await self._fetch("skip_ticks", backend, *map(list, zip(*skipped, strict=True)))
 
     async def fail_schedules(
-        self, backend: str, failed: Sequence[tuple[DueSchedule, str]], *, shortest: float, longest: float
+        self,
+        backend: str,
+        failed: Sequence[tuple[DueSchedule, str | None]],
+        *,
+        shortest: float,
+        longest: float,
     ) -> dict[str, int]:
-        """Note errors, and have the ticks tried again after ``shortest`` seconds, then twice as long each
-        time, ``longest`` at most. Returns by name how often in a row each has failed; those that another
-        worker has noted are left out."""
+        """Note errors (None: no failure, to be tried again all the same), and have the ticks tried again
+        after ``shortest`` seconds, then twice as long each time, ``longest`` at most. Returns by name how
+        often in a row each has failed; those that another worker has noted are left out."""
         rows = await self._fetch(
             "fail_schedules",
             backend,

@@ -71,6 +71,9 @@ class Observer:
     def tick_skipped(self, schedule: str, tick: datetime, holder: UUID) -> None:
         """A tick was left out, because the task ``holder`` has the key of its task."""
 
+    def ticks_missed(self, schedule: str, since: datetime) -> None:
+        """Ticks of a schedule, ``since`` the first of them, came too long ago to be made up for."""
+
     def schedule_failed(self, schedule: str, error: str, failures: int) -> None:
         """A tick can't be enqueued, so many times in a row; it is tried again later."""
 
@@ -180,6 +183,9 @@ class Events(Observer):
     def tick_skipped(self, schedule: str, tick: datetime, holder: UUID) -> None:
         self._each(lambda one: one.tick_skipped(schedule, tick, holder))
 
+    def ticks_missed(self, schedule: str, since: datetime) -> None:
+        self._each(lambda one: one.ticks_missed(schedule, since))
+
     def schedule_failed(self, schedule: str, error: str, failures: int) -> None:
         self._each(lambda one: one.schedule_failed(schedule, error, failures))
 
@@ -241,6 +247,9 @@ class EventLog(Observer):
             tick.isoformat(),
             holder,
         )
+
+    def ticks_missed(self, schedule: str, since: datetime) -> None:
+        logger.info("Left out ticks that came too long ago schedule=%r since=%s", schedule, since.isoformat())
 
     def schedule_failed(self, schedule: str, error: str, failures: int) -> None:
         if failures == 1:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextvars import Context
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -177,7 +178,8 @@ class Worker:
             await main_task
 
     async def wait_until_empty(self) -> None:
-        """Wait until no task is READY, RUNNING or due in the queues and lanes that are served.
+        """Wait until no task is READY, RUNNING or due in the queues and lanes that are served, and no tick
+        of a schedule.
 
         Raises the error that the worker has ended with meanwhile, and RuntimeError before the start.
         """
@@ -185,13 +187,15 @@ class Worker:
         await self._built.wait()
         slots = {"loop": self.concurrency, "thread": self.threads}
         lanes = [lane for lane in LANES if slots[lane]]
-        store = resources(self._options).store
+        is_waiting = partial(
+            resources(self._options).store.has_unfinished_jobs, self.backend, self.queues or None, lanes
+        )
         failures = 0
         while not main_task.done():
             try:
                 # Without a lease nothing can have been claimed, whatever the table shows of its rows.
                 idle = self.engine.keeper.registered_once.is_set() and self.engine.ownership.is_idle()
-                if idle and not await store.has_unfinished_jobs(self.backend, self.queues or None, lanes):
+                if idle and not await is_waiting() and not await self._ticks() and not await is_waiting():
                     return
                 failures = 0
             except utils.Error as error:
@@ -200,6 +204,10 @@ class Worker:
                 failures += 1
             await asyncio.sleep(backoff(failures) if failures else 0.05)
         await main_task
+
+    async def _ticks(self) -> bool:
+        """Enqueue the ticks that have come; returns whether some are left."""
+        return self._options.schedules is not False and await self.engine.ticker.run_once() > 0
 
     async def wait_until_worn(self) -> None:
         """Wait until threads are stuck in tasks that have outlasted their time, and only a new process helps:

@@ -15,6 +15,7 @@ from django.db import utils
 
 import aiotasks
 from aiotasks.db.drivers import ConnectionDriver
+from aiotasks.policies.unique import parse_unique_key
 from aiotasks.rows import Schedule
 from aiotasks.schedules.cron import tick_id
 from aiotasks.store.loop import resources
@@ -23,12 +24,13 @@ from aiotasks.store.store import Store
 from aiotasks.store.wakeups import Wakeup
 from aiotasks.worker.events import EventLog, Events, Observer
 from aiotasks.worker.fleet import Fleet
+from aiotasks.worker.maintenance import promoter as promoting
 from aiotasks.worker.maintenance import ticker as ticking
 from aiotasks.worker.maintenance.promoter import Promoter
 from aiotasks.worker.maintenance.ticker import LOCKED_WAIT, Ticker
 from tests import limited_tasks
 from tests.site import default_task_backend, running_store
-from tests.store.rows import new_schedule, unique_job
+from tests.store.rows import insert, new_schedule, unique_job
 
 from . import tasks
 from .harness import Configure, Ledger, until
@@ -54,6 +56,7 @@ class Recorder(Observer):
     def __init__(self) -> None:
         self.ticks: list[tuple[str, datetime]] = []
         self.skipped: list[tuple[str, datetime, UUID]] = []
+        self.missed: list[tuple[str, datetime]] = []
         self.failed: list[tuple[str, int]] = []
         self.recovered: list[str] = []
 
@@ -62,6 +65,9 @@ class Recorder(Observer):
 
     def tick_skipped(self, schedule: str, tick: datetime, holder: UUID) -> None:
         self.skipped.append((schedule, tick, holder))
+
+    def ticks_missed(self, schedule: str, since: datetime) -> None:
+        self.missed.append((schedule, since))
 
     def schedule_failed(self, schedule: str, error: str, failures: int) -> None:
         self.failed.append((schedule, failures))
@@ -139,6 +145,8 @@ async def test_missed_ticks(site: Site, conn: asyncpg.Connection, missed: Any) -
         ticking.MOST_TICKS = ticking_at_once
     number = len((await stored(conn)).get("h", []))
     assert number in {"last": (1,), "skip": (0, 1), "all": (23, 24, 25)}[missed]
+    assert len(site.seen.missed) == {"last": 0, "skip": 1 - number, "all": 1}[missed]
+    assert site.seen.missed in ([], [("h", ago)])
     assert await site.store.select_due_schedules("default", 10) == []
 
 
@@ -151,8 +159,10 @@ async def test_the_three_ways_of_overlap(site: Site, conn: asyncpg.Connection) -
         await conn.execute("UPDATE aiotasks_schedule SET missed = 'all', missed_within = 1e9")
         plan = Ticker._plan
 
-        async def only_one(self: Ticker, due: Any) -> Any:
-            return [each._replace(ticks=each.ticks[:1], next_at=LATER) for each in await plan(self, due)]
+        async def only_one(self: Ticker, due: Any, look: ticking.Look) -> Any:
+            plans = await plan(self, due, look)
+            look.has_more = False
+            return [each._replace(ticks=each.ticks[:1], next_at=LATER) for each in plans]
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Ticker, "_plan", only_one)
@@ -362,6 +372,157 @@ async def test_jitter_schedules_the_task(site: Site, conn: asyncpg.Connection) -
     assert site.waker.woken == [Wakeup("default", "default", row["run_after"].timestamp())]
 
 
+async def test_schedules_that_catch_up_hold_up_no_others(
+    site: Site, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of "all", after an outage. A transaction has so many ticks at most, whatever they are of."""
+    monkeypatch.setattr(ticking, "MOST_SCHEDULES", 10)
+    monkeypatch.setattr(ticking, "MOST_TICKS", 20)
+    sizes: list[int] = []
+    insert = Store.insert_jobs
+
+    async def counted(self: Store, jobs: Any, **values: Any) -> None:
+        sizes.append(len(jobs))
+        await insert(self, jobs, **values)
+
+    monkeypatch.setattr(Store, "insert_jobs", counted)
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    times: dict[str, Any] = {"expression": "* * * * *", "timezone": "UTC", "overlap": "allow"}
+    behind = [new_schedule(f"behind {number}", missed="all", **times) for number in range(12)]
+    await site.declare(*behind, next_at=now - timedelta(hours=1))
+    await site.declare(new_schedule("in time", **times), next_at=now)
+    await site.ticker.run_once()
+    assert max(sizes) == 20
+    names = [name for name, _ in site.seen.ticks]
+    assert set(names[: names.index("in time")]) == {schedule.name for schedule in behind}
+    assert names.index("in time") < 60  # of more than 720
+    assert {len(times) for name, times in (await stored(conn)).items() if name != "in time"} <= {61, 62}
+
+
+async def test_large_arguments_are_of_several_transactions(
+    site: Site, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ticking, "MOST_BYTES", 1000)
+    large: dict[str, Any] = {"args": json.dumps(["a" * 400]), "overlap": "allow"}
+    await site.declare(*(new_schedule(f"{number}", **large) for number in range(5)))
+    every_minute: dict[str, Any] = {"expression": "* * * * *", "timezone": "UTC", "missed": "all"}
+    ago = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=10)
+    await site.declare(new_schedule("m", **large, **every_minute), next_at=ago)
+    await site.ticker.run_once()
+    of_transactions = await conn.fetch(
+        "SELECT sum(length(args::text)) FROM aiotasks_task GROUP BY xmin::text"
+    )
+    assert max(row[0] for row in of_transactions) <= 1000
+    assert len((await stored(conn))["m"]) >= 11
+    assert len(await stored(conn)) == 6
+
+
+async def test_a_schedule_whose_task_takes_too_long_to_store_holds_up_no_others(
+    configure: Configure, conn: asyncpg.Connection
+) -> None:
+    configure(COMMAND_TIMEOUT=0.5)
+    site = Site()
+    await conn.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN IF NEW.queue_name = 'slow' THEN PERFORM pg_sleep(60); END IF; RETURN NEW; END$$;"
+        "CREATE TRIGGER slow BEFORE INSERT ON aiotasks_task FOR EACH ROW EXECUTE FUNCTION slow()"
+    )
+    try:
+        await site.declare(new_schedule("slow", queue_name="slow", overlap="allow"))
+        await site.declare(new_schedule("a", overlap="allow"), new_schedule("b"))
+        await site.ticker.run_once()
+        assert sorted(await stored(conn)) == ["a", "b"]
+        assert site.seen.failed == [("slow", 1)]
+        # Its next try holds up no batch.
+        await conn.execute("UPDATE aiotasks_schedule SET retry_at = clock_timestamp() WHERE name = 'slow'")
+        await site.declare(new_schedule("c", overlap="allow"), next_at=datetime.now(UTC))
+        await site.ticker.run_once()
+        assert site.seen.failed == [("slow", 1), ("slow", 2)]
+        assert "c" in await stored(conn)
+        assert (await site.rows())["c"].failures == 0
+    finally:
+        await conn.execute("DROP TRIGGER slow ON aiotasks_task; DROP FUNCTION slow()")
+
+
+async def test_locked_keys_hold_up_others_for_a_moment(
+    site: Site, conn: asyncpg.Connection, database: str
+) -> None:
+    """And are no failure at once."""
+    now = datetime.now(UTC)
+    numbers = range(20)
+    holder = await asyncpg.connect(database)
+    try:
+        transaction = holder.transaction()
+        await transaction.start()
+        store = Store(ConnectionDriver(holder))
+        await store.insert_unique_jobs([unique_job(f"k{number}") for number in numbers], lock_timeout=1.0)
+        own: dict[str, Any] = {"overlap": None, "unique_waiting": False}
+        locked = [new_schedule(f"s{number}", unique_key=f"k{number}", **own) for number in numbers]
+        await site.declare(*locked, next_at=now)
+        ticking_them = asyncio.create_task(site.ticker.run_once())
+        await until(lambda: conn.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"))
+        await site.declare(new_schedule("other"), next_at=now)
+        assert await ticking_them == 0.0
+        assert list(await stored(conn)) == ["other"]
+        rows = await site.rows()
+        assert all(rows[each.name].retry_at and not rows[each.name].failures for each in locked)
+        assert site.seen.failed == []
+        await transaction.rollback()
+    finally:
+        await holder.close()
+    await conn.execute("UPDATE aiotasks_schedule SET retry_at = clock_timestamp() WHERE retry_at IS NOT NULL")
+    await site.ticker.run_once()
+    assert len(await stored(conn)) == 21
+
+
+async def test_a_bad_row_that_is_locked_is_come_back_to(
+    site: Site, conn: asyncpg.Connection, database: str
+) -> None:
+    """Not at once, again and again."""
+    await site.declare(new_schedule("bad", timezone="Europe/Nowhere"))
+    other = await asyncpg.connect(database)
+    try:
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("UPDATE aiotasks_schedule SET priority = 1")
+        assert await site.ticker.run_once() == LOCKED_WAIT
+        await transaction.rollback()
+    finally:
+        await other.close()
+    assert await site.ticker.run_once() == 0.0
+    assert site.seen.failed == [("bad", 1)]
+
+
+async def test_many_locked_schedules_hold_up_no_others(
+    site: Site, conn: asyncpg.Connection, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ticking, "MOST_SCHEDULES", 10)
+    await site.declare(*(new_schedule(f"locked {number}") for number in range(20)))
+    await site.declare(new_schedule("other"), next_at=AGO + timedelta(days=1))
+    holder = await asyncpg.connect(database)
+    try:
+        transaction = holder.transaction()
+        await transaction.start()
+        await holder.execute("UPDATE aiotasks_schedule SET priority = 1 WHERE name LIKE 'locked %'")
+        await site.ticker.run_once()
+        assert list(await stored(conn)) == ["other"]
+        assert await site.ticker.run_once() == LOCKED_WAIT
+    finally:
+        await holder.close()
+
+
+async def test_a_task_with_the_name_of_a_schedule_as_its_key(site: Site, conn: asyncpg.Connection) -> None:
+    """No key that a task may have is the one of a schedule."""
+    await site.declare(new_schedule("nightly"))
+    for key in ("nightly", "schedule nightly"):
+        await site.store.insert_unique_job(unique_job(key), lock_timeout=1.0)
+    await site.ticker.run_once()
+    assert (await site.rows())["nightly"].skipped == 0
+    key = await conn.fetchval("SELECT unique_key FROM aiotasks_task WHERE metadata IS NOT NULL")
+    with pytest.raises(ValueError, match="that doesn't begin with 'aiotasks:'"):
+        parse_unique_key(key)
+
+
 # With a worker
 
 
@@ -463,3 +624,56 @@ async def test_a_promoter_waits_for_ticks_and_calls_the_ticker(database: str) ->
     await declare(every_second("due"), next_at=AGO)
     assert await promoter.run_once() == float("inf")  # the ticker calls it when it is done
     assert calls.number == 1
+
+
+async def test_ticks_do_not_wait_for_many_tasks_that_are_due(
+    conn: asyncpg.Connection, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promoting, "PROMOTE_LIMIT", 10)
+    await insert(running_store(), 30, run_after=LATER)
+    await conn.execute("UPDATE aiotasks_task SET run_after = $1", AGO)
+    await declare(every_second("due"), next_at=AGO)
+    calls: list[int] = []
+
+    class Calls:
+        def look(self, due: float | None = None) -> None:
+            calls.append(1)
+
+    promoter = Promoter(running_store(), backend="default", waker=Nobody(), peers=Fleet(), ticker=Calls())
+    await promoter.run_once()
+    assert len(calls) == 4  # after each full batch, and at the end
+    assert await conn.fetchval("SELECT count(*) FROM aiotasks_task WHERE status = 'READY'") == 30
+
+
+async def test_ticks_go_on_while_a_task_cannot_be_promoted(site: Site, conn: asyncpg.Connection) -> None:
+    await insert(site.store, 1, run_after=LATER)
+    await conn.execute("UPDATE aiotasks_task SET run_after = $1", AGO)
+    await conn.execute(
+        "ALTER TABLE aiotasks_task ADD CONSTRAINT never CHECK (run_after IS NULL OR status <> 'READY')"
+    )
+    promoter = Promoter(site.store, backend="default", waker=Nobody(), peers=Fleet(), ticker=site.ticker)
+    site.ticker.connect(promoter)
+    await declare(every_second("s", overlap="allow"), next_at=AGO)
+    parts = [asyncio.create_task(part.run()) for part in (promoter, site.ticker)]
+    try:
+        await until(lambda: len(site.seen.ticks) >= 3)
+    finally:
+        for part in parts:
+            part.cancel()
+        await asyncio.wait(parts)
+        await conn.execute("ALTER TABLE aiotasks_task DROP CONSTRAINT never")
+
+
+async def test_a_worker_that_ends_when_it_is_empty_runs_the_ticks_that_have_come(
+    database: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if its ticker hasn't looked yet."""
+
+    async def later(self: Ticker) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Ticker, "run", later)
+    await declare(replace(every_second("s"), expression="0 0 1 1 *"), next_at=AGO)
+    async with aiotasks.Worker() as worker:
+        await worker.wait_until_empty()
+        assert ledger.statuses() == {"SUCCESSFUL": 1}

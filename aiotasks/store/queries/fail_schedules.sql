@@ -1,7 +1,7 @@
 -- Note errors on schedules whose ticks couldn't be enqueued, and have them tried again later, each time after twice
 -- as long. Not if another worker has noted it, or has moved the schedule on, or has locked it for that.
 -- Returns the names, and how often each has failed in a row.
--- $1 backend, $2 names, and of each: $3 the next_at that was read, $4 the error;
+-- $1 backend, $2 names, and of each: $3 the next_at that was read, $4 the error (NULL: it is no failure);
 -- $5 seconds until the second try, $6 until any other at the most
 WITH mine AS MATERIALIZED (
     SELECT found.id, given.error
@@ -17,8 +17,8 @@ WITH mine AS MATERIALIZED (
     ) AS found
 )
 UPDATE aiotasks_schedule AS schedule
-SET failures = least(schedule.failures, 1000000) + 1,
-    error = mine.error,
+SET failures = least(schedule.failures, 1000000) + CASE WHEN mine.error IS NULL THEN 0 ELSE 1 END,
+    error = coalesce(mine.error, schedule.error),
     retry_at = statement_timestamp() + make_interval(
         secs => least($6::double precision, $5::double precision * 2.0::double precision ^ least(schedule.failures, 20))
     )

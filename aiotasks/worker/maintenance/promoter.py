@@ -85,7 +85,7 @@ class Promoter:
                 wait = await self.run_once()
                 outage.ended()
             except utils.Error as error:
-                wait = outage.failed(error)
+                wait = min(outage.failed(error), await self._seconds_to_tick())
             self._turn.take_within(wait)
             await self._turn.wait()
 
@@ -100,6 +100,7 @@ class Promoter:
             )
             if len(promoted) < PROMOTE_LIMIT:
                 break
+            await self._seconds_to_tick()  # ticks don't wait for thousands of tasks
         following = await self._store.next_due(self._backend)
         pause_end = following.pause_end.timestamp() if following and following.pause_end else None
         if self._pause_end is not None and pause_end != self._pause_end:
@@ -113,15 +114,32 @@ class Promoter:
         if following.at is not None and following.seconds is not None:
             shortest = LOCKED_WAIT if following.seconds < -LOCKED_WAIT else SHORTEST_WAIT
             waits.append((following.at.timestamp(), max(following.seconds, shortest)))
-        if self._ticker is not None and following.tick_at is not None and following.tick_seconds is not None:
-            if following.tick_seconds > 0:
-                waits.append((following.tick_at.timestamp(), max(following.tick_seconds, SHORTEST_WAIT)))
-            else:
-                self._ticker.look()
+        if following.tick_at is not None and (wait := self._look_for_tick(following)) < inf:
+            waits.append((following.tick_at.timestamp(), wait))
         if not waits:
             return inf
         self.waiting_for = min(due for due, _ in waits)
         return min(wait + self._stagger(due) for due, wait in waits)
+
+    def _look_for_tick(self, following: Due) -> float:
+        """Have the ticker look if a tick has come, which calls ``look()`` then; returns the seconds to the
+        next one, and infinity if there is none to wait for."""
+        if self._ticker is None or following.tick_seconds is None:
+            return inf
+        if following.tick_seconds > 0:
+            return max(following.tick_seconds, SHORTEST_WAIT)
+        self._ticker.look()
+        return inf
+
+    async def _seconds_to_tick(self) -> float:
+        """The same while tasks are promoted, or can't be."""
+        if self._ticker is None:
+            return inf
+        try:
+            following = await self._store.next_due(self._backend)
+        except utils.Error:
+            return inf  # it fails again, and not unseen
+        return inf if following is None else self._look_for_tick(following)
 
     def _wakeup(self, task: Promoted) -> Wakeup:
         if task.lane in LANES:
