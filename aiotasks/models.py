@@ -10,17 +10,20 @@ from .fields import ArrayField, JsonArrayField, JsonField
 
 __all__ = ["Limit", "Pause", "Schedule", "Task", "Worker"]
 
-# Bytes of a row's backend, queue_name and lane together. An entry of an index may have 2,704, and the READY
-# one holds some 50 more; a queue's name is of 800 at the most (200 characters).
+# Bytes of a row's backend, queue_name, lane and limit_key together. An entry of an index may have 2,704, and
+# those of READY rows hold some 50 more; a queue's name is of 800 at the most (200 characters), a key of 901.
 MAX_NAMES = 2560
 
 # Characters of a limit's name, a colon and a key.
 MAX_LIMIT_KEY = 301
 
 
-def octet_length(column: str) -> Func:
-    """A text's length in bytes: every write of a row computes it, and characters take twice as long."""
-    return Func(F(column), function="octet_length", output_field=models.IntegerField())
+def octets_of(*columns: str) -> Func:
+    """The length of the columns' texts in bytes (NULL: none): every write of a row computes it, so it is made
+    of few functions."""
+    return Func(
+        Func(*columns, function="concat"), function="octet_length", output_field=models.IntegerField()
+    )
 
 
 class Task(models.Model):
@@ -175,15 +178,13 @@ class Task(models.Model):
             ),
         )
         constraints = (
-            # Every row must fit the READY index. A row that doesn't, written by hand as SCHEDULED or RUNNING,
-            # would make all promotions or rescues fail.
+            # Every row must fit the indexes of READY rows. One that doesn't, written by hand as SCHEDULED or
+            # RUNNING, would make all promotions or rescues fail.
             models.CheckConstraint(
                 condition=Q(
-                    LessThanOrEqual(
-                        octet_length("backend") + octet_length("queue_name") + octet_length("lane"), MAX_NAMES
-                    )
+                    LessThanOrEqual(octets_of("backend", "queue_name", "lane", "limit_key"), MAX_NAMES)
                 ),
-                name="aiotasks_task_names_fit",
+                name="aiotasks_task_keys_fit",
             ),
             # A status without the time that belongs to it, written by hand: no statement would claim, promote
             # or prune the row.

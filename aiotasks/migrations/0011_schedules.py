@@ -1,4 +1,3 @@
-from django.contrib.postgres.fields import ArrayField
 from django.db import migrations, models
 from django.db.models.functions import Greatest
 
@@ -78,5 +77,5 @@ class Migration(migrations.Migration):
                 condition=models.Q(next_at__isnull=False),
             ),
         ),
-        AddColumn("worker", "schedules", ArrayField(models.TextField(), null=True)),
+        AddColumn("worker", "schedules", aiotasks.fields.ArrayField(models.TextField(), null=True)),
     ]

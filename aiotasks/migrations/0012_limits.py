@@ -1,8 +1,9 @@
 from typing import Any
 
 from django.db import migrations, models
+from django.db.models.lookups import LessThanOrEqual
 
-from ._online import AddColumn, AddIndex, AddTable
+from ._online import AddColumn, AddConstraint, AddIndex, AddTable, RemoveConstraint, Repair
 
 # A key's row is updated by each claim of its tasks. Pages have room for the new version, so that no index is
 # written, and dead versions must not pile up between two vacuums.
@@ -14,6 +15,10 @@ STORAGE = """
         autovacuum_vacuum_cost_delay = 0
     )
 """
+
+
+# The release before claims from no other lanes.
+WITHOUT_LIMITS = "UPDATE aiotasks_task SET lane = rtrim(lane, '+') WHERE lane IN ('loop+', 'thread+')"
 
 
 class Storage(migrations.RunSQL):
@@ -29,6 +34,7 @@ class Migration(migrations.Migration):
     """Limits by key: columns of tasks, all nullable without a default, their indexes, and a table.
 
     Workers of the release before don't claim tasks that have a limit, because they are in lanes of their own.
+    Where the migration is reversed, these tasks are in the plain lanes again, and have no limit any more.
     """
 
     atomic = False
@@ -40,6 +46,24 @@ class Migration(migrations.Migration):
         AddColumn("task", "limit_place", models.DateTimeField(null=True)),
         AddColumn("task", "limit_held", models.CharField(max_length=301, null=True)),
         AddColumn("task", "ordered", models.TextField(null=True)),
+        Repair("task", backwards=WITHOUT_LIMITS),
+        AddConstraint(
+            "task",
+            models.CheckConstraint(
+                condition=models.Q(
+                    LessThanOrEqual(
+                        models.Func(
+                            models.Func("backend", "queue_name", "lane", "limit_key", function="concat"),
+                            function="octet_length",
+                            output_field=models.IntegerField(),
+                        ),
+                        2560,
+                    )
+                ),
+                name="aiotasks_task_keys_fit",
+            ),
+        ),
+        RemoveConstraint("task", "aiotasks_task_names_fit"),
         AddIndex(
             "task",
             models.Index(

@@ -107,6 +107,21 @@ class AddConstraint(_Alter, AddConstraintNotValid):
         return self.constraint.name in constraints
 
 
+class RemoveConstraint(_Alter, migrations.RemoveConstraint):
+    """RemoveConstraint; backwards it is added as AddConstraint adds it."""
+
+    def _is_done(self, schema_editor: Any, model: Any) -> bool:
+        connection = schema_editor.connection
+        with connection.cursor() as cursor:
+            constraints = connection.introspection.get_constraints(cursor, model._meta.db_table)
+        return self.name not in constraints
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        constraint = to_state.models[app_label, self.model_name.lower()].get_constraint_by_name(self.name)
+        added = AddConstraint(self.model_name, constraint)
+        added.database_forwards(app_label, schema_editor, from_state, to_state)
+
+
 class AddIndex(_Online, AddIndexConcurrently):
     """AddIndexConcurrently; an index that an interrupted run has left INVALID is built again."""
 
@@ -155,21 +170,23 @@ class RemoveIndex(_Online, RemoveIndexConcurrently):
 
 
 class Repair(_Online, migrations.RunSQL):
-    """RunSQL of an UPDATE that repairs rows for a new constraint, and can be repeated."""
+    """RunSQL of an UPDATE that repairs rows for what comes, or for what was there before, if it is back. It
+    can be repeated."""
 
-    def __init__(self, model_name: str, sql: str) -> None:
-        super().__init__(sql, migrations.RunSQL.noop)
+    def __init__(
+        self, model_name: str, sql: str = migrations.RunSQL.noop, backwards: str = migrations.RunSQL.noop
+    ) -> None:
+        super().__init__(sql, backwards)
         self.model_name = model_name
 
     def deconstruct(self) -> Any:
-        return type(self).__name__, [self.model_name, self.sql], {}
+        return type(self).__name__, [self.model_name, self.sql, self.reverse_sql], {}
 
     def _forwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
         with _without_limits(schema_editor):
             run()
 
-    def _backwards(self, schema_editor: Any, model: Any, run: Callable[[], None]) -> None:
-        """Do nothing: repaired rows stay repaired."""
+    _backwards = _forwards
 
 
 def _alter(schema_editor: Any, table: str, alter: Callable[[], None]) -> None:

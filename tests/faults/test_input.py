@@ -86,7 +86,7 @@ async def test_names_that_no_index_can_hold_are_kept_out(
             $1::integer - octet_length(backend) - octet_length(lane)
         )
     """
-    with pytest.raises(asyncpg.CheckViolationError, match="aiotasks_task_names_fit"):
+    with pytest.raises(asyncpg.CheckViolationError, match="aiotasks_task_keys_fit"):
         await conn.execute(rename, MAX_NAMES + 1)
     await conn.execute(rename, MAX_NAMES)
     async with aiotasks.Worker():

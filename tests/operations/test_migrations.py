@@ -16,6 +16,7 @@ from aiotasks.conf import Options
 from aiotasks.exceptions import DatabaseNotReady
 from aiotasks.store.loop import close_pools, resources
 from aiotasks.worker.startup import reach_database
+from tests.worker import limited_work
 
 from .conftest import status
 
@@ -70,6 +71,19 @@ async def test_a_new_worker_does_not_start_before_the_migration(database: str) -
     finally:
         await close_pools()
         await asyncio.to_thread(_migrate)
+
+
+def test_tasks_with_limits_run_without_them_after_a_downgrade(database: str, sql: psycopg.Connection) -> None:
+    """The release before knows no lane of theirs, nor does this one know their keys again."""
+    limited_work.work_in_line.enqueue("a", 0.0)
+    lane = "SELECT lane FROM aiotasks_task"
+    assert sql.execute(lane).fetchone() == ("loop+",)
+    try:
+        _migrate("0011")
+        assert sql.execute(lane).fetchone() == ("loop",)
+    finally:
+        _migrate()
+    assert sql.execute(lane).fetchone() == ("loop",)
 
 
 class TasksElsewhere:

@@ -8,6 +8,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from aiotasks.models import MAX_NAMES
 from aiotasks.policies.unique import UniqueRule
 from aiotasks.rows import Job, Status, UniqueJob
 from aiotasks.store.bulk import Meant
@@ -189,6 +190,22 @@ async def test_releases_that_differ_in_order(store: Store) -> None:
     assert other.id == ids[1]
     await finish(store, other)
     assert only(await claim_keys(store, me, rules=[LINE])).state == "full"
+
+
+async def test_keys_that_no_index_can_hold_are_kept_out(store: Store, conn: asyncpg.Connection) -> None:
+    """A scheduled row of such a key, written by hand, would keep all others from being promoted."""
+    await insert(store, limit_key="l", run_after=datetime.now(UTC) + timedelta(hours=1))
+    # Texts that don't shrink by being compressed.
+    change = """
+        UPDATE aiotasks_task SET run_after = now(), limit_key = left(each.long, 301), queue_name = left(
+            each.long, $1::integer - octet_length(backend) - octet_length(lane) - 301
+        )
+        FROM (SELECT string_agg(md5(n::text), '') AS long FROM generate_series(1, 100) AS n) AS each
+    """
+    with pytest.raises(asyncpg.CheckViolationError, match="aiotasks_task_keys_fit"):
+        await conn.execute(change, MAX_NAMES + 1)
+    await conn.execute(change, MAX_NAMES)
+    assert len(await store.promote_due_jobs("default", 10)) == 1
 
 
 async def test_a_limit_is_found_behind_many_tasks_of_others(store: Store) -> None:

@@ -4,11 +4,11 @@
 -- aiotasks_limit only in the version that this snapshot has seen. Who takes a task writes a new version. So a claim
 -- whose snapshot is older than the last claim of the key finds another version, and takes nothing: it is "busy". The
 -- version is told by its xmin. (Not by its ctid: minor releases of PostgreSQL before the end of 2025 don't compare that
--- again with the row that they have found behind a concurrent update.) Nothing is counted up or down, so nothing can leak.
+-- again with the row that they have found behind a concurrent update.) Nothing is counted up or down: nothing can leak.
 -- The claim never waits: what it locks is SKIP LOCKED, what it updates it has locked. It inserts nothing, because an
 -- INSERT waits for whoever has written the key: a row that isn't there is reported as new (insert_limits).
--- A claim must survive a crash of the server: its places would be given away again, while the tasks run. So it waits for
--- the disk, as claim_jobs needn't.
+-- A claim must survive a crash of the server: its places would be given away again, while the tasks run. So it waits
+-- for the disk, as claim_jobs needn't.
 --
 -- A rate is a bucket that leaks a start in `pace` seconds, as of claimed_at, by the database's clock: see
 -- docs/internals/limits.md. A key that has no concurrency, rate or order has no row, and isn't locked (is_free).
@@ -24,10 +24,10 @@
 -- $15 whether to leave out tasks that a crash before their start would harm
 -- Returns at least one row: two JSON texts, in the first row alone, the row's number, and the columns of a claimed task
 -- (NULLs: there is none). The texts say what was seen of each key (its number in the order of $7, once if it stands
--- there twice; whether it is paused, unknown, and new; seconds for which it is closed; places; starts by its rate; room:
--- the least of these and of its turn; pace; seconds to its next start; weight), NULL if the lease is over; and of each
--- key that was locked its number, how many tasks it gave, and the queue and lane of the first task of its line, if that
--- wasn't taken.
+-- there twice; whether it is paused, unknown, and new; seconds for which it is closed; places; starts by its rate;
+-- room: the least of these and of its turn; pace; seconds to its next start; weight), NULL if the lease is over; and of
+-- each key that was locked its number, how many tasks it gave, and the queue and lane of the first task of its line, if
+-- that wasn't taken.
 WITH claimer AS MATERIALIZED (
     SELECT
         clock_timestamp() AS moment,

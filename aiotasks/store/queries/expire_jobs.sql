@@ -1,5 +1,6 @@
 -- Fail waiting tasks that weren't started in time, those that expired first before the others. No attempt is
--- spent, and a line of tasks in order goes on. Nothing here keeps an expired task from being started: the claims do that.
+-- spent, and a line of tasks in order goes on. Nothing here keeps an expired task from being started: the claims do
+-- that.
 -- $1 backend, $2 the error to store (JSON text), $3 how many at the most
 UPDATE aiotasks_task AS task
 SET status = 'FAILED',

@@ -5,7 +5,7 @@
 -- LATERAL has each row looked up by its id, whatever the planner expects of the table; `status || ''`
 -- keeps it from reading all RUNNING rows by their index instead.
 -- Nested errors, which aiotasks doesn't write, are replaced, because nothing can be added to them.
--- Returns one row: the ids of the rows that were finished, when, and the ids of those that somebody awaits (NULL: none).
+-- Returns one row: the ids of the rows that were finished, when, and the ids of those that somebody awaits, if any.
 -- $1 ids, $2 claim ids, $3 final statuses, $4 return values (JSON text or NULL), $5 errors (JSON text or NULL):
 -- where $2 to $5 have one value, it is for all rows
 WITH outcome AS (

@@ -1,6 +1,6 @@
 -- Make the rows of keys that a claim has reported as new. A statement of its own, because it waits for whoever has
--- written one of the keys and not committed yet, as long as $3 says at most (55P03): it holds nothing that a claim could
--- wait for, and the keys are in order.
+-- written one of the keys and not committed yet, as long as $3 says at most (55P03): it holds nothing that a claim
+-- could wait for, and the keys are in order.
 -- $1 backend, $2 keys, $3 lock_timeout
 WITH limits AS MATERIALIZED (
     SELECT current_setting('lock_timeout') AS before, set_config('lock_timeout', $3::text, true) AS now

@@ -29,7 +29,9 @@ WITH limits AS MATERIALIZED (
         new.key, statement_timestamp() + make_interval(secs => ($15::double precision[])[new.template]),
         ($16::boolean[])[new.template], ($17::text[])[new.template]::json,
         new.limit_key,
-        CASE WHEN new.limit_key IS NOT NULL THEN greatest(($13::timestamptz[])[new.template], statement_timestamp()) END,
+        CASE
+            WHEN new.limit_key IS NOT NULL THEN greatest(($13::timestamptz[])[new.template], statement_timestamp())
+        END,
         CASE WHEN new.limit_key IS NOT NULL THEN ($19::text[])[new.template] END, {policy_arrays:20}
     FROM limits
     CROSS JOIN (

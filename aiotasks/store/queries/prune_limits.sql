@@ -1,6 +1,6 @@
--- Delete the rows of keys from which nothing has been claimed for an hour, of which no task takes up a place, whose rate
--- is paid for, and of which no operator has said anything. Claims make them again. (An hour, because no claim lasts that
--- long: one that has seen the old row would count nothing that was claimed by a new one.)
+-- Delete the rows of keys from which nothing has been claimed for an hour, of which no task takes up a place, whose
+-- rate is paid for, and of which no operator has said anything. Claims make them again. (An hour, because no claim
+-- lasts that long: one that has seen the old row would count nothing that was claimed by a new one.)
 -- Returns how many were looked at, and the last key (NULL: there are no more).
 -- $1 backend, $2 the key to begin after, $3 how many to look at
 WITH setting AS MATERIALIZED (

@@ -1,5 +1,5 @@
--- The keys of the tasks that became READY last in some queues: after a wake-up, where a walk through all keys would take
--- long. What a flood hides from it, the walk finds.
+-- The keys of the tasks that became READY last in some queues: after a wake-up, where a walk through all keys would
+-- take long. What a flood hides from it, the walk finds.
 -- Returns as list_keys.
 -- $1 backend, $2 lane as it is stored, $3 queue names, $4 for how many seconds they may have been READY,
 -- $5 how many tasks to look at, of each queue and priority

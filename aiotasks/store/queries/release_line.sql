@@ -1,6 +1,6 @@
 -- Let a line in strict order go on that a FAILED task has stopped. The task stays FAILED.
--- Returns the queues and lanes, as they are stored, that have READY tasks of the line; no row if the task hasn't stopped
--- one; a row of NULLs if nothing waits in it.
+-- Returns the queues and lanes, as they are stored, that have READY tasks of the line; no row if the task hasn't
+-- stopped one; a row of NULLs if nothing waits in it.
 -- $1 task id, $2 backend
 WITH released AS (
     UPDATE aiotasks_task AS task

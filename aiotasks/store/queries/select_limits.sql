@@ -3,7 +3,8 @@
 -- Returns key; how many tasks run, and how many of a line in strict order wait to run again; the id of the one that has
 -- stopped it; for how many seconds the key is closed; since when it is paused and why; concurrency, rate, pace, burst
 -- and weight by an operator; the bucket's level, and its age in seconds.
--- $1 backend, $2 a limit's name or a key (NULL: all; its own row is returned whatever it has), $3 how many keys at most,
+-- $1 backend, $2 a limit's name or a key (NULL: all; its own row is returned whatever it has), $3 how many keys at
+-- most,
 -- $4 whether to return only those that are paused, closed or stopped, or wait for a task that runs again
 SELECT
     each.key, busy.running, busy.waiting, busy.stopped_by,
