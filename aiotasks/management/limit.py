@@ -2,19 +2,20 @@
 
 from argparse import ArgumentParser, Namespace
 from typing import Any
+from uuid import UUID
 
 from django.core.management.base import CommandError
 
-from aiotasks.management.limits import read_name
+from aiotasks.management.limits import as_text, read_name
 from aiotasks.management.subcommand import Write, backend_or_error, errors_for_people
 from aiotasks.operations import limits
-from aiotasks.operations.text import limits_as_text
+from aiotasks.policies.limits import parse_rate
 from aiotasks.schedules.discovery import import_modules, modules_of_apps
 from aiotasks.worker.process.cli import add_backend
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "change, pause or resume a limit or one of its keys; let a stopped line go on"
+HELP = "change, pause or resume a limit or one of its keys; let a stopped key go on"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -30,9 +31,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument("--reset", action="store_true", help="have all numbers of the code apply again")
     ways.add_argument("--pause", action="store_true", help="start none of its tasks")
-    ways.add_argument("--resume", action="store_true", help="end a pause, or a task's RateLimited")
-    ways.add_argument("--skip", metavar="ID", help="let a line in order go on after this FAILED task")
-    parser.add_argument("--reason", default="", metavar="TEXT", help="of the pause, for people")
+    ways.add_argument("--resume", action="store_true", help="end a pause, or the wait of a RateLimited")
+    ways.add_argument("--skip", metavar="ID", help="let an ordered key go on without this FAILED task")
+    parser.add_argument("--reason", default="", metavar="TEXT", help="why it is paused, for people")
 
 
 def run(options: Namespace, write: Write) -> int:
@@ -53,15 +54,18 @@ def _change(options: Namespace) -> str:
     name, key = read_name(options.limit)
     ways = [bool(options.numbers), options.reset, options.pause, options.resume, options.skip is not None]
     if sum(ways) != 1:
-        raise CommandError("Give numbers to set, or one of --reset, --pause, --resume and --skip.")
+        raise CommandError(
+            "Give numbers to set, or one of --reset, --pause, --resume and --skip. "
+            f"`aiotasks limits {options.limit}` shows what applies."
+        )
     if options.reason and not options.pause:
-        raise CommandError("--reason is that of a --pause.")
+        raise CommandError("Give --reason with --pause.")
     said = ""
     if options.numbers:
         limits.limit(name, key, **of, **_numbers(options.numbers))
     elif options.reset:
         if not limits.reset_limit(name, key, **of):
-            said = "No number of an operator was set.\n"
+            said = "No operator had set a number.\n"
     elif options.pause:
         limits.pause_limit(name, key, reason=options.reason, **of)
     elif options.resume:
@@ -69,16 +73,23 @@ def _change(options: Namespace) -> str:
             said = "It was neither paused nor closed.\n"
     else:
         _skip(options, name, key)
-    return said + limits_as_text(limits.limits(name, key, **of))
+        said = "The key goes on without the task, which stays FAILED.\n"
+    return said + as_text(limits.limits(name, key, **of))
 
 
 def _skip(options: Namespace, name: str, key: str | None) -> None:
     """Let the line go on, if it is this task that has stopped it."""
+    try:
+        id = UUID(options.skip)
+    except ValueError:
+        raise CommandError(f"--skip must be the id of a task, not {options.skip!r:.200}.") from None
     found = limits.limits(name, key, backend=options.backend)
-    stopped_by = next(str(one.stopped_by) for one in found if one.key == key)
-    if stopped_by != options.skip.lower():
-        raise CommandError(f"{options.limit} has been stopped by {stopped_by}, not by {options.skip}.")
-    limits.skip_task(options.skip, backend=options.backend)
+    stopped_by = next(one.stopped_by for one in found if one.key == key)
+    if stopped_by is None:
+        raise CommandError(f"{options.limit} isn't stopped by a task.")
+    if stopped_by != id:
+        raise CommandError(f"{options.limit} is stopped by task {stopped_by}, not by {id}.")
+    limits.skip_task(id, backend=options.backend)
 
 
 def _numbers(texts: list[str]) -> dict[str, Any]:
@@ -86,11 +97,25 @@ def _numbers(texts: list[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"{text!r} must be a number with a value, such as concurrency=20.")
+            raise ValueError(f"{text!r} has no value. Write it as in concurrency=20.")
         if name in numbers:
             raise ValueError(f"{name} is given twice.")
-        numbers[name] = int(value) if name != "rate" and _is_small(value) else value
+        numbers[name] = _value(name, value)
     return numbers
+
+
+def _value(name: str, text: str) -> Any:
+    if name != "rate":
+        return int(text) if _is_small(text) else text
+    if text != limits.NO_RATE:
+        try:
+            parse_rate(text)
+        except ValueError:
+            raise ValueError(
+                "rate must be a number of starts and a time, as in 100/m, 1/10s or 300/h (s, m, h, d), or "
+                f"{limits.NO_RATE}, not {text!r:.200}."
+            ) from None
+    return text
 
 
 def _is_small(value: str) -> bool:

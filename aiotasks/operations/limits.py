@@ -78,17 +78,17 @@ async def alimit(
 
     A number of a key goes before one of its limit, and that before the code's. Tasks that run go on, however
     low the new number is. Inside of a transaction it holds from the commit on. Raises ValueError for bad
-    values, TypeError for unknown ones, ImproperlyConfigured for an alias that isn't a backend of aiotasks,
-    ``django.db`` errors where the database fails.
+    values and the concurrency of an ordered limit, TypeError for unknown ones, ImproperlyConfigured for an
+    alias that isn't a backend of aiotasks, ``django.db`` errors where the database fails.
     """
-    return await backend_of(backend).dispatch(_set, _stored_key(name, key), _setting(**numbers))
+    return await backend_of(backend).dispatch(_set, _stored_key(name, key), _setting(name, **numbers))
 
 
 def limit(
     name: str, key: LimitKey = None, *, backend: str = "default", **numbers: Unpack[Numbers]
 ) -> LimitStatus:
     """The same in sync code, over Django's connection: see ``alimit``."""
-    return backend_of(backend).run_over_django(_set, _stored_key(name, key), _setting(**numbers))
+    return backend_of(backend).run_over_django(_set, _stored_key(name, key), _setting(name, **numbers))
 
 
 async def alimits(
@@ -253,13 +253,18 @@ def _listed(name: str | None, key: LimitKey) -> tuple[str | None, str | None]:
     return (None if name is None else _stored_key(name, None)), None
 
 
-def _setting(**numbers: Any) -> LimitSetting:
+def _setting(limit_name: str, **numbers: Any) -> LimitSetting:
     if unknown := numbers.keys() - Numbers.__annotations__:
         raise TypeError(
-            f"{min(unknown)!r} is no number of a limit; these are: {', '.join(Numbers.__annotations__)}."
+            f"{min(unknown)!r} isn't a number of a limit. These are: {', '.join(Numbers.__annotations__)}."
         )
     if not numbers:
         raise TypeError(f"Give at least one of {', '.join(Numbers.__annotations__)}.")
+    known = known_limits().get(limit_name)
+    if numbers.get("concurrency") is not None and known is not None and known.ordered:
+        raise ValueError(
+            f"Limit {limit_name!r} is ordered: one task of a key runs at a time, so concurrency can't be set."
+        )
     rate, pace, burst = _rate(numbers.get("rate"))
     return LimitSetting(
         concurrency=_whole("concurrency", numbers.get("concurrency"), MOST_PLACES),

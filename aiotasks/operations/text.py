@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from math import ceil
 
+from .counts import Count
 from .limit_statuses import LimitStatus
 from .pauses import Pause
 from .schedules import ScheduleState
@@ -24,7 +26,7 @@ def status_as_text(status: Status) -> str:
         header = ["paused", "name", ">since", "until", "reason"]
         parts.append(_table(header, [_pause(pause) for pause in status.pauses]))
     if status.standing:
-        header = ["stands still", ">waiting", ">oldest", "why"]
+        header = ["limit", ">waiting", ">oldest", "blocked"]
         parts.append(_table(header, [_standing(limit) for limit in status.standing]))
     if status.schedules:
         header = ["schedule", "when", "next", "last", ">skipped", "state"]
@@ -68,7 +70,7 @@ def _queues(queues: Sequence[Queue]) -> str:
 
 
 def limits_as_text(limits: Sequence[LimitStatus]) -> str:
-    """Return what applies to limits and keys, and which of them stand still."""
+    """Return what applies to limits and keys, and which of them start nothing now."""
     if not limits:
         return "There are no limits."
     header = [
@@ -80,10 +82,10 @@ def limits_as_text(limits: Sequence[LimitStatus]) -> str:
         "rate",
         ">burst",
         ">weight",
-        "stands still",
+        "blocked",
     ]
     text = _table(header, [_limit(limit) for limit in limits])
-    return f"{text}\n* An operator's." if any(limit.changed for limit in limits) else text
+    return f"{text}\n* Set by an operator." if any(limit.changed for limit in limits) else text
 
 
 def age(seconds: float) -> str:
@@ -108,12 +110,12 @@ def _limit(limit: LimitStatus) -> list[str]:
     places = "in order" if limit.ordered else number("concurrency")
     return [
         _name(limit),
-        str(limit.waiting),
+        _of_keys(limit, limit.waiting),
         _oldest(limit),
-        str(limit.running),
+        _of_keys(limit, limit.running),
         places,
         number("rate"),
-        "-" if limit.rate is None else number("burst"),
+        "-" if limit.rate is None and "burst" not in limit.changed else number("burst"),
         number("weight"),
         _why(limit),
     ]
@@ -127,6 +129,11 @@ def _name(limit: LimitStatus) -> str:
     return limit.name if limit.key is None else f"{limit.name}:{printable(limit.key)}"
 
 
+def _of_keys(limit: LimitStatus, count: Count) -> str:
+    """A limit's own row counts no tasks of its keys, so a zero would read as if none waited."""
+    return "-" if limit.key is None and not count.number else str(count)
+
+
 def _oldest(limit: LimitStatus) -> str:
     return "-" if limit.oldest is None else age(limit.oldest)
 
@@ -138,15 +145,15 @@ def _why(limit: LimitStatus) -> str:
         case "paused":
             return f"paused: {printable(limit.pause_reason)}" if limit.pause_reason else "paused"
         case "stopped":
-            return f"stopped by task {limit.stopped_by}"
+            return f"stopped by FAILED task {limit.stopped_by}"
         case "retry":
-            return "a task of it waits for its retry"
+            return "its next task waits for a retry"
         case "closed":
-            return f"closed for {age(limit.opens or 0.0)}"
+            return f"closed for {age(ceil(limit.opens or 0.0))}"
         case "full":
-            return "as many run as may"
+            return "at its limit"
         case "rate":
-            return f"the next start is due in {age(limit.opens or 0.0)}"
+            return f"next start in {age(ceil(limit.opens or 0.0))}"
 
 
 def _schedule(schedule: ScheduleState) -> list[str]:

@@ -197,7 +197,8 @@ def parse_limit_name(value: Any) -> str:
     if isinstance(value, str) and _NAME.fullmatch(value):
         return value
     raise ValueError(
-        f"The name of a Limit must be 1 to {LONGEST_NAME} of a-z, 0-9, '_', '.' and '-', not {value!r:.200}."
+        f"The name of a Limit must have 1 to {LONGEST_NAME} characters of a-z, 0-9, '_', '.' and '-', not be "
+        f"{value!r:.200}."
     )
 
 

@@ -185,10 +185,12 @@ def test_a_line_that_a_failure_has_stopped_goes_on(sql: psycopg.Connection, ente
     assert (code, findings["limits"]["verdict"]) == (0, "warning")
     remedy = re.search(r"`manage.py aiotasks (.+)`", findings["limits"]["remedy"])
     assert remedy is not None
-    with pytest.raises(CommandError, match="stopped by " + first):
+    with pytest.raises(CommandError, match="stopped by task " + first):
         run("limit", f"{LINE}:a", "--skip", second)
     code, text = run(*remedy[1].split())
-    assert (code, "stopped" in text) == (0, False)
+    assert (code, "stopped" in text, text.startswith("The key goes on")) == (0, False, True)
+    with pytest.raises(CommandError, match=f"^{LINE}:a isn't stopped by a task"):
+        run("limit", f"{LINE}:a", "--skip", first)
     assert not skip_task(first)
     assert check()[1]["limits"]["verdict"] == "ok"
     assert sql.execute("SELECT status FROM aiotasks_task WHERE id = %s", [first]).fetchone() == ("FAILED",)
@@ -239,7 +241,7 @@ def test_commands(sql: psycopg.Connection) -> None:
     code, text = run("limit", f"{PLACES}:a:1", "concurrency=20", "rate=100/m", "burst=10", "weight=2")
     assert code == 0
     assert re.search(rf"^{PLACES}:a:1 +0 +- +0 +20\* +100/m\* +10\* +2\*$", text, re.MULTILINE)
-    assert text.splitlines()[-1] == "* An operator's."
+    assert text.splitlines()[-1] == "* Set by an operator."
     found = shown(PLACES)
     assert list(found) == [None, "a:1"]
     assert (found[None]["concurrency"], found["a:1"]["concurrency"]) == (4, 20)
@@ -248,13 +250,13 @@ def test_commands(sql: psycopg.Connection) -> None:
     assert "paused" not in run("limit", f"{PLACES}:a:1", "--resume")[1]
     assert run("limit", f"{PLACES}:a:1", "--resume")[1].startswith("It was neither")
     assert "20*" not in run("limit", f"{PLACES}:a:1", "--reset")[1]
-    assert run("limit", f"{PLACES}:a:1", "--reset")[1].startswith("No number")
+    assert run("limit", f"{PLACES}:a:1", "--reset")[1].startswith("No operator had")
     assert list(shown(PLACES)) == [None]
 
 
 def test_limits_of_the_code_are_shown_and_a_backend_without_any(configure: Configure) -> None:
     text = run("limits")[1]
-    assert re.search(rf"^{LINE} +0 +- +0 +in order +- +- +1$", text, re.MULTILINE)
+    assert re.search(rf"^{LINE} +- +- +- +in order +- +- +1$", text, re.MULTILINE)
     assert len(shown()) <= module.MOST_KEYS
     from aiotasks.operations.text import limits_as_text
 
@@ -264,17 +266,22 @@ def test_limits_of_the_code_are_shown_and_a_backend_without_any(configure: Confi
 WRONG = {
     "nothing": ([PLACES], "Give numbers"),
     "two ways": ([PLACES, "weight=2", "--reset"], "Give numbers"),
-    "no value": ([PLACES, "weight"], "'weight' must be a number with a value"),
+    "no value": ([PLACES, "weight"], "'weight' has no value. Write it as in"),
     "no number": ([PLACES, "weight=x"], "weight must be a whole number from 1 to 100, not 'x'"),
     "too small": ([PLACES, "concurrency=0"], "from 1 to 100000, not 0"),
-    "rate": ([PLACES, "rate=fast"], "rate must be a number of starts .*, or 'none', not 'fast'"),
+    "rate": (
+        [PLACES, "rate=fast"],
+        "rate must be a number of starts and a time, as in 100/m, .* or none, not 'fast'",
+    ),
     "digits": ([PLACES, f"concurrency={'9' * 5000}"], "from 1 to 100000, not '999"),
-    "unknown": ([PLACES, "color=3"], "'color' is no number of a limit; these are: concurrency, rate"),
+    "unknown": ([PLACES, "color=3"], "'color' isn't a number of a limit. These are: concurrency, rate"),
     "twice": ([PLACES, "weight=2", "weight=3"], "weight is given twice"),
-    "name": (["No Name", "weight=2"], "The name of a Limit must be"),
+    "name": (["No Name", "weight=2"], "The name of a Limit must have 1 to 100"),
     "key": ([f"{PLACES}:", "weight=2"], "key must be an integer or a string"),
-    "reason": ([PLACES, "--resume", "--reason", "x"], "--reason is that of a --pause"),
-    "id": ([PLACES, "--skip", "5"], "stopped by None"),
+    "reason": ([PLACES, "--resume", "--reason", "x"], "Give --reason with --pause"),
+    "id": ([PLACES, "--skip", "5"], "--skip must be the id of a task, not '5'"),
+    "not stopped": ([PLACES, "--skip", str(uuid4())], f"{PLACES} isn't stopped by a task"),
+    "order": ([f"{LINE}:a", "concurrency=2"], "is ordered: one task of a key runs at a time"),
 }
 
 
@@ -283,6 +290,32 @@ def test_mistakes(mistake: str) -> None:
     arguments, told = WRONG[mistake]
     with pytest.raises(CommandError, match=told):
         run("limit", *arguments)
+
+
+def test_an_id_is_read_however_it_is_written(sql: psycopg.Connection) -> None:
+    (id,) = enqueue(limited_work.work_in_line, "a")
+    fail(sql, id)
+    assert run("limit", f"{LINE}:a", "--skip", UUID(id).hex.upper())[0] == 0
+
+
+def test_a_name_that_the_code_lacks_is_remarked_on() -> None:
+    for command in (["limits", "place"], ["limit", "place:a", "weight=2"]):
+        code, text = run(*command)
+        assert (code, "The code here declares no limit named place. It declares: " in text) == (0, True)
+        assert PLACES in text
+    assert "declares no limit" not in run("limits", PLACES)[1]
+
+
+def test_a_wait_below_a_second_is_no_zero(sql: psycopg.Connection) -> None:
+    limit(PLACES, "a", rate="1/h")
+    sql.execute("UPDATE aiotasks_limit SET claimed_at = now() - interval '3599.1 s', level = 1")
+    assert "next start in 0 s" not in run("limits", f"{PLACES}:a")[1]
+    sql.execute("UPDATE aiotasks_limit SET closed_until = now() + interval '0.9 s'")
+    assert "closed for 0 s" not in run("limits", f"{PLACES}:a")[1]
+
+
+def test_a_burst_without_a_rate_is_shown() -> None:
+    assert re.search(r" - +5\* +1$", run("limit", f"{PLACES}:a", "burst=5")[1], re.MULTILINE)
 
 
 def test_mistakes_of_callers() -> None:

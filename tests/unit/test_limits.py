@@ -141,7 +141,8 @@ async def coroutine_function(tenant_id: int) -> int:
     [
         (
             {"name": "Tenant"},
-            "The name of a Limit must be 1 to 100 of a-z, 0-9, '_', '.' and '-', not 'Tenant'.",
+            "The name of a Limit must have 1 to 100 characters of a-z, 0-9, '_', '.' and '-', "
+            "not be 'Tenant'.",
         ),
         ({"name": ""}, "The name of a Limit"),
         ({"name": "a:b"}, "The name of a Limit"),

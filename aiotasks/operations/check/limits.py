@@ -51,9 +51,9 @@ def judge_limits(
     stopped = [one for one in standing if one.stands == "stopped"]
     if stopped:
         found = [f"{_name(one)} (by task {one.stopped_by}, {one.waiting} waiting)" for one in stopped]
-        messages.append(f"Lines in order have been stopped by a task that is FAILED: {_some(found)}.")
+        messages.append(f"Ordered keys are stopped by a FAILED task: {_some(found)}.")
         remedies.append(
-            "Retry the task, or let the line go on: "
+            "Retry the task, or let the key go on without it: "
             f"`manage.py aiotasks limit {_name(stopped[0])} --skip {stopped[0].stopped_by}`."
         )
     paused = [one for one in standing if one.stands == "paused" and one.waiting.number]
@@ -61,8 +61,8 @@ def judge_limits(
         return "warning", " ".join(messages), " ".join(remedies)
     if paused:
         names = [f"{_name(one)} ({one.waiting} waiting)" for one in paused]
-        return "ok", f"No key of a limit stands still, but for those that are paused: {_some(names)}.", ""
-    return "ok", "No key of a limit stands still.", ""
+        return "ok", f"No key of a limit is stopped. Paused: {_some(names)}.", ""
+    return "ok", "No key of a limit is stopped.", ""
 
 
 def _are_too_old(waiting: WaitingLane, workers: Sequence[WorkerRow]) -> bool:

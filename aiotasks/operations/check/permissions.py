@@ -53,14 +53,13 @@ def judge_rights(role: str, rights: AbstractSet[str]) -> Result:
     if not for_worker:
         lacking = {
             "enqueue": for_site,
-            "declare schedules and enqueue their tasks": [
-                right for right in SCHEDULES if right not in rights
-            ],
-            "start tasks with limits": [right for right in LIMITS if right not in rights],
+            "tick schedules": [right for right in SCHEDULES if right not in rights],
+            "run tasks with limits": [right for right in LIMITS if right not in rights],
         }
-        may = [f" and {name}" for name, lack in lacking.items() if not lack]
+        may = ["run a worker", *(name for name, lack in lacking.items() if not lack)]
+        listed = ", ".join(may[:-1]) + " and " + may[-1] if may[1:] else may[0]
         may_not = [f", but not {name}: it lacks {', '.join(lack)}" for name, lack in lacking.items() if lack]
-        return "ok", f"Role {role} may run a worker{''.join(may)}{''.join(may_not)}.", ""
+        return "ok", f"Role {role} may {listed}{''.join(may_not)}.", ""
     if rights & ONLY_WORKER:
         return (
             "error",
