@@ -230,9 +230,14 @@ class LimitStatements(StatementGroup):
         """Have tasks start again; return whether it was paused or closed."""
         return bool(await self._fetch("resume_limit", backend, key))
 
-    async def close_key(self, backend: str, key: str, seconds: float) -> None:
-        """Have no task of it start for so many seconds, or for as long as it is closed already."""
-        await self._fetch("close_key", backend, key, seconds)
+    async def close_keys(
+        self, backend: str, keys: Sequence[tuple[str, float]], *, lock_timeout: float = 1.0
+    ) -> None:
+        """Have no task of these keys start for so many seconds, or for as long as they are closed already.
+        Waits ``lock_timeout`` seconds at most for whoever has locked one of them (55P03); then none is
+        closed."""
+        names, seconds = [key for key, _ in keys], [seconds for _, seconds in keys]
+        await self._fetch("close_keys", backend, names, seconds, milliseconds(lock_timeout))
 
     async def release_line(self, id: UUID, backend: str) -> tuple[bool, ReadyIn | None]:
         """Let the line go on that a FAILED task has stopped; return whether it had, and the queue and lane of

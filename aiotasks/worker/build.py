@@ -33,6 +33,7 @@ from .running.runner import Runner
 from .slots import Slots
 from .writing.announcer import Announcer
 from .writing.finisher import Finisher
+from .writing.key_closer import KeyCloser
 from .writing.metadata import MetadataSaver
 
 __all__ = ["Builder"]
@@ -198,6 +199,7 @@ class Builder:
             store,
             announcer,
             MetadataSaver(store, redact=self.options.redact, observer=self.observer, tell=tell),
+            KeyCloser(store, backend=self.backend, observer=self.observer),
             backend=self.backend,
             options=self.options,
             wake=wake,

@@ -124,7 +124,7 @@ def limits() -> list[Any]:
     call("finish_jobs", finish)
     call("set_limit", "limits", "mail", LimitSetting(burst=5, rate="60/h", pace=60.0))
     call("pause_limit", "limits", keys[1], "why % $1")
-    call("close_key", "limits", keys[0], 60.0)
+    call("close_keys", "limits", [(keys[0], 60.0)])
     states = call("select_limits", "limits", "mail", 10)
     seen.append([[one.key, one.running, str(one.stopped_by), *one.said, one.pause_reason] for one in states])
     seen.append(call("release_line", finish[0].id, "limits"))

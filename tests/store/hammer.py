@@ -153,7 +153,7 @@ async def _write_once(store: Store, me: UUID, keys: list[str], dice: random.Rand
         lambda: store.claim_keyed(me, uuid.uuid4(), "default", "loop", 20, requests, RULES),
         lambda: store.set_limit("default", keys[0], setting),
         lambda: store.reset_limit("default", keys[0]),
-        lambda: store.close_key("default", keys[0], 0.01),
+        lambda: store.close_keys("default", [(keys[0], 0.01)]),
         lambda: store.pause_limit("default", keys[0], ""),
         lambda: store.resume_limit("default", keys[0]),
         lambda: store.prune_limits("default", "", 500),

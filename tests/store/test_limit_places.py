@@ -173,7 +173,7 @@ async def test_a_closed_key_is_no_closed_limit(store: Store, conn: asyncpg.Conne
     """Of a limit without `by` the key is its name."""
     for key in ("l", "l:1"):
         await insert(store, limit_key=key)
-    await store.close_key("default", "l", 100 * 365 * 86_400.0)
+    await store.close_keys("default", [("l", 100 * 365 * 86_400.0)])
     found = await claim_keys(store, await worker(store), "l", "l:1")
     assert [seen.state for seen in found.seen] == ["closed", "full"]
     for_a_year = "SELECT closed_until < now() + interval '1 year' FROM aiotasks_limit WHERE key = 'l'"

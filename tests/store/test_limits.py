@@ -188,7 +188,7 @@ async def test_a_key_is_closed_for_the_longest_time(store: Store, conn: asyncpg.
     await insert(store, 2, limit_key="l:1")
     me = await worker(store)
     for seconds in (60.0, 3600.0, 1.0):
-        await store.close_key("default", "l:1", seconds)
+        await store.close_keys("default", [("l:1", seconds)])
     seen = only(await claim_keys(store, me, "l:1"))
     assert seen.state == "closed"
     assert seen.wait is not None
@@ -486,7 +486,7 @@ async def test_the_end_of_the_work(store: Store) -> None:
     await insert(store, limit_key="l:1")
     assert await unfinished() is True
     assert await store.has_unfinished_jobs("default", None, ["thread"]) is False
-    await store.close_key("default", "l:1", 60.0)
+    await store.close_keys("default", [("l:1", 60.0)])
     assert await unfinished() is True
     for key in ("l:1", "l"):
         await store.pause_limit("default", key, "")
@@ -515,7 +515,7 @@ async def test_rows_that_nobody_needs_are_pruned(store: Store, conn: asyncpg.Con
     await claim_keys(store, await worker(store), "busy", rules=[LimitRule("busy", concurrency=1)])
     await store.pause_limit("default", "paused", "")
     await store.set_limit("default", "set", LimitSetting(weight=2))
-    await store.close_key("default", "closed", 7200.0)
+    await store.close_keys("default", [("closed", 7200.0)])
     await conn.execute(
         """
         UPDATE aiotasks_limit SET claimed_at = now() - interval '2 h',

@@ -173,7 +173,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "reset_limit": lambda: ("default", "l:1"),
         "pause_limit": lambda: ("default", "l:2", "why"),
         "resume_limit": lambda: ("default", "l:2"),
-        "close_key": lambda: ("default", "l:1", 0.0),
+        "close_keys": lambda: ("default", ["l:1"], [0.0], "1s"),
         "release_line": lambda: (one[0], "default"),
         "finish_jobs": lambda: (one, other, ["FAILED"], [None], ["{}"]),
         "select_finished_jobs": lambda: (one, other),

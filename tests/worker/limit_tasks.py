@@ -17,6 +17,7 @@ __all__ = [
     "one_sync",
     "paced",
     "seen",
+    "slows_down",
     "stops",
     "two",
 ]
@@ -97,6 +98,12 @@ async def stops(key: str, name: str, fails: bool = False) -> str:
     if fails:
         raise ValueError(name)
     return name
+
+
+@aiotasks.task(limit=double)
+async def slows_down(key: str, name: str) -> None:
+    await _run(key, name, 0.0, True)
+    raise aiotasks.RateLimited(after=3600)
 
 
 @aiotasks.task(limit=rate)

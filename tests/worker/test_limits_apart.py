@@ -97,3 +97,22 @@ async def test_suspects_that_can_not_run_hide_no_other(ledger: Ledger, conn: asy
     async with aiotasks.Worker(queues=["default"], concurrency=10):
         await until(lambda: "suspect" in tasks.seen)
     assert tasks.seen == ["suspect"]
+
+
+async def test_a_transaction_that_has_locked_a_key_to_be_closed(
+    ledger: Ledger, conn: asyncpg.Connection
+) -> None:
+    """The task that has raised RateLimited waits for it, and the outcome of no other."""
+    locked = "UPDATE aiotasks_limit SET weight = 2 WHERE key = 'worker.two:locked'"
+    async with aiotasks.Worker(concurrency=10):
+        await many(tasks.slows_down, ("locked", "locked"), ("free", "free"))
+        await until(lambda: len(tasks.seen) == 2)
+        async with open_transaction(conn, locked):
+            for name in ("locked", "free"):
+                tasks.let_go(name)
+            for number in range(30):
+                await plain.note.aenqueue(str(number))
+            await until(lambda: ledger.statuses() == {"RUNNING": 1, "SCHEDULED": 1, "SUCCESSFUL": 30})
+        await until(lambda: ledger.statuses() == {"SCHEDULED": 2, "SUCCESSFUL": 30})
+    closed = ledger.rows("SELECT key FROM aiotasks_limit WHERE closed_until > now() ORDER BY key")
+    assert [row.key for row in closed] == ["worker.two:free", "worker.two:locked"]

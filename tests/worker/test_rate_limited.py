@@ -98,15 +98,15 @@ async def test_the_key_is_closed_before_the_task_is_released(
     seen = []
     async with aiotasks.Worker(grace=5) as worker:
         store: Any = worker.engine.finisher._store
-        close = store.close_key
+        close = store.close_keys
 
-        async def close_key(*args: Any) -> None:
+        async def close_keys(*args: Any, **kwargs: Any) -> None:
             seen.append(ledger.statuses())
             if len(seen) == 1:
                 raise utils.OperationalError("away")
-            await close(*args)
+            await close(*args, **kwargs)
 
-        store.close_key = close_key
+        store.close_keys = close_keys
         await tasks.slow_down.aenqueue("example.com", "first", 3600)
         await until(lambda: ledger.statuses() == {"SCHEDULED": 1})
     assert seen == [{"RUNNING": 1}] * 2

@@ -27,6 +27,7 @@ from ..execution import Execution
 from ..outcomes import Failed, Released, Retried, Snoozed, Succeeded
 from .announcer import Announcer
 from .failure_log import log_failure, log_retry
+from .key_closer import KeyCloser
 from .metadata import MetadataSaver
 from .pending import PendingWrite, Written, size_of
 from .writers import NOTHING_FREED, Freed, Statements
@@ -54,7 +55,7 @@ class Finisher:
       outcome is counted in ``fenced`` and reported.
     - Repeating a write whose reply was lost changes nothing and counts as success.
     - During an outage of the database outcomes wait; none is lost.
-    - The last state of a task's metadata is written first.
+    - The last state of a task's metadata is written first, and the key of its limit closed.
     - A value that the database refuses fails its own task; the rest of the batch is stored.
     - ``task_finished`` is sent after the result is stored, and only for accepted outcomes.
     """
@@ -64,6 +65,7 @@ class Finisher:
         store: Store,
         announcer: Announcer,
         metadata: MetadataSaver,
+        key_closer: KeyCloser,
         *,
         backend: str,
         options: Options,
@@ -80,6 +82,7 @@ class Finisher:
         self._store = store
         self.announcer = announcer
         self.metadata = metadata
+        self._key_closer = key_closer
         self._backend = backend
         self._options = options
         self._wake = wake
@@ -122,7 +125,14 @@ class Finisher:
         if execution.metadata is None or self.metadata.is_saved(
             execution.metadata, partial(self._submit, execution)
         ):
-            self._batcher.add(execution, PendingWrite(self, execution))
+            outcome = execution.outcome
+            if isinstance(outcome, Snoozed) and outcome.closes is not None:
+                self._key_closer.close(outcome.closes, outcome.delay, partial(self._add, execution))
+            else:
+                self._add(execution)
+
+    def _add(self, execution: Execution) -> None:
+        self._batcher.add(execution, PendingWrite(self, execution))
 
     def refused(self, execution: Execution, error: BaseException) -> None:
         """The Batcher's answer: the outcome can't be written."""
@@ -208,8 +218,6 @@ class Finisher:
         freed = NOTHING_FREED
         finished: dict[UUID, datetime | None] = {}
         try:
-            if statements.closed:  # first, so that no task of such a key starts between
-                await self._close(statements.closed, batch)
             if statements.releases:
                 freed = await self._release(statements.releases, batch)
                 self._report_freed(statements, executions, freed)
@@ -284,11 +292,6 @@ class Finisher:
         # Whether somebody awaits these was said in a reply that was lost.
         self._tell([id for id, at in mine.items() if at is not None])
         return finished | mine
-
-    async def _close(self, keys: Mapping[str, float], batch: Mapping[UUID, Execution]) -> None:
-        """Close keys of limits for so many seconds."""
-        for key, seconds in keys.items():
-            await self._persist(partial(self._store.close_key, self._backend, key, seconds), (), batch)
 
     async def _look_up(
         self, missing: Sequence[_Row], batch: Mapping[UUID, Execution]

@@ -23,18 +23,16 @@ _SUCCESSFUL, _FAILED = Status.SUCCESSFUL, Status.FAILED
 class Statements:
     """The rows of the statements that write a batch of outcomes.
 
-    ``closed``: for how many seconds no task of a key is to start.
     ``failures``: for each row to release, the outcome that it gets if it must not become READY again (it
     was to be cancelled, has expired, or its window is over); None for a plain TaskCancelled.
     """
 
-    __slots__ = ("closed", "failures", "finishes", "releases")
+    __slots__ = ("failures", "finishes", "releases")
 
     def __init__(self) -> None:
         self.finishes: list[Finish] = []
         self.releases: list[Release] = []
         self.failures: dict[UUID, Failed | None] = {}
-        self.closed: dict[str, float] = {}
 
     def add(self, job: Job, outcome: Outcome | None) -> None:
         """Add the row that brings ``outcome`` into the table."""
@@ -82,8 +80,6 @@ def _snoozed(statements: Statements, id: UUID, claim_id: UUID, outcome: Snoozed)
     snoozes = True if outcome.window is None else None
     statements.releases.append(Release(id, claim_id, outcome.delay, outcome.window, snoozes=snoozes))
     statements.failures[id] = outcome.failure
-    if (key := outcome.closes) is not None:
-        statements.closed[key] = max(outcome.delay, statements.closed.get(key, 0.0))
 
 
 WRITERS: dict[type, Callable[[Statements, UUID, Any, Any], None]] = {
