@@ -11,7 +11,7 @@ import pytest
 
 from aiotasks.worker.claiming import keys as keys_module
 from aiotasks.worker.claiming import lane_keys as lane_keys_module
-from aiotasks.worker.claiming.key_walk import WINDOW, KeyWalk
+from aiotasks.worker.claiming.key_walk import WINDOW, KeyWalk, Look
 from aiotasks.worker.claiming.keys import MOST_NAMED, Answer, Keys
 from aiotasks.worker.claiming.lane_keys import LaneKeys
 from aiotasks.worker.claiming.queue_limits import QueueLimits
@@ -108,12 +108,31 @@ def test_more_keys_than_are_remembered_take_turns(monkeypatch: pytest.MonkeyPatc
     shares = Counter[str]()
     while sum(shares.values()) < 10_000:
         lane.come_round()
-        if lane.needs_look(0.0):
-            for key in queue.look(lane.walk, 0.0) or []:
-                lane.keys_of("q").tell("q", key, "path", 0, listed=True)
+        for key in queue.learn(lane.walk, lane.next_look(0.0)) or []:
+            lane.keys_of("q").tell("q", key, "path", 0, listed=True)
         shares.update(table.claim(lane.keys_of("q"), slots))
     assert len(lane.keys_of("q")) < 400
     assert max(shares.values()) <= 3 * min(shares[name] for name in names)
+
+
+def test_a_crowd_holds_up_no_look_for_urgent_tasks() -> None:
+    """Only the walk waits, until fewer keys do: looks after wake-ups don't, nor those at the first tasks, at
+    each poll.
+    """
+    lane = make_lane(1)
+    queue = Queue(*[f"{number:05}" for number in range(5000)])
+    lane.walk.begin()
+    kinds = []
+    while (look := lane.next_look(0.0)) is not None:
+        kinds.append(look.kind)
+        for key in queue.learn(lane.walk, look) or []:
+            lane.keys_of("q").tell("q", key, "path", 0, listed=True)
+    assert {*kinds} == {"walk"}
+    for _ in range(3):
+        lane.walk.wake("q", 0.0, delay=1.0, is_second=False)
+        assert [look and look.kind for look in (lane.next_look(0.0), lane.next_look(0.0))] == ["recent", None]
+        lane.walk.begin()  # a poll
+        assert [look and look.kind for look in (lane.next_look(0.0), lane.next_look(0.0))] == ["top", None]
 
 
 def make_lane(slots: int) -> LaneKeys:
@@ -321,7 +340,10 @@ class Queue:
 
     def look(self, walk: KeyWalk, now: float) -> list[str] | None:
         """The keys that the next look lists; None if none is due."""
-        look = walk.next(now)
+        return self.learn(walk, walk.next(now))
+
+    def learn(self, walk: KeyWalk, look: Look | None) -> list[str] | None:
+        """What a look lists."""
         if look is None:
             return None
         found = []

@@ -116,3 +116,19 @@ async def test_a_transaction_that_has_locked_a_key_to_be_closed(
         await until(lambda: ledger.statuses() == {"SCHEDULED": 2, "SUCCESSFUL": 30})
     closed = ledger.rows("SELECT key FROM aiotasks_limit WHERE closed_until > now() ORDER BY key")
     assert [row.key for row in closed] == ["worker.two:free", "worker.two:locked"]
+
+
+@pytest.mark.parametrize("priority", [0, 50])
+@pytest.mark.parametrize(("floods", "slots"), [(3, 1), (20, 1), (200, 10), (130, 100)])
+async def test_keys_with_backlogs_hold_up_no_other(
+    floods: int, slots: int, priority: int, ledger: Ledger
+) -> None:
+    """A key that comes new has its turn, or is the next if its task is more urgent."""
+    flood = [(f"flood{number % floods}", "flood", 0.002) for number in range(20 * max(floods, 50))]
+    await many(tasks.fair, *flood)
+    async with aiotasks.Worker(concurrency=slots, grace=0):
+        await until(lambda: len(tasks.seen) > 50)
+        before = len(tasks.seen)
+        await tasks.fair.using(priority=priority).aenqueue("small", "small")
+        await until(lambda: "small" in tasks.seen)
+    assert tasks.seen.index("small") - before < len(flood) / 3

@@ -70,6 +70,7 @@ class KeyWalk:
         self._passed: dict[str, int] = {}  # keys that it has come by in each
         self._long: set[str] = set()  # queues in which it has come by more than one look lists
         self._untopped: set[str] = set()  # long queues of which the first tasks are to be looked at
+        self._is_topped = True  # since the last poll, as far as needed
         self._woken: dict[str, None] = {}
         self._again: dict[str, _Again] = {}
         self._is_eager = True
@@ -89,10 +90,12 @@ class KeyWalk:
 
     def begin(self, *, news: bool = False) -> None:
         """Walk over all queues. While a walk is under way, do nothing; or with ``news`` about any key, walk
-        once more after it, because it may have come by that key.
+        once more after it, because it may have come by that key. (Where it may not go on, look at the first
+        tasks of long queues again.)
         """
         if self._left:
             self._begins_again |= news
+            self._is_topped = False
         else:
             self._begins_again = False
             names = list(self._queues)
@@ -127,17 +130,23 @@ class KeyWalk:
             at = min(at, max(self._woken_from, min(again.at for again in self._again.values())))
         return at
 
-    def next(self, now: float, wanted: int = 0) -> Look | None:
-        """Return the look that is due, if one is. ``wanted``: how many keys the next claim can name."""
+    def next(self, now: float, wanted: int = 0, *, may_walk: bool = True) -> Look | None:
+        """Return the look that is due, if one is. ``wanted``: how many keys the next claim can name.
+        ``may_walk``: whether the walk goes on; other looks don't wait for that.
+        """
         if now >= self._woken_from:
             self._take_again(now)
             if self._woken:
                 return self._woken_look()
         if self._left and now >= self._walk_from:
+            if not (may_walk or self._is_topped):
+                self._is_topped, self._untopped = True, set(self._long)
             if self._untopped:
                 names = list(islice(self._untopped, QUEUES_AT_ONCE))
                 self._untopped.difference_update(names)
                 return Look("top", names, [], WINDOW, is_woken=False)
+            if not may_walk:
+                return None
             names = list(islice(self._left, QUEUES_AT_ONCE))
             return self._walk_look(names, wanted, is_woken=False)
         return None

@@ -260,10 +260,8 @@ class KeyedClaims:
     async def _claim(self, each: LaneKeys, worker_id: UUID, now: float) -> Claim:
         free = each.free()
         self._relay.claims([one.lane for one in self._turn if one.free() > 0], keyed=True)
-        look = None
         each.come_round()
-        if each.needs_look(now):
-            look = each.walk.next(now, each.wanted())
+        look = each.next_look(now)
         if look is not None:
             await self._look(each, look)
         group, keys = each.next_group(now)

@@ -5,7 +5,7 @@ from math import inf
 
 from ...rows import Lane
 from .budget import CLAIM_LIMIT, FreeSlots
-from .key_walk import KeyWalk
+from .key_walk import KeyWalk, Look
 from .keys import CROWDED, Keys
 from .queue_limits import QueueLimits
 
@@ -57,9 +57,12 @@ class LaneKeys:
                 return group, keys
         return None, self._others
 
-    def needs_look(self, now: float) -> bool:
-        """Return whether a look is due, and there is room for its keys."""
-        return self.walk.at <= now and self._others.waiting < CROWDED
+    def next_look(self, now: float) -> Look | None:
+        """Return the look that is due, if one is. The walk waits while many keys do; looks after wake-ups and
+        at the first tasks don't, because they may find more urgent ones.
+        """
+        is_crowded = self._others.waiting >= CROWDED
+        return self.walk.next(now, self._others.wanted(self.free()), may_walk=not is_crowded)
 
     def come_round(self) -> None:
         """Begin the next walk once the last is over, if keys that have tasks were left out."""
@@ -67,10 +70,6 @@ class LaneKeys:
             for keys in self._groups.values():
                 keys.has_dropped = False
             self.walk.begin()
-
-    def wanted(self) -> int:
-        """Return how many keys the next claim should name."""
-        return self._others.wanted(self.free())
 
     def has_work(self, now: float) -> bool:
         """Return whether there is a look or a claim to be sent, and a slot for what it may bring."""
