@@ -125,11 +125,15 @@ def _backoff(value: Any) -> str | Backoff | None:
 def _schedules(value: Any) -> tuple[str, ...] | Literal[False] | None:
     if value is None or value is False:
         return value
-    if isinstance(value, list | tuple) and all(
-        isinstance(each, str) and _is_path(f"a.{each}") for each in value
+    if (
+        isinstance(value, list | tuple)
+        and value  # it would stop every schedule
+        and all(isinstance(each, str) and _is_path(f"a.{each}") for each in value)
     ):
         return tuple(value)
-    raise ValueError("a list of the names of modules, None (those of the installed apps), or False")
+    raise ValueError(
+        "a list of the names of modules, None (those of the installed apps), or False (no schedules)"
+    )
 
 
 # Options that may as well stand beside BACKEND, where Django's proposal for retries has them.

@@ -24,36 +24,54 @@ TICKS = 10
 @register
 def check_schedules(**kwargs: Any) -> list[CheckMessage]:
     """Return E012 for each schedule that can't be declared, W005 for each module that may declare some and
-    can't be imported, and W006 for each schedule whose task holds its key until the next tick. Connects
-    nowhere."""
+    can't be imported, W006 for each schedule whose task holds its key until the next tick, and W007 for each
+    module that declares some and isn't looked at. Connects nowhere."""
     if not apps.ready:
         return []  # the modules may import models
     # Imported here, because it takes 75 ms, and most processes run no checks.
     from ..backend import PostgresBackend
-    from .declarations import declared, find_problems
-    from .discovery import import_modules, modules_of
+    from .discovery import read_code
 
     problems: dict[str, None] = {}  # in their order; one of no backend is found with each
     failed: dict[str, BaseException] = {}
     held: list[CheckMessage] = []
+    elsewhere: dict[str, list[str]] = {}
     for alias in task_backends.settings:
         try:
             backend = task_backends[alias]
             if not isinstance(backend, PostgresBackend) or backend.config.schedules is False:
                 continue
-            failed |= import_modules(modules_of(backend.config))
+            code = read_code(alias, backend.config)
         except (ImproperlyConfigured, InvalidTaskBackend):
             continue  # E002 reports it, or Django
-        problems |= dict.fromkeys(find_problems(alias))
-        held += [message for each in declared(alias) for message in _about_key(each.row)]
+        problems |= dict.fromkeys(problem.text for problem in code.problems)
+        failed |= code.failed
+        held += [message for each in code.declarations for message in _about_key(each.row)]
+        for name, module in code.elsewhere.items():
+            elsewhere.setdefault(module, []).append(name)
     errors: list[CheckMessage] = [Error(problem, id="aiotasks.E012") for problem in problems]
-    return [*errors, *(_about(module, error) for module, error in failed.items()), *held]
+    return [
+        *errors,
+        *(_about_failed(module, error) for module, error in failed.items()),
+        *held,
+        *(_about_elsewhere(module, names) for module, names in elsewhere.items()),
+    ]
 
 
-def _about(module: str, error: BaseException) -> CheckMessage:
+def _about_elsewhere(module: str, names: list[str]) -> CheckMessage:
     return Warning(
-        f"{module} can't be imported, so workers don't declare its schedules, and stop none that the table "
-        f"has: {type(error).__name__}: {error}",
+        f"{module} declares schedules that don't count, because workers don't import it for them: "
+        f"{', '.join(sorted(names))}",
+        hint="Move them into the module `tasks` or `schedules` of an installed app, or name all modules that "
+        "declare schedules in OPTIONS['SCHEDULES'].",
+        id="aiotasks.W007",
+    )
+
+
+def _about_failed(module: str, error: BaseException) -> CheckMessage:
+    return Warning(
+        f"{module} can't be imported, so workers don't declare its schedules, and stop none that it has "
+        f"declared before: {type(error).__name__}: {error}",
         hint="Fix it; or have OPTIONS['SCHEDULES'] name the modules that declare schedules.",
         id="aiotasks.W005",
     )

@@ -1,11 +1,13 @@
 """What the code declares: ``periodic()``, the schedules that it has named, and the rows that they become."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from types import FunctionType
-from typing import Any
+from inspect import unwrap
+from types import FrameType, FunctionType
+from typing import Any, NamedTuple
 
 from django.tasks import Task, task_backends
 from django.tasks.exceptions import InvalidTask
@@ -19,16 +21,26 @@ from ..rows import AnyTask, Missed, Overlap, Schedule, UniqueJob
 from ..signatures import check_call
 from .wanted import Wanted, parse_name, parse_wanted
 
-__all__ = ["Declaration", "declared", "find_problems", "periodic"]
+__all__ = [
+    "Declaration",
+    "Problem",
+    "declared",
+    "find_elsewhere",
+    "find_problems",
+    "forget",
+    "is_within",
+    "periodic",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """A schedule of a task, by its name."""
+    """A schedule of a task, by its name. ``module``: that declares it; None: an operator adds it."""
 
     name: str
     task: AnyTask
     wanted: Wanted
+    module: str | None = None
 
     @cached_property
     def row(self) -> Schedule:
@@ -68,6 +80,13 @@ class Declaration:
             ordered=template.ordered,
             policy=template.policy,
         )
+
+
+class Problem(NamedTuple):
+    """A schedule that can't be declared, by its name, and what is wrong: a sentence for people."""
+
+    name: str
+    text: str
 
 
 def periodic[Owner](
@@ -118,7 +137,7 @@ def periodic[Owner](
         raise InvalidTask(f"@periodic: {error}") from None
 
     def wrapper(owner: Owner) -> Owner:
-        _register(owner, known_name, wanted)
+        _register(owner, known_name, wanted, _places(sys._getframe(1)))
         return owner
 
     return wrapper
@@ -142,36 +161,63 @@ def _check_fit(task: AnyTask, wanted: Wanted) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One ``@periodic``. ``task`` is None where it stands below ``@task``, until that has made one."""
+    """One ``@periodic``. ``task`` is None where it stands below ``@task``, until that has made one.
+
+    places: the modules of the code that has called it, the last of them is the module that was imported.
+    """
 
     path: str
     function: Callable[..., Any]
     task: AnyTask | None
     name: str | None
     wanted: Wanted
+    places: tuple[str, ...]
 
     def shown_name(self) -> str:
         return self.path if self.name is None else self.name
 
-    def declaration(self) -> Declaration:
+    def module_in(self, modules: Collection[str]) -> str | None:
+        """Return which of its modules is one of these, or within one; None if none is."""
+        return next((place for place in self.places if is_within(place, modules)), None)
+
+    def declaration(self, module: str | None = None) -> Declaration:
         """Raises UnknownTask if there is no task at the path."""
-        return Declaration(name=self.shown_name(), task=self.task or resolve(self.path), wanted=self.wanted)
+        task = self.task or resolve(self.path)
+        return Declaration(name=self.shown_name(), task=task, wanted=self.wanted, module=module)
 
 
 # By the path of the task, in the order of the code.
 _entries: dict[str, list[_Entry]] = {}
 
 
-def _register(owner: Any, name: str | None, wanted: Wanted) -> None:
+def is_within(module: str, modules: Collection[str]) -> bool:
+    """Return whether a module is one of these, or in a package that is."""
+    return module in modules or any(module.startswith(f"{each}.") for each in modules)
+
+
+def _places(frame: FrameType | None) -> tuple[str, ...]:
+    """The modules of the code that runs, up to the body of the module that is being imported: a site may
+    have functions of its own that call ``periodic``."""
+    places: dict[str, None] = {}
+    while frame is not None:
+        places[frame.f_globals.get("__name__", "?")] = None
+        if frame.f_code.co_name == "<module>":
+            break
+        frame = frame.f_back
+    return tuple(places)
+
+
+def _register(owner: Any, name: str | None, wanted: Wanted, places: tuple[str, ...]) -> None:
     if isinstance(owner, Task):
         _check_fit(owner, wanted)
-        entry = _Entry(owner.module_path, owner.func, owner, name, wanted)
+        entry = _Entry(owner.module_path, owner.func, owner, name, wanted, places)
     elif isinstance(owner, FunctionType):
-        entry = _Entry(f"{owner.__module__}.{owner.__qualname__}", owner, None, name, wanted)
+        entry = _Entry(f"{owner.__module__}.{owner.__qualname__}", owner, None, name, wanted, places)
     else:
         raise InvalidTask(f"@periodic stands over or below @task, and can't decorate {owner!r:.200}.")
     entries = _entries.setdefault(entry.path, [])
-    if any(each.function is not entry.function for each in entries):
+    # A decorator between two of them may have wrapped the function.
+    if any(unwrap(each.function) is not unwrap(entry.function) for each in entries):
         entries.clear()  # the module is run again: these are of the last time
     backend = None if entry.task is None else entry.task.backend
     for each in entries:
@@ -184,32 +230,61 @@ def _register(owner: Any, name: str | None, wanted: Wanted) -> None:
     entries.append(entry)
 
 
-def declared(backend: str) -> list[Declaration]:
-    """Return the schedules of a backend that this process has come across, and that are right."""
-    return [each for each in _examine(backend) if isinstance(each, Declaration)]
+def forget(module: str) -> None:
+    """Forget what a module has declared whose import has failed: it will be run again."""
+    for entries in _entries.values():
+        entries[:] = [entry for entry in entries if entry.places[-1] != module]
 
 
-def find_problems(backend: str) -> list[str]:
-    """Return what is wrong with the other ones: sentences for people."""
-    return [each for each in _examine(backend) if isinstance(each, str)]
+def declared(backend: str, modules: Collection[str]) -> list[Declaration]:
+    """Return the schedules of a backend that these modules declare, and modules within them, and that are
+    right."""
+    return [each for each in _examine(backend, modules) if isinstance(each, Declaration)]
 
 
-def _examine(backend: str) -> Iterator[Declaration | str]:
-    """The schedules of a backend; a sentence for each that is wrong. Of several with one name, all are."""
+def find_problems(backend: str, modules: Collection[str]) -> list[Problem]:
+    """Return what is wrong with the other ones of these modules."""
+    return [each for each in _examine(backend, modules) if isinstance(each, Problem)]
+
+
+def find_elsewhere(backend: str, modules: Collection[str]) -> dict[str, str]:
+    """Return the schedules that this process has come across in other modules: their modules, by name."""
+    found: dict[str, str] = {}
+    for entry in _all_entries():
+        if entry.module_in(modules) is None:
+            try:
+                declaration = entry.declaration()
+            except (InvalidTask, UnknownTask):
+                continue
+            if declaration.task.backend == backend:
+                found[declaration.name] = entry.places[0]
+    return found
+
+
+def _all_entries() -> list[_Entry]:
+    return [entry for entries in list(_entries.values()) for entry in entries]
+
+
+def _examine(backend: str, modules: Collection[str]) -> Iterator[Declaration | Problem]:
+    """The schedules of a backend; a problem for each that is wrong. Of several with one name, all are."""
     found: dict[str, list[Declaration]] = {}
-    for entry in [entry for entries in list(_entries.values()) for entry in entries]:
-        if entry.task is not None and entry.task.backend != backend:
+    for entry in _all_entries():
+        module = entry.module_in(modules)
+        if module is None or (entry.task is not None and entry.task.backend != backend):
             continue
+        name = entry.shown_name()
         try:
-            declaration = entry.declaration()
+            declaration = entry.declaration(module)
             if declaration.task.backend != backend:
                 continue
             found.setdefault(declaration.row.name, []).append(declaration)
         except (InvalidTask, TypeError, UnknownTask, ValueError) as error:
-            yield f"Schedule {entry.shown_name()!r} of {entry.path} can't be used: {error}"
+            yield Problem(name, f"Schedule {name!r} of {entry.path} can't be used: {error}")
     for name, declarations in found.items():
         if len(declarations) == 1:
             yield declarations[0]
         else:
             paths = ", ".join(each.task.module_path for each in declarations)
-            yield f"{len(declarations)} schedules have the name {name!r}, of {paths}: rename all but one."
+            yield Problem(
+                name, f"{len(declarations)} schedules have the name {name!r}, of {paths}: rename all but one."
+            )

@@ -1,42 +1,51 @@
-"""Imports the modules whose code declares schedules."""
+"""Imports the modules whose code declares schedules, and reads what it declares."""
 
-import logging
+import sys
+from collections.abc import Iterable, Mapping
 from importlib import import_module
+from typing import NamedTuple
 
 from django.apps import apps
 from django.utils.module_loading import module_has_submodule
 
 from ..conf import Options
+from .declarations import Declaration, Problem, declared, find_elsewhere, find_problems, forget
 
-__all__ = ["discover", "import_modules", "modules_of", "modules_of_apps"]
-
-logger = logging.getLogger("aiotasks.worker")
+__all__ = ["Discovered", "import_modules", "modules_of_apps", "read_code"]
 
 # In each installed app.
 MODULES = ("tasks", "schedules")
 
 
-def discover(options: Options) -> bool:
-    """Import the modules that may declare schedules. Returns whether all could be imported.
+class Discovered(NamedTuple):
+    """What the code declares for a backend.
+
+    problems: the schedules that can't be declared. failed: the modules that may declare some and can't be
+    imported, and why. elsewhere: schedules that other modules declare, which don't count, because not every
+    process imports them: their modules, by name.
+    """
+
+    declarations: list[Declaration]
+    problems: list[Problem]
+    failed: Mapping[str, BaseException]
+    elsewhere: Mapping[str, str]
+
+
+def read_code(backend: str, options: Options) -> Discovered:
+    """Import the modules that may declare schedules of a backend, and return what they declare.
 
     These are the modules ``tasks`` and ``schedules`` of the installed apps, or in place of them those that
-    SCHEDULES names. Each one that fails is logged. Blocks, for as long as the imports take.
+    SCHEDULES names. Blocks, for as long as the imports take.
     """
-    errors = import_modules(modules_of(options))
-    for module, error in errors.items():
-        logger.error(
-            "Could not import a module that may declare schedules; this worker stops none module=%s",
-            module,
-            exc_info=error,
-        )
-    return not errors
-
-
-def modules_of(options: Options) -> list[str]:
-    """Return the names of the modules that may declare schedules of a backend."""
-    if options.schedules is None:
-        return modules_of_apps(MODULES)
-    return list(options.schedules or ())
+    modules = modules_of_apps(MODULES) if options.schedules is None else list(options.schedules or ())
+    failed = import_modules(modules)
+    imported = [module for module in modules if module not in failed]
+    return Discovered(
+        declared(backend, imported),
+        find_problems(backend, imported),
+        failed,
+        find_elsewhere(backend, modules),
+    )
 
 
 def modules_of_apps(names: tuple[str, ...]) -> list[str]:
@@ -49,10 +58,12 @@ def modules_of_apps(names: tuple[str, ...]) -> list[str]:
     ]
 
 
-def import_modules(modules: list[str]) -> dict[str, BaseException]:
+def import_modules(modules: Iterable[str]) -> dict[str, BaseException]:
     """Import modules; return the error of each that fails."""
     errors: dict[str, BaseException] = {}
     for module in modules:
+        if module not in sys.modules:
+            forget(module)  # an import before may have failed halfway
         try:
             import_module(module)
         except (Exception, SystemExit) as error:  # it is the site's code, which may raise anything  # noqa: BLE001

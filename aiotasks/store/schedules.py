@@ -180,9 +180,10 @@ class ScheduleStatements(StatementGroup):
         """Have no other worker stop these schedules while this one lives: its code declares them."""
         await self._fetch("announce_schedules", worker_id, list(names))
 
-    async def stop_schedules(self, backend: str, names: Collection[str]) -> list[str]:
-        """Stop schedules that the code of no live worker declares; return the names of those stopped."""
-        return [row[0] for row in await self._fetch("stop_schedules", backend, list(names))]
+    async def stop_schedules(self, backend: str, names: Collection[str]) -> dict[str, bool]:
+        """Stop schedules. Returns by name those that the code of no other live worker declares, and whether
+        each was stopped: somebody may have locked its row."""
+        return {row[0]: row[1] for row in await self._fetch("stop_schedules", backend, list(names))}
 
     async def select_schedules(self, backend: str, names: Collection[str] | None = None) -> Schedules:
         """The schedules of these names; all if it is None."""

@@ -177,7 +177,12 @@ class Engine:
             loop_resources.driver, backend=backend, options=options, waker=self.waker, observer=events
         )
         self.declarer = Declarer(
-            store, backend=backend, options=options, waker=self.waker, importer=self.importer
+            loop_resources.driver,
+            backend=backend,
+            options=options,
+            lease=self.lease,
+            waker=self.waker,
+            importer=self.importer,
         )
         self.promoter = Promoter(
             store,
@@ -227,7 +232,10 @@ class Engine:
         self.ticker.connect(self.promoter)
         self.ownership.connect(self.claimer.intake)
         self.rescue_turn = self.workers.turn(self.lease.interval)
-        self.keeper.connect(self.runner, self.sync_threads, self.claimer, self.rescue_turn)
+        self.declare_turn = self.workers.turn(DECLARE_INTERVAL)
+        self.keeper.connect(
+            self.runner, self.sync_threads, self.claimer, rescue=self.rescue_turn, declare=self.declare_turn
+        )
         self.recycler = Recycler(
             self.sync_threads,
             self.runner.deadlines,
@@ -295,9 +303,7 @@ class Engine:
             await periodically(self.expirer.sweep, turn, name="expirer")
 
         async def declare() -> None:
-            turn = self.workers.turn(DECLARE_INTERVAL)
-            turn.take_within(0.0)  # a release declares its schedules with its first worker
-            await periodically(self.declarer.declare, turn, name="declarer")
+            await periodically(self.declarer.declare, self.declare_turn, name="declarer")
 
         async def prune() -> None:
             await periodically(self.pruner.run_round, self.workers.turn(PRUNE_INTERVAL), name="pruner")

@@ -30,7 +30,8 @@ from aiotasks.operations.schedules import (
     run_schedule,
 )
 from aiotasks.schedules.cron import Times
-from aiotasks.schedules.declarations import Declaration
+from aiotasks.schedules.declarations import Declaration, Problem
+from aiotasks.schedules.discovery import Discovered
 from aiotasks.schedules.wanted import parse_wanted
 from aiotasks.schedules.words import in_words
 from aiotasks.store.schedules import DeclaredSchedule, ScheduleRow, Schedules
@@ -393,20 +394,40 @@ def test_check_finds_what_does_not_tick(sql: psycopg.Connection) -> None:
     assert "Start a worker" in finding["remedy"]
 
 
+def code(**values: Any) -> Discovered:
+    return Discovered(**({"declarations": [], "problems": [], "failed": {}, "elsewhere": {}} | values))
+
+
+def test_check_looks_only_at_what_ticks(database: str, sql: psycopg.Connection) -> None:
+    for name in ("active", "paused", "stopped", "ahead"):
+        declare(name)
+    sql.execute("UPDATE aiotasks_schedule SET failures = 3, error = 'no' WHERE name <> 'ahead'")
+    sql.execute("UPDATE aiotasks_schedule SET next_at = '2099-01-01Z' WHERE name = 'ahead'")
+    pause_schedule("paused")
+    sql.execute("UPDATE aiotasks_schedule SET stopped_at = now(), next_at = NULL WHERE name = 'stopped'")
+    assert check()[1]["schedules"]["message"] == (
+        "Ticks can't be enqueued: 'active' (no). "
+        "The next tick is more than a day later than the times say: of ahead."
+    )
+
+
 def test_check_finds_what_the_code_cannot_declare() -> None:
     found = Schedules(datetime.now(UTC), [])
-    verdict, message, remedy = judge_schedules(found, ["Two are called x."], {}, [])
+    verdict, message, remedy = judge_schedules(found, code(problems=[Problem("x", "Two are called x.")]))
     assert (verdict, message) == ("error", "Two are called x.")
     assert remedy.startswith("Fix the code")
-    verdict, message, _ = judge_schedules(found, [], {"shop.tasks": ImportError("no celery")}, [])
+    verdict, message, _ = judge_schedules(found, code(failed={"shop.tasks": ImportError("no celery")}))
     assert verdict == "warning"
     assert "can't be imported: shop.tasks (ImportError: no celery)." in message
+    verdict, message, _ = judge_schedules(found, code(elsewhere={"x": "shop.jobs"}))
+    assert (verdict, message.endswith("so these don't count: 'x' in shop.jobs.")) == ("warning", True)
 
 
 def test_check_finds_names_of_operators_that_the_code_has(database: str) -> None:
-    row = Declaration(name="x", task=tasks.echo, wanted=parse_wanted("@daily")).row
-    stored = ScheduleRow(row, False, None, 0, 0, None, None, None, None, None, None, None)
-    verdict, message, remedy = judge_schedules(Schedules(datetime.now(UTC), [stored]), [], {}, ["x"])
+    declaration = Declaration(name="x", task=tasks.echo, wanted=parse_wanted("@daily"))
+    stored = ScheduleRow(declaration.row, False, None, 0, 0, None, None, None, None, None, None, None)
+    found = Schedules(datetime.now(UTC), [stored])
+    verdict, message, remedy = judge_schedules(found, code(declarations=[declaration]))
     assert verdict == "warning"
-    assert "whose own aren't declared: x." in message
+    assert "operators have added some with these names: x." in message
     assert "schedules remove NAME" in remedy

@@ -91,7 +91,7 @@ async def test_an_operators_schedule_is_not_touched_and_not_replaced(store: Stor
     assert await declare(store, own, from_code=False) == {"nightly": AGO}
     assert await declare(store, new_schedule()) == {}
     assert await declare(store, new_schedule(), from_code=False) == {}
-    assert await store.stop_schedules("default", ["nightly"]) == []
+    assert await store.stop_schedules("default", ["nightly"]) == {}
     assert ((await one(store)).schedule, (await one(store)).from_code) == (own, False)
     await declare(store, new_schedule("code"))
     assert await declare(store, new_schedule("code", args="[2]"), from_code=False) == {}
@@ -116,8 +116,8 @@ async def test_a_paused_one_stays_paused_whatever_is_declared(store: Store) -> N
 
 async def test_a_stopped_one_ticks_again_once_it_is_declared(store: Store) -> None:
     await declare(store, new_schedule(), new_schedule("other"))
-    assert await store.stop_schedules("default", ["nightly", "none"]) == ["nightly"]
-    assert await store.stop_schedules("default", ["nightly"]) == []
+    assert await store.stop_schedules("default", ["nightly", "none"]) == {"nightly": True}
+    assert await store.stop_schedules("default", ["nightly"]) == {}
     assert (await due(store)).name == "other"
     _, declared = await store.select_declared("default")
     stopped = next(each for each in declared if each.name == "nightly")
@@ -141,6 +141,7 @@ async def test_a_tick_belongs_to_the_first_that_moves_it(store: Store, database:
         assert list(await Store(ConnectionDriver(other)).move_schedules("default", [move])) == ["nightly"]
         assert await store.move_schedules("default", [move]) == {}  # it doesn't wait
         assert await store.fail_schedules("default", [(found, "no")], shortest=1.0, longest=1.0) == {}
+        assert await store.stop_schedules("default", ["nightly"]) == {"nightly": False}
         await transaction.commit()
     finally:
         await other.close()

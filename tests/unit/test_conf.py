@@ -53,8 +53,8 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "MAX_RESULT_SIZE": ([4, 256 * 1024**2], [3, 256 * 1024**2 + 1, "1MB", True]),
     "MAX_ERROR_SIZE": ([1024, 16 * 1024**2], [1023, 16 * 1024**2 + 1, "1MB", True]),
     "SCHEDULES": (
-        [None, False, [], ["mysite.reports", "mysite"], ("mysite.reports",)],
-        [True, 0, "mysite.reports", [5], ["a b"], [""], ["a..b"], [None]],
+        [None, False, ["mysite.reports", "mysite"], ("mysite.reports",)],
+        [True, 0, [], (), "mysite.reports", [5], ["a b"], [""], ["a..b"], [None]],
     ),
     "REDACT": (["mysite.privacy.redact", None], ["redact", "", "..", "mysite.", "a b.c", 5, True, [], print]),
 }

@@ -3,9 +3,11 @@
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import wraps
+from importlib import invalidate_caches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,11 +24,13 @@ from aiotasks.schedules import declarations
 from aiotasks.schedules.checks import check_schedules
 from aiotasks.schedules.cron import Times
 from aiotasks.schedules.declarations import declared, find_problems
-from aiotasks.schedules.discovery import discover
+from aiotasks.schedules.discovery import read_code
 
 from . import tasks
 
 MODULE = "tests.unit.tasks"
+MODULES = [__name__, "tests.unit.run_again"]
+HERE = {"SCHEDULES": [__name__]}
 untyped: Any = periodic
 LATER = datetime(2099, 1, 1, tzinfo=UTC)
 
@@ -40,20 +44,24 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def backends(settings: Any) -> None:
     settings.TASKS = {
-        "default": {"BACKEND": "aiotasks.backend.PostgresBackend", "QUEUES": ["default", "emails"]},
-        "other": {"BACKEND": "aiotasks.backend.PostgresBackend"},
+        "default": {
+            "BACKEND": "aiotasks.backend.PostgresBackend",
+            "QUEUES": ["default", "emails"],
+            "OPTIONS": HERE,
+        },
+        "other": {"BACKEND": "aiotasks.backend.PostgresBackend", "OPTIONS": HERE},
         "dummy": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"},
     }
 
 
 def rows(backend: str = "default") -> dict[str, Schedule]:
-    assert find_problems(backend) == []
-    return {each.name: each.row for each in declared(backend)}
+    assert find_problems(backend, MODULES) == []
+    return {each.name: each.row for each in declared(backend, MODULES)}
 
 
 def test_a_schedule_with_its_defaults() -> None:
     assert periodic("*/5 * * * *")(tasks.good) is tasks.good
-    (declaration,) = declared("default")
+    (declaration,) = declared("default", MODULES)
     row = declaration.row
     assert declaration.name == row.name == row.task_path == f"{MODULE}.good"
     assert (row.expression, row.timezone) == ("*/5 * * * *", "America/Chicago")  # Django's TIME_ZONE
@@ -66,7 +74,7 @@ def test_a_schedule_with_its_defaults() -> None:
         "{}",
     )
     assert (row.unique_key, row.unique_period, row.unique_waiting) == (None, None, None)
-    assert declared("other") == []
+    assert declared("other", MODULES) == []
 
 
 def test_all_that_can_be_said() -> None:
@@ -100,6 +108,18 @@ def test_it_may_stand_below_the_decorator_of_the_task() -> None:
     function = tasks.good.func
     assert periodic("@daily", name="a")(periodic("@hourly")(function)) is function
     assert set(rows()) == {"a", f"{MODULE}.good"}
+
+
+def test_a_decorator_may_stand_between_two_of_them() -> None:
+    function = tasks.good.func
+    periodic("@hourly", name="below")(function)
+
+    @wraps(function)
+    def logged() -> None:
+        function()
+
+    periodic("@daily", name="above")(logged)
+    assert set(rows()) == {"above", "below"}
 
 
 def test_several_schedules_of_one_task_have_names() -> None:
@@ -201,7 +221,7 @@ def test_its_tasks_have_the_limit_of_their_arguments() -> None:
 def test_what_is_refused_by_the_decorator(declare: Callable[[], Any], words: str) -> None:
     with pytest.raises(InvalidTask, match=words):
         declare()
-    assert declared("default") == []
+    assert declared("default", MODULES) == []
 
 
 def test_what_only_a_look_at_the_whole_code_shows() -> None:
@@ -213,17 +233,18 @@ def test_what_only_a_look_at_the_whole_code_shows() -> None:
     periodic("@daily", name="twice")(tasks.good)
     periodic("@hourly", name="twice")(tasks.sync_good)
     periodic("@daily", name="elsewhere")(tasks.sync_good.using(backend="dummy"))
-    assert [each.name for each in declared("default")] == ["good"]
-    problems = find_problems("default")
-    assert len(problems) == 4
-    assert "Schedule 'lost' of" in problems[0]
-    assert "No worker could run this task" in problems[0]
-    assert "Schedule 'never made a task' of tests.unit.tasks.backoff can't be used: " in problems[1]
-    assert "it is a function, not a Task" in problems[1]
-    assert "The arguments of the schedule don't fit" in problems[2]
-    assert "2 schedules have the name 'twice', of " in problems[3]
+    assert [each.name for each in declared("default", MODULES)] == ["good"]
+    problems = find_problems("default", MODULES)
+    assert [problem.name for problem in problems] == ["lost", "never made a task", "unfit", "twice"]
+    texts = [problem.text for problem in problems]
+    assert "Schedule 'lost' of" in texts[0]
+    assert "No worker could run this task" in texts[0]
+    assert "Schedule 'never made a task' of tests.unit.tasks.backoff can't be used: " in texts[1]
+    assert "it is a function, not a Task" in texts[1]
+    assert "The arguments of the schedule don't fit" in texts[2]
+    assert "2 schedules have the name 'twice', of " in texts[3]
     messages = [message for message in run_checks() if message.id == "aiotasks.E012"]
-    assert [message.msg for message in messages] == problems
+    assert [message.msg for message in messages] == texts
     assert all(message.is_serious() for message in messages)
 
 
@@ -243,37 +264,57 @@ def options(**given: Any) -> Options:
     return Options.from_params("default", {"OPTIONS": given})
 
 
-def test_modules_that_declare_are_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def an_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A site of two apps, one of which has a module that can't be imported."""
     declare = "import aiotasks, an_app.tasks\naiotasks.periodic('@daily', name='{}')(an_app.tasks.t)"
     for name, source in {
         "an_app/__init__.py": "",
         "an_app/tasks.py": "import aiotasks as a\n@a.periodic('@daily', name='t')\n@a.task\ndef t(): ...",
-        "an_app/schedules.py": declare.format("s"),
+        "an_app/schedules.py": "from . import helpers\nhelpers.daily('s')",
+        "an_app/helpers.py": "def daily(name):\n    "
+        + declare.format("' + name + '").replace("\n", "\n    "),
         "an_app/more.py": declare.format("m"),
         "a_broken_app/__init__.py": "",
-        "a_broken_app/tasks.py": "import a_module_that_is_nowhere",
+        "a_broken_app/tasks.py": declare.format("half") + "\nimport a_module_that_is_nowhere",
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for module in [name for name in sys.modules if name.startswith(("an_app", "a_broken_app", "a_module"))]:
+        del sys.modules[module]
+
+
+def read(**given: Any) -> tuple[set[str], list[str], dict[str, str]]:
+    """The schedules that count, the modules that fail, and those elsewhere."""
+    code = read_code("default", options(**given))
+    return {each.name for each in code.declarations}, [*code.failed], {**code.elsewhere}
+
+
+def test_modules_that_declare_are_imported(an_app: Path, settings: Any) -> None:
     with override_settings(INSTALLED_APPS=["aiotasks", "an_app"]):
-        assert discover(options(SCHEDULES=[]))
-        assert discover(options(SCHEDULES=False))
-        assert rows() == {}
-        assert discover(options())
-        assert set(rows()) == {"t", "s"}
-        assert discover(options(SCHEDULES=["an_app.more"]))
-        assert set(rows()) == {"t", "s", "m"}
-    with override_settings(INSTALLED_APPS=["aiotasks", "a_broken_app", "an_app"]):
-        assert not discover(options())
-        assert "stops none module=a_broken_app.tasks" in caplog.text
-        assert "a_module_that_is_nowhere" in caplog.text
+        assert read(SCHEDULES=False) == (set(), [], {})
+        assert read() == ({"t", "s"}, [], {})
+        assert read(SCHEDULES=["an_app.more"]) == ({"m"}, [], {"t": "an_app.tasks", "s": "an_app.helpers"})
+        assert read(SCHEDULES=["an_app"])[0] == {"t", "s", "m"}
+        # It was imported by chance: a worker that hasn't imported it would stop what this one declares.
+        assert read() == ({"t", "s"}, [], {"m": "an_app.more"})
+        settings.TASKS = {"default": {"BACKEND": "aiotasks.backend.PostgresBackend"}}
         (message,) = check_schedules()
+        assert (message.id, message.msg) == (
+            "aiotasks.W007",
+            "an_app.more declares schedules that don't count, because workers don't import it for them: m",
+        )
+
+    # A module that can't be imported may be later.
+    with override_settings(INSTALLED_APPS=["aiotasks", "a_broken_app", "an_app"]):
+        for _ in range(2):
+            assert read() == ({"t", "s"}, ["a_broken_app.tasks"], {"m": "an_app.more"})
+        message, _ = check_schedules()
         assert message.id == "aiotasks.W005"
         assert message.msg.startswith("a_broken_app.tasks can't be imported")
         assert "'a_module_that_is_nowhere'" in message.msg
-        assert discover(options(SCHEDULES=["an_app.tasks"]))
-    for module in [name for name in sys.modules if name.startswith(("an_app", "a_broken_app"))]:
-        monkeypatch.delitem(sys.modules, module)
+        (an_app / "a_module_that_is_nowhere.py").touch()
+        invalidate_caches()
+        assert read() == ({"t", "s", "half"}, [], {"m": "an_app.more"})

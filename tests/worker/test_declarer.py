@@ -1,8 +1,11 @@
 """The table of schedules follows the code that is deployed."""
 
 import logging
+import sys
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -12,10 +15,13 @@ import aiotasks
 from aiotasks.operations.schedules import apause_schedule, aresume_schedule
 from aiotasks.rows import Schedule
 from aiotasks.schedules import declarations
+from aiotasks.store.loop import resources
 from aiotasks.store.schedules import DeclaredSchedule, ScheduleRow
-from aiotasks.worker.maintenance.declarer import Code, Declarer
+from aiotasks.store.store import Store
+from aiotasks.worker.lease.lease import Lease, boottime
+from aiotasks.worker.maintenance.declarer import Declarer, Wanted
 from tests.site import default_task_backend, running_store
-from tests.store.rows import insert, new_schedule
+from tests.store.rows import insert, new_schedule, worker
 
 from . import tasks
 from .harness import Configure, Ledger, Start, until, wait_until
@@ -27,19 +33,37 @@ MINUTES = {"expression": "* * * * *", "timezone": "UTC"}
 class Release(Declarer):
     """A worker whose code declares these schedules."""
 
-    def __init__(self, *schedules: Schedule, is_whole: bool = True) -> None:
+    def __init__(
+        self, *schedules: Schedule, wrong: Collection[str] = (), failed: Collection[str] = ()
+    ) -> None:
         self.waker = Nobody()
+        self.lease = Lease(60.0)
         super().__init__(
-            running_store(),
+            resources(default_task_backend.config).driver,
             backend="default",
             options=default_task_backend.config,
+            lease=self.lease,
             waker=self.waker,
             importer=ThreadPoolExecutor(1),
         )
-        self._declares = Code({each.name: (each, each.digest()) for each in schedules}, is_whole)
+        own = {each.name: (each, each.digest(), f"shop.{each.name}") for each in schedules}
+        self._declares = Wanted(own, wrong, failed)
 
-    def _read_code(self) -> Code:
+    def _read_code(self) -> Wanted:
         return self._declares
+
+
+class Site(Release):
+    """A worker whose code is what this process declares, in this module and where else SCHEDULES says."""
+
+    def _read_code(self) -> Wanted:
+        return Declarer._read_code(self)
+
+
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No schedule is declared yet."""
+    monkeypatch.setattr(declarations, "_entries", {})
 
 
 async def rows() -> dict[str, ScheduleRow]:
@@ -67,14 +91,20 @@ async def test_new_schedules_begin_after_now(database: str, caplog: pytest.LogCa
     ]
 
 
-async def test_what_the_code_has_no_more_is_stopped(database: str) -> None:
+async def test_what_the_code_no_longer_declares_is_stopped(database: str) -> None:
     await Release(new_schedule("stays"), new_schedule("goes")).declare()
     await running_store().declare_schedules(
         "default", [DeclaredSchedule(new_schedule("an operator's"), None, LATER)], from_code=False
     )
     before = await rows()
-    await Release(new_schedule("stays"), is_whole=False).declare()
-    assert await rows() == before
+    # It may be declared, as far as this worker can see.
+    for release in (
+        Release(new_schedule("stays"), wrong=["goes"]),
+        Release(new_schedule("stays"), failed=["shop.goes"]),
+        Release(new_schedule("stays"), failed=["shop"]),
+    ):
+        await release.declare()
+        assert await rows() == before
     await Release(new_schedule("stays")).declare()
     after = await rows()
     assert (after["goes"].next_at, after["goes"].stopped_at is None) == (None, False)
@@ -183,40 +213,122 @@ async def test_an_operators_schedule_of_the_same_name_stays(
     await release.declare()
     await release.declare()
     assert (await rows())["both"].schedule == own
-    assert caplog.messages == [
-        "A schedule of the code has the name of an operator's; it isn't declared name='both'"
-    ]
+    assert caplog.messages == ["Schedule not declared: an operator has added one with this name name='both'"]
     await running_store().delete_schedule("default", "both")
     await release.declare()
     assert (await rows())["both"].from_code
 
 
-async def test_what_cannot_be_declared_stops_nothing(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_what_another_live_worker_declares_is_not_stopped(
+    database: str, conn: asyncpg.Connection
 ) -> None:
-    configure(SCHEDULES=[])
-    monkeypatch.setattr(declarations, "_entries", {})
+    """However many workers of two releases there are, and whatever turns they take."""
+    old, new = Release(new_schedule("both"), new_schedule("old")), Release(new_schedule("both"))
+    for release in (old, new):
+        await register(release)
+        await release.declare()
+    assert (await rows())["old"].stopped_at is None
+    await conn.execute("UPDATE aiotasks_worker SET lease_expires_at = now() WHERE schedules @> '{old}'")
+    await new.declare()
+    assert {name for name, row in (await rows()).items() if row.stopped_at is None} == {"both"}
+    await register(old)  # under a new id, as a worker does that has lost its lease
+    await old.declare()
+    await new.declare()
+    assert {name for name, row in (await rows()).items() if row.stopped_at is None} == {"both", "old"}
+
+
+async def register(release: Release) -> None:
+    worker_id = await worker(running_store())
+    release.lease.registered(worker_id, boottime())
+
+
+async def test_what_cannot_be_declared_is_not_stopped(
+    configure: Configure, entries: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(SCHEDULES=[__name__])
     await Release(new_schedule("twice"), new_schedule("goes")).declare()
     for task in (tasks.add, tasks.add_sync):
         aiotasks.periodic("@daily", name="twice", args=[1, 2])(task)
     aiotasks.periodic("@daily", name="fine", args=[1, 2])(tasks.add)
-    declarer = Declarer(
-        running_store(),
-        backend="default",
-        options=default_task_backend.config,
-        waker=Nobody(),
-        importer=ThreadPoolExecutor(1),
-    )
+    declarer = Site()
     await declarer.declare()
     await declarer.declare()
-    found = await rows()
-    assert {name: row.stopped_at for name, row in found.items()} == {
-        "fine": None,
-        "goes": None,
-        "twice": None,
-    }
+    stopped = {name for name, row in (await rows()).items() if row.stopped_at is not None}
+    assert stopped == {"goes"}
+    assert (await rows()).keys() == {"fine", "goes", "twice"}
     (message,) = caplog.messages
-    assert "cannot be declared; this worker stops none problem=2 schedules have the name 'twice'" in message
+    assert "cannot be declared problem=2 schedules have the name 'twice'" in message
+
+
+async def test_what_other_modules_declare_does_not_count(
+    configure: Configure, entries: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An embedded worker would declare it, and the others stop it."""
+    configure(SCHEDULES=["tests.worker.tasks"])
+    aiotasks.periodic("@daily", name="by chance", args=[1, 2])(tasks.add)
+    await Site().declare()
+    assert await rows() == {}
+    (message,) = caplog.messages
+    assert f"count=1 names=['by chance'] modules=['{__name__}']" in message
+
+
+async def test_a_module_is_imported_again_that_has_failed(
+    configure: Configure, entries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "fails_at_first.py"
+    module.write_text("import a_module_that_is_nowhere")
+    configure(SCHEDULES=["fails_at_first", __name__])
+    aiotasks.periodic("@daily", name="fine", args=[1, 2])(tasks.add)
+    late = (
+        "import aiotasks, tests.worker.tasks\n"
+        "aiotasks.periodic('@daily', name='late', args=[1, 2])(tests.worker.tasks.add)\n"
+    )
+    declarer = Site()
+    try:
+        for names, source in (({"fine"}, "also_nowhere = 1 / 0"), ({"fine"}, late), ({"fine", "late"}, late)):
+            await declarer.declare()
+            assert (await rows()).keys() == names
+            module.write_text(source)
+    finally:
+        sys.modules.pop("fails_at_first", None)
+
+
+async def test_one_that_the_database_refuses_holds_up_no_other(
+    database: str, conn: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    await Release(new_schedule("goes")).declare()
+    await conn.execute("ALTER TABLE aiotasks_schedule ADD CONSTRAINT own CHECK (name <> 'b')")
+    try:
+        release = Release(*map(new_schedule, "abc"))
+        await release.declare()
+        await release.declare()
+        found = await rows()
+        assert {name: row.stopped_at is None for name, row in found.items()} == {
+            "a": True,
+            "c": True,
+            "goes": False,
+        }
+        (message,) = caplog.messages
+        assert message.startswith("The database refuses schedules of the code; others go on count=1")
+    finally:
+        await conn.execute("ALTER TABLE aiotasks_schedule DROP CONSTRAINT own")
+
+
+async def test_one_that_is_renamed_ticks_under_one_name(
+    database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the worker dies in between."""
+    await Release(new_schedule("before")).declare()
+
+    async def die(self: Store, *args: object) -> dict[str, bool]:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "stop_schedules", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            await Release(new_schedule("after")).declare()
+    assert (await rows()).keys() == {"before"}
 
 
 def test_a_worker_declares_the_schedules_of_its_code_and_ticks(start_worker: Start, ledger: Ledger) -> None:
@@ -229,7 +341,7 @@ def test_a_worker_declares_the_schedules_of_its_code_and_ticks(start_worker: Sta
         ([1, 2], "UTC", None),
         ([3, 4], "Europe/Berlin", None),
     ]
-    second = start_worker(options={"SCHEDULES": []})  # a release without them
+    second = start_worker(options={"SCHEDULES": ["tests.worker.tasks"]})  # a release without them
     wait_until(lambda: all(row.stopped_at for row in ledger.rows(kept)))
     assert second.stop() == 0
 

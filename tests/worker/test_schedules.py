@@ -20,11 +20,11 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_the_page_on_schedules(configure: Configure) -> None:
-    configure(SCHEDULES=[])
     with example("howto/schedules.md") as page:
         for _ in range(3):
             await page.run()
         name = page.__name__
+        configure(SCHEDULES=[name])
         async with aiotasks.Worker(grace=5):
             await until(lambda: has_schedules(5))
             found = {each.name: each for each in await alist_schedules()}

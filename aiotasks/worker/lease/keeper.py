@@ -46,14 +46,23 @@ class LeaseKeeper:
         self._tried = tried
         self._changed = changed
 
-    def connect(self, runner: Runs, threads: HasStuckThreads, claimer: Claims, rescue: TakesTurns) -> None:
-        """Name the parts that depend on the lease or that it shows, and the turn at a rescue; before the
-        heartbeat starts.
+    def connect(
+        self,
+        runner: Runs,
+        threads: HasStuckThreads,
+        claimer: Claims,
+        *,
+        rescue: TakesTurns,
+        declare: TakesTurns,
+    ) -> None:
+        """Name the parts that depend on the lease or that it shows, and the turns at a rescue and at
+        declaring schedules; before the heartbeat starts.
         """
         self._runner = runner
         self._threads = threads
         self._claimer = claimer
         self._rescue = rescue
+        self._declare = declare
 
     def is_woken(self) -> bool | None:
         """Return whether NOTIFY wakes the worker at the moment; None if it claims no more, because it stops.
@@ -76,6 +85,8 @@ class LeaseKeeper:
         self.registered_once.set()
         self._changed.set()
         self._claimer.wake()
+        # A release declares its schedules with its first worker; and other workers read from this row which.
+        self._declare.take_within(0.0)
 
     def renewed(self, renewal: Renewal, ahead: float) -> None:
         """Note how many workers there are, and have a dead one's tasks rescued at once. ``ahead``: seconds by

@@ -2,20 +2,28 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import datetime
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from django.db import utils
 
 from ...conf import Options
+from ...db.drivers import AsyncpgDriver
+from ...db.errors import is_transient
 from ...rows import Schedule
 from ...schedules.cron import Times
-from ...schedules.declarations import declared, find_problems
-from ...schedules.discovery import discover
+from ...schedules.declarations import is_within
+from ...schedules.discovery import import_modules, read_code
 from ...store.schedules import Declared, DeclaredSchedule
 from ...store.store import Store
 from ...store.wakeups import Wakeup
-from ..protocols import Wakes
+from ..protocols import Leases, Wakes
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 __all__ = ["DECLARE_INTERVAL", "Declarer"]
 
@@ -28,70 +36,185 @@ DECLARE_INTERVAL = 60.0
 # Schedules in one statement: some 10 ms.
 MOST_AT_ONCE = 500
 
+# After the next ticks of so many schedules the loop runs something else: about 3 ms.
+TICKS_AT_ONCE = 50
+
+# Seconds until a schedule is stopped whose row was locked: a worker has just enqueued its tick.
+LOCKED_WAIT = 1.0
+
 # Names in a line of the log.
 MOST_SHOWN = 10
 
 
-class Code(NamedTuple):
-    """What this process' code declares: by name the schedules and their digests.
+class Wanted(NamedTuple):
+    """What the code of this process declares: by name the schedules, their digests, and their modules.
 
-    is_whole: whether all modules that may declare schedules could be imported, and all of these are right.
+    wrong: the names of those that can't be declared. failed: the modules that can't be imported.
     """
 
-    schedules: Mapping[str, tuple[Schedule, str]]
-    is_whole: bool
+    schedules: Mapping[str, tuple[Schedule, str, str | None]]
+    wrong: Collection[str]
+    failed: Collection[str]
 
 
 class Declarer:
     """Every worker has one, and they take turns. What is as it was isn't written."""
 
     def __init__(
-        self, store: Store, *, backend: str, options: Options, waker: Wakes, importer: Executor
+        self,
+        driver: AsyncpgDriver,
+        *,
+        backend: str,
+        options: Options,
+        lease: Leases,
+        waker: Wakes,
+        importer: Executor,
     ) -> None:
-        self._store = store
+        self._driver = driver
+        self._store = Store(driver)
         self._backend = backend
         self._options = options
+        self._lease = lease
         self._waker = waker
         self._importer = importer
-        self._code: Code | None = None
+        self._wanted: Wanted | None = None
+        self._announced_by: UUID | None = None
         self._shadowed: set[str] = set()
+        self._refused: list[str] = []
+        # By name when a next tick was computed, and what it is.
+        self._ticks: dict[str, tuple[datetime, datetime | None]] = {}
 
-    async def declare(self) -> None:
-        """Write the schedules of the code that the table hasn't as they are, and stop those that the code has
-        no more."""
-        if self._code is None:
-            loop = asyncio.get_running_loop()
-            self._code = await loop.run_in_executor(self._importer, self._read_code)
-        code = self._code.schedules
+    async def declare(self) -> float | None:
+        """Write the schedules of the code that the table hasn't as they are, and stop those that no live
+        worker's code declares. Returns the seconds until it should be tried again where some were locked."""
+        wanted = await self._read()
+        await self._announce(wanted)
         now, rows = await self._store.select_declared(self._backend)
         found = {row.name: row for row in rows}
-        self._warn_of_operators(code, found)
-        declared_now = [
-            DeclaredSchedule(schedule, digest, _first_tick(schedule, now))
-            for schedule, digest in code.values()
-        ]
-        changes = [each for each in declared_now if _differs(each, found.get(each.schedule.name))]
-        for start in range(0, len(changes), MOST_AT_ONCE):
-            await self._write(changes[start : start + MOST_AT_ONCE])
-        gone = [row.name for row in rows if row.from_code and not row.is_stopped and row.name not in code]
-        if gone and self._code.is_whole:
-            stopped = await self._store.stop_schedules(self._backend, gone)
-            if stopped:
-                logger.info("Stopped schedules that the code has no more count=%d names=%s", *_shown(stopped))
+        self._warn_of_operators(wanted.schedules, found)
+        changes = await self._changes(wanted, found, now)
+        gone = [row.name for row in rows if _is_gone(row, wanted)]
+        if not changes and not gone:
+            return None
+        try:
+            # In one transaction, so that one that was renamed ticks under one of its names.
+            async with self._driver.transaction() as driver:
+                written, stopped = await self._write(Store(driver), changes, gone)
+        except utils.Error as error:
+            if is_transient(error):
+                raise
+            written, stopped = await self._write_each(changes, gone)
+        self._report(changes, written, [name for name, is_stopped in stopped.items() if is_stopped])
+        return None if all(stopped.values()) else LOCKED_WAIT
 
-    def _read_code(self) -> Code:
-        """Import the modules that declare schedules. Blocks, for as long as the imports take."""
-        is_whole = discover(self._options)
-        for problem in find_problems(self._backend):
-            is_whole = False
+    async def _read(self) -> Wanted:
+        """What the code declares; it is read again once a module can be imported that has failed."""
+        wanted = self._wanted
+        if wanted is not None and wanted.failed:
+            failed = await self._in_thread(partial(import_modules, wanted.failed))
+            if len(failed) < len(wanted.failed):
+                wanted = None
+        if wanted is None:
+            self._wanted = wanted = await self._in_thread(self._read_code)
+            self._announced_by = None
+        return wanted
+
+    async def _in_thread[Result](self, call: Callable[[], Result]) -> Result:
+        """Call what imports, for as long as that takes."""
+        return await asyncio.get_running_loop().run_in_executor(self._importer, call)
+
+    def _read_code(self) -> Wanted:
+        code = read_code(self._backend, self._options)
+        for module, error in code.failed.items():
             logger.error(
-                "A schedule of the code cannot be declared; this worker stops none problem=%s", problem
+                "Could not import a module that may declare schedules; its own go on module=%s",
+                module,
+                exc_info=error,
             )
-        schedules = [each.row for each in declared(self._backend)]
-        return Code({each.name: (each, each.digest()) for each in schedules}, is_whole)
+        for problem in code.problems:
+            logger.error("A schedule of the code cannot be declared problem=%s", problem.text)
+        if code.elsewhere:
+            logger.warning(
+                "Schedules are not declared, because workers do not import their modules for them "
+                "count=%d names=%s modules=%s",
+                *_shown(code.elsewhere),
+                sorted(set(code.elsewhere.values())),
+            )
+        return Wanted(
+            {each.name: (each.row, each.row.digest(), each.module) for each in code.declarations},
+            {problem.name for problem in code.problems},
+            list(code.failed),
+        )
 
-    async def _write(self, changes: list[DeclaredSchedule]) -> None:
-        written = await self._store.declare_schedules(self._backend, changes, from_code=True)
+    async def _announce(self, wanted: Wanted) -> None:
+        """Have the other workers stop none of the code's schedules while this one lives."""
+        worker_id = self._lease.current_id()
+        if worker_id is None or worker_id == self._announced_by:
+            return
+        if names := {*wanted.schedules, *wanted.wrong}:
+            await self._store.announce_schedules(worker_id, names)
+        self._announced_by = worker_id
+
+    async def _changes(
+        self, wanted: Wanted, found: Mapping[str, Declared], now: datetime
+    ) -> list[DeclaredSchedule]:
+        """The schedules that the table hasn't as they are, in the order in which all workers lock them."""
+        changes: list[DeclaredSchedule] = []
+        for number, (schedule, digest, module) in enumerate(wanted.schedules.values(), 1):
+            new = DeclaredSchedule(schedule, digest, self._next_tick(schedule, now), module)
+            if _differs(new, found.get(schedule.name)):
+                changes.append(new)
+            if number % TICKS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return sorted(changes, key=lambda change: change.schedule.name)
+
+    def _next_tick(self, schedule: Schedule, now: datetime) -> datetime | None:
+        since, tick = self._ticks.get(schedule.name, (now, now))
+        if not since <= now or (tick is not None and tick <= now):
+            tick = Times(schedule.expression, schedule.timezone).next_after(now)
+            self._ticks[schedule.name] = now, tick
+        return tick
+
+    async def _write(
+        self, store: Store, changes: Sequence[DeclaredSchedule], gone: Collection[str]
+    ) -> tuple[dict[str, datetime | None], dict[str, bool]]:
+        """Write schedules and stop others; return by name the next ticks of those written, and of those that
+        are gone whether they were stopped."""
+        written: dict[str, datetime | None] = {}
+        for start in range(0, len(changes), MOST_AT_ONCE):
+            batch = changes[start : start + MOST_AT_ONCE]
+            written |= await store.declare_schedules(self._backend, batch, from_code=True)
+        return written, await store.stop_schedules(self._backend, gone) if gone else {}
+
+    async def _write_each(
+        self, changes: Sequence[DeclaredSchedule], gone: Collection[str]
+    ) -> tuple[dict[str, datetime | None], dict[str, bool]]:
+        """The same where the database refuses some of them (a constraint or a trigger of the site)."""
+        written, stopped = await self._write(self._store, [], gone)
+        refused: dict[str, utils.Error] = {}
+        for change in changes:
+            try:
+                written |= (await self._write(self._store, [change], []))[0]
+            except utils.Error as error:
+                if is_transient(error):
+                    raise
+                refused[change.schedule.name] = error
+        if refused and self._refused != [*refused]:
+            logger.error(
+                "The database refuses schedules of the code; others go on count=%d names=%s error=%r",
+                *_shown(refused),
+                str(next(iter(refused.values()))),
+            )
+        self._refused = [*refused]
+        return written, stopped
+
+    def _report(
+        self, changes: Sequence[DeclaredSchedule], written: Mapping[str, datetime | None], stopped: list[str]
+    ) -> None:
+        if stopped:
+            logger.info(
+                "Stopped schedules that no worker's code declares count=%d names=%s", *_shown(stopped)
+            )
         if not written:
             return  # another worker was first
         logger.info("Declared schedules count=%d names=%s", *_shown(written))
@@ -103,15 +226,24 @@ class Declarer:
     def _warn_of_operators(self, code: Mapping[str, object], found: Mapping[str, Declared]) -> None:
         shadowed = {name for name in code if name in found and not found[name].from_code}
         for name in sorted(shadowed - self._shadowed):
-            logger.warning(
-                "A schedule of the code has the name of an operator's; it isn't declared name=%r", name
-            )
+            logger.warning("Schedule not declared: an operator has added one with this name name=%r", name)
         self._shadowed = shadowed
 
 
 def _shown(names: Collection[str]) -> tuple[int, list[str]]:
     """How many they are, and the first of them for a line of the log."""
     return len(names), sorted(names)[:MOST_SHOWN]
+
+
+def _is_gone(row: Declared, wanted: Wanted) -> bool:
+    """Whether the code has declared the schedule, and does no longer."""
+    return (
+        row.from_code
+        and not row.is_stopped
+        and row.name not in wanted.schedules
+        and row.name not in wanted.wrong
+        and not (row.declared_in is not None and is_within(row.declared_in, wanted.failed))
+    )
 
 
 def _differs(new: DeclaredSchedule, row: Declared | None) -> bool:
@@ -125,7 +257,3 @@ def _differs(new: DeclaredSchedule, row: Declared | None) -> bool:
             or (row.next_at is not None and new.next_at is not None and row.next_at > new.next_at)
         )
     )
-
-
-def _first_tick(schedule: Schedule, now: datetime) -> datetime | None:
-    return Times(schedule.expression, schedule.timezone).next_after(now)
