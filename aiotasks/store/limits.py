@@ -147,8 +147,6 @@ class LimitStatements(StatementGroup):
         slots: int,
         requests: Sequence[KeyRequest],
         rules: Sequence[LimitRule],
-        *,
-        robust_only: bool = False,
     ) -> KeyedClaim:
         """Take at most ``slots`` tasks, at least 1, of the keys in this order. Durable on return."""
         rows = await self._fetch(
@@ -167,7 +165,6 @@ class LimitStatements(StatementGroup):
             [rule.burst for rule in rules],
             [rule.weight for rule in rules],
             [rule.ordered for rule in rules],
-            robust_only,
         )
         keys, gave = rows[0][:2]
         jobs = [keyed_job(row[3:], claim_id, backend) for row in rows if row[2] is not None]

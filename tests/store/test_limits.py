@@ -281,8 +281,6 @@ async def test_suspects_are_taken_by_their_ids(store: Store, conn: asyncpg.Conne
         if found.jobs:
             await finish(store, *found.jobs)
         assert ids_of(await claim_keys(store, me, rules=rules, ids=[first])) == [first]
-        await conn.execute("UPDATE aiotasks_task SET crashes = 1, status = 'READY', limit_held = NULL")
-        assert ids_of(await claim_keys(store, me, rules=rules, robust_only=True)) == []
 
 
 async def test_rows_of_others_are_passed_over(store: Store, conn: asyncpg.Connection) -> None:

@@ -237,7 +237,7 @@ def keyed(
     queues = [QUEUES[number % 5] for number in range(len(keys))]
     rule = (["l"], [concurrency], [0.0], [1], [1], [ordered])
     asked = (queues, keys, [None] * len(keys))
-    return (worker_id, uuid.uuid4(), "default", "loop+", slots, *asked, *rule, False)
+    return (worker_id, uuid.uuid4(), "default", "loop+", slots, *asked, *rule)
 
 
 async def fill_keyed(conn: asyncpg.Connection, number: int, keys: int, ordered: str | None = None) -> None:

@@ -20,8 +20,7 @@
 --
 -- $1 worker id, $2 a claim id never used before, $3 backend, $4 lane as it is stored, $5 how many tasks at most;
 -- per key, in the order to try: $6 queue names, $7 keys, $8 the only task to take (a suspect; NULL: any but those);
--- of limits, as the code says: $9 names, $10 concurrency, $11 pace, $12 burst, $13 weight, $14 in strict order;
--- $15 whether to leave out tasks that a crash before their start would harm
+-- of limits, as the code says: $9 names, $10 concurrency, $11 pace, $12 burst, $13 weight, $14 in strict order.
 -- Returns at least one row: two JSON texts, in the first row alone, the row's number, and the columns of a claimed task
 -- (NULLs: there is none). The texts say what was seen of each key (its number in the order of $7, once if it stands
 -- there twice; whether it is paused, unknown, and new; seconds for which it is closed; places; starts by its rate;
@@ -165,7 +164,6 @@ WITH claimer AS MATERIALIZED (
             WHERE task.status = 'READY' AND task.backend = $3::text AND task.queue_name = open.queue_name
               AND task.lane = $4::text AND task.limit_key = held.key AND NOT open.ordered AND open.id IS NULL
               AND task.limit_place IS NOT NULL
-              AND (NOT $15::boolean OR (task.crashes = 0 AND coalesce(task.max_crashes, 2) > 1))
               AND task.crashes < 2
               AND (task.expires_at IS NULL OR task.expires_at > statement_timestamp())
               AND task.task_path <> ALL(open.paused)
@@ -223,11 +221,7 @@ WITH claimer AS MATERIALIZED (
               AND next.limit_place IS NOT NULL
               AND next.task_path <> ALL(open.paused)
               AND (next.expires_at IS NULL OR next.expires_at > statement_timestamp())
-              AND CASE
-                  WHEN open.id IS NOT NULL THEN next.id = open.id
-                  WHEN $15::boolean THEN next.crashes = 0 AND coalesce(next.max_crashes, 2) > 1
-                  ELSE next.crashes < 2
-              END
+              AND CASE WHEN open.id IS NOT NULL THEN next.id = open.id ELSE next.crashes < 2 END
             FOR UPDATE SKIP LOCKED
         ) AS mine ON true
         LIMIT open.room
