@@ -34,7 +34,7 @@ from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 from .releases import ADD, RELEASES, Release, Release0001, Release0007
 
 BACKEND = "aiotasks.backend.PostgresBackend"
-NEW_SCHEMA = "0011_schedules"
+NEW_SCHEMA = "0012_limits"
 elsewhere = tasks.add  # a Task, but at a path that isn't its own
 
 # Rows in the table when it is migrated under load. 200,000 have been tried, too.
@@ -423,6 +423,9 @@ def test_a_migration_that_was_broken_off_is_taken_up(older: str) -> None:
         "aiotasks_task_suspects",
         "aiotasks_task_expiring",
         "aiotasks_task_unique",
+        "aiotasks_task_keyed",
+        "aiotasks_task_held",
+        "aiotasks_task_ordered",
     }
     assert not has_column()
     with observe(older) as broken, observe(older) as holder:
