@@ -122,7 +122,7 @@ def _limit(limit: LimitStatus) -> list[str]:
 
 
 def _standing(limit: LimitStatus) -> list[str]:
-    return [_name(limit), str(limit.waiting), _oldest(limit), _why(limit)]
+    return [_name(limit), _of_keys(limit, limit.waiting), _oldest(limit), _why(limit)]
 
 
 def _name(limit: LimitStatus) -> str:

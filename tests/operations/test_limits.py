@@ -221,6 +221,8 @@ def test_the_status_counts_tasks_with_limits_and_shows_what_stands_still(enter: 
     assert re.search(rf"^{PLACES}:a +2 +0 s +paused: the provider is down$", text, re.MULTILINE)
     finding = check()[1]["limits"]
     assert (finding["verdict"], finding["remedy"]) == ("ok", "")
+    pause_limit(PLACES)
+    assert re.search(rf"^{PLACES} +- +- +paused$", run("status")[1], re.MULTILINE)
     assert f"{PLACES}:a (2 waiting)" in finding["message"]
 
 
