@@ -4,7 +4,6 @@ import json
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.core.management.base import CommandError
@@ -95,10 +94,10 @@ def _add_wanted(parser: ArgumentParser) -> None:
     parser.add_argument("--jitter", type=_age, metavar="AGE", help="by how much a task is late at most")
 
 
-def _age(text: str) -> timedelta:
+def _age(text: str) -> float:
     if (age := read_age(text)) is None:
         raise ArgumentTypeError(f"{text!r} isn't a number with a unit of s, m, h, d or w, such as 5m")
-    return age
+    return age.total_seconds()
 
 
 def _json(text: str) -> Any:
@@ -120,15 +119,19 @@ def _shown(found: Sequence[schedules.ScheduleState]) -> Answer:
 
 
 def _list(options: Namespace) -> Answer:
-    found = schedules.list_schedules(options.backend)
+    found = schedules.list_schedules(options.backend, names=options.names or None)
     known = {each.name for each in found}
     for name in options.names:
         if name not in known:
             raise LookupError(f"Backend {options.backend!r} has no schedule {name!r:.200}.")
-    return _shown([each for each in found if not options.names or each.name in options.names])
+    return _shown(found)
 
 
 def _add(options: Namespace) -> Answer:
+    if (options.cron is None) == (options.every is None):
+        raise ValueError("Give either --cron or --every.")
+    if options.every is not None and options.timezone is not None:
+        raise ValueError("--timezone is for --cron: an interval goes by elapsed time.")
     added = schedules.add_schedule(
         options.name,
         options.task,
@@ -154,7 +157,7 @@ def _remove(options: Namespace) -> Answer:
 def _run_now(options: Namespace) -> Answer:
     result = schedules.run_schedule(options.name, backend=options.backend)
     is_duplicate = bool(getattr(result, "is_duplicate", False))
-    text = "Not enqueued, because task {} is unfinished." if is_duplicate else "Enqueued task {}."
+    text = "Not enqueued, because task {} has its key." if is_duplicate else "Enqueued task {}."
     return Answer(text.format(result.id), {"id": result.id, "is_duplicate": is_duplicate})
 
 
@@ -177,7 +180,7 @@ ACTIONS: dict[
 ] = {
     "list": ("show schedules", _add_names, _list),
     "add": ("add a schedule beside those of the code", _add_wanted, _add),
-    "remove": ("remove a schedule that was added here, or that the code has no more", _add_name, _remove),
+    "remove": ("remove a schedule that was added here, or that no code declares", _add_name, _remove),
     "run-now": ("enqueue the task of a schedule at once", _add_name, _run_now),
     "pause": ("have a schedule tick no more", _add_reason, _pause),
     "resume": ("have a paused schedule tick again, from now on", _add_name, _resume),

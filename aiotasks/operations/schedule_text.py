@@ -33,7 +33,7 @@ def _details(schedule: ScheduleState) -> list[tuple[str, str]]:
         ("skipped", _skipped(schedule)),
         ("failed", _failed(schedule)),
         ("paused", _since(schedule.paused_at, schedule.pause_reason)),
-        ("stopped", _since(schedule.stopped_at, "the code has it no more")),
+        ("stopped", _since(schedule.stopped_at, "no worker's code declares it")),
     ]
 
 

@@ -3,8 +3,10 @@
 Those of the code and those of operators are rows of one table, and every worker ticks both.
 """
 
+import asyncio
 import json
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,6 +17,7 @@ from django.tasks.signals import task_enqueued
 
 from .. import signals
 from ..backend import PostgresBackend
+from ..policies.text import is_storable
 from ..registry import resolve
 from ..row_results import duplicate_of, result_of
 from ..rows import AnyResult, AnyTask, Missed, Overlap, Schedule, UniqueJob
@@ -55,13 +58,17 @@ __all__ = [
 # The next ticks that people are shown.
 NEXT_TICKS = 3
 
+# After so many schedules the loop runs something else: their next ticks take some 10 ms.
+AT_ONCE = 50
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleState:
     """A schedule, and how it is. Its times are aware, in its own time zone, or in UTC where that is unknown.
 
     words: when it ticks, in words. state: "active"; "failing": its last tick couldn't be enqueued, and is
-    tried again; "paused", by an operator; "stopped": the code has it no more; "ended": it never ticks again.
+    tried again; "paused", by an operator; "stopped": no worker's code declares it; "ended": it never ticks
+    again.
     from_code: the code declares it, else an operator has added it. missed, within, overlap, jitter: see
     ``aiotasks.periodic``; times are in seconds. next: the next three ticks.
     last_tick: the last one that was enqueued or left out; None: there was none. skipped: how many were left
@@ -96,18 +103,25 @@ class ScheduleState:
     stopped_at: datetime | None
 
 
-async def alist_schedules(backend: str = "default") -> list[ScheduleState]:
-    """Return all schedules of a backend, by name.
+async def alist_schedules(
+    backend: str = "default", *, names: Collection[str] | None = None
+) -> list[ScheduleState]:
+    """Return the schedules of a backend, by name. names: only these; None: all.
 
     Raises ImproperlyConfigured for an alias that isn't a backend of aiotasks, ``django.db`` errors where the
     database fails.
     """
-    return await backend_of(backend).dispatch(_list)
+    states: list[ScheduleState] = []
+    for row in await backend_of(backend).dispatch(_select, names):
+        states.append(state_of(row))
+        if len(states) % AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return states
 
 
-def list_schedules(backend: str = "default") -> list[ScheduleState]:
+def list_schedules(backend: str = "default", *, names: Collection[str] | None = None) -> list[ScheduleState]:
     """The same in sync code, over Django's connection: see ``alist_schedules``."""
-    return backend_of(backend).run_over_django(_list)
+    return [state_of(row) for row in backend_of(backend).run_over_django(_select, names)]
 
 
 async def aadd_schedule(
@@ -163,7 +177,7 @@ async def aresume_schedule(name: str, *, backend: str = "default") -> ScheduleSt
     """Have a paused schedule tick again, from now on: no tick of the pause is made up for. Returns it.
 
     One that isn't paused stays as it is. Raises LookupError if the backend has no schedule of this name,
-    errors of ``alist_schedules``.
+    ValueError if its time zone or its expression isn't known here, errors of ``alist_schedules``.
     """
     return await backend_of(backend).dispatch(_resume, name)
 
@@ -177,9 +191,9 @@ async def arun_schedule(name: str, *, backend: str = "default") -> AnyResult:
     """Enqueue the task of a schedule at once, also of one that is paused. Its ticks stay as they are.
 
     Returns the task's result; where the schedule, or a key of its task, allows no other one meanwhile, the
-    result of the unfinished task, with ``is_duplicate``. The task's ``context.scheduled_for`` is the time of
-    the call. Raises LookupError if the backend has no schedule of this name, UnknownTask if its task can't be
-    imported here, errors of ``alist_schedules``.
+    result of the task that has the key, with ``is_duplicate``. The task's ``context.scheduled_for`` is the
+    time of the call. Raises LookupError if the backend has no schedule of this name, UnknownTask if its task
+    can't be imported here, errors of ``alist_schedules``.
     """
     return await backend_of(backend).dispatch(_run, name)
 
@@ -190,7 +204,7 @@ def run_schedule(name: str, *, backend: str = "default") -> AnyResult:
 
 
 async def aremove_schedule(name: str, *, backend: str = "default") -> None:
-    """Remove a schedule that an operator has added, or one that the code has no more. Its tasks stay.
+    """Remove a schedule that an operator has added, or one that no code declares. Its tasks stay.
 
     Raises LookupError if the backend has no schedule of this name, ValueError for one that the code declares,
     which would declare it again; errors of ``alist_schedules``.
@@ -203,9 +217,9 @@ def remove_schedule(name: str, *, backend: str = "default") -> None:
     backend_of(backend).run_over_django(_remove, name)
 
 
-async def _list(backend: PostgresBackend, route: Route) -> list[ScheduleState]:
-    found = await route.run(lambda store: store.select_schedules(backend.alias))
-    return [state_of(row) for row in found.rows]
+async def _select(backend: PostgresBackend, route: Route, names: Collection[str] | None) -> list[ScheduleRow]:
+    known = None if names is None else [name for name in names if is_storable(name)]
+    return (await route.run(lambda store: store.select_schedules(backend.alias, known))).rows
 
 
 async def _add(
@@ -229,6 +243,7 @@ async def _add(
 
 
 async def _pause(backend: PostgresBackend, route: Route, name: str, reason: str) -> ScheduleState:
+    await _row(backend, route, name)
     await route.run(lambda store: store.pause_schedule(backend.alias, name, reason))
     return await _state(backend, route, name)
 
@@ -286,7 +301,8 @@ async def _remove(backend: PostgresBackend, route: Route, name: str) -> None:
 
 async def _row(backend: PostgresBackend, route: Route, name: str) -> tuple[datetime, ScheduleRow]:
     """The time by the database's clock, and the schedule. Raises LookupError."""
-    now, rows = await route.run(lambda store: store.select_schedules(backend.alias, [name]))
+    names = [name] if is_storable(name) else []
+    now, rows = await route.run(lambda store: store.select_schedules(backend.alias, names))
     if not rows:
         raise LookupError(f"Backend {backend.alias!r} has no schedule {name!r:.200}.")
     return now, rows[0]

@@ -140,8 +140,9 @@ def _check(text: str, expression: str) -> None:
     steps say."""
     parts = text.split()
     if len(parts) not in (5, 6):
+        number = "1 field" if len(parts) == 1 else f"{len(parts)} fields"
         raise ValueError(
-            f"{expression!r:.200} has {len(parts)} fields: a cron expression has five (minute, hour, day of "
+            f"{expression!r:.200} has {number}: a cron expression has five (minute, hour, day of "
             "the month, month, day of the week), or six with the second in front"
         )
     for part, (field, size) in zip(reversed(parts), _FIELDS, strict=False):

@@ -112,9 +112,9 @@ def periodic[Owner](
     args, kwargs: of each call. missed: what becomes of ticks that no worker was there for: the "last" of them
     is made up for, none ("skip"), or "all". within: for how many seconds after a tick, or as a timedelta;
     None: for "last" however late, for "skip" 60 s, for "all" a day. overlap: what a tick does while the task
-    of an earlier one is unfinished: it is left out ("skip"), waits, but one at most ("queue"), or doesn't
-    care ("allow"); None: "skip", or for a task with a unique_key what that one says. jitter: by up to how
-    many seconds, or a timedelta, a task is due after its tick.
+    of an earlier one is unfinished: it is left out ("skip"), waits, but one at most ("queue"), or is
+    enqueued all the same ("allow"); None: "skip", or for a task with a unique_key what that one says.
+    jitter: by up to how many seconds, or a timedelta, a task is due after its tick.
 
     Raises InvalidTask for what can't be a schedule.
     """

@@ -303,6 +303,7 @@ async def test_each_statement_under_the_documented_grants(database: str, roles: 
         ("pause_schedule", "default", "nightly", ""),
         ("resume_schedule", "default", schedule, None),
         ("delete_schedule", "default", "nightly"),
+        ("insert_jobs", [new_job() for _ in range(2)]),
     ]
     lanes = {lane: LaneRequest(["x"], [EVER], 1) for lane in LANES}
     claim_id = uuid4()

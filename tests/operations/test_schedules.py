@@ -1,5 +1,6 @@
 """Schedules as operators see and change them: the functions, the command, status and check."""
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from django.db import transaction
 from django.tasks.exceptions import InvalidTask
 
 from aiotasks.exceptions import UnknownTask
+from aiotasks.operations import schedules
 from aiotasks.operations.check.schedules import judge_schedules
 from aiotasks.operations.schedule_text import schedules_as_text
 from aiotasks.operations.schedules import (
@@ -28,6 +30,7 @@ from aiotasks.operations.schedules import (
     remove_schedule,
     resume_schedule,
     run_schedule,
+    state_of,
 )
 from aiotasks.schedules.cron import Times
 from aiotasks.schedules.declarations import Declaration, Problem
@@ -189,8 +192,10 @@ def test_only_what_the_code_does_not_declare_is_removed(database: str, sql: psyc
 
 def test_unknown_names(database: str) -> None:
     for call in (pause_schedule, resume_schedule, run_schedule, remove_schedule):
-        with pytest.raises(LookupError, match="Backend 'default' has no schedule 'nowhere'"):
-            call("nowhere")
+        for name in ("nowhere", "no\0where"):
+            with pytest.raises(LookupError, match="Backend 'default' has no schedule 'no"):
+                call(name)
+    assert list_schedules(names=["nowhere", "no\0where"]) == []
 
 
 def test_a_schedule_is_run_by_hand(database: str, sql: psycopg.Connection) -> None:
@@ -253,8 +258,35 @@ def test_the_command(database: str) -> None:
     answer = shown("run-now", "a")
     assert (default_task_backend.get_result(answer["id"]).args, answer["is_duplicate"]) == ([1, "x"], False)
     assert run("schedules", "run-now", "a")[1].startswith("Enqueued task ")
+    add_schedule("b", ECHO, "@daily")
+    id = shown("run-now", "b")["id"]
+    assert run("schedules", "run-now", "b") == (0, f"Not enqueued, because task {id} has its key.\n")
+    remove_schedule("b")
     assert shown("remove", "a") == {"removed": "a"}
     assert shown() == []
+
+
+async def test_a_long_list_lets_the_loop_go_on(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abcd":
+        await aadd_schedule(name, ECHO, "@daily")
+    steps, seen = 0, []
+
+    async def step() -> None:
+        nonlocal steps
+        while True:
+            await asyncio.sleep(0)
+            steps += 1
+
+    def look(row: ScheduleRow) -> ScheduleState:
+        seen.append(steps)
+        return state_of(row)
+
+    monkeypatch.setattr(schedules, "AT_ONCE", 2)
+    monkeypatch.setattr(schedules, "state_of", look)
+    beside = asyncio.ensure_future(step())
+    assert [each.name for each in await alist_schedules()] == [*"abcd"]
+    beside.cancel()
+    assert seen[0] == seen[1] < seen[2] == seen[3]
 
 
 def test_the_command_says_what_is_wrong(database: str) -> None:
@@ -263,7 +295,11 @@ def test_the_command_says_what_is_wrong(database: str) -> None:
         ("list", "nowhere"): "has no schedule 'nowhere'",
         ("add", "a", "tests.nowhere", "--cron", "@daily"): "tests.nowhere",
         ("add", "a", ECHO, "--cron", "* * *"): "has 3 fields",
-        ("add", "a", ECHO): "either a cron expression or every",
+        ("pause", "no\0where"): "has no schedule",
+        ("add", "a", ECHO): "Give either --cron or --every.",
+        ("add", "a", ECHO, "--cron", "bad"): "has 1 field: ",
+        ("add", "a", ECHO, "--every", "0s"): "to 366 days, not 0.0",
+        ("add", "a", ECHO, "--every", "5m", "--timezone", "UTC"): "an interval goes by elapsed time",
         ("add", "a", ECHO, "--every", "5"): "isn't a number with a unit",
         ("add", "a", ECHO, "--cron", "@daily", "--args", "{"): "isn't JSON",
         ("add", "a", ECHO, "--cron", "@daily", "--args", "5"): "args must be a list",
@@ -338,7 +374,7 @@ def test_as_text() -> None:
         "  skipped  1,234 ticks, the last one Sun 2026-11-29 03:00:00+01:00\n"
         "  failed   1 time, tried again Sun 2026-11-29 03:00:00+01:00: 'ValueError: \\x1b[1m'\n"
         "  paused   since Sun 2026-11-29 03:00:00+01:00\n"
-        "  stopped  since Sun 2026-11-29 03:00:00+01:00: the code has it no more"
+        "  stopped  since Sun 2026-11-29 03:00:00+01:00: no worker's code declares it"
     )
 
 
