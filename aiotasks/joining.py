@@ -199,25 +199,19 @@ async def _next(ends: Ends, groups: Sequence["_Group"], deadline: float | None) 
     """Wait until tasks have ended. None if none is left, or at the deadline."""
     ended: list[PostgresTaskResult] = []
     while not ended and not ends.is_over:
+        for group in groups:
+            await group.raise_missing()
         if not await _changed(ends, groups, deadline):
             break
         rows = ends.take()
         ended = [result for group in groups for result in group.ended(rows)]
-        for group in groups:
-            if not ended:
-                await group.raise_missing()
     return ended
 
 
 async def _last(groups: Iterable["_Group"]) -> list[PostgresTaskResult]:
     """Look once at the tasks that are left."""
-    ended: list[PostgresTaskResult] = []
-    with suppress(TimeoutError):
-        async with asyncio.timeout(LAST_LOOK):
-            for group in groups:
-                if group.left:
-                    ended += await group.look_once()
-    return ended
+    looks = await asyncio.gather(*(group.look_once() for group in groups if group.left))
+    return [result for ended in looks for result in ended]
 
 
 def _in_order(ended: Iterable[PostgresTaskResult]) -> list[PostgresTaskResult]:
@@ -236,6 +230,8 @@ async def _changed(ends: Ends, groups: Iterable["_Group"], deadline: float | Non
         return bool(await ends.changed(rest))
     if await ends.changed(SLOT_IS_KEPT_FOR if rest is None else min(rest, SLOT_IS_KEPT_FOR)):
         return True
+    if rest is not None and rest <= SLOT_IS_KEPT_FOR:  # another task would have the slot, for any time
+        return False
     joined = [results[0].task for group in groups for results in group.left.values()]
     # The slot is taken again after the time limit, not within it.
     async with execution.joining.waiting(execution, joined):
@@ -289,23 +285,28 @@ class _Group:
         ends.watch(self._loop_resources, self._alias, self.left.keys())
 
     async def look_once(self) -> list[PostgresTaskResult]:
-        """Look all tasks up that are left, as ``look_up()``."""
-        if len(self.left) <= 1:
-            return await self.look_up(self.left.keys())
-        look = partial(self._loop_resources.store.select_ended_jobs, list(self.left), self._alias)
-        found = await repeat(look, within=inf)  # small, where the rows of all may not be
-        return await self.look_up(self.left.keys() - found.unmarked)
+        """Look all tasks up that are left, and return the results of those that have ended, refreshed. None
+        after LAST_LOOK seconds.
+        """
+        try:
+            async with asyncio.timeout(LAST_LOOK):
+                ids = list(self.left)
+                if len(ids) > 1:
+                    look = partial(self._loop_resources.store.select_ended_jobs, ids, self._alias)
+                    found = await repeat(look, within=inf)  # small, where the rows of all may not be
+                    ids = list(self.left.keys() - found.unmarked)
+                jobs = await self._jobs(ids)
+        except TimeoutError:
+            return []
+        return self.ended({(self._alias, id): job for id, job in zip(ids, jobs, strict=True)})
 
-    async def look_up(self, wanted: AbstractSet[UUID]) -> list[PostgresTaskResult]:
-        """Look tasks up, and return the results of those that have ended, refreshed."""
-        ids = list(wanted)
-        return self.ended(dict(zip(ids, await self._jobs(ids), strict=True)))
-
-    def ended(self, rows: Mapping[UUID, Job | None]) -> list[PostgresTaskResult]:
-        """Return the results of those of these tasks that have ended, refreshed. None: the task is gone."""
+    def ended(self, rows: Mapping[tuple[str, UUID], Job | None]) -> list[PostgresTaskResult]:
+        """Return the results of those of these tasks that have ended, refreshed. rows: by backend and id;
+        None: the task is gone.
+        """
         ended: list[PostgresTaskResult] = []
-        for id, job in rows.items():
-            if id not in self.left:
+        for (alias, id), job in rows.items():
+            if alias != self._alias or id not in self.left:
                 continue
             if job is None:
                 self._missing = self.left.pop(id)

@@ -172,11 +172,12 @@ class Batcher[Item, Result]:
 
     def _give_up(self, batch: list[tuple[Item, Caller[Result]]], error: BaseException) -> None:
         """Answer all callers with an error, because the loop is closing or out of memory."""
-        for caller in [*(caller for _, caller in batch), *(caller for _, caller, _ in self._waiting)]:
+        callers = [*(caller for _, caller in batch), *(caller for _, caller, _ in self._waiting)]
+        self._waiting.clear()  # before the answers, at which a caller may add other calls
+        self._bytes = 0
+        for caller in callers:
             if not caller.done():
                 caller.set_exception(utils.InterfaceError(f"interrupted by {error!r}"))
-        self._waiting.clear()
-        self._bytes = 0
         if self._outside:
             self._let_in_soon()
 

@@ -85,8 +85,8 @@ class Watch:
         news, self._news = self._news, set()
         return news
 
-    def report(self, id: UUID) -> None:
-        """Note that the task may have changed."""
+    def report(self, backend: str, id: UUID) -> None:
+        """Note that the task of a backend (its alias) may have changed."""
         self._news.add(id)
         self._wake()
 
@@ -124,7 +124,7 @@ class _Entry:
         """Report a change to those that await it at this level."""
         for watch in list(self.watches):
             if watch.level >= lowest:
-                watch.report(self.id)
+                watch.report(self.backend, self.id)
 
 
 class Changes:

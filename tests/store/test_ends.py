@@ -1,7 +1,7 @@
 """Ends: a waiter wakes once, with the rows of what has ended, and misses nothing where a look-up fails."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,6 +11,7 @@ from django.db import utils
 from aiotasks.conf import Options
 from aiotasks.rows import Job, Status
 from aiotasks.store import joins
+from aiotasks.store.batcher import Batcher
 from aiotasks.store.ends import Ends
 from aiotasks.store.loop import LOOKUP_LIMIT, LoopResources, close_pools, resources
 from aiotasks.store.store import Store
@@ -27,7 +28,7 @@ def fast_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joins, "POLL_LONGEST", 0.1)
 
 
-async def next_ends(ends: Ends) -> dict[UUID, Job | None]:
+async def next_ends(ends: Ends) -> dict[tuple[str, UUID], Job | None]:
     async with asyncio.timeout(30):
         while True:
             await ends.changed()
@@ -44,8 +45,10 @@ async def test_what_has_ended_together_is_reported_together(held: LoopResources)
     ends = Ends()
     ends.watch(held, "default", [*(job.id for job in jobs), gone, waits])
     found = await next_ends(ends)
-    assert found.pop(gone) is None
-    assert {id: job.status for id, job in found.items() if job} == {job.id: Status.SUCCESSFUL for job in jobs}
+    assert found.pop(("default", gone)) is None
+    assert {id: job.status for (_, id), job in found.items() if job} == {
+        job.id: Status.SUCCESSFUL for job in jobs
+    }
     assert held.changes.number == 1
     assert not ends.is_over
     ends.close()
@@ -59,6 +62,7 @@ class Source:
     def __init__(self) -> None:
         self.lookups = self.changes = self
         self.asked: list[tuple[UUID, Any]] = []
+        self.forgotten: list[tuple[str, UUID]] = []
 
     def add(self, key: tuple[str, UUID], caller: Any) -> None:
         self.asked.append((key[1], caller))
@@ -66,7 +70,8 @@ class Source:
     def watch(self, *args: Any) -> None:
         pass
 
-    forget = watch
+    def forget(self, ends: Ends, backend: str, ids: Collection[UUID]) -> None:
+        self.forgotten += [(backend, id) for id in ids]
 
 
 async def test_what_ends_during_a_round_belongs_to_the_next() -> None:
@@ -75,21 +80,96 @@ async def test_what_ends_during_a_round_belongs_to_the_next() -> None:
     first, second, later = [uuid4() for _ in range(3)]
     ends = Ends()
     ends.watch(source, "default", [first, second, later])
-    ends.report(first)
-    ends.report(second)
+    ends.report("default", first)
+    ends.report("default", second)
     (_, first_caller), (_, second_caller) = source.asked
     first_caller.set_result(None)
-    ends.report(later)
+    ends.report("default", later)
     assert len(source.asked) == 2
     assert await ends.changed(0.01) == set()
     second_caller.set_result(None)
     assert await ends.changed() == {first, second}
-    assert ends.take() == {first: None, second: None}
+    assert ends.take() == {("default", first): None, ("default", second): None}
     (*_, (id, caller)) = source.asked
     assert id == later
     assert not caller.done()
     ends.close()
     assert caller.done()  # nobody waits for it
+
+
+async def test_a_task_is_looked_up_once_at_a_time() -> None:
+    """However often it is reported meanwhile, by polls, where the look-ups of many large rows take long."""
+    source: Any = Source()
+    first, second = uuid4(), uuid4()
+    ends = Ends()
+    ends.watch(source, "default", [first, second])
+    for id in (first, second, first, second):
+        ends.report("default", id)
+    assert [id for id, _ in source.asked] == [first, second]
+    (_, first_caller), (_, second_caller) = source.asked
+    first_caller.set_exception(utils.OperationalError("away"))
+    ends.report("default", second)
+    second_caller.set_result(None)
+    assert [id for id, _ in source.asked] == [first, second, first]  # the end of the second one is known
+    ends.report("default", second)
+    assert len(source.asked) == 3
+    assert ends.take() == {("default", second): None}
+    source.asked[2][1].set_result(None)
+    assert ends.take() == {("default", first): None}
+    assert ends.is_over
+
+
+async def test_a_backend_whose_database_is_away_delays_no_other() -> None:
+    """Not even of a task with the same id."""
+    here: Any = Source()
+    away: Any = Source()
+    id = uuid4()
+    ends = Ends()
+    ends.watch(away, "away", [id])
+    ends.watch(here, "default", [id])
+    ends.report("away", id)
+    ends.report("default", id)
+    (_, caller), *_ = here.asked
+    caller.set_result(None)
+    assert ends.take() == {("default", id): None}
+    assert not ends.is_over
+    ends.close()
+    assert (here.forgotten, away.forgotten) == ([("default", id)], [("away", id)])
+
+
+async def test_a_call_that_an_answer_adds_is_not_lost() -> None:
+    """While the flusher is cancelled, as code does that cancels all other asyncio tasks."""
+    waiting: asyncio.Queue[asyncio.Future[Sequence[None]]] = asyncio.Queue()
+
+    async def flush(items: list[int]) -> Sequence[None]:
+        future: asyncio.Future[Sequence[None]] = asyncio.get_running_loop().create_future()
+        waiting.put_nowait(future)
+        return await future
+
+    batcher: Batcher[int, None] = Batcher(flush, limit=1)
+    first = batcher.submit(1)
+    added: list[asyncio.Future[None]] = []
+
+    class Adding:
+        def done(self) -> bool:
+            return False
+
+        def set_result(self, result: None) -> None:
+            raise AssertionError
+
+        def set_exception(self, error: BaseException) -> None:
+            added.append(batcher.submit(3))
+
+    batcher.add(2, Adding())
+    (await waiting.get()).cancel()
+    with pytest.raises(utils.InterfaceError, match="interrupted"):
+        await first
+    last = batcher.submit(4)
+    async with asyncio.timeout(30):
+        for future in (*added, last):
+            (await waiting.get()).set_result([None])
+            await future
+    assert len(added) == 1
 
 
 async def patched(monkeypatch: pytest.MonkeyPatch, select_jobs: Select) -> LoopResources:
@@ -119,7 +199,7 @@ async def test_a_look_up_that_fails_for_the_time_being_is_repeated(
     ends.watch(others, "default", [job.id])
     await until(lambda: failures >= 8)  # more than belong to one look-up
     is_away = False
-    assert (await next_ends(ends)).keys() == {job.id}
+    assert (await next_ends(ends)).keys() == {("default", job.id)}
     await close_pools()
 
 

@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import asyncpg
 import pytest
 
 import aiotasks
+from aiotasks.executing import current
+from aiotasks.joining import SLOT_IS_KEPT_FOR
 from aiotasks.worker.claiming import quarantine
 from aiotasks.worker.running import joining
 from tests.site import default_task_backend as backend
@@ -63,6 +66,22 @@ async def test_a_body_that_goes_on_beside_its_join_keeps_its_slot(
             assert (await result.ajoin(timeout=60)).return_value == 7
     assert caplog.text.count(FULL) == 1
     assert "lane=loop paths=tests.worker.joining_tasks.parent_that_waits_beside" in caplog.text
+
+
+@pytest.mark.parametrize("timeout", [0.001, SLOT_IS_KEPT_FOR / 2])
+async def test_a_short_wait_keeps_its_slot(database: str, timeout: float) -> None:
+    """Another task would have the slot at the end of the wait, for any time."""
+    result = await tasks.leaf.aenqueue(1)
+
+    def give_up(*args: object) -> None:
+        raise AssertionError("its slot was given up")
+
+    token = current.set(SimpleNamespace(joining=SimpleNamespace(waiting=give_up)))
+    try:
+        with pytest.raises(TimeoutError):
+            await result.ajoin(timeout=timeout)
+    finally:
+        current.reset(token)
 
 
 async def test_so_many_at_the_most_give_up_their_slots(

@@ -21,6 +21,7 @@ from django.test.utils import CaptureQueriesContext
 
 import aiotasks
 from aiotasks import PostgresTaskResult, joining
+from aiotasks.compat import set_frozen
 from aiotasks.store import joins, loop_thread
 from aiotasks.store.joins import Changes
 from aiotasks.store.loop import close_pools, resources
@@ -342,6 +343,7 @@ async def test_the_time_limit_holds_while_the_database_is_away(
         raise utils.OperationalError("away") from ConnectionResetError()
 
     results = [await tasks.add.aenqueue(n, 1) for n in range(number)]
+    await close_pools()  # whose look-ups know the Store's own method
     monkeypatch.setattr(joining, "LAST_LOOK", 0.1)
     for name in ("select_jobs", "select_ended_jobs", "await_jobs"):
         monkeypatch.setattr(Store, name, fail)
@@ -367,6 +369,75 @@ async def test_several_backends(database: str, settings: Any, conn: asyncpg.Conn
         assert await second.acancel()
         assert await first.acancel()
         assert await waiting == [first, second]
+    await close_pools()
+
+
+@pytest.mark.parametrize("aliases", [("default", "other"), ("other", "default")])
+async def test_backends_with_one_id(
+    database: str, settings: Any, conn: asyncpg.Connection, aliases: tuple[str, str]
+) -> None:
+    """Neither shows the other's task, and nothing of either is left behind."""
+    settings.TASKS = {
+        name: {"BACKEND": "aiotasks.backend.PostgresBackend", "OPTIONS": {"POOL_MAX_SIZE": size}}
+        for name, size in (("default", 5), ("other", 6))
+    }
+    results = {alias: await tasks.add.using(backend=alias).aenqueue(1, 1) for alias in aliases}
+    stranger = results["other"]
+    set_frozen(stranger, "id", results["default"].id)
+    assert await results["default"].acancel()
+    with pytest.raises(TaskResultDoesNotExist, match=stranger.id):
+        async with asyncio.timeout(30):
+            await aiotasks.gather_results([results[alias] for alias in aliases])
+    assert not stranger.is_finished
+    assert [changes_of(result).number for result in results.values()] == [0, 0]
+    await close_pools()
+
+
+async def test_a_task_that_is_gone_is_known_before_others_end(database: str) -> None:
+    """Also where it was found together with one that has ended."""
+    ended, waits = [await tasks.add.aenqueue(n, 1) for n in range(2)]
+    assert await ended.acancel()
+    gone = await _gone()
+    seen: list[PostgresTaskResult] = []
+
+    async def see() -> None:
+        async for result in aiotasks.as_completed([ended, gone, waits]):
+            seen.append(result)  # noqa: PERF401  # what was seen before the error
+
+    with pytest.raises(TaskResultDoesNotExist, match=gone.id):
+        await asyncio.wait_for(see(), 30)
+    assert seen in ([ended], [])
+
+
+async def test_the_last_look_waits_for_no_other_database(
+    database: str, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.TASKS = {
+        name: {"BACKEND": "aiotasks.backend.PostgresBackend", "OPTIONS": {"POOL_MAX_SIZE": size}}
+        for name, size in (("default", 5), ("other", 6))
+    }
+    away = await tasks.add.using(backend="default").aenqueue(1, 1)
+    ended = await tasks.add.using(backend="other").aenqueue(1, 1)
+    assert await postgres_result(await ended.task.get_backend().aget_result(ended.id)).acancel()
+    select_jobs = Store.select_jobs
+
+    async def select(self: Store, ids: Any, alias: str) -> Any:
+        if alias == "default":
+            raise utils.OperationalError("away") from ConnectionResetError()
+        return await select_jobs(self, ids, alias)
+
+    await close_pools()  # as above
+    monkeypatch.setattr(Store, "select_jobs", select)
+    monkeypatch.setattr(joining, "LAST_LOOK", 0.5)
+    seen: list[PostgresTaskResult] = []
+
+    async def see() -> None:
+        async for result in aiotasks.as_completed([away, ended], timeout=0):
+            seen.append(result)  # noqa: PERF401  # what was seen before the error
+
+    with pytest.raises(TimeoutError, match=r"^1 tasks haven't ended"):
+        await see()
+    assert seen == [ended]
     await close_pools()
 
 
