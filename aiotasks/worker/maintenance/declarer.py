@@ -100,6 +100,7 @@ class Declarer:
             # In one transaction, so that one that was renamed ticks under one of its names.
             async with self._driver.transaction() as driver:
                 written, stopped = await self._write(Store(driver), changes, gone)
+            self._refused = []
         except utils.Error as error:
             if is_transient(error):
                 raise
