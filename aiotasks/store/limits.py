@@ -54,7 +54,7 @@ class LimitRule(NamedTuple):
 
 # What a claim has seen of a key, after what it has taken itself:
 # new: the key has no row; have it made by insert_limits(), and ask again
-# unknown: no rule of its limit was given, nor has an operator set one
+# unknown: no rule of its limit was given, nor has an operator set a concurrency or a rate
 # paused: the key, the limit or the queue
 # closed: no start before ``wait`` seconds are over
 # full: all places are taken

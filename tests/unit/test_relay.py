@@ -47,6 +47,21 @@ def relay(others: Others) -> Relay:
     return Relay(others, backend="default")
 
 
+async def test_what_a_claim_has_left_to_others_is_passed_on_once(relay: Relay, others: Others) -> None:
+    """Where they know its limit. What a walk comes by isn't, or workers would wake each other forever."""
+    keyed = [replace(news(queue_name=name), keyed=True) for name in ("q", "other")]
+    for wakeup in keyed:
+        relay.woken(wakeup)
+    relay.claims(["loop"], keyed=True)
+    relay.left("thread", {"q"})
+    relay.left("loop", set())
+    assert others.got == []
+    relay.left("loop", {"q"})
+    relay.claims(["loop"], keyed=True)
+    relay.left("loop", {"q"})
+    assert others.got == keyed[:1]
+
+
 async def test_the_first_passes_on_what_it_cannot_claim(relay: Relay, others: Others) -> None:
     relay.woken(news(place=2))  # the first passes it on, if need be
     relay.woken(news())

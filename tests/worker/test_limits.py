@@ -338,8 +338,10 @@ async def test_a_limit_that_is_not_imported_yet(
         await until(lambda: {name for name, _ in found} == {"worker.two", "worker.gone"})
         await plain.add.aenqueue(1, 2)
         await until(lambda: ledger.statuses() == {"SUCCESSFUL": 1, "READY": 7})
+        await running_store().set_limit("default", "worker.two", LimitSetting(concurrency=2))
+        await until(lambda: tasks.seen == ["a0"])  # one, because it might be a line
+        assert ledger.statuses() == {"SUCCESSFUL": 1, "READY": 6, "RUNNING": 1}
         monkeypatch.setattr(limit_rules, "LEAVE_FOR", 0.0)
-        await until(lambda: tasks.seen == ["a0"])
         await until(lambda: ledger.statuses().get("SCHEDULED") == 3)  # unknown tasks are snoozed, one by one
         monkeypatch.setattr(limits, "_known", known)
         tasks.let_go("a0")

@@ -15,6 +15,8 @@
 -- In strict order one task runs at a time. A task that was claimed holds its line until it is final, also READY again
 -- (begun); else the first of the line is next, over all queues and lanes, and no other if it can't be taken. A row
 -- without `ordered` was enqueued before its limit had an order, and comes by the line of its queue and lane.
+-- Of a limit that no rule is given for nothing is taken, unless an operator has set a concurrency or a rate: then as in
+-- strict order, which is right for any tasks.
 -- Pauses and expiry as in claim_jobs. Each look-up is a LATERAL with LIMIT, so that its plan can't depend on what the
 -- planner thinks of the tables.
 --
@@ -47,12 +49,12 @@ WITH claimer AS MATERIALIZED (
     -- What is said of each limit, by an operator or else by the code.
     SELECT
         code.name, said.paused_at,
-        code.at IS NULL AND said.concurrency IS NULL AS is_unknown,
+        code.at IS NULL AND num_nonnulls(said.concurrency, said.pace) = 0 AS is_unknown,
         coalesce(said.concurrency, ($10::integer[])[code.at]) AS concurrency,
         coalesce(said.pace, ($11::double precision[])[code.at]) AS pace,
         coalesce(said.burst, ($12::integer[])[code.at], 1) AS burst,
         coalesce(said.weight, ($13::integer[])[code.at], 1) AS weight,
-        coalesce(($14::boolean[])[code.at], false) AS ordered
+        coalesce(($14::boolean[])[code.at], true) AS ordered
     FROM (
         SELECT limits.name, array_position($9::text[], limits.name) AS at
         FROM (SELECT DISTINCT candidate.name FROM candidate) AS limits
@@ -68,7 +70,7 @@ WITH claimer AS MATERIALIZED (
             ELSE coalesce(own.concurrency, named.concurrency) END AS concurrency,
         coalesce(own.burst, named.burst) AS burst,
         greatest(coalesce(own.weight, named.weight), 1) AS weight,
-        named.is_unknown AND own.concurrency IS NULL AS is_unknown,
+        named.is_unknown AND num_nonnulls(own.concurrency, own.pace) = 0 AS is_unknown,
         own.paused_at IS NOT NULL OR named.paused_at IS NOT NULL
             OR 'queue ' || candidate.queue_name = ANY(claimer.paused) AS is_paused,
         CASE

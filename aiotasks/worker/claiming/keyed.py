@@ -284,6 +284,7 @@ class KeyedClaims:
             each.walk.gave()
         else:
             each.walk.took(time.monotonic() - began, look, now, workers=self._peers.number)
+        self._relay.left(each.lane, {seen.queue_name for seen in reply.seen if seen.state == "unknown"})
         self._relay.claimed(each.lane, reply.jobs, slots, keyed=True)
         reply.jobs.sort(key=lambda job: (-job.priority, microseconds(job.ready_at), job.id))
         return Claim(worker_id, reply.jobs, keyed=True)
@@ -314,19 +315,15 @@ class KeyedClaims:
             keys.tell(one.queue_name, one.key, one.task_path, one.priority, listed=True)
 
     def _importable(self, each: LaneKeys, keys: Keys, taken: list[Key]) -> list[Key]:
-        """Return the keys of limits that are known here, and import the modules of the others. Those that
-        stay unknown are left to other workers for a time.
-        """
+        """Return the keys of limits that there is nothing to import for, and import the modules of others."""
         known = []
         for key in taken:
             name = name_of(key.key)
             if not self.rules.is_known(name, key.task_path):
                 self.rules.learn(key.task_path, partial(self._imported, keys, key))
-            elif self.rules.may_claim(name, key.task_path):
-                known.append(key)
             else:
-                closed = {key.key: Answer("closed", LEAVE_FOR)}
-                keys.learn([key], closed, {}, asyncio.get_running_loop().time())
+                self.rules.meet(name, key.task_path)
+                known.append(key)
         return known
 
     def _imported(self, keys: Keys, key: Key) -> None:
@@ -336,7 +333,7 @@ class KeyedClaims:
     async def _ask(
         self, each: LaneKeys, worker_id: UUID, requests: Sequence[KeyRequest], slots: int
     ) -> KeyedClaim:
-        rules = [self.rules.rule(name) for name in {name_of(request.key) for request in requests}]
+        rules = map(self.rules.rule, {name_of(request.key) for request in requests})
         return await self._intake.fetch_keyed(
             worker_id,
             partial(
@@ -345,7 +342,7 @@ class KeyedClaims:
                 lane=each.lane,
                 slots=slots,
                 requests=requests,
-                rules=rules,
+                rules=[rule for rule in rules if rule is not None],
             ),
         )
 
@@ -361,7 +358,7 @@ class KeyedClaims:
                 case "new":
                     pass
                 case "unknown":
-                    answers[seen.key] = Answer("busy")
+                    answers[seen.key] = Answer("closed", LEAVE_FOR)
                 case state:
                     answers[seen.key] = Answer(state, seen.wait or 0.0, seen.weight)
         if not reply.seen:  # the database says that the lease is over

@@ -31,8 +31,9 @@ def name_of(key: str) -> str:
 class LimitRules:
     """A limit is declared by the module of a task that has it, so that is imported where the name is new, as
     for an unknown path: by ``resolve``, in a thread. Where nothing here declares it, other workers may know
-    it, whose code is newer or older. After LEAVE_FOR one task of each of its keys runs at a time, the oldest
-    first, because the limit may have been taken out of the code.
+    it, whose code is newer or older: its tasks are left to them, unless an operator has set it. After
+    LEAVE_FOR one task of each of its keys runs at a time, the oldest first, because the limit may have been
+    taken out of the code.
     """
 
     def __init__(
@@ -54,23 +55,22 @@ class LimitRules:
         """Return whether there is nothing to import: the name is known, or the task's module doesn't tell."""
         return name in known_limits() or task_path in self._tried
 
-    def may_claim(self, name: str, task_path: str) -> bool:
-        """Return whether tasks of the limit are to be claimed, of which ``is_known()`` has returned True."""
-        if name in known_limits():
-            return True
-        since = self._unknown_since.get(name)
-        if since is None:
-            if len(self._unknown_since) >= PATHS_LIMIT:
-                self._unknown_since.clear()
-            since = self._unknown_since[name] = time.monotonic()
-            self._observer.limit_unknown(name, task_path, self._tried.get(task_path, NOT_DECLARED))
-        return time.monotonic() - since >= LEAVE_FOR
+    def meet(self, name: str, task_path: str) -> None:
+        """Note a limit that tasks have, of which ``is_known()`` has returned True."""
+        if name in known_limits() or name in self._unknown_since:
+            return
+        if len(self._unknown_since) >= PATHS_LIMIT:
+            self._unknown_since.clear()
+        self._unknown_since[name] = time.monotonic()
+        self._observer.limit_unknown(name, task_path, self._tried.get(task_path, NOT_DECLARED))
 
-    def rule(self, name: str) -> LimitRule:
-        """Return what is said of a limit, or what is assumed."""
+    def rule(self, name: str) -> LimitRule | None:
+        """Return what is said of a limit, or what is assumed; None for one whose tasks are left to others."""
         limit = known_limits().get(name)
         if limit is None:
-            return LimitRule(name, concurrency=1, ordered=True)
+            now = time.monotonic()
+            is_left = now - self._unknown_since.get(name, now) < LEAVE_FOR
+            return None if is_left else LimitRule(name, concurrency=1, ordered=True)
         return LimitRule(
             name,
             concurrency=limit.concurrency,

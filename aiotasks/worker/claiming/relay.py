@@ -30,7 +30,8 @@ class Relay:
     """A wake-up comes to two workers. The first passes it on
 
     - if it can't claim, or its claim fails;
-    - after a claim that has taken as many tasks as it was for, and none of the wake-up's queue.
+    - after a claim that has taken as many tasks as it was for, and none of the wake-up's queue;
+    - after one that has left tasks of the queue, because their limit isn't known here.
 
     After such a claim it also wakes others for the queues that it has taken tasks from, because there may be
     more: once, until a claim takes fewer.
@@ -104,6 +105,13 @@ class Relay:
             ]
         if left:
             self._pass_on(left)
+
+    def left(self, lane: Lane, queues: Collection[str]) -> None:
+        """Note that a claim has left tasks of these queues to workers that know their limits."""
+        if queues:
+            self._pass_on(
+                wakeup for key, wakeup in self._asked.items() if key[1] == lane and key[0] in queues
+            )
 
     def filled(self, queues: Iterable[str], lanes: Iterable[Lane]) -> None:
         """Wake others for queues that have reached their limits here: they may have more tasks."""
