@@ -156,7 +156,19 @@ async def test_a_limit_that_no_code_knows(store: Store) -> None:
     assert only(await claim_keys(store, me, "l:1", rules=[])).state == "unknown"
     assert len((await claim_keys(store, me, "l:1", rules=[LimitRule("l", 1, ordered=True)])).jobs) == 1
     await store.set_limit("default", "l", LimitSetting(concurrency=2))
-    assert len((await claim_keys(store, me, "l:1", rules=[])).jobs) == 1
+    assert only(await claim_keys(store, me, "l:1", rules=[])).state == "full"  # it may be a line
+
+
+async def test_an_operators_rate_makes_a_limit_known(store: Store) -> None:
+    """Also one of the key alone."""
+    me = await worker(store)
+    for key, said in (("l:1", "l"), ("m:1", "m:1")):
+        await insert(store, 2, limit_key=key)
+        await store.set_limit("default", said, LimitSetting(rate="1/h", pace=3600.0))
+        await store.insert_limits("default", [key])
+        (job,) = (await claim_keys(store, me, key, rules=[])).jobs
+        await fail(store, job)
+        assert only(await claim_keys(store, me, key, rules=[])).state == "closed"
 
 
 async def test_pauses(store: Store, conn: asyncpg.Connection) -> None:
