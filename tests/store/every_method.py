@@ -87,13 +87,14 @@ def schedules() -> list[Any]:
         [each[:5] for each in call("select_declared", "s")[1] if each.name == "o"],
     ]
     (due,) = call("select_due_schedules", "s", 10)
-    seen.append([due.name, due.missed, due.next_at == ago, due.failures, due.has_own_key])
+    seen.append([due.name, due.missed, due.next_at == ago, due.failures, due.is_apart, due.size])
     seen.append(call("fail_schedules", "s", [(due, "% no")], shortest=1.0, longest=9.0))
     seen.append(call("move_schedules", "s", [Move(due, None, ago)]) == {code.name: code})
     call("skip_ticks", "s", [(code.name, ago, 2)])
     seen += [call("pause_schedule", "s", name, "why %") for name in ("o", "none")]
-    seen += [call("resume_schedule", "s", "o", ago) for _ in range(2)]
-    seen.append(call("stop_schedules", "s", ["o", "none"]))
+    seen += [call("resume_schedule", "s", own, ago) for _ in range(2)]
+    call("announce_schedules", uuid.UUID(int=1), ["o", code.name])  # there is no such worker
+    seen.append(call("stop_schedules", "s", ["o", "none", code.name]))
     rows = call("select_schedules", "s").rows
     seen.append([row.schedule in (code, own) for row in rows])
     seen.append([[row.skipped, row.failures, row.error, row.last_tick == ago, row.next_at] for row in rows])
