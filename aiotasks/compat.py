@@ -260,6 +260,7 @@ def transport_and_protocol(connection: Any) -> tuple[Any, Any]:
 # Array types of our statements that asyncpg doesn't know from the start: type, and type of the elements.
 # The numbers are the same in every PostgreSQL (src/include/catalog/pg_type.dat).
 _ARRAY_TYPES = {
+    199: 114,  # json
     1000: 16,  # boolean
     1005: 21,  # smallint
     1007: 23,  # integer

@@ -67,7 +67,7 @@ def make_rescuer(
         worker_id=worker_id, may_rescue=lambda: may_rescue, should_remain=lambda: 0.0
     )
     ownership: Any = SimpleNamespace(held_claims=lambda: set(held), claimed_at=lambda: claimed_at)
-    waker: Any = SimpleNamespace(wake_after_rescue=wake, tell=lambda ids: None)
+    waker: Any = SimpleNamespace(wake_after_rescue=wake, tell=lambda ids: None, try_keys=lambda jobs: None)
     lost_tasks: Any = SimpleNamespace(announce=lambda job, error: None)
     return Rescuer(
         running_store(),

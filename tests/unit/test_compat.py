@@ -324,6 +324,7 @@ async def test_declared_array_types_are_not_looked_up(database: str, monkeypatch
 
     monkeypatch.setattr(asyncpg.Connection, "_introspect_types", watched)
     values = (
+        ("json", ['{"a": 1}', None]),
         ("boolean", [True, None]),
         ("smallint", [1, None]),
         ("integer", [2]),
