@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 
 from django.db import utils
 
@@ -55,11 +56,23 @@ class KeyRows:
         self._new.append(key)
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="aiotasks rows of limits")
+            self._task.add_done_callback(self._ended)
 
     def close(self) -> None:
         """Make no more rows."""
         if self._task is not None:
             self._task.cancel()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """Do what a task couldn't that somebody has cancelled: its keys are to be asked for again."""
+        if self._task is task:  # before its first step
+            self._task = None
+        if self._task is None:
+            callers, self._callers = self._callers, {}
+            self._new.clear()
+            self._pieces.clear()
+            for done in chain.from_iterable(callers.values()):
+                done()
 
     async def _run(self) -> None:
         try:
