@@ -1,6 +1,7 @@
 """``manage.py aiotasks schedules``: look at schedules, add, run, pause, resume and remove them."""
 
 import json
+import re
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,16 +13,20 @@ from django.tasks.exceptions import InvalidTask
 
 from aiotasks.db.errors import describe
 from aiotasks.exceptions import UnknownTask
-from aiotasks.management.subcommand import Write, add_json, as_json, backend_or_error
+from aiotasks.management.subcommand import Write, add_json, as_json, backend_or_error, did_you_mean
 from aiotasks.operations import schedules
 from aiotasks.operations.actions import read_age
 from aiotasks.operations.schedule_text import schedules_as_text
-from aiotasks.schedules.wanted import MISSED, OVERLAP
+from aiotasks.schedules.cron import LONGEST_INTERVAL, SHORTEST_INTERVAL
+from aiotasks.schedules.wanted import LONGEST_JITTER, LONGEST_WITHIN, MISSED, OVERLAP, SHORTEST_WITHIN
 from aiotasks.worker.process.cli import add_backend
 
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "show schedules, add, run, pause, resume or remove them"
+
+# The keywords of periodic() that are options here, where a message begins with one.
+_KEYWORD = re.compile(r"\A(every|timezone|args|kwargs|missed|within|overlap|jitter)\b")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -46,10 +51,39 @@ def run(options: Namespace, write: Write) -> int:
         found = act(options)
     except utils.Error as error:
         raise CommandError(describe(error, backend.config.database)) from error
-    except (InvalidTask, LookupError, TypeError, UnknownTask, ValueError) as error:
-        raise CommandError(str(error)) from error
+    except UnknownTask as error:
+        raise CommandError(_about_task(error)) from error
+    except LookupError as error:
+        raise CommandError(f"{error}{_close_names(options)}") from error
+    except (InvalidTask, TypeError, ValueError) as error:
+        raise CommandError(_KEYWORD.sub(r"--\1", str(error))) from error
     write(as_json(found.json) if options.json else found.text)
     return 0
+
+
+def _about_task(error: UnknownTask) -> str:
+    """Why there is no task at a path, for people who have written it."""
+    cause = error.__cause__
+    if cause is None:
+        return str(error)
+    module, _, name = error.task_path.rpartition(".")
+    missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
+    if not module:
+        why = "it has no module in front, as in mysite.tasks.report"
+    elif missing and f"{module}.".startswith(f"{missing}."):
+        why = f"there is no module {missing!r}"
+    elif isinstance(cause.__cause__, AttributeError):
+        why = f"module {module!r} has no {name!r}"
+    else:
+        why = f"module {module!r} can't be imported: {' '.join(str(cause).split()) or type(cause).__name__}"
+    return f"{error.task_path!r:.500} is not a task that can be run here: {why}."
+
+
+def _close_names(options: Namespace) -> str:
+    """A question after the schedule that is meant by a name, where there is none."""
+    known = {each.name for each in schedules.list_schedules(options.backend)}
+    unknown = [name for name in [*options.names, getattr(options, "name", "")] if name and name not in known]
+    return did_you_mean(unknown[0], known) if unknown else ""
 
 
 def _add_names(parser: ArgumentParser) -> None:
@@ -70,7 +104,10 @@ def _add_wanted(parser: ArgumentParser) -> None:
     parser.add_argument("task", metavar="TASK", help="its path, such as mysite.tasks.report")
     parser.add_argument("--cron", help="such as '*/5 * * * *' or @daily")
     parser.add_argument(
-        "--every", type=_age, metavar="AGE", help="an interval in place of it, such as 90s or 5m"
+        "--every",
+        type=_age(SHORTEST_INTERVAL, LONGEST_INTERVAL),
+        metavar="AGE",
+        help="an interval in place of it, such as 90s or 5m",
     )
     parser.add_argument(
         "--timezone", metavar="ZONE", help="such as Europe/Berlin (TIME_ZONE of the settings)"
@@ -78,33 +115,62 @@ def _add_wanted(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--args",
         dest="call_args",
-        type=_json,
+        type=_json(list, "a JSON list"),
         default=[],
         metavar="JSON",
         help="a list, such as '[1, \"a\"]'",
     )
     parser.add_argument(
-        "--kwargs", dest="call_kwargs", type=_json, default={}, metavar="JSON", help="an object"
+        "--kwargs",
+        dest="call_kwargs",
+        type=_json(dict, "a JSON object"),
+        default={},
+        metavar="JSON",
+        help="an object",
     )
     parser.add_argument("--missed", choices=MISSED, default="last", help="ticks that no worker was there for")
-    parser.add_argument("--within", type=_age, metavar="AGE", help="how late a tick may be")
+    parser.add_argument(
+        "--within",
+        type=_age(SHORTEST_WITHIN, LONGEST_WITHIN),
+        metavar="AGE",
+        help="how late a tick may be",
+    )
     parser.add_argument(
         "--overlap", choices=OVERLAP, help="a tick while the task of an earlier one is unfinished"
     )
-    parser.add_argument("--jitter", type=_age, metavar="AGE", help="by how much a task is late at most")
+    parser.add_argument(
+        "--jitter", type=_age(0.0, LONGEST_JITTER), metavar="AGE", help="by how much a task is late at most"
+    )
 
 
-def _age(text: str) -> float:
-    if (age := read_age(text)) is None:
-        raise ArgumentTypeError(f"{text!r} isn't a number with a unit of s, m, h, d or w, such as 5m")
-    return age.total_seconds()
+def _age(low: float, high: float) -> Callable[[str], float]:
+    """Reads an age, of so many seconds at least and at most."""
+
+    def read(text: str) -> float:
+        if (age := read_age(text)) is None:
+            raise ArgumentTypeError(f"{text!r:.100} isn't a number with a unit of s, m, h, d or w, such as 5m")
+        if not low <= (seconds := age.total_seconds()) <= high:
+            raise ArgumentTypeError(
+                f"{text!r} isn't from {low:g}s to {high / 86_400.0:g}d"
+            )
+        return seconds
+
+    return read
 
 
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ArgumentTypeError(f"{text!r} isn't JSON: {error}") from None
+def _json(kind: type, words: str) -> Callable[[str], Any]:
+    """Reads JSON of a kind."""
+
+    def read(text: str) -> Any:
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise ArgumentTypeError(f"{text!r:.200} isn't JSON: {error}") from None
+        if not isinstance(value, kind):
+            raise ArgumentTypeError(f"{text!r:.200} isn't {words}")
+        return value
+
+    return read
 
 
 class Answer(NamedTuple):
@@ -162,11 +228,22 @@ def _run_now(options: Namespace) -> Answer:
 
 
 def _pause(options: Namespace) -> Answer:
-    return _shown([schedules.pause_schedule(options.name, reason=options.reason, backend=options.backend)])
+    was_paused = _is_paused(options)
+    found = schedules.pause_schedule(options.name, reason=options.reason, backend=options.backend)
+    said = "It was paused already, and has this reason now.\n" if was_paused else ""
+    return Answer(said + schedules_as_text([found]), [asdict(found)])
 
 
 def _resume(options: Namespace) -> Answer:
-    return _shown([schedules.resume_schedule(options.name, backend=options.backend)])
+    was_paused = _is_paused(options)
+    found = schedules.resume_schedule(options.name, backend=options.backend)
+    said = "" if was_paused else "It wasn't paused.\n"
+    return Answer(said + schedules_as_text([found]), [asdict(found)])
+
+
+def _is_paused(options: Namespace) -> bool:
+    found = schedules.list_schedules(options.backend, names=[options.name])
+    return any(each.paused_at is not None for each in found)
 
 
 # What each says about itself, adds to its parser, and does.

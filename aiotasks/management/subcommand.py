@@ -3,8 +3,9 @@
 import asyncio
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any, Protocol
 
 from django.core.management.base import CommandError
@@ -16,7 +17,16 @@ from aiotasks.db.errors import describe
 from aiotasks.operations.check import check_settings
 from aiotasks.worker.startup import backend_of
 
-__all__ = ["Subcommand", "Write", "add_json", "as_json", "backend_or_error", "errors_for_people", "run_over"]
+__all__ = [
+    "Subcommand",
+    "Write",
+    "add_json",
+    "as_json",
+    "backend_or_error",
+    "did_you_mean",
+    "errors_for_people",
+    "run_over",
+]
 
 # Prints text, as a command's ``stdout.write`` does.
 type Write = Callable[[str], object]
@@ -68,3 +78,13 @@ def errors_for_people(backend: PostgresBackend) -> Iterator[None]:
 def as_json(value: object) -> str:
     """Return JSON for people and programs, with times and ids as Django writes them."""
     return json.dumps(value, cls=DjangoJSONEncoder, indent=2)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question after names that are like an unknown one; an empty text where none is.
+
+    The last part of a path counts as like it: it is what people remember of the path of a task.
+    """
+    known = list(known)
+    close = [each for each in known if each.endswith(f".{name}")] or get_close_matches(name, known)
+    return f" Did you mean {' or '.join(map(repr, close[:3]))}?" if close else ""

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
+from cronsim import CronSim
 
 from ..policies.seconds import parse_seconds
 from .rules import FixedTimes, Interval, PassingTimes, Rule
@@ -38,14 +38,23 @@ NAMED = {
     "@hourly": "0 * * * *",
 }
 
-# Of the fields of an expression, from the right: what it is, and how many values it has.
+
+class _Field(NamedTuple):
+    """One of an expression: what it is, how many values it has, and which."""
+
+    name: str
+    size: int
+    values: str
+
+
+# From the right.
 _FIELDS = (
-    ("day of the week", 7),
-    ("month", 12),
-    ("day of the month", 31),
-    ("hour", 24),
-    ("minute", 60),
-    ("second", 60),
+    _Field("day of the week", 7, "0 to 7 or sun to sat"),
+    _Field("month", 12, "1 to 12 or jan to dec"),
+    _Field("day of the month", 31, "1 to 31 or L"),
+    _Field("hour", 24, "0 to 23"),
+    _Field("minute", 60, "0 to 59"),
+    _Field("second", 60, "0 to 59"),
 )
 
 _STEP = re.compile(r"/(\d+)", re.ASCII)
@@ -145,20 +154,35 @@ def _check(text: str, expression: str) -> None:
             f"{expression!r:.200} has {number}: a cron expression has five (minute, hour, day of "
             "the month, month, day of the week), or six with the second in front"
         )
-    for part, (field, size) in zip(reversed(parts), _FIELDS, strict=False):
+    for part, field in zip(reversed(parts), _FIELDS, strict=False):
         for step in _STEP.findall(part):
-            if len(step) > 3 or int(step) > size:
+            if len(step) > 3 or int(step) > field.size:
                 raise ValueError(
-                    f"{part!r:.50} in {expression!r:.200} has a step of {step:.10}, and a {field} has {size} "
-                    "values, so that it would come at the first of them alone: for a longer interval use "
-                    "every=…"
+                    f"{part!r:.50} in {expression!r:.200} has a step of {step:.10}, and a {field.name} has "
+                    f"{field.size} values, so that it would come at the first of them alone: give an "
+                    "interval in place of the expression"
                 )
+    if not _is_read(text):
+        raise ValueError(f"{expression!r:.200} is no cron expression: {_fault(parts)}")
+
+
+def _is_read(text: str) -> bool:
     try:
         CronSim(text, datetime(2000, 1, 1))
-    except CronSimError as error:
-        raise ValueError(f"{expression!r:.200} is no cron expression: {str(error).lower()}") from None
-    except Exception as error:  # cronsim's own checks aren't complete  # noqa: BLE001
-        raise ValueError(f"{expression!r:.200} is no cron expression: {error}") from None
+    except Exception:  # cronsim's own checks aren't complete  # noqa: BLE001
+        return False
+    return True
+
+
+def _fault(parts: list[str]) -> str:
+    """Which of the values of an expression isn't right."""
+    for index, (part, field) in enumerate(zip(reversed(parts), _FIELDS, strict=False), 1):
+        for value in (*part.split(","), part):
+            alone = ["*"] * len(parts)
+            alone[-index] = value
+            if not _is_read(" ".join(alone)):
+                return f"{value!r:.50} is no {field.name} ({field.values})"
+    return f"no month of {parts[-2]!r:.50} has a day {parts[-3]!r:.50}"
 
 
 def _zone_of(timezone: str) -> tzinfo:
@@ -182,8 +206,11 @@ def _not_a_zone(timezone: Any) -> ValueError:
 def _interval_of(text: str) -> Interval:
     try:
         seconds = _seconds_of(float(text.removeprefix(EVERY)))
-    except ValueError as error:
-        raise ValueError(f"{text!r:.200}: {error}") from None
+    except ValueError:
+        raise ValueError(
+            f"{text!r:.200} isn't known: after '@every' come seconds, from {SHORTEST_INTERVAL:g} to "
+            f"{LONGEST_INTERVAL:.0f}"
+        ) from None
     return Interval(timedelta(seconds=float(seconds)))
 
 

@@ -150,8 +150,8 @@ def _check_fit(task: AnyTask, wanted: Wanted) -> None:
         raise InvalidTask(f"The schedule says when {path} runs, so its task can't have a run_after.")
     if wanted.overlap is not None and isinstance(task, PolicyFields) and task.unique_key is not None:
         raise InvalidTask(
-            f"{path} has a unique_key, which says what a tick does while its key is held. Leave out "
-            f"overlap={wanted.overlap!r}, or have a task without the key."
+            f"{path} has a unique_key, which says what a tick does while its key is held. Leave out the "
+            f"overlap ({wanted.overlap!r}), or have a task without the key."
         )
     try:
         check_call(task.func, path, wanted.args, wanted.kwargs, takes_context=task.takes_context)

@@ -291,23 +291,48 @@ async def test_a_long_list_lets_the_loop_go_on(database: str, monkeypatch: pytes
 
 def test_the_command_says_what_is_wrong(database: str) -> None:
     for arguments, words in {
-        ("pause", "nowhere"): "has no schedule 'nowhere'",
-        ("list", "nowhere"): "has no schedule 'nowhere'",
-        ("add", "a", "tests.nowhere", "--cron", "@daily"): "tests.nowhere",
+        ("pause", "nowhere"): r"has no schedule 'nowhere'\.$",
+        ("list", "nowhere"): r"has no schedule 'nowhere'\.$",
+        ("add", "a", "tests.nowhere", "--cron", "@daily"): "here: module 'tests' has no 'nowhere'.$",
+        ("add", "a", "tests.no.where", "--cron", "@daily"): "here: there is no module 'tests.no'.$",
+        ("add", "a", "nowhere", "--cron", "@daily"): "no module in front",
+        ("add", "a", "tests.tasks.os", "--cron", "@daily"): "module 'tests.tasks' has no 'os'",
         ("add", "a", ECHO, "--cron", "* * *"): "has 3 fields",
         ("pause", "no\0where"): "has no schedule",
         ("add", "a", ECHO): "Give either --cron or --every.",
         ("add", "a", ECHO, "--cron", "bad"): "has 1 field: ",
-        ("add", "a", ECHO, "--every", "0s"): "to 366 days, not 0.0",
+        ("add", "a", ECHO, "--every", "0s"): "--every: '0s' isn't from 1s to 366d",
         ("add", "a", ECHO, "--every", "5m", "--timezone", "UTC"): "an interval goes by elapsed time",
         ("add", "a", ECHO, "--every", "5"): "isn't a number with a unit",
         ("add", "a", ECHO, "--cron", "@daily", "--args", "{"): "isn't JSON",
-        ("add", "a", ECHO, "--cron", "@daily", "--args", "5"): "args must be a list",
-        ("add", "a", ECHO, "--cron", "@daily", "--timezone", "Mars"): "such as 'Europe/Berlin', not 'Mars'",
+        ("add", "a", ECHO, "--cron", "@daily", "--args", "5"): "--args: '5' isn't a JSON list",
+        ("add", "a", ECHO, "--cron", "@daily", "--kwargs", "[]"): r"--kwargs: '\[\]' isn't a JSON object",
+        ("add", "a", ECHO, "--cron", "@daily", "--within", "0s"): "--within: '0s' isn't from 1s to 366d",
+        ("add", "a", ECHO, "--every", "60s", "--jitter", "61s"): "^--jitter must not be longer",
+        ("add", "a", ECHO, "--cron", "@daily", "--timezone", "Mars"): "^--timezone must be .*'Mars'",
         ("list", "--backend", "nowhere"): "TASKS has no backend 'nowhere'",
     }.items():
-        with pytest.raises(CommandError, match=words.replace("*", r"\*")):
+        with pytest.raises(CommandError, match=words):
             run("schedules", *arguments)
+
+
+def test_the_command_says_that_nothing_was_to_do(database: str) -> None:
+    add_schedule("a", ECHO, "@daily")
+    assert run("schedules", "resume", "a")[1].startswith("It wasn't paused.\na: ")
+    assert run("schedules", "pause", "a", "--reason", "x")[1].startswith("a: ")
+    text = run("schedules", "pause", "a", "--reason", "y")[1]
+    assert text.startswith("It was paused already, and has this reason now.\na: ")
+    assert ": y\n" in text
+    assert run("schedules", "resume", "a")[1].startswith("a: ")
+
+
+def test_the_command_asks_after_the_name_that_is_meant(database: str) -> None:
+    for name in ("report", "shop.tasks.refresh"):
+        add_schedule(name, ECHO, "@daily")
+    for arguments in (["run-now"], ["pause"], ["resume"], ["remove"], ["list", "report"]):
+        for name, meant in {"reprot": "report", "refresh": "shop.tasks.refresh"}.items():
+            with pytest.raises(CommandError, match=rf"no schedule '{name}'\. Did you mean '{meant}'\?$"):
+                run("schedules", *arguments, name)
 
 
 # --- For people

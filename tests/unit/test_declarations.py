@@ -160,7 +160,7 @@ def test_a_key_of_the_task_itself_says_what_ticks_do() -> None:
     periodic("@daily", name="a")(tasks.with_policies)
     row = rows()["a"]
     assert (row.overlap, row.unique_key, row.unique_period, row.unique_waiting) == (None, "key", None, True)
-    with pytest.raises(InvalidTask, match=r"has a unique_key, .*\. Leave out overlap='skip'"):
+    with pytest.raises(InvalidTask, match=r"has a unique_key, .*\. Leave out the overlap \('skip'\)"):
         periodic("@daily", name="b", overlap="skip")(tasks.with_policies)
     periodic("@daily", name="c")(tasks.anything.using(unique_key=lambda *args, **kwargs: None))
     assert (rows()["c"].overlap, rows()["c"].unique_key) == ("skip", None)
