@@ -7,10 +7,11 @@ import asyncio
 import json
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import datetime
 from functools import partial
-from typing import Any, Literal, Unpack
+from typing import Unpack
+from uuid import UUID
 
 from django.tasks import Task
 from django.tasks.signals import task_enqueued
@@ -20,18 +21,18 @@ from ..backend import PostgresBackend
 from ..policies.text import is_storable
 from ..registry import resolve
 from ..row_results import duplicate_of, result_of
-from ..rows import AnyResult, AnyTask, Missed, Overlap, Schedule, UniqueJob
+from ..rows import AnyResult, AnyTask, Schedule, UniqueJob
 from ..schedules.cron import Times
 from ..schedules.declarations import Declaration
 from ..schedules.ticks import job_of_tick
 from ..schedules.wanted import Wanted, WantedKeywords, parse_name, parse_wanted
-from ..schedules.words import in_words
 from ..store.route import Route
 from ..store.schedules import DeclaredSchedule, ScheduleRow
 from ..store.store import Store
 from ..store.wakeups import Wakeup
 from ..worker.startup import backend_of
 from .pauses import parse_reason
+from .schedule_states import ScheduleState, select_holders, state_of
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7
@@ -52,55 +53,10 @@ __all__ = [
     "remove_schedule",
     "resume_schedule",
     "run_schedule",
-    "state_of",
 ]
-
-# The next ticks that people are shown.
-NEXT_TICKS = 3
 
 # After so many schedules the loop runs something else: their next ticks take some 10 ms.
 AT_ONCE = 50
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleState:
-    """A schedule, and how it is. Its times are aware, in its own time zone, or in UTC where that is unknown.
-
-    words: when it ticks, in words. state: "active"; "failing": its last tick couldn't be enqueued, and is
-    tried again; "paused", by an operator; "stopped": no worker's code declares it; "ended": it never ticks
-    again.
-    from_code: the code declares it, else an operator has added it. missed, within, overlap, jitter: see
-    ``aiotasks.periodic``; times are in seconds. next: the next three ticks.
-    last_tick: the last one that was enqueued or left out; None: there was none. skipped: how many were left
-    out because of an unfinished task, or one with its key, the last of them ``skipped_tick``. failures: how
-    often in a row a tick couldn't be enqueued, the last time by ``error``; it is tried again at ``retry_at``.
-    """
-
-    name: str
-    words: str
-    expression: str
-    timezone: str
-    state: Literal["active", "failing", "paused", "stopped", "ended"]
-    from_code: bool
-    task_path: str
-    queue_name: str
-    priority: int
-    args: list[Any]
-    kwargs: dict[str, Any]
-    missed: Missed
-    within: float | None
-    overlap: Overlap | None
-    jitter: float | None
-    next: list[datetime]
-    last_tick: datetime | None
-    skipped: int
-    skipped_tick: datetime | None
-    failures: int
-    error: str | None
-    retry_at: datetime | None
-    paused_at: datetime | None
-    pause_reason: str | None
-    stopped_at: datetime | None
 
 
 async def alist_schedules(
@@ -112,8 +68,8 @@ async def alist_schedules(
     database fails.
     """
     states: list[ScheduleState] = []
-    for row in await backend_of(backend).dispatch(_select, names):
-        states.append(state_of(row))
+    for row, holder in await backend_of(backend).dispatch(_select, names):
+        states.append(state_of(row, holder))
         if len(states) % AT_ONCE == 0:
             await asyncio.sleep(0)
     return states
@@ -121,7 +77,7 @@ async def alist_schedules(
 
 def list_schedules(backend: str = "default", *, names: Collection[str] | None = None) -> list[ScheduleState]:
     """The same in sync code, over Django's connection: see ``alist_schedules``."""
-    return [state_of(row) for row in backend_of(backend).run_over_django(_select, names)]
+    return [state_of(*found) for found in backend_of(backend).run_over_django(_select, names)]
 
 
 async def aadd_schedule(
@@ -217,9 +173,14 @@ def remove_schedule(name: str, *, backend: str = "default") -> None:
     backend_of(backend).run_over_django(_remove, name)
 
 
-async def _select(backend: PostgresBackend, route: Route, names: Collection[str] | None) -> list[ScheduleRow]:
+async def _select(
+    backend: PostgresBackend, route: Route, names: Collection[str] | None
+) -> list[tuple[ScheduleRow, UUID | None]]:
+    """The schedules, and the tasks because of which ticks of theirs are left out."""
     known = None if names is None else [name for name in names if is_storable(name)]
-    return (await route.run(lambda store: store.select_schedules(backend.alias, known))).rows
+    rows = (await route.run(lambda store: store.select_schedules(backend.alias, known))).rows
+    holders = await route.run(lambda store: select_holders(store, backend.alias, rows))
+    return [(row, holders.get(row.schedule.name)) for row in rows]
 
 
 async def _add(
@@ -304,69 +265,22 @@ async def _row(backend: PostgresBackend, route: Route, name: str) -> tuple[datet
     names = [name] if is_storable(name) else []
     now, rows = await route.run(lambda store: store.select_schedules(backend.alias, names))
     if not rows:
-        raise LookupError(f"Backend {backend.alias!r} has no schedule {name!r:.200}.")
+        raise _unknown(backend, name)
     return now, rows[0]
 
 
 async def _state(backend: PostgresBackend, route: Route, name: str) -> ScheduleState:
-    return state_of((await _row(backend, route, name))[1])
+    found = await _select(backend, route, [name])
+    if not found:
+        raise _unknown(backend, name)
+    return state_of(*found[0])
+
+
+def _unknown(backend: PostgresBackend, name: str) -> LookupError:
+    return LookupError(f"Backend {backend.alias!r} has no schedule {name!r:.200}.")
 
 
 def _wake(backend: PostgresBackend, route: Route, queue_name: str, next_at: datetime | None) -> None:
     """Have the workers look for the earliest tick again."""
     if next_at is not None:
         route.wake([Wakeup(backend.alias, queue_name, due=next_at.timestamp())])
-
-
-def state_of(row: ScheduleRow) -> ScheduleState:
-    """Return a stored schedule for people."""
-    schedule = row.schedule
-    try:
-        times = Times(schedule.expression, schedule.timezone)
-    except ValueError:  # others may have written it, or this machine doesn't know the time zone
-        times = None
-    ticks = [] if row.next_at is None else [row.next_at]
-    while times is not None and 0 < len(ticks) < NEXT_TICKS and (tick := times.next_after(ticks[-1])):
-        ticks.append(tick)
-    zone = UTC if times is None else times.zone
-
-    def local(moment: datetime | None) -> datetime | None:
-        return None if moment is None else moment.astimezone(zone)
-
-    return ScheduleState(
-        name=schedule.name,
-        words=schedule.expression if times is None else in_words(times),
-        expression=schedule.expression,
-        timezone=schedule.timezone,
-        state=_kind_of(row),
-        from_code=row.from_code,
-        task_path=schedule.task_path,
-        queue_name=schedule.queue_name,
-        priority=schedule.priority,
-        args=json.loads(schedule.args),
-        kwargs=json.loads(schedule.kwargs),
-        missed=schedule.missed,
-        within=schedule.missed_within,
-        overlap=schedule.overlap,
-        jitter=schedule.jitter,
-        next=[tick.astimezone(zone) for tick in ticks],
-        last_tick=local(row.last_tick),
-        skipped=row.skipped,
-        skipped_tick=local(row.skipped_tick),
-        failures=row.failures,
-        error=row.error,
-        retry_at=local(row.retry_at),
-        paused_at=local(row.paused_at),
-        pause_reason=row.pause_reason,
-        stopped_at=local(row.stopped_at),
-    )
-
-
-def _kind_of(row: ScheduleRow) -> Literal["active", "failing", "paused", "stopped", "ended"]:
-    if row.stopped_at is not None:
-        return "stopped"
-    if row.paused_at is not None:
-        return "paused"
-    if row.failures:
-        return "failing"
-    return "active" if row.next_at is not None else "ended"

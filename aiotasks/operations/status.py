@@ -17,7 +17,7 @@ from .counts import COUNT_LIMIT, Count
 from .limit_statuses import LimitStatus
 from .limits import select_statuses
 from .pauses import Pause, pause_of
-from .schedules import ScheduleState, state_of
+from .schedule_states import ScheduleState, select_holders, state_of
 
 __all__ = [
     "Count",
@@ -149,13 +149,15 @@ class Running:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """``queues_capped``: there are more than these. ``standing``: limits and keys that stand still until
-    somebody acts, a time comes, or a retry. ``schedules``: up to 20 of ``schedules_in_all``, those that fail
-    first, then those that tick next. ``failed_in_…``: tasks FAILED since then.
-    ``all_snapshots_seen``: unless the role may not."""
+    """``now``: when the schedules were read, by the database's clock. ``queues_capped``: there are more than
+    these. ``standing``: limits and keys that stand still until somebody acts, a time comes, or a retry.
+    ``schedules``: up to 20 of ``schedules_in_all``, those that fail first, then those that tick next; stopped
+    ones don't count. ``failed_in_…``: tasks FAILED since then. ``all_snapshots_seen``: unless the role may
+    not."""
 
     backend: str
     database: str
+    now: datetime
     queues: list[Queue]
     queues_capped: bool
     pauses: list[Pause]
@@ -188,7 +190,11 @@ async def read_status(backend: PostgresBackend) -> Status:
         pauses = [pause_of(one) for one in await store.select_pauses(alias)]
         limited = await store.count_limited_jobs(alias, names, limit)
         standing = await select_statuses(store, alias, standing=True)
-        schedules = (await store.select_schedules(alias)).rows
+        now, stored = await store.select_schedules(alias)
+        # One that no code declares any more stays in the table, and is nothing to act on.
+        schedules = sorted((row for row in stored if row.stopped_at is None), key=_urgency)
+        shown = schedules[:SCHEDULE_LIMIT]
+        holders = await select_holders(store, alias, shown)
         failed = await store.count_failed_jobs(alias, COUNT_LIMIT)
         oldest = await store.oldest_running_job(alias, COUNT_LIMIT)
         snapshot = await store.oldest_snapshot()
@@ -216,11 +222,12 @@ async def read_status(backend: PostgresBackend) -> Status:
     return Status(
         backend=alias,
         database=options.database,
+        now=now,
         queues=queues,
         queues_capped=len(found) > len(names),
         pauses=pauses,
         standing=standing,
-        schedules=[state_of(row) for row in sorted(schedules, key=_urgency)[:SCHEDULE_LIMIT]],
+        schedules=[state_of(row, holders.get(row.schedule.name)) for row in shown],
         schedules_in_all=len(schedules),
         failed_in_hour=Count(failed.in_hour, failed.in_hour >= COUNT_LIMIT or not failed.complete),
         failed_in_day=Count(failed.in_day, failed.in_day >= COUNT_LIMIT or not failed.complete),

@@ -7,10 +7,21 @@ from math import ceil
 from .counts import Count
 from .limit_statuses import LimitStatus
 from .pauses import Pause
-from .schedules import ScheduleState
+from .schedule_states import ScheduleState
 from .status import FleetUse, LaneUse, Queue, Running, Snapshot, Status, WorkerRow
 
-__all__ = ["age", "counted", "limits_as_text", "moment_as_text", "printable", "status_as_text"]
+__all__ = ["age", "counted", "limits_as_text", "printable", "status_as_text"]
+
+# Columns of a terminal, into which tables are made to fit as far as names can be shortened, to no less than
+# SHORTEST_COLUMN. Chosen: half of a wide screen.
+WIDTH = 100
+SHORTEST_COLUMN = 20
+
+# Characters of when a schedule ticks; longer words give way to its expression.
+LONGEST_WORDS = 24
+
+# In place of what was left out; no character that a terminal may not have.
+CUT = "..."
 
 
 def status_as_text(status: Status) -> str:
@@ -29,18 +40,16 @@ def status_as_text(status: Status) -> str:
         header = ["limit", ">waiting", ">oldest", "blocked"]
         parts.append(_table(header, [_standing(limit) for limit in status.standing]))
     if status.schedules:
-        header = ["schedule", "when", "next", "last", ">skipped", "state"]
-        parts.append(_table(header, [_schedule(schedule) for schedule in status.schedules]))
-        if status.schedules_in_all > len(status.schedules):
-            parts.append(f"{counted(status.schedules_in_all, 'schedule')} in all: `aiotasks schedules`.")
+        parts.append(_schedules(status))
     parts.append(
         f"Failed: {status.failed_in_hour} in the last hour, {status.failed_in_day} in the last day\n"
         f"Oldest running task: {_running(status.oldest_running)}"
     )
     if status.workers:
         parts.append(f"Live workers: {_fleet(status.fleet)}")
-        header = ["worker", "queues", "lease", ">loop", ">threads", "wake-ups", "version", "id"]
-        parts.append(_table(header, [_worker(worker) for worker in status.workers]))
+        header = ["worker", "queues", "lease", ">loop", ">threads", "wake-ups", "version"]
+        rows = [_worker(worker) for worker in status.workers]
+        parts.append(_table(header, rows, cut=("queues", "worker")))
     else:
         parts.append("No worker.")
     parts.append(f"Oldest snapshot: {_snapshot(status.oldest_snapshot)}")
@@ -156,21 +165,32 @@ def _why(limit: LimitStatus) -> str:
             return f"next start in {age(ceil(limit.opens or 0.0))}"
 
 
-def _schedule(schedule: ScheduleState) -> list[str]:
-    state = f"failing: {schedule.error}" if schedule.state == "failing" else schedule.state
+def _schedules(status: Status) -> str:
+    header = ["schedule", "when", ">next", ">last", ">skipped", "state"]
+    rows = [_schedule(schedule, status.now) for schedule in status.schedules]
+    lines = [_table(header, rows, cut=("schedule",))]
+    for schedule in status.schedules:
+        if schedule.state == "failing":
+            lines.append(f"{printable(schedule.name)} fails: {printable(schedule.error or '')}")
+        if schedule.holder is not None and schedule.skipped_tick == schedule.last_tick is not None:
+            lines.append(f"{printable(schedule.name)} leaves out ticks because of task {schedule.holder}.")
+    if status.schedules_in_all > len(status.schedules):
+        lines.append(f"{counted(status.schedules_in_all, 'schedule')} in all: `aiotasks schedules`.")
+    return "\n".join(lines)
+
+
+def _schedule(schedule: ScheduleState, now: datetime) -> list[str]:
+    when = schedule.words if len(schedule.words) <= LONGEST_WORDS else schedule.expression
+    wait = (schedule.next[0] - now).total_seconds() if schedule.next else None
+    passed = None if schedule.last_tick is None else (now - schedule.last_tick).total_seconds()
     return [
         printable(schedule.name),
-        printable(schedule.words),
-        moment_as_text(schedule.next[0]) if schedule.next else "-",
-        "-" if schedule.last_tick is None else moment_as_text(schedule.last_tick),
+        printable(shortened(when, LONGEST_WORDS)),
+        "-" if wait is None else f"in {age(wait)}" if wait >= 0 else f"{age(-wait)} late",
+        "-" if passed is None else f"{age(max(0.0, passed))} ago",
         f"{schedule.skipped:,}",
-        printable(state),
+        schedule.state,
     ]
-
-
-def moment_as_text(moment: datetime) -> str:
-    """Return a time with its day of the week and its offset: ``Tue 2026-12-01 03:00:00+01:00``."""
-    return f"{moment:%a} {moment.isoformat(sep=' ', timespec='seconds')}"
 
 
 def _fleet(fleet: FleetUse) -> str:
@@ -207,7 +227,6 @@ def _worker(worker: WorkerRow) -> list[str]:
         _lane(worker.thread) + _stuck(worker.stuck_threads),
         _wake_up(worker),
         printable(worker.version),
-        str(worker.id),
     ]
 
 
@@ -261,14 +280,28 @@ def printable(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns; a heading that begins with ``>`` is of numbers."""
+def shortened(text: str, width: int, *, keep_end: bool = False) -> str:
+    """Return a text in so many characters at most, without its end, or with it and without its start."""
+    if len(text) <= width:
+        return text
+    rest = width - len(CUT)
+    return CUT + text[-rest:] if keep_end else text[:rest] + CUT
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, cut: Sequence[str] = ()) -> str:
+    """Aligned columns; a heading that begins with ``>`` is of numbers.
+
+    cut: the columns that are shortened where the table is wider than WIDTH, one after the other.
+    """
     names = [name.removeprefix(">") for name in header]
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    for index in map(names.index, cut):
+        excess = sum(widths) + 2 * (len(widths) - 1) - WIDTH
+        widths[index] = min(widths[index], max(SHORTEST_COLUMN, widths[index] - max(0, excess)))
     lines = []
     for row in [names, *rows]:
         cells = (
-            cell.rjust(width) if name.startswith(">") else cell.ljust(width)
+            cell.rjust(width) if name.startswith(">") else shortened(cell, width, keep_end=True).ljust(width)
             for name, cell, width in zip(header, row, widths, strict=True)
         )
         lines.append("  ".join(cells).rstrip())

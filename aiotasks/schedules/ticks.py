@@ -8,7 +8,7 @@ from ..policies.unique import OWN_PREFIX, UniqueRule, stored_key
 from ..rows import JobTemplate, Missed, NewJob, Schedule, UniqueJob
 from .cron import Times
 
-__all__ = ["job_of_tick", "ticks_due"]
+__all__ = ["job_of_tick", "key_of", "ticks_due"]
 
 # For how many seconds ticks are made up for, where a schedule doesn't say. "skip": workers take turns and may
 # be busy, so a tick isn't missed at once. "all": chosen; a day of seconds is 86,400 tasks.
@@ -57,16 +57,25 @@ def job_of_tick(schedule: Schedule, backend: str, id: UUID, tick: datetime, *, n
     )
     values = (str(id), template, schedule.args, schedule.kwargs, now)
     limit_key = schedule.limit_key
-    if schedule.overlap == "allow" or (schedule.overlap is None and schedule.unique_key is None):
+    key = key_of(schedule)
+    if key is None:
         return NewJob(*values, limit_key=limit_key)
     if schedule.overlap is None:
-        key = schedule.unique_key or ""
         period, waiting = schedule.unique_period, bool(schedule.unique_waiting)
     else:
-        key = stored_key(f"{OWN_PREFIX}schedule:{schedule.name}")
         period, waiting = None, schedule.overlap == "queue"
     rule = UniqueRule(period, waiting, on_conflict="return", keep_run_after=False)
     return UniqueJob(*values, key, rule, limit_key=limit_key)
+
+
+def key_of(schedule: Schedule) -> str | None:
+    """Return the key of which there is one task at a time, as the table has it; None: ticks are never left
+    out."""
+    if schedule.overlap == "allow":
+        return None
+    if schedule.overlap is None:
+        return schedule.unique_key
+    return stored_key(f"{OWN_PREFIX}schedule:{schedule.name}")
 
 
 def _fraction(id: UUID) -> float:

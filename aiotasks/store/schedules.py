@@ -193,6 +193,10 @@ class ScheduleStatements(StatementGroup):
             [ScheduleRow(schedule(row[_OF_A_ROW:]), *row[1:_OF_A_ROW]) for row in rows if row[1] is not None],
         )
 
+    async def select_holders(self, backend: str, keys: Collection[str]) -> dict[str, UUID]:
+        """The tasks that hold these keys, by key."""
+        return {row[0]: row[1] for row in await self._fetch("select_holders", backend, list(keys))}
+
     async def pause_schedule(self, backend: str, name: str, reason: str) -> bool:
         """Have it tick no more until it is resumed. Returns whether there is one."""
         return bool(await self._fetch("pause_schedule", backend, name, reason))

@@ -3,7 +3,9 @@
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import psycopg
@@ -13,11 +15,11 @@ from django.db import transaction
 from django.tasks.exceptions import InvalidTask
 
 from aiotasks.exceptions import UnknownTask
-from aiotasks.operations import schedules
+from aiotasks.operations import schedule_states, schedules
 from aiotasks.operations.check.schedules import judge_schedules
 from aiotasks.operations.schedule_text import schedules_as_text
+from aiotasks.operations.schedule_states import ScheduleState, state_of
 from aiotasks.operations.schedules import (
-    ScheduleState,
     aadd_schedule,
     add_schedule,
     alist_schedules,
@@ -30,7 +32,6 @@ from aiotasks.operations.schedules import (
     remove_schedule,
     resume_schedule,
     run_schedule,
-    state_of,
 )
 from aiotasks.schedules.cron import Times
 from aiotasks.schedules.declarations import Declaration, Problem
@@ -250,7 +251,7 @@ def test_the_command(database: str) -> None:
     assert run("schedules", "--json", "list") == run("schedules", "list", "--json")
     code, text = run("schedules")
     assert code == 0
-    assert text.startswith("a: every 90 seconds (@every 90), UTC [operator, active]\n")
+    assert text.startswith("a: every 90 seconds (@every 90), times in UTC [operator, active]\n")
     assert "  task     tests.tasks.echo(1, 'x'), queue default\n  next     " in text
     (paused,) = shown("pause", "a", "--reason", "quiet")
     assert (paused["state"], paused["pause_reason"]) == ("paused", "quiet")
@@ -277,9 +278,9 @@ async def test_a_long_list_lets_the_loop_go_on(database: str, monkeypatch: pytes
             await asyncio.sleep(0)
             steps += 1
 
-    def look(row: ScheduleRow) -> ScheduleState:
+    def look(row: ScheduleRow, holder: UUID | None) -> ScheduleState:
         seen.append(steps)
-        return state_of(row)
+        return state_of(row, holder)
 
     monkeypatch.setattr(schedules, "AT_ONCE", 2)
     monkeypatch.setattr(schedules, "state_of", look)
@@ -345,6 +346,7 @@ def state(**values: Any) -> ScheduleState:
         "words": "at 03:00 every day",
         "expression": "0 3 * * *",
         "timezone": "Europe/Berlin",
+        "shown_in": "Europe/Berlin",
         "state": "active",
         "from_code": True,
         "task_path": "shop.tasks.report",
@@ -360,6 +362,7 @@ def state(**values: Any) -> ScheduleState:
         "last_tick": tick - timedelta(days=1),
         "skipped": 0,
         "skipped_tick": None,
+        "holder": None,
         "failures": 0,
         "error": None,
         "retry_at": None,
@@ -395,12 +398,59 @@ def test_as_text() -> None:
     assert schedules_as_text([troubled]) == (
         "nightly: at 03:00 every day (0 3 * * *), Europe/Berlin [operator, failing]\n"
         "  task     shop.tasks.report(1, to='ann'), queue slow\n"
-        "  last     never\n"
+        "  next     -\n"
+        "  last     -\n"
         "  skipped  1,234 ticks, the last one Sun 2026-11-29 03:00:00+01:00\n"
         "  failed   1 time, tried again Sun 2026-11-29 03:00:00+01:00: 'ValueError: \\x1b[1m'\n"
         "  paused   since Sun 2026-11-29 03:00:00+01:00\n"
-        "  stopped  since Sun 2026-11-29 03:00:00+01:00: no worker's code declares it"
+        "  stopped  since Sun 2026-11-29 03:00:00+01:00: no worker's code declares it; `remove` removes it"
     )
+
+
+@pytest.mark.parametrize(
+    ("overlap", "until"), [("skip", "it has finished"), ("queue", "it starts"), (None, "its key is free")]
+)
+def test_the_task_is_named_that_ticks_wait_for(overlap: str | None, until: str) -> None:
+    text = schedules_as_text([state(overlap=overlap, holder=UUID(int=7))])
+    line = f"\n  held by  task 00000000-0000-0000-0000-000000000007: ticks are left out until {until}"
+    assert text.endswith(line)
+    assert "held by" not in schedules_as_text([state(holder=UUID(int=7), next=[])])
+
+
+def test_times_are_shown_in_a_zone_that_is_named(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule_states, "settings", SimpleNamespace(TIME_ZONE="Asia/Tokyo"))
+    add_schedule("a", ECHO, every=3600)
+    add_schedule("b", ECHO, "@daily", timezone="Europe/Berlin")
+    a, b = list_schedules()
+    assert (a.timezone, a.shown_in, a.next[0].utcoffset()) == ("UTC", "Asia/Tokyo", timedelta(hours=9))
+    assert (b.timezone, b.shown_in, b.next[0].tzinfo) == ("Europe/Berlin", "Europe/Berlin", BERLIN)
+    first, second = schedules_as_text([a, b]).split("\n\n")
+    assert first.startswith("a: every hour (@every 3600), times in Asia/Tokyo [operator, active]\n")
+    assert second.startswith("b: at 00:00 every day (@daily), Europe/Berlin [operator, active]\n")
+    unknown = state(timezone="Mars", shown_in="UTC")
+    assert schedules_as_text([unknown]).startswith("nightly: at 03:00 every day (0 3 * * *), Mars, times in ")
+    monkeypatch.setattr(schedule_states, "settings", SimpleNamespace(TIME_ZONE="Mars"))
+    assert [each.shown_in for each in list_schedules()] == ["UTC", "Europe/Berlin"]
+
+
+def test_the_task_that_holds_a_schedules_key_is_found(database: str, sql: psycopg.Connection) -> None:
+    add_schedule("skips", ECHO, "@daily")
+    add_schedule("queues", ECHO, "@daily", overlap="queue")
+    add_schedule("allows", ECHO, "@daily", overlap="allow")
+    add_schedule("rests", ECHO, "@daily")
+    ids = {name: UUID(run_schedule(name).id) for name in ("skips", "queues", "allows")}
+    held = {each.name: each.holder for each in list_schedules()}
+    assert held == {"skips": ids["skips"], "queues": ids["queues"], "allows": None, "rests": None}
+    assert resume_schedule("skips").holder == ids["skips"]
+    sql.execute("UPDATE aiotasks_schedule SET last_tick = now(), skipped_tick = now() WHERE name = 'queues'")
+    assert {each["name"]: each["holder"] for each in status()["schedules"]} == {
+        name: None if id is None else str(id) for name, id in held.items()
+    }
+    lines = run("status")[1].splitlines()
+    told = f" leaves out ticks because of task {ids['queues']}."
+    assert [line for line in lines if "leaves out" in line] == [f"queues{told}"]
+    sql.execute("UPDATE aiotasks_task SET status = 'SUCCESSFUL', finished_at = now(), ready_at = NULL")
+    assert [each.holder for each in list_schedules()] == [None] * 4
 
 
 @pytest.mark.parametrize(
@@ -428,17 +478,38 @@ def test_times_in_words(expression: str, words: str) -> None:
 # --- Status and check
 
 
-def test_status_shows_what_fails_and_what_is_next(sql: psycopg.Connection) -> None:
+def test_status_shows_what_fails_and_what_is_next(database: str, sql: psycopg.Connection) -> None:
     for number in range(25):
         add_schedule(f"s{number:02}", ECHO, "@yearly")
     add_schedule("soon", ECHO, every=1, timezone=None)
+    declare("stopped")
+    sql.execute("UPDATE aiotasks_schedule SET stopped_at = now(), next_at = NULL WHERE name = 'stopped'")
     sql.execute("UPDATE aiotasks_schedule SET failures = 2, error = 'ValueError: no' WHERE name = 's20'")
     found = status()
     assert [each["name"] for each in found["schedules"]][:3] == ["s20", "soon", "s00"]
     assert (len(found["schedules"]), found["schedules_in_all"]) == (20, 26)
-    text = run("status")[1].splitlines()
-    assert any(line.startswith("s20 ") and line.endswith("failing: ValueError: no") for line in text)
-    assert "26 schedules in all: `aiotasks schedules`." in text
+    lines = run("status")[1].splitlines()
+    assert any(line.startswith("s20 ") and line.endswith(" failing") for line in lines)
+    assert "s20 fails: ValueError: no" in lines
+    assert "26 schedules in all: `aiotasks schedules`." in lines
+
+
+def test_the_table_of_status_is_narrow(database: str, sql: psycopg.Connection) -> None:
+    add_schedule("shop.tasks.reports.of_each_day.send_all_of_them_to_everybody", ECHO, "*/7 3 * * mon-fri")
+    add_schedule("b", ECHO, every=86_400)
+    sql.execute("UPDATE aiotasks_schedule SET failures = 1, paused_at = now() WHERE name = 'b'")
+    sql.execute("UPDATE aiotasks_schedule SET next_at = now() - interval '185 s', last_tick = now()")
+    sql.execute("UPDATE aiotasks_schedule SET next_at = NULL, last_tick = NULL WHERE name = 'b'")
+    text = run("status")[1]
+    table = text[text.index("schedule  ") :].split("\n\n")[0].splitlines()
+    assert max(map(len, table)) == 100
+    assert [line.split() for line in table] == [
+        ["schedule", "when", "next", "last", "skipped", "state"],
+        ["b", "every", "day", "-", "-", "0", "paused"],
+        [table[2].split()[0], *"*/7 3 * * mon-fri 3 min late 0 s ago 0 active".split()],
+    ]
+    assert table[2].startswith("...")
+    assert table[2].split()[0].endswith(".send_all_of_them_to_everybody")
 
 
 def test_check_finds_what_does_not_tick(sql: psycopg.Connection) -> None:

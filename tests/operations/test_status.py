@@ -309,6 +309,7 @@ def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
     assert found["workers"][0].pop("lease") == pytest.approx(12, abs=10)
     assert datetime.fromisoformat(found["workers"][0].pop("started_at")).tzinfo is not None
     assert found["queues"][0].pop("oldest_ready") >= 0
+    assert datetime.fromisoformat(found.pop("now")).tzinfo is not None
     nothing = {"number": 0, "capped": False}
     assert found == {
         "backend": "default",
@@ -433,6 +434,7 @@ def test_the_table() -> None:
         Status(
             backend="default",
             database="default",
+            now=datetime.now(UTC),
             queues=queues,
             queues_capped=False,
             pauses=[
@@ -474,12 +476,9 @@ def test_the_table() -> None:
         "Live workers: 1,001 on 1 host; loop 10,000+/100,100, threads 2/10; "
         r"wake-ups LISTEN: 1,000, LISTEN (all): 1; versions '0.0.9\x1b[2J': 1,000, 0.1.0: 1",
         "",
-        "worker            queues              lease                     loop  threads  wake-ups      "
-        "version  id",
-        "web-1:4711        any                 24 s left               37/100     2/10  LISTEN (all)  "
-        "0.1.0    00000000-0000-0000-0000-000000000001",
-        r"'web-2\x1b[2J:9'  'default=20, a\nb'  expired 1 min ago  1,200/2,000      0/0  unknown       "
-        "0.0.9    00000000-0000-0000-0000-000000000002",
+        "worker            queues              lease                     loop  threads  wake-ups      version",
+        "web-1:4711        any                 24 s left               37/100     2/10  LISTEN (all)  0.1.0",
+        r"'web-2\x1b[2J:9'  'default=20, a\nb'  expired 1 min ago  1,200/2,000      0/0  unknown       0.0.9",
         "",
         "Oldest snapshot: 1 transaction (replication slot standby)",
     ]

@@ -91,6 +91,7 @@ def schedules() -> list[Any]:
     seen.append(call("fail_schedules", "s", [(due, "% no")], shortest=1.0, longest=9.0))
     seen.append(call("move_schedules", "s", [Move(due, None, ago)]) == {code.name: code})
     call("skip_ticks", "s", [(code.name, ago, 2)])
+    seen.append(call("select_holders", "s", ["%", "aiotasks:schedule:%"]))
     seen += [call("pause_schedule", "s", name, "why %") for name in ("o", "none")]
     seen += [call("resume_schedule", "s", own, ago) for _ in range(2)]
     call("announce_schedules", uuid.UUID(int=1), ["o", code.name])  # there is no such worker
