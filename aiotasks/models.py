@@ -235,7 +235,8 @@ class Worker(models.Model):
     # One for each of its queues; null: no limit.
     queue_limits = ArrayField(models.IntegerField(null=True), null=True)
     claims_keyed = models.BooleanField(null=True)  # it runs tasks with limits; null: of an older release
-    schedules = ArrayField(models.TextField(), null=True)  # which its code declares; null: none
+    # Which its code declares, and behind a space each what keeps it from declaring some; null: none.
+    schedules = ArrayField(models.TextField(), null=True)
 
     class Meta:
         required_db_vendor = "postgresql"

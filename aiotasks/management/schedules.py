@@ -148,11 +148,9 @@ def _age(low: float, high: float) -> Callable[[str], float]:
 
     def read(text: str) -> float:
         if (age := read_age(text)) is None:
-            raise ArgumentTypeError(f"{text!r:.100} isn't a number with a unit of s, m, h, d or w, such as 5m")
+            raise ArgumentTypeError(f"{text!r:.100} isn't a number with a unit (s, m, h, d, w), such as 5m")
         if not low <= (seconds := age.total_seconds()) <= high:
-            raise ArgumentTypeError(
-                f"{text!r} isn't from {low:g}s to {high / 86_400.0:g}d"
-            )
+            raise ArgumentTypeError(f"{text!r} isn't from {low:g}s to {high / 86_400.0:g}d")
         return seconds
 
     return read
@@ -190,7 +188,9 @@ def _list(options: Namespace) -> Answer:
     for name in options.names:
         if name not in known:
             raise LookupError(f"Backend {options.backend!r} has no schedule {name!r:.200}.")
-    return _shown(found)
+    troubles = [] if options.names or options.json else schedules.list_troubles(options.backend)
+    text = "\n\n".join([schedules_as_text(found), *troubles])
+    return Answer(text, [asdict(each) for each in found])
 
 
 def _add(options: Namespace) -> Answer:

@@ -13,11 +13,13 @@ from functools import partial
 from typing import Unpack
 from uuid import UUID
 
+from django.db import utils
 from django.tasks import Task
 from django.tasks.signals import task_enqueued
 
 from .. import signals
 from ..backend import PostgresBackend
+from ..db.errors import Code, sqlstate
 from ..policies.text import is_storable
 from ..registry import resolve
 from ..row_results import duplicate_of, result_of
@@ -33,6 +35,8 @@ from ..store.wakeups import Wakeup
 from ..worker.startup import backend_of
 from .pauses import parse_reason
 from .schedule_states import ScheduleState, select_holders, state_of
+from .status import select_workers
+from .text import schedule_troubles
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7
@@ -49,6 +53,7 @@ __all__ = [
     "aresume_schedule",
     "arun_schedule",
     "list_schedules",
+    "list_troubles",
     "pause_schedule",
     "remove_schedule",
     "resume_schedule",
@@ -78,6 +83,13 @@ async def alist_schedules(
 def list_schedules(backend: str = "default", *, names: Collection[str] | None = None) -> list[ScheduleState]:
     """The same in sync code, over Django's connection: see ``alist_schedules``."""
     return [state_of(*found) for found in backend_of(backend).run_over_django(_select, names)]
+
+
+def list_troubles(backend: str = "default") -> list[str]:
+    """Return what keeps live workers from declaring schedules of their code, in sentences for people; none
+    where this role may not read the workers. In sync code; errors of ``alist_schedules``.
+    """
+    return backend_of(backend).run_over_django(_troubles)
 
 
 async def aadd_schedule(
@@ -181,6 +193,16 @@ async def _select(
     rows = (await route.run(lambda store: store.select_schedules(backend.alias, known))).rows
     holders = await route.run(lambda store: select_holders(store, backend.alias, rows))
     return [(row, holders.get(row.schedule.name)) for row in rows]
+
+
+async def _troubles(backend: PostgresBackend, route: Route) -> list[str]:
+    try:
+        workers = await route.run_alone(lambda store: select_workers(store, backend.alias))
+    except utils.ProgrammingError as error:
+        if sqlstate(error) != Code.NO_PRIVILEGE:
+            raise
+        return []
+    return schedule_troubles(workers)
 
 
 async def _add(

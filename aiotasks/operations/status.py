@@ -71,7 +71,8 @@ class WorkerRow:
     """``queues``: empty for any. ``queue_limits``: how many tasks at a time of those that have a limit.
     ``lease``: the seconds that are left, negative once it has expired. ``listening``: whether NOTIFY wakes
     it; None: not known yet. ``has_channel``: whether NOTIFY can wake it by itself. ``stuck_threads``: those
-    that don't come back from tasks whose time is over. ``claims_keyed``: it runs tasks with limits by key."""
+    that don't come back from tasks whose time is over. ``claims_keyed``: it runs tasks with limits by key.
+    ``schedule_troubles``: what keeps it from declaring schedules of its code, in sentences."""
 
     id: UUID
     host: str
@@ -87,6 +88,7 @@ class WorkerRow:
     version: str
     started_at: datetime
     claims_keyed: bool
+    schedule_troubles: list[str]
 
     @property
     def alive(self) -> bool:
@@ -294,6 +296,7 @@ async def select_workers(store: Store, backend: str, running: Iterable[RunningCo
             started_at=row.started_at,
             lease=row.lease,
             claims_keyed=row.claims_keyed,
+            schedule_troubles=list(row.schedule_troubles),
         )
         for row in await store.select_workers(backend)
     ]

@@ -10,7 +10,7 @@ from .pauses import Pause
 from .schedule_states import ScheduleState
 from .status import FleetUse, LaneUse, Queue, Running, Snapshot, Status, WorkerRow
 
-__all__ = ["age", "counted", "limits_as_text", "printable", "status_as_text"]
+__all__ = ["age", "counted", "limits_as_text", "printable", "schedule_troubles", "status_as_text"]
 
 # Columns of a terminal, into which tables are made to fit as far as names can be shortened, to no less than
 # SHORTEST_COLUMN. Chosen: half of a wide screen.
@@ -41,6 +41,7 @@ def status_as_text(status: Status) -> str:
         parts.append(_table(header, [_standing(limit) for limit in status.standing]))
     if status.schedules:
         parts.append(_schedules(status))
+    parts += schedule_troubles(status.workers)
     parts.append(
         f"Failed: {status.failed_in_hour} in the last hour, {status.failed_in_day} in the last day\n"
         f"Oldest running task: {_running(status.oldest_running)}"
@@ -177,6 +178,23 @@ def _schedules(status: Status) -> str:
     if status.schedules_in_all > len(status.schedules):
         lines.append(f"{counted(status.schedules_in_all, 'schedule')} in all: `aiotasks schedules`.")
     return "\n".join(lines)
+
+
+def schedule_troubles(workers: Sequence[WorkerRow], *, told: str = "") -> list[str]:
+    """Return what keeps live workers from declaring schedules of their code: a sentence for each reason.
+
+    told: what people have been told already.
+    """
+    found: dict[str, list[str]] = {}
+    for worker in workers:
+        if worker.alive:
+            for trouble in (each for each in worker.schedule_troubles if each not in told):
+                found.setdefault(trouble, []).append(f"{worker.host}:{worker.pid}")
+    return [
+        f"Schedules aren't declared by {printable(names[0])}"
+        f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {printable(trouble)}"
+        for trouble, names in found.items()
+    ]
 
 
 def _schedule(schedule: ScheduleState, now: datetime) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error, Warning, register
@@ -15,6 +15,9 @@ from django.tasks.exceptions import InvalidTaskBackend
 from ..rows import Schedule
 from .cron import Times
 
+if TYPE_CHECKING:
+    from .discovery import Trouble
+
 __all__ = ["check_schedules"]
 
 # How many ticks are looked at for the shortest time between two.
@@ -23,17 +26,17 @@ TICKS = 10
 
 @register
 def check_schedules(**kwargs: Any) -> list[CheckMessage]:
-    """Return E012 for each schedule that can't be declared, W005 for each module that may declare some and
-    can't be imported, W006 for each schedule whose task holds its key until the next tick, and W007 for each
-    module that declares some and isn't looked at. Connects nowhere."""
+    """Return E012 for schedules that can't be declared, W005 for modules that may declare some and can't be
+    imported (one message for all that fail with one error; E012 where schedules elsewhere do, too), W006 for
+    each schedule whose task holds its key until the next tick, and W007 for each module that declares some
+    and isn't looked at. Connects nowhere."""
     if not apps.ready:
         return []  # the modules may import models
     # Imported here, because it takes 75 ms, and most processes run no checks.
     from ..backend import PostgresBackend
     from .discovery import read_code
 
-    problems: dict[str, None] = {}  # in their order; one of no backend is found with each
-    failed: dict[str, BaseException] = {}
+    troubles: dict[str, Trouble] = {}  # in their order; one of no backend is found with each
     held: list[CheckMessage] = []
     elsewhere: dict[str, list[str]] = {}
     for alias in task_backends.settings:
@@ -44,15 +47,12 @@ def check_schedules(**kwargs: Any) -> list[CheckMessage]:
             code = read_code(alias, backend.config)
         except (ImproperlyConfigured, InvalidTaskBackend):
             continue  # E002 reports it, or Django
-        problems |= dict.fromkeys(problem.text for problem in code.problems)
-        failed |= code.failed
+        troubles |= {trouble.text(): trouble for trouble in code.troubles()}
         held += [message for each in code.declarations for message in _about_key(each.row)]
         for name, module in code.elsewhere.items():
             elsewhere.setdefault(module, []).append(name)
-    errors: list[CheckMessage] = [Error(problem, id="aiotasks.E012") for problem in problems]
     return [
-        *errors,
-        *(_about_failed(module, error) for module, error in failed.items()),
+        *(_about_trouble(text, trouble) for text, trouble in troubles.items()),
         *held,
         *(_about_elsewhere(module, names) for module, names in elsewhere.items()),
     ]
@@ -68,13 +68,15 @@ def _about_elsewhere(module: str, names: list[str]) -> CheckMessage:
     )
 
 
-def _about_failed(module: str, error: BaseException) -> CheckMessage:
-    return Warning(
-        f"{module} can't be imported, so workers don't declare its schedules, and stop none that it has "
-        f"declared before: {type(error).__name__}: {error}",
-        hint="Fix it; or have OPTIONS['SCHEDULES'] name the modules that declare schedules.",
-        id="aiotasks.W005",
+def _about_trouble(text: str, trouble: "Trouble") -> CheckMessage:
+    hint = (
+        "Fix it; or have OPTIONS['SCHEDULES'] name the modules that declare schedules."
+        if trouble.modules
+        else None
     )
+    if trouble.problems:
+        return Error(text, hint=hint, id="aiotasks.E012")
+    return Warning(text, hint=hint, id="aiotasks.W005")
 
 
 def _about_key(row: Schedule) -> Iterator[CheckMessage]:

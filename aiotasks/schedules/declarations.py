@@ -25,6 +25,7 @@ __all__ = [
     "Declaration",
     "Problem",
     "declared",
+    "error_text",
     "find_elsewhere",
     "find_problems",
     "forget",
@@ -83,10 +84,12 @@ class Declaration:
 
 
 class Problem(NamedTuple):
-    """A schedule that can't be declared, by its name, and what is wrong: a sentence for people."""
+    """A schedule that can't be declared, by its name, and what is wrong: a sentence for people. cause: the
+    error of the import because of which its task isn't there; None: it isn't one."""
 
     name: str
     text: str
+    cause: str | None = None
 
 
 def periodic[Owner](
@@ -261,6 +264,11 @@ def find_elsewhere(backend: str, modules: Collection[str]) -> dict[str, str]:
     return found
 
 
+def error_text(error: BaseException) -> str:
+    """Return an error of the site's code in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def _all_entries() -> list[_Entry]:
     return [entry for entries in list(_entries.values()) for entry in entries]
 
@@ -279,7 +287,9 @@ def _examine(backend: str, modules: Collection[str]) -> Iterator[Declaration | P
                 continue
             found.setdefault(declaration.row.name, []).append(declaration)
         except (InvalidTask, TypeError, UnknownTask, ValueError) as error:
-            yield Problem(name, f"Schedule {name!r} of {entry.path} can't be used: {error}")
+            cause = error.__cause__ if isinstance(error, UnknownTask) else None
+            text = f"Schedule {name!r} of {entry.path} can't be used: {error}"
+            yield Problem(name, text, None if cause is None else error_text(cause))
     for name, declarations in found.items():
         if len(declarations) == 1:
             yield declarations[0]

@@ -9,12 +9,23 @@ from django.apps import apps
 from django.utils.module_loading import module_has_submodule
 
 from ..conf import Options
-from .declarations import Declaration, Problem, declared, find_elsewhere, find_problems, forget
+from .declarations import (
+    Declaration,
+    Problem,
+    declared,
+    error_text,
+    find_elsewhere,
+    find_problems,
+    forget,
+)
 
-__all__ = ["Discovered", "import_modules", "modules_of_apps", "read_code"]
+__all__ = ["Discovered", "Trouble", "import_modules", "modules_of_apps", "read_code"]
 
 # In each installed app.
 MODULES = ("tasks", "schedules")
+
+# More names than these don't help.
+SHOWN = 5
 
 
 class Discovered(NamedTuple):
@@ -29,6 +40,45 @@ class Discovered(NamedTuple):
     problems: list[Problem]
     failed: Mapping[str, BaseException]
     elsewhere: Mapping[str, str]
+
+    def troubles(self) -> "list[Trouble]":
+        """What is wrong, once, with all that hangs on it: one import may fail many modules and schedules."""
+        found: dict[str, Trouble] = {}
+        for module, error in self.failed.items():
+            found.setdefault(error_text(error), Trouble([], [], error)).modules.append(module)
+        for problem in self.problems:
+            found.setdefault(problem.cause or problem.text, Trouble([], [])).problems.append(problem)
+        return list(found.values())
+
+
+class Trouble(NamedTuple):
+    """What is wrong with the code, and what hangs on it: modules that can't be imported because of
+    ``error`` (None: none is), and schedules that can't be declared."""
+
+    modules: list[str]
+    problems: list[Problem]
+    error: BaseException | None = None
+
+    def text(self) -> str:
+        """A sentence for people, without a full stop where it ends with an error."""
+        names = _named([repr(problem.name) for problem in self.problems])
+        number = len(self.problems)
+        if self.error is None:
+            first = self.problems[0]
+            if number == 1:
+                return first.text
+            return f"{number} schedules can't be used ({names}), because of one error: {first.cause}"
+        its, it_has = ("its", "it has") if len(self.modules) == 1 else ("their", "they have")
+        more = f", and {number} more can't be used ({names})" if number else ""
+        return (
+            f"{_named(self.modules)} can't be imported, so workers don't declare {its} schedules, and stop "
+            f"none that {it_has} declared before{more}: {error_text(self.error)}"
+        )
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def read_code(backend: str, options: Options) -> Discovered:

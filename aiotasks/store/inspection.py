@@ -94,7 +94,8 @@ class LiveWorkers(NamedTuple):
 class StoredWorker(NamedTuple):
     """A worker's row. ``lease``: the seconds left, negative once it has expired. ``has_channel``: it can be
     woken by itself. ``stuck_threads``: those that don't come back from tasks whose time is over.
-    ``queue_limits``: one for each of ``queues``. ``claims_keyed``: it runs tasks with limits by key."""
+    ``queue_limits``: one for each of ``queues``. ``claims_keyed``: it runs tasks with limits by key.
+    ``schedule_troubles``: what keeps it from declaring schedules, in sentences."""
 
     id: UUID
     host: str
@@ -110,6 +111,7 @@ class StoredWorker(NamedTuple):
     started_at: datetime
     lease: float
     claims_keyed: bool
+    schedule_troubles: Sequence[str]
 
 
 class SnapshotHolder(NamedTuple):

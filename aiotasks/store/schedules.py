@@ -176,9 +176,15 @@ class ScheduleStatements(StatementGroup):
         )
         return {row[0]: row[1] for row in rows}
 
-    async def announce_schedules(self, worker_id: UUID, names: Collection[str]) -> None:
-        """Have no other worker stop these schedules while this one lives: its code declares them."""
-        await self._fetch("announce_schedules", worker_id, list(names))
+    async def announce_schedules(
+        self, worker_id: UUID, names: Collection[str], troubles: Collection[str] = ()
+    ) -> None:
+        """Have no other worker stop these schedules while this one lives: its code declares them.
+
+        troubles: what keeps it from declaring some, in sentences. They are in the same column, behind a space
+        each, with which no name begins.
+        """
+        await self._fetch("announce_schedules", worker_id, [*names, *(f" {text}" for text in troubles)])
 
     async def stop_schedules(self, backend: str, names: Collection[str]) -> dict[str, bool]:
         """Stop schedules. Returns by name those that the code of no other live worker declares, and whether

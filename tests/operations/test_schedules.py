@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,8 @@ from django.tasks.exceptions import InvalidTask
 from aiotasks.exceptions import UnknownTask
 from aiotasks.operations import schedule_states, schedules
 from aiotasks.operations.check.schedules import judge_schedules
-from aiotasks.operations.schedule_text import schedules_as_text
 from aiotasks.operations.schedule_states import ScheduleState, state_of
+from aiotasks.operations.schedule_text import schedules_as_text
 from aiotasks.operations.schedules import (
     aadd_schedule,
     add_schedule,
@@ -208,7 +209,7 @@ def test_a_schedule_is_run_by_hand(database: str, sql: psycopg.Connection) -> No
     raw = postgres_result(result).raw_metadata
     assert (raw["_schedule"], raw["_by_hand"], postgres_result(result).metadata) == ("a", True, {})
     assert abs(datetime.fromisoformat(raw["_scheduled_for"]) - datetime.now(UTC)) < timedelta(minutes=1)
-    assert list_schedules() == [before]
+    assert list_schedules() == [replace(before, holder=UUID(result.id))]
     again = run_schedule("a")
     assert (again.id, postgres_result(again).is_duplicate) == (result.id, True)
     sql.execute("UPDATE aiotasks_schedule SET overlap = 'allow'")
@@ -251,7 +252,7 @@ def test_the_command(database: str) -> None:
     assert run("schedules", "--json", "list") == run("schedules", "list", "--json")
     code, text = run("schedules")
     assert code == 0
-    assert text.startswith("a: every 90 seconds (@every 90), times in UTC [operator, active]\n")
+    assert text.startswith("a: every 90 seconds (@every 90), times in America/Chicago [operator, active]\n")
     assert "  task     tests.tasks.echo(1, 'x'), queue default\n  next     " in text
     (paused,) = shown("pause", "a", "--reason", "quiet")
     assert (paused["state"], paused["pause_reason"]) == ("paused", "quiet")
@@ -506,7 +507,10 @@ def test_the_table_of_status_is_narrow(database: str, sql: psycopg.Connection) -
     assert [line.split() for line in table] == [
         ["schedule", "when", "next", "last", "skipped", "state"],
         ["b", "every", "day", "-", "-", "0", "paused"],
-        [table[2].split()[0], *"*/7 3 * * mon-fri 3 min late 0 s ago 0 active".split()],
+        [
+            table[2].split()[0],
+            *["*/7", "3", "*", "*", "mon-fri", "3", "min", "late", "0", "s", "ago", "0", "active"],
+        ],
     ]
     assert table[2].startswith("...")
     assert table[2].split()[0].endswith(".send_all_of_them_to_everybody")
@@ -550,9 +554,48 @@ def test_check_finds_what_the_code_cannot_declare() -> None:
     assert remedy.startswith("Fix the code")
     verdict, message, _ = judge_schedules(found, code(failed={"shop.tasks": ImportError("no celery")}))
     assert verdict == "warning"
-    assert "can't be imported: shop.tasks (ImportError: no celery)." in message
+    assert message == (
+        "shop.tasks can't be imported, so workers don't declare its schedules, and stop none that it has "
+        "declared before: ImportError: no celery."
+    )
     verdict, message, _ = judge_schedules(found, code(elsewhere={"x": "shop.jobs"}))
     assert (verdict, message.endswith("so these don't count: 'x' in shop.jobs.")) == ("warning", True)
+
+
+def test_workers_that_cannot_declare_are_named(sql: psycopg.Connection, enter: Any) -> None:
+    said = "UPDATE aiotasks_worker SET schedules = %s WHERE id = %s"
+    for pid, lease in ((1, 60.0), (2, 60.0), (3, -60.0)):
+        sql.execute(said, [["a", " shop.jobs can't be imported: \x1b", None], enter(pid=pid, lease=lease)])
+    sql.execute(said, [["a"], enter(pid=4)])
+    assert [each["schedule_troubles"] for each in status()["workers"]] == [
+        *[["shop.jobs can't be imported: \x1b"]] * 3,
+        [],
+    ]
+    message = "Schedules aren't declared by host:1 and 1 more: "
+    assert f'\n\n{message}"shop.jobs can\'t be imported: \\x1b"\n\n' in run("status")[1]
+    assert run("schedules")[1].startswith(f"No schedule.\n\n{message}")
+    assert check()[1]["schedules"]["verdict"] == "warning"
+    assert message in check()[1]["schedules"]["message"]
+
+
+def test_check_says_what_keeps_from_declaring_once() -> None:
+    found = Schedules(datetime.now(UTC), [])
+    error = ImportError("no celery")
+    broken = code(
+        failed={"shop.tasks": error, "shop.schedules": ImportError("no celery"), "a.tasks": OSError("no")},
+        problems=[Problem("x", "x can't be used.", "ImportError: no celery"), Problem("y", "y is wrong.")],
+    )
+    assert [(each.modules, len(each.problems)) for each in broken.troubles()] == [
+        (["shop.tasks", "shop.schedules"], 1),
+        (["a.tasks"], 0),
+        ([], 1),
+    ]
+    same = Problem("z", "z can't be used.", "ImportError: no celery")
+    (both,) = code(problems=[*broken.problems[:1], same]).troubles()
+    assert both.text() == "2 schedules can't be used ('x', 'z'), because of one error: ImportError: no celery"
+    verdict, message, _ = judge_schedules(found, broken, kept=["n", "m"])
+    assert (verdict, message.count("no celery")) == ("error", 1)
+    assert "2 schedules that they have declared before go on: n, m." in message
 
 
 def test_check_finds_names_of_operators_that_the_code_has(database: str) -> None:

@@ -352,6 +352,7 @@ def test_the_shape_for_machines(fill: Fill, enter: Enter) -> None:
                 "queues": [],
                 "queue_limits": {},
                 "claims_keyed": True,
+                "schedule_troubles": [],
                 "loop": {"running": 0, "slots": 100},
                 "thread": {"running": 0, "slots": 10},
                 "listening": True,
@@ -372,6 +373,7 @@ def test_the_table() -> None:
         pid=4711,
         queues=[],
         claims_keyed=True,
+        schedule_troubles=[],
         queue_limits={},
         lease=24.7,
         loop=LaneUse(37, 100),
@@ -388,6 +390,7 @@ def test_the_table() -> None:
         pid=9,
         queues=["default", "a\nb"],
         claims_keyed=True,
+        schedule_troubles=[],
         queue_limits={"default": 20},
         lease=-75.0,
         loop=LaneUse(1_200, 2_000),
@@ -476,7 +479,8 @@ def test_the_table() -> None:
         "Live workers: 1,001 on 1 host; loop 10,000+/100,100, threads 2/10; "
         r"wake-ups LISTEN: 1,000, LISTEN (all): 1; versions '0.0.9\x1b[2J': 1,000, 0.1.0: 1",
         "",
-        "worker            queues              lease                     loop  threads  wake-ups      version",
+        "worker            queues              lease                     loop  threads  wake-ups      "
+        "version",
         "web-1:4711        any                 24 s left               37/100     2/10  LISTEN (all)  0.1.0",
         r"'web-2\x1b[2J:9'  'default=20, a\nb'  expired 1 min ago  1,200/2,000      0/0  unknown       0.0.9",
         "",

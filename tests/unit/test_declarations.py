@@ -315,6 +315,22 @@ def test_modules_that_declare_are_imported(an_app: Path, settings: Any) -> None:
         assert message.id == "aiotasks.W005"
         assert message.msg.startswith("a_broken_app.tasks can't be imported")
         assert "'a_module_that_is_nowhere'" in message.msg
+        (an_app / "an_app" / "broken.py").write_text(
+            "import an_app.tasks, aiotasks\n"
+            "@aiotasks.periodic('@daily', name='x')\ndef x(): ...\n"
+            "@aiotasks.periodic('@daily', name='y')\ndef y(): ...\n"
+            "import a_module_that_is_nowhere"
+        )
+        (an_app / "an_app" / "users.py").write_text("import an_app.broken")
+        modules = {"SCHEDULES": ["an_app", "an_app.broken", "an_app.users"]}
+        settings.TASKS = {"default": {"BACKEND": "aiotasks.backend.PostgresBackend", "OPTIONS": modules}}
+        (message,) = [each for each in check_schedules() if each.id != "aiotasks.W007"]
+        assert (message.id, message.msg) == (
+            "aiotasks.E012",
+            "an_app.broken, an_app.users can't be imported, so workers don't declare their schedules, and "
+            "stop none that they have declared before, and 2 more can't be used ('x', 'y'): "
+            "ModuleNotFoundError: No module named 'a_module_that_is_nowhere'",
+        )
         (an_app / "a_module_that_is_nowhere.py").touch()
         invalidate_caches()
         assert read() == ({"t", "s", "half"}, [], {"m": "an_app.more"})

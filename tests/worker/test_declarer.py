@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from django.db import utils
 
 import aiotasks
 from aiotasks.operations.schedules import apause_schedule, aresume_schedule
@@ -34,7 +35,11 @@ class Release(Declarer):
     """A worker whose code declares these schedules."""
 
     def __init__(
-        self, *schedules: Schedule, wrong: Collection[str] = (), failed: Collection[str] = ()
+        self,
+        *schedules: Schedule,
+        wrong: Collection[str] = (),
+        failed: Collection[str] = (),
+        troubles: Sequence[str] = (),
     ) -> None:
         self.waker = Nobody()
         self.lease = Lease(60.0)
@@ -47,7 +52,7 @@ class Release(Declarer):
             importer=ThreadPoolExecutor(1),
         )
         own = {each.name: (each, each.digest(), f"shop.{each.name}") for each in schedules}
-        self._declares = Wanted(own, wrong, failed)
+        self._declares = Wanted(own, wrong, failed, troubles)
 
     def _read_code(self) -> Wanted:
         return self._declares
@@ -313,6 +318,49 @@ async def test_one_that_the_database_refuses_holds_up_no_other(
         assert message.startswith("The database refuses schedules of the code; others go on count=1")
     finally:
         await conn.execute("ALTER TABLE aiotasks_schedule DROP CONSTRAINT own")
+
+
+async def troubles(release: Release) -> list[str]:
+    """What the row of a worker says that keeps it from declaring."""
+    id = release.lease.current_id()
+    (row,) = [row for row in await running_store().select_workers("default") if row.id == id]
+    return list(row.schedule_troubles)
+
+
+async def test_operators_see_what_keeps_a_worker_from_declaring(
+    database: str, conn: asyncpg.Connection
+) -> None:
+    release = Release(new_schedule("a"), troubles=["shop.tasks can't be imported: \0" + "x" * 1_000])
+    await register(release)
+    await release.declare()
+    (imports,) = await troubles(release)
+    assert imports.startswith("\"shop.tasks can't be imported: \\x00xx")
+    assert len(imports) == 500
+    fine = Release(new_schedule("a"), new_schedule("b"))
+    await register(fine)
+    await conn.execute("ALTER TABLE aiotasks_schedule ADD CONSTRAINT own CHECK (name <> 'b')")
+    try:
+        await fine.declare()
+        (refusal,) = await troubles(fine)
+        assert refusal.startswith("The database refuses schedule 'b': ")
+    finally:
+        await conn.execute("ALTER TABLE aiotasks_schedule DROP CONSTRAINT own")
+    await fine.declare()
+    assert await troubles(fine) == []
+    await conn.execute("ALTER TABLE aiotasks_schedule RENAME COLUMN digest TO was_digest")
+    try:
+        for _ in range(2):
+            with pytest.raises(utils.ProgrammingError, match="digest"):
+                await fine.declare()
+            (failure,) = await troubles(fine)
+            assert "digest" in failure
+    finally:
+        await conn.execute("ALTER TABLE aiotasks_schedule RENAME COLUMN was_digest TO digest")
+    await fine.declare()
+    assert await troubles(fine) == []
+    # Its names count as before.
+    await Release().declare()
+    assert all(row.stopped_at is None for row in (await rows()).values())
 
 
 async def test_one_that_is_renamed_ticks_under_one_name(

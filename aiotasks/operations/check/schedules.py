@@ -7,9 +7,11 @@ from django.db import utils
 
 from ...db.errors import Code, sqlstate
 from ...schedules.cron import Times
+from ...schedules.declarations import is_within
 from ...schedules.discovery import Discovered, read_code
 from ...store.schedules import ScheduleRow, Schedules
-from ..text import counted
+from ..status import WorkerRow
+from ..text import counted, schedule_troubles
 from .examination import Examination
 from .finding import Result
 
@@ -30,23 +32,35 @@ async def check(examination: Examination) -> Result:
     code = read_code(examination.alias, examination.options)
     try:
         found = await examination.store.select_schedules(examination.alias)
+        _, declared = await examination.store.select_declared(examination.alias)
     except utils.ProgrammingError as error:
         if sqlstate(error) != Code.NO_PRIVILEGE:
             raise
         return "not checked", "This role may not read the schedules.", ""
-    return judge_schedules(found, code)
+    kept = [row.name for row in declared if is_within(row.declared_in or "", code.failed)]
+    return judge_schedules(found, code, kept=kept, workers=examination.live_workers())
 
 
-def judge_schedules(found: Schedules, code: Discovered) -> Result:
-    """Return the result for the schedules of the table, and what the code declares."""
-    messages, remedies = [problem.text for problem in code.problems[:SHOWN]], []
-    if code.failed:
-        names = [f"{module} ({type(error).__name__}: {error})" for module, error in code.failed.items()]
-        messages.append(f"Modules that may declare schedules can't be imported: {_named(names)}.")
-    if code.problems or code.failed:
+def judge_schedules(
+    found: Schedules, code: Discovered, *, kept: Sequence[str] = (), workers: Sequence[WorkerRow] = ()
+) -> Result:
+    """Return the result for the schedules of the table, and what the code declares.
+
+    kept: those of the table that modules have declared that can't be imported now. workers: the live ones.
+    """
+    messages, remedies = [_sentence(trouble.text()) for trouble in code.troubles()[:SHOWN]], []
+    if kept:
+        messages.append(
+            f"{counted(len(kept), 'schedule')} that they have declared before go on: {_named(kept)}."
+        )
+    if messages:
         remedies.append(
             "Fix the code: workers declare the other schedules, and stop none of these meanwhile."
         )
+    # The code of the workers is usually this one.
+    if others := schedule_troubles(workers, told=" ".join(messages)):
+        messages += map(_sentence, others[:SHOWN])
+        remedies.append("Fix it where those workers run; until then they tick what the table has.")
     if code.elsewhere:
         names = [f"{name!r} in {module}" for name, module in code.elsewhere.items()]
         messages.append(
@@ -95,6 +109,10 @@ def _is_ahead(row: ScheduleRow, now: datetime) -> bool:
     except ValueError:
         return False  # its ticks fail
     return expected is not None and row.next_at is not None and row.next_at > expected + AHEAD
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
 
 
 def _failure(row: ScheduleRow) -> str:

@@ -15,7 +15,8 @@ SELECT
     extract(
         epoch FROM least(greatest(worker.lease_expires_at, bounds.first), bounds.last) - statement_timestamp()
     )::double precision,
-    coalesce(worker.claims_keyed, false)
+    coalesce(worker.claims_keyed, false),
+    ARRAY(SELECT substr(said.text, 2) FROM unnest(worker.schedules) AS said (text) WHERE starts_with(said.text, ' '))
 FROM aiotasks_worker AS worker
 CROSS JOIN (VALUES ('1900-01-01Z'::timestamptz, '9000-01-01Z'::timestamptz)) AS bounds (first, last)
 WHERE worker.backend = $1::text

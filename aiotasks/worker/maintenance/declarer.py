@@ -12,7 +12,8 @@ from django.db import utils
 
 from ...conf import Options
 from ...db.drivers import AsyncpgDriver
-from ...db.errors import is_transient
+from ...db.errors import describe, is_transient
+from ...policies.text import is_storable
 from ...rows import Schedule
 from ...schedules.cron import Times
 from ...schedules.declarations import is_within
@@ -45,16 +46,31 @@ LOCKED_WAIT = 1.0
 # Names in a line of the log.
 MOST_SHOWN = 10
 
+# What keeps a worker from declaring schedules, in its row: sentences, and characters of each.
+MOST_TROUBLES = 5
+LONGEST_TROUBLE = 500
+
 
 class Wanted(NamedTuple):
     """What the code of this process declares: by name the schedules, their digests, and their modules.
 
-    wrong: the names of those that can't be declared. failed: the modules that can't be imported.
+    wrong: the names of those that can't be declared. failed: the modules that can't be imported. troubles:
+    why, in sentences for people.
     """
 
     schedules: Mapping[str, tuple[Schedule, str, str | None]]
     wrong: Collection[str]
     failed: Collection[str]
+    troubles: Sequence[str] = ()
+
+
+class Announcement(NamedTuple):
+    """What a worker's row says of its schedules: the names of those that its code declares, and what keeps
+    it from declaring some."""
+
+    worker_id: "UUID | None"
+    names: frozenset[str]
+    troubles: tuple[str, ...]
 
 
 class Declarer:
@@ -78,9 +94,11 @@ class Declarer:
         self._waker = waker
         self._importer = importer
         self._wanted: Wanted | None = None
-        self._announced_by: UUID | None = None
+        self._announced = Announcement(None, frozenset(), ())
+        self._failure = ""  # of the last round, in a sentence; empty: there was none
         self._shadowed: set[str] = set()
         self._refused: list[str] = []
+        self._refusal = ""  # why, in a sentence
         # By name when a next tick was computed, and what it is.
         self._ticks: dict[str, tuple[datetime, datetime | None]] = {}
 
@@ -89,6 +107,18 @@ class Declarer:
         worker's code declares. Returns the seconds until it should be tried again where some were locked."""
         wanted = await self._read()
         await self._announce(wanted)
+        try:
+            wait = await self._bring_up(wanted)
+        except utils.Error as error:
+            if not is_transient(error):
+                self._failure = describe(error, self._options.database)
+                await self._announce(wanted)
+            raise
+        self._failure = ""
+        await self._announce(wanted)
+        return wait
+
+    async def _bring_up(self, wanted: Wanted) -> float | None:
         now, rows = await self._store.select_declared(self._backend)
         found = {row.name: row for row in rows}
         self._warn_of_operators(wanted.schedules, found)
@@ -100,7 +130,7 @@ class Declarer:
             # In one transaction, so that one that was renamed ticks under one of its names.
             async with self._driver.transaction() as driver:
                 written, stopped = await self._write(Store(driver), changes, gone)
-            self._refused = []
+            self._refused, self._refusal = [], ""
         except utils.Error as error:
             if is_transient(error):
                 raise
@@ -117,7 +147,6 @@ class Declarer:
                 wanted = None
         if wanted is None:
             self._wanted = wanted = await self._in_thread(self._read_code)
-            self._announced_by = None
         return wanted
 
     async def _in_thread[Result](self, call: Callable[[], Result]) -> Result:
@@ -126,14 +155,16 @@ class Declarer:
 
     def _read_code(self) -> Wanted:
         code = read_code(self._backend, self._options)
-        for module, error in code.failed.items():
-            logger.error(
-                "Could not import a module that may declare schedules; its own go on module=%s",
-                module,
-                exc_info=error,
-            )
-        for problem in code.problems:
-            logger.error("A schedule of the code cannot be declared problem=%s", problem.text)
+        troubles = code.troubles()
+        for trouble in troubles:
+            if trouble.error is not None:
+                logger.error(
+                    "Could not import a module that may declare schedules; its own go on module=%s",
+                    ", ".join(trouble.modules),
+                    exc_info=trouble.error,
+                )
+            if trouble.problems:
+                logger.error("A schedule of the code cannot be declared problem=%s", trouble.text())
         if code.elsewhere:
             logger.warning(
                 "Schedules are not declared, because workers do not import their modules for them "
@@ -145,16 +176,22 @@ class Declarer:
             {each.name: (each.row, each.row.digest(), each.module) for each in code.declarations},
             {problem.name for problem in code.problems},
             list(code.failed),
+            [trouble.text() for trouble in troubles],
         )
 
     async def _announce(self, wanted: Wanted) -> None:
-        """Have the other workers stop none of the code's schedules while this one lives."""
+        """Have the other workers stop none of the code's schedules while this one lives, and operators see
+        what keeps it from declaring them."""
         worker_id = self._lease.current_id()
-        if worker_id is None or worker_id == self._announced_by:
+        names = frozenset([*wanted.schedules, *wanted.wrong])
+        texts = [text for text in (self._failure, self._refusal, *wanted.troubles) if text]
+        troubles = tuple(text if is_storable(text) else ascii(text) for text in texts[:MOST_TROUBLES])
+        new = Announcement(worker_id, names, tuple(text[:LONGEST_TROUBLE] for text in troubles))
+        if worker_id is None or new == self._announced:
             return
-        if names := {*wanted.schedules, *wanted.wrong}:
-            await self._store.announce_schedules(worker_id, names)
-        self._announced_by = worker_id
+        if new.names or new.troubles or worker_id == self._announced.worker_id:
+            await self._store.announce_schedules(worker_id, new.names, new.troubles)
+        self._announced = new
 
     async def _changes(
         self, wanted: Wanted, found: Mapping[str, Declared], now: datetime
@@ -207,6 +244,11 @@ class Declarer:
                 str(next(iter(refused.values()))),
             )
         self._refused = [*refused]
+        self._refusal = ""
+        if refused:
+            name, reason = next(iter(refused.items()))
+            more = f" and {len(refused) - 1} more" if refused.keys() != {name} else ""
+            self._refusal = f"The database refuses schedule {name!r}{more}: {reason}"
         return written, stopped
 
     def _report(
