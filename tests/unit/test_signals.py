@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.dispatch import Signal
 from django.tasks import signals as django_signals
 
+from aiotasks import signals
 from aiotasks.backend import PostgresBackend
 from aiotasks.signals import Audience, audience
 
@@ -16,6 +18,12 @@ SIGNALS = {
     "started": (django_signals.task_started, django_signals.log_task_started),
     "finished": (django_signals.task_finished, django_signals.log_task_finished),
 }
+
+
+@pytest.fixture(autouse=True)
+def looked_up_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "KEPT_FOR", 0.0)
+    signals._kept.clear()
 
 
 @pytest.fixture(params=SIGNALS)
@@ -69,6 +77,19 @@ def test_a_handler_of_the_sites(level: int, kept: bool, monkeypatch: pytest.Monk
     assert heard(django_signals.task_started, handler) is expected
     monkeypatch.setattr(logging.getLogger("django"), "propagate", False)
     assert heard(django_signals.task_started, handler) is Audience.NOBODY
+
+
+def test_an_answer_is_used_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of LOGGING counts a moment later, for a worker asks twice a task."""
+    now = [0.0]
+    monkeypatch.setattr(signals, "KEPT_FOR", 1.0)
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    handler = logging.NullHandler()
+    assert heard(django_signals.task_started) is Audience.NOBODY
+    now[0] = 0.9
+    assert heard(django_signals.task_started, handler) is Audience.NOBODY
+    now[0] = 1.0
+    assert heard(django_signals.task_started, handler) is Audience.LOGS
 
 
 def test_a_handler_with_a_filter_of_the_sites() -> None:

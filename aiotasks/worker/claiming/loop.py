@@ -167,8 +167,9 @@ class Claimer:
         self.prefetch.feed()
         if job is not None:
             self.quarantine.ended(job)
-            self.try_key(job)
-        if (
+            if job.limit_key is not None:
+                self.keyed.tell(job, job.limit_key)
+        if not self._changed.is_set() and (
             self._lanes_to_claim
             or self.queue_limits.at_limit
             or self.keyed.is_active

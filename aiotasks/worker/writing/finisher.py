@@ -125,14 +125,12 @@ class Finisher:
         if execution.metadata is None or self.metadata.is_saved(
             execution.metadata, partial(self._submit, execution)
         ):
-            outcome = execution.outcome
+            outcome, write = execution.outcome, PendingWrite(self, execution)
             if isinstance(outcome, Snoozed) and outcome.closes is not None:
-                self._key_closer.close(outcome.closes, outcome.delay, partial(self._add, execution))
+                add = partial(self._batcher.add, execution, write)
+                self._key_closer.close(outcome.closes, outcome.delay, add)
             else:
-                self._add(execution)
-
-    def _add(self, execution: Execution) -> None:
-        self._batcher.add(execution, PendingWrite(self, execution))
+                self._batcher.add(execution, write)
 
     def refused(self, execution: Execution, error: BaseException) -> None:
         """The Batcher's answer: the outcome can't be written."""
