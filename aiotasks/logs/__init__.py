@@ -8,7 +8,7 @@ ordinary loggers of ``logging``. They differ in three points:
   caller and exception, and handed to a thread, which passes it to the handlers in a copy of the caller's
   context. The order is kept. When 10,000 records wait, further ones are dropped and counted.
 - While a worker runs, a record from INFO on that the site's LOGGING shows nowhere goes to stderr, unless
-  LOGGING configures a logger ``aiotasks`` or one below.
+  LOGGING configures a logger ``aiotasks`` or one below. ``--log-format`` and ``--log-level`` are for these.
 """
 
 from .lifecycle import (
@@ -23,9 +23,12 @@ from .lifecycle import (
     stop,
 )
 from .loggers import passes_nothing, shown_by
+from .options import add_log_options, apply_log_options
 
 __all__ = [
     "PATIENCE",
+    "add_log_options",
+    "apply_log_options",
     "are_threaded",
     "close",
     "count_waiting",

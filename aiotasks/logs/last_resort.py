@@ -1,19 +1,31 @@
 """Lines on stderr about logging itself, written without ``logging``."""
 
+import json
 import os
 import select
 import sys
 import time
+from datetime import UTC, datetime
+
+from .formats import Format
 
 __all__ = ["LoggingFailures", "failures", "write_to_stderr"]
 
 # Seconds between two lines on stderr about exceptions of the site's logging.
 REPORT_INTERVAL = 60.0
 
+# How the lines are written; set by options.py.
+line_format: Format = "text"
+
 
 def write_to_stderr(sentence: str) -> None:
     """Write a line to stderr without ``logging``, or nothing if that would block."""
-    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} aiotasks: {sentence}\n"
+    if line_format == "json":
+        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        record = {"time": at, "level": "WARNING", "logger": "aiotasks", "message": sentence}
+        line = json.dumps(record) + "\n"
+    else:
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} aiotasks: {sentence}\n"
     try:
         if sys.stderr is None:
             return

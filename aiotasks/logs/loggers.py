@@ -8,14 +8,17 @@ from typing import Any
 from django.conf import settings
 from django.utils.log import AdminEmailHandler, RequireDebugFalse, RequireDebugTrue
 
+from .formats import TextFormatter
 from .last_resort import failures
 from .threads import LogThread
 
 __all__ = [
     "GUARDED_IN_WORKERS",
+    "OWN_LOGGERS",
     "GuardedLogger",
     "OwnLogger",
     "guard",
+    "own_handler_shows",
     "package_logger",
     "passes_nothing",
     "shown_by",
@@ -86,7 +89,7 @@ class OwnLogger(GuardedLogger):
         level = super().getEffectiveLevel()
         if threads is None or any(one.level or _is_configured(one) for one in _own_chain(self)):
             return level
-        return min(level, logging.INFO)
+        return min(level, stderr_handler.level)
 
 
 class StderrHandler(logging.Handler):
@@ -94,13 +97,11 @@ class StderrHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.setFormatter(TextFormatter())
+        self.setLevel(logging.INFO)
 
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
-        logger = logging.getLogger(record.name)
-        if any(_is_configured(one) for one in _own_chain(logger)):
-            return False
-        return next(shown_by(logger, record.levelno), None) is None and super().filter(record)
+        return own_handler_shows(record.name, record.levelno) and super().filter(record)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -109,6 +110,16 @@ class StderrHandler(logging.Handler):
                 sys.stderr.flush()
         except Exception:  # stderr is closed or full, or the record can't be formatted  # noqa: BLE001
             self.handleError(record)
+
+
+def own_handler_shows(name: str, level: int | None = None) -> bool:
+    """Return whether records of a logger of this package go to stderr while a worker runs, because the site
+    shows them nowhere. ``level``: theirs; None: the lowest of those that go there.
+    """
+    logger = logging.getLogger(name)
+    if any(_is_configured(one) for one in _own_chain(logger)):
+        return False
+    return next(shown_by(logger, stderr_handler.level if level is None else level), None) is None
 
 
 def shown_by(logger: logging.Logger, level: int) -> Iterator[logging.Handler]:
@@ -162,8 +173,13 @@ def guard(name: str, kind: type[GuardedLogger]) -> logging.Logger:
 # Other loggers that log on a worker's loop: of a failed callback, a failed receiver, a warning.
 GUARDED_IN_WORKERS = ("asyncio", "concurrent.futures", "django.dispatch", "py.warnings")
 
+# This package's, below `aiotasks`.
+OWN_LOGGERS = tuple(
+    f"aiotasks.{name}" for name in ("asgi", "store", "supervisor", "tasks", "testing", "web", "worker")
+)
+
 package_logger = guard("aiotasks", OwnLogger)
 stderr_handler = StderrHandler()
-for _name in ("asgi", "store", "supervisor", "testing", "web", "worker"):
-    guard(f"aiotasks.{_name}", OwnLogger)
+for _name in OWN_LOGGERS:
+    guard(_name, OwnLogger)
 guard("django.tasks", GuardedLogger)  # enqueue() must not fail by its record, when the task has been stored

@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long a stop waits for running tasks (25: below the 30 s of Kubernetes; Docker and "
         "supervisord kill after 10 s by default)",
     )
+    logs.add_log_options(parser)
     # A supervisor passes it to its workers: the file descriptor of the pipe between them.
     parser.add_argument("--supervised", type=whole, metavar="FD", help=argparse.SUPPRESS)
 
@@ -156,6 +157,7 @@ def run(options: argparse.Namespace, *, from_command_line: bool) -> int:
     """
     open_standard_descriptors()
     logs.start()
+    logs.apply_log_options(options, warn=options.supervised is None)
     try:
         return _run(options, from_command_line=from_command_line)
     finally:
