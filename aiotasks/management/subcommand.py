@@ -3,27 +3,28 @@
 import asyncio
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-from django.core.management.base import CommandError
+from django.core.management.base import CommandError, CommandParser
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import utils
 
 from aiotasks.backend import PostgresBackend
 from aiotasks.db.errors import describe
 from aiotasks.operations.check import check_settings
+from aiotasks.worker.process.parser import USAGE, OneLineParser, sentence
 from aiotasks.worker.startup import backend_of
 
 __all__ = [
     "Subcommand",
+    "SubcommandParser",
+    "UsageError",
     "Write",
     "add_json",
     "as_json",
     "backend_or_error",
-    "did_you_mean",
     "errors_for_people",
     "run_over",
 ]
@@ -44,8 +45,23 @@ class Subcommand(Protocol):
         """Do it, print with ``write``, and return the exit code.
 
         ``options`` are the parsed ones, with ``from_command_line``: False where ``call_command`` was used.
-        Raises CommandError with a sentence for people.
+        Raises UsageError for a mistake at the command line, and CommandError where it can't be done, both
+        with a sentence for people.
         """
+
+
+class UsageError(CommandError):
+    """A mistake at the command line: a sentence, and exit code 2."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, returncode=USAGE)
+
+
+class SubcommandParser(OneLineParser, CommandParser):
+    """The parser of a subcommand: raises UsageError for mistakes, because ``call_command`` must not exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(sentence(message, self.prog))
 
 
 def add_json(parser: ArgumentParser) -> None:
@@ -78,13 +94,3 @@ def errors_for_people(backend: PostgresBackend) -> Iterator[None]:
 def as_json(value: object) -> str:
     """Return JSON for people and programs, with times and ids as Django writes them."""
     return json.dumps(value, cls=DjangoJSONEncoder, indent=2)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a question after names that are like an unknown one; an empty text where none is.
-
-    The last part of a path counts as like it: it is what people remember of the path of a task.
-    """
-    known = list(known)
-    close = [each for each in known if each.endswith(f".{name}")] or get_close_matches(name, known)
-    return f" Did you mean {' or '.join(map(repr, close[:3]))}?" if close else ""

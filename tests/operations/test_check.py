@@ -140,7 +140,7 @@ def test_a_mistake_is_told_where_djangos_own_checks_would_have_stopped_it(
     )
     assert done.returncode == 1
     first = (done.stdout if subcommand == "check" else done.stderr).splitlines()[0]
-    assert first.startswith("error        settings" if subcommand == "check" else "CommandError: TASKS")
+    assert first.startswith("error        settings" if subcommand == "check" else "aiotasks: TASKS")
     assert "'LEASE_TIMEOUT'" in first
     assert "Traceback" not in done.stderr
 

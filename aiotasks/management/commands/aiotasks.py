@@ -1,13 +1,21 @@
 """``manage.py aiotasks``: the worker, and the commands for operators. Each is a module of its own."""
 
+import os
+import signal
 import sys
 from argparse import ArgumentParser, Namespace
+from contextlib import suppress
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError, SystemCheckError, handle_default_options
+from django.db import connections
 
+from aiotasks import __version__
 from aiotasks.management import check, limit, limits, prune, schedules, status, worker
-from aiotasks.management.subcommand import Subcommand
+from aiotasks.management.subcommand import Subcommand, SubcommandParser, UsageError
+from aiotasks.worker.process.exits import report_error
+from aiotasks.worker.process.parser import sentence
 
 __all__ = ["Command"]
 
@@ -28,17 +36,82 @@ class Command(BaseCommand):
     help = "Run and look after background tasks."
     # The worker's start reports what is wrong with the database, or waits for it.
     requires_migrations_checks = False
+    # Options of all of Django's commands, which would hide the few of this one in its help.
+    suppressed_base_arguments = {  # noqa: RUF012  # Django's own form
+        "--verbosity",
+        "--pythonpath",
+        "--traceback",
+        "--no-color",
+        "--force-color",
+    }
 
     _from_command_line = False  # False: called by call_command()
+    _program = ""
+
+    def get_version(self) -> str:
+        return f"aiotasks {__version__}"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        commands = parser.add_subparsers(dest="subcommand", required=True, metavar="|".join(SUBCOMMANDS))
+        parser.prog = self._program or parser.prog
+        self._parsers = parser.add_subparsers(
+            dest="subcommand",
+            title="commands",
+            metavar="COMMAND",
+            prog=parser.prog,
+            parser_class=SubcommandParser,
+        )
         for name, subcommand in SUBCOMMANDS.items():
-            subcommand.add_arguments(commands.add_parser(name, help=subcommand.HELP))
+            subcommand.add_arguments(
+                self._parsers.add_parser(name, help=subcommand.HELP, description=subcommand.HELP)
+            )
 
     def run_from_argv(self, argv: list[str]) -> None:
+        name = os.path.basename(argv[0])
+        self.run_as(f"{'python -m django' if name == '__main__.py' else name} {argv[1]}", argv[2:])
+
+    def run_as(self, program: str, arguments: list[str]) -> None:
+        """Run as the program of a command line; mistakes are one line on stderr. Raises SystemExit where the
+        exit code isn't 0."""
         self._from_command_line = True
-        super().run_from_argv(argv)
+        self._program = program
+        traceback = False
+        try:
+            options = self._parse(arguments)
+            traceback = options.traceback
+            handle_default_options(options)
+            self.execute(**vars(options))
+            self.stdout.flush()
+        except CommandError as error:
+            if traceback:
+                raise
+            if isinstance(error, SystemCheckError):
+                self.stderr.write(str(error), lambda text: text)
+            else:
+                report_error(str(error))
+            sys.exit(error.returncode)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
+        except BrokenPipeError:
+            # The reader has gone, as `| head` does. Python would report that once more when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
+        finally:
+            with suppress(ImproperlyConfigured):  # there are no settings
+                connections.close_all()
+
+    def _parse(self, arguments: list[str]) -> Namespace:
+        """Read the options. Raises UsageError."""
+        parser = self.create_parser("", "aiotasks")
+        try:
+            options, unknown = parser.parse_known_args(arguments)
+        except UsageError:
+            raise
+        except CommandError as error:  # of Django's own parser
+            raise UsageError(sentence(str(error).removeprefix("Error: "), self._program)) from None
+        if unknown:
+            asked = self._parsers.choices.get(options.subcommand, parser)
+            raise UsageError(sentence(f"unrecognized arguments: {' '.join(unknown)}", asked.prog))
+        return options
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         if options["subcommand"] != "worker":
@@ -47,6 +120,9 @@ class Command(BaseCommand):
         return super().execute(*args, **options)
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["subcommand"] is None:
+            self.stdout.write(self.create_parser("", "aiotasks").format_help(), ending="")
+            return
         given = Namespace(**options, from_command_line=self._from_command_line)
         if code := SUBCOMMANDS[options["subcommand"]].run(given, self.stdout.write):
             sys.exit(code)

@@ -16,6 +16,7 @@ from ... import logs
 from ..worker import Worker
 from .descriptors import open_standard_descriptors
 from .exits import leave, leave_now, report_error
+from .parser import OneLineParser
 from .pipe import SupervisorPipe
 from .reload import Code, code_folders
 from .signals import ProcessSignals
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The kernel has no default action for process 1: without a handler it couldn't be stopped while it
         # imports the site.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m aiotasks.worker", description="Run the tasks of an aiotasks backend."
     )
     parser.add_argument(
