@@ -32,6 +32,9 @@ BATCH = 500
 # Rows that one statement of a walk looks at, which takes less than 0.2 s, whatever the filter leaves out.
 LOOK_AT = 20_000
 
+# The same where errors are compared: those may have to be decompressed.
+LOOK_AT_ERRORS = 2_000
+
 # Seconds without progress after which tasks that are still locked are left, and between two tries at first
 # and at most. A worker locks its rows for milliseconds.
 LOCKED_FOR, SHORTEST_PAUSE, LONGEST_PAUSE = 3.0, 0.02, 0.5
@@ -226,7 +229,7 @@ async def _walk(run: _Run, chosen: TaskFilter, began: float) -> None:
     """
     again = (Status.SCHEDULED,) if Status.RUNNING in run.meant.statuses else ()
     for status in (*_ORDER, *again):
-        if status in run.meant.statuses and not (_is_about_the_end(chosen) and status in _UNFINISHED):
+        if status in run.meant.statuses and _may_have(status, chosen):
             for leg in await _legs(run, status, chosen):
                 await _walk_leg(run, leg, chosen, began)
 
@@ -235,8 +238,11 @@ _UNFINISHED = (Status.SCHEDULED, Status.READY, Status.RUNNING)
 _ORDER = (*_UNFINISHED, Status.FAILED, Status.SUCCESSFUL)
 
 
-def _is_about_the_end(chosen: TaskFilter) -> bool:
-    return chosen.finished_after is not None or chosen.finished_before is not None
+def _may_have(status: Status, chosen: TaskFilter) -> bool:
+    """Whether the filter may be for a task of this status, by its other fields."""
+    if chosen.error is not None and status is not Status.FAILED:
+        return False
+    return status not in _UNFINISHED or (chosen.finished_after is None and chosen.finished_before is None)
 
 
 async def _legs(run: _Run, status: Status, chosen: TaskFilter) -> list[Leg]:
@@ -256,16 +262,17 @@ async def _legs(run: _Run, status: Status, chosen: TaskFilter) -> list[Leg]:
 
 async def _walk_leg(run: _Run, leg: Leg, chosen: TaskFilter, began: float) -> None:
     place, end = Place(), began
+    look_at = LOOK_AT if chosen.error is None else LOOK_AT_ERRORS
     if leg.branch == "finished":
         place = _first_place(chosen)
         if chosen.finished_before is not None:
             end = min(end, chosen.finished_before.timestamp())
     while True:
         step = await run.route.run(
-            lambda store, place=place: store.walk_jobs(run.meant.backend, leg, place, end, LOOK_AT, chosen)  # type: ignore[misc]  # mypy#1484
+            lambda store, place=place: store.walk_jobs(run.meant.backend, leg, place, end, look_at, chosen)  # type: ignore[misc]  # mypy#1484
         )
         await run.do(step.ids)
-        if step.looked_at < LOOK_AT:
+        if step.looked_at < look_at:
             return
         place = step.last
 

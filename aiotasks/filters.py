@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import datetime
+from uuid import UUID
 
 from django.conf import settings
 from django.utils import timezone
@@ -11,7 +12,7 @@ from .rows import Status
 
 __all__ = ["TaskFilter"]
 
-_TEXTS = ("queue_name", "task_path", "unique_key")
+_TEXTS = ("queue_name", "task_path", "unique_key", "error")
 _TIMES = ("enqueued_after", "enqueued_before", "finished_after", "finished_before")
 
 
@@ -25,6 +26,9 @@ class TaskFilter:
     RUNNING, SUCCESSFUL, FAILED. Kept as a tuple.
     ``enqueued_after``, ``enqueued_before``, ``finished_after``, ``finished_before``: from this time on, and
     before this time. A task that isn't finished matches no time of that.
+    ``error``: the class of the last error of a FAILED task, with its module or without (``ValueError``,
+    ``builtins.ValueError``). A task that isn't FAILED matches none.
+    ``worker``: the id of the worker that has, or had, the task's last execution.
 
     Raises ValueError for another status, a text that PostgreSQL can't hold, and a naive time where USE_TZ is
     on; TypeError for a value of another type.
@@ -38,6 +42,8 @@ class TaskFilter:
     enqueued_before: datetime | None = None
     finished_after: datetime | None = None
     finished_before: datetime | None = None
+    error: str | None = None
+    worker: UUID | None = None
 
     def __post_init__(self) -> None:
         for name in _TEXTS:
@@ -47,6 +53,8 @@ class TaskFilter:
                 raise ValueError(f"{name} can't hold NUL or a lone surrogate, as in {value!r:.300}.")
         for name in _TIMES:
             object.__setattr__(self, name, _aware(name, getattr(self, name)))
+        if not isinstance(self.worker, UUID | None):
+            raise TypeError(f"worker must be a UUID, not {self.worker!r:.300}.")
         object.__setattr__(self, "status", _statuses(self.status))
 
     @property

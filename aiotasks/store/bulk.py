@@ -10,6 +10,7 @@ from uuid import UUID
 
 from ..filters import TaskFilter
 from ..rows import Status, StoredLane
+from .filtering import filter_values
 from .statement_group import StatementGroup, milliseconds
 
 __all__ = [
@@ -130,15 +131,8 @@ class BulkStatements(StatementGroup):
         self, backend: str, leg: Leg, after: Place, end: float, limit: int, chosen: TaskFilter
     ) -> Step:
         """Look at ``limit`` tasks of the leg behind ``after``, up to ``end`` in epoch seconds."""
-        times = (
-            chosen.enqueued_after,
-            chosen.enqueued_before,
-            chosen.finished_after,
-            chosen.finished_before,
-        )
-        texts = (chosen.queue_name, chosen.task_path, chosen.unique_key)
         ((ids, at, id, looked_at),) = await self._fetch(
-            "walk_jobs", backend, *leg, *after, end, limit, *texts, *times
+            "walk_jobs", backend, *leg, *after, end, limit, *filter_values(chosen)
         )
         return Step(list(ids), after if id is None else Place(at, id), looked_at)
 

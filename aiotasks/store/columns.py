@@ -21,6 +21,7 @@ A statement names a list in braces, and gets it when it is loaded. The row must 
   the backend
 - ``{line_is_stopped}``: whether a task that has FAILED has stopped the row's line
 - ``{key_is_free}``: whether the row holds its unique key no longer
+- ``{filter_columns:11}`` and ``{filter_applies:11}``: see ``filtering.py``
 - ``{is_meant}``: whether a bulk action is for the row as it is now, in statements with the parameters
   $2 backend, $3 statuses, (NULL: any) $4 unique key, finished $5 at the earliest and $6 before; $7 after
   which it mustn't have finished, if it has
@@ -34,6 +35,7 @@ from uuid import UUID
 
 from ..policies.policy import COLUMNS, stored_policy
 from ..rows import Job, Schedule, Status
+from .filtering import filter_applies, filter_columns
 
 __all__ = ["claimed_job", "expand", "job", "keyed_job", "schedule", "schedule_values"]
 
@@ -253,6 +255,8 @@ _LISTS = {
     "is_meant": _IS_MEANT,
 }
 _PARAMETERS = {
+    "filter_columns": filter_columns,
+    "filter_applies": filter_applies,
     "policy_values": _policy_values,
     "policy_arrays": _policy_arrays,
     "schedule_arrays": _schedule_arrays,

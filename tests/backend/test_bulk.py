@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -227,6 +228,67 @@ async def test_by_status_and_unique_key(database: str, conn: asyncpg.Connection,
     assert await api.call(backend, "delete_many", TaskFilter(unique_key="k", queue_name="x")) == BulkCounts()
 
 
+@pytest.mark.parametrize("keep_result", [None, 3600.0])
+async def test_by_the_last_error(database: str, conn: asyncpg.Connection, keep_result: float | None) -> None:
+    """Its class, as a whole name from its end on, whatever else the text holds."""
+    classes = ["builtins.ValueError", "shop.ValueError", "shop.MyValueError", "shop.Érreur", None]
+    for kind in classes:
+        ids = await put(conn, "FAILED", keep_result=keep_result)
+        other = json.dumps({"class": "builtins.OSError", "traceback": "x"})
+        text = json.dumps({"class": kind, "traceback": "\0 \ud800 ValueError"})
+        errors = [] if kind is None else [other, text]
+        await conn.execute("UPDATE aiotasks_task SET errors = $2::json[] WHERE id = ANY($1)", ids, errors)
+    for status in ("SCHEDULED", "READY", "RUNNING", "SUCCESSFUL"):
+        await put(conn, status)
+    await conn.execute(
+        "UPDATE aiotasks_task SET errors = ARRAY[$1::json] WHERE status <> 'FAILED'",
+        json.dumps({"class": "builtins.ValueError", "traceback": "x"}),
+    )
+    for name in ("OSError", "Error", "builtins", "%"):
+        assert await backend.adelete_many(TaskFilter(error=name)) == BulkCounts(), name
+    assert await backend.adelete_many(TaskFilter(error="shop.ValueError")) == BulkCounts(deleted=1)
+    assert await backend.aretry_many(TaskFilter(error="ValueError")) == BulkCounts(retried=1)
+    assert await backend.adelete_many(TaskFilter(error="Érreur")) == BulkCounts(deleted=1)
+    assert await backend.adelete_many(TaskFilter(status="READY", error="ValueError")) == BulkCounts()
+    assert await backend.adelete_many(TaskFilter(status="FAILED")) == BulkCounts(deleted=2)
+
+
+async def test_by_the_worker_of_the_last_execution(database: str, conn: asyncpg.Connection) -> None:
+    one, other = uuid4(), uuid4()
+    for status in Status:
+        for workers in ([], [one], [one, other], [other, one]):
+            ids = await put(conn, status)
+            await conn.execute(
+                "UPDATE aiotasks_task SET worker_ids = $2::uuid[] WHERE id = ANY($1)", ids, workers
+            )
+    chosen = TaskFilter(worker=one)
+    assert await backend.aretry_many(chosen) == BulkCounts(retried=2)
+    assert await backend.acancel_many(chosen) == BulkCounts(cancelled=6, requested=2)
+    assert await backend.adelete_many(chosen) == BulkCounts(deleted=8)
+    assert await backend.adelete_many(TaskFilter(worker=uuid4())) == BulkCounts()
+
+
+async def test_a_look_at_errors_is_short(
+    database: str, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may have to be decompressed, so the walk takes many steps."""
+    monkeypatch.setattr(bulk, "LOOK_AT_ERRORS", 2)
+    ids = await put(conn, "FAILED", 9)
+    error = json.dumps({"class": "builtins.ValueError", "traceback": "x"})
+    await conn.execute("UPDATE aiotasks_task SET errors = ARRAY[$2::json] WHERE id = ANY($1)", ids, error)
+    seen: list[int] = []
+    walk = BulkStatements.walk_jobs
+
+    async def spy(self: BulkStatements, *args: Any) -> Step:
+        step = await walk(self, *args)
+        seen.append(step.looked_at)
+        return step
+
+    monkeypatch.setattr(BulkStatements, "walk_jobs", spy)
+    assert await backend.adelete_many(TaskFilter(error="ValueError")) == BulkCounts(deleted=9)
+    assert seen == [2, 2, 2, 2, 1, 0]  # the last one of what is kept
+
+
 def test_bad_filters() -> None:
     with pytest.raises(ValueError, match=r"status must be one of SCHEDULED, .*, not 'DONE'"):
         TaskFilter(status="DONE")
@@ -234,10 +296,12 @@ def test_bad_filters() -> None:
         TaskFilter(enqueued_after=timezone.now().replace(tzinfo=None))
     with pytest.raises(TypeError, match="finished_before must be a datetime"):
         TaskFilter(finished_before="now")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="worker must be a UUID, not 'x'"):
+        TaskFilter(worker="x")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="queue_name must be a string"):
         TaskFilter(queue_name=1)  # type: ignore[arg-type]
     for wrong in ("a\0b", "\ud800"):
-        for name in ("queue_name", "task_path", "unique_key"):
+        for name in ("queue_name", "task_path", "unique_key", "error"):
             with pytest.raises(ValueError, match=f"{name} can't hold NUL or a lone surrogate"):
                 TaskFilter(**{name: wrong})  # type: ignore[arg-type]  # by name
     assert hash(TaskFilter(status=["READY"])) == hash(TaskFilter(status="READY"))

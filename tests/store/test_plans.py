@@ -272,6 +272,8 @@ def walk(branch: str, status: str, limit: int = 50, at: float = BEGIN, **chosen:
         "before",
         "finished_after",
         "finished_before",
+        "error",
+        "worker",
     )
     return ("default", branch, status, *leg, at, NIL, END, limit, *(chosen.get(name) for name in filters))
 
@@ -674,7 +676,7 @@ async def test_a_walk_reads_one_index_and_what_it_looks_at(
         if analyzed:
             await conn.execute("VACUUM ANALYZE aiotasks_task")
         at = BEGIN
-        for chosen in ({}, {"task_path": "none"}):
+        for chosen in ({}, {"task_path": "none"}, {"error": "none"}, {"worker": NIL}):
             plan = await warm["walk_jobs"].explain(*walk(branch, status, 100, at, **leg, **chosen))
             assert plan.rows == 1
             plan.nodes = [node for node in plan.nodes if node["Actual Loops"]]

@@ -10,11 +10,11 @@
 -- seconds and id; NULLs: there was none), and how many rows those were.
 -- $1 backend, $2 leg, $3 status, $4 queue name, $5 lane, $6 priority, where to begin after: $7 epoch seconds, $8 id,
 -- $9 epoch seconds where the leg ends, $10 how many to look at, the filter (NULL: any): $11 queue name,
--- $12 task path, $13 unique key, $14 enqueued at the earliest, $15 before, $16 finished at the earliest, $17 before
+-- $12 task path, $13 unique key, $14 enqueued at the earliest, $15 before, $16 finished at the earliest, $17 before,
+-- $18 the class of the last error, $19 the worker of the last execution (see columns.py)
 WITH seen AS MATERIALIZED (
     (
-        SELECT date_part('epoch', task.run_after) AS at, task.id, task.queue_name, task.task_path,
-               task.unique_key, task.enqueued_at, task.finished_at
+        SELECT date_part('epoch', task.run_after) AS at, task.id, {filter_columns:11}
         FROM aiotasks_task AS task
         WHERE $2::text = 'scheduled' AND task.status = 'SCHEDULED' AND task.backend = $1::text
           AND task.run_after >= to_timestamp($7::double precision) - interval '1 millisecond'
@@ -23,8 +23,7 @@ WITH seen AS MATERIALIZED (
     )
     UNION ALL
     (
-        SELECT date_part('epoch', task.ready_at), task.id, task.queue_name, task.task_path,
-               task.unique_key, task.enqueued_at, task.finished_at
+        SELECT date_part('epoch', task.ready_at), task.id, {filter_columns:11}
         FROM aiotasks_task AS task
         WHERE $2::text = 'ready' AND task.status = 'READY' AND task.backend = $1::text
           AND task.queue_name = $4::text AND task.lane = $5::text AND task.priority = $6::smallint
@@ -37,7 +36,7 @@ WITH seen AS MATERIALIZED (
     (
         SELECT running.*
         FROM (
-            SELECT 0, task.id, task.queue_name, task.task_path, task.unique_key, task.enqueued_at, task.finished_at
+            SELECT 0, task.id, {filter_columns:11}
             FROM aiotasks_task AS task
             WHERE $2::text = 'running' AND task.status = 'RUNNING' AND task.backend = $1::text
               AND task.id > $8::uuid
@@ -47,8 +46,7 @@ WITH seen AS MATERIALIZED (
     )
     UNION ALL
     (
-        SELECT date_part('epoch', task.finished_at), task.id, task.queue_name, task.task_path,
-               task.unique_key, task.enqueued_at, task.finished_at
+        SELECT date_part('epoch', task.finished_at), task.id, {filter_columns:11}
         FROM aiotasks_task AS task
         WHERE $2::text = 'finished' AND task.backend = $1::text AND task.status = $3::text
           AND task.finished_at IS NOT NULL AND task.keep_result IS NULL
@@ -60,7 +58,7 @@ WITH seen AS MATERIALIZED (
     UNION ALL
     (
         SELECT date_part('epoch', task.finished_at AT TIME ZONE 'UTC') + task.keep_result, task.id,
-               task.queue_name, task.task_path, task.unique_key, task.enqueued_at, task.finished_at
+               {filter_columns:11}
         FROM aiotasks_task AS task
         WHERE $2::text = 'kept' AND task.backend = $1::text AND task.status = $3::text
           AND task.finished_at IS NOT NULL AND task.keep_result IS NOT NULL
@@ -73,7 +71,7 @@ WITH seen AS MATERIALIZED (
     )
     UNION ALL
     (
-        SELECT 0, task.id, task.queue_name, task.task_path, task.unique_key, task.enqueued_at, task.finished_at
+        SELECT 0, task.id, {filter_columns:11}
         FROM aiotasks_task AS task
         WHERE $2::text = 'key' AND task.backend = $1::text AND task.unique_key = $13::text AND task.status = $3::text
     )
@@ -84,13 +82,7 @@ SELECT
     ARRAY(
         SELECT seen.id
         FROM seen
-        WHERE ($11::text IS NULL OR seen.queue_name = $11::text)
-          AND ($12::text IS NULL OR seen.task_path = $12::text)
-          AND ($13::text IS NULL OR seen.unique_key = $13::text)
-          AND ($14::timestamptz IS NULL OR seen.enqueued_at >= $14::timestamptz)
-          AND ($15::timestamptz IS NULL OR seen.enqueued_at < $15::timestamptz)
-          AND ($16::timestamptz IS NULL OR seen.finished_at >= $16::timestamptz)
-          AND ($17::timestamptz IS NULL OR seen.finished_at < $17::timestamptz)
+        WHERE {filter_applies:11}
     ),
     (SELECT last.at FROM last),
     (SELECT last.id FROM last),
