@@ -1,8 +1,9 @@
 -- Add schedules, or bring those of the code up to what it declares; what is as it was isn't written, and a schedule
--- that an operator has added isn't touched. A paused one stays paused. A tick that has come and isn't enqueued yet stays
--- due, whatever the times are now. Else a schedule whose times have changed begins at the next_at that is given; so does
--- one whose own is more than a day behind that, because the clock was ahead when it was computed. One that was stopped
--- less than ten minutes ago goes on with the tick that it waited for: two releases may declare and stop it by turns.
+-- that an operator has added isn't touched. A paused one stays paused. A tick that has come and isn't enqueued yet
+-- stays due, whatever the times are now. Else a schedule whose times have changed begins at the next_at that is given;
+-- so does one whose own is more than a day behind that, because the clock was ahead when it was computed. One that was
+-- stopped less than ten minutes ago goes on with the tick that it waited for: two releases may declare and stop it by
+-- turns.
 -- Returns the names of those written, and their next_at.
 -- $1 backend, $2 whether the code declares them, $3 digests, $4 modules that declare them, $5 next_at,
 -- from $6 on what they are

@@ -1,8 +1,8 @@
--- Renew a worker's lease, and store whether NOTIFY wakes the worker and how many threads are stuck. Returns no row if the worker has no row: its
--- tasks were taken away, and it must register again. Returns false, and renews nothing, if the lease has
--- expired by the database's clock, unless $4 says to renew it all the same: as long as the row stands, nothing
--- was taken from the worker. (The worker learns of it before its lease is live again, because other leases may be
--- as stale then: see rescue_jobs.)
+-- Renew a worker's lease, and store whether NOTIFY wakes the worker and how many threads are stuck. Returns no row if
+-- the worker has no row: its tasks were taken away, and it must register again. Returns false, and renews nothing, if
+-- the lease has expired by the database's clock, unless $4 says to renew it all the same: as long as the row stands,
+-- nothing was taken from the worker. (The worker learns of it before its lease is live again, because other leases may
+-- be as stale then: see rescue_jobs.)
 -- The lease runs from the statement's start, so a lock that delays the statement shortens the lease.
 --
 -- Returns also, for the turns that workers take (aiotasks/worker/fleet.py): how many live workers the backend has,
