@@ -409,15 +409,23 @@ async def test_a_step_of_the_databases_clock_takes_no_task_away(
         engines = [worker.engine for worker in workers]
         await until(lambda: all(engine.lease.may_rescue() for engine in engines))
 
-        async def noticed(step: str, *args: Any) -> bool:
-            """Step again, in case that a renewal under way has overwritten it."""
+        async def move(leases: str) -> None:
+            """Move the leases' ends, between renewals: one that is under way as the clock steps writes a
+            lease by the clock before, and here it would write one by the clock after.
+            """
+            await conn.execute(
+                "LOCK TABLE aiotasks_worker IN SHARE ROW EXCLUSIVE MODE;"
+                f"UPDATE aiotasks_worker SET lease_expires_at = clock_timestamp() + {leases}"
+            )
+
+        async def noticed(leases: str) -> bool:
             if any(not engine.lease.may_rescue() for engine in engines):
                 return True
-            await conn.execute(step, *args)
+            await move(leases)
             return False
 
-        step = "UPDATE aiotasks_worker SET lease_expires_at = now() - interval '1 h'"
-        await conn.execute(step)
+        step = "interval '-1 h'"
+        await move(step)
         for engine in engines:  # before any renewal, after the first, and once all have renewed
             assert await engine.rescuer.run_once() == Rescued()
         await until(lambda: noticed(step))
@@ -426,14 +434,11 @@ async def test_a_step_of_the_databases_clock_takes_no_task_away(
         await until(lambda: all(engine.lease.may_rescue() for engine in engines))
         for engine in engines:
             assert await engine.rescuer.run_once() == Rescued()
-        step = (
-            "UPDATE aiotasks_worker SET lease_expires_at = now() + "
-            "CASE WHEN id = $1 THEN interval '1 s' ELSE interval '-1 s' END"
-        )
-        for engine in engines:  # a smaller step, which one of the leases has outlasted
-            await conn.execute(step, engine.lease.worker_id)
+        for engine in reversed(engines):  # a smaller step, which one of the leases has outlasted
+            step = f"CASE WHEN id = '{engine.lease.worker_id}' THEN interval '1 s' ELSE interval '-1 s' END"
+            await move(step)
             assert await engine.rescuer.run_once() == Rescued()
-        await until(lambda: noticed(step, engines[0].lease.worker_id))
+        await until(lambda: noticed(step))
         for engine in engines:
             assert await engine.rescuer.run_once() == Rescued()
         for name in names:
