@@ -20,6 +20,8 @@ A statement names a list in braces, and gets it when it is loaded. The row must 
 - ``{key_is_paused}``: whether an operator has paused the key of the row's limit, or the limit, where $1 is
   the backend
 - ``{line_is_stopped}``: whether a task that has FAILED has stopped the row's line
+- ``{limit_is_unknown}``: whether its limit is one of the names in $4 and no operator has set it, where $1 is
+  the backend
 - ``{key_is_free}``: whether the row holds its unique key no longer
 - ``{filter_columns:11}`` and ``{filter_applies:11}``: see ``filtering.py``
 - ``{is_meant}``: whether a bulk action is for the row as it is now, in statements with the parameters
@@ -223,6 +225,18 @@ _LINE_IS_STOPPED = """EXISTS (
       AND held.status || '' = 'FAILED' AND held.ordered = 'stop' AND held.cancel_requested_at IS NULL
 )"""
 
+# As claims see it: an operator's concurrency or rate is a rule, too.
+_LIMIT_IS_UNKNOWN = """(
+    split_part(task.limit_key, ':', 1) = ANY($4::text[]) AND NOT EXISTS (
+        SELECT FROM unnest(ARRAY[task.limit_key::text, split_part(task.limit_key, ':', 1)]) AS each (key)
+        CROSS JOIN LATERAL (
+            SELECT one.* FROM aiotasks_limit AS one
+            WHERE one.backend = $1::text AND one.key = each.key LIMIT 1
+        ) AS said
+        WHERE num_nonnulls(said.concurrency, said.pace) > 0
+    )
+)"""
+
 _POLICIES = ", ".join(f"task.{name}" for name in COLUMNS)
 _LISTS = {
     "job_columns": _expressions(_NAMES, _EXPRESSIONS | {"policy": _POLICIES}),
@@ -251,6 +265,7 @@ _LISTS = {
     "held_by_failure": _HELD_BY_FAILURE,
     "key_is_paused": _KEY_IS_PAUSED,
     "line_is_stopped": _LINE_IS_STOPPED,
+    "limit_is_unknown": _LIMIT_IS_UNKNOWN,
     "key_is_free": _KEY_IS_FREE,
     "is_meant": _IS_MEANT,
 }

@@ -40,8 +40,6 @@ class KeyRequest(NamedTuple):
 class LimitRule(NamedTuple):
     """What the code says of a limit: places, seconds from start to start, starts at once, share of the turns,
     and whether its keys are lines in strict order. ``concurrency``, ``pace``: None for none.
-
-    For a name that no code knows, ``LimitRule(name, concurrency=1, ordered=True)`` is right for any tasks.
     """
 
     name: str

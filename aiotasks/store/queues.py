@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
+from uuid import UUID
 
 from ..rows import Lane, keyed_lane
 from .statement_group import StatementGroup
@@ -58,21 +59,52 @@ class QueueStatements(StatementGroup):
         return [ReadyIn(*row) for row in await self._fetch("list_queues", backend, *after, limit)]
 
     async def has_unfinished_jobs(
-        self, backend: str, queues: Sequence[str] | None, lanes: Sequence[Lane]
+        self,
+        backend: str,
+        queues: Sequence[str] | None,
+        lanes: Sequence[Lane],
+        *,
+        unknown: Sequence[str] = (),
     ) -> bool:
-        """Whether tasks of the lanes, with limits or without, wait to be started or run."""
+        """Whether tasks of the lanes, with limits or without, wait to be started or run. ``unknown``: names
+        of limits that the worker leaves to others, unless an operator has set them."""
         names = None if queues is None else list(queues)
         stored = [name for lane in lanes for name in (lane, keyed_lane(lane))]
-        rows = await self._fetch("has_unfinished_jobs", backend, names, stored)
+        rows = await self._fetch("has_unfinished_jobs", backend, names, stored, list(unknown))
         return bool(rows[0][0])
 
-    async def promote_due_jobs(self, backend: str, limit: int) -> list[Promoted]:
-        """Make tasks READY that are due, the earliest first."""
-        return [Promoted(*row) for row in await self._fetch("promote_due_jobs", backend, limit)]
+    async def promote_due_jobs(
+        self,
+        backend: str,
+        limit: int,
+        *,
+        only: Sequence[UUID] | None = None,
+        refused: Sequence[UUID] = (),
+        timeout: float | None = None,
+    ) -> list[Promoted]:
+        """Make tasks READY that are due, the earliest first: of all, or of ``only`` these, but none that was
+        ``refused``."""
+        rows = await self._fetch(
+            "promote_due_jobs",
+            backend,
+            limit,
+            None if only is None else list(only),
+            list(refused),
+            timeout=timeout,
+        )
+        return [Promoted(*row) for row in rows]
 
-    async def next_due(self, backend: str) -> Due | None:
-        """The earliest scheduled task, end of a pause, and tick; None where there is none of these."""
-        rows = await self._fetch("next_due", backend)
+    async def list_due_jobs(
+        self, backend: str, limit: int, *, refused: Sequence[UUID] = (), timeout: float | None = None
+    ) -> list[UUID]:
+        """The ids of the tasks that ``promote_due_jobs`` takes."""
+        rows = await self._fetch("list_due_jobs", backend, limit, list(refused), timeout=timeout)
+        return [row[0] for row in rows]
+
+    async def next_due(self, backend: str, *, refused: Sequence[UUID] = ()) -> Due | None:
+        """The earliest scheduled task that wasn't ``refused``, end of a pause, and tick; None where there is
+        none of these."""
+        rows = await self._fetch("next_due", backend, list(refused))
         return Due(*rows[0]) if rows else None
 
     async def wake_workers(self, channel: str, wakeups: Sequence[Wakeup]) -> None:

@@ -30,6 +30,7 @@ from .maintenance.expirer import Expirer
 from .maintenance.limit_pruner import LIMITS_INTERVAL, LimitPruner
 from .maintenance.periodic import periodically
 from .maintenance.promoter import LONGEST_WAIT, Promoter
+from .maintenance.promotion import TIMEOUT
 from .maintenance.pruner import Pruner
 from .maintenance.rescuer import Rescuer
 from .maintenance.ticker import Ticker
@@ -192,6 +193,7 @@ class Engine:
             ticker=None if options.schedules is False else self.ticker,
             # Without LISTEN no wake-up comes for a task that is due earlier than the one waited for.
             longest_wait=LONGEST_WAIT if self.waker.listens else options.poll_interval,
+            timeout=min(TIMEOUT, options.command_timeout),
             observer=events,
         )
         lost_tasks = LostTasks(self.finisher, self.importer, sender=sender, options=options)

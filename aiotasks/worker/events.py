@@ -104,7 +104,7 @@ class Observer:
 
     def limit_unknown(self, name: str, task_path: str, reason: str) -> None:
         """Tasks have a limit of a name that no code here declares, that of ``task_path`` for one: they are
-        left to other workers for ten minutes, and then one of each key runs at a time.
+        left to other workers, unless an operator has set a concurrency or a rate of the limit.
         """
 
     def loop_blocked(self, seconds: float, task_name: str | None, stack: str) -> None:
@@ -290,7 +290,7 @@ class EventLog(Observer):
 
     def limit_unknown(self, name: str, task_path: str, reason: str) -> None:
         logger.warning(
-            "No code here declares a limit; other workers are left its tasks, after 600 s one of a key runs "
+            "No code here declares a limit; its tasks wait for workers whose code does "
             "name=%r path=%r reason=%r",
             name,
             task_path,

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextvars import Context
-from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -187,9 +186,13 @@ class Worker:
         await self._built.wait()
         slots = {"loop": self.concurrency, "thread": self.threads}
         lanes = [lane for lane in LANES if slots[lane]]
-        is_waiting = partial(
-            resources(self._options).store.has_unfinished_jobs, self.backend, self.queues or None, lanes
-        )
+        store, rules = resources(self._options).store, self.engine.claimer.keyed.rules
+
+        async def is_waiting() -> bool:
+            return await store.has_unfinished_jobs(
+                self.backend, self.queues or None, lanes, unknown=rules.unknown()
+            )
+
         failures = 0
         while not main_task.done():
             try:

@@ -160,7 +160,8 @@ def _idle(server: PostgresServer, sql: psycopg.Connection[Any], log: Path) -> It
             with log.open(encoding="utf-8", errors="replace") as lines:
                 lines.seek(start)
                 found = Counter(match[1][:50] for match in _STATEMENT.finditer(lines.read()))
-        costs = {name: _cost(server, name) for name in ("next_due", "select_declared")}
+        arguments = {"next_due": "'default', '{}'", "select_declared": "'default'"}
+        costs = {name: _cost(server, name, values) for name, values in arguments.items()}
         yield (
             f"{number} schedules, none due: {found.total()} statements of a worker in {IDLE} s; µs on the "
             f"server for each: {', '.join(f'{name} {cost:.0f}' for name, cost in costs.items())}"
@@ -168,7 +169,7 @@ def _idle(server: PostgresServer, sql: psycopg.Connection[Any], log: Path) -> It
         yield from (f"    {count:4}  {statement}" for statement, count in found.most_common())
 
 
-def _cost(server: PostgresServer, name: str) -> float:
+def _cost(server: PostgresServer, name: str, values: str) -> float:
     """Microseconds of a statement on the server, prepared as in a worker's session."""
     with psycopg.connect(server.dsn(), autocommit=True) as session:
         session.execute(SESSION)
@@ -176,7 +177,7 @@ def _cost(server: PostgresServer, name: str) -> float:
         times = []
         for _ in range(100):
             ((plan,),) = session.execute(
-                "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE it('default')"
+                f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE it({values})"
             ).fetchall()
             times.append(float(plan[0]["Execution Time"]) * 1000)
         return statistics.median(times)

@@ -158,7 +158,7 @@ def main() -> list[Any]:
     seen: list[Any] = [
         call("list_queues", "default"),
         call("has_unfinished_jobs", "default", None, ["loop"]),
-        call("has_unfinished_jobs", "default", ["x"], ["loop"]),
+        call("has_unfinished_jobs", "default", ["x"], ["loop"], unknown=["x"]),
         call("next_due", "default").seconds > 0,
     ]
     lanes = {"loop": LaneRequest([queue], [EVER], 5), "thread": LaneRequest([], [], 0)}
@@ -197,6 +197,8 @@ def main() -> list[Any]:
     seen.append([shown(job) for job in call("release_lost_claims", me, [claim_id], 0.0, error)])
     seen.append(call("claim_suspect", me, uuid.uuid4(), "default", "loop", ["default"]))
     seen.append(call("promote_due_jobs", "default", 10))
+    seen.append(call("promote_due_jobs", "default", 10, only=[uuid.UUID(int=1)], refused=[uuid.UUID(int=2)]))
+    seen.append(call("list_due_jobs", "default", 10, refused=[uuid.UUID(int=1)]))
     seen.append(call("insert_pause", "default", "queue", "%", 'why "%s"', None, 60.0)[:3])
     seen.append([one[:3] for one in call("select_pauses", "default")])
     seen.append([call("delete_pause", "default", "queue", "%") for _ in range(2)])

@@ -16,7 +16,7 @@ from aiotasks.store.limits import LimitSetting
 from aiotasks.store.loop import resources
 from aiotasks.store.wakeups import wakeup_in
 from aiotasks.testing import drain
-from aiotasks.worker.claiming import keys, limit_rules
+from aiotasks.worker.claiming import keys
 from tests.site import default_task_backend, running_store
 from tests.store.rows import insert
 from tests.store.rows import worker as live_worker
@@ -306,6 +306,22 @@ def test_until_empty(start_worker: Start, ledger: Ledger) -> None:
     assert {ledger.task(result.id).status for result in (paused, stopped, behind)} == {"READY"}
 
 
+def test_until_empty_leaves_limits_that_the_code_does_not_know(start_worker: Start, ledger: Ledger) -> None:
+    """They may wait for ever, if no other worker knows them."""
+
+    async def enqueue() -> None:
+        await insert(running_store(), 2, task_path="tests.worker.gone.task", limit_key="worker.gone:x")
+        await insert(running_store(), 1, task_path="tests.worker.gone.task", limit_key="worker.set")
+        await running_store().set_limit("default", "worker.set", LimitSetting(concurrency=1))
+        await tasks.one.aenqueue("a", "a0")
+
+    asyncio.run(enqueue())
+    worker = start_worker("--until-empty")
+    assert worker.wait() == 0
+    assert ledger.statuses() == {"SUCCESSFUL": 1, "READY": 2, "SCHEDULED": 1}
+    assert worker.log.count("No code here declares a limit") == 2
+
+
 # --- What else there is to claiming
 
 
@@ -313,7 +329,7 @@ async def test_a_limit_that_is_not_imported_yet(
     configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The module of a task that has it is imported; where that doesn't help, its tasks are left to others,
-    and after a time one place is assumed.
+    and run if an operator sets a number.
     """
     configure(**OPTIONS)
     monkeypatch.setattr(keys, "LONGEST_WAIT", 0.01)
@@ -341,7 +357,7 @@ async def test_a_limit_that_is_not_imported_yet(
         await running_store().set_limit("default", "worker.two", LimitSetting(concurrency=2))
         await until(lambda: tasks.seen == ["a0"])  # one, because it might be a line
         assert ledger.statuses() == {"SUCCESSFUL": 1, "READY": 6, "RUNNING": 1}
-        monkeypatch.setattr(limit_rules, "LEAVE_FOR", 0.0)
+        await running_store().set_limit("default", "worker.gone:x", LimitSetting(pace=0.001))
         await until(lambda: ledger.statuses().get("SCHEDULED") == 3)  # unknown tasks are snoozed, one by one
         monkeypatch.setattr(limits, "_known", known)
         tasks.let_go("a0")

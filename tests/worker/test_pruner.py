@@ -297,6 +297,33 @@ async def test_it_goes_in_small_batches(
     await close_pools()
 
 
+@pytest.mark.parametrize("transient", [True, False])
+async def test_a_kind_that_cannot_be_deleted_holds_up_no_other(
+    configure: Configure, ledger: Ledger, transient: bool
+) -> None:
+    """A trigger of the site refuses the deletes of one kind, or takes too long for them."""
+    finish(ledger, 3, hours=2)
+    finish(ledger, 3, hours=2, status="FAILED")
+    condition = "query_canceled" if transient else "raise_exception"
+    ledger.connection.execute(
+        f"""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN RAISE {condition} USING MESSAGE = ''kept''; END';
+        CREATE TRIGGER refuse BEFORE DELETE ON aiotasks_task FOR EACH ROW
+            WHEN (OLD.status = 'SUCCESSFUL') EXECUTE FUNCTION refuse();
+        """
+    )
+    try:
+        one = pruner_of()
+        with pytest.raises(utils.Error, match="kept"):
+            await one.run_round()
+        assert ledger.statuses() == {"SUCCESSFUL": 3}
+    finally:
+        ledger.connection.execute("DROP FUNCTION refuse CASCADE")
+    assert await one.run_once() == 3
+    await close_pools()
+
+
 async def test_it_goes_back_to_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the history is one of a low rate."""
     deletes = Deletes(monkeypatch, rate=10_000, cost=2e-6, for_=2.0, wait=0.05)

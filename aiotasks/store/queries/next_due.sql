@@ -2,7 +2,7 @@
 -- many seconds by the database's clock (NULLs: neither), and when the next pause is over (NULL: there is none). And a
 -- schedule ticks: when, and in how many seconds (NULLs: none does).
 -- Times that Python can't hold are left out: 'infinity' never is due, and the next promotion takes '-infinity'.
--- $1 backend
+-- $1 backend, $2 ids of scheduled tasks to leave out
 SELECT
     next.at,
     extract(epoch FROM next.at - clock_timestamp())::double precision,
@@ -18,6 +18,7 @@ FROM (
                 SELECT task.run_after
                 FROM aiotasks_task AS task
                 WHERE task.status = 'SCHEDULED' AND task.backend = $1::text
+                  AND task.id <> ALL($2::uuid[])
                   AND task.run_after BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00'
                 ORDER BY task.run_after
                 LIMIT 1

@@ -4,13 +4,14 @@
 -- run_after, however late they are promoted, and by however many workers. (Claims read nothing before 1970, so a
 -- task that is scheduled for -infinity gets a place in 1970.)
 -- Returns each task's queue and lane, and its place in epoch seconds.
--- $1 backend, $2 how many at the most
+-- $1 backend, $2 how many at the most, $3 ids of the only ones (NULL: all that are due), $4 ids to leave out
 UPDATE aiotasks_task AS task
 SET status = 'READY', ready_at = greatest(task.run_after, 'epoch')
 WHERE task.ctid = ANY(ARRAY(
     SELECT due.ctid
     FROM aiotasks_task AS due
     WHERE due.status = 'SCHEDULED' AND due.backend = $1::text AND due.run_after <= statement_timestamp()
+      AND ($3::uuid[] IS NULL OR due.id = ANY($3::uuid[])) AND due.id <> ALL($4::uuid[])
     ORDER BY due.run_after
     LIMIT $2::integer
     FOR UPDATE SKIP LOCKED

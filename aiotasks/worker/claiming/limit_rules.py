@@ -1,7 +1,6 @@
 """LimitRules: what the code of this process says of limits, for the claims of their keys."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,9 +15,9 @@ __all__ = ["LimitRules", "name_of"]
 # more it forgets them all, and imports again; known modules cost nothing.
 PATHS_LIMIT = 1000
 
-# Seconds for which a worker leaves the keys of a limit that its code doesn't declare to others. Chosen: as
-# long as a rolling deploy takes, whose old workers would ignore the numbers that the new code says.
-LEAVE_FOR = 600.0
+# Seconds until a claim names a key again whose limit isn't known here: an operator may have set it, and the
+# wake-up for that was lost.
+LEAVE_FOR = 60.0
 
 NOT_DECLARED = "its task's module doesn't declare it"
 
@@ -31,9 +30,7 @@ def name_of(key: str) -> str:
 class LimitRules:
     """A limit is declared by the module of a task that has it, so that is imported where the name is new, as
     for an unknown path: by ``resolve``, in a thread. Where nothing here declares it, other workers may know
-    it, whose code is newer or older: its tasks are left to them, unless an operator has set it. After
-    LEAVE_FOR one task of each of its keys runs at a time, the oldest first, because the limit may have been
-    taken out of the code.
+    it, whose code is newer or older: its tasks are left to them, unless an operator has set it.
     """
 
     def __init__(
@@ -49,7 +46,7 @@ class LimitRules:
         self._observer = observer
         self._tried: dict[str, str] = {}  # why the module of a path doesn't help
         self._importing: dict[str, asyncio.Task[None]] = {}
-        self._unknown_since: dict[str, float] = {}  # by time.monotonic()
+        self._met: set[str] = set()  # names that nothing here declared
 
     def is_known(self, name: str, task_path: str) -> bool:
         """Return whether there is nothing to import: the name is known, or the task's module doesn't tell."""
@@ -57,20 +54,22 @@ class LimitRules:
 
     def meet(self, name: str, task_path: str) -> None:
         """Note a limit that tasks have, of which ``is_known()`` has returned True."""
-        if name in known_limits() or name in self._unknown_since:
+        if name in known_limits() or name in self._met:
             return
-        if len(self._unknown_since) >= PATHS_LIMIT:
-            self._unknown_since.clear()
-        self._unknown_since[name] = time.monotonic()
+        if len(self._met) >= PATHS_LIMIT:
+            self._met.clear()
+        self._met.add(name)
         self._observer.limit_unknown(name, task_path, self._tried.get(task_path, NOT_DECLARED))
 
+    def unknown(self) -> list[str]:
+        """Return the names of limits that tasks have, and nothing here declares."""
+        return sorted(self._met - known_limits().keys())
+
     def rule(self, name: str) -> LimitRule | None:
-        """Return what is said of a limit, or what is assumed; None for one whose tasks are left to others."""
+        """Return what the code says of a limit; None for one whose tasks are left to others."""
         limit = known_limits().get(name)
         if limit is None:
-            now = time.monotonic()
-            is_left = now - self._unknown_since.get(name, now) < LEAVE_FOR
-            return None if is_left else LimitRule(name, concurrency=1, ordered=True)
+            return None
         return LimitRule(
             name,
             concurrency=limit.concurrency,

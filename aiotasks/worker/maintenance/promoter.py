@@ -15,6 +15,7 @@ from ...store.wakeups import Wakeup, wakeup_in
 from ..events import NULL, Observer
 from ..fleet import Fleet
 from ..protocols import LooksForDue, Wakes
+from .promotion import TIMEOUT, Promotion
 
 __all__ = ["LONGEST_WAIT", "Promoter"]
 
@@ -47,7 +48,8 @@ class Promoter:
     has ``ticker`` look, which has it look in turn for the next tick; without one it leaves ticks to others.
 
     peers: the workers that are woken, too. Each of them waits for the next task, one after another, and they
-    take turns at looks within ``longest_wait`` seconds for one that they don't know of.
+    take turns at looks within ``longest_wait`` seconds for one that they don't know of. timeout: in seconds,
+    of a promotion.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class Promoter:
         peers: Fleet,
         ticker: LooksForDue | None = None,
         longest_wait: float = LONGEST_WAIT,
+        timeout: float = TIMEOUT,
         observer: Observer = NULL,
     ) -> None:
         self._store = store
         self._backend = backend
+        self._promotion = Promotion(store, backend=backend, between=self._seconds_to_tick, timeout=timeout)
         self._waker = waker
         self._ticker = ticker
         self._observer = observer
@@ -93,15 +97,15 @@ class Promoter:
         """Promote the tasks that are due; returns the seconds until this worker looks for the next one."""
         self.waiting_for = None  # a wake-up meanwhile must count, whatever time it names
         while True:
-            promoted = await self._store.promote_due_jobs(self._backend, PROMOTE_LIMIT)
+            promoted, has_more = await self._promotion.next_batch(PROMOTE_LIMIT)
             self._waker.wake(
                 list({self._wakeup(task) for task in promoted}),
                 since=min((task.ready_at for task in promoted), default=None),
             )
-            if len(promoted) < PROMOTE_LIMIT:
+            if not has_more:
                 break
             await self._seconds_to_tick()  # ticks don't wait for thousands of tasks
-        following = await self._store.next_due(self._backend)
+        following = await self._store.next_due(self._backend, refused=self._promotion.refused())
         pause_end = following.pause_end.timestamp() if following and following.pause_end else None
         if self._pause_end is not None and pause_end != self._pause_end:
             self._waker.wake_self()  # it is over, unless somebody has resumed or prolonged it
@@ -136,7 +140,7 @@ class Promoter:
         if self._ticker is None:
             return inf
         try:
-            following = await self._store.next_due(self._backend)
+            following = await self._store.next_due(self._backend, refused=self._promotion.refused())
         except utils.Error:
             return inf  # it fails again, and not unseen
         return inf if following is None else self._look_for_tick(following)

@@ -7,6 +7,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
 
+from django.db import utils
+
+from ...db.errors import is_transient
 from ...rows import Status
 from ...store.outcomes import Pruned
 from ...store.store import Store
@@ -147,17 +150,28 @@ class Pruner:
             sweep.restart()
 
     async def _prune(self) -> int:
-        """Delete batch by batch, of each kind in turn; returns the number of tasks."""
+        """Delete batch by batch, of each kind in turn; returns the number of tasks.
+
+        A kind whose DELETE fails holds up no other. Raises afterwards: where several have failed, an error
+        that waiting doesn't help against, because only that is logged.
+        """
         deleted = 0
         unfinished = self._sweeps
+        errors: list[utils.Error] = []
         while unfinished:
             unfinished, sweeps = [], unfinished
             for sweep in sweeps:
-                number, pause = await sweep.next_batch()
+                try:
+                    number, pause = await sweep.next_batch()
+                except utils.Error as error:
+                    errors.append(error)
+                    continue
                 deleted += number
                 if pause is not None:
                     unfinished.append(sweep)
                     await asyncio.sleep(pause)
         if deleted:
             logger.debug("Pruned finished tasks backend=%r count=%d", self._backend, deleted)
+        if errors:
+            raise min(errors, key=is_transient)
         return deleted
