@@ -7,10 +7,9 @@ from uuid import UUID
 from django.core.management.base import CommandError
 
 from aiotasks.management.limits import as_text, read_name
-from aiotasks.management.subcommand import Write, backend_or_error, errors_for_people
+from aiotasks.management.subcommand import Write, backend_or_error, errors_for_people, import_tasks
 from aiotasks.operations import limits
 from aiotasks.policies.limits import parse_rate
-from aiotasks.schedules.discovery import import_modules, modules_of_apps
 from aiotasks.worker.process.cli import add_backend
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -40,7 +39,7 @@ def run(options: Namespace, write: Write) -> int:
     """Change it and print what applies now; returns 0. Raises CommandError for bad values, where there is
     nothing to do, and where the database fails."""
     backend = backend_or_error(options.backend)
-    import_modules(modules_of_apps(("tasks",)))
+    import_tasks()
     try:
         with errors_for_people(backend):
             write(_change(options))

@@ -6,11 +6,17 @@ from dataclasses import asdict
 
 from django.core.management.base import CommandError
 
-from aiotasks.management.subcommand import Write, add_json, as_json, backend_or_error, errors_for_people
+from aiotasks.management.subcommand import (
+    Write,
+    add_json,
+    as_json,
+    backend_or_error,
+    errors_for_people,
+    import_tasks,
+)
 from aiotasks.operations.limits import LimitStatus, limits
 from aiotasks.operations.text import limits_as_text
 from aiotasks.policies.limits import known_limits
-from aiotasks.schedules.discovery import import_modules, modules_of_apps
 from aiotasks.worker.process.cli import add_backend
 
 __all__ = ["HELP", "add_arguments", "as_text", "read_name", "run"]
@@ -30,7 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace, write: Write) -> int:
     """Print the limits; returns 0. Raises CommandError for a bad name, and where the database fails."""
     backend = backend_or_error(options.backend)
-    import_modules(modules_of_apps(("tasks",)))
+    import_tasks()
     name, key = (None, None) if options.limit is None else read_name(options.limit)
     try:
         with errors_for_people(backend):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from django.db import utils
 from aiotasks.backend import PostgresBackend
 from aiotasks.db.errors import describe
 from aiotasks.operations.check import check_settings
+from aiotasks.schedules.discovery import import_modules, modules_of_apps
 from aiotasks.worker.process.parser import USAGE, OneLineParser, sentence
 from aiotasks.worker.startup import backend_of
 
@@ -26,6 +28,7 @@ __all__ = [
     "as_json",
     "backend_or_error",
     "errors_for_people",
+    "import_tasks",
     "run_over",
 ]
 
@@ -74,6 +77,19 @@ def backend_or_error(alias: str) -> PostgresBackend:
     if errors := [finding for finding in check_settings(alias) if finding.verdict == "error"]:
         raise CommandError(" ".join(error.message for error in errors))
     return backend_of(alias)
+
+
+def import_tasks() -> bool:
+    """Import the modules ``tasks`` of the installed apps, which declare limits; returns whether all could be
+    imported. Those that can't are named on stderr, so that JSON stays whole.
+    """
+    failed = import_modules(modules_of_apps(("tasks",)))
+    for module, error in failed.items():
+        sys.stderr.write(
+            f"{module} can't be imported ({type(error).__name__}: {error}), so its limits aren't known here. "
+            f"Fix it: `manage.py shell -c 'import {module}'` shows where.\n"
+        )
+    return not failed
 
 
 def run_over[Result](backend: PostgresBackend, work: Coroutine[Any, Any, Result]) -> Result:

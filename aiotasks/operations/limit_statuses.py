@@ -6,11 +6,10 @@ from typing import Literal, NamedTuple
 from uuid import UUID
 
 from ..policies.limits import Limit
-from ..store.inspection import ReadyCount
 from ..store.limits import LimitState
-from .counts import COUNT_LIMIT, Count
+from .counts import Count
 
-__all__ = ["LimitStatus", "Standstill", "status_of"]
+__all__ = ["LimitStatus", "Standstill", "Waiting", "status_of"]
 
 # select_limits.sql counts the running tasks of a key up to here.
 MOST_RUNNING = 1_000
@@ -21,8 +20,19 @@ NUMBERS = ("concurrency", "rate", "burst", "weight")
 # Why no task of a key can start now.
 # paused: by an operator. stopped: a task of an ordered line is FAILED, and ``after_failure`` is "stop".
 # retry: the next task of an ordered line waits for its retry. closed: a task has raised RateLimited.
-# full: as many run as may. rate: the next start isn't due yet.
-type Standstill = Literal["paused", "stopped", "retry", "closed", "full", "rate"]
+# full: as many run as may. rate: the next start isn't due yet. unknown: tasks wait, this process' code has no
+# such limit, and no operator has set a concurrency or a rate of it: workers of the same code start none.
+type Standstill = Literal["paused", "stopped", "retry", "closed", "full", "rate", "unknown"]
+
+
+class Waiting(NamedTuple):
+    """READY tasks: how many, and for how many seconds the oldest of those counted has waited (None: none)."""
+
+    number: Count
+    oldest: float | None
+
+
+NOTHING = Waiting(Count(0, capped=False), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +42,8 @@ class LimitStatus:
     known: this process' code has a Limit of that name. ordered: as it says.
     concurrency, rate, burst, weight: what applies, None for no limit. changed: those that an operator has
     set, for this key or for all.
-    waiting, oldest: its READY tasks, and for how many seconds the oldest has waited. running: its RUNNING
-    tasks. Of a limit with several keys, and no key: 0.
+    waiting, oldest: its READY tasks, and for how many seconds the oldest has waited; of a limit those of all
+    its keys. running: its RUNNING tasks; of a limit with several keys, and no key: 0.
     stands: why it starts nothing now; None: it may start. opens: in how many seconds it will, where that is
     known. pause_reason: the operator's. stopped_by: the FAILED task that has stopped it.
     """
@@ -69,21 +79,24 @@ def status_of(
     key: str,
     stored: Mapping[str, LimitState],
     limits: Mapping[str, Limit],
-    waiting: Mapping[str, ReadyCount],
+    waiting: Mapping[str, Waiting],
 ) -> LimitStatus:
     """Return the status of a stored key, ``name`` or ``name:key``.
 
-    stored: the rows of keys and names, by these. limits: those that the code knows, by name. waiting: of the
-    keys that have READY tasks.
+    stored: the rows of keys and names, by these. limits: those that the code knows, by name. waiting: by keys
+    and names.
     """
     name, colon, rest = key.partition(":")
     rows = [stored[each] for each in dict.fromkeys((key, name)) if each in stored]
     limit = limits.get(name)
     numbers = _numbers(rows, limit)
     own = stored.get(key)
-    ready = waiting.get(key, ReadyCount(0, None))
+    waits = waiting.get(key, NOTHING)
     running = 0 if own is None else own.running
     stands, opens = _standstill(rows, own, numbers, limit)
+    is_said = limit is not None or numbers.concurrency is not None or numbers.rate is not None
+    if not is_said and waits.number.number and stands in (None, "closed"):
+        stands, opens = "unknown", None
     return LimitStatus(
         name=name,
         key=rest if colon else None,
@@ -94,8 +107,8 @@ def status_of(
         burst=numbers.burst,
         weight=numbers.weight,
         changed=numbers.changed,
-        waiting=Count(ready.number, ready.number >= COUNT_LIMIT),
-        oldest=None if ready.oldest is None else max(0.0, ready.oldest),
+        waiting=waits.number,
+        oldest=waits.oldest,
         running=Count(running, running >= MOST_RUNNING),
         stands=stands,
         opens=opens,

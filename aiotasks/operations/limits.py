@@ -21,11 +21,10 @@ from ..policies.limits import (
 )
 from ..store.limits import LimitSetting
 from ..store.route import Route
-from ..store.store import Store
 from ..store.wakeups import ANY_QUEUE, Wakeup
 from ..worker.startup import backend_of
-from .counts import COUNT_LIMIT
-from .limit_statuses import LimitStatus, status_of
+from .limit_listing import select_statuses
+from .limit_statuses import LimitStatus
 from .pauses import parse_reason
 
 __all__ = [
@@ -42,12 +41,8 @@ __all__ = [
     "pause_limit",
     "reset_limit",
     "resume_limit",
-    "select_statuses",
     "skip_task",
 ]
-
-# Keys that are shown at once. A look at each costs a count of its waiting tasks.
-MOST_KEYS = 200
 
 # As a rate: none, whatever the code says.
 NO_RATE = "none"
@@ -94,8 +89,8 @@ def limit(
 async def alimits(
     name: str | None = None, key: LimitKey = None, *, backend: str = "default"
 ) -> list[LimitStatus]:
-    """Return limits with what applies to them, by name, and those keys that have running tasks, stand still,
-    or have a number of an operator: 200 at most.
+    """Return limits with what applies to them, by name, and those keys that have waiting or running tasks,
+    stand still, or have a number of an operator: 200 at most.
 
     name: only this limit and its keys. key: only this key, whatever it has.
 
@@ -202,37 +197,6 @@ async def _skip(backend: PostgresBackend, route: Route, id: UUID) -> bool:
 def _wake(backend: PostgresBackend, route: Route) -> None:
     """Wake all workers, whatever has changed: a try before this one may have, and its reply was lost."""
     route.wake([Wakeup(backend.alias, ANY_QUEUE)])
-
-
-async def select_statuses(
-    store: Store,
-    backend: str,
-    *,
-    name: str | None = None,
-    key: str | None = None,
-    standing: bool = False,
-) -> list[LimitStatus]:
-    """Return the states of a stored key; or of a name, or of all names, with the keys that have something to
-    say. standing: only of what stands still until somebody acts, a time comes, or a retry.
-
-    Raises ``django.db`` errors where the database fails.
-    """
-    known = known_limits()
-    of = name if key is None else key
-    found = await store.select_limits(backend, of, MOST_KEYS, standing=standing)
-    shown = {row.key for row in found} if key is None else {key}
-    if key is None and not standing:
-        shown |= {*(known if name is None else [name]), *map(_name_of, shown)}
-    rows = {row.key: row for row in found}
-    for each in sorted({*map(_name_of, shown)} - rows.keys()):
-        # The limit's own row is the first of its keys.
-        rows |= {row.key: row for row in await store.select_limits(backend, each, 1) if row.key == each}
-    waiting = await store.count_keyed_jobs(backend, sorted(shown), COUNT_LIMIT)
-    return [status_of(each, rows, known, waiting) for each in sorted(shown)]
-
-
-def _name_of(key: str) -> str:
-    return key.partition(":")[0]
 
 
 def _stored_key(name: Any, key: Any) -> str:

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from ..backend import PostgresBackend
@@ -14,8 +14,8 @@ from ..store.schedules import ScheduleRow
 from ..store.store import Store
 from .connection import operator_connection
 from .counts import COUNT_LIMIT, Count
+from .limit_listing import select_statuses
 from .limit_statuses import LimitStatus
-from .limits import select_statuses
 from .pauses import Pause, pause_of
 from .schedule_states import ScheduleState, select_holders, state_of
 
@@ -36,6 +36,10 @@ __all__ = [
 # Counting stops at COUNT_LIMIT in a queue, earlier if there are more than 20 queues, and never below 100.
 COUNT_LIMIT_OF_ALL = 200_000
 COUNT_LIMIT_AT_LEAST = 100
+
+# A worker says with its first renewals whether NOTIFY wakes it. Chosen: they come within a sixth of
+# LEASE_TIMEOUT.
+NEW_FOR = timedelta(minutes=1)
 
 # A site with a queue for each customer has thousands; the first by name are shown.
 QUEUE_LIMIT = 1_000
@@ -94,8 +98,16 @@ class WorkerRow:
     def alive(self) -> bool:
         return self.lease > 0
 
+    @property
+    def stops(self) -> bool:
+        """Whether it claims no more, and waits for what it runs: it renews its lease, and doesn't say whether
+        NOTIFY wakes it. (Nor do new ones, and those of releases that never say so.)"""
+        is_new = datetime.now(UTC) - self.started_at < NEW_FOR
+        return self.claims_keyed and self.listening is None and not is_new
+
     def serves(self, queue: str) -> bool:
-        return not self.queues or queue in self.queues
+        """Return whether it claims the tasks of a queue."""
+        return not self.stops and (not self.queues or queue in self.queues)
 
     def slots_for(self, lane: StoredLane) -> int:
         """Return its slots for a lane: those for tasks with limits are no others."""
@@ -175,9 +187,12 @@ class Status:
     all_snapshots_seen: bool
 
 
-async def read_status(backend: PostgresBackend) -> Status:
+async def read_status(backend: PostgresBackend, *, imports: bool = False) -> Status:
     """Read the state without writing anything. Raises a ``django.db`` error where the database doesn't
     answer.
+
+    imports: whether limits that the code doesn't declare are among ``standing``. For this it imports the
+    modules of tasks that have limits which this process doesn't know, so it blocks.
     """
     options, alias = backend.config, backend.alias
     async with operator_connection(options.database, timeout=options.command_timeout) as connection:
@@ -191,7 +206,8 @@ async def read_status(backend: PostgresBackend) -> Status:
         workers = await select_workers(store, alias, running)
         pauses = [pause_of(one) for one in await store.select_pauses(alias)]
         limited = await store.count_limited_jobs(alias, names, limit)
-        standing = await select_statuses(store, alias, standing=True)
+        learns = options.moved_tasks if imports else None
+        standing = await select_statuses(store, alias, standing=True, learns=learns)
         now, stored = await store.select_schedules(alias)
         # One that no code declares any more stays in the table, and is nothing to act on.
         schedules = sorted((row for row in stored if row.stopped_at is None), key=_urgency)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from math import ceil
 
-from .counts import Count
 from .limit_statuses import LimitStatus
 from .pauses import Pause
 from .schedule_states import ScheduleState
@@ -120,9 +119,9 @@ def _limit(limit: LimitStatus) -> list[str]:
     places = "in order" if limit.ordered else number("concurrency")
     return [
         _name(limit),
-        _of_keys(limit, limit.waiting),
+        str(limit.waiting),
         _oldest(limit),
-        _of_keys(limit, limit.running),
+        _running_of(limit),
         places,
         number("rate"),
         "-" if limit.rate is None and "burst" not in limit.changed else number("burst"),
@@ -132,16 +131,16 @@ def _limit(limit: LimitStatus) -> list[str]:
 
 
 def _standing(limit: LimitStatus) -> list[str]:
-    return [_name(limit), _of_keys(limit, limit.waiting), _oldest(limit), _why(limit)]
+    return [_name(limit), str(limit.waiting), _oldest(limit), _why(limit)]
 
 
 def _name(limit: LimitStatus) -> str:
     return limit.name if limit.key is None else f"{limit.name}:{printable(limit.key)}"
 
 
-def _of_keys(limit: LimitStatus, count: Count) -> str:
-    """A limit's own row counts no tasks of its keys, so a zero would read as if none waited."""
-    return "-" if limit.key is None and not count.number else str(count)
+def _running_of(limit: LimitStatus) -> str:
+    """A limit's own row doesn't count what its keys run, so a zero would read as if nothing ran."""
+    return "-" if limit.key is None and not limit.running.number else str(limit.running)
 
 
 def _oldest(limit: LimitStatus) -> str:
@@ -164,6 +163,8 @@ def _why(limit: LimitStatus) -> str:
             return "at its limit"
         case "rate":
             return f"next start in {age(ceil(limit.opens or 0.0))}"
+        case "unknown":
+            return "not declared by the code here"
 
 
 def _schedules(status: Status) -> str:
@@ -261,7 +262,7 @@ def _wake_up(worker: WorkerRow) -> str:
             return "LISTEN" if worker.has_channel else "LISTEN (all)"
         case False:
             return "polling"
-    return "unknown"
+    return "stopping" if worker.stops else "unknown"
 
 
 def _lane(lane: LaneUse) -> str:

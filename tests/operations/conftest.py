@@ -71,7 +71,7 @@ def fill(sql: psycopg.Connection) -> Callable[..., None]:
 
 @pytest.fixture
 def enter(sql: psycopg.Connection) -> Callable[..., UUID]:
-    """Enter a worker, with this many seconds of its lease left; returns its id."""
+    """Enter a worker, with this many seconds of its lease left, of this age in seconds; returns its id."""
 
     def enter(**values: Any) -> UUID:
         id = uuid4()
@@ -81,7 +81,10 @@ def enter(sql: psycopg.Connection) -> Callable[..., UUID]:
                 id, backend, host, pid, queues, concurrency, threads, version, started_at, lease_expires_at,
                 listening, channel, claims_keyed
             )
-            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, now(), now() + %s * interval '1 s', %s, %s, %s)
+            VALUES (
+                %s, %s, %s, %s, %s, %s, %s, %s,
+                now() - %s * interval '1 s', now() + %s * interval '1 s', %s, %s, %s
+            )
             """,
             [
                 id,
@@ -92,6 +95,7 @@ def enter(sql: psycopg.Connection) -> Callable[..., UUID]:
                 values.get("concurrency", 100),
                 values.get("threads", 10),
                 values.get("version", __version__),
+                values.get("age", 0.0),
                 values.get("lease", 60.0),
                 values.get("listening", True),
                 values.get("channel", f"aiotasks_{id.hex}"),

@@ -526,23 +526,26 @@ def test_storage_parameters(sql: psycopg.Connection, enter: Enter) -> None:
     enter()
     sql.execute("ALTER TABLE aiotasks_task RESET (fillfactor, autovacuum_vacuum_threshold)")
     sql.execute("ALTER TABLE aiotasks_worker RESET (fillfactor)")
+    sql.execute("ALTER TABLE aiotasks_limit RESET (autovacuum_vacuum_scale_factor)")
     try:
         finding = only("autovacuum")
         assert finding["verdict"] == "warning"
-        assert "autovacuum_vacuum_threshold, fillfactor" in finding["message"]
+        assert "autovacuum_vacuum_scale_factor, autovacuum_vacuum_threshold, fillfactor" in finding["message"]
         sql.execute(finding["remedy"])
         assert check()[1]["autovacuum"]["verdict"] == "ok"
         sql.execute("ALTER TABLE aiotasks_task SET (autovacuum_vacuum_threshold = 99)")
         assert check()[1]["autovacuum"]["verdict"] == "ok"
-        sql.execute("ALTER TABLE aiotasks_worker SET (autovacuum_enabled = off)")
-        finding = only("autovacuum")
-        assert finding["verdict"] == "error"
-        sql.execute(finding["remedy"])
+        for table in STORAGE:
+            sql.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+            finding = only("autovacuum")
+            assert finding["verdict"] == "error"
+            assert f"off for {table}" in finding["message"]
+            sql.execute(finding["remedy"])
     finally:
         for table, parameters in STORAGE.items():
-            told = ", ".join(f"{name} = {value}" for name, value in parameters.items())
             sql.execute(f"ALTER TABLE {table} RESET (autovacuum_enabled)")
-            sql.execute(f"ALTER TABLE {table} SET ({told})")
+            if told := ", ".join(f"{name} = {value}" for name, value in parameters.items()):
+                sql.execute(f"ALTER TABLE {table} SET ({told})")
     assert check()[1]["autovacuum"]["verdict"] == "ok"
 
 

@@ -11,7 +11,7 @@ import pytest
 from django.core.management import CommandError
 
 from aiotasks import Worker
-from aiotasks.operations import limits as module
+from aiotasks.operations import limit_listing
 from aiotasks.operations.counts import Count
 from aiotasks.operations.limits import (
     LimitStatus,
@@ -136,15 +136,96 @@ def test_what_a_key_has(sql: psycopg.Connection) -> None:
     )
     assert found.oldest is not None
     start(sql, ids[2])
-    assert [(one.key, one.stands) for one in limits(PLACES)] == [(None, None), ("a", "full")]
+    assert [(one.key, one.stands) for one in limits(PLACES)] == [(None, None), ("a", "full"), ("b", None)]
+    assert [one.waiting.number for one in limits(PLACES)] == [4, 3, 1]
     assert limits(PLACES, "b")[0].waiting == Count(1, capped=False)
 
 
+def test_keys_that_only_wait(monkeypatch: pytest.MonkeyPatch, enter: Enter) -> None:
+    """In several queues and both lanes; beside a limit that comes before, and one that comes behind."""
+    enter()
+    enqueue(limited_work.work_in_places, "c", "a", "a")
+    enqueue(limited_work.work_in_places_sync, "b")
+    limited_work.work_in_places.using(queue_name="other").enqueue("a", 0.0)
+    enqueue(limited_work.work_in_line, *"xyz")
+
+    def numbers(*of: str) -> dict[tuple[str, str | None], str]:
+        return {(one.name, one.key): str(one.waiting) for one in limits(*of) if one.waiting.number}
+
+    mine = {(PLACES, None): "5", (PLACES, "a"): "3", (PLACES, "b"): "1", (PLACES, "c"): "1"}
+    lines = {(LINE, None): "3", (LINE, "x"): "1", (LINE, "y"): "1", (LINE, "z"): "1"}
+    assert numbers(PLACES) == mine
+    assert numbers() == mine | lines
+    assert limits(PLACES)[0].oldest is not None
+    monkeypatch.setattr(limit_listing, "MOST_LOOKED_AT", 3)  # one of each queue and lane
+    assert numbers(LINE) == {(LINE, None): "1+", (LINE, "x"): "1"}
+    assert {(LINE, None): "1+"}.items() <= numbers().items()
+    assert len([one for one in limits(PLACES) if one.key is not None]) == 2
+    monkeypatch.setattr(limit_listing, "MOST_LOOKED_AT", 1_000)
+    monkeypatch.setattr(limit_listing, "MOST_KEYS", 2)
+    assert len([one for one in limits() if one.key is not None]) == 2
+    assert numbers(PLACES)[PLACES, None] == "5"
+
+
+def test_a_paused_limit_says_how_many_tasks_wait(enter: Enter) -> None:
+    enter()
+    enqueue(limited_work.work_in_places, "a", "a", "b")
+    pause_limit(PLACES)
+    (found,) = status()["standing"]
+    assert (found["key"], found["waiting"]["number"], found["stands"]) == (None, 3, "paused")
+    assert f"Paused: {PLACES} (3 waiting)" in check()[1]["limits"]["message"]
+
+
+def test_tasks_of_limits_that_the_code_does_not_declare(sql: psycopg.Connection, enter: Enter) -> None:
+    enter()
+    enqueue(limited_work.work_in_places, "a", "b", "b")
+    sql.execute("UPDATE aiotasks_task SET limit_key = replace(limit_key, 'battery.places', 'taken.out')")
+    found = check()[1]["limits"]
+    assert found["verdict"] == "warning"
+    assert "limits that the code here doesn't declare: taken.out (3 waiting)." in found["message"]
+    (one,) = status()["standing"]
+    assert (one["name"], one["key"], one["stands"]) == ("taken.out", None, "unknown")
+    assert {one["stands"] for one in shown("taken.out").values()} == {"unknown"}
+    assert "not declared by the code here" in run("limits")[1]
+    remedy = re.search(r"`manage.py aiotasks (.+)`", found["remedy"])
+    assert remedy is not None
+    assert run(*remedy[1].split())[0] == 0
+    assert check()[1]["limits"]["verdict"] == "ok"
+    assert {one["stands"] for one in shown("taken.out").values()} == {None}
+    assert status()["standing"] == []
+
+
+def test_a_limit_that_only_a_tasks_module_declares(sql: psycopg.Connection, enter: Enter) -> None:
+    """No app's module `tasks` imports it; `check` imports it as a worker does."""
+    enter()
+    enqueue(limited_work.work_in_places, "a")
+    path = "tests.operations.declared_late.late"
+    sql.execute("UPDATE aiotasks_task SET limit_key = 'operations.late:a', task_path = %s", [path])
+    assert limits("operations.late", "a")[0].stands == "unknown"
+    assert check()[1]["limits"]["verdict"] == "ok"
+    assert limits("operations.late", "a")[0].known
+
+
+def test_a_module_that_cannot_be_imported_is_named(
+    enter: Enter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, on stderr; the others are known all the same."""
+    enter()
+    modules = ["tests.unit.broken", "tests.worker.limited_work"]
+    monkeypatch.setattr("aiotasks.management.subcommand.modules_of_apps", lambda names: modules)
+    for command in (["limits", "--json"], ["limit", PLACES, "weight=2"], ["status"]):
+        assert run(*command)[0] == 0
+        said = capsys.readouterr().err
+        assert said.count("tests.unit.broken can't be imported (") == 1
+        assert "`manage.py shell -c 'import tests.unit.broken'` shows where" in said
+    assert PLACES in {one.name for one in limits()}
+
+
 def test_counts_stop_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COUNT_LIMIT", 3)
-    monkeypatch.setattr("aiotasks.operations.limit_statuses.COUNT_LIMIT", 3)
-    enqueue(limited_work.work_in_places, *["a"] * 5)
+    monkeypatch.setattr(limit_listing, "COUNT_LIMIT", 3)
+    enqueue(limited_work.work_in_places, *["a"] * 5, "b")
     assert limits(PLACES, "a")[0].waiting == Count(3, capped=True)
+    assert limits(PLACES)[0].waiting == Count(4, capped=True)
 
 
 def test_a_rate_that_is_spent(sql: psycopg.Connection) -> None:
@@ -218,11 +299,11 @@ def test_the_status_counts_tasks_with_limits_and_shows_what_stands_still(enter: 
     ]
     text = run("status")[1]
     assert re.search(r"^queue +ready +limited ", text, re.MULTILINE)
-    assert re.search(rf"^{PLACES}:a +2 +0 s +paused: the provider is down$", text, re.MULTILINE)
+    assert re.search(rf"^{PLACES}:a +2 +\d+ s +paused: the provider is down$", text, re.MULTILINE)
     finding = check()[1]["limits"]
     assert (finding["verdict"], finding["remedy"]) == ("ok", "")
     pause_limit(PLACES)
-    assert re.search(rf"^{PLACES} +- +- +paused$", run("status")[1], re.MULTILINE)
+    assert re.search(rf"^{PLACES} +3 +\d+ s +paused$", run("status")[1], re.MULTILINE)
     assert f"{PLACES}:a (2 waiting)" in finding["message"]
 
 
@@ -258,8 +339,8 @@ def test_commands(sql: psycopg.Connection) -> None:
 
 def test_limits_of_the_code_are_shown_and_a_backend_without_any(configure: Configure) -> None:
     text = run("limits")[1]
-    assert re.search(rf"^{LINE} +- +- +- +in order +- +- +1$", text, re.MULTILINE)
-    assert len(shown()) <= module.MOST_KEYS
+    assert re.search(rf"^{LINE} +0 +- +- +in order +- +- +1$", text, re.MULTILINE)
+    assert len(shown()) <= limit_listing.MOST_KEYS
     from aiotasks.operations.text import limits_as_text
 
     assert limits_as_text([]) == "There are no limits."

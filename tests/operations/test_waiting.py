@@ -14,7 +14,7 @@ from django.db import connection, connections
 from aiotasks.checks import check_backend
 from tests.site import postgres_connection
 
-from .conftest import check
+from .conftest import check, run, status
 from .test_check import only, params
 
 type Enter = Callable[..., Any]
@@ -38,6 +38,25 @@ def test_a_lane_and_a_queue_without_a_worker(fill: Callable[..., None], enter: E
     assert only("waiting")["verdict"] == "warning"
     enter(queues=[])
     assert check()[1]["waiting"]["verdict"] == "ok"
+
+
+def test_a_worker_that_stops_serves_nothing(
+    sql: psycopg.Connection, fill: Callable[..., None], enter: Enter
+) -> None:
+    """It renews its lease, and doesn't say whether NOTIFY wakes it. Nor do new and very old ones."""
+    fill("READY", 1)
+
+    def serves(**values: Any) -> bool:
+        sql.execute("DELETE FROM aiotasks_worker")
+        enter(listening=None, **values)
+        number = status()["queues"][0]["workers"]
+        assert (check()[1]["waiting"]["verdict"] == "ok") is (number == 1)
+        assert ("  stopping  " in run("status")[1]) is (number == 0)
+        return bool(number)
+
+    assert serves()
+    assert not serves(age=61.0)
+    assert serves(age=61.0, claims_keyed=None)
 
 
 def test_backends_without_a_worker(

@@ -18,6 +18,13 @@ STORAGE = {
         "autovacuum_vacuum_cost_delay": "0",
     },
     "aiotasks_worker": {"fillfactor": "50", "autovacuum_vacuum_threshold": "500"},
+    "aiotasks_limit": {
+        "fillfactor": "50",
+        "autovacuum_vacuum_scale_factor": "0.02",
+        "autovacuum_vacuum_threshold": "500",
+        "autovacuum_vacuum_cost_delay": "0",
+    },
+    "aiotasks_schedule": {},
 }
 
 

@@ -1,4 +1,5 @@
-"""Check ``limits``: lines in order that stand still, and tasks that no live worker is new enough for."""
+"""Check ``limits``: lines in order that stand still, limits that the code doesn't declare, and tasks that no
+live worker is new enough for."""
 
 from collections.abc import Sequence
 
@@ -7,8 +8,8 @@ from django.db import utils
 from ...db.errors import Code, sqlstate
 from ...schedules.discovery import import_modules, modules_of_apps
 from ...store.inspection import WaitingLane
+from ..limit_listing import select_statuses
 from ..limit_statuses import LimitStatus
-from ..limits import select_statuses
 from ..status import WorkerRow
 from ..text import printable
 from .examination import Examination
@@ -20,10 +21,12 @@ __all__ = ["check", "judge_limits"]
 
 async def check(examination: Examination) -> Result:
     """Return whether keys of limits stand still until somebody acts."""
-    import_modules(modules_of_apps(("tasks",)))
+    failed = import_modules(modules_of_apps(("tasks",)))
     alias, store = examination.alias, examination.store
+    # Without one of the modules it can't be said which limits there are.
+    learns = None if failed else examination.options.moved_tasks
     try:
-        standing = await select_statuses(store, alias, standing=True)
+        standing = await select_statuses(store, alias, standing=True, learns=learns)
         waiting = await store.list_waiting(LIMIT)
     except utils.ProgrammingError as error:
         if sqlstate(error) != Code.NO_PRIVILEGE:
@@ -55,6 +58,14 @@ def judge_limits(
         remedies.append(
             "Retry the task, or let the key go on without it: "
             f"`manage.py aiotasks limit {_name(stopped[0])} --skip {stopped[0].stopped_by}`."
+        )
+    if unknown := [one for one in standing if one.stands == "unknown"]:
+        names = [f"{_name(one)} ({one.waiting} waiting)" for one in unknown]
+        messages.append(f"Tasks wait for limits that the code here doesn't declare: {_some(names)}.")
+        remedies.append(
+            "Workers whose code declares them run them. If they were taken out of the code, set a number: "
+            f"`manage.py aiotasks limit {_name(unknown[0])} concurrency=1` has one task of each key run at a "
+            "time."
         )
     paused = [one for one in standing if one.stands == "paused" and one.waiting.number]
     if messages:
