@@ -142,6 +142,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         ),
         "free_unique_keys": lambda: ("default", keys, "1s"),
         "lock_unique_keys": lambda: ("default", keys, "1s"),
+        "select_holders": lambda: ("default", keys),
         "replace_waiting_jobs": lambda: (
             [uuid.uuid4() for _ in keys],
             keys,
@@ -520,6 +521,7 @@ async def test_a_key_costs_the_same_among_many(conn: asyncpg.Connection, warm: d
         for name, arguments in [
             ("free_unique_keys", ("default", keys, "1s")),
             ("lock_unique_keys", ("default", keys, "1s")),
+            ("select_holders", ("default", keys)),
             (
                 "replace_waiting_jobs",
                 (
