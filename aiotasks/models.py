@@ -8,7 +8,7 @@ from django.db.models.lookups import LessThanOrEqual
 
 from .fields import ArrayField, JsonArrayField, JsonField
 
-__all__ = ["Limit", "Pause", "Schedule", "Task", "Worker"]
+__all__ = ["Limit", "Pause", "Sample", "Schedule", "Task", "Worker"]
 
 # Bytes of a row's backend, queue_name, lane and limit_key together. An entry of an index may have 2,704, and
 # those of READY rows hold some 50 more; a queue's name is of 800 at the most (200 characters), a key of 901.
@@ -237,6 +237,8 @@ class Worker(models.Model):
     claims_keyed = models.BooleanField(null=True)  # it runs tasks with limits; null: of an older release
     # Which its code declares, and behind a space each what keeps it from declaring some; null: none.
     schedules = ArrayField(models.TextField(), null=True)
+    # What it says of itself at each renewal: see worker.figures; null: as with listening.
+    report = JsonField(null=True)
 
     class Meta:
         required_db_vendor = "postgresql"
@@ -269,6 +271,22 @@ class Pause(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
+
+
+class Sample(models.Model):
+    """The figures of a backend's queues at one time. Workers write one a minute, and keep them for a week."""
+
+    backend = models.TextField()
+    at = models.DateTimeField()
+    # See maintenance.sampler; null: they are being read, or the worker that read them has died.
+    figures = JsonField(null=True)
+
+    class Meta:
+        required_db_vendor = "postgresql"
+        constraints = (models.UniqueConstraint(fields=["backend", "at"], name="aiotasks_sample_at"),)
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.at}"
 
 
 class Schedule(models.Model):

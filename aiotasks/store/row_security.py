@@ -6,7 +6,7 @@ https://www.postgresql.org/docs/current/ddl-rowsecurity.html
 from collections.abc import Container, Sequence
 from typing import NamedTuple
 
-__all__ = ["LIMITS", "SCHEDULES", "WORKER", "HiddenRows", "Restriction", "hidden_rows"]
+__all__ = ["LIMITS", "SAMPLES", "SCHEDULES", "WORKER", "HiddenRows", "Restriction", "hidden_rows"]
 
 # What a worker needs, each as in a GRANT: docs/reference/permissions.md.
 WORKER = (
@@ -22,6 +22,9 @@ SCHEDULES = ("INSERT ON aiotasks_schedule", "UPDATE ON aiotasks_schedule", "INSE
 
 # And if there are tasks with limits.
 LIMITS = tuple(f"{kind} ON aiotasks_limit" for kind in ("INSERT", "UPDATE", "DELETE"))
+
+# And to keep the figures of the queues, which metrics show.
+SAMPLES = tuple(f"{kind} ON aiotasks_sample" for kind in ("SELECT", "INSERT", "UPDATE", "DELETE"))
 
 _POLICY = "CREATE POLICY aiotasks ON {table} TO {role} USING (true) WITH CHECK (true)"
 

@@ -77,6 +77,7 @@ class WorkerStatements(StatementGroup):
         listening: bool | None = None,
         *,
         stuck_threads: int = 0,
+        report: str | None = None,
         even_expired: bool = False,
         remaining: float = 0.0,
         timeout: float | None = None,
@@ -84,7 +85,8 @@ class WorkerStatements(StatementGroup):
         """Renew the lease unless it has expired by the database's clock, or ends within ``remaining``
         seconds; with ``even_expired`` in any case. Return None if the worker has no row. ``listening``:
         whether NOTIFY wakes the worker (None: not known). ``stuck_threads``: how many of its threads don't
-        come back from tasks whose time is over.
+        come back from tasks whose time is over. ``report``: what the worker says of itself, as JSON;
+        None leaves what it has said before.
         """
         rows = await self._fetch(
             "renew_lease",
@@ -94,6 +96,7 @@ class WorkerStatements(StatementGroup):
             even_expired,
             remaining,
             stuck_threads,
+            report,
             timeout=timeout,
         )
         if not rows:

@@ -18,6 +18,7 @@ from ..store.loop import LoopResources
 from .build import Builder
 from .events import Events
 from .execution import Execution
+from .figures import Gauges
 from .fleet import Fleet
 from .handover import Handover
 from .hang import HangHandler
@@ -235,9 +236,6 @@ class Engine:
         self.ownership.connect(self.claimer.intake)
         self.rescue_turn = self.workers.turn(self.lease.interval)
         self.declare_turn = self.workers.turn(DECLARE_INTERVAL)
-        self.keeper.connect(
-            self.runner, self.sync_threads, self.claimer, rescue=self.rescue_turn, declare=self.declare_turn
-        )
         self.recycler = Recycler(
             self.sync_threads,
             self.runner.deadlines,
@@ -252,6 +250,24 @@ class Engine:
             self.lease, self.heartbeat, self.runner, self.handover, events, own_process=own_process
         )
         self.watchdog = LoopWatchdog(self.hang_handler, timeout=options.loop_timeout, observer=events)
+        self.gauges = Gauges(
+            lease=self.lease,
+            slots=self.slots,
+            runner=self.runner,
+            finisher=self.finisher,
+            claimer=self.claimer,
+            orm_threads=self.orm_threads,
+            sync_threads=self.sync_threads,
+            watchdog=self.watchdog,
+        )
+        self.keeper.connect(
+            self.runner,
+            self.sync_threads,
+            self.claimer,
+            rescue=self.rescue_turn,
+            declare=self.declare_turn,
+            gauges=self.gauges,
+        )
 
     async def run(
         self, *, stopping: asyncio.Event, hurried: asyncio.Event, grace: float, keep_threads: bool

@@ -69,7 +69,8 @@ class Leases(Protocol):
 
 
 class KeepsLease(Protocol):
-    """The part that the heartbeat reports to. All methods but the first are called on the worker's loop."""
+    """The part that the heartbeat reports to. The methods are called on the worker's loop, unless a
+    docstring names another thread."""
 
     def is_woken(self) -> bool | None:
         """Return whether NOTIFY wakes the worker at the moment; None if it claims no more, because it stops.
@@ -79,6 +80,11 @@ class KeepsLease(Protocol):
     def stuck_threads(self) -> int:
         """Return how many threads are stuck in tasks that have outlasted their time. Called in the
         heartbeat's thread.
+        """
+
+    def report(self) -> str | None:
+        """Return what the worker reports of itself, as JSON; None: nothing new. Called in the heartbeat's
+        thread.
         """
 
     def registered(self) -> None:

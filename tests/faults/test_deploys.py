@@ -34,7 +34,7 @@ from tests.worker.harness import Configure, Ledger, Start, until, wait_until
 from .releases import ADD, RELEASES, Release, Release0001, Release0007
 
 BACKEND = "aiotasks.backend.PostgresBackend"
-NEW_SCHEMA = "0012_limits"
+NEW_SCHEMA = "0013_reports"
 elsewhere = tasks.add  # a Task, but at a path that isn't its own
 
 # Rows in the table when it is migrated under load. 200,000 have been tried, too.

@@ -218,7 +218,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "prune_jobs": lambda: ("default", "SUCCESSFUL", 86_400.0, -math.inf, 50),
         "prune_kept_jobs": lambda: ("default", -math.inf, 50),
         "remove_dead_workers": lambda: ("default", alive),
-        "renew_lease": lambda: (alive, 30.0, True, False, 10.0, 0),
+        "renew_lease": lambda: (alive, 30.0, True, False, 10.0, 0, "{}"),
     }
     return {name: Prepared(conn, name, made) for name, made in arguments.items()}
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
-from ...store.row_security import LIMITS, SCHEDULES, WORKER, Restriction, hidden_rows
+from ...store.row_security import LIMITS, SAMPLES, SCHEDULES, WORKER, Restriction, hidden_rows
 from .examination import Examination
 from .finding import Result
 
@@ -55,6 +55,7 @@ def judge_rights(role: str, rights: AbstractSet[str]) -> Result:
             "enqueue": for_site,
             "tick schedules": [right for right in SCHEDULES if right not in rights],
             "run tasks with limits": [right for right in LIMITS if right not in rights],
+            "keep the queues' figures": [right for right in SAMPLES if right not in rights],
         }
         may = ["run a worker", *(name for name, lack in lacking.items() if not lack)]
         listed = ", ".join(may[:-1]) + " and " + may[-1] if may[1:] else may[0]
@@ -109,7 +110,7 @@ def judge_row_security(
     role: str, rights: AbstractSet[str], restrictions: Sequence[Restriction]
 ) -> Result | None:
     """Return the result for row-level security; None if no policy restricts what the role needs."""
-    found = hidden_rows(role, restrictions, rights & {*SITE, *WORKER, *SCHEDULES, *LIMITS})
+    found = hidden_rows(role, restrictions, rights & {*SITE, *WORKER, *SCHEDULES, *LIMITS, *SAMPLES})
     if found is None:
         return None
     return "error" if found.all else "warning", found.sentence, found.remedy

@@ -1,8 +1,8 @@
--- Renew a worker's lease, and store whether NOTIFY wakes the worker and how many threads are stuck. Returns no row if
--- the worker has no row: its tasks were taken away, and it must register again. Returns false, and renews nothing, if
--- the lease has expired by the database's clock, unless $4 says to renew it all the same: as long as the row stands,
--- nothing was taken from the worker. (The worker learns of it before its lease is live again, because other leases may
--- be as stale then: see rescue_jobs.)
+-- Renew a worker's lease, and store whether NOTIFY wakes the worker, how many threads are stuck, and its report. Returns
+-- no row if the worker has no row: its tasks were taken away, and it must register again. Returns false, and renews
+-- nothing, if the lease has expired by the database's clock, unless $4 says to renew it all the same: as long as the row
+-- stands, nothing was taken from the worker. (The worker learns of it before its lease is live again, because other
+-- leases may be as stale then: see rescue_jobs.)
 -- The lease runs from the statement's start, so a lock that delays the statement shortens the lease.
 --
 -- Returns also, for the turns that workers take (aiotasks/worker/fleet.py): how many live workers the backend has,
@@ -12,7 +12,8 @@
 -- doesn't wake is alone among those that it wakes.
 -- The statement's start is also when the other rows were read: by a later time their leases would look too old.
 -- $1 worker id, $2 seconds, $3 whether it listens (NULL: not known), $4 whether to renew an expired lease,
--- $5 seconds that the lease must have left at the least, $6 threads that don't come back from tasks
+-- $5 seconds that the lease must have left at the least, $6 threads that don't come back from tasks,
+-- $7 the report (NULL: leave the one before)
 WITH mine AS MATERIALIZED (
     SELECT worker.id, worker.backend, worker.queues, worker.concurrency, worker.threads,
            $4::boolean OR worker.lease_expires_at
@@ -23,7 +24,8 @@ WITH mine AS MATERIALIZED (
     UPDATE aiotasks_worker AS worker
     SET lease_expires_at = statement_timestamp() + make_interval(secs => $2::double precision),
         listening = $3::boolean,
-        stuck_threads = $6::integer
+        stuck_threads = $6::integer,
+        report = coalesce($7::text::json, worker.report)
     FROM mine
     WHERE worker.id = mine.id AND mine.goes
     RETURNING worker.id

@@ -6,7 +6,8 @@ SELECT
     CASE WHEN to_regclass('aiotasks_task') IS NOT NULL AND to_regclass('aiotasks_worker') IS NOT NULL THEN ARRAY(
         SELECT concat(wanted.kind, ' ON ', tables.name)
         FROM unnest(ARRAY[
-            'aiotasks_task', 'aiotasks_worker', 'aiotasks_pause', 'aiotasks_schedule', 'aiotasks_limit'
+            'aiotasks_task', 'aiotasks_worker', 'aiotasks_pause', 'aiotasks_schedule', 'aiotasks_limit',
+            'aiotasks_sample'
         ]) AS tables (name)
         CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS wanted (kind)
         WHERE has_table_privilege(to_regclass(tables.name), wanted.kind)

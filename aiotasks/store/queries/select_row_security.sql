@@ -25,7 +25,7 @@ CROSS JOIN LATERAL (
 ) AS found
 WHERE tables.oid IN (
       to_regclass('aiotasks_task'), to_regclass('aiotasks_worker'), to_regclass('aiotasks_pause'),
-      to_regclass('aiotasks_schedule'), to_regclass('aiotasks_limit')
+      to_regclass('aiotasks_schedule'), to_regclass('aiotasks_limit'), to_regclass('aiotasks_sample')
   )
   AND row_security_active(tables.oid) AND NOT coalesce(found.for_all, false)
 ORDER BY tables.relname, kind.name

@@ -50,7 +50,7 @@ class Heartbeat:
     """Registers the worker and renews its lease until stopped.
 
     - ``keeper`` is called on the worker's loop with what becomes of the lease.
-    - Every renewal stores whether NOTIFY wakes the worker, and how many of its threads are stuck.
+    - Every renewal stores whether NOTIFY wakes the worker, how many of its threads are stuck, and its report.
     - A lease whose row has gone is lost: the worker registers again, under a new id.
     - The worker's loop may end the lease (``renounce``). It enforces the deadline too, because a dead
       connection can hang this thread.
@@ -195,6 +195,7 @@ class Heartbeat:
                 lease.timeout,
                 is_woken,
                 stuck_threads=stuck,
+                report=self._keeper.report(),
                 remaining=lease.should_remain(),
                 timeout=timeout,
             )

@@ -1,17 +1,21 @@
 """LeaseKeeper: what follows on the worker's loop from the state of its lease."""
 
 import asyncio
+import logging
 from uuid import UUID
 
 from ...db.cache import ConnectionCache
 from ...store.workers import Renewal
 from ..events import LeaseLoss, Observer
+from ..figures import Gauges
 from ..fleet import Fleet
 from ..protocols import Beats, Claims, HasStuckThreads, Runs, TakesTurns
 from ..waker import Waker
 from .lease import Lease
 
 __all__ = ["LeaseKeeper"]
+
+logger = logging.getLogger("aiotasks.worker")
 
 
 class LeaseKeeper:
@@ -54,15 +58,17 @@ class LeaseKeeper:
         *,
         rescue: TakesTurns,
         declare: TakesTurns,
+        gauges: Gauges,
     ) -> None:
         """Name the parts that depend on the lease or that it shows, and the turns at a rescue and at
-        declaring schedules; before the heartbeat starts.
+        declaring schedules; before the heartbeat starts. ``gauges``: read at each renewal.
         """
         self._runner = runner
         self._threads = threads
         self._claimer = claimer
         self._rescue = rescue
         self._declare = declare
+        self._gauges = gauges
 
     def is_woken(self) -> bool | None:
         """Return whether NOTIFY wakes the worker at the moment; None if it claims no more, because it stops.
@@ -75,6 +81,14 @@ class LeaseKeeper:
         heartbeat's thread.
         """
         return self._threads.stuck
+
+    def report(self) -> str | None:
+        """Return what the worker reports of itself, as JSON. Called in the heartbeat's thread."""
+        try:
+            return self._gauges.read().report()
+        except Exception:
+            logger.exception("A worker cannot report on itself")
+            return None
 
     def registered(self) -> None:
         """Cancel the tasks that were claimed under another id: other workers may run them."""

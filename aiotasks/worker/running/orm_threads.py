@@ -42,7 +42,7 @@ class OrmThreads:
     """
 
     def __init__(self, size: int, *, limit: int) -> None:
-        self._size = size
+        self.size = size
         self._limit = max(size, limit)
         self.threads: list[ConnectionThread] = []
         self._started = 0
@@ -58,6 +58,11 @@ class OrmThreads:
         self._context = Context()
         self._context.run(enter_thread_sensitive, _ByContext())
         self._context.run(lender_of_worker.set, self)
+
+    @property
+    def busy(self) -> int:
+        """How many threads have tasks bound to them. May be asked in any thread."""
+        return sum(thread.users > 0 for thread in list(self.threads))
 
     def session(self) -> "OrmSession":
         """Return a session by which one job makes its calls. It costs nothing until it is used."""
@@ -123,7 +128,7 @@ class OrmThreads:
         free = [thread for thread in shared if not thread.is_stuck(now)]
         best = min(free, key=_jobs, default=None)
         if best is not None:
-            wanted = best.users > 0 and len(shared) < self._size and len(self.threads) < self._limit
+            wanted = best.users > 0 and len(shared) < self.size and len(self.threads) < self._limit
         else:
             wanted = not shared or len(self.threads) < self._limit
         if wanted and (another := self._starts.start(self._start, len(self.threads))) is not None:

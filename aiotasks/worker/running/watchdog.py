@@ -5,15 +5,26 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from collections import deque
+from typing import Any, NamedTuple
 
 from ..events import NULL, Observer
 from ..protocols import HandlesHang
 
-__all__ = ["LoopWatchdog"]
+__all__ = ["Blocked", "LoopWatchdog"]
 
 # Blocked for a second, a loop that should answer in milliseconds is noticed by people.
 BLOCKED_AFTER = 1.0
+
+# Seconds for which a late beat is shown. Chosen: metrics are read once a minute at the least.
+LAG_SHOWN = 60.0
+
+
+class Blocked(NamedTuple):
+    """The event loop is blocked: for how many seconds, and by the asyncio task of that name, if by one."""
+
+    seconds: float
+    task_name: str | None
 
 
 class LoopWatchdog:
@@ -37,6 +48,8 @@ class LoopWatchdog:
         self._loop = asyncio.get_running_loop()
         self.loop_thread = threading.get_ident()
         self.last_beat = time.monotonic()  # when the loop has last made a turn
+        self._interval = BLOCKED_AFTER / 4  # of beats
+        self._lags: deque[float] = deque(maxlen=round(LAG_SHOWN / self._interval))
         self._stop = threading.Event()
         self._handle: asyncio.TimerHandle | None = None
         self._thread = threading.Thread(target=self._watch, name="aiotasks-guard", daemon=True)
@@ -50,19 +63,35 @@ class LoopWatchdog:
         if self._handle is not None:
             self._handle.cancel()
 
+    def lag(self) -> float:
+        """Return by how many seconds the loop was late at most within the last minute, or is at the moment.
+        May be called in any thread.
+        """
+        return max(0.0, time.monotonic() - self.last_beat - self._interval, *list(self._lags))
+
+    def blocked(self) -> Blocked | None:
+        """Return what blocks the loop at the moment, if it is blocked. May be called in any thread."""
+        seconds = time.monotonic() - self.last_beat
+        if seconds <= BLOCKED_AFTER:
+            return None
+        task = asyncio.current_task(self._loop)
+        return Blocked(seconds, None if task is None else task.get_name())
+
     def _tick(self) -> None:
-        self.last_beat = time.monotonic()
+        now = time.monotonic()
+        self._lags.append(now - self.last_beat - self._interval)
+        self.last_beat = now
         if self._is_hung:
             self._is_hung = False
             self._handler.back()
-        self._handle = self._loop.call_later(BLOCKED_AFTER / 4, self._tick)
+        self._handle = self._loop.call_later(self._interval, self._tick)
 
     def _watch(self) -> None:
         reported: tuple[float, asyncio.Task[Any] | None] = (0.0, None)
         seen, since = None, 0.0
         # Counted by what this thread has seen: a process that was stopped, or a machine, doesn't hang.
         stalled, looked, last_beat = 0.0, time.monotonic(), self.last_beat
-        while not self._stop.wait(BLOCKED_AFTER / 4) and not self._loop.is_closed():
+        while not self._stop.wait(self._interval) and not self._loop.is_closed():
             now, beat, task = time.monotonic(), self.last_beat, asyncio.current_task(self._loop)
             stalled = stalled + min(now - looked, BLOCKED_AFTER) if beat == last_beat else 0.0
             looked, last_beat = now, beat
