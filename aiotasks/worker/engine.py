@@ -102,7 +102,7 @@ class Engine:
 
         self.workers = Fleet()  # of the backend: they share its maintenance
         self.peers = Fleet()  # that find the same tasks: they share the polls
-        self.waker = Waker(loop_resources, backend, listens=options.notify and room.listens)
+        self.waker = Waker(loop_resources, backend, listens=options.notify and room.listens, observer=events)
         self.lease = Lease(options.lease_timeout)
         self.keeper = LeaseKeeper(
             self.lease,
@@ -197,7 +197,7 @@ class Engine:
             timeout=min(TIMEOUT, options.command_timeout),
             observer=events,
         )
-        lost_tasks = LostTasks(self.finisher, self.importer, sender=sender, options=options)
+        lost_tasks = LostTasks(self.finisher, self.importer, sender=sender, options=options, observer=events)
         self.rescuer = Rescuer(
             store,
             backend=backend,

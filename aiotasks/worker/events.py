@@ -4,12 +4,13 @@ Control flow doesn't pass through here: the parts call each other, in an order t
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
 from ..rows import Job, Lane
+from .execution import Execution
 from .outcomes import Outcome, Retried
 
 __all__ = ["NULL", "EventLog", "Events", "LeaseLoss", "Observer", "ReleaseReason"]
@@ -23,7 +24,10 @@ type ReleaseReason = Literal["given back", "claim without a reply"]
 type LeaseLoss = Literal["expired", "removed"]
 
 # The events of which every task has some: their callers ask ``watches_tasks`` first.
-_PER_TASK = ("claimed", "started", "finished")
+_PER_TASK = ("started", "finished")
+
+# Those of each statement that claims tasks or writes outcomes: the same with ``watches_batches``.
+_PER_BATCH = ("claimed", "wrote")
 
 
 class Observer:
@@ -33,12 +37,16 @@ class Observer:
     at once.
     """
 
-    # Whether `claimed`, `started` or `finished` do anything. The worker doesn't call them otherwise.
+    # Whether `started` or `finished` do anything. The worker doesn't call them otherwise.
     watches_tasks: bool = False
+
+    # The same of `claimed` and `wrote`.
+    watches_batches: bool = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.watches_tasks = any(getattr(cls, name) is not getattr(Observer, name) for name in _PER_TASK)
+        cls.watches_batches = any(getattr(cls, name) is not getattr(Observer, name) for name in _PER_BATCH)
 
     def claimed(self, number: int, seconds: float) -> None:
         """A claim has returned ``number`` tasks, perhaps none, after so many seconds."""
@@ -50,7 +58,18 @@ class Observer:
         """The outcome is stored.
 
         The attempt has taken ``seconds`` (None if it never began). Before its claim the task has been READY
-        for ``wait`` seconds by the database's clock (None if that isn't known).
+        for ``wait`` seconds by the database's clock (None if that isn't known). For observers of many tasks
+        there is ``wrote``, which costs each task less.
+        """
+
+    def wrote(self, executions: Sequence[Execution], seconds: float) -> None:
+        """The outcomes of these are stored, each Succeeded or Failed, which has taken ``seconds``: once for
+        all that were written together. ``waits.wait_of()`` tells how long one has waited.
+        """
+
+    def lost(self, job: Job, error: str) -> None:
+        """A task has FAILED without an execution here, because its worker was lost or it has expired.
+        ``error``: as it is stored.
         """
 
     def retried(self, job: Job, outcome: Retried, seconds: float | None) -> None:
@@ -80,6 +99,12 @@ class Observer:
     def schedule_recovered(self, schedule: str) -> None:
         """The ticks of a schedule that had failed are enqueued again."""
 
+    def registered(self, worker_id: UUID) -> None:
+        """The worker has a lease, under a new id. From the heartbeat's thread."""
+
+    def renewed(self, seconds: float) -> None:
+        """The lease was renewed, which has taken ``seconds``. From the heartbeat's thread."""
+
     def lease_lost(self, worker_id: UUID, running: int, reason: LeaseLoss) -> None:
         """The lease is over; the worker cancels its ``running`` tasks and registers under another id."""
 
@@ -102,6 +127,9 @@ class Observer:
     def outage_ended(self, part: str, seconds: float) -> None:
         """The database works again for ``part``, after so many seconds. From any thread."""
 
+    def reconnected(self, part: str) -> None:
+        """``part`` of the worker has a new connection to the database, in place of one that was lost."""
+
     def limit_unknown(self, name: str, task_path: str, reason: str) -> None:
         """Tasks have a limit of a name that no code here declares, that of ``task_path`` for one: they are
         left to other workers, unless an operator has set a concurrency or a rate of the limit.
@@ -113,11 +141,19 @@ class Observer:
         Called once for each time, from the watchdog's thread.
         """
 
-    def stalled(self, seconds: float, job: Job | None, stack: str, *, process_ends: bool) -> None:
+    def hung(self, seconds: float, job: Job | None, stack: str, *, process_ends: bool) -> None:
         """The event loop has been blocked for LOOP_TIMEOUT, by the task ``job`` if it is known.
 
         The process ends, or other workers take over the tasks. From the watchdog's thread.
         """
+
+    def stalled(self, seconds: float, queue_name: str) -> None:
+        """For so many seconds the worker has claimed nothing, though it has free slots and tasks wait for
+        them, in this queue for one.
+        """
+
+    def unstalled(self) -> None:
+        """The worker claims again what waits for it."""
 
 
 # Observes nothing: for parts that stand alone.
@@ -128,12 +164,13 @@ class Events(Observer):
     """Passes every event on to its subscribers, in their order. One that raises is logged, and the others
     are called all the same.
 
-    ``watches_tasks`` is whether a subscriber does: without one, an event of a task costs a look at it.
+    ``watches_tasks`` is whether a subscriber does: without one, an event of a task costs a look at it. The
+    same with ``watches_batches``.
     """
 
     def __init__(self, *subscribers: Observer) -> None:
         self._subscribers: tuple[Observer, ...] = ()
-        self.watches_tasks = False
+        self.watches_tasks = self.watches_batches = False
         for subscriber in subscribers:
             self.subscribe(subscriber)
 
@@ -148,6 +185,7 @@ class Events(Observer):
     def _set(self, subscribers: tuple[Observer, ...]) -> None:
         self._subscribers = subscribers
         self.watches_tasks = any(one.watches_tasks for one in subscribers)
+        self.watches_batches = any(one.watches_batches for one in subscribers)
 
     def _each(self, event: Callable[[Observer], None]) -> None:
         for subscriber in self._subscribers:
@@ -158,6 +196,12 @@ class Events(Observer):
 
     def claimed(self, number: int, seconds: float) -> None:
         self._each(lambda one: one.claimed(number, seconds))
+
+    def wrote(self, executions: Sequence[Execution], seconds: float) -> None:
+        self._each(lambda one: one.wrote(executions, seconds))
+
+    def lost(self, job: Job, error: str) -> None:
+        self._each(lambda one: one.lost(job, error))
 
     def started(self, job: Job) -> None:
         self._each(lambda one: one.started(job))
@@ -192,6 +236,12 @@ class Events(Observer):
     def schedule_recovered(self, schedule: str) -> None:
         self._each(lambda one: one.schedule_recovered(schedule))
 
+    def registered(self, worker_id: UUID) -> None:
+        self._each(lambda one: one.registered(worker_id))
+
+    def renewed(self, seconds: float) -> None:
+        self._each(lambda one: one.renewed(seconds))
+
     def lease_lost(self, worker_id: UUID, running: int, reason: LeaseLoss) -> None:
         self._each(lambda one: one.lease_lost(worker_id, running, reason))
 
@@ -210,14 +260,23 @@ class Events(Observer):
     def outage_ended(self, part: str, seconds: float) -> None:
         self._each(lambda one: one.outage_ended(part, seconds))
 
+    def reconnected(self, part: str) -> None:
+        self._each(lambda one: one.reconnected(part))
+
     def limit_unknown(self, name: str, task_path: str, reason: str) -> None:
         self._each(lambda one: one.limit_unknown(name, task_path, reason))
 
     def loop_blocked(self, seconds: float, task_name: str | None, stack: str) -> None:
         self._each(lambda one: one.loop_blocked(seconds, task_name, stack))
 
-    def stalled(self, seconds: float, job: Job | None, stack: str, *, process_ends: bool) -> None:
-        self._each(lambda one: one.stalled(seconds, job, stack, process_ends=process_ends))
+    def hung(self, seconds: float, job: Job | None, stack: str, *, process_ends: bool) -> None:
+        self._each(lambda one: one.hung(seconds, job, stack, process_ends=process_ends))
+
+    def stalled(self, seconds: float, queue_name: str) -> None:
+        self._each(lambda one: one.stalled(seconds, queue_name))
+
+    def unstalled(self) -> None:
+        self._each(lambda one: one.unstalled())
 
 
 class EventLog(Observer):
@@ -300,7 +359,7 @@ class EventLog(Observer):
     def loop_blocked(self, seconds: float, task_name: str | None, stack: str) -> None:
         logger.warning("The event loop is blocked seconds=%.1f task=%r\n%s", seconds, task_name, stack)
 
-    def stalled(self, seconds: float, job: Job | None, stack: str, *, process_ends: bool) -> None:
+    def hung(self, seconds: float, job: Job | None, stack: str, *, process_ends: bool) -> None:
         logger.critical(
             "The event loop hangs; %s seconds=%.0f id=%s path=%r\n%s",
             "the process ends" if process_ends else "other workers take over its tasks",

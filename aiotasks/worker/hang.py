@@ -56,7 +56,7 @@ class HangHandler:
     def hung(self, seconds: float, task: "asyncio.Task[Any] | None") -> None:
         """The loop has been blocked for LOOP_TIMEOUT, in ``task`` if in one."""
         execution = None if task is None else task.get_context().get(current)
-        self._observer.stalled(
+        self._observer.hung(
             seconds,
             None if execution is None else execution.job,
             stack_of_thread(self._loop_thread),

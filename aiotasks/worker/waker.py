@@ -11,6 +11,7 @@ import anyio
 from ..rows import Job
 from ..store.loop import LoopResources, resources
 from ..store.wakeups import ANY_QUEUE, Wakeup
+from .events import NULL, Observer
 from .protocols import Beats, Claims, LooksForCancelled, LooksForDue
 
 __all__ = ["Waker"]
@@ -32,8 +33,12 @@ class Waker:
     listens: whether the worker uses LISTEN. If it doesn't, it finds tasks by its polls.
     """
 
-    def __init__(self, loop_resources: LoopResources, backend: str, *, listens: bool) -> None:
+    def __init__(
+        self, loop_resources: LoopResources, backend: str, *, listens: bool, observer: Observer = NULL
+    ) -> None:
         self.listens = listens
+        self._observer = observer
+        self._was_woken = False  # there was a LISTEN session
         self._options = loop_resources.options
         self._own_channel = loop_resources.listener.own_channel
         self._wakeups = loop_resources.wakeups
@@ -64,6 +69,7 @@ class Waker:
         if not self.listens:
             yield
             return
+        self._was_woken = self.is_woken()  # by that of another worker of this loop
         with self._wakeups.subscribed(self.receive):
             yield
 
@@ -76,6 +82,9 @@ class Waker:
     def receive(self, wakeup: Wakeup | None) -> None:
         """Wake the parts that ``wakeup`` concerns; all of them if it is None: some may have been missed."""
         if wakeup is None:
+            if self._was_woken:
+                self._observer.reconnected("listener")
+            self._was_woken = True
             self._heartbeat.beat_now()  # from now on enqueues can choose this worker
             self._claimer.wake()
             self._promoter.look()

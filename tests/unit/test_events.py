@@ -39,6 +39,23 @@ def test_the_events_of_each_task_are_asked_for_by_overriding_them() -> None:
     assert starts.seen == [JOB]
 
 
+def test_so_are_those_of_each_batch() -> None:
+    class Batches(Observer):
+        def wrote(self, executions: Any, seconds: float) -> None: ...
+
+    class Claims(Observer):
+        def claimed(self, number: int, seconds: float) -> None: ...
+
+    events = Events(EventLog())
+    assert (events.watches_batches, NULL.watches_batches) == (False, False)
+    for observer in (Batches(), Claims()):
+        assert (observer.watches_batches, observer.watches_tasks) == (True, False)
+        events.subscribe(observer)
+        assert (events.watches_batches, events.watches_tasks) == (True, False)
+        events.unsubscribe(observer)
+    assert not events.watches_batches
+
+
 def test_an_observer_that_fails_keeps_no_event_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
     Events(Broken(), EventLog()).rescued(JOB)
     assert "An observer failed observer='Broken'" in caplog.text
@@ -47,7 +64,7 @@ def test_an_observer_that_fails_keeps_no_event_from_the_others(caplog: pytest.Lo
 
 @pytest.mark.parametrize("name", [name for name in vars(Observer) if not name.startswith("_")])
 def test_every_event_reaches_the_subscribers(name: str) -> None:
-    if name == "watches_tasks":
+    if name.startswith("watches_"):
         return
     called: list[Any] = []
 

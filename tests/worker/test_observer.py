@@ -1,7 +1,9 @@
 """What an Observer gets from the parts that run tasks and write their outcomes."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.tasks import TaskResult
@@ -10,11 +12,13 @@ import aiotasks
 from aiotasks.rows import Job
 from aiotasks.store.store import Store
 from aiotasks.worker.events import Observer
+from aiotasks.worker.execution import Execution
 from aiotasks.worker.outcomes import Outcome
+from aiotasks.worker.waits import wait_of
 from tests.site import default_task_backend
 
 from . import tasks
-from .harness import Configure, until
+from .harness import Configure, Ledger, until
 
 
 class Recorder(Observer):
@@ -55,6 +59,78 @@ async def test_each_task_is_reported_with_its_times(database: str) -> None:
         assert wait is not None
         assert wait >= 0
     assert recorder.given_back == 0
+
+
+class Batches(Observer):
+    """Of all tasks together, and of what happens to the worker."""
+
+    def __init__(self) -> None:
+        self.claims: list[int] = []
+        self.writes: list[list[Execution]] = []
+        self.gone: dict[str, str] = {}
+        self.ids: list[UUID] = []
+        self.renewals: list[float] = []
+        self.reconnections: list[str] = []
+
+    def claimed(self, number: int, seconds: float) -> None:
+        assert seconds >= 0
+        self.claims.append(number)
+
+    def wrote(self, executions: Sequence[Execution], seconds: float) -> None:
+        assert seconds >= 0
+        self.writes.append(list(executions))
+
+    def lost(self, job: Job, error: str) -> None:
+        self.gone[str(job.id)] = error
+
+    def registered(self, worker_id: UUID) -> None:
+        self.ids.append(worker_id)
+
+    def renewed(self, seconds: float) -> None:
+        self.renewals.append(seconds)
+
+    def reconnected(self, part: str) -> None:
+        self.reconnections.append(part)
+
+
+async def test_outcomes_are_reported_once_for_all_that_were_written_together(configure: Configure) -> None:
+    batches = Batches()
+    results = await default_task_backend.aenqueue_many(tasks.add, [((1, n), {}) for n in range(50)])
+    failing = await tasks.fail_sync.aenqueue("ValueError")
+    expired = await tasks.add.using(expires=0.01).aenqueue(1, 2)
+    await asyncio.sleep(0.02)  # what the task is given
+    worker = aiotasks.Worker()
+    worker.events.subscribe(batches)
+    async with worker:
+        await worker.wait_until_empty()
+        await until(lambda: batches.gone and sum(map(len, batches.writes)) >= 51)
+        assert worker.engine.lease.worker_id == batches.ids[-1]
+    written = [execution for batch in batches.writes for execution in batch]
+    outcomes = {str(one.job.id): type(one.outcome).__name__ for one in written}
+    assert outcomes == {**dict.fromkeys((one.id for one in results), "Succeeded"), failing.id: "Failed"}
+    assert len(written) == 51
+    assert all(one.seconds is not None and (wait_of(one.job) or 0) > 0 for one in written)
+    assert len(batches.writes) < 51
+    assert sum(batches.claims) == 51
+    assert "TaskExpired" in batches.gone.pop(expired.id)
+    assert (batches.gone, len(batches.ids)) == ({}, 1)
+
+
+async def test_renewals_and_new_connections_are_reported(configure: Configure, ledger: Ledger) -> None:
+    configure(LEASE_TIMEOUT=1.5)
+    batches = Batches()
+    worker = aiotasks.Worker()
+    worker.events.subscribe(batches)
+    async with worker:
+        await until(lambda: len(batches.renewals) >= 2)
+        await until(worker.engine.waker.is_woken)
+        assert batches.reconnections == []
+        locks = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
+        ledger.rows(f"SELECT pg_terminate_backend(pid) FROM ({locks}) AS listeners")
+        await until(lambda: batches.reconnections)
+    assert batches.reconnections == ["listener"]
+    assert batches.ids == [batches.ids[0]]
+    assert all(0 <= seconds < 1.5 for seconds in batches.renewals)
 
 
 async def test_what_a_stop_gives_back_is_reported(configure: Configure) -> None:

@@ -257,7 +257,7 @@ class Intake:
             is_empty = not jobs
             if watched := [job.id for job in jobs if job.awaited == WATCHED]:
                 self._tell(watched)
-            if self._observer.watches_tasks:
+            if self._observer.watches_batches:
                 self._observer.claimed(len(jobs), time.monotonic() - began)
         finally:
             if not is_empty:

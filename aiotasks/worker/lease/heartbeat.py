@@ -72,6 +72,7 @@ class Heartbeat:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
         self._stopping = False
+        self._observer = observer
         self._outage = Outage(
             logger,
             "lease",
@@ -217,6 +218,7 @@ class Heartbeat:
                     timeout=timeout,
                 )
             if renewed is not None and renewed.renewed:
+                self._observer.renewed(boottime() - started)
                 if lease.renewed(worker_id, started):
                     self._on_worker_loop(self._keeper.registered)
                 self._on_worker_loop(partial(self._keeper.renewed, renewed, renewed.clock - time.monotonic()))
@@ -245,6 +247,7 @@ class Heartbeat:
         )
         self._outage.ended()
         lease.registered(worker_id, started)
+        self._observer.registered(worker_id)
         self._on_worker_loop(self._keeper.registered)
         if self._keeper.is_woken():
             self.beat_now()  # LISTEN works since before the row, which says so from its first renewal on

@@ -17,7 +17,7 @@ from ...db.errors import is_row_fault, timed_out
 from ...db.outage import Outage
 from ...exceptions import TaskCancelled
 from ...redact import redacted
-from ...rows import Job, microseconds
+from ...rows import Job
 from ...store.batcher import Batcher
 from ...store.outcomes import Finish, Release
 from ...store.store import Store
@@ -25,6 +25,7 @@ from ...store.wakeups import Wakeup, wakeup_again
 from ..events import NULL, Observer
 from ..execution import Execution
 from ..outcomes import Failed, Released, Retried, Snoozed, Succeeded
+from ..waits import wait_of
 from .announcer import Announcer
 from .failure_log import log_failure, log_retry
 from .key_closer import KeyCloser
@@ -169,7 +170,7 @@ class Finisher:
             else:
                 self.succeeded += 1
             if self._observer.watches_tasks and outcome is not None:
-                self._observer.finished(execution.job, outcome, execution.seconds, _wait(execution.job))
+                self._observer.finished(execution.job, outcome, execution.seconds, wait_of(execution.job))
             try:
                 self.announcer.announce(execution, written)
             except Exception:  # the rest of the batch must be settled
@@ -215,6 +216,7 @@ class Finisher:
             statements.add(execution.job, execution.outcome)
         freed = NOTHING_FREED
         finished: dict[UUID, datetime | None] = {}
+        began = time.monotonic()
         try:
             if statements.releases:
                 freed = await self._release(statements.releases, batch)
@@ -227,6 +229,10 @@ class Finisher:
             for execution in executions:
                 execution.perhaps_written = True
             raise
+        if self._observer.watches_batches and (
+            stored := [batch[id] for id, at in finished.items() if at is not None]
+        ):
+            self._observer.wrote(stored, time.monotonic() - began)
         answers: dict[UUID, Written] = {
             **{id: "locked" if at is None else at for id, at in finished.items()},
             **dict.fromkeys(freed.locked, "locked"),
@@ -368,10 +374,3 @@ class Finisher:
 
 class _TookTooLong(Exception):
     """The statement timed out: the batch may be too large for one."""
-
-
-def _wait(job: Job) -> float | None:
-    """Seconds from READY to the claim, by the database's clock."""
-    if job.ready_at is None or job.last_attempted_at is None:
-        return None
-    return (microseconds(job.last_attempted_at) - microseconds(job.ready_at)) / 1_000_000

@@ -11,6 +11,7 @@ from ...conf import Options
 from ...exceptions import InvalidRow, UnknownTask
 from ...row_results import result_of
 from ...rows import Job
+from ..events import NULL, Observer
 from .failure_log import log_failure
 from .finisher import Finisher
 
@@ -27,12 +28,19 @@ class LostTasks:
     """
 
     def __init__(
-        self, finisher: Finisher, importer: Executor | None, *, sender: type, options: Options
+        self,
+        finisher: Finisher,
+        importer: Executor | None,
+        *,
+        sender: type,
+        options: Options,
+        observer: Observer = NULL,
     ) -> None:
         self._finisher = finisher
         self._importer = importer
         self._sender = sender
         self._options = options
+        self._observer = observer
 
     def announce(self, job: Job, error: Exception) -> None:
         """Log that ``job`` is FAILED by ``error``, and send ``task_finished`` soon."""
@@ -45,6 +53,7 @@ class LostTasks:
 
     async def _announce(self, job: Job, error: Exception) -> None:
         self._finisher.failed += 1
+        self._observer.lost(job, job.errors[-1])
         log_failure(job, job.errors[-1])
         try:
             result = await asyncio.get_running_loop().run_in_executor(
