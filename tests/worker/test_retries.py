@@ -3,6 +3,9 @@
 import asyncio
 import json
 import logging
+import os
+import socket
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -67,6 +70,22 @@ async def test_its_attempts_are_counted(database: str) -> None:
     ):
         assert (result.status, result.attempts, len(result.errors)) == (TaskResultStatus.FAILED, 4, 4)
         assert result.failures == 3  # those after which it was tried again
+
+
+async def test_each_error_notes_its_attempt(database: str, conn: asyncpg.Connection) -> None:
+    before = datetime.now(UTC)
+    result = await tasks.flaky.aenqueue("Flaky", 9)
+    await run_to_the_end(result)
+    row = await conn.fetchrow("SELECT errors, last_attempted_at FROM aiotasks_task WHERE id = $1", result.id)
+    notes = [json.loads(text) for text in row["errors"]]
+    assert [list(note) for note in notes] == [
+        ["class", "traceback", "attempt", "began", "seconds", "worker"]
+    ] * 4
+    assert [note["attempt"] for note in notes] == [1, 2, 3, 4]
+    assert {note["worker"] for note in notes} == {f"{socket.gethostname()}:{os.getpid()}"}
+    began = [datetime.fromisoformat(note["began"]) for note in notes]
+    assert before < began[0] < began[1] < began[2] < began[3] == row["last_attempted_at"]
+    assert all(0 < note["seconds"] < 30 for note in notes)
 
 
 async def test_a_cancellation_of_its_own_is_a_failure_as_others_are(database: str) -> None:

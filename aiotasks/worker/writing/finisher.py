@@ -213,7 +213,7 @@ class Finisher:
         executions = batch.values()
         statements = Statements()
         for execution in executions:
-            statements.add(execution.job, execution.outcome)
+            statements.add(execution.job, execution.outcome, execution.seconds)
         freed = NOTHING_FREED
         finished: dict[UUID, datetime | None] = {}
         began = time.monotonic()
@@ -264,7 +264,7 @@ class Finisher:
                 if failure is None or (cancelled and isinstance(execution.outcome, Snoozed)):
                     failure = self._cancelled()
                 execution.outcome = failure
-                statements.add(execution.job, failure)
+                statements.add(execution.job, failure, execution.seconds)
 
     def _cancelled(self) -> Failed:
         """The outcome of a task that a user cancelled, and that hasn't run to its end here."""

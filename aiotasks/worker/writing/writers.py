@@ -11,6 +11,7 @@ from uuid import UUID
 from ...rows import Job, Status
 from ...store.outcomes import Finish, Release
 from ..outcomes import Failed, Outcome, Released, Retried, Snoozed, Succeeded
+from .notes import noted
 
 __all__ = ["NOTHING_FREED", "WRITERS", "Freed", "Statements"]
 
@@ -34,9 +35,10 @@ class Statements:
         self.releases: list[Release] = []
         self.failures: dict[UUID, Failed | None] = {}
 
-    def add(self, job: Job, outcome: Outcome | None) -> None:
-        """Add the row that brings ``outcome`` into the table."""
-        WRITERS[type(outcome)](self, job.id, job.claim_id, outcome)
+    def add(self, job: Job, outcome: Outcome | None, seconds: float | None) -> None:
+        """Add the row that brings ``outcome`` into the table. ``seconds``: the attempt's; None: its body has
+        not begun."""
+        WRITERS[type(outcome)](self, job, job.claim_id, outcome, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +60,43 @@ class Freed:
 NOTHING_FREED = Freed()
 
 
-def _succeeded(statements: Statements, id: UUID, claim_id: UUID, outcome: Succeeded) -> None:
-    statements.finishes.append(_new(Finish, (id, claim_id, _SUCCESSFUL, outcome.text, None)))
+def _succeeded(
+    statements: Statements, job: Job, claim_id: UUID, outcome: Succeeded, seconds: float | None
+) -> None:
+    statements.finishes.append(_new(Finish, (job.id, claim_id, _SUCCESSFUL, outcome.text, None)))
 
 
-def _failed(statements: Statements, id: UUID, claim_id: UUID, outcome: Failed) -> None:
-    statements.finishes.append(_new(Finish, (id, claim_id, _FAILED, None, outcome.text)))
+def _failed(statements: Statements, job: Job, claim_id: UUID, outcome: Failed, seconds: float | None) -> None:
+    statements.finishes.append(
+        _new(Finish, (job.id, claim_id, _FAILED, None, noted(outcome.text, job, seconds)))
+    )
 
 
-def _released(statements: Statements, id: UUID, claim_id: UUID, outcome: Released) -> None:
-    statements.releases.append(Release(id, claim_id, 0.0))
-    statements.failures[id] = outcome.failure
+def _released(
+    statements: Statements, job: Job, claim_id: UUID, outcome: Released, seconds: float | None
+) -> None:
+    statements.releases.append(Release(job.id, claim_id, 0.0))
+    statements.failures[job.id] = outcome.failure
 
 
-def _retried(statements: Statements, id: UUID, claim_id: UUID, outcome: Retried) -> None:
-    statements.releases.append(Release(id, claim_id, outcome.delay, error=outcome.failure.text))
-    statements.failures[id] = outcome.failure
+def _retried(
+    statements: Statements, job: Job, claim_id: UUID, outcome: Retried, seconds: float | None
+) -> None:
+    statements.releases.append(
+        Release(job.id, claim_id, outcome.delay, error=noted(outcome.failure.text, job, seconds))
+    )
+    statements.failures[job.id] = outcome.failure
 
 
-def _snoozed(statements: Statements, id: UUID, claim_id: UUID, outcome: Snoozed) -> None:
+def _snoozed(
+    statements: Statements, job: Job, claim_id: UUID, outcome: Snoozed, seconds: float | None
+) -> None:
     snoozes = True if outcome.window is None else None
-    statements.releases.append(Release(id, claim_id, outcome.delay, outcome.window, snoozes=snoozes))
-    statements.failures[id] = outcome.failure
+    statements.releases.append(Release(job.id, claim_id, outcome.delay, outcome.window, snoozes=snoozes))
+    statements.failures[job.id] = outcome.failure
 
 
-WRITERS: dict[type, Callable[[Statements, UUID, Any, Any], None]] = {
+WRITERS: dict[type, Callable[[Statements, Job, Any, Any, float | None], None]] = {
     Succeeded: _succeeded,
     Failed: _failed,
     Released: _released,
