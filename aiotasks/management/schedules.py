@@ -15,7 +15,7 @@ from aiotasks.db.errors import describe
 from aiotasks.exceptions import UnknownTask
 from aiotasks.management.subcommand import Write, add_json, as_json, backend_or_error
 from aiotasks.operations import schedules
-from aiotasks.operations.actions import read_age
+from aiotasks.operations.filters import read_age
 from aiotasks.operations.schedule_text import schedules_as_text
 from aiotasks.schedules.cron import LONGEST_INTERVAL, SHORTEST_INTERVAL
 from aiotasks.schedules.wanted import LONGEST_JITTER, LONGEST_WITHIN, MISSED, OVERLAP, SHORTEST_WITHIN
