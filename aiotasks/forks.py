@@ -5,16 +5,25 @@ parent as well: it would write outcomes a second time, or wait forever for calls
 """
 
 import os
+import socket
 import sys
 import traceback
 from contextlib import suppress
 from typing import NoReturn
+from weakref import WeakSet
 
-__all__ = ["end", "generation"]
+__all__ = ["end", "generation", "keep_from_children"]
 
 # The number of forks between this process and the one that imported this module. If it has changed since a
 # task's code began, this process is a child that the task has forked.
 generation = 0
+
+_kept: WeakSet[socket.socket] = WeakSet()
+
+
+def keep_from_children(own: socket.socket) -> None:
+    """Have children close ``own``: they would keep a port taken, or a connection open, after this process."""
+    _kept.add(own)
 
 
 def end(error: BaseException | None = None) -> NoReturn:
@@ -40,6 +49,8 @@ def end(error: BaseException | None = None) -> NoReturn:
 def _forked() -> None:
     global generation
     generation += 1
+    for own in list(_kept):
+        own.close()
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -175,7 +175,8 @@ GUARDED_IN_WORKERS = ("asyncio", "concurrent.futures", "django.dispatch", "py.wa
 
 # This package's, below `aiotasks`.
 OWN_LOGGERS = tuple(
-    f"aiotasks.{name}" for name in ("asgi", "store", "supervisor", "tasks", "testing", "web", "worker")
+    f"aiotasks.{name}"
+    for name in ("asgi", "health", "store", "supervisor", "tasks", "testing", "web", "worker")
 )
 
 package_logger = guard("aiotasks", OwnLogger)

@@ -17,6 +17,7 @@ from ..store.loop import resources
 from .engine import Engine
 from .events import EventLog, Events
 from .execution import Execution
+from .health import Health, health_of
 from .startup import (
     backend_of,
     check_descriptors,
@@ -151,6 +152,11 @@ class Worker:
             return []
         runner = self.engine.runner
         return [*list(runner.running), *list(runner.deadlines.outlasting)]
+
+    def health(self) -> Health:
+        """Return whether the worker works, and if it isn't ready, why. May be called in any thread."""
+        ended = self._main_task is None or self._main_task.done()
+        return health_of(self, stopping=ended or self._stopping.is_set())
 
     def outcomes(self) -> tuple[int, int, int]:
         """Return how many tasks have succeeded here, failed, and been given back."""

@@ -542,6 +542,14 @@ async def wait_for_file(path: str) -> int:
     return os.getpid()
 
 
+@task(takes_context=True)
+async def block_until_file(context: Context, path: str) -> None:
+    """Block the event loop until the test has made the file."""
+    record("start", context.task_result.id)
+    while not os.path.exists(path):  # noqa: ASYNC240
+        time.sleep(0.02)  # noqa: ASYNC251
+
+
 @task(max_crashes=0)
 def wait_for_file_sync(path: str) -> int:
     while not os.path.exists(path):

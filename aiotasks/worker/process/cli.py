@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,9 +17,11 @@ from ... import logs
 from ..worker import Worker
 from .descriptors import open_standard_descriptors
 from .exits import leave, leave_now, report_error
+from .http import Address, listen
 from .parser import OneLineParser
 from .pipe import SupervisorPipe
 from .reload import Code, code_folders
+from .reports import channel_from_environment
 from .signals import ProcessSignals
 from .standalone import Standalone
 from .supervisor import Supervisor
@@ -84,6 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long a stop waits for running tasks (25: below the 30 s of Kubernetes; Docker and "
         "supervisord kill after 10 s by default)",
     )
+    parser.add_argument(
+        "--health-port",
+        type=_address,
+        metavar="[HOST:]PORT",
+        help="answer /livez and /readyz over HTTP there (on 127.0.0.1 if HOST isn't given)",
+    )
     logs.add_log_options(parser)
     # A supervisor passes it to its workers: the file descriptor of the pipe between them.
     parser.add_argument("--supervised", type=whole, metavar="FD", help=argparse.SUPPRESS)
@@ -104,6 +113,14 @@ def _number[Number: (int, float)](
         return value
 
     return read
+
+
+def _address(text: str) -> Address:
+    """A ``type`` for argparse: ``[HOST:]PORT``."""
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65_535):
+        raise argparse.ArgumentTypeError(f"{text!r} isn't [HOST:]PORT with a port from 0 to 65535")
+    return Address(host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,12 +188,17 @@ def _run(options: argparse.Namespace, *, from_command_line: bool) -> int:
         return _work(options, leaves=from_command_line)
     if not from_command_line:
         return report_error("--processes and --reload need a command line that they can start again.")
+    try:
+        listening = _listening(options)
+    except OSError as error:
+        return _report_no_port(options, error)
     supervisor = Supervisor(
         [sys.executable, *sys.orig_argv[1:]],
         processes=options.processes,
         grace=options.grace,
         until_empty=options.until_empty,
         change=Code(code_folders()).change if options.reload else None,
+        listening=listening,
     )
     code = asyncio.run(supervisor.run())
     signals = ProcessSignals(lambda number: leave_now(code))
@@ -222,10 +244,15 @@ def _needs_supervisor(options: argparse.Namespace) -> bool:
 
 def _work(options: argparse.Namespace, *, leaves: bool) -> int:
     """Run one worker in this process. With ``leaves`` the process ends when the worker does."""
+    reports = channel_from_environment()
     try:
         pipe = None if options.supervised is None else SupervisorPipe(options.supervised)
     except (OSError, OverflowError):
         return report_error("--supervised is for a supervisor's workers only.")
+    try:
+        listening = _listening(options) if pipe is None else None
+    except OSError as error:
+        return _report_no_port(options, error)
     try:
         worker = Worker(
             backend=options.backend,
@@ -238,7 +265,27 @@ def _work(options: argparse.Namespace, *, leaves: bool) -> int:
         )
     except (ImproperlyConfigured, ValueError) as error:
         return report_error(str(error))
-    return Standalone(worker, pipe, until_empty=options.until_empty, leaves=leaves).run()
+    return Standalone(
+        worker,
+        pipe,
+        until_empty=options.until_empty,
+        leaves=leaves,
+        reports=reports,
+        listening=listening,
+    ).run()
+
+
+def _listening(options: argparse.Namespace) -> socket.socket | None:
+    """Return a socket for the health endpoints, if they are wanted. Raises OSError."""
+    return None if options.health_port is None else listen(options.health_port)
+
+
+def _report_no_port(options: argparse.Namespace, error: OSError) -> int:
+    text = error.strerror if error.errno is None or error.errno <= 0 else os.strerror(error.errno)
+    return report_error(
+        f"--health-port {options.health_port}: can't listen there: {text}. Give a free port, and "
+        "an address of this machine."
+    )
 
 
 def _warn_of_process_1() -> None:

@@ -4,10 +4,12 @@ import asyncio
 import gc
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -23,8 +25,12 @@ from .default_executor import DefaultExecutor
 from .event_loop import drive, worker_loop
 from .exits import leave, leave_now, report_error
 from .forked_child import unshared
+from .health_thread import HealthThread, Job
+from .http import Responder
 from .kills import kills_refused
 from .pipe import SupervisorPipe
+from .probes import ProcessHealth, routes
+from .reports import Channel
 from .signals import IGNORED, QUIT, REPORT, STOP, ProcessSignals, signal_name
 from .supervisor import START_AGAIN, TASKS_FAILED
 
@@ -60,10 +66,19 @@ class Standalone:
     pipe: the pipe to the supervisor that has started this process.
     until_empty: the worker ends once its queues are empty.
     leaves: the process ends with the worker, whatever tasks have left in it.
+    reports: this process's end of the channel to the supervisor, if that has one.
+    listening: a socket for the health endpoints.
     """
 
     def __init__(
-        self, worker: Worker, pipe: SupervisorPipe | None, *, until_empty: bool, leaves: bool
+        self,
+        worker: Worker,
+        pipe: SupervisorPipe | None,
+        *,
+        until_empty: bool,
+        leaves: bool,
+        reports: socket.socket | None = None,
+        listening: socket.socket | None = None,
     ) -> None:
         self._worker = worker
         self._pipe = pipe
@@ -78,12 +93,23 @@ class Standalone:
         self._exit_code = 0
         self._overdue_once = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._turn = 0.0  # when the loop last ran, by the monotonic clock
+        self._turn = time.monotonic()  # when the loop last ran
+        jobs: list[Job] = []
+        if listening is not None:
+            jobs.append(Responder(listening, routes(self._processes)).run)
+        if reports is not None:
+            jobs.append(Channel(reports, answers={"health": self._report_health}).run)
+        self._health_thread = HealthThread(*jobs)
 
     def run(self) -> int:
         """Return the exit code, unless the process ends in here. Raises the worker's failure."""
         supervisor = None if self._pipe is None else os.getppid()
-        with self._signals.received(), kills_refused(supervisor=supervisor), own_tasks_hidden():
+        with (
+            self._signals.received(),
+            self._health_thread.running(),
+            kills_refused(supervisor=supervisor),
+            own_tasks_hidden(),
+        ):
             executor = DefaultExecutor()
             runner = asyncio.Runner(loop_factory=worker_loop)
             runner.get_loop().set_default_executor(executor)
@@ -186,6 +212,26 @@ class Standalone:
             logger.warning("The worker stops to be started again exit=%d", START_AGAIN)
             self._exit_code = START_AGAIN
             self._ask_for(1)
+
+    # --- In the thread that answers probes --------------------------------------------------
+
+    def health(self) -> ProcessHealth:
+        """Return how the worker is."""
+        health = self._worker.health()
+        return ProcessHealth(
+            process="0",
+            pid=os.getpid(),
+            turned=time.monotonic() - self._turn,
+            ready=health.ready and not self._urgency,
+            reasons=health.reasons,
+            status=health.status_line,
+        )
+
+    async def _processes(self) -> list[ProcessHealth]:
+        return [self.health()]
+
+    async def _report_health(self) -> dict[str, Any]:
+        return asdict(self.health())
 
     # --- In the thread that receives the signals --------------------------------------------
 

@@ -12,12 +12,14 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from subprocess import DEVNULL
+from dataclasses import replace
 
 import anyio
 
+from .child import Child
 from .exits import leave_now
+from .http import Responder
+from .probes import ProcessHealth, routes
 from .signals import QUIT, REPORT, STOP, ProcessSignals
 
 __all__ = ["START_AGAIN", "TASKS_FAILED", "Supervisor"]
@@ -56,6 +58,7 @@ class Supervisor:
     until_empty: a worker that exits with 0 or TASKS_FAILED is done, and isn't replaced. One that exits with
         START_AGAIN is replaced, and counts as one with failed tasks: their time was over.
     change: returns a description once the code has changed; awaited again and again.
+    listening: a socket for the health endpoints.
     """
 
     def __init__(
@@ -66,14 +69,16 @@ class Supervisor:
         grace: float = 25.0,
         until_empty: bool = False,
         change: Callable[[], Awaitable[str]] | None = None,
+        listening: socket.socket | None = None,
     ) -> None:
         self._command = command
         self._processes = processes
         self._grace = grace
         self._until_empty = until_empty
         self._change = change
+        self._listening = listening
         self._edition = _Edition()
-        self._children: set[_Child] = set()
+        self._children: set[Child] = set()
         self._has_served = False
         self._stopping = False
         self._exit_code = 0
@@ -90,12 +95,21 @@ class Supervisor:
             async with anyio.create_task_group() as group:
                 if self._change is not None:
                     group.start_soon(self._reload, self._change)
+                if self._listening is not None:
+                    group.start_soon(Responder(self._listening, routes(self.health)).run)
                 async with anyio.create_task_group() as keepers:
-                    for index in range(self._processes):
-                        keepers.start_soon(self._keep_one, index == 0)
+                    for slot in range(self._processes):
+                        keepers.start_soon(self._keep_one, slot)
                 group.cancel_scope.cancel()
             logger.info("Stopped exit=%d", self._exit_code)
         return self._exit_code
+
+    async def health(self) -> list[ProcessHealth]:
+        """Return how the workers' processes are."""
+        found = await asyncio.gather(*(child.health() for child in self._children))
+        if self._stopping:
+            found = [replace(one, ready=False, reasons=("the supervisor is stopping",)) for one in found]
+        return sorted(found, key=lambda one: one.process)
 
     # --- Signals and changes ----------------------------------------------------------------
 
@@ -147,18 +161,18 @@ class Supervisor:
 
     # --- One worker -------------------------------------------------------------------------
 
-    async def _keep_one(self, is_first: bool) -> None:
+    async def _keep_one(self, slot: int) -> None:
         """Keep one worker process running; the others wait until the first has shown that it works."""
         failures = 0
         while not self._stopping:
             edition = self._edition
-            if not is_first:
+            if slot:
                 await edition.proven.wait()
             if edition.over.is_set():
                 continue
             began = time.monotonic()
             try:
-                child = await self._start(edition)
+                child = await self._start(edition, slot)
             except OSError as error:
                 failures += 1
                 logger.error(
@@ -198,19 +212,19 @@ class Supervisor:
                 )
                 await edition.rest(_pause(failures))
 
-    async def _start(self, edition: "_Edition") -> "_Child":
+    async def _start(self, edition: "_Edition", slot: int) -> Child:
         def ready() -> None:
             self._has_served = True
             edition.proven.set()
 
-        child = await _Child.start(self._command, ready)
+        child = await Child.start(self._command, str(slot), ready)
         logger.info("Started a worker pid=%d", child.pid)
         self._children.add(child)
         if edition.over.is_set():
             child.stop()
         return child
 
-    async def _give_up(self, child: "_Child", code: int, edition: "_Edition") -> None:
+    async def _give_up(self, child: Child, code: int, edition: "_Edition") -> None:
         """No worker is ready and this one could not start, so another wouldn't either. It has logged why."""
         if self._change is None or not self._has_served:
             logger.error("A worker could not start; stopping pid=%d %s", child.pid, _describe(code))
@@ -245,71 +259,6 @@ class _Edition:
         """Wait so long, or until it is over."""
         with anyio.move_on_after(seconds):
             await self.over.wait()
-
-
-class _Child:
-    """A worker process, and the supervisor's end of the pipe to it."""
-
-    def __init__(
-        self, process: asyncio.subprocess.Process, pipe: socket.socket, on_ready: Callable[[], None]
-    ) -> None:
-        self.pid = process.pid
-        self.ready = False
-        self._process = process
-        self._pipe = pipe
-        self._on_ready = on_ready
-        pipe.setblocking(False)
-        asyncio.get_running_loop().add_reader(pipe, self._read)
-
-    @classmethod
-    async def start(cls, command: Sequence[str], on_ready: Callable[[], None]) -> "_Child":
-        """Raises OSError if the machine refuses another process."""
-        pipe, theirs = socket.socketpair()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                *("--supervised", str(theirs.fileno())),
-                stdin=DEVNULL,  # a session of its own has no terminal to read from
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which passes it on once
-            )
-        except BaseException:
-            pipe.close()
-            raise
-        finally:
-            theirs.close()
-        return cls(process, pipe, on_ready)
-
-    def stop(self) -> None:
-        self.send(signal.SIGTERM)
-
-    def send(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            self._process.send_signal(number)
-
-    def hurry(self) -> None:
-        with suppress(OSError):  # it has ended
-            self._pipe.send(b"\n")
-
-    async def wait(self) -> int:
-        """Wait for its end; returns the exit code, or minus the number of the signal that killed it."""
-        code = await self._process.wait()
-        self._read()  # it may have been ready for only a moment
-        asyncio.get_running_loop().remove_reader(self._pipe)
-        self._pipe.close()
-        return code
-
-    def _read(self) -> None:
-        try:
-            byte = self._pipe.recv(1)
-        except BlockingIOError:
-            return
-        except OSError:
-            byte = b""
-        asyncio.get_running_loop().remove_reader(self._pipe)
-        if byte:
-            self.ready = True
-            self._on_ready()
 
 
 def _pause(failures: int) -> float:

@@ -1,0 +1,114 @@
+"""Child: a worker's process as its supervisor has it, with the pipe and the channel of reports to it."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from subprocess import DEVNULL
+
+from .probes import ProcessHealth
+from .reports import VARIABLE, Channel
+
+__all__ = ["Child"]
+
+
+class Child:
+    """A worker's process. ``name`` is its slot in the supervisor; ``ready``: it has reached its database."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        pipe: socket.socket,
+        reports: socket.socket,
+        name: str,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self.pid = process.pid
+        self.name = name
+        self.ready = False
+        self._process = process
+        self._pipe = pipe
+        self._on_ready = on_ready
+        self._reports = Channel(reports)
+        self._reporting = asyncio.ensure_future(self._reports.run())
+        # When its event loop last ran, by the monotonic clock; None while it has never answered: it imports
+        # the site, or is of a release without answers.
+        self._turned_at: float | None = None
+        pipe.setblocking(False)
+        asyncio.get_running_loop().add_reader(pipe, self._read)
+
+    @classmethod
+    async def start(cls, command: Sequence[str], name: str, on_ready: Callable[[], None]) -> "Child":
+        """Raises OSError if the machine refuses another process."""
+        pairs = [socket.socketpair()]
+        try:
+            pairs.append(socket.socketpair())
+            (pipe, _), (reports, _) = pairs
+            theirs = [end.fileno() for _, end in pairs]
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                *("--supervised", str(theirs[0])),
+                stdin=DEVNULL,  # a session of its own has no terminal to read from
+                env={**os.environ, VARIABLE: str(theirs[1])},
+                pass_fds=theirs,
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which passes it on once
+            )
+        except BaseException:
+            for own, _ in pairs:
+                own.close()
+            raise
+        finally:
+            for _, end in pairs:
+                end.close()
+        return cls(process, pipe, reports, name, on_ready)
+
+    def stop(self) -> None:
+        self.send(signal.SIGTERM)
+
+    def send(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def hurry(self) -> None:
+        with suppress(OSError):  # it has ended
+            self._pipe.send(b"\n")
+
+    async def health(self) -> ProcessHealth:
+        """Return how it is; one that doesn't answer isn't ready."""
+        answer = await self._reports.ask("health")
+        now = time.monotonic()
+        if answer is not None:
+            self._turned_at = now - answer["turned"]
+            return ProcessHealth(**{**answer, "process": self.name})
+        turned = 0.0 if self._turned_at is None else now - self._turned_at
+        silent = "it starts" if self._turned_at is None else "it does not answer"
+        return ProcessHealth(
+            process=self.name, pid=self.pid, turned=turned, ready=False, reasons=(silent,), status=silent
+        )
+
+    async def wait(self) -> int:
+        """Wait for its end; returns the exit code, or minus the number of the signal that killed it."""
+        code = await self._process.wait()
+        self._read()  # it may have been ready for only a moment
+        asyncio.get_running_loop().remove_reader(self._pipe)
+        self._pipe.close()
+        self._reporting.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._reporting
+        self._reports.close()
+        return code
+
+    def _read(self) -> None:
+        try:
+            byte = self._pipe.recv(1)
+        except BlockingIOError:
+            return
+        except OSError:
+            byte = b""
+        asyncio.get_running_loop().remove_reader(self._pipe)
+        if byte:
+            self.ready = True
+            self._on_ready()

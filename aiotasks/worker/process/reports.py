@@ -1,0 +1,137 @@
+"""Channel: messages between a supervisor and a worker's process, each a line's length and JSON.
+
+It is a second socket pair beside the pipe: over that a process of an older release takes any byte for the
+end of the grace, and after a deploy in place the two may be of different releases. The worker finds its end
+by an environment variable, which an older release doesn't read; then nobody answers.
+
+- The supervisor sends ``{"ask": WHAT, "id": N}``, and the worker ``{"id": N, "answer": VALUE}``.
+- Either sends ``{"say": WORD}`` on its own.
+
+Both ignore words that they don't know.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from ...forks import keep_from_children
+
+__all__ = ["VARIABLE", "Channel", "channel_from_environment"]
+
+# The environment variable with the file descriptor of a worker's end.
+VARIABLE = "AIOTASKS_REPORTS"
+
+# Seconds for an answer. A health thread answers within milliseconds, unless code holds the GIL.
+ANSWER_TIMEOUT = 1.0
+
+_LENGTH = struct.Struct("!I")
+
+type Handler = Callable[[], Awaitable[Any]]
+
+
+class Channel:
+    """One end. All methods are called on the loop of ``run()``, but for ``say``, which any thread may call.
+
+    answers: a function for each thing that the other end may ask for.
+    heard: called with each word that the other end says.
+    """
+
+    def __init__(
+        self,
+        end: socket.socket,
+        *,
+        answers: Mapping[str, Handler] | None = None,
+        heard: Callable[[str], None] = lambda word: None,
+    ) -> None:
+        end.setblocking(False)
+        keep_from_children(end)
+        self._end = end
+        self._answers = answers or {}
+        self._heard = heard
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._number = 0
+        self._said: deque[str] = deque()  # words that aren't sent yet
+
+    async def run(self) -> None:
+        """Receive messages until the other end is closed."""
+        reader, self._writer = await asyncio.open_connection(sock=self._end)
+        self._loop = asyncio.get_running_loop()
+        self._send_words()
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                while True:
+                    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+                    await self._received(json.loads(await reader.readexactly(length)))
+        finally:
+            self._writer.close()
+            for asked in self._asked.values():
+                asked.cancel()
+
+    def close(self) -> None:
+        """Close this end; after ``run()``, which may have been cancelled before it began."""
+        self._end.close()
+
+    async def ask(self, what: str) -> Any:
+        """Return the other end's answer; None if there is none in time."""
+        if self._writer is None or self._writer.is_closing():
+            return None
+        self._number = number = self._number + 1
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._send({"ask": what, "id": number})
+            done, _ = await asyncio.wait([answer], timeout=ANSWER_TIMEOUT)
+            return None if not done or answer.cancelled() else answer.result()
+        finally:
+            del self._asked[number]
+
+    def say(self, word: str) -> None:
+        """Send a word. May be called in any thread."""
+        self._said.append(word)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has been closed
+                self._loop.call_soon_threadsafe(self._send_words)
+
+    async def _received(self, message: dict[str, Any]) -> None:
+        if "say" in message:
+            self._heard(message["say"])
+        elif "ask" in message:
+            answer = self._answers.get(message["ask"])
+            if answer is not None:
+                self._send({"id": message["id"], "answer": await answer()})
+        else:
+            asked = self._asked.get(message.get("id", 0))
+            if asked is not None and not asked.done():
+                asked.set_result(message.get("answer"))
+
+    def _send_words(self) -> None:
+        while self._said:
+            self._send({"say": self._said.popleft()})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            body = json.dumps(message).encode()
+            self._writer.write(_LENGTH.pack(len(body)) + body)
+
+
+def channel_from_environment() -> socket.socket | None:
+    """Return this worker's end, and remove the variable, which processes that tasks start must not have.
+
+    None if there is no supervisor, or one of a release that has no such channel.
+    """
+    number = os.environ.pop(VARIABLE, None)
+    if number is None:
+        return None
+    try:
+        end = socket.socket(fileno=int(number))
+    except (OSError, ValueError, OverflowError):
+        return None
+    end.set_inheritable(False)
+    return end
