@@ -17,7 +17,7 @@ from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 from django.tasks.signals import task_enqueued
 from django.utils import timezone
 
-from . import checks, joining, signals
+from . import checks, joining, signals, tracing
 from .bulk import BulkCounts, Progress, Which, act, check_meant
 from .bulk_actions import Cancel, Delete, Retry
 from .codec import dump_error
@@ -208,13 +208,28 @@ class PostgresBackend(BaseTaskBackend):
             raise TypeError(f"calls must be a list of pairs (args, kwargs), not {calls!r:.100}.")
         return await self._store(route, task, calls, many=True)
 
-    async def _store(self, route: Route, task: AnyTask, calls: Calls, *, many: bool) -> list[AnyResult]:
+    async def _store(
+        self,
+        route: Route,
+        task: AnyTask,
+        calls: Calls,
+        *,
+        many: bool,
+        own: Mapping[str, Any] | None = None,
+    ) -> list[AnyResult]:
+        """``own``: keys of aiotasks' own for the rows' metadata; None: not known yet."""
         if not isinstance(task, Task):
             raise TypeError(f"Expected a task made by @task, not {task!r:.100}.")
         self.validate_task(task)
         check_path(task)
         await route.room()
-        jobs, results = make_rows(task, calls, self.alias, self.config, many=many)
+        if own is None and (tracer := tracing.tracer) is not None:
+            with tracing.sending(tracer, task.queue_name, task.module_path) as sent:
+                own = {tracing.KEY: sent.carrier} if sent.carrier else {}
+                results = await self._store(route, task, calls, many=many, own=own)
+                sent.ids += (result.id for result in results)
+            return results
+        jobs, results = make_rows(task, calls, self.alias, self.config, many=many, own=own)
         stored = await store_rows(route, task, jobs, results, self.config, many=many)
         if signals.audience(task_enqueued, type(self)) is not signals.Audience.NOBODY:
             for result in stored:

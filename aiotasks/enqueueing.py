@@ -11,6 +11,7 @@ from django.utils import timezone
 from .codec import dump_json
 from .conf import Options
 from .exceptions import DuplicateTask, UnknownTask
+from .metadata.values import with_own
 from .policies.limit_keys import limit_key_of_call
 from .policies.policy import Policy, PolicyFields, policy_of
 from .policies.unique import UniqueRule, keep_for_period, key_of_call, rule_of
@@ -57,9 +58,16 @@ def check_path(task: AnyTask) -> None:
 
 
 def make_rows(
-    task: AnyTask, calls: Calls, backend: str, options: Options, *, many: bool
+    task: AnyTask,
+    calls: Calls,
+    backend: str,
+    options: Options,
+    *,
+    many: bool,
+    own: Mapping[str, Any] | None = None,
 ) -> tuple[list[NewJob], list[AnyResult]]:
-    """Return a row and a TaskResult for each call.
+    """Return a row and a TaskResult for each call. ``own``: keys of aiotasks' own for their metadata, which
+    are left out where they don't fit.
 
     Raises TypeError or ValueError for a call that can't be stored; with ``many`` the error names it by its
     number.
@@ -71,6 +79,8 @@ def make_rows(
     rule = rule_of(task) if isinstance(task, PolicyFields) and unique_key is not None else None
     limited = task if isinstance(task, PolicyFields) and task.limit is not None else None
     template = _template_of(task, backend)
+    if own:
+        template = replace(template, metadata=with_own(template.metadata, own))
     if rule is not None:
         template = replace(template, policy=_policy_of_unique(template.policy, rule, options))
     jobs: list[NewJob] = []

@@ -19,6 +19,7 @@ __all__ = [
     "merge",
     "public",
     "read_row",
+    "with_own",
 ]
 
 # Bytes of JSON text. A running task may have its metadata written ten times a second.
@@ -83,6 +84,13 @@ def check_size(text: str | None, before: str | None, id: object, limit: int = MA
         raise ValueError(
             f"The metadata of task {id} would take {len(text)} bytes as JSON; the limit is {limit}."
         )
+
+
+def with_own(text: str | None, own: Mapping[str, Any]) -> str | None:
+    """Return the text of a row's metadata with keys of aiotasks' own, or ``text`` where they don't fit."""
+    values: Metadata = {} if text is None else decode(text)
+    merged = encode({**values, **own})
+    return merged if len(merged) <= MAX_SIZE else text
 
 
 def public(row: Metadata) -> Metadata:

@@ -4,6 +4,7 @@ import json
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from .. import tracing
 from ..policies.unique import OWN_PREFIX, UniqueRule, stored_key
 from ..rows import JobTemplate, Missed, NewJob, Schedule, UniqueJob
 from .cron import Times
@@ -42,7 +43,12 @@ def job_of_tick(schedule: Schedule, backend: str, id: UUID, tick: datetime, *, n
 
     With a jitter the task is due later than the tick, by a part of it that follows from ``id``.
     """
-    own = {"_schedule": schedule.name, "_scheduled_for": tick.isoformat()}
+    own: dict[str, object] = {"_schedule": schedule.name, "_scheduled_for": tick.isoformat()}
+    if (tracer := tracing.tracer) is not None:
+        with tracing.sending(tracer, schedule.queue_name, schedule.task_path, schedule.name) as sent:
+            sent.ids.append(str(id))
+        if sent.carrier:
+            own[tracing.KEY] = sent.carrier
     template = JobTemplate(
         backend=backend,
         queue_name=schedule.queue_name,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..executing import Joining
     from ..metadata.running import RunningMetadata
     from ..policies.timeout import TimeLimit
+    from ..tracing import Span
 
 __all__ = ["Execution", "NotStarted", "Reason", "RunContext", "carry", "carry_here"]
 
@@ -86,6 +87,7 @@ class Execution:
         "result",
         "run_context",
         "seconds",
+        "span",
         "task",
         "thread_context",
     )
@@ -111,6 +113,7 @@ class Execution:
         self.seconds: float | None = (
             None  # the duration of the attempt; None if it hasn't ended, or never began
         )
+        self.span: Span | None = None  # where traces are made
         self.abandoned = False
         self.interference_logged = False  # an attempt on the loop or on others' asyncio tasks has been logged
 

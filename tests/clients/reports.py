@@ -45,5 +45,8 @@ class SpanFile(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         for span in spans:
-            _append(self._folder, "spans", {"name": span.name, **dict(span.attributes or {})})
+            context = span.get_span_context()
+            trace_id = None if context is None else f"{context.trace_id:032x}"
+            line = {"name": span.name, "trace_id": trace_id, **dict(span.attributes or {})}
+            _append(self._folder, "spans", line)
         return SpanExportResult.SUCCESS

@@ -10,6 +10,7 @@ from opentelemetry.instrumentation.django import DjangoInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
+from aiotasks.contrib.opentelemetry import AiotasksInstrumentor
 from tests.clients import reports
 from tests.settings import *  # noqa: F403
 
@@ -79,3 +80,4 @@ provider.add_span_processor(SimpleSpanProcessor(reports.SpanFile(FOLDER)))
 trace.set_tracer_provider(provider)
 DjangoInstrumentor().instrument()
 AsyncPGInstrumentor().instrument()
+AiotasksInstrumentor().instrument()

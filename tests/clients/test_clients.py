@@ -131,12 +131,25 @@ def test_structlog(work: Process, ledger: Ledger) -> None:
 
 
 def test_opentelemetry(work: Process, ledger: Ledger) -> None:
-    """A request has its span, and so have the worker's statements over asyncpg."""
+    """A request has its span, its task's run is part of that trace, and the worker's statements over asyncpg
+    have spans."""
     response = Client().get("/enqueue/")
     id = response.json()["id"]
     wait_until(lambda: ledger.task(id).status == "SUCCESSFUL")
+
+    def of_the_task() -> list[dict[str, Any]]:
+        spans = reports.read(settings.FOLDER, "spans")
+        return [span for span in spans if span.get("messaging.message.id") == id]
+
+    wait_until(lambda: len(of_the_task()) == 2)
+    sent, ran = of_the_task()
+    assert (sent["messaging.operation.name"], ran["messaging.operation.name"]) == ("send", "process")
     spans = reports.read(settings.FOLDER, "spans")
-    assert any(span.get("http.method") == "GET" or span["name"].startswith("GET") for span in spans)
+    assert {span["name"].split()[0] for span in spans if span["trace_id"] == ran["trace_id"]} >= {
+        "GET",
+        "send",
+        "process",
+    }
     wait_until(
         lambda: any(
             "UPDATE aiotasks_task" in str(span.get("db.statement", ""))

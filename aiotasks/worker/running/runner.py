@@ -8,7 +8,7 @@ from contextvars import Context
 
 from django.tasks.signals import task_finished, task_started
 
-from ... import forks, signals
+from ... import forks, signals, tracing
 from ...conf import Options
 from ...context import PostgresTaskContext
 from ...exceptions import UnknownTask
@@ -28,6 +28,7 @@ from .deadlines import Deadlines, Threads, timed_out
 from .failures import Failures
 from .imports import Imports
 from .joining import JoiningTasks
+from .spans import begin_span, end_span
 from .sync_bodies import SyncBodies
 from .unknown_tasks import UnknownTasks
 
@@ -103,6 +104,8 @@ class Runner:
         execution.run_context = self._make_context()
         execution.context = execution.run_context.context
         execution.context.run(current.set, execution)
+        if (tracer := tracing.tracer) is not None:
+            begin_span(tracer, execution)
         # Not by loop.create_task(), whose guard isn't needed: _run() raises nothing.
         execution.task = OwnTask(
             self._run(execution),
@@ -140,6 +143,7 @@ class Runner:
         self._cancel_task(execution)
         self._joining.interrupt(execution, "shutdown")
         self._cut_off(execution)
+        end_span(execution, None)
 
     def give_up(self, execution: Execution, where: str) -> None:
         """Ignore whatever an execution still does whose time is over, and call ``done`` with its outcome.
@@ -225,6 +229,8 @@ class Runner:
         if execution.outcome is None:  # cancelled before its first step, or by itself at its last
             error = asyncio.CancelledError("the task cancelled itself")
             execution.end(self._failures.ended_by_worker(execution, error) or self._failures.failed(error))
+        if execution.span is not None:
+            end_span(execution, execution.outcome)
         self._done(execution)
 
     async def _settle(
@@ -232,6 +238,7 @@ class Runner:
     ) -> None:
         """``run_context``: in which the backoff runs; None: the execution's own."""
         outcome = await self._failures.outcome(execution, error)
+        end_span(execution, outcome)
         settled = execution.settled(outcome)
         if run_context is not None:
             run_context.release()
