@@ -2,10 +2,9 @@
 
 import asyncio
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
 
-from aiotasks.management.subcommand import Write, add_json, as_json
-from aiotasks.operations.check import diagnose, findings_as_text
+from aiotasks.management.output import Output, add_json
+from aiotasks.operations.check import diagnose, finding_parts
 from aiotasks.worker.process.cli import add_backend, add_grace
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -20,13 +19,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_grace(parser, help="the --grace of the workers (25)")
 
 
-def run(options: Namespace, write: Write) -> int:
+def run(options: Namespace, output: Output) -> int:
     """Print what has been found; returns 1 where there is an error, 0 otherwise."""
     findings = asyncio.run(diagnose(options.backend, grace=options.grace))
     failed = any(finding.verdict == "error" for finding in findings)
     if options.json:
-        found = [asdict(finding) for finding in findings]
-        write(as_json({"backend": options.backend, "ok": not failed, "checks": found}))
+        output.json({"backend": options.backend, "ok": not failed, "checks": findings})
     else:
-        write(findings_as_text(findings))
+        output.show(*finding_parts(findings))
     return int(failed)

@@ -6,9 +6,12 @@ from uuid import UUID
 
 from django.core.management.base import CommandError
 
-from aiotasks.management.limits import as_text, read_name
-from aiotasks.management.subcommand import Write, backend_or_error, errors_for_people, import_tasks
+from aiotasks.management.limits import parts, read_name
+from aiotasks.management.output import Output, add_plain
+from aiotasks.management.subcommand import backend_or_error, errors_for_people, import_tasks
+from aiotasks.management.usage import UsageError
 from aiotasks.operations import limits
+from aiotasks.operations.tables import Part
 from aiotasks.policies.limits import parse_rate
 from aiotasks.worker.process.cli import add_backend
 
@@ -20,6 +23,7 @@ HELP = "change, pause or resume a limit or one of its keys; let a stopped key go
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of ``limit``."""
     add_backend(parser)
+    add_plain(parser)
     parser.add_argument("limit", metavar="NAME[:KEY]", help="a limit, for all of its keys, or one key")
     parser.add_argument(
         "numbers",
@@ -35,20 +39,20 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--reason", default="", metavar="TEXT", help="why it is paused, for people")
 
 
-def run(options: Namespace, write: Write) -> int:
+def run(options: Namespace, output: Output) -> int:
     """Change it and print what applies now; returns 0. Raises CommandError for bad values, where there is
     nothing to do, and where the database fails."""
     backend = backend_or_error(options.backend)
-    import_tasks()
+    import_tasks(output)
     try:
         with errors_for_people(backend):
-            write(_change(options))
+            output.show(*_change(options))
     except (TypeError, ValueError) as error:
-        raise CommandError(str(error)) from None
+        raise UsageError(str(error)) from None
     return 0
 
 
-def _change(options: Namespace) -> str:
+def _change(options: Namespace) -> list[Part]:
     of = {"backend": options.backend}
     name, key = read_name(options.limit)
     ways = [bool(options.numbers), options.reset, options.pause, options.resume, options.skip is not None]
@@ -59,21 +63,21 @@ def _change(options: Namespace) -> str:
         )
     if options.reason and not options.pause:
         raise CommandError("Give --reason with --pause.")
-    said = ""
+    said: list[Part] = []
     if options.numbers:
         limits.limit(name, key, **of, **_numbers(options.numbers))
     elif options.reset:
         if not limits.reset_limit(name, key, **of):
-            said = "No operator had set a number.\n"
+            said = ["No operator had set a number."]
     elif options.pause:
         limits.pause_limit(name, key, reason=options.reason, **of)
     elif options.resume:
         if not limits.resume_limit(name, key, **of):
-            said = "It was neither paused nor closed.\n"
+            said = ["It was neither paused nor closed."]
     else:
         _skip(options, name, key)
-        said = "The key goes on without the task, which stays FAILED.\n"
-    return said + as_text(limits.limits(name, key, **of))
+        said = ["The key goes on without the task, which stays FAILED."]
+    return said + parts(limits.limits(name, key, **of))
 
 
 def _skip(options: Namespace, name: str, key: str | None) -> None:

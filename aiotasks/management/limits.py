@@ -2,24 +2,17 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
 
-from django.core.management.base import CommandError
-
-from aiotasks.management.subcommand import (
-    Write,
-    add_json,
-    as_json,
-    backend_or_error,
-    errors_for_people,
-    import_tasks,
-)
+from aiotasks.management.output import Output, add_json
+from aiotasks.management.subcommand import backend_or_error, errors_for_people, import_tasks
+from aiotasks.management.usage import UsageError
 from aiotasks.operations.limits import LimitStatus, limits
-from aiotasks.operations.text import limits_as_text
+from aiotasks.operations.tables import Part
+from aiotasks.operations.text import limit_parts
 from aiotasks.policies.limits import known_limits
 from aiotasks.worker.process.cli import add_backend
 
-__all__ = ["HELP", "add_arguments", "as_text", "read_name", "run"]
+__all__ = ["HELP", "add_arguments", "parts", "read_name", "run"]
 
 HELP = "show limits by key, and which keys are blocked"
 
@@ -33,29 +26,32 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def run(options: Namespace, write: Write) -> int:
-    """Print the limits; returns 0. Raises CommandError for a bad name, and where the database fails."""
+def run(options: Namespace, output: Output) -> int:
+    """Print the limits; returns 0. Raises UsageError for a bad name, CommandError if the database fails."""
     backend = backend_or_error(options.backend)
-    import_tasks()
+    import_tasks(output)
     name, key = (None, None) if options.limit is None else read_name(options.limit)
     try:
         with errors_for_people(backend):
             found = limits(name, key, backend=options.backend)
     except ValueError as error:
-        raise CommandError(str(error)) from None
-    write(as_json([asdict(one) for one in found]) if options.json else as_text(found))
+        raise UsageError(str(error)) from None
+    if options.json:
+        output.json(found)
+    else:
+        output.show(*parts(found))
     return 0
 
 
-def as_text(found: Sequence[LimitStatus]) -> str:
+def parts(found: Sequence[LimitStatus]) -> list[Part]:
     """Return the limits for people, with a remark on names that the code doesn't have: they may be typing
     errors."""
     unknown = sorted({one.name for one in found if not one.known})
     if not unknown:
-        return limits_as_text(found)
+        return limit_parts(found)
     known = ", ".join(sorted(known_limits())) or "none"
     names = ", ".join(unknown)
-    return f"{limits_as_text(found)}\nThe code here declares no limit named {names}. It declares: {known}."
+    return [*limit_parts(found), f"The code here declares no limit named {names}. It declares: {known}."]
 
 
 def read_name(text: str) -> tuple[str, str | None]:

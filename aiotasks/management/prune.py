@@ -4,7 +4,8 @@ import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
 from aiotasks.backend import PostgresBackend
-from aiotasks.management.subcommand import Write, backend_or_error, run_over
+from aiotasks.management.output import Output, add_json
+from aiotasks.management.subcommand import backend_or_error, run_over
 from aiotasks.operations.connection import operator_connection
 from aiotasks.policies.keep import parse_keep_time
 from aiotasks.store.store import Store
@@ -21,6 +22,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of ``prune``."""
     add_backend(parser)
+    add_json(parser)
     parser.add_argument(
         "--older-than",
         type=_age,
@@ -40,16 +42,20 @@ def _age(text: str) -> float:
         raise ArgumentTypeError(f"{text!r} is more than 100 years") from None
 
 
-def run(options: Namespace, write: Write) -> int:
+def run(options: Namespace, output: Output) -> int:
     """Prune, and print the numbers; returns 0. Raises CommandError where the database fails."""
     backend = backend_or_error(options.backend)
-    write(run_over(backend, _prune(backend, options.older_than)))
+    tasks, workers = run_over(backend, _prune(backend, options.older_than))
+    if options.json:
+        output.json({"tasks": tasks, "workers": workers})
+    else:
+        output.show(f"Deleted: {tasks} finished tasks, {workers} rows of dead workers.")
     return 0
 
 
-async def _prune(backend: PostgresBackend, older_than: float | None) -> str:
-    """Prune; return a sentence with the numbers. Raises a ``django.db`` error if the database fails, or
-    doesn't answer within COMMAND_TIMEOUT."""
+async def _prune(backend: PostgresBackend, older_than: float | None) -> tuple[int, int]:
+    """Prune; return how many tasks, and rows of dead workers. Raises a ``django.db`` error if the database
+    fails, or doesn't answer within COMMAND_TIMEOUT."""
     options = backend.config
     async with operator_connection(options.database, timeout=options.command_timeout) as connection:
         store = Store(connection)
@@ -61,4 +67,4 @@ async def _prune(backend: PostgresBackend, older_than: float | None) -> str:
         )
         tasks = await pruner.run_once()
         workers = await store.remove_dead_workers(backend.alias)
-    return f"Deleted: {tasks} finished tasks, {len(workers)} rows of dead workers."
+    return tasks, len(workers)

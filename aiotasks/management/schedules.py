@@ -4,7 +4,6 @@ import json
 import re
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from django.core.management.base import CommandError
@@ -13,7 +12,9 @@ from django.tasks.exceptions import InvalidTask
 
 from aiotasks.db.errors import describe
 from aiotasks.exceptions import UnknownTask
-from aiotasks.management.subcommand import Write, add_json, as_json, backend_or_error
+from aiotasks.management.output import Output, add_json
+from aiotasks.management.subcommand import backend_or_error
+from aiotasks.management.usage import UsageError
 from aiotasks.operations import schedules
 from aiotasks.operations.filters import read_age
 from aiotasks.operations.schedule_text import schedules_as_text
@@ -35,16 +36,17 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_backend(parser)
     add_json(parser)
     parser.set_defaults(action="list", names=[])
-    actions = parser.add_subparsers(dest="action", metavar="|".join(ACTIONS))
+    actions = parser.add_subparsers(dest="action", title="actions", metavar="ACTION")
     for action, (help, add, _) in ACTIONS.items():
         own = actions.add_parser(action, help=help, description=help)
         # What is given after the action counts as well as before it.
         own.add_argument("--backend", default=SUPPRESS, metavar="ALIAS", help="an alias of TASKS (default)")
         own.add_argument("--json", action="store_true", default=SUPPRESS, help="print JSON")
+        own.add_argument("--plain", action="store_true", default=SUPPRESS, help=SUPPRESS)
         add(own)
 
 
-def run(options: Namespace, write: Write) -> int:
+def run(options: Namespace, output: Output) -> int:
     """Do it and print the schedules as they are then; returns 0. Raises CommandError where that fails."""
     backend = backend_or_error(options.backend)
     _, _, act = ACTIONS[options.action or "list"]
@@ -57,8 +59,11 @@ def run(options: Namespace, write: Write) -> int:
     except LookupError as error:
         raise CommandError(f"{error}{_close_names(options)}") from error
     except (InvalidTask, TypeError, ValueError) as error:
-        raise CommandError(_KEYWORD.sub(r"--\1", str(error))) from error
-    write(as_json(found.json) if options.json else found.text)
+        raise UsageError(_KEYWORD.sub(r"--\1", str(error))) from error
+    if options.json:
+        output.json(found.json)
+    else:
+        output.show(found.text)
     return 0
 
 
@@ -180,7 +185,7 @@ class Answer(NamedTuple):
 
 
 def _shown(found: Sequence[schedules.ScheduleState]) -> Answer:
-    return Answer(schedules_as_text(found), [asdict(each) for each in found])
+    return Answer(schedules_as_text(found), found)
 
 
 def _list(options: Namespace) -> Answer:
@@ -191,7 +196,7 @@ def _list(options: Namespace) -> Answer:
             raise LookupError(f"Backend {options.backend!r} has no schedule {name!r:.200}.")
     troubles = [] if options.names or options.json else schedules.list_troubles(options.backend)
     text = "\n\n".join([schedules_as_text(found), *troubles])
-    return Answer(text, [asdict(each) for each in found])
+    return Answer(text, found)
 
 
 def _add(options: Namespace) -> Answer:
@@ -232,14 +237,14 @@ def _pause(options: Namespace) -> Answer:
     was_paused = _is_paused(options)
     found = schedules.pause_schedule(options.name, reason=options.reason, backend=options.backend)
     said = "It was paused already, and has this reason now.\n" if was_paused else ""
-    return Answer(said + schedules_as_text([found]), [asdict(found)])
+    return Answer(said + schedules_as_text([found]), [found])
 
 
 def _resume(options: Namespace) -> Answer:
     was_paused = _is_paused(options)
     found = schedules.resume_schedule(options.name, backend=options.backend)
     said = "" if was_paused else "It wasn't paused.\n"
-    return Answer(said + schedules_as_text([found]), [asdict(found)])
+    return Answer(said + schedules_as_text([found]), [found])
 
 
 def _is_paused(options: Namespace) -> bool:

@@ -1,39 +1,28 @@
 """What a subcommand of ``manage.py aiotasks`` is, and what those that operators use have in common."""
 
 import asyncio
-import json
-import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
-from django.core.management.base import CommandError, CommandParser
-from django.core.serializers.json import DjangoJSONEncoder
+from django.core.management.base import CommandError
 from django.db import utils
 
 from aiotasks.backend import PostgresBackend
 from aiotasks.db.errors import describe
+from aiotasks.management.output import Output
 from aiotasks.operations.check import check_settings
 from aiotasks.schedules.discovery import import_modules, modules_of_apps
-from aiotasks.worker.process.parser import USAGE, OneLineParser, sentence
 from aiotasks.worker.startup import backend_of
 
 __all__ = [
     "Subcommand",
-    "SubcommandParser",
-    "UsageError",
-    "Write",
-    "add_json",
-    "as_json",
     "backend_or_error",
     "errors_for_people",
     "import_tasks",
     "run_over",
 ]
-
-# Prints text, as a command's ``stdout.write`` does.
-type Write = Callable[[str], object]
 
 
 class Subcommand(Protocol):
@@ -44,32 +33,13 @@ class Subcommand(Protocol):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the subcommand's own options to its parser."""
 
-    def run(self, options: Namespace, write: Write) -> int:
-        """Do it, print with ``write``, and return the exit code.
+    def run(self, options: Namespace, output: Output) -> int:
+        """Do it, print with ``output``, and return the exit code.
 
         ``options`` are the parsed ones, with ``from_command_line``: False where ``call_command`` was used.
         Raises UsageError for a mistake at the command line, and CommandError where it can't be done, both
         with a sentence for people.
         """
-
-
-class UsageError(CommandError):
-    """A mistake at the command line: a sentence, and exit code 2."""
-
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence, returncode=USAGE)
-
-
-class SubcommandParser(OneLineParser, CommandParser):
-    """The parser of a subcommand: raises UsageError for mistakes, because ``call_command`` must not exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(sentence(message, self.prog))
-
-
-def add_json(parser: ArgumentParser) -> None:
-    """Add the option for programs that read the answer."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def backend_or_error(alias: str) -> PostgresBackend:
@@ -79,15 +49,15 @@ def backend_or_error(alias: str) -> PostgresBackend:
     return backend_of(alias)
 
 
-def import_tasks() -> bool:
+def import_tasks(output: Output) -> bool:
     """Import the modules ``tasks`` of the installed apps, which declare limits; returns whether all could be
     imported. Those that can't are named on stderr, so that JSON stays whole.
     """
     failed = import_modules(modules_of_apps(("tasks",)))
     for module, error in failed.items():
-        sys.stderr.write(
+        output.note(
             f"{module} can't be imported ({type(error).__name__}: {error}), so its limits aren't known here. "
-            f"Fix it: `manage.py shell -c 'import {module}'` shows where.\n"
+            f"Fix it: `manage.py shell -c 'import {module}'` shows where."
         )
     return not failed
 
@@ -105,8 +75,3 @@ def errors_for_people(backend: PostgresBackend) -> Iterator[None]:
         yield
     except utils.Error as error:
         raise CommandError(describe(error, backend.config.database)) from error
-
-
-def as_json(value: object) -> str:
-    """Return JSON for people and programs, with times and ids as Django writes them."""
-    return json.dumps(value, cls=DjangoJSONEncoder, indent=2)

@@ -5,7 +5,8 @@ from datetime import datetime
 
 from ..schedules.cron import EVERY
 from .schedule_states import ScheduleState
-from .text import counted, printable
+from .tables import printable
+from .text import counted
 
 __all__ = ["schedules_as_text"]
 

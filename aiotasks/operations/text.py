@@ -1,4 +1,4 @@
-"""A backend's status for people: plain text in columns, for any terminal."""
+"""A backend's status and limits for people: texts and tables."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -8,24 +8,20 @@ from .limit_statuses import LimitStatus
 from .pauses import Pause
 from .schedule_states import ScheduleState
 from .status import FleetUse, LaneUse, Queue, Running, Snapshot, Status, WorkerRow
+from .tables import Column, Part, Table, printable, shortened
 
-__all__ = ["age", "counted", "limits_as_text", "printable", "schedule_troubles", "status_as_text"]
-
-# Columns of a terminal, into which tables are made to fit as far as names can be shortened, to no less than
-# SHORTEST_COLUMN. Chosen: half of a wide screen.
-WIDTH = 100
-SHORTEST_COLUMN = 20
+__all__ = ["age", "counted", "limit_parts", "schedule_troubles", "status_parts"]
 
 # Characters of when a schedule ticks; longer words give way to its expression.
 LONGEST_WORDS = 24
 
-# In place of what was left out; no character that a terminal may not have.
-CUT = "..."
+# How schedules and workers look that need somebody.
+STYLES = {"failing": "red", "paused": "yellow", "stopped": "yellow"}
 
 
-def status_as_text(status: Status) -> str:
+def status_parts(status: Status) -> list[Part]:
     """Return the queues, the workers with their totals, and the holder of the oldest snapshot."""
-    parts = [f"Backend {status.backend!r}, DATABASES[{status.database!r}]"]
+    parts: list[Part] = [f"Backend {status.backend!r}, DATABASES[{status.database!r}]"]
     if status.queues:
         parts.append(_queues(status.queues))
         if status.queues_capped:
@@ -33,11 +29,11 @@ def status_as_text(status: Status) -> str:
     else:
         parts.append("No task is waiting or running.")
     if status.pauses:
-        header = ["paused", "name", ">since", "until", "reason"]
-        parts.append(_table(header, [_pause(pause) for pause in status.pauses]))
+        columns = [Column("paused"), Column("name"), _number("since"), Column("until"), Column("reason")]
+        parts.append(Table(columns, [_pause(pause) for pause in status.pauses]))
     if status.standing:
-        header = ["limit", ">waiting", ">oldest", "blocked"]
-        parts.append(_table(header, [_standing(limit) for limit in status.standing]))
+        columns = [Column("limit"), _number("waiting"), _number("oldest"), Column("blocked")]
+        parts.append(Table(columns, [_standing(limit) for limit in status.standing]))
     if status.schedules:
         parts.append(_schedules(status))
     parts += schedule_troubles(status.workers)
@@ -47,22 +43,33 @@ def status_as_text(status: Status) -> str:
     )
     if status.workers:
         parts.append(f"Live workers: {_fleet(status.fleet)}")
-        header = ["worker", "queues", "lease", ">loop", ">threads", "wake-ups", "version"]
-        rows = [_worker(worker) for worker in status.workers]
-        parts.append(_table(header, rows, cut=("queues", "worker")))
+        columns = [
+            Column("worker", cut=2),
+            Column("queues", cut=1),
+            Column("lease", style=lambda cell: "red" if cell.startswith("expired") else None),
+            _number("loop"),
+            _number("threads"),
+            Column("wake-ups"),
+            Column("version"),
+        ]
+        parts.append(Table(columns, [_worker(worker) for worker in status.workers]))
     else:
         parts.append("No worker.")
-    parts.append(f"Oldest snapshot: {_snapshot(status.oldest_snapshot)}")
+    snapshot = f"Oldest snapshot: {_snapshot(status.oldest_snapshot)}"
     if not status.all_snapshots_seen:
-        parts[-1] += ", as far as this role may see (members of pg_read_all_stats see all)"
-    return "\n\n".join(parts)
+        snapshot += ", as far as this role may see (members of pg_read_all_stats see all)"
+    return [*parts, snapshot]
 
 
-def _queues(queues: Sequence[Queue]) -> str:
-    header = ["queue", ">ready", ">oldest", ">scheduled", ">running", ">workers"]
+def _number(name: str) -> Column:
+    return Column(name, right=True)
+
+
+def _queues(queues: Sequence[Queue]) -> Table:
+    names = ["ready", "oldest", "scheduled", "running", "workers"]
     rows = [
         [
-            printable(queue.name),
+            queue.name,
             str(queue.ready),
             "-" if queue.oldest_ready is None else age(queue.oldest_ready),
             str(queue.scheduled),
@@ -72,29 +79,29 @@ def _queues(queues: Sequence[Queue]) -> str:
         for queue in queues
     ]
     if any(queue.limited.number for queue in queues):
-        header.insert(2, ">limited")
+        names.insert(1, "limited")
         for row, queue in zip(rows, queues, strict=True):
             row.insert(2, str(queue.limited))
-    return _table(header, rows)
+    return Table([Column("queue"), *map(_number, names)], rows)
 
 
-def limits_as_text(limits: Sequence[LimitStatus]) -> str:
+def limit_parts(limits: Sequence[LimitStatus]) -> list[Part]:
     """Return what applies to limits and keys, and which of them start nothing now."""
     if not limits:
-        return "There are no limits."
-    header = [
-        "limit",
-        ">waiting",
-        ">oldest",
-        ">running",
-        ">concurrency",
-        "rate",
-        ">burst",
-        ">weight",
-        "blocked",
+        return ["There are no limits."]
+    columns = [
+        Column("limit"),
+        _number("waiting"),
+        _number("oldest"),
+        _number("running"),
+        _number("concurrency"),
+        Column("rate"),
+        _number("burst"),
+        _number("weight"),
+        Column("blocked"),
     ]
-    text = _table(header, [_limit(limit) for limit in limits])
-    return f"{text}\n* Set by an operator." if any(limit.changed for limit in limits) else text
+    notes = ["* Set by an operator."] if any(limit.changed for limit in limits) else []
+    return [Table(columns, [_limit(limit) for limit in limits], notes)]
 
 
 def age(seconds: float) -> str:
@@ -167,10 +174,17 @@ def _why(limit: LimitStatus) -> str:
             return "not declared by the code here"
 
 
-def _schedules(status: Status) -> str:
-    header = ["schedule", "when", ">next", ">last", ">skipped", "state"]
+def _schedules(status: Status) -> Table:
+    columns = [
+        Column("schedule", cut=1),
+        Column("when"),
+        _number("next"),
+        _number("last"),
+        _number("skipped"),
+        Column("state", style=STYLES.get),
+    ]
     rows = [_schedule(schedule, status.now) for schedule in status.schedules]
-    lines = [_table(header, rows, cut=("schedule",))]
+    lines = []
     for schedule in status.schedules:
         if schedule.state == "failing":
             lines.append(f"{printable(schedule.name)} fails: {printable(schedule.error or '')}")
@@ -178,7 +192,7 @@ def _schedules(status: Status) -> str:
             lines.append(f"{printable(schedule.name)} leaves out ticks because of task {schedule.holder}.")
     if status.schedules_in_all > len(status.schedules):
         lines.append(f"{counted(status.schedules_in_all, 'schedule')} in all: `aiotasks schedules`.")
-    return "\n".join(lines)
+    return Table(columns, rows, lines)
 
 
 def schedule_troubles(workers: Sequence[WorkerRow], *, told: str = "") -> list[str]:
@@ -292,36 +306,3 @@ def _snapshot(snapshot: Snapshot | None) -> str:
 def counted(number: int, noun: str) -> str:
     """Return ``1 error``, ``2 errors``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def printable(text: str) -> str:
-    """Return text from the table or the server in a form that can't control a terminal."""
-    return text if text.isprintable() else repr(text)
-
-
-def shortened(text: str, width: int, *, keep_end: bool = False) -> str:
-    """Return a text in so many characters at most, without its end, or with it and without its start."""
-    if len(text) <= width:
-        return text
-    rest = width - len(CUT)
-    return CUT + text[-rest:] if keep_end else text[:rest] + CUT
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, cut: Sequence[str] = ()) -> str:
-    """Aligned columns; a heading that begins with ``>`` is of numbers.
-
-    cut: the columns that are shortened where the table is wider than WIDTH, one after the other.
-    """
-    names = [name.removeprefix(">") for name in header]
-    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-    for index in map(names.index, cut):
-        excess = sum(widths) + 2 * (len(widths) - 1) - WIDTH
-        widths[index] = min(widths[index], max(SHORTEST_COLUMN, widths[index] - max(0, excess)))
-    lines = []
-    for row in [names, *rows]:
-        cells = (
-            cell.rjust(width) if name.startswith(">") else shortened(cell, width, keep_end=True).ljust(width)
-            for name, cell, width in zip(header, row, widths, strict=True)
-        )
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

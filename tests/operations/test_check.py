@@ -18,10 +18,11 @@ from django.db import connection, connections
 from django.test import override_settings
 
 from aiotasks import __version__
-from aiotasks.operations.check import CHECKS, diagnose, findings_as_text
+from aiotasks.operations.check import CHECKS, diagnose, finding_parts
 from aiotasks.operations.check.autovacuum import STORAGE
 from aiotasks.operations.check.finding import Finding
 from aiotasks.operations.check.permissions import AWAIT, CANCEL, METADATA, UNIQUE, WAKE
+from aiotasks.operations.tables import as_text
 from tests.conftest import ROOT
 from tests.proxy import Proxy
 from tests.worker.harness import Configure, wait_until
@@ -661,18 +662,20 @@ def test_workers_of_several_versions(enter: Enter) -> None:
 
 
 def test_the_lines_for_people() -> None:
-    text = findings_as_text(
-        [
-            Finding("settings", "ok", "fine"),
-            Finding("database", "error", "bad\nnews", "mend it"),
-            Finding("clock", "not checked", "why"),
-        ]
+    text = as_text(
+        finding_parts(
+            [
+                Finding("settings", "ok", "fine"),
+                Finding("database", "error", "bad\nnews", "mend it"),
+                Finding("clock", "not checked", "why"),
+            ]
+        )
     )
     assert text.splitlines() == [
-        "ok           settings     fine",
-        r"error        database     'bad\nnews'",
-        "                          -> mend it",
-        "not checked  clock        why",
+        "ok           settings  fine",
+        r"error        database  'bad\nnews'",
+        "                       -> mend it",
+        "not checked  clock     why",
         "",
         "1 error, 0 warnings.",
     ]

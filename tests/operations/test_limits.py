@@ -341,9 +341,9 @@ def test_limits_of_the_code_are_shown_and_a_backend_without_any(configure: Confi
     text = run("limits")[1]
     assert re.search(rf"^{LINE} +0 +- +- +in order +- +- +1$", text, re.MULTILINE)
     assert len(shown()) <= limit_listing.MOST_KEYS
-    from aiotasks.operations.text import limits_as_text
+    from aiotasks.operations.text import limit_parts
 
-    assert limits_as_text([]) == "There are no limits."
+    assert limit_parts([]) == ["There are no limits."]
 
 
 WRONG = {

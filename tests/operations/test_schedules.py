@@ -16,6 +16,7 @@ from django.db import transaction
 from django.tasks.exceptions import InvalidTask
 
 from aiotasks.exceptions import UnknownTask
+from aiotasks.management.output import Output
 from aiotasks.operations import schedule_states, schedules
 from aiotasks.operations.check.schedules import judge_schedules
 from aiotasks.operations.schedule_states import ScheduleState, state_of
@@ -495,7 +496,8 @@ def test_status_shows_what_fails_and_what_is_next(database: str, sql: psycopg.Co
     assert "26 schedules in all: `aiotasks schedules`." in lines
 
 
-def test_the_table_of_status_is_narrow(database: str, sql: psycopg.Connection) -> None:
+def test_the_table_of_status_is_narrow(sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Output, "width", 100)
     add_schedule("shop.tasks.reports.of_each_day.send_all_of_them_to_everybody", ECHO, "*/7 3 * * mon-fri")
     add_schedule("b", ECHO, every=86_400)
     sql.execute("UPDATE aiotasks_schedule SET failures = 1, paused_at = now() WHERE name = 'b'")

@@ -30,7 +30,8 @@ from aiotasks.operations.status import (
     WorkerRow,
     read_status,
 )
-from aiotasks.operations.text import age, status_as_text
+from aiotasks.operations.tables import as_text
+from aiotasks.operations.text import age, status_parts
 from aiotasks.store.store import Store
 from aiotasks.worker.startup import backend_of
 from tests.proxy import Proxy
@@ -153,7 +154,7 @@ async def test_the_limits_of_queues(configure: Configure, ledger: Ledger) -> Non
         found = await read_status(backend_of("default"))
         (mine,) = found.workers
         assert (mine.queues, mine.queue_limits) == (["a", "b", "b=1", "z"], {"a": 3, "b": 1})
-        assert "  a=3, b=1, b=1=, z  " in status_as_text(found)
+        assert "  a=3, b=1, b=1=, z  " in as_text(status_parts(found))
     async with aiotasks.Worker(queues=["a"], grace=0):
         assert ledger.value("SELECT queue_limits FROM aiotasks_worker") is None
 
@@ -433,33 +434,35 @@ def test_the_table() -> None:
         stuck_threads=0,
         versions={"0.0.9\x1b[2J": 1_000, "0.1.0": 1},
     )
-    shown = status_as_text(
-        Status(
-            backend="default",
-            database="default",
-            now=datetime.now(UTC),
-            queues=queues,
-            queues_capped=False,
-            pauses=[
-                Pause(
-                    kind="queue",
-                    name="mails",
-                    reason="over\nload",
-                    age=7_300.0,
-                    until=datetime(2030, 1, 1, tzinfo=UTC),
-                ),
-                Pause(kind="task", name="shop.tasks.report", reason="", age=1.0, until=None),
-            ],
-            standing=[],
-            schedules=[],
-            schedules_in_all=0,
-            failed_in_hour=Count(3, capped=False),
-            failed_in_day=Count(10_000, capped=True),
-            oldest_running=Running(UUID(int=7), "shop.tasks.report", 7_300.0, "web-1:4711"),
-            fleet=fleet,
-            workers=[worker, gone],
-            oldest_snapshot=Snapshot("replication slot", "standby", 1, None),
-            all_snapshots_seen=True,
+    shown = as_text(
+        status_parts(
+            Status(
+                backend="default",
+                database="default",
+                now=datetime.now(UTC),
+                queues=queues,
+                queues_capped=False,
+                pauses=[
+                    Pause(
+                        kind="queue",
+                        name="mails",
+                        reason="over\nload",
+                        age=7_300.0,
+                        until=datetime(2030, 1, 1, tzinfo=UTC),
+                    ),
+                    Pause(kind="task", name="shop.tasks.report", reason="", age=1.0, until=None),
+                ],
+                standing=[],
+                schedules=[],
+                schedules_in_all=0,
+                failed_in_hour=Count(3, capped=False),
+                failed_in_day=Count(10_000, capped=True),
+                oldest_running=Running(UUID(int=7), "shop.tasks.report", 7_300.0, "web-1:4711"),
+                fleet=fleet,
+                workers=[worker, gone],
+                oldest_snapshot=Snapshot("replication slot", "standby", 1, None),
+                all_snapshots_seen=True,
+            )
         )
     )
     assert shown.splitlines() == [

@@ -8,7 +8,7 @@ from django.core.management import CommandError
 
 from aiotasks import __version__
 from aiotasks.management.commands.aiotasks import SUBCOMMANDS, Command
-from aiotasks.management.subcommand import UsageError
+from aiotasks.management.usage import UsageError
 
 from .conftest import run
 

@@ -19,7 +19,8 @@ from django.utils import timezone
 import aiotasks
 from aiotasks import models, registry
 from aiotasks.operations.status import read_status
-from aiotasks.operations.text import status_as_text
+from aiotasks.operations.tables import as_text
+from aiotasks.operations.text import status_parts
 from aiotasks.registry import resolve
 from aiotasks.rows import AnyResult
 from aiotasks.testing import drain as aiotasks_drain
@@ -387,7 +388,7 @@ async def test_others_see_how_many_threads_are_stuck(database: str, ledger: Ledg
         await until(lambda: ledger.value("SELECT stuck_threads FROM aiotasks_worker") == 1)
         status = await read_status(default_task_backend)
         assert (status.fleet.stuck_threads, status.workers[0].stuck_threads) == (1, 1)
-        assert status_as_text(status).count("/10 (1 stuck)") == 2
+        assert as_text(status_parts(status)).count("/10 (1 stuck)") == 2
         tasks.released.set()
         await until(lambda: ledger.value("SELECT stuck_threads FROM aiotasks_worker") == 0)
         await worker.wait_until_empty()

@@ -13,7 +13,9 @@ from django.db import connections
 
 from aiotasks import __version__
 from aiotasks.management import check, limit, limits, prune, schedules, status, worker
-from aiotasks.management.subcommand import Subcommand, SubcommandParser, UsageError
+from aiotasks.management.output import Output
+from aiotasks.management.subcommand import Subcommand
+from aiotasks.management.usage import SubcommandParser, UsageError
 from aiotasks.worker.process.exits import report_error
 from aiotasks.worker.process.parser import sentence
 
@@ -124,5 +126,6 @@ class Command(BaseCommand):
             self.stdout.write(self.create_parser("", "aiotasks").format_help(), ending="")
             return
         given = Namespace(**options, from_command_line=self._from_command_line)
-        if code := SUBCOMMANDS[options["subcommand"]].run(given, self.stdout.write):
+        output = Output(given, self.stdout, self.stderr)
+        if code := SUBCOMMANDS[options["subcommand"]].run(given, output):
             sys.exit(code)

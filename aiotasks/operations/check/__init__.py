@@ -2,6 +2,6 @@
 
 from .diagnose import CHECKS, diagnose
 from .settings import check_settings
-from .text import findings_as_text
+from .text import finding_parts
 
-__all__ = ["CHECKS", "check_settings", "diagnose", "findings_as_text"]
+__all__ = ["CHECKS", "check_settings", "diagnose", "finding_parts"]

@@ -11,7 +11,7 @@ from ...store.inspection import WaitingLane
 from ..limit_listing import select_statuses
 from ..limit_statuses import LimitStatus
 from ..status import WorkerRow
-from ..text import printable
+from ..tables import printable
 from .examination import Examination
 from .finding import Result
 from .waiting import LIMIT, SHOWN, kind_of

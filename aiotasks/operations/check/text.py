@@ -1,23 +1,23 @@
-"""Findings for people: plain text, for any terminal."""
+"""Findings for people."""
 
 from collections.abc import Sequence
 
-from ..text import counted, printable
+from ..tables import Column, Part, Table
+from ..text import counted
 from .finding import Finding
 
-__all__ = ["findings_as_text"]
+__all__ = ["finding_parts"]
+
+STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "not checked": "dim"}
 
 
-def findings_as_text(findings: Sequence[Finding]) -> str:
+def finding_parts(findings: Sequence[Finding]) -> list[Part]:
     """Return a line for each finding, its remedy below it, and the totals at the end."""
-    lines = []
+    rows = []
     for finding in findings:
-        lines.append(f"{finding.verdict:<11}  {finding.name:<11}  {printable(finding.message)}")
+        rows.append([finding.verdict, finding.name, finding.message])
         if finding.remedy:
-            lines.append(f"{'':<26}-> {printable(finding.remedy)}")
+            rows.append(["", "", f"-> {finding.remedy}"])
     verdicts = [finding.verdict for finding in findings]
-    lines += [
-        "",
-        f"{counted(verdicts.count('error'), 'error')}, {counted(verdicts.count('warning'), 'warning')}.",
-    ]
-    return "\n".join(lines)
+    totals = f"{counted(verdicts.count('error'), 'error')}, {counted(verdicts.count('warning'), 'warning')}."
+    return [Table([Column("", style=STYLES.get), Column(""), Column("")], rows), totals]
