@@ -160,7 +160,7 @@ def streams(session: nox.Session) -> None:
 def pin(session: nox.Session) -> None:
     """Compile requirements/*.txt anew from pyproject.toml; `-- --upgrade` takes the newest versions."""
     uv = os.environ.get("UV", "uv")  # `uv run` and `uv tool run` set it
-    package = ["pyproject.toml", "--extra=demo"]
+    package = ["pyproject.toml", "--all-extras"]
     dev = ["--constraints=requirements/dev.txt"]  # so that all of them agree
     groups = [("dev", *package), ("lint", *dev), ("types", *package, *dev), ("bench", *package, *dev)]
     groups += [("clients", "--group=dev", *package, *dev)]
