@@ -1,4 +1,4 @@
-"""Figures: how a worker does at the moment, for its row in the database, its metrics and its health."""
+"""Figures: how a worker does at the moment, for its row in the database, and its metrics."""
 
 import json
 import time
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
+from .. import __version__
+from ..metrics import Family, family
 from ..rows import LANES, Lane
 from .execution import Execution
 from .memory import resident_bytes
@@ -97,6 +99,52 @@ class Figures:
             "draining": self.draining,
         }
         return json.dumps(report, separators=(",", ":"))
+
+    def families(self) -> list[Family]:
+        """Return this as metrics."""
+        busy, threads = self.orm_threads
+        return [
+            family(
+                "gauge", "aiotasks_worker_info", "The version of aiotasks.", ({"version": __version__}, 1)
+            ),
+            family(
+                "gauge",
+                "aiotasks_worker_slots",
+                "Tasks that may run at a time.",
+                *(({"lane": lane}, number) for lane, number in self.slots.items()),
+            ),
+            family(
+                "gauge",
+                "aiotasks_worker_slots_used",
+                "Tasks that run; those that wait for other tasks don't count.",
+                *(({"lane": lane}, number) for lane, number in self.used.items()),
+            ),
+            family(
+                "gauge",
+                "aiotasks_worker_lease_seconds",
+                "Seconds for which the worker's lease lasts; 0 without one.",
+                ({}, 0.0 if self.worker_id is None else max(0.0, self.lease)),
+            ),
+            family(
+                "gauge",
+                "aiotasks_worker_loop_lag_seconds",
+                "By how much the event loop was late at most within the last minute.",
+                ({}, self.lag),
+            ),
+            family(
+                "gauge",
+                "aiotasks_worker_orm_threads",
+                "Threads for the ORM calls of coroutine tasks.",
+                ({"state": "busy"}, busy),
+                ({"state": "idle"}, max(0, threads - busy)),
+            ),
+            family(
+                "gauge",
+                "aiotasks_worker_stuck_threads",
+                "Threads that don't come back from sync tasks whose timeout is over.",
+                ({}, self.stuck_threads),
+            ),
+        ]
 
 
 class Gauges:

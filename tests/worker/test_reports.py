@@ -89,3 +89,19 @@ def test_a_report_stays_small_and_is_text_that_postgresql_reads(ledger: Ledger) 
     ((number, blocked),) = ledger.rows(query, figures.report(), figures.report())
     assert (number, blocked) == (MOST_OUTLASTING, "\ufffd?")
     assert len(figures.report()) < MOST_OUTLASTING * (LONGEST_NAME * 6 + 120)
+
+
+async def test_metrics_follow_the_worker(configure: Configure) -> None:
+    worker = aiotasks.Worker(metrics=True)
+    assert worker.figures() is None
+    await tasks.add.aenqueue(1, 2)
+    async with worker:
+        await worker.wait_until_empty()
+        found = {
+            (one.name, *one.labels.values()): one.value for each in worker.families() for one in each.samples
+        }
+    assert found["aiotasks_tasks_finished_total", tasks.add.module_path, "default", "succeeded"] == 1
+    assert found["aiotasks_tasks_started_total",] == 1
+    assert found["aiotasks_worker_slots", "thread"] == 10
+    assert found["aiotasks_worker_lease_seconds",] > 0
+    assert not [one for one in aiotasks.Worker().families() if "tasks" in one.name]
