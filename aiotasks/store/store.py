@@ -5,6 +5,7 @@ from .claims import ClaimStatements
 from .enqueue import EnqueueStatements
 from .inspection import InspectionStatements
 from .limits import LimitStatements
+from .listing import ListingStatements
 from .metadata import MetadataStatements
 from .outcomes import OutcomeStatements
 from .pauses import PauseStatements
@@ -28,6 +29,7 @@ class Store(
     WorkerStatements,
     BulkStatements,
     StateStatements,
+    ListingStatements,
     InspectionStatements,
 ):
     """One method for each file of ``queries/``, named as the file. It decides nothing: callers do."""

@@ -38,8 +38,8 @@ KINDS = [
     ("aiotasks.exceptions.TaskTimeout", "The task took longer than its time limit of 60 s."),
 ]
 
-# Of a statement: $1 and $2, the numbers of its first and last row; $3, how many rows the whole site has; $4,
-# the texts of errors; $5 and $6, the paths of tasks and their lanes; $7, the workers; $8, the queues.
+# Of a statement: $1 and $2, the numbers of its first and last row; $3, how many rows there are of its kind;
+# $4, the texts of errors; $5 and $6, the paths of tasks and their lanes; $7, the workers; $8, the queues.
 _INSERT = """
     INSERT INTO aiotasks_task (
         id, backend, queue_name, task_path, lane, priority, status, args, kwargs, errors, worker_ids, crashes,
@@ -85,7 +85,7 @@ _WAITING = """
     FROM generate_series($1::bigint, $2::bigint) AS n
 """
 
-# Of the numbers a part begins with, so that no two parts have the same rows.
+# The ages of rows, from the oldest to the newest.
 _WEEK = "interval '1 s' * (604800.0 * (1 - n / $3::float8) + 61)"
 _HOUR = "interval '1 s' * (3500.0 * (1 - n / $3::float8) + 61)"
 _ERROR = "replace(($4::text[])[1 + (n + {more}) % cardinality($4::text[])], '#ORDER#', n::text)::json"
@@ -104,14 +104,16 @@ async def fill(connection: asyncpg.Connection, rows: int) -> None:
     lanes = [lane_of(getattr(shop, name).func) for name in paths]
     errors = _errors()
 
-    async def add(kind: str, first: int, last: int) -> None:
-        if last < first:
-            return
+    async def add(kind: str, number: int, parts: int = 1) -> None:
+        for part in range(parts):
+            await add_part(kind, 1 + number * part // parts, number * (part + 1) // parts, number)
+
+    async def add_part(kind: str, first: int, last: int, number: int) -> None:
         await connection.execute(
             _INSERT.format(rows=kind),
             first,
             last,
-            rows,
+            number,
             errors,
             [f"{shop.__name__}.{name}" for name in paths],
             lanes,
@@ -125,29 +127,28 @@ async def fill(connection: asyncpg.Connection, rows: int) -> None:
     successful = rows - sum(waiting) - failed - RUNNING
     path = "1 + (n % 30)::integer"
     done = _FINISHED.format(status="SUCCESSFUL", path=path, errors="'{}'::json[]", attempts="1", age=_WEEK)
-    for part in range(PARTS):
-        await add(done, 1 + successful * part // PARTS, successful * (part + 1) // PARTS)
+    await add(done, successful, PARTS)
     several = f"(ARRAY[{', '.join(_ERROR.format(more=more) for more in range(3))}])[:1 + n % 3]"
     over_days = _FINISHED.format(status="FAILED", path=path, errors=several, attempts="1 + n % 3", age=_WEEK)
-    await add(over_days, 1, failed // 2)
+    await add(over_days, failed // 2)
     charge = 1 + paths.index("charge")
     one = "ARRAY[replace(($4::text[])[1], '#ORDER#', n::text)::json]"
     in_hour = _FINISHED.format(status="FAILED", path=charge, errors=one, attempts="1", age=_HOUR)
-    await add(in_hour, rows - failed // 2 + 1, rows)
+    await add(in_hour, failed // 2)
     nothing = {"ready_at": "NULL::timestamptz", "started_at": "NULL::timestamptz", "attempts": "0"}
     nothing |= {"run_after": "NULL::timestamptz", "key": "NULL::text"}
     due = nothing | {"run_after": "now() + interval '1 s' * (60 + n % 86400)"}
-    await add(_WAITING.format(status="SCHEDULED", **due), 1, waiting[0])
+    await add(_WAITING.format(status="SCHEDULED", **due), waiting[0])
     ready_at = "now() - interval '1 s' * (3600.0 * (1 - n / $3::float8) + 61)"
     key = f"CASE WHEN n <= {KEYS} THEN 'order ' || n END"
     ready = nothing | {"ready_at": ready_at, "key": key}
-    await add(_WAITING.format(status="READY", **ready), 1, waiting[1])
+    await add(_WAITING.format(status="READY", **ready), waiting[1])
     runs = nothing | {
         "ready_at": ready_at,
         "started_at": "now() - interval '1 s' * (n % 600)",
         "attempts": "1",
     }
-    await add(_WAITING.format(status="RUNNING", **runs), 1, RUNNING)
+    await add(_WAITING.format(status="RUNNING", **runs), RUNNING)
     for definition in indexes:
         await connection.execute(definition, timeout=None)
     await connection.execute("VACUUM (ANALYZE) aiotasks_task, aiotasks_worker", timeout=None)

@@ -31,6 +31,7 @@ from aiotasks.policies.unique import UniqueRule
 from aiotasks.rows import Job, LaneRequest, Status, UniqueJob, time_of
 from aiotasks.store.bulk import Leg, Meant, Place
 from aiotasks.store.limits import KeyRequest, LimitRule, LimitSetting
+from aiotasks.store.listing import LAST_ID, Walk
 from aiotasks.store.metadata import MetadataWrite
 from aiotasks.store.outcomes import Finish, Release
 from aiotasks.store.schedules import DeclaredSchedule, Move
@@ -233,6 +234,7 @@ def main() -> list[Any]:
             for state in states
         )
     )
+    seen.append(lists(queue))
     seen.append(bulk([job.id for job in found], queue, error))
     call("wait_for_standbys")
     seen.append(call("notify", "aiotasks", ["a", "b"], alone=True))
@@ -245,6 +247,25 @@ def main() -> list[Any]:
     seen.append(schedules())
     seen.append(limits())
     seen.append(models())
+    return seen
+
+
+def lists(queue: str) -> list[Any]:
+    """What operators read of tasks."""
+    seen: list[Any] = []
+    legs = call("list_ready", "default", queue)
+    for walk, place in [
+        (Walk("newest"), Place(0.0, LAST_ID)),
+        (Walk("ready", [Status.READY], legs), Place(float("inf"), LAST_ID)),
+        (Walk("scheduled", [Status.SCHEDULED]), Place()),
+        (Walk("running", [Status.RUNNING]), Place(float("inf"), LAST_ID)),
+        (Walk("finished", [Status.FAILED]), Place(float("inf"), LAST_ID)),
+        (Walk("kept", [Status.FAILED, Status.SUCCESSFUL]), Place(float("inf"), LAST_ID)),
+    ]:
+        look = call("page_jobs", "default", walk, place, 50, 10, TaskFilter(queue_name=queue, error=None))
+        seen.append([walk.branch, [place.id.int for place in look.found], look.looked_at, look.capped])
+        listed = call("select_listed", [place.id for place in look.found], "default")
+        seen.append(sorted([id.int, row.status, row.attempts, row.error] for id, row in listed.items()))
     return seen
 
 

@@ -210,6 +210,8 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "release_lost_claims": lambda: (alive, one, 10.0, "{}"),
         "list_ready": lambda: ("default", None),
         "walk_jobs": lambda: walk("finished", "FAILED"),
+        "page_jobs": lambda: page("finished", "FAILED"),
+        "select_listed": lambda: (one, "default"),
         "select_left_jobs": lambda: (one, *meant("FAILED")),
         "cancel_free_jobs": lambda: (one, *meant("READY"), "{}"),
         "retry_jobs": lambda: (one, *meant("FAILED")),
@@ -222,6 +224,12 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
     }
     return {name: Prepared(conn, name, made) for name, made in arguments.items()}
 
+
+# What a TaskFilter may be by, in the order of its statements' parameters.
+FILTERS = (
+    *("queue_name", "task_path", "unique_key"),
+    *("after", "before", "finished_after", "finished_before", "error", "worker"),
+)
 
 # Long before every task, as a number, because _literal() writes it.
 BEGIN, NIL, END = -1e9, uuid.UUID(int=0), 1e11
@@ -266,18 +274,16 @@ def meant(*statuses: str) -> Meant:
 def walk(branch: str, status: str, limit: int = 50, at: float = BEGIN, **chosen: Any) -> tuple[Any, ...]:
     """The arguments of walk_jobs. chosen: queue, lane and priority of the leg, or the filter's values."""
     leg = [chosen.get(name) for name in ("queue", "lane", "priority")]
-    filters = (
-        "queue_name",
-        "task_path",
-        "unique_key",
-        "after",
-        "before",
-        "finished_after",
-        "finished_before",
-        "error",
-        "worker",
-    )
-    return ("default", branch, status, *leg, at, NIL, END, limit, *(chosen.get(name) for name in filters))
+    return ("default", branch, status, *leg, at, NIL, END, limit, *(chosen.get(name) for name in FILTERS))
+
+
+def page(branch: str, *statuses: str, number: int = 50, at: float = END, **chosen: Any) -> tuple[Any, ...]:
+    """The arguments of page_jobs. chosen: the legs of READY tasks, or the filter's values."""
+    queues = chosen.get("queues", [])
+    legs = (queues, ["loop"] * len(queues), [3] * len(queues))
+    place = (-at, NIL) if branch == "scheduled" else (at, uuid.UUID(int=2**128 - 1))
+    filters = [chosen.get(name) for name in FILTERS]
+    return ("default", branch, list(statuses) or None, *legs, *place, BEGIN, NIL, number, 100, *filters)
 
 
 async def fill(conn: asyncpg.Connection, status: str, number: int) -> None:
@@ -692,6 +698,60 @@ async def test_a_walk_reads_one_index_and_what_it_looks_at(
                 branch, 0.0
             )
             at += await conn.fetchval("SELECT date_part('epoch', now())")
+
+
+@pytest.mark.parametrize(
+    ("branch", "status", "indexes"),
+    [
+        ("newest", "READY", {"pkey"}),
+        ("finished", "FAILED", {"prunable"}),
+        ("kept", "FAILED", {"kept", "pkey"}),
+        ("ready", "READY", {"ready"}),
+        ("scheduled", "SCHEDULED", {"scheduled"}),
+        ("running", "RUNNING", {"running"}),
+        ("key", "FAILED", {"unique"}),
+    ],
+)
+async def test_a_page_reads_what_it_looks_at(
+    conn: asyncpg.Connection, warm: dict[str, Prepared], branch: str, status: str, indexes: set[str]
+) -> None:
+    """By one index, whatever the filter leaves out, and what its rows show by the primary key."""
+    for each in ("SCHEDULED", "READY", "FAILED", "SUCCESSFUL"):
+        await fill(conn, each, 10_000)
+    await fill(conn, "RUNNING", 200)
+    await conn.execute(
+        """
+        UPDATE aiotasks_task SET
+            finished_at = CASE WHEN finished_at IS NOT NULL THEN now() - random() * interval '1 day' END,
+            run_after = CASE WHEN status = 'SCHEDULED' THEN now() + random() * interval '1 day' END,
+            keep_result = CASE WHEN hashtext(id::text) % 2 = 0 THEN 86400 * 30 END,
+            unique_key = CASE WHEN status = 'FAILED' THEN id::text END
+        """
+    )
+    values: dict[str, Any] = {"queues": QUEUES} if branch == "ready" else {}
+    if branch == "key":
+        key = "SELECT unique_key FROM aiotasks_task WHERE unique_key IS NOT NULL LIMIT 1"
+        values["unique_key"] = await conn.fetchval(key)
+    # As with the walk.
+    is_old = conn.get_server_version().major < 18 and branch in ("scheduled", "finished", "kept", "ready")
+    for analyzed in (True,) if is_old else (False, True):
+        if analyzed:
+            await conn.execute("VACUUM ANALYZE aiotasks_task")
+        for chosen in ({}, {"task_path": "none"}, {"error": "none"}, {"worker": NIL}):
+            plan = await warm["page_jobs"].explain(*page(branch, status, number=100, **values, **chosen))
+            plan.nodes = [node for node in plan.nodes if node["Actual Loops"]]
+            assert plan.indexes() == {f"aiotasks_task_{name}" for name in indexes}
+            assert "Seq Scan" not in plan.scans_of("aiotasks_task")
+            # Of each leg its own hundred; of those with a keep_result a hundred by each index; of RUNNING
+            # ones all, and what the index still has of them.
+            most = {"ready": 100 * len(QUEUES), "kept": 200, "running": 1_000}
+            assert 0 < plan.counted() <= most.get(branch, 100)
+            assert plan.buffers < 2_000
+    found = await conn.fetch("SELECT id FROM aiotasks_task LIMIT 50")
+    plan = await warm["select_listed"].explain([row[0] for row in found], "default")
+    assert plan.rows == 50
+    assert plan.indexes() <= {"aiotasks_task_pkey", "aiotasks_worker_pkey"}
+    assert "Seq Scan" not in plan.scans_of("aiotasks_task")
 
 
 async def test_the_priorities_of_queues_are_listed_by_their_number(
