@@ -9,7 +9,7 @@ from uuid import UUID
 from ..rows import Job, Lane, keyed_lane
 from .columns import keyed_job
 from .queues import ReadyIn
-from .statement_group import StatementGroup, milliseconds
+from .statement_group import StatementGroup, first_if_all_alike, milliseconds, none_if_all_null
 
 __all__ = [
     "SUSPECTS",
@@ -154,9 +154,9 @@ class LimitStatements(StatementGroup):
             backend,
             keyed_lane(lane),
             slots,
-            [request.queue_name for request in requests],
+            first_if_all_alike([request.queue_name for request in requests]),
             [request.key for request in requests],
-            [request.id for request in requests],
+            none_if_all_null([request.id for request in requests]),
             [rule.name for rule in rules],
             [rule.concurrency for rule in rules],
             [rule.pace for rule in rules],
@@ -269,7 +269,11 @@ def _seen(
     """What the two texts of claim_keyed.sql say of each request."""
     by_number = {number: rest for number, *rest in keys}
     given = {number: taken for number, taken, *_ in gave}
-    first = {number: ReadyIn(queue_name, lane) for number, _, queue_name, lane in gave if queue_name}
+    elsewhere = {
+        number: ReadyIn(*first)
+        for number, _, *first in gave
+        if first[0] and first != [requests[number - 1].queue_name, lane]
+    }
     last = max(given, default=0)
     # A key without tasks takes up a slot of the statement, too.
     is_cut = sum(max(taken, 1) for taken in given.values()) >= slots
@@ -281,7 +285,7 @@ def _seen(
         is_paused, is_unknown, is_new, closed_for, places, starts, room, pace, wait, weight = by_number[
             number
         ]
-        taken = given.get(number, 0)
+        taken, until = given.get(number, 0), None
         places = None if places is None else places - taken
         starts = None if starts is None else starts - taken
         state: KeyState
@@ -291,6 +295,7 @@ def _seen(
             state = "unknown"
         elif starts is not None and starts <= 0:
             state = "closed"
+            until = closed_for or (None if wait is None else max(0.0, wait + taken * pace))
         elif places is not None and places <= 0:
             state = "full"
         elif is_new:
@@ -301,22 +306,6 @@ def _seen(
             state = "none"
         else:
             state = "more"
-        until = closed_for or (None if wait is None else max(0.0, wait + taken * pace))
-        elsewhere = first.get(number)
-        if elsewhere is not None and elsewhere.queue_name == queue_name and elsewhere.lane == lane:
-            elsewhere = None
-        seen.append(
-            KeySeen(
-                queue_name,
-                key,
-                state,
-                taken,
-                places,
-                starts,
-                until if state == "closed" else None,
-                pace,
-                weight,
-                elsewhere,
-            )
-        )
+        first = elsewhere.get(number)
+        seen.append(KeySeen(queue_name, key, state, taken, places, starts, until, pace, weight, first))
     return seen

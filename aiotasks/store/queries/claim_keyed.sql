@@ -21,7 +21,8 @@
 -- planner thinks of the tables.
 --
 -- $1 worker id, $2 a claim id never used before, $3 backend, $4 lane as it is stored, $5 how many tasks at most;
--- per key, in the order to try: $6 queue names, $7 keys, $8 the only task to take (a suspect; NULL: any but those);
+-- per key, in the order to try: $6 queue names (or one for all), $7 keys, $8 the only task to take (a suspect; NULL, or
+-- none for all: any but those);
 -- of limits, as the code says: $9 names, $10 concurrency, $11 pace, $12 burst, $13 weight, $14 in strict order.
 -- Returns at least one row: two JSON texts, in the first row alone, the row's number, and the columns of a claimed task
 -- (NULLs: there is none). The texts say what was seen of each key (its number in the order of $7, once if it stands
@@ -42,7 +43,9 @@ WITH claimer AS MATERIALIZED (
     WHERE worker.id = $1::uuid AND worker.lease_expires_at > clock_timestamp()
 ), candidate AS MATERIALIZED (
     -- Each key once: what is taken at its second place wouldn't count what was taken at the first.
-    SELECT DISTINCT ON (one.key) one.queue_name, one.key, one.id, one.n, split_part(one.key, ':', 1) AS name
+    SELECT DISTINCT ON (one.key)
+        coalesce(one.queue_name, ($6::text[])[1]) AS queue_name, one.key, one.id, one.n,
+        split_part(one.key, ':', 1) AS name
     FROM unnest($6::text[], $7::text[], $8::uuid[]) WITH ORDINALITY AS one (queue_name, key, id, n)
     ORDER BY one.key, one.n
 ), named AS MATERIALIZED (
@@ -189,13 +192,16 @@ WITH claimer AS MATERIALIZED (
         UNION ALL
         SELECT mine.place, next.limit_place, next.queue_name, next.lane
         FROM (
-            SELECT * FROM (
-                SELECT task.ctid AS place, task.* FROM aiotasks_task AS task WHERE task.id = open.begun
-            ) AS begun
-            WHERE begun.status || '' = 'READY'
+            SELECT
+                task.ctid AS place, task.id, task.limit_place, task.queue_name, task.lane, task.task_path,
+                task.expires_at, task.crashes, task.ordered
+            FROM aiotasks_task AS task
+            WHERE task.id = open.begun AND task.status || '' = 'READY'
             UNION ALL
             SELECT * FROM (
-                SELECT task.ctid AS place, task.*
+                SELECT
+                    task.ctid AS place, task.id, task.limit_place, task.queue_name, task.lane, task.task_path,
+                    task.expires_at, task.crashes, task.ordered
                 FROM aiotasks_task AS task
                 WHERE task.status = 'READY' AND task.backend = $3::text AND task.queue_name = open.queue_name
                   AND task.lane = $4::text AND task.limit_key = held.key AND open.ordered AND open.begun IS NULL
@@ -205,7 +211,9 @@ WITH claimer AS MATERIALIZED (
             WHERE older.ordered IS NULL
             UNION ALL
             SELECT * FROM (
-                SELECT task.ctid AS place, task.*
+                SELECT
+                    task.ctid AS place, task.id, task.limit_place, task.queue_name, task.lane, task.task_path,
+                    task.expires_at, task.crashes, task.ordered
                 FROM aiotasks_task AS task
                 WHERE task.backend = $3::text AND task.limit_key = held.key AND task.status = 'READY'
                   AND task.ordered IS NOT NULL AND open.ordered AND open.begun IS NULL

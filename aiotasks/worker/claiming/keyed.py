@@ -125,7 +125,7 @@ class KeyedClaims:
 
     def tell(self, job: Job, key: str) -> None:
         """The ``key`` of ``job`` may have a free place, or it is READY: try it here, or wake others."""
-        for lane, queue_name in self._note_source(key, job.lane, job.queue_name):
+        for lane, queue_name in self._note_source(name_of(key), job.lane, job.queue_name):
             self._tell(lane, queue_name, key, job.task_path, job.priority)
 
     def _tell(self, lane: Lane, queue_name: str, key: str, task_path: str, priority: int) -> None:
@@ -143,8 +143,7 @@ class KeyedClaims:
             each.has_met = True
             self._on_met()
 
-    def _note_source(self, key: str, lane: Lane, queue_name: str) -> Iterable[tuple[Lane, str]]:
-        name = name_of(key)
+    def _note_source(self, name: str, lane: Lane, queue_name: str) -> Iterable[tuple[Lane, str]]:
         sources = self._sources.get(name)
         if sources is None:
             if len(self._sources) >= LIMITS_LIMIT:
@@ -309,8 +308,9 @@ class KeyedClaims:
         self._has_met(each)
         if look.kind == "walk":
             random.shuffle(found)  # or workers that walk in step would ask for the same keys
+        for name, queue_name in {(name_of(one.key), one.queue_name) for one in found}:
+            self._note_source(name, lane, queue_name)
         for one in found:
-            self._note_source(one.key, lane, one.queue_name)
             keys = each.keys_of(one.queue_name)
             keys.tell(one.queue_name, one.key, one.task_path, one.priority, listed=True)
 
@@ -318,12 +318,10 @@ class KeyedClaims:
         """Return the keys of limits that there is nothing to import for, and import the modules of others."""
         known = []
         for key in taken:
-            name = name_of(key.key)
-            if not self.rules.is_known(name, key.task_path):
-                self.rules.learn(key.task_path, partial(self._imported, keys, key))
-            else:
-                self.rules.meet(name, key.task_path)
+            if self.rules.meet(name_of(key.key), key.task_path):
                 known.append(key)
+            else:
+                self.rules.learn(key.task_path, partial(self._imported, keys, key))
         return known
 
     def _imported(self, keys: Keys, key: Key) -> None:
@@ -352,11 +350,11 @@ class KeyedClaims:
         for job in reply.jobs:
             given.setdefault(job.limit_key or "", []).append(job.priority)
         answers: dict[str, Answer] = {}
-        new = {seen.key for seen in reply.seen if seen.state == "new"}
+        new: set[str] = set()
         for seen in reply.seen:
             match seen.state:
                 case "new":
-                    pass
+                    new.add(seen.key)
                 case "unknown":
                     answers[seen.key] = Answer("closed", LEAVE_FOR)
                 case state:

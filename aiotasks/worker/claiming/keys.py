@@ -1,8 +1,9 @@
 """Keys: which keys of limits the next claims of a lane name. No I/O."""
 
 import heapq
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from math import ceil, inf
 from typing import Literal, NamedTuple
@@ -87,7 +88,7 @@ class Key:
 class _Level:
     """The keys of one priority that wait for their turn. ``time``: what those had whose turn it was last."""
 
-    heap: list[tuple[float, int, Key]]
+    heap: list[tuple[float, int, Key]] = field(default_factory=list)
     time: float = 0.0
 
 
@@ -105,7 +106,7 @@ class Keys:
 
     def __init__(self) -> None:
         self._keys: dict[_Name, Key] = {}
-        self._levels: dict[int, _Level] = {}
+        self._levels: defaultdict[int, _Level] = defaultdict(_Level)
         self._timers: list[tuple[float, int, Key]] = []
         self._numbers = count(1)
         self._waiting = 0
@@ -271,33 +272,27 @@ class Keys:
         for key in keys:
             had[key.priority] = min(key.had, had.get(key.priority, inf))
         for priority, least in had.items():
-            level = self._level(priority)
+            level = self._levels[priority]
             level.time = max(level.time, least)
 
     # --- Where a key is
 
-    def _level(self, priority: int) -> _Level:
-        level = self._levels.get(priority)
-        if level is None:
-            level = self._levels[priority] = _Level([])
-        return level
-
     def _enter(self, name: _Name, key: Key) -> None:
         """Have a key wait that comes new, or comes back: it has had what it had beyond its share."""
-        key.had = self._level(key.priority).time
+        key.had = self._levels[key.priority].time
         if (before := self._ahead.pop(name, None)) is not None:
             priority, had = before
-            key.had += max(0.0, had - self._level(priority).time)
+            key.had += max(0.0, had - self._levels[priority].time)
         self._wait(key)
 
     def _move(self, key: Key, priority: int) -> None:
-        ahead = max(0.0, key.had - self._level(key.priority).time)
-        key.priority, key.had = priority, self._level(priority).time + ahead
+        ahead = max(0.0, key.had - self._levels[key.priority].time)
+        key.priority, key.had = priority, self._levels[priority].time + ahead
 
     def _wait(self, key: Key) -> None:
         if key.told is not None and key.told > key.priority:
             self._move(key, key.told)
-        level = self._level(key.priority)
+        level = self._levels[key.priority]
         key.had = max(key.had, level.time)
         key.place, key.entry, key.told = "waiting", next(self._numbers), None
         self._waiting += 1
@@ -318,7 +313,7 @@ class Keys:
         key.entry = 0
         name = key.queue_name, key.key
         del self._keys[name]
-        if key.had > self._level(key.priority).time:
+        if key.had > self._levels[key.priority].time:
             self._ahead[name] = key.priority, key.had
             if len(self._ahead) > AHEAD_LIMIT:
                 del self._ahead[next(iter(self._ahead))]

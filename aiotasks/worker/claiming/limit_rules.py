@@ -48,18 +48,19 @@ class LimitRules:
         self._importing: dict[str, asyncio.Task[None]] = {}
         self._met: set[str] = set()  # names that nothing here declared
 
-    def is_known(self, name: str, task_path: str) -> bool:
-        """Return whether there is nothing to import: the name is known, or the task's module doesn't tell."""
-        return name in known_limits() or task_path in self._tried
-
-    def meet(self, name: str, task_path: str) -> None:
-        """Note a limit that tasks have, of which ``is_known()`` has returned True."""
-        if name in known_limits() or name in self._met:
-            return
-        if len(self._met) >= PATHS_LIMIT:
-            self._met.clear()
-        self._met.add(name)
-        self._observer.limit_unknown(name, task_path, self._tried.get(task_path, NOT_DECLARED))
+    def meet(self, name: str, task_path: str) -> bool:
+        """Note a limit that tasks have; returns whether there is nothing to import: the name is known, or the
+        task's module doesn't tell.
+        """
+        if name in known_limits():
+            return True
+        reason = self._tried.get(task_path)
+        if reason is not None and name not in self._met:
+            if len(self._met) >= PATHS_LIMIT:
+                self._met.clear()
+            self._met.add(name)
+            self._observer.limit_unknown(name, task_path, reason)
+        return reason is not None
 
     def unknown(self) -> list[str]:
         """Return the names of limits that tasks have, and nothing here declares."""
