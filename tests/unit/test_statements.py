@@ -1,7 +1,10 @@
 """What holds for every statement of ``store/queries/``."""
 
+import inspect
 import re
 from importlib.resources import files
+
+import asyncpg
 
 from aiotasks.store.statements import load
 
@@ -27,3 +30,10 @@ def test_long_values_are_written_once() -> None:
     }.items():
         text = load(name).django_sql
         assert [text.count(f"%(p{number})s") for number in long_ones] == [1] * len(long_ones), name
+
+
+def test_every_statement_stays_prepared() -> None:
+    """asyncpg prepares a longer text anew at each call: claim_keyed would be planned for 6.5 ms each time."""
+    default = inspect.signature(asyncpg.connect).parameters["max_cacheable_statement_size"].default
+    for query in (files("aiotasks.store") / "queries").iterdir():
+        assert len(load(query.name.removesuffix(".sql")).sql) <= default, query
