@@ -7,12 +7,14 @@ from typing import Any
 
 import asyncpg
 
+from ..backend import PostgresBackend
 from ..db.connect import SESSION, connect
 from ..db.drivers import Connection, Row
 from ..db.errors import django_errors
 from ..db.statement import Statement
+from ..store.store import Store
 
-__all__ = ["OperatorConnection", "operator_connection"]
+__all__ = ["OperatorConnection", "operator_connection", "reading"]
 
 # A statement is planned as a worker plans it (by its indexes, whatever the statistics are), and changes
 # nothing in a session that a pooler may give to other clients.
@@ -28,6 +30,8 @@ class OperatorConnection:
     def __init__(self, connection: Connection, *, timeout: float) -> None:
         self.connection = connection
         self._timeout = timeout
+        # A statement that is given up here must end on the server, too.
+        self._begin = f"{_BEGIN}SET LOCAL statement_timeout = {max(1, round(timeout * 1000))}"
         self._in_transaction = False
 
     @property
@@ -39,7 +43,7 @@ class OperatorConnection:
     async def transaction(self) -> AsyncIterator[None]:
         """Have the statements inside share a transaction, and so a server process."""
         with django_errors():
-            await self._execute(_BEGIN)
+            await self._execute(self._begin)
         self._in_transaction = True
         try:
             yield
@@ -90,3 +94,15 @@ async def operator_connection(alias: str, *, timeout: float) -> AsyncIterator[Op
     finally:
         with suppress(Exception):  # the connection is cut then
             await connection.close(timeout=1.0)
+
+
+@asynccontextmanager
+async def reading(backend: PostgresBackend, *, timeout: float | None = None) -> AsyncIterator[Store]:
+    """Return the statements of a backend's database over a connection of their own, for operators' readers.
+
+    ``timeout``: seconds for the connection and for each statement (None: COMMAND_TIMEOUT). Raises a
+    ``django.db`` error where the database doesn't answer in time.
+    """
+    timeout = timeout or backend.config.command_timeout
+    async with operator_connection(backend.config.database, timeout=timeout) as connection:
+        yield Store(connection)

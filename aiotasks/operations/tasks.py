@@ -141,7 +141,7 @@ def one_line(error: str) -> str:
     try:
         stored = json.loads(error)
         return " ".join(last_words(stored["class"], stored["traceback"]).split()) or str(stored["class"])
-    except (ValueError, KeyError, TypeError, AttributeError):  # cut, or written by others
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # cut, or written by others
         return error.split('"')[3] if error.count('"') > 3 else error[:100]
 
 

@@ -12,7 +12,7 @@ A statement names a list in braces, and gets it when it is loaded. The row must 
 - ``{policy_arrays:12}``: the same of arrays, whose elements ``new.template`` numbers
 - ``{schedule_columns}``: Schedule's fields, of a row called ``schedule``, and ``{schedule_times}``: its
   times, NULL for one that Python can't hold
-- ``{listed_times}``: a task's times, NULL for one that Python can't hold
+- ``{listed_times}``, ``{detail_times}``: a task's times, NULL for one that Python can't hold
 - ``{schedule_names}``: the names of the columns of Schedule's fields; ``{schedule_arrays:3}``: arrays of
   their values, as parameters from $3 on; ``{schedule_changes}``: assignments from ``excluded``
 - ``{values_of_a_retry}``: what a task that runs again gets, with ``held.run_after`` as its time
@@ -238,6 +238,14 @@ _LIMIT_IS_UNKNOWN = """(
     )
 )"""
 
+
+def _readable_times(*names: str) -> str:
+    return ", ".join(
+        f"CASE WHEN task.{name} BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.{name} END"
+        for name in names
+    )
+
+
 _POLICIES = ", ".join(f"task.{name}" for name in COLUMNS)
 _LISTS = {
     "job_columns": _expressions(_NAMES, _EXPRESSIONS | {"policy": _POLICIES}),
@@ -260,9 +268,12 @@ _LISTS = {
         f"THEN schedule.{name} END"
         for name in _SCHEDULE_TIMES
     ),
-    "listed_times": ", ".join(
-        f"CASE WHEN task.{name} BETWEEN '0002-01-01 00:00+00' AND '9998-01-01 00:00+00' THEN task.{name} END"
-        for name in ("enqueued_at", "run_after", "started_at", "last_attempted_at", "finished_at")
+    "listed_times": _readable_times(
+        "enqueued_at", "run_after", "started_at", "last_attempted_at", "finished_at"
+    ),
+    "detail_times": _readable_times(
+        *("enqueued_at", "run_after", "asked_run_after", "ready_at", "started_at", "last_attempted_at"),
+        *("finished_at", "cancel_requested_at", "unknown_since", "expires_at", "unique_until", "limit_place"),
     ),
     "schedule_names": ", ".join(_SCHEDULE),
     "schedule_changes": ", ".join(f"{name} = excluded.{name}" for name in _SCHEDULE if name != "name"),

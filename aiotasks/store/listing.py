@@ -6,12 +6,21 @@ from typing import NamedTuple
 from uuid import UUID
 
 from ..filters import TaskFilter
-from ..rows import Status
+from ..rows import Status, StoredLane
 from .bulk import NO_ID, Place, ReadyLeg
 from .filtering import filter_values
 from .statement_group import StatementGroup
 
-__all__ = ["LAST_ID", "Listed", "ListingStatements", "Look", "Walk"]
+__all__ = [
+    "LAST_ID",
+    "Detail",
+    "Listed",
+    "ListingStatements",
+    "Look",
+    "Reported",
+    "RunningJob",
+    "Walk",
+]
 
 # The id behind all others.
 LAST_ID = UUID(int=2**128 - 1)
@@ -61,6 +70,78 @@ class Listed(NamedTuple):
     pid: int | None
 
 
+class Detail(NamedTuple):
+    """All that the table knows of a task. JSON is text. ``run_after``: when it is due, or was;
+    ``asked_run_after``: what its caller asked for, once a retry or a snooze has changed that
+    (``asked_for_none``: no time). ``workers``: ids of workers that have had it, each with a space and
+    ``host:pid``."""
+
+    id: UUID
+    status: Status
+    task_path: str
+    queue_name: str
+    lane: StoredLane
+    priority: int
+    args: str
+    kwargs: str
+    return_value: str | None
+    metadata: str | None
+    errors: list[str]
+    errors_omitted: int | None
+    worker_ids: list[str]
+    failures: int | None
+    crashes: int
+    max_crashes: int | None
+    snoozes: int | None
+    keep_result: float | None
+    unique_key: str | None
+    unique_waiting: bool | None
+    former_key: str | None
+    limit_key: str | None
+    limit_held: str | None
+    ordered: str | None
+    asked_for_none: bool | None
+    enqueued_at: datetime | None
+    run_after: datetime | None
+    asked_run_after: datetime | None
+    ready_at: datetime | None
+    started_at: datetime | None
+    last_attempted_at: datetime | None
+    finished_at: datetime | None
+    cancel_requested_at: datetime | None
+    unknown_since: datetime | None
+    expires_at: datetime | None
+    unique_until: datetime | None
+    limit_place: datetime | None
+    workers: list[str]
+
+
+class RunningJob(NamedTuple):
+    """A task that runs, for so many seconds (None: its row doesn't say). ``is_cancelled``: its worker was
+    asked to cancel it. ``lease``: the seconds that its worker's has left; None: that has no row."""
+
+    id: UUID
+    task_path: str
+    queue_name: str
+    priority: int
+    attempts: int
+    seconds: float | None
+    is_cancelled: bool
+    worker_id: UUID | None
+    host: str | None
+    pid: int | None
+    lease: float | None
+
+
+class Reported(NamedTuple):
+    """A live worker, and what it says of itself: JSON text."""
+
+    id: UUID
+    host: str
+    pid: int
+    report: str
+
+
 class ListingStatements(StatementGroup):
     """Read only."""
 
@@ -82,3 +163,15 @@ class ListingStatements(StatementGroup):
         """By id, without those that are gone."""
         rows = await self._fetch("select_listed", list(ids), backend)
         return {row[0]: Listed(row[0], Status(row[1]), *row[2:]) for row in rows}
+
+    async def select_detail(self, id: UUID, backend: str) -> Detail | None:
+        """Return all that there is of a task; None: there is none of that id."""
+        rows = await self._fetch("select_detail", id, backend)
+        return Detail(rows[0][0], Status(rows[0][1]), *rows[0][2:]) if rows else None
+
+    async def select_running(self, backend: str, limit: int, most: int) -> list[RunningJob]:
+        """Those that have run for longest, ``limit`` of the first ``most``."""
+        return [RunningJob(*row) for row in await self._fetch("select_running", backend, limit, most)]
+
+    async def select_reports(self, backend: str) -> list[Reported]:
+        return [Reported(*row) for row in await self._fetch("select_reports", backend)]

@@ -266,6 +266,11 @@ def lists(queue: str) -> list[Any]:
         seen.append([walk.branch, [place.id.int for place in look.found], look.looked_at, look.capped])
         listed = call("select_listed", [place.id for place in look.found], "default")
         seen.append(sorted([id.int, row.status, row.attempts, row.error] for id, row in listed.items()))
+    detail = call("select_detail", uuid.UUID(int=1), "default")
+    seen.append([detail.id.int, detail.args, detail.errors, len(detail.worker_ids)])
+    running = call("select_running", "default", 10, 10)
+    seen.append(sorted([one.id.int, one.attempts, one.is_cancelled] for one in running))
+    seen.append([one.host for one in call("select_reports", "default")])
     return seen
 
 
