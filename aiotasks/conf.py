@@ -162,6 +162,8 @@ class Options:
     lease_timeout: float = 30.0
     # An event loop that is blocked for this long is given up; None: never.
     loop_timeout: float | None = 300.0
+    # An attempt that takes longer is logged as a warning; None: never.
+    slow_task: float | None = None
     max_crashes: int = 3
     # For tasks that say nothing themselves: the failed executions after which a task is FAILED, and the
     # function (or its dotted path) that says how long it waits before; None: aiotasks.backoff.exponential().
@@ -271,6 +273,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     # Below 0.5 s a busy machine's scheduling alone loses leases.
     "LEASE_TIMEOUT": _number(0.5, 86_400),
     "LOOP_TIMEOUT": _number_or_none(1, 86_400),
+    "SLOW_TASK": _number_or_none(0.001, 86_400),
     "MAX_CRASHES": _whole(0, MOST_CRASHES),
     "MAX_ATTEMPTS": _whole(1, MOST_ATTEMPTS),
     "BACKOFF": _backoff,

@@ -57,24 +57,18 @@ TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "filters": {
-        # Tasks that fail are listed at the end.
-        "no_failures": {
-            "()": "django.utils.log.CallbackFilter",
-            "callback": lambda record: record.module != "failure_log",
-        }
-    },
     "handlers": {
         "console": {
             "class": "rich.logging.RichHandler",
             "show_path": False,
             "show_time": False,
-            "filters": ["no_failures"],
         }
     },
     "root": {"handlers": ["console"], "level": "WARNING"},
     "loggers": {
         "django": {"level": "WARNING"},
-        "django.tasks": {"level": "CRITICAL"},  # tasks that fail are listed at the end
+        # Tasks that fail are listed at the end.
+        "django.tasks": {"level": "CRITICAL"},
+        "aiotasks.tasks": {"level": "CRITICAL"},
     },
 }

@@ -22,7 +22,7 @@ from .lifecycle import (
     start,
     stop,
 )
-from .loggers import passes_nothing, shown_by
+from .loggers import beside, passes_nothing, shown_by
 from .options import add_log_options, apply_log_options
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "add_log_options",
     "apply_log_options",
     "are_threaded",
+    "beside",
     "close",
     "count_waiting",
     "flush",

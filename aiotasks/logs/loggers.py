@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from django.conf import settings
 from django.utils.log import AdminEmailHandler, RequireDebugFalse, RequireDebugTrue
@@ -17,6 +17,7 @@ __all__ = [
     "OWN_LOGGERS",
     "GuardedLogger",
     "OwnLogger",
+    "beside",
     "guard",
     "own_handler_shows",
     "package_logger",
@@ -127,16 +128,41 @@ def shown_by(logger: logging.Logger, level: int) -> Iterator[logging.Handler]:
 
     ``NullHandler`` is one of them: a site that gives it to the root logger wants to see nothing.
     """
+    return (each for each in _taken_by(logger, level) if not isinstance(each, AdminEmailHandler))
+
+
+def _taken_by(logger: logging.Logger, level: int) -> Iterator[logging.Handler]:
+    """Yield the site's handlers that take a record of ``logger``."""
     one: logging.Logger | None = logger
     while one is not None:
         for handler in one.handlers:
             if (
                 level >= handler.level
-                and not isinstance(handler, AdminEmailHandler | StderrHandler)
+                and not isinstance(handler, StderrHandler)
                 and not any(map(passes_nothing, handler.filters))
             ):
                 yield handler
         one = one.parent if one.propagate else None
+
+
+def beside(ours: logging.Logger, theirs: logging.Logger, level: int) -> Literal["shown", "mailed"] | None:
+    """Return what becomes of a record of ``theirs`` where those of ``ours``, a logger of this package, go: it
+    is shown there, too, or it is only mailed to ADMINS by a handler of both, or neither.
+    """
+    if not theirs.isEnabledFor(level):
+        return None
+    mine = set(_taken_by(ours, level))
+    on_stderr = own_handler_shows(ours.name, level)  # or by logging.lastResort, where no worker runs
+    if on_stderr and not mine and not theirs.hasHandlers():
+        return None if logging.lastResort is None else "shown"
+    both = [each for each in _taken_by(theirs, level) if each in mine or (on_stderr and _is_on_stderr(each))]
+    if not both:
+        return None
+    return "mailed" if all(isinstance(each, AdminEmailHandler) for each in both) else "shown"
+
+
+def _is_on_stderr(handler: logging.Handler) -> bool:
+    return isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
 
 
 def passes_nothing(filter: object) -> bool:

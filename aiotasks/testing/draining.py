@@ -20,7 +20,7 @@ from ..rows import Job
 from ..store.store import Store
 from ..store.wakeups import Wakeup
 from ..worker.build import Builder
-from ..worker.events import EventLog
+from ..worker.events import EventLog, Events
 from ..worker.execution import Execution
 from ..worker.fleet import Fleet
 from ..worker.lease.lease import Lease, boottime
@@ -29,6 +29,7 @@ from ..worker.maintenance.promoter import Promoter
 from ..worker.ownership import Ownership
 from ..worker.slots import Slots
 from ..worker.startup import backend_of
+from ..worker.task_log import TaskLog
 from ..worker.writing.lost import LostTasks
 from .calls import Count, here_or_awaited
 from .drivers import Watched, driver_of
@@ -89,7 +90,9 @@ class _Drain:
         self._ended = asyncio.Event()
         self._lease = Lease(LEASE_TIMEOUT)
         self._slots = Slots(loop=1, threads=1)  # for the tasks that are claimed and haven't begun
-        builder = Builder(backend=alias, sender=type(backend), options=backend.config, observer=EventLog())
+        self._task_log = TaskLog(slow=backend.config.slow_task)
+        events = Events(EventLog(), self._task_log)
+        builder = Builder(backend=alias, sender=type(backend), options=backend.config, observer=events)
         # Receivers of task_finished have savepoints, as tasks do.
         self._finisher = builder.finisher(
             store,
@@ -118,7 +121,9 @@ class _Drain:
             waits_for_rates=False,
         )
         self._promoter = Promoter(store, backend=alias, waker=self, peers=Fleet())
-        lost_tasks = LostTasks(self._finisher, None, sender=type(backend), options=backend.config)
+        lost_tasks = LostTasks(
+            self._finisher, None, sender=type(backend), options=backend.config, observer=events
+        )
         self._expirer = Expirer(store, backend=alias, options=backend.config, lost_tasks=lost_tasks)
 
     @classmethod
@@ -138,6 +143,8 @@ class _Drain:
                 + (f" The database's last error: {answer}" if answer is not None else "")
                 + " If that is intended, pass a longer `timeout`."
             ) from error
+        finally:
+            drain._task_log.flush()
         return drain.ran
 
     async def _run(self) -> None:

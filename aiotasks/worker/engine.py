@@ -42,8 +42,10 @@ from .running.sync_threads import SyncThreads
 from .running.watchdog import LoopWatchdog
 from .shutdown import Shutdown
 from .slots import Slots
+from .slow_tasks import SlowTasks
 from .start_log import log_start
 from .startup import Room
+from .task_log import TaskLog
 from .waker import Waker
 from .writing.lost import LostTasks
 
@@ -94,6 +96,8 @@ class Engine:
         main = asyncio.current_task()  # which a loop's runner cancels together with all others
         self.resources = loop_resources
         self.events = events
+        self.task_log = TaskLog(slow=options.slow_task)
+        events.subscribe(self.task_log)
         self.changed = asyncio.Event()  # an execution has ended
         self.stuck = False  # after the end: a task, or an unwritten outcome, has outlasted it
         self._options = options
@@ -340,6 +344,7 @@ class Engine:
                 hurried.set()  # the lease may not last as long as the grace
                 raise
 
+        slow = self._options.slow_task
         return [
             self.claimer.run,
             self.promoter.run,
@@ -353,6 +358,7 @@ class Engine:
             prune_limits,
             watch_lease,
             watch_heartbeat,
+            *([] if slow is None else [SlowTasks(lambda: self.runner.running, slow=slow).run]),
             self._report_start,
         ]
 
@@ -399,6 +405,7 @@ class Engine:
         with anyio.move_on_after(LAST_WORDS):  # receivers may have enqueued
             await self.resources.notifier.all_sent()
             await self.resources.teller.all_sent()
+        self.task_log.flush()
         logger.info("stopped")
         with anyio.move_on_after(LAST_WORDS if all_ended else 0):
             await logs.flushed()

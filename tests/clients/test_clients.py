@@ -1,5 +1,7 @@
 """Packages of others at work with aiotasks: each with real workers, by `nox -s clients`."""
 
+import json
+import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -94,7 +96,8 @@ def test_wagtail(work: Process, ledger: Ledger) -> None:
 
 
 def test_sentry(work: Process, ledger: Ledger) -> None:
-    """A failed task is an event with its exception; an enqueue is a span, which needn't be looked at."""
+    """A failed task is one event, with its exception: the worker's line at ERROR is none. An enqueue is a
+    span, which needn't be looked at."""
     messages = [f"sentry {kind} {time.time_ns()}" for kind in ("sync", "async")]
     tasks.fail.enqueue(messages[0])
     tasks.afail.enqueue(messages[1])
@@ -109,7 +112,11 @@ def test_sentry(work: Process, ledger: Ledger) -> None:
         return {message: by_message[message] for message in messages if message in by_message}
 
     wait_until(lambda: len(found()) == 2)
+    wait_until(lambda: all(f"ValueError: {message}" in work.log for message in messages))
     assert found()[messages[0]]["exception"]["values"][-1]["type"] == "ValueError"
+    about = [json.dumps(event) for event in reports.read(settings.FOLDER, "sentry")]
+    assert [sum(message in event for event in about) for message in messages] == [1, 1]
+    assert len(re.findall("ERROR aiotasks.tasks: tests.clients.site.tasks.a?fail failed ", work.log)) == 2
 
 
 def test_structlog(work: Process, ledger: Ledger) -> None:

@@ -612,7 +612,7 @@ async def test_the_rescuer_sends_task_finished(
         task_finished.disconnect(receiver)
     await result.arefresh()
     assert told == [(PostgresBackend, result.id, TaskResultStatus.FAILED, result.finished_at, WorkerLost)]
-    assert f"Task failed path={result.task.module_path!r} id={result.id} attempt=1 error='" in caplog.text
+    assert f"{result.task.module_path} failed id={result.id} queue=default attempt=1 wait=" in caplog.text
 
 
 async def test_a_rescue_that_only_loggers_hear_is_logged(

@@ -23,6 +23,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "COMMAND_TIMEOUT": ([0.1, 3600, 5], [0, -1, 3601, NAN, float("inf"), "5", True, None]),
     "NOTIFY": ([True, False], [0, 1, "no", None]),
     "POLL_INTERVAL": ([0.05, 3600], [0, 0.01, 3601, NAN, "1", True]),
+    "SLOW_TASK": ([None, 0.001, 10, 86_400], [0, -1, 86_401, NAN, "10", True]),
     "LOOP_TIMEOUT": ([None, 1, 300.0, 86_400], [0, 0.9, 86_401, NAN, "300", True]),
     "LEASE_TIMEOUT": ([0.5, 86_400], [0, 0.4, 86_401, NAN, "30", True]),
     "MAX_CRASHES": ([0, 32_000], [-1, 32_001, "3", True, 1.5]),

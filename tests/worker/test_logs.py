@@ -111,15 +111,20 @@ def test_what_the_end_of_the_grace_cuts_off_is_counted(
     assert "INFO aiotasks.worker: stopped" in worker.log
 
 
-# 17: what the site's LOGGING is, and whether its own handlers show the worker's log.
+# 17: what the site's LOGGING is, whether its own handlers show the worker's log, and at which level a failure
+# is there: as a warning where Django's record of it goes the same way.
 CONSOLE = {"c": {"class": "logging.StreamHandler", "formatter": "f"}}
 FORMATTED = {"formatters": {"f": {"format": "SITE %(levelname)s %(name)s: %(message)s"}}}
 ROOT_AT_INFO = site(CONSOLE, root={"handlers": ["c"], "level": "INFO"}, **FORMATTED)
-SITES: dict[str, tuple[dict[str, str], str]] = {
-    "Django's default": (site({}, disable_existing_loggers=False), "ours"),
-    "no LOGGING_CONFIG": ({**site({}), "TEST_LOGGING_CONFIG": "null"}, "ours"),
-    "existing loggers disabled": (ROOT_AT_INFO, "theirs"),
-    "root at WARNING": (site(CONSOLE, root={"handlers": ["c"], "level": "WARNING"}, **FORMATTED), "theirs"),
+SITES: dict[str, tuple[dict[str, str], str, str]] = {
+    "Django's default": (site({}, disable_existing_loggers=False), "ours", "ERROR"),
+    "no LOGGING_CONFIG": ({**site({}), "TEST_LOGGING_CONFIG": "null"}, "ours", "WARNING"),
+    "existing loggers disabled": (ROOT_AT_INFO, "theirs", "ERROR"),
+    "root at WARNING": (
+        site(CONSOLE, root={"handlers": ["c"], "level": "WARNING"}, **FORMATTED),
+        "theirs",
+        "ERROR",
+    ),
     "a handler at ERROR": (
         site(
             {"c": {"class": "logging.StreamHandler", "formatter": "f", "level": "ERROR"}},
@@ -127,8 +132,19 @@ SITES: dict[str, tuple[dict[str, str], str]] = {
             **FORMATTED,
         ),
         "ours",
+        "ERROR",
     ),
-    "mails alone": (site(MAILED, root={"handlers": ["m"], "level": "ERROR"}), "ours"),
+    "mails alone": (site(MAILED, root={"handlers": ["m"], "level": "ERROR"}), "ours", "ERROR"),
+    "Django's records, too": (
+        site(CONSOLE, root={"handlers": ["c"], "level": "INFO"}, disable_existing_loggers=False, **FORMATTED),
+        "theirs",
+        "WARNING",
+    ),
+    "Django's are mailed, too": (
+        site(MAILED, root={"handlers": ["m"], "level": "ERROR"}, disable_existing_loggers=False),
+        "ours",
+        "WARNING",
+    ),
 }
 
 
@@ -143,20 +159,23 @@ def run_one_that_fails(start: Start, env: dict[str, str], tmp_path: Path, *comma
     return failing.id, worker.log
 
 
-@pytest.mark.parametrize(("env", "whose"), SITES.values(), ids=SITES)
+@pytest.mark.parametrize(("env", "whose", "level"), SITES.values(), ids=SITES)
 def test_no_worker_is_silent(
-    start: Start, ledger: Ledger, tmp_path: Path, env: dict[str, str], whose: str
+    start: Start, ledger: Ledger, tmp_path: Path, env: dict[str, str], whose: str, level: str
 ) -> None:
     id, log = run_one_that_fails(start, env, tmp_path, "-m", "aiotasks.worker")
     mine = "aiotasks.worker: "
     if whose == "theirs":
-        assert f"SITE WARNING {mine}Task failed" in log
-    (line,) = re.findall(r"WARNING aiotasks.worker: (Task failed .*)", log)
+        assert f"SITE {level} aiotasks.tasks: tests.worker.tasks.fail failed" in log
+    ((found, line),) = re.findall(r"([A-Z]+) aiotasks.tasks: (tests.worker.tasks.fail failed .*)", log)
+    assert found == level
+    number = r"\d+\.\d{3}"
     assert re.fullmatch(
-        rf"Task failed path='tests.worker.tasks.fail' id={id} attempt=1 seconds=\d+\.\d{{3}} "
-        r"error='ExceptionGroup: several \(2 sub-exceptions\).*'",
+        rf"tests.worker.tasks.fail failed id={id} queue=default attempt=1 wait={number} took={number} "
+        r"error='ExceptionGroup: several \(2 sub-exceptions\)' at=tests/worker/tasks.py:\d+ in _raise",
         line,
     )
+    assert log.count("INFO aiotasks.tasks: tests.worker.tasks.noop succeeded id=") == 1
     assert log.count("Exception Group Traceback (most recent call last)") == 1, log
     for said in ("serves backend 'default'", "stopping, running=0", "stopped\n"):
         assert log.count(f"INFO {mine}{said}" if said != "serves backend 'default'" else said) == 1
@@ -169,14 +188,14 @@ def test_manage_py_and_processes_say_the_same(start: Start, ledger: Ledger, tmp_
     for command in (["-m", "django", "aiotasks", "worker"], ["-m", "aiotasks.worker", "--processes", "2"]):
         id, log = run_one_that_fails(start, env, tmp_path, *command)
 
-        assert len(re.findall(rf"WARNING aiotasks.worker: Task failed .* id={id} ", log)) == 1
+        assert len(re.findall(rf"ERROR aiotasks.tasks: tests.worker.tasks.fail failed id={id} ", log)) == 1
         assert "failed=1 given_back=0" in log
         assert log.count("Exception Group Traceback (most recent call last)") == 1
     assert log.count("until empty: ") == 2
 
 
 def test_what_the_site_configures_holds(start: Start, ledger: Ledger, tmp_path: Path) -> None:
-    env = site(CONSOLE, loggers={"aiotasks": {"handlers": ["c"], "level": "ERROR"}}, **FORMATTED)
+    env = site(CONSOLE, loggers={"aiotasks": {"handlers": ["c"], "level": "CRITICAL"}}, **FORMATTED)
     _, log = run_one_that_fails(start, env, tmp_path, "-m", "aiotasks.worker")
     assert log == ""
 
@@ -248,7 +267,7 @@ async def test_an_embedded_worker_is_not_silent_and_waits_for_its_receivers(
     try:
         async with aiotasks.Worker(grace=20):
             failing = await tasks.fail.aenqueue("ValueError")
-            await until(lambda: "Task failed path='tests.worker.tasks.fail'" in said())
+            await until(lambda: "tests.worker.tasks.fail failed id=" in said())
     finally:
         task_finished.disconnect(slow)
     assert heard == [failing.id]

@@ -345,7 +345,7 @@ async def test_the_log_names_the_error_of_a_thread_that_goes_on(
         await worker.wait_until_empty()
         tasks.released.set()
         await until(lambda: not worker.engine.runner.deadlines.outlasting)
-    (failed,) = [r.message for r in caplog.records if r.message.startswith("Task failed ")]
+    (failed,) = [r.message for r in caplog.records if f"{tasks.waits.module_path} failed " in r.message]
     assert "error='aiotasks.exceptions.TaskTimeout: The " in failed
 
 

@@ -27,7 +27,6 @@ from ..execution import Execution
 from ..outcomes import Failed, Released, Retried, Snoozed, Succeeded
 from ..waits import wait_of
 from .announcer import Announcer
-from .failure_log import log_failure, log_retry
 from .key_closer import KeyCloser
 from .metadata import MetadataSaver
 from .pending import PendingWrite, Written, size_of
@@ -166,7 +165,6 @@ class Finisher:
         elif isinstance(written, datetime):
             if isinstance(outcome, Failed):
                 self.failed += 1
-                log_failure(execution.job, outcome.text, execution.seconds)
             else:
                 self.succeeded += 1
             if self._observer.watches_tasks and outcome is not None:
@@ -181,7 +179,6 @@ class Finisher:
         """The task will run again."""
         if isinstance(execution.outcome, Retried):
             self.retried += 1
-            log_retry(execution.job, execution.outcome, execution.seconds)
             self._observer.retried(execution.job, execution.outcome, execution.seconds)
         else:
             self.given_back += 1

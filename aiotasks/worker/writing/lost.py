@@ -1,4 +1,4 @@
-"""LostTasks: the log and ``task_finished`` for tasks that failed without an execution."""
+"""LostTasks: the event and ``task_finished`` of tasks that failed without an execution."""
 
 import asyncio
 import logging
@@ -12,7 +12,6 @@ from ...exceptions import InvalidRow, UnknownTask
 from ...row_results import result_of
 from ...rows import Job
 from ..events import NULL, Observer
-from .failure_log import log_failure
 from .finisher import Finisher
 
 __all__ = ["LostTasks"]
@@ -43,7 +42,7 @@ class LostTasks:
         self._observer = observer
 
     def announce(self, job: Job, error: Exception) -> None:
-        """Log that ``job`` is FAILED by ``error``, and send ``task_finished`` soon."""
+        """Report that ``job`` is FAILED by ``error``, and send ``task_finished`` soon."""
         self._finisher.announcer.start(self._announce(job, error))
 
     async def wait_for_receivers(self, most: int, timeout: float) -> None:
@@ -54,7 +53,6 @@ class LostTasks:
     async def _announce(self, job: Job, error: Exception) -> None:
         self._finisher.failed += 1
         self._observer.lost(job, job.errors[-1])
-        log_failure(job, job.errors[-1])
         try:
             result = await asyncio.get_running_loop().run_in_executor(
                 self._importer, result_of, job, self._options.moved_tasks
