@@ -15,6 +15,7 @@ from aiotasks.operations.filters import read_filter
 from aiotasks.operations.tasks import Cursor, Page, TaskRow, list_tasks
 from aiotasks.rows import Status
 from aiotasks.store.store import Store
+from tests.examples import example
 from tests.store.rows import new_job, worker
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the order is the server's
@@ -248,3 +249,14 @@ async def test_by_error_worker_and_key(store: Store, conn: asyncpg.Connection) -
 async def test_what_is_no_place_in_a_list(text: str) -> None:
     with pytest.raises(ValueError, match="is no place in a list: take one that a page has ended with"):
         Cursor.read(text)
+
+
+async def test_the_example_of_the_guide(store: Store, conn: asyncpg.Connection) -> None:
+    await put(conn, store, 2)
+    await conn.execute("UPDATE aiotasks_task SET finished_at = now() WHERE status = 'FAILED'")
+    with example("howto/look.md") as page:
+        await page.run()
+        rows, after = await page.failures()
+        assert page.blocks == []
+    assert [row.status for row in rows] == ["FAILED"] * 2
+    assert after is None

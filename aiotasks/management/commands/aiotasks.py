@@ -12,7 +12,18 @@ from django.core.management.base import BaseCommand, CommandError, SystemCheckEr
 from django.db import connections
 
 from aiotasks import __version__
-from aiotasks.management import check, limit, limits, prune, schedules, status, worker
+from aiotasks.management import (
+    check,
+    limit,
+    limits,
+    prune,
+    running,
+    schedules,
+    show,
+    status,
+    tasks,
+    worker,
+)
 from aiotasks.management.output import Output
 from aiotasks.management.subcommand import Subcommand
 from aiotasks.management.usage import SubcommandParser, UsageError
@@ -24,6 +35,9 @@ __all__ = ["Command"]
 SUBCOMMANDS: dict[str, Subcommand] = {
     "worker": worker,
     "status": status,
+    "tasks": tasks,
+    "show": show,
+    "running": running,
     "check": check,
     "prune": prune,
     "limits": limits,
