@@ -24,6 +24,7 @@ A statement names a list in braces, and gets it when it is loaded. The row must 
 - ``{limit_is_unknown}``: whether its limit is one of the names in $4 and no operator has set it, where $1 is
   the backend
 - ``{key_is_free}``: whether the row holds its unique key no longer
+- ``{last_error}``: the class of the last error
 - ``{filter_columns:11}`` and ``{filter_applies:11}``: see ``filtering.py``
 - ``{is_meant}``: whether a bulk action is for the row as it is now, in statements with the parameters
   $2 backend, $3 statuses, (NULL: any) $4 unique key, finished $5 at the earliest and $6 before; $7 after
@@ -38,7 +39,7 @@ from uuid import UUID
 
 from ..policies.policy import COLUMNS, stored_policy
 from ..rows import Job, Schedule, Status
-from .filtering import filter_applies, filter_columns
+from .filtering import LAST_ERROR, filter_applies, filter_columns
 
 __all__ = ["claimed_job", "expand", "job", "keyed_job", "schedule", "schedule_values"]
 
@@ -256,6 +257,7 @@ _LISTS = {
         [*_CLAIMED_NAMES, "limit_key"],
         _EXPRESSIONS | _EXPRESSIONS_OF_A_CLAIM | {"lane": _EXPRESSIONS["lane"], "policy": _POLICIES},
     ),
+    "last_error": LAST_ERROR,
     "errors_for_one_more": _ERRORS_FOR_ONE_MORE,
     "errors_omitted_with_one_more": _ERRORS_OMITTED_WITH_ONE_MORE,
     "policy_columns": ", ".join(COLUMNS),

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..filters import TaskFilter
 
-__all__ = ["filter_applies", "filter_columns", "filter_values"]
+__all__ = ["LAST_ERROR", "filter_applies", "filter_columns", "filter_values"]
 
 # The class of a task's last error, as it stands at the beginning of the text. Not by an operator of json:
 # those fail for texts with \u0000 or a lone surrogate, which tracebacks may have. (LEFT: a class has 1,000

@@ -14,6 +14,7 @@ from .statement_group import StatementGroup
 __all__ = [
     "LAST_ID",
     "Detail",
+    "FailureCount",
     "Listed",
     "ListingStatements",
     "Look",
@@ -116,6 +117,17 @@ class Detail(NamedTuple):
     workers: list[str]
 
 
+class FailureCount(NamedTuple):
+    """FAILED tasks of a path with errors of a class. ``id``: of the last one."""
+
+    task_path: str
+    error: str
+    number: int
+    first: datetime | None
+    last: datetime | None
+    id: UUID
+
+
 class RunningJob(NamedTuple):
     """A task that runs, for so many seconds (None: its row doesn't say). ``is_cancelled``: its worker was
     asked to cancel it. ``lease``: the seconds that its worker's has left; None: that has no row."""
@@ -168,6 +180,15 @@ class ListingStatements(StatementGroup):
         """Return all that there is of a task; None: there is none of that id."""
         rows = await self._fetch("select_detail", id, backend)
         return Detail(rows[0][0], Status(rows[0][1]), *rows[0][2:]) if rows else None
+
+    async def count_failures(
+        self, backend: str, most: int, groups: int, chosen: TaskFilter
+    ) -> tuple[int, bool, list[FailureCount]]:
+        """Return how many FAILED tasks were looked at, whether those are all, and the groups that the filter
+        is for."""
+        rows = await self._fetch("count_failures", backend, most, groups, *filter_values(chosen))
+        found = [FailureCount(*row[2:]) for row in rows if row[2] is not None]
+        return rows[0][0], rows[0][1], found
 
     async def select_running(self, backend: str, limit: int, most: int) -> list[RunningJob]:
         """Those that have run for longest, ``limit`` of the first ``most``."""

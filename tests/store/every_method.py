@@ -266,6 +266,8 @@ def lists(queue: str) -> list[Any]:
         seen.append([walk.branch, [place.id.int for place in look.found], look.looked_at, look.capped])
         listed = call("select_listed", [place.id for place in look.found], "default")
         seen.append(sorted([id.int, row.status, row.attempts, row.error] for id, row in listed.items()))
+    looked_at, complete, groups = call("count_failures", "default", 10, 10, TaskFilter(queue_name=queue))
+    seen.append([looked_at, complete, [[one.error, one.number] for one in groups]])
     detail = call("select_detail", uuid.UUID(int=1), "default")
     seen.append([detail.id.int, detail.args, detail.errors, len(detail.worker_ids)])
     running = call("select_running", "default", 10, 10)

@@ -212,6 +212,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "walk_jobs": lambda: walk("finished", "FAILED"),
         "page_jobs": lambda: page("finished", "FAILED"),
         "select_listed": lambda: (one, "default"),
+        "count_failures": lambda: ("default", 20, 10, *[None] * len(FILTERS)),
         "select_detail": lambda: (one[0], "default"),
         "select_running": lambda: ("default", 10, 50),
         "select_reports": lambda: ("default",),
@@ -755,6 +756,21 @@ async def test_a_page_reads_what_it_looks_at(
     assert plan.rows == 50
     assert plan.indexes() <= {"aiotasks_task_pkey", "aiotasks_worker_pkey"}
     assert "Seq Scan" not in plan.scans_of("aiotasks_task")
+
+
+async def test_groups_of_failures_cost_by_what_is_looked_at(
+    conn: asyncpg.Connection, warm: dict[str, Prepared]
+) -> None:
+    for status in ("READY", "FAILED", "SUCCESSFUL"):
+        await fill(conn, status, 10_000)
+    await conn.execute("UPDATE aiotasks_task SET keep_result = 9 WHERE hashtext(id::text) % 2 = 0")
+    for analyzed in (False, True):
+        if analyzed:
+            await conn.execute("VACUUM ANALYZE aiotasks_task")
+        plan = await warm["count_failures"].explain("default", 100, 10, *[None] * len(FILTERS))
+        assert plan.indexes() <= {"aiotasks_task_prunable", "aiotasks_task_kept"}
+        assert "Seq Scan" not in plan.scans_of("aiotasks_task")
+        assert 0 < plan.counted() <= 300
 
 
 async def test_the_priorities_of_queues_are_listed_by_their_number(
