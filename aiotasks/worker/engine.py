@@ -274,11 +274,16 @@ class Engine:
         )
 
     async def run(
-        self, *, stopping: asyncio.Event, hurried: asyncio.Event, grace: float, keep_threads: bool
+        self,
+        *,
+        stopping: asyncio.Event,
+        hurried: asyncio.Event,
+        grace: Callable[[], float],
+        keep_threads: bool,
     ) -> None:
         """Work until ``stopping`` is set or a part fails, then shut down, and set ``stuck``.
 
-        ``grace`` is in seconds; ``hurried`` ends it.
+        ``grace`` returns the seconds for which the end waits; ``hurried`` ends it.
         """
         self.heartbeat.start()
         self.watchdog.start()
@@ -290,7 +295,7 @@ class Engine:
                     await stopping.wait()
                 finally:
                     with anyio.CancelScope(shield=True):
-                        self.stuck = await self._shut_down(hurried, grace, keep_threads)
+                        self.stuck = await self._shut_down(hurried, grace(), keep_threads)
                     group.cancel_scope.cancel()
 
     def give_up(self, timeout: float, *, blamed: Collection[Execution]) -> None:

@@ -85,7 +85,7 @@ class Worker:
         self.threads = number_of_slots("threads", threads)
         if not self.concurrency and not self.threads:
             raise ValueError("A worker with concurrency 0 and threads 0 would run nothing.")
-        self.grace = seconds_of_grace(grace)
+        self.grace = self._end_grace = seconds_of_grace(grace)
         self.own_process = own_process
         self._database_timeout = database_timeout
         self._options = found.config
@@ -142,6 +142,11 @@ class Worker:
                 self._hurried.set()
         if cancelled is not None:
             raise cancelled
+
+    def drain(self, grace: float) -> None:
+        """Stop, and wait up to ``grace`` seconds for the running tasks; returns at once."""
+        self._end_grace = grace
+        self._stopping.set()
 
     def hurry(self) -> None:
         """Stop without grace: cancel the running tasks now."""
@@ -306,7 +311,7 @@ class Worker:
             await self.engine.run(
                 stopping=self._stopping,
                 hurried=self._hurried,
-                grace=self.grace,
+                grace=lambda: self._end_grace,
                 keep_threads=not self.own_process,
             )
         finally:

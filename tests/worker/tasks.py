@@ -542,6 +542,12 @@ async def wait_for_file(path: str) -> int:
     return os.getpid()
 
 
+@task
+async def environment() -> list[str]:
+    """The names of the environment variables that a task's processes inherit."""
+    return list(os.environ)
+
+
 @task(takes_context=True)
 async def block_until_file(context: Context, path: str) -> None:
     """Block the event loop until the test has made the file."""

@@ -16,7 +16,12 @@ __all__ = ["Child"]
 
 
 class Child:
-    """A worker's process. ``name`` is its slot in the supervisor; ``ready``: it has reached its database."""
+    """A worker's process.
+
+    name: its slot in the supervisor, with a ``d`` once another process takes its place there.
+    ready: it has reached its database.
+    worn: is set when it asks for another in its place. ended: is set after ``wait()``.
+    """
 
     def __init__(
         self,
@@ -29,10 +34,11 @@ class Child:
         self.pid = process.pid
         self.name = name
         self.ready = False
+        self.worn, self.ended = asyncio.Event(), asyncio.Event()
         self._process = process
         self._pipe = pipe
         self._on_ready = on_ready
-        self._reports = Channel(reports)
+        self._reports = Channel(reports, heard=self._heard)
         self._reporting = asyncio.ensure_future(self._reports.run())
         # When its event loop last ran, by the monotonic clock; None while it has never answered: it imports
         # the site, or is of a release without answers.
@@ -76,6 +82,20 @@ class Child:
         with suppress(OSError):  # it has ended
             self._pipe.send(b"\n")
 
+    def drain(self) -> None:
+        """Have it end once its running tasks have: another has taken its place."""
+        self._reports.say("drain")
+
+    async def outlasts(self, event: asyncio.Event) -> bool:
+        """Wait until ``event`` is set, or the process has ended; returns whether it still runs."""
+        waiting = [asyncio.ensure_future(each) for each in (self._process.wait(), event.wait())]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            return not waiting[0].done()
+        finally:
+            for one in waiting:
+                one.cancel()
+
     async def health(self) -> ProcessHealth:
         """Return how it is; one that doesn't answer isn't ready."""
         answer = await self._reports.ask("health")
@@ -99,7 +119,12 @@ class Child:
         with suppress(asyncio.CancelledError):
             await self._reporting
         self._reports.close()
+        self.ended.set()
         return code
+
+    def _heard(self, word: str) -> None:
+        if word == "recycle":
+            self.worn.set()
 
     def _read(self) -> None:
         try:

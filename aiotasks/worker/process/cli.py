@@ -20,8 +20,10 @@ from .exits import leave, leave_now, report_error
 from .http import Address, listen
 from .parser import OneLineParser
 from .pipe import SupervisorPipe
+from .recycling import Limits
 from .reload import Code, code_folders
 from .reports import channel_from_environment
+from .sd_notify import ServiceManager
 from .signals import ProcessSignals
 from .standalone import Standalone
 from .supervisor import Supervisor
@@ -74,6 +76,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="worker processes, each with its own tasks at a time (1)",
+    )
+    from_one = _number(int, 1, inf, "a whole number of 1 or more")
+    parser.add_argument(
+        "--max-tasks",
+        type=from_one,
+        metavar="N",
+        help="have another process take a worker's place once so many of its tasks have ended",
+    )
+    parser.add_argument(
+        "--max-rss",
+        type=from_one,
+        metavar="MB",
+        help="the same once it has so much memory; each limit is lower by up to 10 %% at random",
     )
     ends = parser.add_mutually_exclusive_group()
     ends.add_argument(
@@ -199,6 +214,7 @@ def _run(options: argparse.Namespace, *, from_command_line: bool) -> int:
         until_empty=options.until_empty,
         change=Code(code_folders()).change if options.reload else None,
         listening=listening,
+        manager=ServiceManager.from_environment(),
     )
     code = asyncio.run(supervisor.run())
     signals = ProcessSignals(lambda number: leave_now(code))
@@ -272,6 +288,10 @@ def _work(options: argparse.Namespace, *, leaves: bool) -> int:
         leaves=leaves,
         reports=reports,
         listening=listening,
+        manager=ServiceManager.from_environment(),
+        limits=Limits(
+            options.max_tasks, None if options.max_rss is None else options.max_rss * 2**20
+        ).drawn(),
     ).run()
 
 

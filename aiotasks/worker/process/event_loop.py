@@ -14,9 +14,12 @@ from ...executing import current
 from ..belonging import log_interference
 from ..task_factory import task_factory
 
-__all__ = ["drive", "worker_loop"]
+__all__ = ["LEFTOVERS_TIMEOUT", "drive", "end_leftovers", "until_first", "worker_loop"]
 
 logger = logging.getLogger("aiotasks.worker")
+
+# Seconds for the asyncio tasks that tasks have left behind to end, and for closing the connections.
+LEFTOVERS_TIMEOUT = 0.2
 
 
 class _Protected(asyncio.AbstractEventLoop):
@@ -144,3 +147,30 @@ def drive(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, None]) -> N
 
 def _has_default_interrupt() -> bool:
     return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+async def end_leftovers(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel the asyncio tasks that tasks have left on the loop, and close its async generators."""
+    left = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
+    for task in left:
+        task.cancel()
+    if left:
+        _, stubborn = await asyncio.wait(left, timeout=LEFTOVERS_TIMEOUT)
+        if stubborn:
+            names = ", ".join(task.get_name() for task in stubborn)
+            logger.warning("Asyncio tasks left behind by tasks do not end names=%s", names)
+    await asyncio.wait([asyncio.ensure_future(loop.shutdown_asyncgens())], timeout=LEFTOVERS_TIMEOUT)
+
+
+async def until_first(*awaitables: Coroutine[Any, Any, object]) -> None:
+    """Wait for the first of these, cancel the others and wait for their end; raises an error of any."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from ..belonging import own_tasks_hidden
 from ..stacks import stack_of_thread, stacks_of_tasks, stacks_of_threads
 from ..worker import Worker
 from .default_executor import DefaultExecutor
-from .event_loop import drive, worker_loop
+from .event_loop import LEFTOVERS_TIMEOUT, drive, end_leftovers, until_first, worker_loop
 from .exits import leave, leave_now, report_error
 from .forked_child import unshared
 from .health_thread import HealthThread, Job
@@ -30,9 +30,11 @@ from .http import Responder
 from .kills import kills_refused
 from .pipe import SupervisorPipe
 from .probes import ProcessHealth, routes
+from .recycling import DRAIN_TIMEOUT, Limits
 from .reports import Channel
+from .sd_notify import ServiceManager
 from .signals import IGNORED, QUIT, REPORT, STOP, ProcessSignals, signal_name
-from .supervisor import START_AGAIN, TASKS_FAILED
+from .supervisor import RECYCLED, RECYCLED_AFTER_FAILURES, START_AGAIN, TASKS_FAILED
 
 __all__ = ["Standalone"]
 
@@ -40,9 +42,6 @@ logger = logging.getLogger("aiotasks.worker")
 
 # Objects made minus objects freed between two garbage collections; most belong to running tasks.
 GC_THRESHOLD = 20_000
-
-# Seconds for the asyncio tasks that tasks have left behind to end, and for closing the connections.
-LEFTOVERS_TIMEOUT = 0.2
 
 # Seconds after the grace within which an orderly end is over …
 OVERDUE = 2.0
@@ -68,6 +67,8 @@ class Standalone:
     leaves: the process ends with the worker, whatever tasks have left in it.
     reports: this process's end of the channel to the supervisor, if that has one.
     listening: a socket for the health endpoints.
+    manager: gets to know when the worker has started, how it is, and when it stops.
+    limits: after how much it makes way for another process.
     """
 
     def __init__(
@@ -79,6 +80,8 @@ class Standalone:
         leaves: bool,
         reports: socket.socket | None = None,
         listening: socket.socket | None = None,
+        manager: ServiceManager | None = None,
+        limits: Limits = Limits(),  # it is immutable  # noqa: B008
     ) -> None:
         self._worker = worker
         self._pipe = pipe
@@ -94,11 +97,19 @@ class Standalone:
         self._overdue_once = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turn = time.monotonic()  # when the loop last ran
+        self._manager = manager
+        self._limits = limits
+        self._draining = False
+        self._may_drain = asyncio.Event()  # the supervisor has another worker
+        self._channel: Channel | None = None
         jobs: list[Job] = []
         if listening is not None:
             jobs.append(Responder(listening, routes(self._processes)).run)
         if reports is not None:
-            jobs.append(Channel(reports, answers={"health": self._report_health}).run)
+            self._channel = Channel(reports, answers={"health": self._report_health}, heard=self._heard)
+            jobs.append(self._channel.run)
+        if manager is not None:
+            jobs.append(partial(manager.run, self._processes))
         self._health_thread = HealthThread(*jobs)
 
     def run(self) -> int:
@@ -142,8 +153,10 @@ class Standalone:
     def _log_outcomes(self) -> None:
         succeeded, failed, given_back = self._worker.outcomes()
         logger.info("until empty: succeeded=%d failed=%d given_back=%d", succeeded, failed, given_back)
-        if failed and not self._exit_code:
-            self._exit_code = TASKS_FAILED
+        if failed:
+            self._exit_code = {0: TASKS_FAILED, RECYCLED: RECYCLED_AFTER_FAILURES}.get(
+                self._exit_code, self._exit_code
+            )
 
     # --- On the loop ------------------------------------------------------------------------
 
@@ -183,21 +196,27 @@ class Standalone:
             async with worker:
                 if notifying is not None:
                     await notifying
+                if self._manager is not None:
+                    self._manager.notify("READY=1")
                 ends = [worker.wait(), ask_for_another()]
+                if any(self._limits):
+                    ends.append(self._make_way())
                 if self._until_empty:
                     ends.append(worker.wait_until_empty())
-                await _until_first(*ends)
+                await until_first(*ends)
 
         try:
-            await _until_first(work(), self._stopping.wait())
+            await until_first(work(), self._stopping.wait())
         finally:
             if self._leaves or worker.stuck:  # else the loop's runner cleans up, without a limit
-                await _end_leftovers(loop)
+                await end_leftovers(loop)
             await close_pools(LEFTOVERS_TIMEOUT)
 
     def _obey(self) -> None:
         if self._urgency >= 1:
             self._stopping.set()
+        if self._urgency == 1 and self._draining:  # which may wait for longer
+            asyncio.get_running_loop().call_later(self._worker.grace, self._worker.hurry)
         if self._urgency >= 2:
             self._worker.hurry()
 
@@ -212,6 +231,30 @@ class Standalone:
             logger.warning("The worker stops to be started again exit=%d", START_AGAIN)
             self._exit_code = START_AGAIN
             self._ask_for(1)
+
+    async def _make_way(self) -> None:
+        """Make way for another process once a limit is reached."""
+        reached = await self._limits.wait_until_reached(self._worker.figures)
+        if self._channel is not None:  # the worker goes on until its supervisor has another
+            logger.info("A limit is reached; the worker asks for another in its place %s", reached)
+            self._channel.say("recycle")
+            await self._may_drain.wait()
+        else:
+            logger.info("A limit is reached; the worker stops to be started again %s", reached)
+        self._drain()
+        await self._worker.wait()
+
+    def _drain(self) -> None:
+        """End once the running tasks have ended, unless a signal has asked for an end."""
+        if self._urgency:
+            return
+        self._draining = True
+        self._exit_code = START_AGAIN if self._channel is None else RECYCLED
+        if self._manager is not None:
+            self._manager.notify("STOPPING=1")
+        grace = max(self._worker.grace, DRAIN_TIMEOUT)
+        self._signals.call_later(grace + OVERDUE, self._overdue)
+        self._worker.drain(grace)
 
     # --- In the thread that answers probes --------------------------------------------------
 
@@ -229,6 +272,10 @@ class Standalone:
 
     async def _processes(self) -> list[ProcessHealth]:
         return [self.health()]
+
+    def _heard(self, word: str) -> None:
+        if word == "drain":
+            self._on_loop(self._may_drain.set)
 
     async def _report_health(self) -> dict[str, Any]:
         return asdict(self.health())
@@ -276,6 +323,8 @@ class Standalone:
         if urgency <= self._urgency:
             return
         grace = self._worker.grace if urgency == 1 else 0.0
+        if self._manager is not None and not self._urgency:
+            self._manager.notify("STOPPING=1")
         self._urgency = urgency
         self._stop_by = time.monotonic() + grace
         self._signals.call_later(grace + OVERDUE, self._overdue)
@@ -317,30 +366,3 @@ class Standalone:
             lines.append(f"The event loop last ran {time.monotonic() - self._turn:.1f} s ago.")
             lines.append(stacks_of_tasks(self._loop))
         return "\n".join([*lines, stacks_of_threads()])
-
-
-async def _end_leftovers(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel the asyncio tasks that tasks have left on the loop, and close its async generators."""
-    left = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
-    for task in left:
-        task.cancel()
-    if left:
-        _, stubborn = await asyncio.wait(left, timeout=LEFTOVERS_TIMEOUT)
-        if stubborn:
-            names = ", ".join(task.get_name() for task in stubborn)
-            logger.warning("Asyncio tasks left behind by tasks do not end names=%s", names)
-    await asyncio.wait([asyncio.ensure_future(loop.shutdown_asyncgens())], timeout=LEFTOVERS_TIMEOUT)
-
-
-async def _until_first(*awaitables: Coroutine[Any, Any, object]) -> None:
-    """Wait for the first of these, cancel the others and wait for their end; raises an error of any."""
-    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result

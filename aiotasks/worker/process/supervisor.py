@@ -20,9 +20,10 @@ from .child import Child
 from .exits import leave_now
 from .http import Responder
 from .probes import ProcessHealth, routes
+from .sd_notify import ServiceManager
 from .signals import QUIT, REPORT, STOP, ProcessSignals
 
-__all__ = ["START_AGAIN", "TASKS_FAILED", "Supervisor"]
+__all__ = ["RECYCLED", "RECYCLED_AFTER_FAILURES", "START_AGAIN", "TASKS_FAILED", "Supervisor"]
 
 logger = logging.getLogger("aiotasks.supervisor")
 
@@ -32,6 +33,11 @@ TASKS_FAILED = 3
 # The exit code of a worker that asks for a new process, because threads of it are stuck in tasks. It is
 # EX_TEMPFAIL of sysexits.h.
 START_AGAIN = 75
+
+# The exit codes of a worker that has made way for another; the second with --until-empty, if tasks of it have
+# failed.
+RECYCLED = 76
+RECYCLED_AFTER_FAILURES = 77
 
 # Seconds until a worker that died, or asked for it, is replaced: doubled for each one that ends young.
 FIRST_PAUSE = 0.5
@@ -59,6 +65,7 @@ class Supervisor:
         START_AGAIN is replaced, and counts as one with failed tasks: their time was over.
     change: returns a description once the code has changed; awaited again and again.
     listening: a socket for the health endpoints.
+    manager: gets to know when the first worker is ready, how they are, and when they stop.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class Supervisor:
         until_empty: bool = False,
         change: Callable[[], Awaitable[str]] | None = None,
         listening: socket.socket | None = None,
+        manager: ServiceManager | None = None,
     ) -> None:
         self._command = command
         self._processes = processes
@@ -77,6 +85,7 @@ class Supervisor:
         self._until_empty = until_empty
         self._change = change
         self._listening = listening
+        self._manager = manager
         self._edition = _Edition()
         self._children: set[Child] = set()
         self._has_served = False
@@ -97,7 +106,10 @@ class Supervisor:
                     group.start_soon(self._reload, self._change)
                 if self._listening is not None:
                     group.start_soon(Responder(self._listening, routes(self.health)).run)
+                if self._manager is not None:
+                    group.start_soon(self._manager.run, self.health)
                 async with anyio.create_task_group() as keepers:
+                    self._keepers = keepers
                     for slot in range(self._processes):
                         keepers.start_soon(self._keep_one, slot)
                 group.cancel_scope.cancel()
@@ -142,6 +154,8 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._stopping = True
+        if self._manager is not None:
+            self._manager.notify("STOPPING=1")
         self._edition.end()
         for child in self._children:
             child.stop()
@@ -164,6 +178,7 @@ class Supervisor:
     async def _keep_one(self, slot: int) -> None:
         """Keep one worker process running; the others wait until the first has shown that it works."""
         failures = 0
+        leaving: Child | None = None  # which this one takes the place of
         while not self._stopping:
             edition = self._edition
             if slot:
@@ -172,7 +187,7 @@ class Supervisor:
                 continue
             began = time.monotonic()
             try:
-                child = await self._start(edition, slot)
+                child = await self._start(edition, slot, leaving)
             except OSError as error:
                 failures += 1
                 logger.error(
@@ -181,6 +196,14 @@ class Supervisor:
                     str(error),
                 )
                 await edition.rest(_pause(failures))
+                continue
+            if await child.outlasts(child.worn) and (leaving is None or await child.outlasts(leaving.ended)):
+                leaving = child
+                self._keepers.start_soon(self._see_off, child, edition)
+                failures = 0 if time.monotonic() - began >= STEADY else failures + 1
+                pause = _pause(failures) if failures else 0.0
+                logger.info("Starting another worker in the place of one pid=%d pause=%g", child.pid, pause)
+                await edition.rest(pause)
                 continue
             code = await child.wait()
             self._children.discard(child)
@@ -212,10 +235,30 @@ class Supervisor:
                 )
                 await edition.rest(_pause(failures))
 
-    async def _start(self, edition: "_Edition", slot: int) -> Child:
+    async def _see_off(self, child: Child, edition: "_Edition") -> None:
+        """Wait for the end of a worker that another takes the place of."""
+        code = await child.wait()
+        self._children.discard(child)
+        if self._until_empty and code in (TASKS_FAILED, START_AGAIN, RECYCLED_AFTER_FAILURES):
+            self._exit_code = self._exit_code or TASKS_FAILED
+        if self._stopping:
+            self._note_exit(code)
+        elif code in (0, TASKS_FAILED, START_AGAIN, RECYCLED, RECYCLED_AFTER_FAILURES):
+            logger.info("A worker has made way for another pid=%d", child.pid)
+        elif not edition.over.is_set():
+            logger.warning("A worker has ended before it made way pid=%d %s", child.pid, _describe(code))
+
+    async def _start(self, edition: "_Edition", slot: int, leaving: Child | None) -> Child:
         def ready() -> None:
+            if self._manager is not None and not self._has_served:
+                self._manager.notify("READY=1")
             self._has_served = True
             edition.proven.set()
+            if leaving is not None:
+                leaving.drain()
+
+        if leaving is not None:
+            leaving.name = f"{slot}d"
 
         child = await Child.start(self._command, str(slot), ready)
         logger.info("Started a worker pid=%d", child.pid)
@@ -240,7 +283,11 @@ class Supervisor:
 
     def _note_exit(self, code: int) -> None:
         # A worker that still imports is ended by the signal itself.
-        if code not in (0, START_AGAIN) and -code not in {*STOP, QUIT} and not self._exit_code:
+        if (
+            code not in (0, START_AGAIN, RECYCLED, RECYCLED_AFTER_FAILURES)
+            and -code not in {*STOP, QUIT}
+            and not self._exit_code
+        ):
             self._exit_code = code if code > 0 else 128 - code  # as a shell reports it
 
 
