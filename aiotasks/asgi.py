@@ -28,6 +28,7 @@ def with_worker(
     concurrency: int = 20,
     threads: int = 4,
     grace: float = 25.0,
+    metrics: bool = False,
 ) -> Application:
     """Return ``app`` with a worker that lives as long as the server's lifespan.
 
@@ -46,7 +47,12 @@ def with_worker(
             lifespan_seen = True
             await _Lifespan(app, scope, receive, send).run(
                 lambda: Worker(
-                    backend=backend, queues=queues, concurrency=concurrency, threads=threads, grace=grace
+                    backend=backend,
+                    queues=queues,
+                    concurrency=concurrency,
+                    threads=threads,
+                    grace=grace,
+                    metrics=metrics,
                 )
             )
             return

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from subprocess import DEVNULL
 
+from ...metrics import Family
 from .probes import ProcessHealth
 from .reports import VARIABLE, Channel
+from .scrape import decoded
 
 __all__ = ["Child"]
 
@@ -108,6 +110,11 @@ class Child:
         return ProcessHealth(
             process=self.name, pid=self.pid, turned=turned, ready=False, reasons=(silent,), status=silent
         )
+
+    async def metrics(self) -> list[Family] | None:
+        """Return what it has counted; None if it doesn't answer."""
+        answer = await self._reports.ask("metrics")
+        return None if answer is None else decoded(answer)
 
     async def wait(self) -> int:
         """Wait for its end; returns the exit code, or minus the number of the signal that killed it."""

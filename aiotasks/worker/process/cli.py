@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--health-port",
         type=_address,
         metavar="[HOST:]PORT",
-        help="answer /livez and /readyz over HTTP there (on 127.0.0.1 if HOST isn't given)",
+        help="answer /livez, /readyz and /metrics over HTTP there (on 127.0.0.1 if HOST isn't given)",
     )
     logs.add_log_options(parser)
     # A supervisor passes it to its workers: the file descriptor of the pipe between them.
@@ -278,6 +278,7 @@ def _work(options: argparse.Namespace, *, leaves: bool) -> int:
             grace=options.grace,
             database_timeout=DATABASE_TIMEOUT,
             own_process=True,
+            metrics=options.health_port is not None,
         )
     except (ImproperlyConfigured, ValueError) as error:
         return report_error(str(error))

@@ -1,4 +1,4 @@
-"""The paths that probes ask: ``/livez`` and ``/readyz``, for one worker or all of a supervisor's."""
+"""The paths of ``--health-port``: for one worker, or all of a supervisor's processes."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 
 from ..health import LIVE_WITHIN
 from .http import Answer, Request, Response
+from .scrape import Scrape, metrics_route
 
 __all__ = ["ProcessHealth", "are_live", "routes"]
 
@@ -46,8 +47,10 @@ def are_live(processes: Sequence[ProcessHealth]) -> bool:
     return not processes or any(process.live for process in processes)
 
 
-def routes(processes: Processes) -> Mapping[str, Answer]:
-    """Return the paths with their functions; ``processes`` returns how the processes are."""
+def routes(processes: Processes, scrape: Scrape) -> Mapping[str, Answer]:
+    """Return the paths with their functions; ``processes`` returns how the processes are, ``scrape`` what
+    they have counted.
+    """
 
     async def livez(request: Request) -> Response:
         found = await processes()
@@ -57,7 +60,7 @@ def routes(processes: Processes) -> Mapping[str, Answer]:
         found = await processes()
         return _response(request, "ready", any(process.ready for process in found), found)
 
-    return {"/livez": livez, "/readyz": readyz}
+    return {"/livez": livez, "/readyz": readyz, "/metrics": metrics_route(scrape)}
 
 
 def _response(request: Request, word: str, good: bool, processes: Sequence[ProcessHealth]) -> Response:

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
+from ...metrics import Family
 from ...rows import time_of
 from ...store.loop import close_pools
 from ..belonging import own_tasks_hidden
@@ -104,9 +105,10 @@ class Standalone:
         self._channel: Channel | None = None
         jobs: list[Job] = []
         if listening is not None:
-            jobs.append(Responder(listening, routes(self._processes)).run)
+            jobs.append(Responder(listening, routes(self._processes, self._scrape)).run)
         if reports is not None:
-            self._channel = Channel(reports, answers={"health": self._report_health}, heard=self._heard)
+            answers = {"health": self._report_health, "metrics": self._report_metrics}
+            self._channel = Channel(reports, answers=answers, heard=self._heard)
             jobs.append(self._channel.run)
         if manager is not None:
             jobs.append(partial(manager.run, self._processes))
@@ -273,12 +275,18 @@ class Standalone:
     async def _processes(self) -> list[ProcessHealth]:
         return [self.health()]
 
+    async def _scrape(self) -> list[tuple[str, Sequence[Family]]]:
+        return [("0", self._worker.families())]
+
     def _heard(self, word: str) -> None:
         if word == "drain":
             self._on_loop(self._may_drain.set)
 
     async def _report_health(self) -> dict[str, Any]:
         return asdict(self.health())
+
+    async def _report_metrics(self) -> list[Family]:
+        return self._worker.families()
 
     # --- In the thread that receives the signals --------------------------------------------
 

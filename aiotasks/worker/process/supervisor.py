@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import anyio
 
+from ...metrics import Family
 from .child import Child
 from .exits import leave_now
 from .http import Responder
@@ -105,7 +106,7 @@ class Supervisor:
                 if self._change is not None:
                     group.start_soon(self._reload, self._change)
                 if self._listening is not None:
-                    group.start_soon(Responder(self._listening, routes(self.health)).run)
+                    group.start_soon(Responder(self._listening, routes(self.health, self._scrape)).run)
                 if self._manager is not None:
                     group.start_soon(self._manager.run, self.health)
                 async with anyio.create_task_group() as keepers:
@@ -122,6 +123,15 @@ class Supervisor:
         if self._stopping:
             found = [replace(one, ready=False, reasons=("the supervisor is stopping",)) for one in found]
         return sorted(found, key=lambda one: one.process)
+
+    async def _scrape(self) -> list[tuple[str, Sequence[Family]]]:
+        children = sorted(self._children, key=lambda child: child.name)
+        found = await asyncio.gather(*(child.metrics() for child in children))
+        return [
+            (child.name, families)
+            for child, families in zip(children, found, strict=True)
+            if families is not None
+        ]
 
     # --- Signals and changes ----------------------------------------------------------------
 
