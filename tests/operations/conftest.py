@@ -11,9 +11,9 @@ import pytest
 from django.core.management import call_command
 
 from aiotasks import __version__
-from tests.worker.harness import configure, ledger
+from tests.worker.harness import configure, ledger, start
 
-__all__ = ["configure", "ledger"]
+__all__ = ["configure", "ledger", "start"]
 
 type Findings = tuple[int, dict[str, dict[str, str]]]
 

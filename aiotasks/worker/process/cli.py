@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from math import inf
 
 from django.core.exceptions import ImproperlyConfigured
@@ -25,6 +24,7 @@ from .reload import Code, code_folders
 from .reports import channel_from_environment
 from .sd_notify import ServiceManager
 from .signals import ProcessSignals
+from .site import set_up
 from .standalone import Standalone
 from .supervisor import Supervisor
 
@@ -138,49 +138,29 @@ def _address(text: str) -> Address:
     return Address(host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Set up Django and run a worker or a supervisor, as the options say; returns the exit code."""
+def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """Set up Django and run a worker or a supervisor, as the options say; returns the exit code.
+
+    argv: the options; None: those that the process was started with.
+    program: what the process was started as, where that has read a part of its command line itself.
+    """
     open_standard_descriptors()
     if os.getpid() == 1:
         # The kernel has no default action for process 1: without a handler it couldn't be stopped while it
         # imports the site.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     parser = OneLineParser(
-        prog="python -m aiotasks.worker", description="Run the tasks of an aiotasks backend."
+        prog=program or "python -m aiotasks.worker", description="Run the tasks of an aiotasks backend."
     )
     parser.add_argument(
         "--settings", metavar="MODULE", help="the settings module (DJANGO_SETTINGS_MODULE if not given)"
     )
     add_arguments(parser)
     options = parser.parse_args(argv)
-    if options.settings:
-        os.environ["DJANGO_SETTINGS_MODULE"] = options.settings
-    if not os.environ.get("DJANGO_SETTINGS_MODULE"):
-        return report_error("no settings: give --settings or set DJANGO_SETTINGS_MODULE.")
-    if os.environ["DJANGO_SETTINGS_MODULE"].startswith("."):
-        return report_error(
-            f"the settings {os.environ['DJANGO_SETTINGS_MODULE']!r} aren't a module's full name."
-        )
-    with suppress(FileNotFoundError):  # the directory has been removed: the site may be installed
-        sys.path.insert(0, os.getcwd())  # as manage.py has it
-    import django
-    from django.conf import settings
-    from django.utils.log import configure_logging
-
-    try:
-        if _needs_supervisor(options):
-            # A supervisor imports no code of the site, but logs as its settings say.
-            configure_logging(settings.LOGGING_CONFIG, settings.LOGGING)
-        else:
-            django.setup()
-    except ImproperlyConfigured as error:
-        return report_error(str(error))
-    except ImportError as error:
-        where = "" if _has_directory() else " The working directory, where they may be, has been removed."
-        return report_error(
-            f"the settings {os.environ['DJANGO_SETTINGS_MODULE']!r} can't be loaded: {error}.{where}"
-        )
-    return run(options, from_command_line=argv is None)
+    # A supervisor imports no code of the site, but logs as its settings say.
+    if (reason := set_up(options.settings, imports_apps=not _needs_supervisor(options))) is not None:
+        return report_error(reason)
+    return run(options, from_command_line=argv is None or program is not None)
 
 
 def run(options: argparse.Namespace, *, from_command_line: bool) -> int:
@@ -220,14 +200,6 @@ def _run(options: argparse.Namespace, *, from_command_line: bool) -> int:
     signals = ProcessSignals(lambda number: leave_now(code))
     with signals.received():
         leave(code, signals=signals, until=0.0)
-
-
-def _has_directory() -> bool:
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def queues_and_limits(wanted: Sequence[str] | None) -> dict[str, int | None] | None:
