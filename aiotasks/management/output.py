@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ class Output:
     def __init__(self, options: Namespace, stdout: OutputWrapper, stderr: OutputWrapper) -> None:
         self._stdout = stdout
         self._stderr = stderr
+        self._json = getattr(options, "json", False)
         self._plain = getattr(options, "plain", False)
         self._yes = getattr(options, "yes", False)
         self._colors = not getattr(options, "no_color", False)
@@ -63,7 +65,7 @@ class Output:
     def show(self, *parts: Part) -> None:
         """Print texts and tables, with an empty line between two."""
         text = self.drawn(*parts)
-        self._stdout.write(text if self._is_first else f"\n{text}")
+        self._write(text if self._is_first else f"\n{text}")
         self._is_first = False
 
     def drawn(self, *parts: Part) -> str:
@@ -81,7 +83,35 @@ class Output:
 
         line: in a single line, for values that follow each other.
         """
-        self._stdout.write(json.dumps(value, cls=_Encoder, indent=None if line else 2))
+        self._write(json.dumps(value, cls=_Encoder, indent=None if line else 2))
+
+    @contextmanager
+    def screen(self) -> Iterator[Callable[..., None]]:
+        """Have a terminal's whole screen: the result shows texts and tables in place of those before. Into a
+        pipe it is ``show``.
+        """
+        if not (self.is_terminal and not self._json):
+            yield self.show
+            return
+        before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        # The other screen, without a cursor; what doesn't fit into a line is cut.
+        self._write("\x1b[?1049h\x1b[?25l\x1b[?7l", ending="")
+        try:
+            yield self._redraw
+        finally:
+            self._write("\x1b[?7h\x1b[?25h\x1b[?1049l", ending="")
+            signal.signal(signal.SIGTERM, before)
+
+    def _redraw(self, *parts: Part) -> None:
+        lines = self.drawn(*parts).split("\n")
+        height = shutil.get_terminal_size((WIDTH, 24)).lines
+        if len(lines) > height:
+            lines[height - 1 :] = [f"{len(lines) - height + 1} more lines: make the window higher."]
+        self._write("\x1b[H" + "\x1b[K\n".join(lines) + "\x1b[K\x1b[J", ending="")
+
+    def _write(self, text: str, *, ending: str = "\n") -> None:
+        self._stdout.write(text, ending=ending)
+        self._stdout.flush()  # into a pipe, too: whoever reads it may wait for each answer
 
     def note(self, text: str) -> None:
         """Print a remark on stderr, so that it isn't a part of the answer."""
