@@ -16,20 +16,17 @@ from django.core.serializers.json import DjangoJSONEncoder
 from aiotasks.management.usage import UsageError
 from aiotasks.operations.tables import WIDTH, Part, as_text
 
-__all__ = ["Output", "add_json", "add_plain", "add_yes"]
+__all__ = ["Output", "add_json", "add_yes"]
 
 type Progress = Callable[[int, str], None]
 
 
-def add_plain(parser: ArgumentParser) -> None:
-    """Add the option for terminals that should get what a pipe gets."""
-    parser.add_argument("--plain", action="store_true", help="print no colours, and cut nothing")
-
-
-def add_json(parser: ArgumentParser) -> None:
+def add_json(parser: ArgumentParser, *, default: bool | str = False) -> None:
     """Add the options for how the answer is printed."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    add_plain(parser)
+    parser.add_argument("--json", action="store_true", default=default, help="print JSON")
+    parser.add_argument(
+        "--plain", action="store_true", default=default, help="print no colours, and cut nothing"
+    )
 
 
 def add_yes(parser: ArgumentParser) -> None:

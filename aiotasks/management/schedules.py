@@ -2,9 +2,9 @@
 
 import json
 import re
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.core.management.base import CommandError
 from django.db import utils
@@ -12,7 +12,8 @@ from django.tasks.exceptions import InvalidTask
 
 from aiotasks.db.errors import describe
 from aiotasks.exceptions import UnknownTask
-from aiotasks.management.output import Output, add_json
+from aiotasks.management.actions import Action, Answer, add_actions, show
+from aiotasks.management.output import Output
 from aiotasks.management.subcommand import backend_or_error
 from aiotasks.management.usage import UsageError
 from aiotasks.operations import schedules
@@ -20,7 +21,6 @@ from aiotasks.operations.filters import read_age
 from aiotasks.operations.schedule_text import schedules_as_text
 from aiotasks.schedules.cron import LONGEST_INTERVAL, SHORTEST_INTERVAL
 from aiotasks.schedules.wanted import LONGEST_JITTER, LONGEST_WITHIN, MISSED, OVERLAP, SHORTEST_WITHIN
-from aiotasks.worker.process.cli import add_backend
 from aiotasks.worker.process.parser import did_you_mean
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -33,25 +33,14 @@ _KEYWORD = re.compile(r"\A(every|timezone|args|kwargs|missed|within|overlap|jitt
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the actions and their options."""
-    add_backend(parser)
-    add_json(parser)
-    parser.set_defaults(action="list", names=[])
-    actions = parser.add_subparsers(dest="action", title="actions", metavar="ACTION")
-    for action, (help, add, _) in ACTIONS.items():
-        own = actions.add_parser(action, help=help, description=help)
-        # What is given after the action counts as well as before it.
-        own.add_argument("--backend", default=SUPPRESS, metavar="ALIAS", help="an alias of TASKS (default)")
-        own.add_argument("--json", action="store_true", default=SUPPRESS, help="print JSON")
-        own.add_argument("--plain", action="store_true", default=SUPPRESS, help=SUPPRESS)
-        add(own)
+    add_actions(parser, ACTIONS, names=[])
 
 
 def run(options: Namespace, output: Output) -> int:
     """Do it and print the schedules as they are then; returns 0. Raises CommandError where that fails."""
     backend = backend_or_error(options.backend)
-    _, _, act = ACTIONS[options.action or "list"]
     try:
-        found = act(options)
+        answer = ACTIONS[options.action].run(options)
     except utils.Error as error:
         raise CommandError(describe(error, backend.config.database)) from error
     except UnknownTask as error:
@@ -60,10 +49,7 @@ def run(options: Namespace, output: Output) -> int:
         raise CommandError(f"{error}{_close_names(options)}") from error
     except (InvalidTask, TypeError, ValueError) as error:
         raise UsageError(_KEYWORD.sub(r"--\1", str(error))) from error
-    if options.json:
-        output.json(found.json)
-    else:
-        output.show(found.text)
+    show(answer, options, output)
     return 0
 
 
@@ -177,15 +163,8 @@ def _json(kind: type, words: str) -> Callable[[str], Any]:
     return read
 
 
-class Answer(NamedTuple):
-    """What is printed: for people, and for programs."""
-
-    text: str
-    json: object
-
-
 def _shown(found: Sequence[schedules.ScheduleState]) -> Answer:
-    return Answer(schedules_as_text(found), found)
+    return Answer([schedules_as_text(found)], found)
 
 
 def _list(options: Namespace) -> Answer:
@@ -195,8 +174,7 @@ def _list(options: Namespace) -> Answer:
         if name not in known:
             raise LookupError(f"Backend {options.backend!r} has no schedule {name!r:.200}.")
     troubles = [] if options.names or options.json else schedules.list_troubles(options.backend)
-    text = "\n\n".join([schedules_as_text(found), *troubles])
-    return Answer(text, found)
+    return Answer([schedules_as_text(found), *troubles], found)
 
 
 def _add(options: Namespace) -> Answer:
@@ -223,28 +201,28 @@ def _add(options: Namespace) -> Answer:
 
 def _remove(options: Namespace) -> Answer:
     schedules.remove_schedule(options.name, backend=options.backend)
-    return Answer(f"Removed schedule {options.name!r}.", {"removed": options.name})
+    return Answer([f"Removed schedule {options.name!r}."], {"removed": options.name})
 
 
 def _run_now(options: Namespace) -> Answer:
     result = schedules.run_schedule(options.name, backend=options.backend)
     is_duplicate = bool(getattr(result, "is_duplicate", False))
     text = "Not enqueued, because task {} has its key." if is_duplicate else "Enqueued task {}."
-    return Answer(text.format(result.id), {"id": result.id, "is_duplicate": is_duplicate})
+    return Answer([text.format(result.id)], {"id": result.id, "is_duplicate": is_duplicate})
 
 
 def _pause(options: Namespace) -> Answer:
     was_paused = _is_paused(options)
     found = schedules.pause_schedule(options.name, reason=options.reason, backend=options.backend)
     said = "It was paused already, and has this reason now.\n" if was_paused else ""
-    return Answer(said + schedules_as_text([found]), [found])
+    return Answer([said + schedules_as_text([found])], [found])
 
 
 def _resume(options: Namespace) -> Answer:
     was_paused = _is_paused(options)
     found = schedules.resume_schedule(options.name, backend=options.backend)
     said = "" if was_paused else "It wasn't paused.\n"
-    return Answer(said + schedules_as_text([found]), [found])
+    return Answer([said + schedules_as_text([found])], [found])
 
 
 def _is_paused(options: Namespace) -> bool:
@@ -252,19 +230,11 @@ def _is_paused(options: Namespace) -> bool:
     return any(each.paused_at is not None for each in found)
 
 
-# What each says about itself, adds to its parser, and does.
-ACTIONS: dict[
-    str,
-    tuple[
-        str,
-        Callable[[ArgumentParser], None],
-        Callable[[Namespace], Answer],
-    ],
-] = {
-    "list": ("show schedules", _add_names, _list),
-    "add": ("add a schedule beside those of the code", _add_wanted, _add),
-    "remove": ("remove a schedule that was added here, or that no code declares", _add_name, _remove),
-    "run-now": ("enqueue the task of a schedule at once", _add_name, _run_now),
-    "pause": ("have a schedule tick no more", _add_reason, _pause),
-    "resume": ("have a paused schedule tick again, from now on", _add_name, _resume),
+ACTIONS = {
+    "list": Action("show schedules", _add_names, _list),
+    "add": Action("add a schedule beside those of the code", _add_wanted, _add),
+    "remove": Action("remove a schedule that was added here, or that no code declares", _add_name, _remove),
+    "run-now": Action("enqueue the task of a schedule at once", _add_name, _run_now),
+    "pause": Action("have a schedule tick no more", _add_reason, _pause),
+    "resume": Action("have a paused schedule tick again, from now on", _add_name, _resume),
 }

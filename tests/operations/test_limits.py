@@ -44,7 +44,7 @@ PLACES, LINE = limited_work.places.name, limited_work.line.name
 
 def shown(*arguments: str) -> dict[str | None, dict[str, Any]]:
     """What ``limits --json`` says, by key; of None the limit itself."""
-    code, text = run("limits", "--json", *arguments)
+    code, text = run("limits", "list", "--json", *arguments)
     assert code == 0
     return {one["key"]: one for one in json.loads(text)}
 
@@ -213,7 +213,7 @@ def test_a_module_that_cannot_be_imported_is_named(
     enter()
     modules = ["tests.unit.broken", "tests.worker.limited_work"]
     monkeypatch.setattr("aiotasks.management.subcommand.modules_of_apps", lambda names: modules)
-    for command in (["limits", "--json"], ["limit", PLACES, "weight=2"], ["status"]):
+    for command in (["limits", "--json"], ["limits", "set", PLACES, "weight=2"], ["status"]):
         assert run(*command)[0] == 0
         said = capsys.readouterr().err
         assert said.count("tests.unit.broken can't be imported (") == 1
@@ -267,11 +267,11 @@ def test_a_line_that_a_failure_has_stopped_goes_on(sql: psycopg.Connection, ente
     remedy = re.search(r"`manage.py aiotasks (.+)`", findings["limits"]["remedy"])
     assert remedy is not None
     with pytest.raises(CommandError, match="stopped by task " + first):
-        run("limit", f"{LINE}:a", "--skip", second)
+        run("limits", "skip", f"{LINE}:a", second)
     code, text = run(*remedy[1].split())
     assert (code, "stopped" in text, text.startswith("The key goes on")) == (0, False, True)
     with pytest.raises(CommandError, match=f"^{LINE}:a isn't stopped by a task"):
-        run("limit", f"{LINE}:a", "--skip", first)
+        run("limits", "skip", f"{LINE}:a", first)
     assert not skip_task(first)
     assert check()[1]["limits"]["verdict"] == "ok"
     assert sql.execute("SELECT status FROM aiotasks_task WHERE id = %s", [first]).fetchone() == ("FAILED",)
@@ -320,8 +320,8 @@ def test_workers_that_are_too_old_for_limits(enter: Enter) -> None:
 
 
 def test_commands(sql: psycopg.Connection) -> None:
-    run("limit", PLACES, "concurrency=4")
-    code, text = run("limit", f"{PLACES}:a:1", "concurrency=20", "rate=100/m", "burst=10", "weight=2")
+    run("limits", "set", PLACES, "concurrency=4")
+    code, text = run("limits", "set", f"{PLACES}:a:1", "concurrency=20", "rate=100/m", "burst=10", "weight=2")
     assert code == 0
     assert re.search(rf"^{PLACES}:a:1 +0 +- +0 +20\* +100/m\* +10\* +2\*$", text, re.MULTILINE)
     assert text.splitlines()[-1] == "* Set by an operator."
@@ -329,11 +329,11 @@ def test_commands(sql: psycopg.Connection) -> None:
     assert list(found) == [None, "a:1"]
     assert (found[None]["concurrency"], found["a:1"]["concurrency"]) == (4, 20)
     assert {None} < {*shown()}
-    assert "paused" in run("limit", f"{PLACES}:a:1", "--pause", "--reason", "why")[1]
-    assert "paused" not in run("limit", f"{PLACES}:a:1", "--resume")[1]
-    assert run("limit", f"{PLACES}:a:1", "--resume")[1].startswith("It was neither")
-    assert "20*" not in run("limit", f"{PLACES}:a:1", "--reset")[1]
-    assert run("limit", f"{PLACES}:a:1", "--reset")[1].startswith("No operator had")
+    assert "paused" in run("limits", "pause", f"{PLACES}:a:1", "--reason", "why")[1]
+    assert "paused" not in run("limits", "resume", f"{PLACES}:a:1")[1]
+    assert run("limits", "resume", f"{PLACES}:a:1")[1].startswith("It was neither")
+    assert "20*" not in run("limits", "reset", f"{PLACES}:a:1")[1]
+    assert run("limits", "reset", f"{PLACES}:a:1")[1].startswith("No operator had")
     assert list(shown(PLACES)) == [None]
 
 
@@ -347,24 +347,27 @@ def test_limits_of_the_code_are_shown_and_a_backend_without_any(configure: Confi
 
 
 WRONG = {
-    "nothing": ([PLACES], "Give numbers"),
-    "two ways": ([PLACES, "weight=2", "--reset"], "Give numbers"),
-    "no value": ([PLACES, "weight"], "'weight' has no value. Write it as in"),
-    "no number": ([PLACES, "weight=x"], "weight must be a whole number from 1 to 100, not 'x'"),
-    "too small": ([PLACES, "concurrency=0"], "from 1 to 100000, not 0"),
+    "nothing": (["set", PLACES], "are required: NUMBER=VALUE"),
+    "action": (["rest", PLACES], "invalid choice: 'rest'.* Did you mean 'reset'"),
+    "no value": (["set", PLACES, "weight"], "'weight' has no value. Write it as in"),
+    "no number": (["set", PLACES, "weight=x"], "weight must be a whole number from 1 to 100, not 'x'"),
+    "too small": (["set", PLACES, "concurrency=0"], "from 1 to 100000, not 0"),
     "rate": (
-        [PLACES, "rate=fast"],
+        ["set", PLACES, "rate=fast"],
         "rate must be a number of starts and a time, as in 100/m, .* or none, not 'fast'",
     ),
-    "digits": ([PLACES, f"concurrency={'9' * 5000}"], "from 1 to 100000, not '999"),
-    "unknown": ([PLACES, "color=3"], "'color' isn't a number of a limit. These are: concurrency, rate"),
-    "twice": ([PLACES, "weight=2", "weight=3"], "weight is given twice"),
-    "name": (["No Name", "weight=2"], "The name of a Limit must have 1 to 100"),
-    "key": ([f"{PLACES}:", "weight=2"], "key must be an integer or a string"),
-    "reason": ([PLACES, "--resume", "--reason", "x"], "Give --reason with --pause"),
-    "id": ([PLACES, "--skip", "5"], "--skip must be the id of a task, not '5'"),
-    "not stopped": ([PLACES, "--skip", str(uuid4())], f"{PLACES} isn't stopped by a task"),
-    "order": ([f"{LINE}:a", "concurrency=2"], "is ordered: one task of a key runs at a time"),
+    "digits": (["set", PLACES, f"concurrency={'9' * 5000}"], "from 1 to 100000, not '999"),
+    "unknown": (
+        ["set", PLACES, "color=3"],
+        "'color' isn't a number of a limit. These are: concurrency",
+    ),
+    "twice": (["set", PLACES, "weight=2", "weight=3"], "weight is given twice"),
+    "name": (["set", "No Name", "weight=2"], "The name of a Limit must have 1 to 100"),
+    "key": (["set", f"{PLACES}:", "weight=2"], "key must be an integer or a string"),
+    "reason": (["resume", PLACES, "--reason", "x"], "unrecognized arguments: --reason x"),
+    "id": (["skip", PLACES, "5"], "'5' isn't the id of a task"),
+    "not stopped": (["skip", PLACES, str(uuid4())], f"{PLACES} isn't stopped by a task"),
+    "order": (["set", f"{LINE}:a", "concurrency=2"], "is ordered: one task of a key runs at a time"),
 }
 
 
@@ -372,33 +375,33 @@ WRONG = {
 def test_mistakes(mistake: str) -> None:
     arguments, told = WRONG[mistake]
     with pytest.raises(CommandError, match=told):
-        run("limit", *arguments)
+        run("limits", *arguments)
 
 
 def test_an_id_is_read_however_it_is_written(sql: psycopg.Connection) -> None:
     (id,) = enqueue(limited_work.work_in_line, "a")
     fail(sql, id)
-    assert run("limit", f"{LINE}:a", "--skip", UUID(id).hex.upper())[0] == 0
+    assert run("limits", "skip", f"{LINE}:a", UUID(id).hex.upper())[0] == 0
 
 
 def test_a_name_that_the_code_lacks_is_remarked_on() -> None:
-    for command in (["limits", "place"], ["limit", "place:a", "weight=2"]):
+    for command in (["limits", "list", "place"], ["limits", "set", "place:a", "weight=2"]):
         code, text = run(*command)
         assert (code, "The code here declares no limit named place. It declares: " in text) == (0, True)
         assert PLACES in text
-    assert "declares no limit" not in run("limits", PLACES)[1]
+    assert "declares no limit" not in run("limits", "list", PLACES)[1]
 
 
 def test_a_wait_below_a_second_is_no_zero(sql: psycopg.Connection) -> None:
     limit(PLACES, "a", rate="1/h")
     sql.execute("UPDATE aiotasks_limit SET claimed_at = now() - interval '3599.1 s', level = 1")
-    assert "next start in 0 s" not in run("limits", f"{PLACES}:a")[1]
+    assert "next start in 0 s" not in run("limits", "list", f"{PLACES}:a")[1]
     sql.execute("UPDATE aiotasks_limit SET closed_until = now() + interval '0.9 s'")
-    assert "closed for 0 s" not in run("limits", f"{PLACES}:a")[1]
+    assert "closed for 0 s" not in run("limits", "list", f"{PLACES}:a")[1]
 
 
 def test_a_burst_without_a_rate_is_shown() -> None:
-    assert re.search(r" - +5\* +1$", run("limit", f"{PLACES}:a", "burst=5")[1], re.MULTILINE)
+    assert re.search(r" - +5\* +1$", run("limits", "set", f"{PLACES}:a", "burst=5")[1], re.MULTILINE)
 
 
 def test_mistakes_of_callers() -> None:
@@ -407,7 +410,7 @@ def test_mistakes_of_callers() -> None:
     with pytest.raises(ValueError, match="must be the id of a task"):
         skip_task("5")
     with pytest.raises(CommandError, match="The name of a Limit"):
-        run("limits", "No Name")
+        run("limits", "list", "No Name")
 
 
 # What keeps a key's tasks from starting, and what an operator does about it.

@@ -15,7 +15,7 @@ from aiotasks.__main__ import main
 from aiotasks.management.commands.aiotasks import SUBCOMMANDS
 from tests.conftest import ROOT
 from tests.worker import tasks
-from tests.worker.harness import Ledger, Start
+from tests.worker.harness import TIMEOUT, Ledger, Start
 
 SITELESS = [["--version"], [], ["--help"], ["status", "--help"]]
 
@@ -91,7 +91,7 @@ def test_a_worker(start: Start, ledger: Ledger, processes: str) -> None:
     """A supervisor starts its workers with the same command line."""
     tasks.add.enqueue(1, 2)
     process = start("-m", "aiotasks", "worker", "--until-empty", "--processes", processes)
-    assert process.wait() == 0, process.log
+    assert process.wait(4 * TIMEOUT) == 0, process.log
     assert ledger.statuses() == {"SUCCESSFUL": 1}
 
 

@@ -14,9 +14,14 @@ import pytest
 from django.db import connection
 
 from tests.proxy import Proxy
-from tests.worker.harness import wait_until
+from tests.worker import harness
 
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    """Several processes start one after the other, on a machine that may be busy."""
+    harness.wait_until(is_so, 4 * harness.TIMEOUT)
 
 
 class Watching:

@@ -14,7 +14,6 @@ from django.db import connections
 from aiotasks import __version__
 from aiotasks.management import (
     check,
-    limit,
     limits,
     prune,
     running,
@@ -41,7 +40,6 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "check": check,
     "prune": prune,
     "limits": limits,
-    "limit": limit,
     "schedules": schedules,
 }
 

@@ -57,15 +57,15 @@ def judge_limits(
         messages.append(f"Ordered keys are stopped by a FAILED task: {_some(found)}.")
         remedies.append(
             "Retry the task, or let the key go on without it: "
-            f"`manage.py aiotasks limit {_name(stopped[0])} --skip {stopped[0].stopped_by}`."
+            f"`manage.py aiotasks limits skip {_name(stopped[0])} {stopped[0].stopped_by}`."
         )
     if unknown := [one for one in standing if one.stands == "unknown"]:
         names = [f"{_name(one)} ({one.waiting} waiting)" for one in unknown]
         messages.append(f"Tasks wait for limits that the code here doesn't declare: {_some(names)}.")
         remedies.append(
             "Workers whose code declares them run them. If they were taken out of the code, set a number: "
-            f"`manage.py aiotasks limit {_name(unknown[0])} concurrency=1` has one task of each key run at a "
-            "time."
+            f"`manage.py aiotasks limits set {_name(unknown[0])} concurrency=1` has one task of each key run "
+            "at a time."
         )
     paused = [one for one in standing if one.stands == "paused" and one.waiting.number]
     if messages:

@@ -39,9 +39,9 @@ DATABASE_TIMEOUT = 30.0
 MAX_PROCESSES = 256
 
 
-def add_backend(parser: argparse.ArgumentParser) -> None:
+def add_backend(parser: argparse.ArgumentParser, *, default: str = "default") -> None:
     """Add the option that names the backend."""
-    parser.add_argument("--backend", default="default", metavar="ALIAS", help="an alias of TASKS (default)")
+    parser.add_argument("--backend", default=default, metavar="ALIAS", help="an alias of TASKS (default)")
 
 
 def add_grace(parser: argparse.ArgumentParser, *, help: str) -> None:
