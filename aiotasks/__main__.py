@@ -13,6 +13,7 @@ __all__ = ["main"]
 
 # What the site isn't needed for, so that it works before there is one, and where its settings are broken.
 WITHOUT_SITE = {"-h", "--help", "--version"}
+COMMANDS_WITHOUT_SITE = {"completion"}
 
 
 def main() -> int:
@@ -37,7 +38,9 @@ def main() -> int:
 
 
 def _needs_site(arguments: Sequence[str]) -> bool:
-    return bool(arguments) and WITHOUT_SITE.isdisjoint(arguments)
+    return (
+        bool(arguments) and arguments[0] not in COMMANDS_WITHOUT_SITE and WITHOUT_SITE.isdisjoint(arguments)
+    )
 
 
 def _set_up_without_site() -> None:

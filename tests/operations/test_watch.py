@@ -68,6 +68,14 @@ def watching(environment: dict[str, str], *, lines: int = 50) -> Iterator[Watchi
         os.close(found.leader)
 
 
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """A run of the tests in a shell's background ignores them, and so would the processes that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 def test_at_a_terminal(
     worker_env: dict[str, str], fill: Callable[..., None], number: signal.Signals, code: int

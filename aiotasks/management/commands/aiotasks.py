@@ -8,12 +8,19 @@ from contextlib import suppress
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import BaseCommand, CommandError, SystemCheckError, handle_default_options
+from django.core.management.base import (
+    BaseCommand,
+    CommandError,
+    CommandParser,
+    SystemCheckError,
+    handle_default_options,
+)
 from django.db import connections
 
 from aiotasks import __version__
 from aiotasks.management import (
     check,
+    completion,
     limits,
     prune,
     running,
@@ -41,6 +48,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "prune": prune,
     "limits": limits,
     "schedules": schedules,
+    "completion": completion,
 }
 
 
@@ -87,10 +95,9 @@ class Command(BaseCommand):
         """Run as the program of a command line; mistakes are one line on stderr. Raises SystemExit where the
         exit code isn't 0."""
         self._from_command_line = True
-        self._program = program
         traceback = False
         try:
-            options = self._parse(arguments)
+            options = self._parse(program, arguments)
             traceback = options.traceback
             handle_default_options(options)
             self.execute(**vars(options))
@@ -113,15 +120,20 @@ class Command(BaseCommand):
             with suppress(ImproperlyConfigured):  # there are no settings
                 connections.close_all()
 
-    def _parse(self, arguments: list[str]) -> Namespace:
+    def parser_of(self, program: str) -> CommandParser:
+        """Return the parser of everything, for a program of that name."""
+        self._program = program
+        return self.create_parser("", "aiotasks")
+
+    def _parse(self, program: str, arguments: list[str]) -> Namespace:
         """Read the options. Raises UsageError."""
-        parser = self.create_parser("", "aiotasks")
+        parser = self.parser_of(program)
         try:
             options, unknown = parser.parse_known_args(arguments)
         except UsageError:
             raise
         except CommandError as error:  # of Django's own parser
-            raise UsageError(sentence(str(error).removeprefix("Error: "), self._program)) from None
+            raise UsageError(sentence(str(error).removeprefix("Error: "), program)) from None
         if unknown:
             asked = self._parsers.choices.get(options.subcommand, parser)
             raise UsageError(sentence(f"unrecognized arguments: {' '.join(unknown)}", asked.prog))
@@ -135,7 +147,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["subcommand"] is None:
-            self.stdout.write(self.create_parser("", "aiotasks").format_help(), ending="")
+            self.stdout.write(self.parser_of(self._program).format_help(), ending="")
             return
         given = Namespace(**options, from_command_line=self._from_command_line)
         output = Output(given, self.stdout, self.stderr)
