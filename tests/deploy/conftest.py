@@ -1,0 +1,3 @@
+from ..worker.harness import ledger, start
+
+__all__ = ["ledger", "start"]
