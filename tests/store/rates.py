@@ -34,7 +34,7 @@ async def starts_of(rule: LimitRule, seconds: float) -> list[float]:
         end = time.monotonic() + seconds
 
         async def claim(store: Store) -> None:
-            me = await worker(store)
+            me = await worker(store, lease=2 * seconds)
             request = [KeyRequest("default", rule.name)]
             while time.monotonic() < end:
                 found = await store.claim_keyed(me, uuid.uuid4(), "default", "loop", 10, request, [rule])
