@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from ..backend import PostgresBackend
+from ..queue_figures import read_queue_figures
 from ..rows import StoredLane
-from ..store.inspection import OldestRunning, ReadyCount, RunningCount
+from ..store.inspection import OldestRunning, RunningCount
 from ..store.schedules import ScheduleRow
 from ..store.store import Store
 from .connection import operator_connection
@@ -33,16 +34,9 @@ __all__ = [
     "select_workers",
 ]
 
-# Counting stops at COUNT_LIMIT in a queue, earlier if there are more than 20 queues, and never below 100.
-COUNT_LIMIT_OF_ALL = 200_000
-COUNT_LIMIT_AT_LEAST = 100
-
 # A worker says with its first renewals whether NOTIFY wakes it. Chosen: they come within a sixth of
 # LEASE_TIMEOUT.
 NEW_FOR = timedelta(minutes=1)
-
-# A site with a queue for each customer has thousands; the first by name are shown.
-QUEUE_LIMIT = 1_000
 
 # What fails, then what ticks next; `aiotasks schedules` shows all.
 SCHEDULE_LIMIT = 20
@@ -197,15 +191,10 @@ async def read_status(backend: PostgresBackend, *, imports: bool = False) -> Sta
     options, alias = backend.config, backend.alias
     async with operator_connection(options.database, timeout=options.command_timeout) as connection:
         store = Store(connection)
-        found = list(dict.fromkeys(queue.queue_name for queue in await store.list_queues(alias)))
-        names = found[:QUEUE_LIMIT]
-        limit = max(COUNT_LIMIT_AT_LEAST, min(COUNT_LIMIT, COUNT_LIMIT_OF_ALL // max(1, len(names))))
-        ready = await store.count_ready_jobs(alias, names, limit)
-        scheduled = await store.count_scheduled_jobs(alias, COUNT_LIMIT)
-        running = await store.count_running_jobs(alias, COUNT_LIMIT)
-        workers = await select_workers(store, alias, running)
+        found = await read_queue_figures(store, alias, backend.queues, COUNT_LIMIT)
+        workers = await select_workers(store, alias, found.running)
         pauses = [pause_of(one) for one in await store.select_pauses(alias)]
-        limited = await store.count_limited_jobs(alias, names, limit)
+        limited = await store.count_limited_jobs(alias, found.listed, found.limit)
         learns = options.moved_tasks if imports else None
         standing = await select_statuses(store, alias, standing=True, learns=learns)
         now, stored = await store.select_schedules(alias)
@@ -217,32 +206,24 @@ async def read_status(backend: PostgresBackend, *, imports: bool = False) -> Sta
         oldest = await store.oldest_running_job(alias, COUNT_LIMIT)
         snapshot = await store.oldest_snapshot()
 
-    running_in: Counter[str] = Counter()
-    for count in running:
-        running_in[count.queue_name] += count.number
-    all_scheduled = scheduled.total() >= COUNT_LIMIT
-    all_running = running_in.total() >= COUNT_LIMIT
-    queues = []
-    # READY tasks of queues beyond the limit are not counted.
-    for name in sorted({*backend.queues, *ready, *scheduled, *running_in}.difference(found[QUEUE_LIMIT:])):
-        number, waited = ready.get(name, ReadyCount(0, None))
-        queues.append(
-            Queue(
-                name=name,
-                ready=Count(number, number >= limit),
-                oldest_ready=None if waited is None else max(0.0, waited),
-                scheduled=Count(scheduled[name], all_scheduled),
-                running=Count(running_in[name], all_running),
-                limited=Count(limited.get(name, 0), limited.get(name, 0) >= limit),
-                workers=sum(worker.alive and worker.serves(name) for worker in workers),
-            )
+    queues = [
+        Queue(
+            name=one.name,
+            ready=Count(one.ready, one.ready >= found.limit),
+            oldest_ready=one.oldest_ready,
+            scheduled=Count(one.scheduled, not found.all_scheduled),
+            running=Count(one.running, not found.all_running),
+            limited=Count(limited.get(one.name, 0), limited.get(one.name, 0) >= found.limit),
+            workers=sum(worker.alive and worker.serves(one.name) for worker in workers),
         )
+        for one in found.queues
+    ]
     return Status(
         backend=alias,
         database=options.database,
         now=now,
         queues=queues,
-        queues_capped=len(found) > len(names),
+        queues_capped=found.has_more,
         pauses=pauses,
         standing=standing,
         schedules=[state_of(row, holders.get(row.schedule.name)) for row in shown],
@@ -250,7 +231,7 @@ async def read_status(backend: PostgresBackend, *, imports: bool = False) -> Sta
         failed_in_hour=Count(failed.in_hour, failed.in_hour >= COUNT_LIMIT or not failed.complete),
         failed_in_day=Count(failed.in_day, failed.in_day >= COUNT_LIMIT or not failed.complete),
         oldest_running=None if oldest is None else _running(oldest, workers),
-        fleet=_fleet([one for one in workers if one.alive], running_capped=all_running),
+        fleet=_fleet([one for one in workers if one.alive], running_capped=not found.all_running),
         workers=workers,
         oldest_snapshot=None if snapshot.holder is None else Snapshot(*snapshot.holder),
         all_snapshots_seen=snapshot.all_seen,

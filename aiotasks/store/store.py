@@ -10,6 +10,7 @@ from .metadata import MetadataStatements
 from .outcomes import OutcomeStatements
 from .pauses import PauseStatements
 from .queues import QueueStatements
+from .samples import SampleStatements
 from .schedules import ScheduleStatements
 from .states import StateStatements
 from .workers import WorkerStatements
@@ -25,6 +26,7 @@ class Store(
     QueueStatements,
     PauseStatements,
     ScheduleStatements,
+    SampleStatements,
     LimitStatements,
     WorkerStatements,
     BulkStatements,

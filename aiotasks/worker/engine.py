@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -19,7 +20,7 @@ from .build import Builder
 from .events import Events
 from .execution import Execution
 from .figures import Gauges
-from .fleet import Fleet
+from .fleet import Fleet, Turn
 from .handover import Handover
 from .hang import HangHandler
 from .lease.heartbeat import Heartbeat, Registration
@@ -34,6 +35,7 @@ from .maintenance.promoter import LONGEST_WAIT, Promoter
 from .maintenance.promotion import TIMEOUT
 from .maintenance.pruner import Pruner
 from .maintenance.rescuer import Rescuer
+from .maintenance.sampler import SAMPLE_INTERVAL, Sampler
 from .maintenance.ticker import Ticker
 from .ownership import Ownership
 from .recycler import Recycler
@@ -72,6 +74,7 @@ class Engine:
 
     tried: is set once the worker has started, or a first try has failed. worn, exhausted:
         while threads are stuck, see ``Recycler``.
+    metrics: they are shown.
     own_process: the process is the worker's alone, and ends if the loop hangs.
     """
 
@@ -90,6 +93,7 @@ class Engine:
         exhausted: asyncio.Event,
         own_process: bool,
         events: Events,
+        metrics: bool,
     ) -> None:
         options, store = loop_resources.options, loop_resources.store
         threads = room.threads
@@ -227,6 +231,11 @@ class Engine:
             keep_failed=options.keep_failed,
         )
         self.limit_pruner = LimitPruner(store, backend=backend)
+        self.sampler = Sampler(store, backend=backend, shows=metrics)
+        # Where metrics show the figures of the queues, each worker reads them every minute.
+        self.sample_turn = (Fleet() if metrics else self.workers).turn(SAMPLE_INTERVAL)
+        if metrics:
+            self.sample_turn.take_within(0.0)
         self.canceller = Canceller(
             store,
             lease=self.lease,
@@ -290,8 +299,8 @@ class Engine:
         with self.waker.listening():
             async with anyio.create_task_group() as group:
                 try:
-                    for part in self._parts(hurried):
-                        group.start_soon(part)
+                    for name, part in self._parts(hurried).items():
+                        group.start_soon(part, name=f"aiotasks {name}")
                     await stopping.wait()
                 finally:
                     with anyio.CancelScope(shield=True):
@@ -315,32 +324,8 @@ class Engine:
         self.claimer.slot_freed()
         self.changed.set()
 
-    def _parts(self, hurried: asyncio.Event) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        async def rescue() -> None:
-            await periodically(self.rescuer.sweep, self.rescue_turn, name="rescuer")
-
-        async def release() -> None:
-            # Its own claims: nobody shares them.
-            turn = Fleet().turn(self.lease.interval)
-            await periodically(self.rescuer.release_lost_claims, turn, name="lost claims")
-
-        async def expire() -> None:
-            turn = self.workers.turn(self._options.poll_interval)
-            turn.take_within(0.0)  # what has expired while no worker ran makes each claim slower
-            await periodically(self.expirer.sweep, turn, name="expirer")
-
-        async def declare() -> None:
-            await periodically(self.declarer.declare, self.declare_turn, name="declarer")
-
-        async def prune() -> None:
-            await periodically(self.pruner.run_round, self.workers.turn(PRUNE_INTERVAL), name="pruner")
-
-        async def prune_limits() -> None:
-            turn = self.workers.turn(LIMITS_INTERVAL)
-            await periodically(self.limit_pruner.sweep, turn, name="limit pruner")
-
-        async def watch_lease() -> None:
-            await self.keeper.watch(self.heartbeat)
+    def _parts(self, hurried: asyncio.Event) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
+        """Return what runs for as long as the worker, by the names of its asyncio tasks."""
 
         async def watch_heartbeat() -> None:
             try:
@@ -349,23 +334,32 @@ class Engine:
                 hurried.set()  # the lease may not last as long as the grace
                 raise
 
-        slow = self._options.slow_task
-        return [
-            self.claimer.run,
-            self.promoter.run,
-            self.canceller.run,
-            self.recycler.run,
-            rescue,
-            release,
-            expire,
-            *([self.ticker.run, declare] if self._options.schedules is not False else []),
-            prune,
-            prune_limits,
-            watch_lease,
-            watch_heartbeat,
-            *([] if slow is None else [SlowTasks(lambda: self.runner.running, slow=slow).run]),
-            self._report_start,
+        expire_turn = self.workers.turn(self._options.poll_interval)
+        expire_turn.take_within(0.0)  # what has expired while no worker ran makes each claim slower
+        upkeep: list[tuple[str, Callable[[], Awaitable[float | None]], Turn]] = [
+            ("rescuer", self.rescuer.sweep, self.rescue_turn),
+            # Its own claims: nobody shares them.
+            ("lost claims", self.rescuer.release_lost_claims, Fleet().turn(self.lease.interval)),
+            ("expirer", self.expirer.sweep, expire_turn),
+            ("pruner", self.pruner.run_round, self.workers.turn(PRUNE_INTERVAL)),
+            ("limit pruner", self.limit_pruner.sweep, self.workers.turn(LIMITS_INTERVAL)),
+            ("sampler", self.sampler.sample, self.sample_turn),
         ]
+        parts: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "claimer": self.claimer.run,
+            "promoter": self.promoter.run,
+            "canceller": self.canceller.run,
+            "recycler": self.recycler.run,
+            "lease": partial(self.keeper.watch, self.heartbeat),
+            "heartbeat": watch_heartbeat,
+            "start": self._report_start,
+        }
+        if self._options.schedules is not False:
+            parts["ticker"] = self.ticker.run
+            upkeep.append(("declarer", self.declarer.declare, self.declare_turn))
+        if (slow := self._options.slow_task) is not None:
+            parts["slow tasks"] = SlowTasks(lambda: self.runner.running, slow=slow).run
+        return parts | {name: partial(periodically, call, turn, name=name) for name, call, turn in upkeep}
 
     async def _report_start(self) -> None:
         """Once the worker has a lease and LISTEN works, write the start's log and set ``tried``."""

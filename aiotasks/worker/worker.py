@@ -193,7 +193,7 @@ class Worker:
         running = 0 if figures is None else sum(figures.running.values())
         return [
             *([] if self.tally is None else self.tally.families(running)),
-            *([] if figures is None else figures.families()),
+            *([] if figures is None else [*figures.families(), *self.engine.sampler.families()]),
         ]
 
     async def wait(self) -> None:
@@ -305,6 +305,7 @@ class Worker:
             exhausted=self._exhausted,
             own_process=self.own_process,
             events=self.events,
+            metrics=self.tally is not None,
         )
         self._built.set()
         try:

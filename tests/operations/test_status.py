@@ -14,6 +14,7 @@ from django.core.management import CommandError
 from django.db import connection, utils
 
 import aiotasks
+from aiotasks import queue_figures
 from aiotasks.db.statement import Statement
 from aiotasks.operations import status as module
 from aiotasks.operations.connection import operator_connection
@@ -100,7 +101,7 @@ def test_counting_stops(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
     fill("SCHEDULED", 30, "a")
     fill("SCHEDULED", 1, "c")  # due like the first of them, or not looked at any more
     fill("RUNNING", 30, "a")
-    monkeypatch.setattr(module, "COUNT_LIMIT_AT_LEAST", 1)
+    monkeypatch.setattr(queue_figures, "COUNT_LIMIT_AT_LEAST", 1)
     a, b, *_ = status()["queues"]
     assert a["ready"] == {"number": 19, "capped": False}
     assert b["ready"] == {"number": 20, "capped": True}
@@ -109,9 +110,9 @@ def test_counting_stops(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
     assert b["running"] == {"number": 0, "capped": True}  # at least none: nobody has looked further
     text = run("status")[1]
     assert "  20+ " in text
-    monkeypatch.setattr(module, "COUNT_LIMIT_OF_ALL", 20)  # among two queues
+    monkeypatch.setattr(queue_figures, "COUNT_LIMIT_OF_ALL", 20)  # among two queues
     assert [queue["ready"]["number"] for queue in status()["queues"][:2]] == [10, 10]
-    monkeypatch.setattr(module, "QUEUE_LIMIT", 1)
+    monkeypatch.setattr(queue_figures, "QUEUE_LIMIT", 1)
     looked = status()
     assert looked["queues_capped"] is True
     assert "There are more queues than these." in run("status")[1]
@@ -260,7 +261,7 @@ def test_rows_that_somebody_else_wrote(
 def test_a_queue_beyond_the_limit_is_not_said_to_have_nothing_ready(
     fill: Fill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "QUEUE_LIMIT", 1)
+    monkeypatch.setattr(queue_figures, "QUEUE_LIMIT", 1)
     fill("READY", 1, "a")
     fill("READY", 1, "b")
     fill("SCHEDULED", 1, "b")
