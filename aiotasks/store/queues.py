@@ -58,6 +58,15 @@ class QueueStatements(StatementGroup):
         """
         return [ReadyIn(*row) for row in await self._fetch("list_queues", backend, *after, limit)]
 
+    async def has_claimable(
+        self, backend: str, queues: Sequence[str], lanes: Sequence[Lane], seconds: float
+    ) -> str | None:
+        """Return the queue of a task that a claim would have taken for so many seconds; None if there is
+        none. Tasks with limits aren't among them.
+        """
+        rows = await self._fetch("has_claimable", backend, list(queues), list(lanes), seconds)
+        return rows[0][0] if rows else None
+
     async def has_unfinished_jobs(
         self,
         backend: str,

@@ -14,7 +14,6 @@ from django.db import utils
 
 from .. import __version__, logs
 from ..db.retry import repeat
-from ..rows import Job
 from ..store.loop import LoopResources
 from .build import Builder
 from .events import Events
@@ -45,6 +44,7 @@ from .running.watchdog import LoopWatchdog
 from .shutdown import Shutdown
 from .slots import Slots
 from .slow_tasks import SlowTasks
+from .stalls import Stalls
 from .start_log import log_start
 from .startup import Room
 from .task_log import TaskLog
@@ -152,7 +152,7 @@ class Engine:
             make_context=self.orm_threads.session,
             wake=self.waker.wake,
             tell=self.waker.tell,
-            settled=self._settled,
+            settled=lambda job: self.claimer.slot_freed(job),
         )
         self.runner = builder.runner(
             slots=self.slots,
@@ -183,6 +183,10 @@ class Engine:
             resolve=self.runner.resolve,
         )
 
+        poll = options.poll_interval
+        self.stalls = Stalls(
+            store, self.claimer, self.slots, self.lease, events, backend=backend, poll_interval=poll
+        )
         self.ticker = Ticker(
             loop_resources.driver, backend=backend, options=options, waker=self.waker, observer=events
         )
@@ -234,8 +238,7 @@ class Engine:
         self.sampler = Sampler(store, backend=backend, shows=metrics)
         # Where metrics show the figures of the queues, each worker reads them every minute.
         self.sample_turn = (Fleet() if metrics else self.workers).turn(SAMPLE_INTERVAL)
-        if metrics:
-            self.sample_turn.take_within(0.0)
+        self.sample_turn.take_within(0.0 if metrics else SAMPLE_INTERVAL)
         self.canceller = Canceller(
             store,
             lease=self.lease,
@@ -263,16 +266,7 @@ class Engine:
             self.lease, self.heartbeat, self.runner, self.handover, events, own_process=own_process
         )
         self.watchdog = LoopWatchdog(self.hang_handler, timeout=options.loop_timeout, observer=events)
-        self.gauges = Gauges(
-            lease=self.lease,
-            slots=self.slots,
-            runner=self.runner,
-            finisher=self.finisher,
-            claimer=self.claimer,
-            orm_threads=self.orm_threads,
-            sync_threads=self.sync_threads,
-            watchdog=self.watchdog,
-        )
+        self.gauges = Gauges(self)
         self.keeper.connect(
             self.runner,
             self.sync_threads,
@@ -314,9 +308,6 @@ class Engine:
         """
         self.hang_handler.give_up(timeout, blamed=blamed)
 
-    def _settled(self, job: Job | None) -> None:
-        self.claimer.slot_freed(job)
-
     def _done(self, execution: Execution) -> None:
         self.finisher.finish(execution)
         if execution.in_thread and execution.began is not None:
@@ -343,6 +334,7 @@ class Engine:
             ("expirer", self.expirer.sweep, expire_turn),
             ("pruner", self.pruner.run_round, self.workers.turn(PRUNE_INTERVAL)),
             ("limit pruner", self.limit_pruner.sweep, self.workers.turn(LIMITS_INTERVAL)),
+            ("stalls", self.stalls.look, self.peers.turn(self._options.poll_interval)),
             ("sampler", self.sampler.sample, self.sample_turn),
         ]
         parts: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {

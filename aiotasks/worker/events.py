@@ -368,3 +368,13 @@ class EventLog(Observer):
             None if job is None else job.task_path,
             stack,
         )
+
+    def stalled(self, seconds: float, queue_name: str) -> None:
+        logger.warning(
+            "Tasks wait, and the worker claims none, though it has free slots seconds=%.0f queue=%r",
+            seconds,
+            queue_name,
+        )
+
+    def unstalled(self) -> None:
+        logger.info("The worker claims tasks again, or none waits")

@@ -13,16 +13,10 @@ from ..metrics import Family, family
 from ..rows import LANES, Lane
 from .execution import Execution
 from .memory import resident_bytes
-from .protocols import Claims
-from .slots import Slots
 
 if TYPE_CHECKING:
-    from .lease.lease import Lease
-    from .running.orm_threads import OrmThreads
-    from .running.runner import Runner
-    from .running.sync_threads import SyncThreads
-    from .running.watchdog import Blocked, LoopWatchdog
-    from .writing.finisher import Finisher
+    from .engine import Engine
+    from .running.watchdog import Blocked
 
 __all__ = ["Figures", "Gauges", "Outlasting"]
 
@@ -56,6 +50,7 @@ class Figures:
     lag: by how much the loop was late at the most within the last minute. blocked: what blocks it now.
     outlasting: the tasks that go on after their time, those that began first first.
     rss: bytes of memory that the process has.
+    stalled: for how long it has claimed nothing, though tasks wait that it could run; None: it isn't so.
     draining: it claims no more, because it stops.
     """
 
@@ -72,6 +67,7 @@ class Figures:
     blocked: "Blocked | None"
     outlasting: list[Outlasting]
     rss: int
+    stalled: float | None
     draining: bool
 
     def report(self) -> str:
@@ -93,6 +89,7 @@ class Figures:
                 }
                 for one in self.outlasting[:MOST_OUTLASTING]
             ],
+            "stalled": None if self.stalled is None else round(self.stalled),
             "orm_threads": self.orm_threads,
             "rss": self.rss,
             "tasks": self.ended,
@@ -144,53 +141,43 @@ class Figures:
                 "Threads that don't come back from sync tasks whose timeout is over.",
                 ({}, self.stuck_threads),
             ),
+            family(
+                "gauge",
+                "aiotasks_worker_stalled_seconds",
+                "Seconds for which it has claimed nothing, though tasks wait that it could run; or 0.",
+                ({}, self.stalled or 0.0),
+            ),
         ]
 
 
 class Gauges:
-    """Reads a worker's Figures from its parts. May be used in any thread: it only looks."""
+    """Reads a worker's Figures from the parts of its engine. May be used in any thread: it only looks."""
 
-    def __init__(
-        self,
-        *,
-        lease: "Lease",
-        slots: Slots,
-        runner: "Runner",
-        finisher: "Finisher",
-        claimer: Claims,
-        orm_threads: "OrmThreads",
-        sync_threads: "SyncThreads",
-        watchdog: "LoopWatchdog",
-    ) -> None:
-        self._lease = lease
-        self._slots = slots
-        self._runner = runner
-        self._finisher = finisher
-        self._claimer = claimer
-        self._orm_threads = orm_threads
-        self._sync_threads = sync_threads
-        self._watchdog = watchdog
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
 
     def read(self) -> Figures:
         """Return the figures of this moment."""
-        slots, finisher = self._slots, self._finisher
-        outlasting = list(self._runner.deadlines.outlasting)
-        running = Counter(one.job.task_path for one in [*list(self._runner.running), *outlasting])
+        engine = self._engine
+        slots, finisher, watchdog = engine.slots, engine.finisher, engine.watchdog
+        outlasting = list(engine.runner.deadlines.outlasting)
+        running = Counter(one.job.task_path for one in [*list(engine.runner.running), *outlasting])
         return Figures(
-            worker_id=self._lease.worker_id,
-            lease=self._lease.remaining(),
+            worker_id=engine.lease.worker_id,
+            lease=engine.lease.remaining(),
             slots={"loop": slots.total - slots.threads, "thread": slots.threads},
             used={lane: slots.taken(lane) for lane in LANES},
             running=running,
             ended=finisher.succeeded + finisher.failed + finisher.retried,
             pending=len(finisher.pending),
-            orm_threads=(self._orm_threads.busy, self._orm_threads.size),
-            stuck_threads=self._sync_threads.stuck,
-            lag=self._watchdog.lag(),
-            blocked=self._watchdog.blocked(),
+            orm_threads=(engine.orm_threads.busy, engine.orm_threads.size),
+            stuck_threads=engine.sync_threads.stuck,
+            lag=watchdog.lag(),
+            blocked=watchdog.blocked(),
             outlasting=sorted(map(_outlasting, outlasting), key=lambda one: -one.seconds),
             rss=resident_bytes(),
-            draining=self._claimer.is_stopping,
+            stalled=engine.stalls.seconds(),
+            draining=engine.claimer.is_stopping,
         )
 
 

@@ -401,7 +401,7 @@ def test_every_method_by_psycopg_and_by_psycopg2(worker_env: dict[str, str]) -> 
         assert run.returncode == 0, run.stderr
         answers.append(json.loads(run.stdout))
         with django_connection.cursor() as cursor:
-            cursor.execute("TRUNCATE aiotasks_task, aiotasks_worker, aiotasks_limit")
+            cursor.execute("TRUNCATE aiotasks_task, aiotasks_worker, aiotasks_limit, aiotasks_sample")
     assert answers[0] == answers[1]
     assert answers[0][4][0] == [7, "RUNNING", '["\\u0000", -0.0]', None, [], 1, True]
 

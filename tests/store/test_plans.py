@@ -167,6 +167,7 @@ def statements(conn: asyncpg.Connection, alive: uuid.UUID) -> dict[str, Prepared
         "recent_keys": lambda: ("default", "loop+", QUEUES, 60.0, 5),
         "list_keyed_suspects": lambda: ("default", "loop+", QUEUES, 10_000, "", 10),
         "prune_limits": lambda: ("default", "", 10),
+        "has_claimable": lambda: ("default", ["default", "other"], ["loop", "thread"], 5.0),
         "begin_sample": lambda: ("default",),
         "finish_sample": lambda: (1, "default", "{}", 3600.0),
         "select_samples": lambda: ("default", 3600.0, 10),

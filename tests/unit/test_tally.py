@@ -41,6 +41,7 @@ NAMES_OF_A_WORKER = {
     "aiotasks_worker_loop_lag_seconds",
     "aiotasks_worker_orm_threads",
     "aiotasks_worker_stuck_threads",
+    "aiotasks_worker_stalled_seconds",
 }
 OUTCOMES: dict[str, Any] = {
     "succeeded": Succeeded(1, "1"),
@@ -185,6 +186,7 @@ def figures(**changed: Any) -> Figures:
         "blocked": None,
         "outlasting": [],
         "rss": 1,
+        "stalled": None,
         "draining": False,
     }
     return Figures(**{**usual, **changed})

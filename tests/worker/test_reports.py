@@ -83,6 +83,7 @@ def test_a_report_stays_small_and_is_text_that_postgresql_reads(ledger: Ledger) 
         blocked=Blocked(2.0, "\0\ud800"),
         outlasting=[Outlasting(job.id, names, "thread", 1e6)] * 50,
         rss=1,
+        stalled=None,
         draining=True,
     )
     query = "SELECT json_array_length(%s::json->'outlasting'), %s::jsonb->'blocked'->>'task'"
