@@ -156,7 +156,7 @@ async def test_a_page_ends_where_it_has_looked_at_enough(
 async def test_too_many_kept_tasks_are_said_to_be_missing(
     store: Store, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOOK_AT", 8)
+    monkeypatch.setattr(module, "KEPT", 8)
     await put(conn, store, 12)
     page = await list_tasks(store, "default", read_filter(status="failed"), limit=3)
     assert not page.complete
