@@ -229,10 +229,7 @@ class Engine:
             try_keys=self.waker.try_keys,
         )
         self.pruner = Pruner(
-            store,
-            backend=backend,
-            keep_successful=options.keep_successful,
-            keep_failed=options.keep_failed,
+            store, backend=backend, keep_successful=options.keep_successful, keep_failed=options.keep_failed
         )
         self.limit_pruner = LimitPruner(store, backend=backend)
         self.sampler = Sampler(store, backend=backend, shows=metrics)

@@ -58,6 +58,18 @@ def test_so_are_those_of_each_batch() -> None:
 
 def test_an_observer_that_fails_keeps_no_event_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
     Events(Broken(), EventLog()).rescued(JOB)
+    wrote: list[Any] = []
+
+    class Breaks(Observer):
+        def wrote(self, executions: Any, seconds: float) -> None:
+            raise ValueError("no")
+
+    class Hears(Observer):
+        def wrote(self, executions: Any, seconds: float) -> None:
+            wrote.append(executions)
+
+    Events(Breaks(), Hears()).wrote([], 0.1)
+    assert wrote == [[]]
     assert "An observer failed observer='Broken'" in caplog.text
     assert f"Rescued a task of a lost worker id={JOB.id}" in caplog.text
 
