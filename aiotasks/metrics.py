@@ -5,11 +5,11 @@ https://prometheus.io/docs/concepts/metric_types/
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
-__all__ = ["SECONDS", "SIZES", "Family", "Histogram", "Kind", "Sample", "family"]
+__all__ = ["SECONDS", "SIZES", "Family", "Histogram", "Kind", "Sample", "family", "merged"]
 
 type Kind = Literal["counter", "gauge", "histogram"]
 
@@ -80,3 +80,18 @@ def family(
     """Return a family of counters or gauges, with its values by their labels."""
     suffix = "_total" if kind == "counter" else ""
     return Family(name, kind, help, [Sample(name + suffix, labels, value) for labels, value in values])
+
+
+def merged(found: Iterable[tuple[str, Sequence[Family]]]) -> list[Family]:
+    """Return each family once, its samples with the label ``process``: the name beside the families.
+
+    There are no sums over processes: they would fall when one is started again.
+    """
+    by_name: dict[str, Family] = {}
+    for process, families in found:
+        for family in families:
+            labelled = [one._replace(labels={**one.labels, "process": process}) for one in family.samples]
+            known = by_name.get(family.name)
+            samples = labelled if known is None else [*known.samples, *labelled]
+            by_name[family.name] = family._replace(samples=samples)
+    return list(by_name.values())

@@ -33,9 +33,19 @@ from .startup import (
 )
 from .tally import Tally
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "workers_here"]
 
 logger = logging.getLogger("aiotasks.worker")
+
+# Those that have been started in this process and haven't ended.
+_here: list["Worker"] = []
+
+
+def workers_here() -> list["Worker"]:
+    """Return the workers that run in this process, in the order of their starts. May be called in any
+    thread.
+    """
+    return list(_here)
 
 
 class Worker:
@@ -112,6 +122,7 @@ class Worker:
             self._main(), context=Context(), name="aiotasks worker"
         )
         self._main_task.add_done_callback(self._main_ended)
+        _here.append(self)
         try:
             await self._tried.wait()
         except asyncio.CancelledError:
@@ -265,6 +276,7 @@ class Worker:
         return self._main_task
 
     def _main_ended(self, task: "asyncio.Task[None]") -> None:
+        _here.remove(self)
         self._tried.set()
         self._built.set()  # for the callers who wait
         if not task.cancelled() and not self.own_process:

@@ -7,6 +7,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from aiotasks import health_urls
 from aiotasks.conf import Options
 from aiotasks.worker.health import LIVE_WITHIN
 
@@ -80,6 +81,14 @@ def test_the_web_server_ends_within_its_grace() -> None:
     pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     graceful = int(container["args"][container["args"].index("--timeout-graceful-shutdown") + 1])
     assert pause + graceful < pod["terminationGracePeriodSeconds"]
+
+
+def test_probes_of_the_site_are_its_views() -> None:
+    (pod,) = [one["spec"]["template"]["spec"] for one in manifests("web") if one["kind"] == "Deployment"]
+    (container,) = pod["containers"]
+    paths = [container[f"{name}Probe"]["httpGet"]["path"] for name in ("liveness", "readiness")]
+    assert paths == [f"/{health_urls.urlpatterns[number].pattern}" for number in (0, 1)]
+    assert {port["name"] for port in container["ports"]} == {"http"}
 
 
 def test_probes(start: Start, ledger: Ledger) -> None:

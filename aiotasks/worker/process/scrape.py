@@ -1,10 +1,10 @@
 """``/metrics``: the families of all processes as one page, and their way from a worker to its supervisor."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from ...metrics import Family, Sample
+from ...metrics import Family, Sample, merged
 from .http import Answer, Request, Response
 
 __all__ = ["Scrape", "decoded", "metrics_route"]
@@ -23,7 +23,7 @@ def metrics_route(scrape: Scrape) -> Answer:
             from ...contrib.prometheus import render
         except ImportError:
             return Response(HTTPStatus.NOT_IMPLEMENTED, MISSING)
-        body, content_type = render(_merged(await scrape()), request.accept)
+        body, content_type = render(merged(await scrape()), request.accept)
         return Response(HTTPStatus.OK, body, content_type)
 
     return metrics
@@ -35,18 +35,3 @@ def decoded(families: Sequence[Sequence[Any]]) -> list[Family]:
         Family(name, kind, help, [Sample(*sample) for sample in samples])
         for name, kind, help, samples in families
     ]
-
-
-def _merged(found: Iterable[tuple[str, Sequence[Family]]]) -> list[Family]:
-    """Return each family once, its samples with the label ``process``.
-
-    There are no sums over processes: they would fall when one is started again.
-    """
-    merged: dict[str, Family] = {}
-    for process, families in found:
-        for family in families:
-            labelled = [one._replace(labels={**one.labels, "process": process}) for one in family.samples]
-            known = merged.get(family.name)
-            samples = labelled if known is None else [*known.samples, *labelled]
-            merged[family.name] = family._replace(samples=samples)
-    return list(merged.values())
