@@ -18,8 +18,8 @@ from django.tasks.signals import task_enqueued
 from django.utils import timezone
 
 from . import checks, joining, signals, tracing
-from .bulk import BulkCounts, Progress, Which, act, check_meant
-from .bulk_actions import Cancel, Delete, Retry
+from .bulk import BulkCounts, Progress, Report, Which, act
+from .bulk_actions import ActionName, DryRun, action_named
 from .codec import dump_error
 from .conf import Options
 from .db.errors import about_tables
@@ -164,6 +164,16 @@ class PostgresBackend(BaseTaskBackend):
         """Delete tasks that don't run, without a signal. Parameters and errors: see ``acancel_many``."""
         return await self.dispatch(PostgresBackend._delete_many, which, everything, progress)
 
+    async def arun_many_now(
+        self, which: Which, *, everything: bool = False, progress: Progress | None = None
+    ) -> BulkCounts:
+        """Have SCHEDULED tasks run before their time: they are READY, as if they had just been enqueued.
+
+        Their results go on showing the ``run_after`` that their callers asked for. Parameters and errors: see
+        ``acancel_many``.
+        """
+        return await self.dispatch(PostgresBackend._run_many_now, which, everything, progress)
+
     async def asave_metadata(self, result: AnyResult | str, metadata: Mapping[str, Any]) -> None:
         """Write these keys over a task's metadata, in whatever state the task is. Its other keys stay.
 
@@ -253,21 +263,46 @@ class PostgresBackend(BaseTaskBackend):
             await route.after_commit(lambda route: route.send_finished(type(self), ended, error))
         return job is not None
 
+    async def act_on_many(
+        self,
+        route: Route,
+        name: ActionName,
+        which: Which,
+        *,
+        everything: bool = False,
+        progress: Progress | None = None,
+        report: Report | None = None,
+        dry_run: bool = False,
+    ) -> BulkCounts:
+        """The logic of the four bulk actions, and of a dry run of each, which only counts."""
+        action = action_named(name, route, self.alias, type(self), self.config)
+        return await act(
+            DryRun(action, route) if dry_run else action,
+            which,
+            route,
+            self.alias,
+            everything=everything,
+            progress=progress,
+            report=report,
+        )
+
     async def _cancel_many(
         self, route: Route, which: Which, everything: bool = False, progress: Progress | None = None
     ) -> BulkCounts:
-        check_meant(which, everything)
-        action = Cancel(route, self.alias, type(self), self.config)
-        return await act(action, which, route, self.alias, progress)
+        return await self.act_on_many(route, "cancel", which, everything=everything, progress=progress)
 
     async def _retry_many(self, route: Route, which: Which, progress: Progress | None = None) -> BulkCounts:
-        return await act(Retry(route, self.alias), which, route, self.alias, progress)
+        return await self.act_on_many(route, "retry", which, progress=progress)
 
     async def _delete_many(
         self, route: Route, which: Which, everything: bool = False, progress: Progress | None = None
     ) -> BulkCounts:
-        check_meant(which, everything)
-        return await act(Delete(route), which, route, self.alias, progress)
+        return await self.act_on_many(route, "delete", which, everything=everything, progress=progress)
+
+    async def _run_many_now(
+        self, route: Route, which: Which, everything: bool = False, progress: Progress | None = None
+    ) -> BulkCounts:
+        return await self.act_on_many(route, "run_now", which, everything=everything, progress=progress)
 
     async def _save_metadata(
         self, route: Route, result: AnyResult | str, metadata: Mapping[str, Any]
@@ -285,6 +320,7 @@ class PostgresBackend(BaseTaskBackend):
     cancel_many = SyncMethod(_cancel_many, name="acancel_many")
     retry_many = SyncMethod(_retry_many, name="aretry_many")
     delete_many = SyncMethod(_delete_many, name="adelete_many")
+    run_many_now = SyncMethod(_run_many_now, name="arun_many_now")
     save_metadata = SyncMethod(_save_metadata, name="asave_metadata")
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from .rows import AnyResult, Status
 from .store.bulk import Leg, Meant, Place
 from .store.route import Route
 
-__all__ = ["BulkCounts", "Progress", "Which", "act", "check_meant"]
+__all__ = ["Action", "BulkCounts", "Progress", "Report", "Which", "act"]
 
 # Tasks of one statement that changes them: it takes 30 to 80 ms on a busy machine, for which a worker's
 # outcome may wait.
@@ -49,8 +49,9 @@ class BulkCounts(NamedTuple):
     ``cancelled``: FAILED with TaskCancelled. ``requested``: it runs, and its worker was asked to cancel it.
     ``retried``: it is to run again. ``deleted``. ``key_taken``: not retried, because another task holds its
     unique key. ``refused``: its status doesn't allow it (cancelling what is finished, retrying what isn't
-    FAILED, deleting what runs), or it has changed meanwhile, so that the filter isn't for it. ``locked``:
-    another transaction has it locked; nothing was done. ``missing``: there is no such task.
+    FAILED, deleting what runs, running now what isn't SCHEDULED), or it has changed meanwhile, so that the
+    filter isn't for it. ``locked``: another transaction has it locked; nothing was done. ``missing``: there
+    is no such task. ``due_now``: it was SCHEDULED, and is READY now. ``would_change``: of a dry run.
     """
 
     cancelled: int = 0
@@ -61,6 +62,8 @@ class BulkCounts(NamedTuple):
     refused: int = 0
     locked: int = 0
     missing: int = 0
+    due_now: int = 0
+    would_change: int = 0
 
     def __str__(self) -> str:
         """What there is: ``3 cancelled, 1 refused``; ``nothing`` without any."""
@@ -70,15 +73,22 @@ class BulkCounts(NamedTuple):
 
 type Progress = Callable[[BulkCounts], None]
 
+# Gets the outcome of each task, by the names of BulkCounts. One that was locked may get another later.
+type Report = Callable[[Mapping[UUID, str]], None]
+
 # Ids, results, or a filter.
 type Which = TaskFilter | Iterable[str | UUID | AnyResult]
 
 
 class Action(Protocol):
-    """What is done with the tasks. ``statuses``: with those that have one of these."""
+    """What is done with the tasks. ``statuses``: with those that have one of these. ``may_have_all``: a
+    filter that leaves nothing out is no mistake."""
 
     @property
     def statuses(self) -> tuple[Status, ...]: ...
+
+    @property
+    def may_have_all(self) -> bool: ...
 
     async def run(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, str]:
         """Do it with these, as far as they are meant; return the outcome of each task that it was done with.
@@ -88,9 +98,9 @@ class Action(Protocol):
         """Send signals about the last run."""
 
 
-def check_meant(which: Which, everything: bool) -> None:
+def _check_meant(action: Action, which: Which, everything: bool) -> None:
     """Raise ValueError for a filter that leaves nothing out, unless ``everything`` is meant."""
-    if isinstance(which, TaskFilter) and which.is_empty and not everything:
+    if isinstance(which, TaskFilter) and which.is_empty and not (everything or action.may_have_all):
         raise ValueError(
             "This TaskFilter has no condition, so it is for every task of the backend. If all are meant, "
             "pass everything=True."
@@ -98,20 +108,30 @@ def check_meant(which: Which, everything: bool) -> None:
 
 
 async def act(
-    action: Action, which: Which, route: Route, backend: str, progress: Progress | None
+    action: Action,
+    which: Which,
+    route: Route,
+    backend: str,
+    *,
+    everything: bool = False,
+    progress: Progress | None = None,
+    report: Report | None = None,
 ) -> BulkCounts:
     """Do ``action`` with the tasks; return how many had which outcome.
 
-    progress: called after each batch with the counts so far. What it raises ends the action.
+    everything: a filter that leaves nothing out is meant. progress: called after each batch with the counts
+    so far; report: before that, with the outcomes. What they raise ends the action.
     """
-    if iscoroutinefunction(progress):
-        raise TypeError("progress must be an ordinary function: it is called, and not awaited.")
+    for name, called in (("progress", progress), ("report", report)):
+        if iscoroutinefunction(called):
+            raise TypeError(f"{name} must be an ordinary function: it is called, and not awaited.")
+    _check_meant(action, which, everything)
     if isinstance(which, TaskFilter):
         began = await route.run(lambda store: store.read_clock())
-        run = _Run(action, _meant_by(which, action, backend, began), route, progress)
+        run = _Run(action, _meant_by(which, action, backend, began), route, progress, report)
         await _walk(run, which, began.timestamp())
     else:
-        run = _Run(action, Meant(backend, list(action.statuses)), route, progress)
+        run = _Run(action, Meant(backend, list(action.statuses)), route, progress, report)
         await run.do(_ids_of(which, run))
     await run.come_back()
     return run.counts
@@ -137,12 +157,15 @@ _MAY_CHANGE = frozenset(("locked", "requested", "refused"))
 class _Run:
     """One action on its way through the tasks."""
 
-    def __init__(self, action: Action, meant: Meant, route: Route, progress: Progress | None) -> None:
+    def __init__(
+        self, action: Action, meant: Meant, route: Route, progress: Progress | None, report: Report | None
+    ) -> None:
         self.meant = meant
         self.route = route
         self.missing = 0
         self._action = action
         self._progress = progress
+        self._report = report
         self._outcomes: Counter[str] = Counter()
         self._may_change: dict[UUID, str] = {}
 
@@ -172,22 +195,24 @@ class _Run:
 
     async def _do(self, batch: Sequence[UUID]) -> None:
         outcomes = await self._action.run(batch, self.meant)
-        self._note(outcomes)
         # Before anything that may fail: nobody would do it later.
         await self._action.announce()
+        self._note(outcomes)
         if left := [id for id in batch if id not in outcomes]:
             self._note(await self._why_not(left))
         if self._progress is not None:
             self._progress(self.counts)
 
     def _note(self, outcomes: Mapping[UUID, str]) -> None:
-        """Count each task once, with its last outcome."""
+        """Count each task once, with its last outcome, and report that."""
         for id, outcome in outcomes.items():
             if (before := self._may_change.pop(id, None)) is not None:
                 self._outcomes[before] -= 1
             self._outcomes[outcome] += 1
             if outcome in _MAY_CHANGE:
                 self._may_change[id] = outcome
+        if self._report is not None and outcomes:
+            self._report(outcomes)
 
     async def _why_not(self, ids: Sequence[UUID]) -> dict[UUID, str]:
         """Return the outcomes of tasks with which nothing was done."""

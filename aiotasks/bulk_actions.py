@@ -1,10 +1,12 @@
-"""What bulk actions do with tasks: cancel, retry or delete them, a batch at a time."""
+"""What bulk actions do with tasks: cancel, retry or delete them, or run them before their time; a batch at a
+time. And what a dry run does."""
 
 import math
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import batched
+from typing import TYPE_CHECKING, Literal, get_args
 from uuid import UUID
 
 from django.db import utils
@@ -17,11 +19,17 @@ from .db.errors import Code, constraint, sqlstate
 from .exceptions import InvalidRow, TaskCancelled, UnknownTask
 from .row_results import result_of
 from .rows import STORED_LANES, Status
-from .store.bulk import CancelledJob, DeletedJob, Meant, RetriedJob
+from .store.bulk import CancelledJob, DeletedJob, DueJob, LeftJob, Meant, RetriedJob
 from .store.route import Route
 from .store.wakeups import ANY_QUEUE, Wakeup, wakeup_in
 
-__all__ = ["Cancel", "Delete", "Retry"]
+if TYPE_CHECKING:
+    from .bulk import Action
+
+__all__ = ["ACTIONS", "ActionName", "DryRun", "action_named"]
+
+ActionName = Literal["cancel", "retry", "delete", "run_now"]
+ACTIONS: tuple[ActionName, ...] = get_args(ActionName)
 
 # Tasks of one look-up for receivers of task_finished, as LOOKUP_LIMIT.
 LOOK_UP = 100
@@ -37,6 +45,7 @@ class Cancel:
     """Cancels tasks: see ``PostgresTaskResult.acancel``. ``sender``: of task_finished."""
 
     statuses = (Status.SCHEDULED, Status.READY, Status.RUNNING)
+    may_have_all = False
 
     def __init__(self, route: Route, backend: str, sender: type, options: Options) -> None:
         self._route = route
@@ -90,6 +99,7 @@ class Retry:
     """Has FAILED tasks run again, with all their attempts."""
 
     statuses = (Status.FAILED,)
+    may_have_all = True
 
     def __init__(self, route: Route, backend: str) -> None:
         self._route = route
@@ -134,11 +144,7 @@ class Retry:
         self._route.wake([Wakeup(self._backend, ANY_QUEUE, time.time())])
 
     def _wakeups(self, jobs: Iterable[RetriedJob]) -> set[Wakeup]:
-        ready = {
-            wakeup_in(self._backend, job.queue_name, job.lane)
-            for job in jobs
-            if job.due is None and job.lane in STORED_LANES
-        }
+        ready = _ready_wakeups(self._backend, (job for job in jobs if job.due is None))
         due: dict[str, float] = {}
         for job in jobs:
             if job.due is not None and math.isfinite(job.due):
@@ -153,6 +159,7 @@ class Delete:
     """Deletes tasks that don't run, without a signal."""
 
     statuses = tuple(status for status in Status if status is not Status.RUNNING)
+    may_have_all = False
 
     def __init__(self, route: Route) -> None:
         self._route = route
@@ -167,3 +174,71 @@ class Delete:
 
     async def announce(self) -> None:
         """Do nothing: Django has no signal for it."""
+
+
+class RunNow:
+    """Has SCHEDULED tasks run before their time: those of a later ``run_after``, and those that wait for
+    their next attempt."""
+
+    statuses = (Status.SCHEDULED,)
+    may_have_all = False
+
+    def __init__(self, route: Route, backend: str) -> None:
+        self._route = route
+        self._backend = backend
+
+    async def run(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, str]:
+        """Make them READY, and wake workers: once a queue."""
+        jobs: list[DueJob] = await self._route.run(
+            lambda store: store.run_jobs_now(ids, meant),
+            lost=lambda: self._route.wake([Wakeup(self._backend, ANY_QUEUE)]),
+        )
+        self._route.wake(_ready_wakeups(self._backend, jobs))
+        return dict.fromkeys((job.id for job in jobs), "due_now")
+
+    async def announce(self) -> None:
+        """Do nothing: Django has no signal for it."""
+
+
+def _ready_wakeups(backend: str, jobs: Iterable[RetriedJob | DueJob]) -> set[Wakeup]:
+    """Return the wake-ups for tasks that have become READY."""
+    return {wakeup_in(backend, job.queue_name, job.lane) for job in jobs if job.lane in STORED_LANES}
+
+
+class DryRun:
+    """Changes nothing, and counts the tasks with which another action would do something.
+
+    Of tasks that run a cancel would ask the worker. What is locked counts as what isn't.
+    """
+
+    def __init__(self, action: "Action", route: Route) -> None:
+        self.statuses = action.statuses
+        self.may_have_all = action.may_have_all
+        self._takes_keys = isinstance(action, Retry)
+        self._route = route
+
+    async def run(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, str]:
+        """Look at them."""
+        found = await self._route.run(lambda store: store.select_left_jobs(ids, meant))
+        return {id: self._outcome(job) for id, job in found.items() if job.is_meant}
+
+    def _outcome(self, job: LeftJob) -> str:
+        return "key_taken" if self._takes_keys and job.key_holder is not None else "would_change"
+
+    async def announce(self) -> None:
+        """Do nothing."""
+
+
+def action_named(name: ActionName, route: Route, backend: str, sender: type, options: Options) -> "Action":
+    """Return an action for the tasks of a backend, over a route. ``sender``: of its signals. Raises
+    ValueError for another name."""
+    match name:
+        case "cancel":
+            return Cancel(route, backend, sender, options)
+        case "retry":
+            return Retry(route, backend)
+        case "delete":
+            return Delete(route)
+        case "run_now":
+            return RunNow(route, backend)
+    raise ValueError(f"An action is one of {', '.join(ACTIONS)}, not {name!r:.100}.")

@@ -1,4 +1,5 @@
-"""Statements of bulk actions: walk through the tasks that a filter is for, and cancel, retry or delete tasks.
+"""Statements of bulk actions: walk through the tasks that a filter is for, and cancel, retry or delete them,
+or run them now.
 
 Those that write leave out what another transaction has locked, and what has changed since it was found.
 """
@@ -17,6 +18,7 @@ __all__ = [
     "BulkStatements",
     "CancelledJob",
     "DeletedJob",
+    "DueJob",
     "KeyTaken",
     "LeftJob",
     "Leg",
@@ -90,6 +92,14 @@ class RetriedJob(NamedTuple):
     due: float | None
 
 
+class DueJob(NamedTuple):
+    """A task that is READY before its time."""
+
+    id: UUID
+    queue_name: str
+    lane: StoredLane
+
+
 class Meant(NamedTuple):
     """Which of the tasks that were found an action is for: what may have changed when it comes to them.
 
@@ -107,10 +117,11 @@ class Meant(NamedTuple):
 
 class LeftJob(NamedTuple):
     """A task that a statement has left. ``is_meant``: so it was locked. ``lost_key``: another task has taken
-    its unique key."""
+    its unique key. ``key_holder``: the task that holds the key now."""
 
     is_meant: bool
     lost_key: bool
+    key_holder: UUID | None
 
 
 class KeyTaken(NamedTuple):
@@ -121,7 +132,7 @@ class KeyTaken(NamedTuple):
 
 
 class BulkStatements(StatementGroup):
-    """Walk, cancel, retry and delete."""
+    """Walk, cancel, retry, delete and run now."""
 
     async def list_ready(self, backend: str, queue_name: str | None) -> list[ReadyLeg]:
         """In the order of their claims. ``queue_name``: only this queue's."""
@@ -137,7 +148,7 @@ class BulkStatements(StatementGroup):
         return Step(list(ids), after if id is None else Place(at, id), looked_at)
 
     async def select_left_jobs(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, LeftJob]:
-        """Return why tasks were left; without those that aren't there."""
+        """Return what keeps an action from tasks; without those that aren't there."""
         rows = await self._fetch("select_left_jobs", list(ids), *meant)
         return {id: LeftJob(*left) for id, *left in rows}
 
@@ -163,3 +174,7 @@ class BulkStatements(StatementGroup):
     async def delete_jobs(self, ids: Sequence[UUID], meant: Meant) -> list[DeletedJob]:
         """Delete the tasks that are meant."""
         return [DeletedJob(*row) for row in await self._fetch("delete_jobs", list(ids), *meant)]
+
+    async def run_jobs_now(self, ids: Sequence[UUID], meant: Meant) -> list[DueJob]:
+        """Make the tasks READY that are meant, before their time."""
+        return [DueJob(*row) for row in await self._fetch("run_jobs_now", list(ids), *meant)]

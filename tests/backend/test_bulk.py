@@ -1,9 +1,11 @@
 """cancel_many, retry_many, delete_many: by ids and by filters, over all three ways to the database."""
 
 import asyncio
+import importlib
 import itertools
 import json
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -18,8 +20,9 @@ from psycopg import connect
 
 import aiotasks
 from aiotasks import BulkCounts, TaskFilter, bulk, bulk_actions
+from aiotasks.operations.actions import acount_meant, akey_holders, aperform
 from aiotasks.rows import Status
-from aiotasks.store.bulk import BulkStatements, Leg, ReadyLeg, Step
+from aiotasks.store.bulk import BulkStatements, Leg, Place, ReadyLeg, Step
 from aiotasks.store.changes import Teller
 from aiotasks.store.notifier import Notifier
 from aiotasks.store.wakeups import ANY_QUEUE, Wakeup
@@ -137,6 +140,25 @@ async def test_a_retry_waits_for_the_time_that_was_asked_for(
     assert await statuses(conn) == {UUID(result.id): "SCHEDULED", UUID(late.id): "READY"}
     await result.arefresh()
     assert (result.status, result.task.run_after, result.finished_at) == ("READY", task.run_after, None)
+
+
+async def test_run_now(database: str, conn: asyncpg.Connection, api: Api, heard: list[Heard]) -> None:
+    ids = await one_of_each(conn)
+    asked = timezone.now() + HOUR
+    result = await tasks.anoop.using(run_after=asked).aenqueue()
+    counts = await api.call(backend, "run_many_now", [*ids.values(), result, uuid4()])
+    assert counts == BulkCounts(due_now=2, refused=4, missing=1)
+    assert str(counts) == "4 refused, 1 missing, 2 due now"
+    after = await statuses(conn)
+    assert after.pop(UUID(result.id)) == "READY"
+    assert after == {id: "READY" if status == "SCHEDULED" else status for status, id in ids.items()}
+    await result.arefresh()
+    assert result.task.run_after == asked
+    await conn.execute("DELETE FROM aiotasks_task WHERE id <> $1", UUID(result.id))
+    await run_all()
+    await result.arefresh()
+    assert result.status == "SUCCESSFUL"
+    assert {one.signal for one in heard} == {"task_enqueued", "task_started", "task_finished"}
 
 
 async def test_delete(database: str, conn: asyncpg.Connection, api: Api, heard: list[Heard]) -> None:
@@ -310,7 +332,7 @@ def test_bad_filters() -> None:
 async def test_all_tasks_must_be_meant(database: str, conn: asyncpg.Connection, api: Api) -> None:
     """A filter whose variables happen to be None isn't to end a site's whole work."""
     (id,) = await put(conn, "READY")
-    for name in ("cancel_many", "delete_many"):
+    for name in ("cancel_many", "delete_many", "run_many_now"):
         for chosen in (TaskFilter(), TaskFilter(queue_name=None)):
             with pytest.raises(ValueError, match=r"for every task of the backend.* pass everything=True"):
                 await api.call(backend, name, chosen)
@@ -623,6 +645,92 @@ async def test_a_coroutine_can_not_be_told_of_progress(database: str) -> None:
 
     with pytest.raises(TypeError, match="progress must be an ordinary function"):
         await backend.acancel_many([], progress=progress)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="report must be an ordinary function"):
+        await aperform("cancel", [], report=progress)  # type: ignore[arg-type]
+
+
+# --- Reports and dry runs
+
+
+async def test_a_report_has_the_outcome_of_each_task(
+    database: str, conn: asyncpg.Connection, small: None
+) -> None:
+    waiting, finished = await put(conn, "READY", 7), await put(conn, "FAILED", 1)
+    lock = conn.transaction()
+    await lock.start()
+    await conn.execute("SELECT FROM aiotasks_task WHERE id = $1 FOR UPDATE", waiting[0])
+    outcomes: dict[UUID, list[str]] = defaultdict(list)
+    nowhere = uuid4()
+
+    def report(batch: Mapping[UUID, str]) -> None:
+        assert len(batch) <= 3
+        for id, outcome in batch.items():
+            outcomes[id].append(outcome)
+
+    acting = asyncio.create_task(aperform("cancel", [*waiting, *finished, nowhere], report=report))
+    await until(lambda: len(outcomes[waiting[0]]) > 1)
+    await lock.rollback()
+    assert await acting == BulkCounts(cancelled=7, refused=1, missing=1)
+    assert set(outcomes.pop(waiting[0])[:-1]) == {"locked"}
+    assert outcomes == {
+        **{id: ["cancelled"] for id in waiting[1:]},
+        finished[0]: ["refused"],
+        nowhere: ["missing"],
+    }
+
+
+async def test_a_dry_run_counts_and_changes_nothing(
+    database: str, conn: asyncpg.Connection, api: Api, small: None, heard: list[Heard]
+) -> None:
+    ids = await one_of_each(conn)
+    (lost_one,) = await lost(conn, "a")
+    await holds(conn, "RUNNING", "a")
+    (lost_two,) = await lost(conn, "b")
+    await holds(conn, "SUCCESSFUL", "b")
+    before = await conn.fetch("SELECT * FROM aiotasks_task ORDER BY id")
+    actions = importlib.import_module("aiotasks.operations.actions")
+    dry = {"everything": True, "dry_run": True}
+    for action, number in [("cancel", 4), ("delete", 6), ("run_now", 1)]:
+        counts = await api.call(actions, "perform", action, TaskFilter(), **dry)
+        assert counts == BulkCounts(would_change=number), action
+    assert str(counts) == "1 would change"
+    counts = await api.call(actions, "perform", "retry", TaskFilter(), dry_run=True)
+    assert counts == BulkCounts(would_change=2, key_taken=1)
+    counts = await api.call(actions, "perform", "retry", [*ids.values(), lost_one, lost_two], dry_run=True)
+    assert counts == BulkCounts(would_change=2, key_taken=1, refused=4)
+    assert await conn.fetch("SELECT * FROM aiotasks_task ORDER BY id") == before
+    assert heard == []
+    with pytest.raises(ValueError, match="pass everything=True"):
+        await api.call(actions, "perform", "delete", TaskFilter(), dry_run=True)
+    # It has counted as the action does.
+    assert await backend.aretry_many(TaskFilter()) == BulkCounts(retried=2, key_taken=1)
+
+
+async def test_tasks_are_counted_before_an_action(
+    database: str, conn: asyncpg.Connection, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(conn, "FAILED", 10)
+    await put(conn, "READY", 2)
+    assert str(await acount_meant("retry", TaskFilter())) == "10"
+    assert str(await acount_meant("retry", TaskFilter(), most=10)) == "10+"
+    assert str(await acount_meant("retry", TaskFilter(), most=4)) == "4+"
+    assert str(await acount_meant("delete", TaskFilter(status="SUCCESSFUL"))) == "0"
+    walk = BulkStatements.walk_jobs
+
+    async def hang_after_the_first(self: BulkStatements, *args: Any) -> Step:
+        if args[2] != Place():
+            await asyncio.Event().wait()
+        return await walk(self, *args)
+
+    monkeypatch.setattr(BulkStatements, "walk_jobs", hang_after_the_first)
+    assert str(await acount_meant("retry", TaskFilter(), within=0.5)) == "4+"
+
+
+async def test_who_has_a_key(database: str, conn: asyncpg.Connection) -> None:
+    first, second = await lost(conn, "a"), await lost(conn, "b")
+    holder = await holds(conn, "READY", "a")
+    await holds(conn, "SUCCESSFUL", "b")
+    assert await akey_holders([*first, *second, holder, uuid4()]) == {first[0]: holder}
 
 
 # --- Transactions
@@ -1000,6 +1108,7 @@ BROKEN = utils.OperationalError("connection was closed in the middle of operatio
     [
         ("acancel_many", "cancel_free_jobs", "READY", "FAILED"),
         ("aretry_many", "retry_jobs", "FAILED", "READY"),
+        ("arun_many_now", "run_jobs_now", "SCHEDULED", "READY"),
         ("adelete_many", "delete_jobs", "FAILED", None),
     ],
 )
@@ -1025,7 +1134,7 @@ async def test_what_a_try_has_done_whose_reply_was_lost_is_told_of(
         await acting
     assert set((await statuses(conn)).values()) == ({after} if after else set())
     woken, told = sent
-    assert set(told) == (set() if action == "aretry_many" else set(ids))
+    assert set(told) == (set() if after == "READY" else set(ids))
     if action == "adelete_many":
         assert woken == []
     else:

@@ -22,7 +22,7 @@ def test_actions_by_name(database: str) -> None:
 
 
 def test_what_there_is_not(database: str, settings: Any) -> None:
-    with pytest.raises(ValueError, match="An action is one of cancel, retry, delete, not 'stop'"):
+    with pytest.raises(ValueError, match="An action is one of cancel, retry, delete, run_now, not 'stop'"):
         perform("stop", TaskFilter())  # type: ignore[arg-type]
     for action in ("cancel", "delete"):
         with pytest.raises(ValueError, match="pass everything=True"):

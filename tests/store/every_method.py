@@ -299,8 +299,13 @@ def bulk(ids: list[uuid.UUID], queue: str, error: str) -> list[Any]:
         walked[str(leg)] = [id.int for id in step.ids]
     seen: list[Any] = [
         walked,
-        sorted((id.int, *left) for id, left in call("select_left_jobs", ids, failed).items()),
+        sorted(
+            (id.int, left.is_meant, left.lost_key, left.key_holder is None)
+            for id, left in call("select_left_jobs", ids, failed).items()
+        ),
     ]
+    scheduled = Meant("default", [Status.SCHEDULED])
+    seen.append(sorted([job.id.int, *job[1:]] for job in call("run_jobs_now", ids, scheduled)))
     waiting = Meant("default", [Status.READY, Status.SCHEDULED])
     cancelled = call("cancel_free_jobs", ids, waiting, error)
     seen.append(sorted([job.id.int, job.queue_name, job.is_running] for job in cancelled))

@@ -29,7 +29,7 @@ async def test_a_status_without_its_time_is_refused(
     )
     with pytest.raises(asyncpg.CheckViolationError, match=says):
         await conn.execute(f"UPDATE aiotasks_task SET {change}")
-    # The statements of docs/howto/scheduled.md.
+    # As people may do it by hand.
     await conn.execute(
         "UPDATE aiotasks_task SET status = 'READY', ready_at = now() WHERE status = 'SCHEDULED'"
     )

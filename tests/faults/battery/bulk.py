@@ -8,7 +8,8 @@ from random import Random
 from django.db import connections, utils
 
 from aiotasks import BulkCounts, TaskFilter
-from aiotasks.operations.actions import Action, perform
+from aiotasks.bulk_actions import ActionName
+from aiotasks.operations.actions import perform
 from aiotasks.operations.pauses import pause, resume
 from tests.worker.harness import wait_until
 
@@ -98,10 +99,10 @@ def bulk(
 class _Acting(threading.Thread):
     """An action in a thread of its own, repeated until it has come to its end."""
 
-    def __init__(self, action: Action, totals: Counter[str]) -> None:
+    def __init__(self, action: ActionName, totals: Counter[str]) -> None:
         super().__init__(name=f"bulk {action}")
         self.progress: list[BulkCounts] = []
-        self._action: Action = action
+        self._action: ActionName = action
         self._totals = totals
 
     def run(self) -> None:
@@ -111,7 +112,7 @@ class _Acting(threading.Thread):
             connections.close_all()
 
 
-def _act(action: Action, totals: Counter[str], seen: list[BulkCounts]) -> None:
+def _act(action: ActionName, totals: Counter[str], seen: list[BulkCounts]) -> None:
     """Repeat the action until it has come to its end; ``seen`` gets its progress."""
     end = time.monotonic() + TIMEOUT
     while True:
