@@ -66,8 +66,8 @@ class BulkCounts(NamedTuple):
     would_change: int = 0
 
     def __str__(self) -> str:
-        """What there is: ``3 cancelled, 1 refused``; ``nothing`` without any."""
-        found = [f"{number} {name.replace('_', ' ')}" for name, number in self._asdict().items() if number]
+        """What there is: ``1,200 cancelled, 1 refused``; ``nothing`` without any."""
+        found = [f"{number:,} {name.replace('_', ' ')}" for name, number in self._asdict().items() if number]
         return ", ".join(found) or "nothing"
 
 

@@ -26,7 +26,7 @@ from .store.wakeups import ANY_QUEUE, Wakeup, wakeup_in
 if TYPE_CHECKING:
     from .bulk import Action
 
-__all__ = ["ACTIONS", "ActionName", "DryRun", "action_named"]
+__all__ = ["ACTIONS", "STATUSES", "ActionName", "DryRun", "action_named"]
 
 ActionName = Literal["cancel", "retry", "delete", "run_now"]
 ACTIONS: tuple[ActionName, ...] = get_args(ActionName)
@@ -198,6 +198,15 @@ class RunNow:
 
     async def announce(self) -> None:
         """Do nothing: Django has no signal for it."""
+
+
+# With tasks of which statuses each action does something.
+STATUSES: dict[ActionName, tuple[Status, ...]] = {
+    "cancel": Cancel.statuses,
+    "retry": Retry.statuses,
+    "delete": Delete.statuses,
+    "run_now": RunNow.statuses,
+}
 
 
 def _ready_wakeups(backend: str, jobs: Iterable[RetriedJob | DueJob]) -> set[Wakeup]:

@@ -19,6 +19,7 @@ from django.db import connections
 
 from aiotasks import __version__
 from aiotasks.management import (
+    acting,
     check,
     completion,
     limits,
@@ -45,6 +46,10 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "show": show,
     "running": running,
     "check": check,
+    "retry": acting.RETRY,
+    "cancel": acting.CANCEL,
+    "delete": acting.DELETE,
+    "run-now": acting.RUN_NOW,
     "prune": prune,
     "limits": limits,
     "schedules": schedules,
