@@ -82,13 +82,16 @@ type Which = TaskFilter | Iterable[str | UUID | AnyResult]
 
 class Action(Protocol):
     """What is done with the tasks. ``statuses``: with those that have one of these. ``may_have_all``: a
-    filter that leaves nothing out is no mistake."""
+    filter that leaves nothing out is no mistake. ``is_dry_run``: it changes nothing."""
 
     @property
     def statuses(self) -> tuple[Status, ...]: ...
 
     @property
     def may_have_all(self) -> bool: ...
+
+    @property
+    def is_dry_run(self) -> bool: ...
 
     async def run(self, ids: Sequence[UUID], meant: Meant) -> dict[UUID, str]:
         """Do it with these, as far as they are meant; return the outcome of each task that it was done with.
@@ -163,6 +166,7 @@ class _Run:
         self.meant = meant
         self.route = route
         self.missing = 0
+        self.is_dry_run = action.is_dry_run
         self._action = action
         self._progress = progress
         self._report = report
@@ -248,11 +252,13 @@ async def _walk(run: _Run, chosen: TaskFilter, began: float) -> None:
     """Act on the tasks of a filter, in the order in which a task changes its status.
 
     ``began``: when the action has, in epoch seconds.
-    A task that runs may go back to SCHEDULED, so where both are meant the walk ends with these, once more.
+    A task that runs may go back to SCHEDULED, so where both are meant the walk ends with these, once more,
+    but for a dry run, which would count them twice.
     READY and finished tasks that have become so after the walk's begin aren't met, because they might be the
     work of the action itself, or come faster than it goes on.
     """
-    again = (Status.SCHEDULED,) if Status.RUNNING in run.meant.statuses else ()
+    goes_back = Status.RUNNING in run.meant.statuses and not run.is_dry_run
+    again = (Status.SCHEDULED,) if goes_back else ()
     for status in (*_ORDER, *again):
         if status in run.meant.statuses and _may_have(status, chosen):
             for leg in await _legs(run, status, chosen):

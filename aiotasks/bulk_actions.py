@@ -41,11 +41,20 @@ LOCK_TIMEOUT = 0.2
 UNIQUE_KEYS = "aiotasks_task_unique"
 
 
-class Cancel:
+class _Quiet:
+    """What most actions have in common."""
+
+    may_have_all = False
+    is_dry_run = False
+
+    async def announce(self) -> None:
+        """Do nothing: Django has a signal for the end of a task alone."""
+
+
+class Cancel(_Quiet):
     """Cancels tasks: see ``PostgresTaskResult.acancel``. ``sender``: of task_finished."""
 
     statuses = (Status.SCHEDULED, Status.READY, Status.RUNNING)
-    may_have_all = False
 
     def __init__(self, route: Route, backend: str, sender: type, options: Options) -> None:
         self._route = route
@@ -95,7 +104,7 @@ def _cancelled() -> TaskCancelled:
     return TaskCancelled("The task was cancelled before it ran.")
 
 
-class Retry:
+class Retry(_Quiet):
     """Has FAILED tasks run again, with all their attempts."""
 
     statuses = (Status.FAILED,)
@@ -151,15 +160,11 @@ class Retry:
                 due[job.queue_name] = min(job.due, due.get(job.queue_name, job.due))
         return ready | {Wakeup(self._backend, name, at) for name, at in due.items()}
 
-    async def announce(self) -> None:
-        """Do nothing: Django has no signal for it."""
 
-
-class Delete:
+class Delete(_Quiet):
     """Deletes tasks that don't run, without a signal."""
 
     statuses = tuple(status for status in Status if status is not Status.RUNNING)
-    may_have_all = False
 
     def __init__(self, route: Route) -> None:
         self._route = route
@@ -172,16 +177,12 @@ class Delete:
         self._route.tell([job.id for job in jobs if job.is_awaited])
         return dict.fromkeys((job.id for job in jobs), "deleted")
 
-    async def announce(self) -> None:
-        """Do nothing: Django has no signal for it."""
 
-
-class RunNow:
+class RunNow(_Quiet):
     """Has SCHEDULED tasks run before their time: those of a later ``run_after``, and those that wait for
     their next attempt."""
 
     statuses = (Status.SCHEDULED,)
-    may_have_all = False
 
     def __init__(self, route: Route, backend: str) -> None:
         self._route = route
@@ -195,9 +196,6 @@ class RunNow:
         )
         self._route.wake(_ready_wakeups(self._backend, jobs))
         return dict.fromkeys((job.id for job in jobs), "due_now")
-
-    async def announce(self) -> None:
-        """Do nothing: Django has no signal for it."""
 
 
 # With tasks of which statuses each action does something.
@@ -214,11 +212,13 @@ def _ready_wakeups(backend: str, jobs: Iterable[RetriedJob | DueJob]) -> set[Wak
     return {wakeup_in(backend, job.queue_name, job.lane) for job in jobs if job.lane in STORED_LANES}
 
 
-class DryRun:
+class DryRun(_Quiet):
     """Changes nothing, and counts the tasks with which another action would do something.
 
     Of tasks that run a cancel would ask the worker. What is locked counts as what isn't.
     """
+
+    is_dry_run = True
 
     def __init__(self, action: "Action", route: Route) -> None:
         self.statuses = action.statuses
@@ -233,9 +233,6 @@ class DryRun:
 
     def _outcome(self, job: LeftJob) -> str:
         return "key_taken" if self._takes_keys and job.key_holder is not None else "would_change"
-
-    async def announce(self) -> None:
-        """Do nothing."""
 
 
 def action_named(name: ActionName, route: Route, backend: str, sender: type, options: Options) -> "Action":

@@ -15,6 +15,7 @@ from aiotasks.exceptions import UnknownTask
 from aiotasks.management.actions import Action, Answer, add_actions, show
 from aiotasks.management.output import Output
 from aiotasks.management.subcommand import backend_or_error
+from aiotasks.management.task_paths import about_task
 from aiotasks.management.usage import UsageError
 from aiotasks.operations import schedules
 from aiotasks.operations.filters import read_age
@@ -44,31 +45,13 @@ def run(options: Namespace, output: Output) -> int:
     except utils.Error as error:
         raise CommandError(describe(error, backend.config.database)) from error
     except UnknownTask as error:
-        raise CommandError(_about_task(error)) from error
+        raise CommandError(about_task(error)) from error
     except LookupError as error:
         raise CommandError(f"{error}{_close_names(options)}") from error
     except (InvalidTask, TypeError, ValueError) as error:
         raise UsageError(_KEYWORD.sub(r"--\1", str(error))) from error
     show(answer, options, output)
     return 0
-
-
-def _about_task(error: UnknownTask) -> str:
-    """Why there is no task at a path, for people who have written it."""
-    cause = error.__cause__
-    if cause is None:
-        return str(error)
-    module, _, name = error.task_path.rpartition(".")
-    missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
-    if not module:
-        why = "it has no module in front, as in mysite.tasks.report"
-    elif missing and f"{module}.".startswith(f"{missing}."):
-        why = f"there is no module {missing!r}"
-    elif isinstance(cause.__cause__, AttributeError):
-        why = f"module {module!r} has no {name!r}"
-    else:
-        why = f"module {module!r} can't be imported: {' '.join(str(cause).split()) or type(cause).__name__}"
-    return f"{error.task_path!r:.500} is not a task that can be run here: {why}."
 
 
 def _close_names(options: Namespace) -> str:
