@@ -122,3 +122,8 @@ def test_prometheus_reads_the_expressions(tmp_path: Path) -> None:
     copy = tmp_path / "panels.yaml"
     copy.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
     subprocess.run(["promtool", "check", "rules", copy], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool isn't installed")
+def test_when_alerts_fire() -> None:
+    subprocess.run(["promtool", "test", "rules", Path(__file__).with_name("alerts_test.yaml")], check=True)
