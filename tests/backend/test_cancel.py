@@ -94,7 +94,7 @@ async def test_the_rescue_of_a_cancelled_task_fails_it(database: str, conn: asyn
 
 def logged_seconds(caplog: pytest.LogCaptureFixture) -> float:
     """How long the one cancelled attempt has taken, by its line of the log."""
-    (seconds,) = re.findall(r"Task cancelled .* seconds=(\d+\.\d{3})\n", caplog.text)
+    (seconds,) = re.findall(r" was cancelled .* took=(\d+\.\d{3})\b", caplog.text)
     return float(seconds)
 
 
@@ -262,9 +262,10 @@ async def test_a_cancel_of_a_running_task_is_no_error(
         django_logger.setLevel(before)
     cancelled = [("INFO", "'The task was cancelled while it ran.'", True)] if level == logging.INFO else []
     assert sorted(finished_records(records)) == [("ERROR", "", False), *cancelled]
-    (line,) = [one for one in caplog.records if one.getMessage().startswith("Task cancelled")]
+    lines = [one for one in caplog.records if one.name == "aiotasks.tasks"]
+    (line,) = [one for one in lines if " was cancelled " in one.getMessage()]
     assert line.levelname == "INFO"
-    assert f"id={result.id} attempt=1 seconds=" in line.getMessage()
+    assert f" id={result.id} queue=default attempt=1 wait=" in line.getMessage()
 
 
 async def test_a_cancel_is_not_mailed_to_admins(

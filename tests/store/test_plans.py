@@ -759,9 +759,10 @@ async def test_a_page_reads_what_it_looks_at(
             assert plan.indexes() == {f"aiotasks_task_{name}" for name in indexes}
             assert "Seq Scan" not in plan.scans_of("aiotasks_task")
             # Of each leg its own hundred; of those with a keep_result a hundred by each index; of RUNNING
-            # ones all, and what the index still has of them.
+            # ones all, and what the index still has of them. An incremental sort sees the
+            # end of equal times by one more.
             most = {"ready": 100 * len(QUEUES), "kept": 200, "running": 1_000}
-            assert 0 < plan.counted() <= most.get(branch, 100)
+            assert 0 < plan.counted() <= most.get(branch, 101)
             assert plan.buffers < 2_000
     found = await conn.fetch("SELECT id FROM aiotasks_task LIMIT 50")
     plan = await warm["select_listed"].explain([row[0] for row in found], "default")
