@@ -14,7 +14,8 @@ __all__ = ["indented", "last_words", "own_frame"]
 # Characters of an error's message in a line.
 MESSAGE_LIMIT = 1000
 
-_FRAME = re.compile(r'^[\s|]*File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
+# Never across the end of a line: over blank lines that would take time with the square of their number.
+_FRAME = re.compile(r'^[ \t|]*File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
 
 # Where installed packages are: pip's, and Debian's.
 _INSTALLED = {"site-packages", "dist-packages"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import aiotasks
-from aiotasks.logs.failures import indented, last_words, own_frame
+from aiotasks.logs.failures import _FRAME, indented, last_words, own_frame
 
 SITE = "/srv/shop-site"
 LIBRARY = "/srv/venv/lib/python3.13/site-packages"
@@ -57,6 +57,17 @@ def test_frames_of_a_group() -> None:
         f'  |   File "{TASK[0]}", line 20, in charge\n  |     raise group\n'
         "  | ExceptionGroup: several (2 sub-exceptions)\n"
     )
+    assert own_frame(text, "shop.tasks.charge") == "shop/tasks.py:20 in charge"
+
+
+def test_blank_lines_are_no_part_of_a_frame() -> None:
+    """Each would be tried as the beginning of all that follow: for seconds, and of these for days."""
+    blank = "\n \n\t\n | \n"
+    match = _FRAME.search(f'{blank}  File "{CARDS[0]}", line 41, in find\n')
+    assert match is not None
+    assert match.start() == len(blank)
+    assert _FRAME.search(blank + "File") is None
+    text = traceback(TASK) + blank * 500_000
     assert own_frame(text, "shop.tasks.charge") == "shop/tasks.py:20 in charge"
 
 
