@@ -78,7 +78,8 @@ def _is_own(path: str, package: PurePath) -> bool:
 
 def _folders() -> tuple[str, ...]:
     """The folders that modules are imported from."""
-    return tuple(entry for entry in sys.path if os.path.isabs(entry))
+    # Some sites append a pathlib.Path, which imports pass over in silence.
+    return tuple(entry for entry in sys.path if isinstance(entry, str) and os.path.isabs(entry))
 
 
 @cache

@@ -263,7 +263,10 @@ class _Error:
         self.traceback: str = stored["traceback"]
         # The second line is often a database's detail; what follows is in the traceback.
         self.words = "\n".join(last_words(self._class, self.traceback).split("\n", 2)[:2])[:MOST_WORDS]
-        self._frame = own_frame(self.traceback, job.task_path)
+        try:
+            self._frame = own_frame(self.traceback, job.task_path)
+        except Exception:  # rather a line without its place than none  # noqa: BLE001
+            self._frame = None
         self.place = self._frame or "-"
 
     @property

@@ -51,6 +51,11 @@ def test_a_site_that_is_installed_as_a_package() -> None:
     assert own_frame(traceback(RUNNER, installed, DJANGO), "shop.tasks.charge") == "shop/tasks.py:7 in charge"
 
 
+def test_entries_of_the_path_that_are_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [Path(SITE), b"/srv", None, *sys.path])
+    assert own_frame(traceback(TASK), "shop.tasks.charge") == "shop/tasks.py:20 in charge"
+
+
 def test_frames_of_a_group() -> None:
     text = (
         "  + Exception Group Traceback (most recent call last):\n"

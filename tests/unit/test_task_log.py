@@ -111,6 +111,16 @@ async def test_a_failure_says_what_and_where(
     assert record.exception == "builtins.ValueError"  # type: ignore[attr-defined]
 
 
+async def test_a_failure_whose_place_cannot_be_told_has_a_line(
+    task_log: TaskLog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiotasks.worker.task_log.own_frame", lambda *args: 1 / 0)
+    task_log.wrote([ended(failure(ValueError("no"))), ended()], 0.001)
+    (_, failed), (_, succeeded) = lines(caplog)
+    assert failed.split("\n")[0].endswith(" error='ValueError: no' at=-")
+    assert " succeeded id=" in succeeded
+
+
 async def test_one_error_and_one_traceback_a_failure_in_a_handler(
     task_log: TaskLog, caplog: pytest.LogCaptureFixture
 ) -> None:
