@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-from functools import cache
 from pathlib import PurePath
 from textwrap import indent
 
@@ -82,7 +81,6 @@ def _folders() -> tuple[str, ...]:
     return tuple(entry for entry in sys.path if isinstance(entry, str) and os.path.isabs(entry))
 
 
-@cache
 def _relative(path: str, *folders: str) -> str:
     longest = max(
         (one for one in folders if path.startswith(one.rstrip(os.sep) + os.sep)), key=len, default=""

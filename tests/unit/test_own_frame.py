@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,20 @@ def test_blank_lines_are_no_part_of_a_frame() -> None:
     assert _FRAME.search(blank + "File") is None
     text = traceback(TASK) + blank * 500_000
     assert own_frame(text, "shop.tasks.charge") == "shop/tasks.py:20 in charge"
+
+
+def test_nothing_is_kept_of_paths() -> None:
+    """Errors may quote as many, and as long ones, as somebody likes."""
+    own_frame(traceback(CARDS), "shop.tasks.charge")
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(500):
+            own_frame(traceback((f"{SITE}/{'x' * 10_000}/{number}.py", 1, "f")), "shop.tasks.charge")
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 1_000_000
 
 
 def test_a_name_can_forge_no_line() -> None:
