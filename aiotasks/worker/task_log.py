@@ -130,7 +130,7 @@ class TaskLog(Observer):
             second.left_out += len(crowd)
             self._report_later(second)
             for execution in crowd:
-                if execution.outcome.__class__ is Failed:
+                if isinstance(execution.outcome, Failed) and not _is_cancel(execution.outcome.text):
                     self._finished(execution, second)
             if second.longest > self._slow:
                 for execution in crowd:
@@ -221,7 +221,7 @@ class TaskLog(Observer):
         )
 
     def _failed(self, job: Job, text: str, seconds: float | None, second: _Second) -> None:
-        if text.startswith(CANCELLED_START):
+        if _is_cancel(text):
             if not second.crowded:
                 logger.info(
                     "%s was cancelled id=%s queue=%s attempt=%d wait=%s took=%s",
@@ -276,6 +276,10 @@ class _Error:
 
     def fields(self) -> dict[str, Any]:
         return {"exception": self._class, "error": self.words, "frame": self._frame}
+
+
+def _is_cancel(text: str) -> bool:
+    return text.startswith(CANCELLED_START)
 
 
 def _facts(job: Job, seconds: float | None) -> tuple[UUID, str, int, str, str]:

@@ -148,6 +148,18 @@ async def test_a_cancelled_task_is_no_failure(task_log: TaskLog, caplog: pytest.
     assert text.startswith("shop.tasks.charge was cancelled id=")
 
 
+async def test_a_crowd_of_cancelled_tasks_is_counted(
+    task_log: TaskLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    cancelled = failure(TaskCancelled("The task was cancelled."))
+    task_log.wrote([ended(cancelled) for _ in range(200)], 0.001)
+    task_log.wrote([ended(cancelled)], 0.001)
+    task_log.flush()
+    *each, (_, summary) = lines(caplog)
+    assert len(each) == MOST_LINES
+    assert summary.startswith("201 tasks finished in 0.0 s failed=0 ")
+
+
 async def test_a_lost_task_took_nobody_knows_how_long(
     task_log: TaskLog, caplog: pytest.LogCaptureFixture
 ) -> None:
