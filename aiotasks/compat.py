@@ -232,6 +232,13 @@ def has_only(signal: Signal, receiver_id: int) -> bool:
     return len(receivers) == 1 and receivers[0][0][0] == receiver_id
 
 
+def has_receiver(signal: Signal, receiver_id: int) -> bool:
+    """Whether the receiver with this ``id()`` is connected to the signal, also where a monitoring tool wraps
+    it when it is called.
+    """
+    return any(key[0] == receiver_id for key, *_ in signal.receivers)
+
+
 def log_robust_failure(signal: Signal, receiver: Any, error: Exception) -> None:
     """Log what a receiver has raised, as ``send_robust`` does."""
     signal._log_robust_failure(receiver, error)  # type: ignore[attr-defined]  # not in the stubs

@@ -15,7 +15,7 @@ from django.dispatch import Signal
 from django.tasks import signals as django_signals
 
 from . import logs
-from .compat import has_only, live_receivers, log_robust_failure, restore_context
+from .compat import has_only, has_receiver, live_receivers, log_robust_failure, restore_context
 from .exceptions import TaskCancelled
 from .rows import AnyResult
 
@@ -26,6 +26,7 @@ __all__ = [
     "asend_started",
     "audience",
     "has_receivers",
+    "is_logged",
     "send_finished",
 ]
 
@@ -102,6 +103,11 @@ def audience(signal: Signal, sender: type) -> Audience:
 def has_receivers(signal: Signal, sender: type) -> bool:
     """Return whether there is a receiver beside Django's own, which logs."""
     return not has_only(signal, _LOGGER_IDS[signal]) and audience(signal, sender) is Audience.RECEIVERS
+
+
+def is_logged(signal: Signal) -> bool:
+    """Return whether Django's own receiver, which logs, is connected: a site may have disconnected it."""
+    return has_receiver(signal, _LOGGER_IDS[signal])
 
 
 def _is_kept(level: int) -> bool:

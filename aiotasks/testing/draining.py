@@ -90,7 +90,7 @@ class _Drain:
         self._ended = asyncio.Event()
         self._lease = Lease(LEASE_TIMEOUT)
         self._slots = Slots(loop=1, threads=1)  # for the tasks that are claimed and haven't begun
-        self._task_log = TaskLog(slow=backend.config.slow_task)
+        self._task_log = TaskLog(slow=backend.config.slow_task, moved_tasks=backend.config.moved_tasks)
         events = Events(EventLog(), self._task_log)
         builder = Builder(backend=alias, sender=type(backend), options=backend.config, observer=events)
         # Receivers of task_finished have savepoints, as tasks do.

@@ -100,7 +100,7 @@ class Engine:
         main = asyncio.current_task()  # which a loop's runner cancels together with all others
         self.resources = loop_resources
         self.events = events
-        self.task_log = TaskLog(slow=options.slow_task)
+        self.task_log = TaskLog(slow=options.slow_task, moved_tasks=options.moved_tasks)
         events.subscribe(self.task_log)
         self.changed = asyncio.Event()  # an execution has ended
         self.stuck = False  # after the end: a task, or an unwritten outcome, has outlasted it

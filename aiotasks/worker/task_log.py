@@ -4,17 +4,19 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 from uuid import UUID
 
 from django.tasks import signals as django_signals
 
-from .. import logs
+from .. import logs, signals
 from ..codec import CANCELLED_START, decode
 from ..logs.failures import indented, last_words, own_frame
 from ..logs.formats import printable
+from ..registry import known
 from ..rows import Job
 from .events import Observer
 from .execution import Execution
@@ -105,10 +107,18 @@ class TaskLog(Observer):
     lines, up to MOST_LINES in a second.
 
     slow: the seconds beyond which an attempt is logged as a warning; None: never.
+    moved_tasks: the backend's MOVED_TASKS.
     """
 
-    def __init__(self, *, slow: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        slow: float | None = None,
+        moved_tasks: Mapping[str, str] = MappingProxyType({}),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._slow = inf if slow is None else slow
+        self._moved_tasks = moved_tasks
         self._clock = clock
         self._second = _Second(-inf, crowded=False)
         self._timer: asyncio.TimerHandle | None = None
@@ -220,6 +230,14 @@ class TaskLog(Observer):
             extra=_fields(job, "succeeded", seconds),
         )
 
+    def _beside(self, job: Job) -> Literal["shown", "mailed"] | None:
+        """Return what becomes of Django's record of the failure where ours goes; None: there is none."""
+        if known(job.task_path, self._moved_tasks) is None:  # then nothing is announced
+            return None
+        if not signals.is_logged(django_signals.task_finished):
+            return None
+        return logs.beside(logger, django_signals.logger, logging.ERROR)
+
     def _failed(self, job: Job, text: str, seconds: float | None, second: _Second) -> None:
         if _is_cancel(text):
             if not second.crowded:
@@ -235,7 +253,7 @@ class TaskLog(Observer):
             self._left_out(second)
             return
         error = _Error(job, text)
-        beside = logs.beside(logger, django_signals.logger, logging.ERROR)
+        beside = self._beside(job)
         logger.log(
             # Once is enough for error trackers and mails to ADMINS, and Django's record has the exception.
             logging.WARNING if beside else logging.ERROR,

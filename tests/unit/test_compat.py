@@ -261,6 +261,8 @@ def test_receivers_of_a_signal() -> None:
     assert not compat.has_only(signal, id(first))
     compat.connect_first(signal, first, dispatch_uid="tests.first")
     assert not compat.has_only(signal, id(second))
+    assert compat.has_receiver(signal, id(second))
+    assert not compat.has_receiver(signal, id(third))
     signal.send(None)
     assert calls == ["first", "second"]
     signal.connect(third)

@@ -3,12 +3,13 @@
 import json
 import logging
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 from django.tasks import signals as django_signals
 
+from aiotasks import registry
 from aiotasks.codec import dump_error
 from aiotasks.exceptions import TaskCancelled
 from aiotasks.worker.outcomes import Failed, Retried, Succeeded
@@ -16,6 +17,8 @@ from aiotasks.worker.task_log import MOST_LINES, TaskLog
 from tests.worker.harness import until
 
 logger = logging.getLogger("aiotasks.tasks")
+
+CHARGE = "shop.tasks.charge"
 
 
 class Clock:
@@ -34,14 +37,19 @@ def clock() -> Clock:
 @pytest.fixture
 def task_log(clock: Clock, caplog: pytest.LogCaptureFixture) -> TaskLog:
     caplog.set_level(logging.INFO)
-    return TaskLog(slow=5.0, clock=clock)
+    return TaskLog(slow=5.0, moved_tasks={"shop.tasks.old": CHARGE}, clock=clock)
+
+
+@pytest.fixture(autouse=True)
+def _known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._resolved, CHARGE, cast("Any", object()))
 
 
 def moment(seconds: float) -> bytes:
     return int(seconds * 1_000_000).to_bytes(8, signed=True)
 
 
-def ended(outcome: Any = None, *, seconds: float | None = 0.04, path: str = "shop.tasks.charge") -> Any:
+def ended(outcome: Any = None, *, seconds: float | None = 0.04, path: str = CHARGE) -> Any:
     job = SimpleNamespace(
         id=uuid4(),
         task_path=path,
@@ -130,6 +138,22 @@ async def test_one_error_and_one_traceback_a_failure_in_a_handler(
     assert level == "WARNING"
     assert "\n" not in text
     assert not hasattr(caplog.records[0], "traceback")
+
+
+async def test_the_error_is_ours_where_django_has_no_record_of_it(
+    task_log: TaskLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is announced of a task that can't be imported here, and a site may disconnect the receiver."""
+    failed = failure(ValueError("no"))
+    task_log.wrote([ended(failed, path="shop.gone.charge"), ended(failed, path="shop.tasks.old")], 0.001)
+    task_log.lost(ended(path="shop.gone.charge").job, failed.text)
+    assert django_signals.task_finished.disconnect(django_signals.log_task_finished)
+    try:
+        task_log.wrote([ended(failed)], 0.001)
+    finally:
+        django_signals.task_finished.connect(django_signals.log_task_finished)
+    assert [level for level, _ in lines(caplog)] == ["ERROR", "WARNING", "ERROR", "ERROR"]
+    assert [hasattr(record, "traceback") for record in caplog.records] == [True, False, True, True]
 
 
 async def test_a_retry_has_no_traceback(task_log: TaskLog, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import aiotasks
+from aiotasks import registry
 from tests.backend.support import run_all
 from tests.site import default_task_backend
 from tests.worker import tasks
@@ -126,3 +127,28 @@ def test_a_lost_task_has_a_line(start_worker: Start, ledger: Ledger) -> None:
     worker.wait_for(f"tests.worker.tasks.noop failed id={expired.id} queue=default attempt=0 wait=- took=-")
     assert worker.stop() == 0
     assert re.search('error="aiotasks.exceptions.TaskExpired: .*" at=-\n', worker.log)
+
+
+@pytest.mark.parametrize("path", [tasks.noop.module_path, "tests.worker.gone.task"])
+async def test_a_lost_task_is_one_error(
+    configure: Configure,
+    ledger: Ledger,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+) -> None:
+    """Django's where the task can be imported, be it for that alone; else the worker's own."""
+    configure(POLL_INTERVAL=0.2)
+    expired = await tasks.noop.using(expires=0.001).aenqueue()
+    ledger.connection.execute("UPDATE aiotasks_task SET task_path = %s WHERE id = %s", [path, expired.id])
+    monkeypatch.delitem(registry._resolved, tasks.noop.module_path, raising=False)
+
+    def said() -> list[tuple[str, str]]:
+        return [(one.name, one.levelname) for one in caplog.records if expired.id in one.getMessage()]
+
+    async with aiotasks.Worker(grace=5):
+        await until(lambda: "aiotasks.tasks" in dict(said()))
+    if path == tasks.noop.module_path:
+        assert sorted(said()) == [("aiotasks.tasks", "WARNING"), ("django.tasks", "ERROR")]
+    else:
+        assert said() == [("aiotasks.tasks", "ERROR")]

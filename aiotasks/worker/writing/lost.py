@@ -52,7 +52,6 @@ class LostTasks:
 
     async def _announce(self, job: Job, error: Exception) -> None:
         self._finisher.failed += 1
-        self._observer.lost(job, job.errors[-1])
         try:
             result = await asyncio.get_running_loop().run_in_executor(
                 self._importer, result_of, job, self._options.moved_tasks
@@ -62,5 +61,8 @@ class LostTasks:
         except InvalidRow as broken:
             logger.error("Could not send task_finished id=%s error=%r", job.id, str(broken))
             return
+        finally:
+            # Not before: the log says more where this process doesn't know the task, and nobody else will.
+            self._observer.lost(job, job.errors[-1])
         # Each task has an error of its own: raising one for the receivers adds to its traceback.
         await signals.asend_finished(self._sender, result, type(error)(*error.args))
