@@ -30,8 +30,12 @@ def add_filters(parser: ArgumentParser, *, times: str) -> None:
 
 def filter_of(options: Namespace, *, ends: bool = False) -> TaskFilter:
     """Return the filter that is given. ``ends``: see ``read_filter``. Raises UsageError."""
+    given = {name: getattr(options, name) for name in _OPTIONS}
+    if empty := [name for name, text in given.items() if text == ""]:
+        # Left out, it would mean more tasks: a script's variable that isn't set must not delete them.
+        raise UsageError(f"--{empty[0]} is empty: give a value, or leave the option out.")
     try:
-        return read_filter(ends=ends, **{name: getattr(options, name) for name in _OPTIONS})
+        return read_filter(ends=ends, **given)
     except ValueError as error:
         text = str(error)
         raise UsageError(f"--{text}" if text.split()[0] in _OPTIONS else text) from None

@@ -223,6 +223,8 @@ def test_without_a_terminal_it_needs_yes(
         (["retry", "0198"], "'0198' is not the id of a task"),
         (["retry", "--status", "done"], "--status must be one of SCHEDULED"),
         (["retry", "--since", "yesterday"], "--since must be a time such as"),
+        (["delete", "--status", "failed", "--queue", ""], "--queue is empty: give a value, or leave"),
+        (["cancel", "--task", "x", "--since", ""], "--since is empty"),
         (["retry", "--worker", "web-1"], "--worker must be the id of a worker"),
         (["retry", "--status", "ready"], "READY tasks are not retried, only those that are FAILED"),
         (
