@@ -33,7 +33,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--arguments", action="store_true", help="show its arguments, result and metadata, too"
     )
     parser.add_argument(
-        "--traceback", choices=["last", "all"], default="last", help="of which failed attempts (last)"
+        "--traceback",
+        dest="tracebacks",  # Django's own --traceback has errors of the command raised
+        choices=["last", "all"],
+        default="last",
+        help="of which failed attempts (last)",
     )
     add_json(parser)
 
@@ -50,7 +54,7 @@ def run(options: Namespace, output: Output) -> int:
     if options.json:
         output.json(_as_json(detail, options.arguments))
     else:
-        everything = options.traceback == "all"
+        everything = options.tracebacks == "all"
         output.show(*detail_parts(detail, arguments=options.arguments, all_tracebacks=everything))
     return 0
 

@@ -19,6 +19,7 @@ from aiotasks.store.store import Store
 from tests.store import rows
 
 from .conftest import run
+from .test_usage import at_the_command_line
 
 ERROR = {
     "class": "builtins.ValueError",
@@ -182,3 +183,17 @@ def test_mistakes(database: str, arguments: list[str], says: str) -> None:
 def test_a_task_that_is_not_there(database: str) -> None:
     with pytest.raises(CommandError, match=r"Backend 'default' has no task .*\. It may have been pruned"):
         run("show", str(uuid4()))
+
+
+@pytest.mark.parametrize(
+    ("id", "code", "says"),
+    [("123", 2, "'123' is not the id of a task"), (str(UUID(int=7)), 1, "Backend 'default' has no task")],
+)
+def test_mistakes_of_show_are_one_line(
+    database: str, capsys: pytest.CaptureFixture[str], id: str, code: int, says: str
+) -> None:
+    for more in ([], ["--traceback", "all"]):
+        assert at_the_command_line("show", id, *more) == code
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith(f"aiotasks: {says}")
