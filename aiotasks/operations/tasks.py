@@ -28,6 +28,10 @@ LATEST = 1e11
 # Queues, lanes and priorities whose READY tasks are merged. With more, all tasks are looked at by id.
 MOST_LEGS = 50
 
+# Days by which the id of a task may be older than its enqueue: ids of ticks begin with the time of the tick,
+# and a weekly one may be made up for almost a week late, by clocks that differ.
+LATE_DAYS = 8
+
 # The first look is for so many times the page's tasks, and each look is so many times the one before.
 FIRST, GROWTH = 4, 8
 
@@ -101,16 +105,20 @@ async def list_tasks(
     started last. SCHEDULED tasks: what is due first.
 
     A page that has looked at 20,000 tasks (2,000 where errors are compared) ends there: it may have fewer
-    rows, even none, and a ``next``. Tasks that come or go between two pages move none of the others.
+    rows, even none, and a ``next``. Tasks that come or go between two pages move none of the others. In
+    lists by their enqueue, tasks of schedules stand at the time of their tick; those that were enqueued more
+    than 8 days late are missing where the filter has an ``enqueued_after``.
     """
     walks = await _walks(store, backend, chosen)
     key: _Key = _soonest if [walk.branch for walk in walks] == ["scheduled"] else _latest
     streams = [_Stream(walk, _begin(chosen, walk, after, key), limit) for walk in walks]
     most, looked_at = LOOK_AT if chosen.error is None else LOOK_AT_ERRORS, 0
+    # Each walk has its share: nothing is certain of the merged list before every one has been looked at.
+    share = max(1, most // max(1, len(streams)))
     found = _known(streams, key)
     while len(found) < limit and looked_at < most and not all(stream.ended for stream in streams):
         last = min((stream for stream in streams if not stream.ended), key=lambda each: key(each.reached))
-        looked_at += await last.look(store, backend, chosen, most - looked_at)
+        looked_at += await last.look(store, backend, chosen, min(share, most - looked_at))
         found = _known(streams, key)
     going_on = [stream.reached for stream in streams if not stream.ended]
     end = None
@@ -156,9 +164,9 @@ async def _walks(store: Store, backend: str, chosen: TaskFilter) -> list[Walk]:
     """Return the walks that meet all tasks of the filter, in the same order."""
     statuses = None if chosen.statuses is None else frozenset(chosen.statuses)
     if chosen.error is not None:
-        statuses = frozenset((Status.FAILED,)).intersection(statuses or Status)
+        statuses = frozenset((Status.FAILED,)).intersection(Status if statuses is None else statuses)
     if chosen.finished_after is not None or chosen.finished_before is not None:
-        statuses = FINAL.intersection(statuses or Status)
+        statuses = FINAL.intersection(Status if statuses is None else statuses)
     if statuses is not None and not statuses:
         return []
     wanted = None if statuses is None else sorted(statuses)
@@ -177,7 +185,7 @@ async def _walks(store: Store, backend: str, chosen: TaskFilter) -> list[Walk]:
             until = _until(chosen.finished_after, chosen.enqueued_after)
             each = [Walk("finished", [status], until=until) for status in wanted]
             return [*each, Walk("kept", wanted, until=until)]
-    until_id = NO_ID if chosen.enqueued_after is None else _id_at(chosen.enqueued_after, -1)
+    until_id = NO_ID if chosen.enqueued_after is None else _id_at(chosen.enqueued_after, -LATE_DAYS)
     return [Walk("newest", wanted, until_id=until_id)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,6 +15,7 @@ from aiotasks.operations.connection import operator_connection
 from aiotasks.operations.filters import read_filter
 from aiotasks.operations.tasks import Cursor, Page, TaskRow, list_tasks
 from aiotasks.rows import Status
+from aiotasks.schedules.cron import tick_id
 from aiotasks.store.store import Store
 from tests.examples import example
 from tests.store.rows import new_job, worker
@@ -92,6 +94,7 @@ FILTERS = [
     ({"enqueued_before": "1h"}, "false", "id"),
     ({"status": "ready", "finished_after": "1h"}, "false", "id"),
     ({"error": "ValueError", "status": "ready"}, "false", "id"),
+    ({"error": "ValueError", "status": "ready", "since": "1d"}, "false", "id"),
 ]
 
 
@@ -153,6 +156,24 @@ async def test_a_page_ends_where_it_has_looked_at_enough(
     assert len(for_all) > 1
 
 
+async def test_a_page_that_is_longer_than_what_is_looked_at(
+    store: Store, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_AT_ERRORS", 20)
+    await put(conn, store, 50)
+    await conn.execute(
+        """
+        UPDATE aiotasks_task SET errors = ARRAY['{"class": "builtins.ValueError", "traceback": "x"}'::json]
+        WHERE status = 'FAILED'
+        """
+    )
+    found = await pages(store, read_filter(error="ValueError"), 100)
+    wanted = await conn.fetch(
+        "SELECT id FROM aiotasks_task WHERE status = 'FAILED' ORDER BY finished_at DESC, id DESC"
+    )
+    assert [row.id for page in found for row in page.rows] == [row[0] for row in wanted]
+
+
 async def test_too_many_kept_tasks_are_said_to_be_missing(
     store: Store, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +182,13 @@ async def test_too_many_kept_tasks_are_said_to_be_missing(
     page = await list_tasks(store, "default", read_filter(status="failed"), limit=3)
     assert not page.complete
     assert (await list_tasks(store, "default", read_filter(status="ready"), limit=3)).complete
+
+
+async def test_a_task_of_a_late_tick_is_found_by_its_enqueue(store: Store) -> None:
+    late = tick_id("default", "weekly", datetime.now(UTC) - timedelta(days=6))
+    await store.insert_jobs([new_job(), new_job(id=str(late))])
+    found = await pages(store, read_filter(since="1h"), 1)
+    assert [row.id for page in found for row in page.rows][1:] == [late]
 
 
 async def test_what_a_row_says(store: Store, conn: asyncpg.Connection) -> None:
