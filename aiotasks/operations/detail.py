@@ -139,11 +139,17 @@ def attempts(detail: TaskDetail) -> list[AttemptRow]:
     """
     rows = []
     number = 0
+    # The last end of a FAILED task may be that of a worker that died, so that nobody noted the attempt.
+    last_end = len(detail.errors) - (detail.status is Status.FAILED)
     for index, text in enumerate(detail.errors):
         stored = _stored(text)
         if index == KEPT_ERRORS:
             number += detail.errors_omitted
         noted = stored.get("attempt")
+        if noted is None and index < last_end and _ended(stored) in ("cancelled", "expired"):
+            # It ended while it waited, and was retried: workers note the attempts that they end.
+            rows.append(_failed(detail, None, text, stored))
+            continue
         number = noted if isinstance(noted, int) and noted > 0 else number + 1
         rows.append(_failed(detail, number if number <= len(detail.worker_ids) else None, text, stored))
     last = len(detail.worker_ids)
@@ -171,16 +177,21 @@ def _failed(detail: TaskDetail, number: int | None, text: str, stored: dict[str,
         began = detail.last_attempted_at if is_last else detail.started_at if number == 1 else None
         if is_last:
             seconds = _between(began, detail.finished_at)
-    worker, traceback, kind = (stored.get(name) for name in ("worker", "traceback", "class"))
+    worker, traceback = stored.get("worker"), stored.get("traceback")
     return AttemptRow(
         number=number,
-        ended=_BY_CLASS.get(kind, "failed") if isinstance(kind, str) else "failed",
+        ended=_ended(stored),
         began=began,
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
         worker=worker if isinstance(worker, str) else _worker(detail, number),
         error=one_line(text),
         traceback=traceback if isinstance(traceback, str) else None,
     )
+
+
+def _ended(stored: dict[str, Any]) -> Ended:
+    kind = stored.get("class")
+    return _BY_CLASS.get(kind, "failed") if isinstance(kind, str) else "failed"
 
 
 def timeline(detail: TaskDetail) -> list[Event]:

@@ -15,7 +15,7 @@ import pytest
 import aiotasks
 from aiotasks.operations.connection import reading
 from aiotasks.operations.detail import TaskDetail, attempts, key_holder, read_task, timeline
-from aiotasks.rows import Status
+from aiotasks.rows import FINAL, Status
 from aiotasks.store.store import Store
 from aiotasks.worker.startup import backend_of
 from tests.store import rows
@@ -130,6 +130,33 @@ async def test_a_crash_and_a_cancel_before_a_start(store: Store, conn: asyncpg.C
     assert found[0].began is not None
     assert (found[1].began, found[1].seconds) == (None, None)
     assert dead != rescuer
+
+
+@pytest.mark.parametrize("kind", ["TaskCancelled", "TaskExpired"])
+@pytest.mark.parametrize("status", [Status.RUNNING, Status.SUCCESSFUL, Status.READY, Status.FAILED])
+def test_an_end_without_an_attempt_before_a_retry(kind: str, status: Status) -> None:
+    later = T0 + timedelta(seconds=60)
+    ended = {"finished_at": later + timedelta(seconds=1)} if status in FINAL else {}
+    errors = [error(f"aiotasks.exceptions.{kind}")]
+    if status in (Status.READY, Status.FAILED):  # lost, or FAILED by a crash
+        errors.append(error("aiotasks.exceptions.WorkerLost"))
+    found = detail(
+        status=status,
+        errors=errors,
+        worker_ids=[UUID(int=1)],
+        started_at=later,
+        last_attempted_at=later,
+        **ended,
+    )
+    first, second = attempts(found)
+    assert (first.number, first.began, first.seconds, first.worker) == (None, None, None, None)
+    assert (second.number, second.began, second.worker) == (1, later, str(UUID(int=1)))
+    assert [event.kind for event in timeline(found)].count("began") == 1
+
+
+def test_a_cancelled_attempt_whose_worker_has_died() -> None:
+    (row,) = attempts(detail(errors=[error("aiotasks.exceptions.TaskCancelled")], worker_ids=[UUID(int=1)]))
+    assert (row.number, row.ended) == (1, "cancelled")
 
 
 def test_rows_of_older_releases() -> None:
