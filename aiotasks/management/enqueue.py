@@ -139,7 +139,7 @@ def _as_json(result: PostgresTaskResult) -> dict[str, Any]:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         quoted = json.dumps(text, ensure_ascii=False)
         raise ArgumentTypeError(
             f"{text!r:.200} isn't JSON; as a text it is written '{quoted:.200}'"

@@ -10,15 +10,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from django.core.management.base import OutputWrapper
+from django.core.management.base import CommandError, OutputWrapper
 from django.core.serializers.json import DjangoJSONEncoder
 
 from aiotasks.management.usage import UsageError
 from aiotasks.operations.tables import WIDTH, Part, as_text
 
-__all__ = ["Output", "add_json", "add_yes"]
+__all__ = ["Output", "OutputFailed", "add_json", "add_yes"]
 
 type Progress = Callable[[int, str], None]
+
+
+class OutputFailed(CommandError):
+    """The answer can't be written, for example because a disk is full."""
 
 
 def add_json(parser: ArgumentParser, *, default: bool | str = False) -> None:
@@ -107,8 +111,13 @@ class Output:
         self._write("\x1b[H" + "\x1b[K\n".join(lines) + "\x1b[K\x1b[J", ending="")
 
     def _write(self, text: str, *, ending: str = "\n") -> None:
-        self._stdout.write(text, ending=ending)
-        self._stdout.flush()  # into a pipe, too: whoever reads it may wait for each answer
+        try:
+            self._stdout.write(text, ending=ending)
+            self._stdout.flush()  # into a pipe, too: whoever reads it may wait for each answer
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputFailed(f"The answer can't be written: {error.strerror}.") from error
 
     def note(self, text: str) -> None:
         """Print a remark on stderr, so that it isn't a part of the answer."""

@@ -137,7 +137,7 @@ def _json(kind: type, words: str) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArgumentTypeError(f"{text!r:.200} isn't JSON: {error}") from None
         if not isinstance(value, kind):
             raise ArgumentTypeError(f"{text!r:.200} isn't {words}")

@@ -33,6 +33,9 @@ TIMES = {"since": "after", "until": "before"}
 # Seconds by the letter of a unit.
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
+# Beyond, Python has no time of another zone, or of some days before or after.
+FIRST_YEAR, LAST_YEAR = 2, 9998
+
 
 def read_filter(*, ends: bool = False, **texts: str | None) -> TaskFilter:
     """Return the filter of these texts; None and "" say nothing.
@@ -101,15 +104,15 @@ def read_age(text: str) -> timedelta | None:
 def read_time(name: str, text: str) -> datetime:
     """Return the time that a text says: ISO 8601, or an age before now. Raises ValueError with ``name``."""
     try:
-        if (age := read_age(text)) is not None:
-            return timezone.now() - age
-        time = parse_datetime(text)
+        time = parse_datetime(text) if (age := read_age(text)) is None else timezone.now() - age
     except (ValueError, OverflowError):  # the 30th of February; an age beyond year 1
         time = None
     if time is None:
         raise ValueError(
             f"{name} must be a time such as 2026-11-29T14:00 or an age such as 7d, not {text!r:.100}."
         )
+    if not FIRST_YEAR <= time.year <= LAST_YEAR:
+        raise ValueError(f"{name} must be in the years {FIRST_YEAR} to {LAST_YEAR}, not {text!r:.100}.")
     return timezone.make_aware(time) if timezone.is_naive(time) else time
 
 

@@ -76,6 +76,7 @@ def test_a_time_is_in_the_current_zone(sql: Sql) -> None:
         (["tests.tasks.noop", "--priority", "101"], "priority must be"),
         (["tests.tasks.noop", "--priority", "x"], "argument --priority: invalid int value: 'x'"),
         (["tests.tasks.echo", "abc"], """'abc' isn't JSON; as a text it is written '"abc"'"""),
+        (["tests.tasks.echo", "[" * 100_000], "isn't JSON"),
         (["tests.tasks.echo", "--kwargs", "[]"], r"argument --kwargs: '\[\]' isn't a JSON object"),
         (["tests.tasks.echo", "--at", "soon"], "argument --at: it must be a time such as .*, not 'soon'"),
         (["tests.tasks.echo", "--at", "999999w"], "argument --at: '999999w' is too far ahead"),

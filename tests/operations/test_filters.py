@@ -61,6 +61,8 @@ def test_a_time_without_a_zone_is_in_the_current_one() -> None:
         ({"enqueued_before": "2026-02-30"}, "enqueued_before must be a time"),
         ({"enqueued_before": "999999w"}, "enqueued_before must be a time"),
         ({"since": "later"}, "since must be a time such as .*, not 'later'"),
+        ({"since": "0001-01-01"}, "since must be in the years 2 to 9998, not '0001-01-01'"),
+        ({"until": "9999-12-31T23:00"}, "until must be in the years 2 to 9998"),
         ({"worker": "me"}, "worker must be the id of a worker, a UUID, not 'me'"),
         ({"since": "1d", "enqueued_after": "1d"}, "since and enqueued_after can't both be given"),
     ],
@@ -68,6 +70,13 @@ def test_a_time_without_a_zone_is_in_the_current_one() -> None:
 def test_bad_texts(texts: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         read_filter(**texts)
+
+
+def test_the_first_and_the_last_times_are_shown_in_every_zone() -> None:
+    chosen = read_filter(enqueued_after="0002-01-01T00:00Z", enqueued_before="9998-12-31T23:59Z")
+    for zone in ("America/New_York", "Asia/Tokyo"):
+        with timezone.override(zone):
+            assert describe(chosen).startswith("enqueued since 000")
 
 
 def test_a_wrong_name() -> None:

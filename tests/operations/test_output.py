@@ -267,3 +267,36 @@ def test_prune_as_json(sql: psycopg.Connection, fill: Callable[..., None]) -> No
     sql.execute("UPDATE aiotasks_task SET finished_at = now() - interval '1 h'")
     code, text = run("prune", "--older-than", "1m", "--json")
     assert (code, json.loads(text)) == (0, {"tasks": 2, "workers": 0})
+
+
+def test_an_encoding_that_lacks_a_character(
+    worker_env: dict[str, str], sql: psycopg.Connection, fill: Callable[..., None]
+) -> None:
+    fill("READY", 1, queue="a\u2192b")
+    done = subprocess.run(
+        [sys.executable, "-m", "aiotasks", "tasks"],
+        env={**worker_env, "PYTHONIOENCODING": "iso-8859-1"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"a\\u2192b" in done.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a file that is always full")
+def test_a_full_disk_is_one_line(worker_env: dict[str, str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "aiotasks", "tasks"],
+            env=worker_env,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "aiotasks: The answer can't be written: No space left on device.\n",
+    )

@@ -308,6 +308,7 @@ def test_the_command_says_what_is_wrong(database: str) -> None:
         ("add", "a", ECHO, "--every", "5m", "--timezone", "UTC"): "an interval goes by elapsed time",
         ("add", "a", ECHO, "--every", "5"): "isn't a number with a unit",
         ("add", "a", ECHO, "--cron", "@daily", "--args", "{"): "isn't JSON",
+        ("add", "a", ECHO, "--cron", "@daily", "--args", "[" * 100_000): "isn't JSON",
         ("add", "a", ECHO, "--cron", "@daily", "--args", "5"): "--args: '5' isn't a JSON list",
         ("add", "a", ECHO, "--cron", "@daily", "--kwargs", "[]"): r"--kwargs: '\[\]' isn't a JSON object",
         ("add", "a", ECHO, "--cron", "@daily", "--within", "0s"): "--within: '0s' isn't from 1s to 366d",

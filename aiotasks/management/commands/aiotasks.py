@@ -5,6 +5,7 @@ import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -33,7 +34,7 @@ from aiotasks.management import (
     tasks,
     worker,
 )
-from aiotasks.management.output import Output
+from aiotasks.management.output import Output, OutputFailed
 from aiotasks.management.subcommand import Subcommand
 from aiotasks.management.usage import SubcommandParser, UsageError
 from aiotasks.worker.process.exits import report_error
@@ -105,6 +106,9 @@ class Command(BaseCommand):
         """Run as the program of a command line; mistakes are one line on stderr. Raises SystemExit where the
         exit code isn't 0."""
         self._from_command_line = True
+        if isinstance(sys.stdout, TextIOWrapper):
+            # What is stored may have characters that the terminal's encoding doesn't.
+            sys.stdout.reconfigure(errors="backslashreplace")
         traceback = False
         try:
             options = self._parse(program, arguments)
@@ -113,6 +117,8 @@ class Command(BaseCommand):
             self.execute(**vars(options))
             self.stdout.flush()
         except CommandError as error:
+            if isinstance(error, OutputFailed):
+                _discard_output()
             if traceback:
                 raise
             if isinstance(error, SystemCheckError):
@@ -123,8 +129,8 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
         except BrokenPipeError:
-            # The reader has gone, as `| head` does. Python would report that once more when it flushes.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader has gone, as `| head` does.
+            _discard_output()
             sys.exit(128 + signal.SIGPIPE)
         finally:
             with suppress(ImproperlyConfigured):  # there are no settings
@@ -163,3 +169,8 @@ class Command(BaseCommand):
         output = Output(given, self.stdout, self.stderr)
         if code := SUBCOMMANDS[options["subcommand"]].run(given, output):
             sys.exit(code)
+
+
+def _discard_output() -> None:
+    """Keep Python from reporting once more, when it flushes at its end, that stdout can't be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
