@@ -1,5 +1,6 @@
 """``--health-port``: what probes see of a worker, and of a supervisor's, in outages and blocked loops."""
 
+import asyncio
 import json
 import re
 import signal
@@ -14,10 +15,11 @@ import pytest
 from django.db import connection
 
 from aiotasks.worker.process import cli
+from aiotasks.worker.process.reports import Channel
 from tests.proxy import Proxy
 
 from . import tasks
-from .harness import Ledger, Process, Start, wait_until
+from .harness import Ledger, Process, Start, until, wait_until
 
 LIVE_WITHIN = """
 from aiotasks.worker.process import cli, probes
@@ -166,6 +168,23 @@ def test_a_supervisor_is_not_live_once_no_process_is(start: Start, ledger: Ledge
         psutil.Process(one["pid"]).resume()
     wait_until(lambda: status(worker, "/livez") == 200)
     assert worker.stop() == 0
+
+
+async def test_a_question_without_an_answer_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    async def good() -> int:
+        return 1
+
+    one, other = socket.socketpair()
+    worker, supervisor = Channel(one, answers={"broken": broken, "good": good}), Channel(other)
+    running = [asyncio.create_task(channel.run()) for channel in (worker, supervisor)]
+    await until(lambda: supervisor._writer)
+    assert [await supervisor.ask(what) for what in ("broken", "good")] == [None, 1]
+    assert "A worker cannot answer its supervisor" in caplog.text
+    other.shutdown(socket.SHUT_RDWR)
+    await asyncio.gather(*running)
 
 
 @pytest.mark.parametrize("number", ["1", "2"])

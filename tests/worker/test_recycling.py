@@ -146,6 +146,12 @@ except FileExistsError:
     assert supervising.result() == 0
 
 
+async def test_one_that_cannot_be_asked_to_make_way_any_more_is_stopped(said: Any) -> None:
+    broken = "os.write(int(os.environ['AIOTASKS_REPORTS']), b'\\0\\0\\0\\1x');"
+    async with running(python(READY + RECYCLE + broken + WAIT)):
+        await until(lambda: said("has ended before it made way .* signal=15"))
+
+
 async def test_those_that_make_way_too_soon_wait(said: Any) -> None:
     drained = "os.read(int(os.environ['AIOTASKS_REPORTS']), 100); sys.exit(76)"
     async with running(python(READY + RECYCLE + drained)):

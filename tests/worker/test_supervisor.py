@@ -246,6 +246,19 @@ async def test_who_asks_for_another_too_soon_waits(said: Any, monkeypatch: pytes
     assert said(r"to be started again .* pause=(.*)$")[:3] == ["0.01", "0.02", "0.04"]
 
 
+@pytest.mark.parametrize("message", [b"\0\0\0\1x", b"\0\0\0\0013", b"a line of text\n"])
+async def test_what_is_no_message_of_a_worker_ends_no_supervisor(said: Any, message: bytes) -> None:
+    """A task has written to a wrong file descriptor."""
+    code = f"{READY} os.write(int(os.environ['AIOTASKS_REPORTS']), {message!r}); {WAIT}"
+    async with running(python(code)) as supervising:
+        await until(lambda: said("The channel between a worker and its supervisor has failed"))
+        (pid,) = said(r"Started a worker pid=(\d+)")
+        os.kill(int(pid), signal.SIGKILL)
+        await until(lambda: len(said("Started a worker")) >= 2)
+        assert not supervising.done()
+    assert supervising.result() == 0
+
+
 async def test_who_leaves_untold_is_replaced(said: Any) -> None:
     async with running(python(READY)):
         await until(lambda: len(said("has ended.* exit=0")) >= 2)

@@ -86,7 +86,10 @@ class Child:
 
     def drain(self) -> None:
         """Have it end once its running tasks have: another has taken its place."""
-        self._reports.say("drain")
+        if self._reporting.done():  # the channel has failed, and it waits for this word
+            self.stop()
+        else:
+            self._reports.say("drain")
 
     async def outlasts(self, event: asyncio.Event) -> bool:
         """Wait until ``event`` is set, or the process has ended; returns whether it still runs."""
@@ -123,7 +126,7 @@ class Child:
         asyncio.get_running_loop().remove_reader(self._pipe)
         self._pipe.close()
         self._reporting.cancel()
-        with suppress(asyncio.CancelledError):
+        with suppress(Exception, asyncio.CancelledError):
             await self._reporting
         self._reports.close()
         self.ended.set()
