@@ -16,7 +16,9 @@ import psutil
 import pytest
 from django.core.management import call_command
 
+from aiotasks.metrics import Family, Sample
 from aiotasks.worker.process import cli, supervisor
+from aiotasks.worker.process.sd_notify import ServiceManager
 from aiotasks.worker.process.supervisor import Supervisor
 from tests.site import default_task_backend
 
@@ -255,6 +257,57 @@ async def test_what_is_no_message_of_a_worker_ends_no_supervisor(said: Any, mess
         (pid,) = said(r"Started a worker pid=(\d+)")
         os.kill(int(pid), signal.SIGKILL)
         await until(lambda: len(said("Started a worker")) >= 2)
+        assert not supervising.done()
+    assert supervising.result() == 0
+
+
+ANSWERS = """
+import json, socket, struct
+channel = socket.socket(fileno=int(os.environ["AIOTASKS_REPORTS"]))
+while True:
+    (length,) = struct.unpack("!I", channel.recv(4, socket.MSG_WAITALL))
+    asked = json.loads(channel.recv(length, socket.MSG_WAITALL))
+    body = json.dumps({"id": asked["id"], "answer": ANSWERS[asked["ask"]], "later": 1}).encode()
+    channel.sendall(struct.pack("!I", len(body)) + body)
+"""
+
+
+HEALTH = {"process": "9", "pid": 5, "turned": 0.5, "ready": True, "reasons": [], "status": "runs"}
+FAMILY = Family("aiotasks_x", "gauge", "X.", [Sample("aiotasks_x", {"task": "a"}, 1)])
+LATER = {
+    "health": {**HEALTH, "later": 1},
+    "metrics": [["aiotasks_x", "gauge", "X.", [["aiotasks_x", {"task": "a"}, 1, "later"]], "later"]],
+}
+WRONG = {"health": [1], "metrics": [["aiotasks_x"]]}
+
+
+@pytest.mark.parametrize(
+    ("answers", "status", "scraped"),
+    [(LATER, "STATUS=runs", [("0", [FAMILY])]), (WRONG, "STATUS=it starts", [])],
+    ids=["later", "wrong"],
+)
+async def test_answers_of_another_release(
+    said: Any, answers: dict[str, Any], status: str, scraped: list[Any]
+) -> None:
+    """After a deploy in place the supervisor is of the older one."""
+    lines: list[str] = []
+    manager: Any = ServiceManager("/nowhere", 0.01)
+    manager.notify = lambda *notified: lines.extend(notified)
+    supervisor = Supervisor(python(f"{READY}\nANSWERS = {answers!r}{ANSWERS}"), processes=1, manager=manager)
+    supervising = asyncio.create_task(supervisor.run())
+    await until(lambda: status in lines and "READY=1" in lines)
+    assert await supervisor._scrape() == scraped
+    assert not supervising.done()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(supervising, 10)
+
+
+async def test_a_part_of_it_that_fails_ends_no_worker(said: Any) -> None:
+    manager: Any = ServiceManager("/nowhere", None)
+    manager.run = lambda processes: 1 / 0
+    async with running(python(READY + WAIT), manager=manager) as supervising:
+        await until(lambda: said("A part of the health endpoints has failed"))
+        await until(lambda: said("Started a worker"))
         assert not supervising.done()
     assert supervising.result() == 0
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from subprocess import DEVNULL
+from typing import Any
 
 from ...metrics import Family
 from .probes import ProcessHealth
@@ -103,11 +104,11 @@ class Child:
 
     async def health(self) -> ProcessHealth:
         """Return how it is; one that doesn't answer isn't ready."""
-        answer = await self._reports.ask("health")
+        found = self._understood(await self._reports.ask("health"))
         now = time.monotonic()
-        if answer is not None:
-            self._turned_at = now - answer["turned"]
-            return ProcessHealth(**{**answer, "process": self.name})
+        if found is not None:
+            self._turned_at = now - found.turned
+            return found
         turned = 0.0 if self._turned_at is None else now - self._turned_at
         silent = "it starts" if self._turned_at is None else "it does not answer"
         return ProcessHealth(
@@ -117,7 +118,10 @@ class Child:
     async def metrics(self) -> list[Family] | None:
         """Return what it has counted; None if it doesn't answer."""
         answer = await self._reports.ask("metrics")
-        return None if answer is None else decoded(answer)
+        try:
+            return None if answer is None else decoded(answer)
+        except (TypeError, ValueError):
+            return None
 
     async def wait(self) -> int:
         """Wait for its end; returns the exit code, or minus the number of the signal that killed it."""
@@ -131,6 +135,20 @@ class Child:
         self._reports.close()
         self.ended.set()
         return code
+
+    def _understood(self, answer: Any) -> ProcessHealth | None:
+        """Read an answer to "health", which may be of another release; None if it can't be read."""
+        try:
+            return ProcessHealth(
+                process=self.name,
+                pid=int(answer.get("pid", self.pid)),
+                turned=float(answer["turned"]),
+                ready=bool(answer["ready"]),
+                reasons=[str(reason) for reason in answer.get("reasons", ())],
+                status=str(answer.get("status", "")),
+            )
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            return None
 
     def _heard(self, word: str) -> None:
         if word == "recycle":

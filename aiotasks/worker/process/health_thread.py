@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["HealthThread"]
+__all__ = ["HealthThread", "kept"]
 
 logger = logging.getLogger("aiotasks.health")
 
@@ -55,10 +55,10 @@ class HealthThread:
         self._main = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         if not self._ending:
-            await asyncio.gather(*(_kept(job) for job in self._jobs))
+            await asyncio.gather(*(kept(job) for job in self._jobs))
 
 
-async def _kept(job: Job) -> None:
+async def kept(job: Job) -> None:
     """Run ``job``; if it fails, the others go on."""
     try:
         await job()

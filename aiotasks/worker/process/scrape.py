@@ -30,8 +30,10 @@ def metrics_route(scrape: Scrape) -> Answer:
 
 
 def decoded(families: Sequence[Sequence[Any]]) -> list[Family]:
-    """Return families that have been JSON."""
+    """Return families that have been JSON; what a later release adds to one is left out. Raises TypeError and
+    ValueError.
+    """
     return [
-        Family(name, kind, help, [Sample(*sample) for sample in samples])
-        for name, kind, help, samples in families
+        Family(name, kind, help, [Sample(*sample[:3]) for sample in samples])
+        for name, kind, help, samples, *_ in families
     ]

@@ -13,12 +13,14 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import anyio
 
 from ...metrics import Family
 from .child import Child
 from .exits import leave_now
+from .health_thread import kept
 from .http import Responder
 from .probes import ProcessHealth, routes
 from .sd_notify import ServiceManager
@@ -106,9 +108,9 @@ class Supervisor:
                 if self._change is not None:
                     group.start_soon(self._reload, self._change)
                 if self._listening is not None:
-                    group.start_soon(Responder(self._listening, routes(self.health, self._scrape)).run)
+                    group.start_soon(kept, Responder(self._listening, routes(self.health, self._scrape)).run)
                 if self._manager is not None:
-                    group.start_soon(self._manager.run, self.health)
+                    group.start_soon(kept, partial(self._manager.run, self.health))
                 async with anyio.create_task_group() as keepers:
                     self._keepers = keepers
                     for slot in range(self._processes):
