@@ -76,6 +76,24 @@ def test_a_service_starts_lives_and_stops(
     assert worker.wait() == 0
 
 
+def test_one_that_makes_way_is_not_killed(
+    start: Start, ledger: Ledger, manager: Manager, notify_env: dict[str, str], tmp_path: Path
+) -> None:
+    """After STOPPING=1 systemd would kill it TimeoutStopSec later, while its task runs."""
+    go = tmp_path / "go"
+    worker = start("-m", "aiotasks.worker", "--max-tasks", "1", env=notify_env)
+    long = tasks.wait_for_file.enqueue(os.fspath(go))
+    wait_until(lambda: ledger.task(long.id).status == "RUNNING")
+    tasks.add.enqueue(1, 2)
+    worker.wait_for("stopping, running=1 grace=600")
+    manager.has("")
+    before = manager.lines.count("WATCHDOG=1")
+    wait_until(lambda: manager.has("") and manager.lines.count("WATCHDOG=1") > before)
+    go.touch()
+    assert worker.wait() == 75
+    assert not manager.has("STOPPING=1")
+
+
 def test_it_is_ready_only_with_its_database(
     start: Start, ledger: Ledger, manager: Manager, notify_env: dict[str, str]
 ) -> None:

@@ -252,8 +252,8 @@ class Standalone:
             return
         self._draining = True
         self._exit_code = START_AGAIN if self._channel is None else RECYCLED
-        if self._manager is not None:
-            self._manager.notify("STOPPING=1")
+        # No STOPPING=1 to a service manager: systemd would kill the worker TimeoutStopSec later, before this
+        # may be over, and a crash of its tasks would be counted.
         grace = max(self._worker.grace, DRAIN_TIMEOUT)
         self._signals.call_later(grace + OVERDUE, self._overdue)
         self._worker.drain(grace)
