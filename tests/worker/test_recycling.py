@@ -86,6 +86,21 @@ def test_alone_it_ends_to_be_started_again(start: Start, ledger: Ledger, tmp_pat
     assert ledger.workers() == 0
 
 
+def test_a_channel_that_it_has_inherited_is_not_its_own(start: Start, ledger: Ledger) -> None:
+    """A task of an older release's worker has started this one, and left it the variable."""
+    code = """
+import os, socket
+from aiotasks.worker.process import cli
+pair = socket.socketpair()
+os.environ["AIOTASKS_REPORTS"] = str(pair[0].fileno())
+raise SystemExit(cli.main())
+"""
+    worker = start("-c", code, "--max-tasks", "1")
+    add_some(1)
+    assert worker.wait() == 75
+    assert_nothing_counted(ledger)
+
+
 @pytest.mark.parametrize("supervised", [False, True])
 def test_a_signal_ends_the_wait_for_running_tasks(
     start: Start, ledger: Ledger, tmp_path: Path, supervised: bool

@@ -232,7 +232,7 @@ def _needs_supervisor(options: argparse.Namespace) -> bool:
 
 def _work(options: argparse.Namespace, *, leaves: bool) -> int:
     """Run one worker in this process. With ``leaves`` the process ends when the worker does."""
-    reports = channel_from_environment()
+    reports = channel_from_environment(supervised=options.supervised is not None)
     try:
         pipe = None if options.supervised is None else SupervisorPipe(options.supervised)
     except (OSError, OverflowError):

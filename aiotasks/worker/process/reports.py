@@ -142,13 +142,15 @@ async def _answer(handler: Handler) -> Any:
         return None
 
 
-def channel_from_environment() -> socket.socket | None:
+def channel_from_environment(*, supervised: bool) -> socket.socket | None:
     """Return this worker's end, and remove the variable, which processes that tasks start must not have.
 
-    None if there is no supervisor, or one of a release that has no such channel.
+    None if there is no supervisor, or one of a release that has no such channel. A process that isn't
+    ``supervised`` may have the variable all the same: from a worker of an older release, which leaves it to
+    what its tasks start, and then the number is that of any file.
     """
     number = os.environ.pop(VARIABLE, None)
-    if number is None:
+    if number is None or not supervised:
         return None
     try:
         end = socket.socket(fileno=int(number))
