@@ -39,5 +39,8 @@ def render(families: Sequence[Family], accept: str = "") -> tuple[bytes, str]:
     """
     registry = CollectorRegistry()
     registry.register(FamilyCollector(lambda: families))
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # of prometheus-client 0.26, for a version that is no number
+        encode, content_type = choose_encoder("")
     return encode(registry), content_type

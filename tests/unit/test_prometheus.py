@@ -29,6 +29,7 @@ def families() -> list[Family]:
     [
         ("", "text/plain"),
         ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", "text/plain"),
+        ("application/openmetrics-text; version=abc", "text/plain"),
         ("application/openmetrics-text;version=1.0.0,text/plain;q=0.5", "application/openmetrics-text"),
     ],
 )
