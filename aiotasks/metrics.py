@@ -87,11 +87,9 @@ def merged(found: Iterable[tuple[str, Sequence[Family]]]) -> list[Family]:
 
     There are no sums over processes: they would fall when one is started again.
     """
-    by_name: dict[str, Family] = {}
+    by_name: dict[str, tuple[Family, list[Sample]]] = {}
     for process, families in found:
         for family in families:
-            labelled = [one._replace(labels={**one.labels, "process": process}) for one in family.samples]
-            known = by_name.get(family.name)
-            samples = labelled if known is None else [*known.samples, *labelled]
-            by_name[family.name] = family._replace(samples=samples)
-    return list(by_name.values())
+            _, samples = by_name.setdefault(family.name, (family, []))
+            samples += (one._replace(labels={**one.labels, "process": process}) for one in family.samples)
+    return [family._replace(samples=samples) for family, samples in by_name.values()]

@@ -1,12 +1,19 @@
 """``contrib.prometheus``: families as prometheus-client shows them."""
 
+import threading
+from collections import Counter
+from collections.abc import Sequence
+
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from aiotasks.contrib import prometheus
 from aiotasks.contrib.prometheus import FamilyCollector, render
 from aiotasks.metrics import Family, Histogram, Sample, family
+from aiotasks.worker.process.http import Request
+from aiotasks.worker.process.scrape import metrics_route
 
 HOSTILE = 'a "quoted" \\ path\nof two lines'
 
@@ -44,6 +51,28 @@ def test_a_page_holds_the_samples(accept: str, kind: str) -> None:
     }
     samples: list[Sample] = [sample for one in families() for sample in one.samples]
     assert found == {(one.name, tuple(sorted(one.labels.items()))): one.value for one in samples}
+
+
+async def test_the_page_of_several_processes_is_made_beside_the_probes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def rendered(found: Sequence[Family], accept: str) -> tuple[bytes, str]:
+        threads.append(threading.current_thread())
+        return render(found, accept)
+
+    monkeypatch.setattr(prometheus, "render", rendered)
+
+    async def scrape() -> list[tuple[str, Sequence[Family]]]:
+        return [("0", families()), ("1", families())]
+
+    response = await metrics_route(scrape)(Request())
+    (thread,) = threads
+    assert thread is not threading.current_thread()
+    found = [sample for family in parse_text(response.body.decode()) for sample in family.samples]
+    each = len([sample for family in families() for sample in family.samples])
+    assert Counter(sample.labels["process"] for sample in found) == {"0": each, "1": each}
 
 
 def test_a_sites_registry_shows_them_beside_its_own() -> None:
