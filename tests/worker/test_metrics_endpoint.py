@@ -87,17 +87,21 @@ def test_two_processes_of_which_one_is_killed(start: Start, ledger: Ledger) -> N
     assert worker.stop() == 0
 
 
-def test_one_that_makes_way_has_a_label_of_its_own(start: Start, ledger: Ledger, tmp_path: Path) -> None:
+def test_a_process_has_one_label_for_life(start: Start, ledger: Ledger, tmp_path: Path) -> None:
+    """Its counters under the label of another would look like that many tasks more."""
     go = tmp_path / "go"
     worker = start("-m", "aiotasks.worker", "--reload", "--max-tasks", "1", "--health-port", "0")
     wait_until(lambda: [one["ready"] for one in processes(worker)] == [True])
     long = tasks.wait_for_file.enqueue(os.fspath(go))
     wait_until(lambda: ledger.task(long.id).status == "RUNNING")
     tasks.add.enqueue(1, 2)
-    wait_until(lambda: by_process(scrape(worker), "aiotasks_worker_info") == {"0": 1, "0d": 1})
-    wait_until(lambda: by_process(scrape(worker), "aiotasks_worker_slots_used") == {"0": 0, "0d": 1})
+    wait_until(lambda: by_process(scrape(worker), "aiotasks_worker_info") == {"0": 1, "0b": 1})
+    wait_until(lambda: by_process(scrape(worker), "aiotasks_worker_slots_used") == {"0": 1, "0b": 0})
     go.touch()
+    wait_until(lambda: by_process(scrape(worker), "aiotasks_worker_info") == {"0b": 1})
+    tasks.add.enqueue(1, 2)
     wait_until(lambda: by_process(scrape(worker), "aiotasks_worker_info") == {"0": 1})
+    assert by_process(scrape(worker), "aiotasks_tasks_finished_total") == {}
     assert worker.stop() == 0
 
 

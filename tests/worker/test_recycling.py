@@ -55,12 +55,13 @@ def test_the_next_one_serves_before_the_old_one_ends(start: Start, ledger: Ledge
     wait_until(lambda: ledger.task(long.id).status == "RUNNING")
     add_some(3)
     worker.wait_for(f"Starting another worker in the place of one pid={old} ")
-    wait_until(lambda: [one["process"] for one in processes(worker) if not one["ready"]] == ["0d"])
+    wait_until(lambda: [one["process"] for one in processes(worker) if not one["ready"]] == ["0"])
     (new,) = workers_of(worker) - {old}
     after = tasks.work.enqueue()
     wait_until(lambda: ledger.task(after.id).status == "SUCCESSFUL")
     assert ledger.task(after.id).return_value == new
     assert ledger.task(long.id).status == "RUNNING"
+    assert [one["process"] for one in processes(worker) if one["ready"]] == ["0b"]
     assert status(worker, "/readyz") == 200
     go.touch()
     worker.wait_for(f"A worker has made way for another pid={old}\n")

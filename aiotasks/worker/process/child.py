@@ -21,7 +21,7 @@ __all__ = ["Child"]
 class Child:
     """A worker's process.
 
-    name: its slot in the supervisor, with a ``d`` once another process takes its place there.
+    name: its slot in the supervisor, with a ``b`` if the process whose place it takes has no ``b``.
     ready: it has reached its database.
     worn: is set when it asks for another in its place. ended: is set after ``wait()``.
     """

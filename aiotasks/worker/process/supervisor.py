@@ -269,10 +269,10 @@ class Supervisor:
             if leaving is not None:
                 leaving.drain()
 
-        if leaving is not None:
-            leaving.name = f"{slot}d"
-
-        child = await Child.start(self._command, str(slot), ready)
+        # A name for life, because its counters have it: under another they would be counted once more. Of the
+        # two names of a slot one is free, because no third process starts before the first of them has ended.
+        name = f"{slot}b" if leaving is not None and leaving.name == str(slot) else str(slot)
+        child = await Child.start(self._command, name, ready)
         logger.info("Started a worker pid=%d", child.pid)
         self._children.add(child)
         if edition.over.is_set():
