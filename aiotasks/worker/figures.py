@@ -168,7 +168,7 @@ class Gauges:
             slots={"loop": slots.total - slots.threads, "thread": slots.threads},
             used={lane: slots.taken(lane) for lane in LANES},
             running=running,
-            ended=finisher.succeeded + finisher.failed + finisher.retried,
+            ended=finisher.ended,
             pending=len(finisher.pending),
             orm_threads=(engine.orm_threads.busy, engine.orm_threads.size),
             stuck_threads=engine.sync_threads.stuck,

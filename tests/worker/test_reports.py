@@ -9,6 +9,7 @@ import pytest
 import aiotasks
 from aiotasks.worker.figures import LONGEST_NAME, MOST_OUTLASTING, Figures, Gauges, Outlasting
 from aiotasks.worker.running.watchdog import Blocked
+from tests.site import default_task_backend
 from tests.store.rows import new_job
 
 from . import tasks, timeout_tasks
@@ -51,6 +52,17 @@ async def test_threads_that_outlast_their_time_are_reported(configure: Configure
     assert report["orm_threads"][0] <= report["orm_threads"][1]
     assert (figures.used, figures.pending, figures.running) == ({"loop": 0, "thread": 0}, 0, {})
     assert figures.slots == {"loop": 100, "thread": 10}
+
+
+async def test_tasks_that_expire_are_none_that_have_ended_here(configure: Configure, ledger: Ledger) -> None:
+    """``--max-tasks`` counts these: a sweep that fails many tasks wears out no process."""
+    await default_task_backend.aenqueue_many(tasks.add.using(expires=0.01), [((1, 2), {})] * 3)
+    await tasks.add.aenqueue(1, 2)
+    await asyncio.sleep(0.02)  # what the tasks are given
+    async with aiotasks.Worker() as worker, asyncio.timeout(TIMEOUT):
+        await worker.wait_until_empty()
+        await until(lambda: worker.outcomes() == (1, 3, 0))
+        assert worker.engine.gauges.read().ended == 1
 
 
 async def test_a_report_that_cannot_be_made_costs_no_lease(

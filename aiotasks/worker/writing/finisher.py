@@ -79,6 +79,7 @@ class Finisher:
         self.failed = 0
         self.given_back = 0
         self.retried = 0
+        self.ended = 0  # attempts that have ended here
         self._store = store
         self.announcer = announcer
         self.metadata = metadata
@@ -163,6 +164,7 @@ class Finisher:
                 return
             self._released(execution)
         elif isinstance(written, datetime):
+            self.ended += 1
             if isinstance(outcome, Failed):
                 self.failed += 1
             else:
@@ -179,6 +181,7 @@ class Finisher:
         """The task will run again."""
         if isinstance(execution.outcome, Retried):
             self.retried += 1
+            self.ended += 1
             self._observer.retried(execution.job, execution.outcome, execution.seconds)
         else:
             self.given_back += 1
