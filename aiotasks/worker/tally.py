@@ -1,5 +1,6 @@
 """Tally: counts a worker's events for its metrics."""
 
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,10 @@ __all__ = ["Tally"]
 # forty series, and a site with a queue for each customer has any number of them.
 MOST_PAIRS = 200
 OTHER = "other"
+
+# Seconds for which a schedule that failed counts as failing: twice the ticker's LONGEST_RETRY. Another worker
+# may be the one that enqueues its next tick, or nobody if it was removed, and this one doesn't hear of that.
+FAILING = 1200.0
 
 MICROSECONDS = tuple(round(seconds * 1e6) for seconds in SECONDS)
 
@@ -58,7 +63,7 @@ class Tally(Observer):
         self._fenced = self._rescued = self._released = self._leases_lost = 0
         self._outages: Counter[str] = Counter()
         self._reconnects: Counter[str] = Counter()
-        self._failing: set[str] = set()  # schedules
+        self._failing: dict[str, float] = {}  # schedules, and the time.monotonic() of the last failure
 
     # --- Events
 
@@ -129,13 +134,13 @@ class Tally(Observer):
         self._reconnects[part] += 1
 
     def schedule_failed(self, schedule: str, error: str, failures: int) -> None:
-        self._failing.add(schedule)
+        self._failing[schedule] = time.monotonic()
 
     def schedule_recovered(self, schedule: str) -> None:
-        self._failing.discard(schedule)
+        self._failing.pop(schedule, None)
 
     def ticked(self, schedule: str, tick: datetime, late: float) -> None:
-        self._failing.discard(schedule)
+        self._failing.pop(schedule, None)
 
     # --- Metrics
 
@@ -145,6 +150,7 @@ class Tally(Observer):
         self._started = max(self._started, self._began + running)
         pairs = [*list(self._pairs.items()), ((OTHER, OTHER), self._other)]
         labelled = [({"task": path, "queue": queue}, pair) for (path, queue), pair in pairs]
+        long_ago = time.monotonic() - FAILING
         return [
             family(
                 "counter",
@@ -223,8 +229,8 @@ class Tally(Observer):
             family(
                 "gauge",
                 "aiotasks_schedules_failing",
-                "Schedules whose tick this worker couldn't enqueue.",
-                ({}, len(self._failing)),
+                "Schedules whose tick this worker couldn't enqueue within the last 20 minutes.",
+                ({}, sum(at > long_ago for at in list(self._failing.values()))),
             ),
         ]
 

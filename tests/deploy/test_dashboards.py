@@ -102,6 +102,12 @@ def test_alerts_lead_to_their_runbooks() -> None:
         assert alert["annotations"]["summary"]
 
 
+def test_dead_workers_wake_somebody_though_the_last_figures_stay() -> None:
+    """The number of live workers among them is at least 1, for a worker has counted it."""
+    pages = [alert["expr"] for alert in alerts() if alert["labels"]["severity"] == "page"]
+    assert any("aiotasks_sample_age_seconds" in expression for expression in pages)
+
+
 def test_the_dashboard_is_whole() -> None:
     ids = [panel["id"] for panel in dashboard()["panels"]]
     assert len(set(ids)) == len(ids)

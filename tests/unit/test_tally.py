@@ -1,5 +1,6 @@
 """Tally: what a worker's events are counted to, and how few series they make."""
 
+import time
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -10,6 +11,7 @@ from aiotasks.exceptions import TaskCancelled
 from aiotasks.metrics import SECONDS, Family, Histogram
 from aiotasks.worker.events import Events
 from aiotasks.worker.figures import Figures
+from aiotasks.worker.maintenance.ticker import LONGEST_RETRY
 from aiotasks.worker.outcomes import Failed, Retried, Succeeded
 from aiotasks.worker.tally import MOST_PAIRS, Tally
 
@@ -159,6 +161,23 @@ def test_the_rest_is_counted_too() -> None:
     assert values(families, "aiotasks_reconnects_total") == {("listener",): 1}
     assert values(families, "aiotasks_schedules_failing") == {(): 1}
     assert values(families, "aiotasks_claim_size_bucket")["0",] == 1
+
+
+def test_a_schedule_that_another_worker_enqueues_does_not_fail_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tally = Tally()
+    name = "aiotasks_schedules_failing"
+    tally.schedule_failed("a", "no", 1)
+    tally.schedule_failed("b", "no", 1)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + LONGEST_RETRY)
+    tally.schedule_failed("b", "no", 2)
+    assert values(tally.families(0), name) == {(): 2}
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2 * LONGEST_RETRY + 1)
+    assert values(tally.families(0), name) == {(): 1}
+    monkeypatch.setattr(time, "monotonic", lambda: now + 3 * LONGEST_RETRY + 1)
+    assert values(tally.families(0), name) == {(): 0}
 
 
 def test_the_names_stay() -> None:
