@@ -130,9 +130,8 @@ async def test_an_embedded_worker_does_not_end_silently(
     """Its loop is the site's: whatever is on it can cancel its parts."""
     configure()
     async with aiotasks.Worker(grace=0) as worker:
-        for one in asyncio.all_tasks():
-            if "Claimer.run" in one.get_name():
-                one.cancel()
+        (claimer,) = [one for one in asyncio.all_tasks() if one.get_name() == "aiotasks claimer"]
+        claimer.cancel()
         await worker.wait()
     await until(lambda: "The worker has ended; this process runs no more tasks" in caplog.text)
     assert ledger.workers() == 0
