@@ -141,7 +141,7 @@ async def test_while_it_waits_it_is_ready_and_has_not_finished(
         with caplog.at_level(logging.INFO):
             async with aiotasks.Worker(grace=5):
                 await until(waits)
-                await until(lambda: "it is tried again" in caplog.text)
+                await until(lambda: " failed and is tried again " in caplog.text)
     finally:
         task_started.disconnect(note)
         task_finished.disconnect(note)
