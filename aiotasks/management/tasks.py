@@ -14,7 +14,7 @@ from aiotasks.management.subcommand import backend_or_error, run_over
 from aiotasks.management.usage import UsageError
 from aiotasks.operations.connection import reading
 from aiotasks.operations.task_text import page_parts
-from aiotasks.operations.tasks import Cursor, Page, list_tasks
+from aiotasks.operations.tasks import Cursor, Page, WrongCursor, list_tasks
 from aiotasks.worker.process.cli import add_backend
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -53,7 +53,10 @@ def run(options: Namespace, output: Output) -> int:
         except ValueError as error:
             raise UsageError(f"--after {error}") from None
     backend = backend_or_error(options.backend)
-    page = run_over(backend, _read(backend, chosen, after, options.limit))
+    try:
+        page = run_over(backend, _read(backend, chosen, after, options.limit))
+    except WrongCursor as error:
+        raise UsageError(f"--after {error}") from None
     if options.json:
         output.json(
             {

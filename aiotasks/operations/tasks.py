@@ -16,7 +16,7 @@ from ..store.bulk import NO_ID, Place
 from ..store.listing import LAST_ID, Listed, Walk
 from ..store.store import Store
 
-__all__ = ["Cursor", "Page", "TaskRow", "list_tasks", "one_line", "row_of"]
+__all__ = ["Cursor", "Page", "TaskRow", "WrongCursor", "list_tasks", "one_line", "row_of"]
 
 # Tasks with a keep_result that are sorted, for each look again: they are read from all over the table, so
 # that 20,000 took 0.2 s of the server on a busy machine.
@@ -32,31 +32,40 @@ MOST_LEGS = 50
 # and a weekly one may be made up for almost a week late, by clocks that differ.
 LATE_DAYS = 8
 
+# What lists are sorted by, as their cursors say it: the time, the latest or the soonest first, or the id.
+BY_TIME, SOONEST, BY_ID = ORDERS = ("t", "s", "i")
+
 # The first look is for so many times the page's tasks, and each look is so many times the one before.
 FIRST, GROWTH = 4, 8
 
 
+class WrongCursor(ValueError):
+    """A page was asked for behind a place of a list in another order."""
+
+
 class Cursor(NamedTuple):
-    """The place in a list behind which its next page begins: a time in epoch seconds, and an id.
+    """The place in a list behind which its next page begins: a time in epoch seconds, and an id. ``order``:
+    what the list is sorted by.
 
     Its text, which ``Cursor.read()`` takes, may stand in a URL.
     """
 
     at: float
     id: UUID
+    order: str
 
     def __str__(self) -> str:
-        return f"{self.at!r},{self.id}"
+        return f"{self.order}{self.at!r},{self.id}"
 
     @classmethod
     def read(cls, text: str) -> Self:
         """Return the cursor of a text. Raises ValueError for another."""
-        at, _, id = text.partition(",")
+        order, (at, _, id) = text[:1], text[1:].partition(",")
         try:
-            cursor = cls(float(at), UUID(id))
+            cursor = cls(float(at), UUID(id), order)
         except ValueError:
             cursor = None
-        if cursor is None or not abs(cursor.at) < LATEST:
+        if cursor is None or not abs(cursor.at) < LATEST or order not in ORDERS:
             raise ValueError(f"{text!r:.100} is no place in a list: take one that a page has ended with.")
         return cursor
 
@@ -108,9 +117,13 @@ async def list_tasks(
     rows, even none, and a ``next``. Tasks that come or go between two pages move none of the others. In
     lists by their enqueue, tasks of schedules stand at the time of their tick; those that were enqueued more
     than 8 days late are missing where the filter has an ``enqueued_after``.
+    Raises WrongCursor where ``after`` is of a list in another order.
     """
-    walks = await _walks(store, backend, chosen)
-    key: _Key = _soonest if [walk.branch for walk in walks] == ["scheduled"] else _latest
+    walks = await _walks(store, backend, chosen, after)
+    order = _order(walks)
+    if after is not None and walks and after.order != order:
+        raise WrongCursor("is a place in a list of other tasks: take one of a page with the same filters.")
+    key: _Key = _soonest if order == SOONEST else _latest
     streams = [_Stream(walk, _begin(chosen, walk, after, key), limit) for walk in walks]
     most, looked_at = LOOK_AT if chosen.error is None else LOOK_AT_ERRORS, 0
     # Each walk has its share: nothing is certain of the merged list before every one has been looked at.
@@ -130,7 +143,7 @@ async def list_tasks(
     listed = await store.select_listed([place.id for place in shown], backend) if shown else {}
     return Page(
         rows=[row_of(listed[place.id]) for place in shown if place.id in listed],
-        next=None if end is None else Cursor(*end),
+        next=None if end is None else Cursor(*end, order),
         looked_at=looked_at,
         complete=not any(stream.capped for stream in streams),
     )
@@ -160,8 +173,13 @@ def one_line(error: str) -> str:
 # --- The walks of a filter
 
 
-async def _walks(store: Store, backend: str, chosen: TaskFilter) -> list[Walk]:
-    """Return the walks that meet all tasks of the filter, in the same order."""
+def _order(walks: Sequence[Walk]) -> str:
+    branches = {walk.branch for walk in walks}
+    return SOONEST if branches == {"scheduled"} else BY_ID if branches == {"newest"} else BY_TIME
+
+
+async def _walks(store: Store, backend: str, chosen: TaskFilter, after: Cursor | None) -> list[Walk]:
+    """Return the walks that meet all tasks of the filter, in the same order: that of the page before."""
     statuses = None if chosen.statuses is None else frozenset(chosen.statuses)
     if chosen.error is not None:
         statuses = frozenset((Status.FAILED,)).intersection(Status if statuses is None else statuses)
@@ -173,9 +191,9 @@ async def _walks(store: Store, backend: str, chosen: TaskFilter) -> list[Walk]:
     if chosen.unique_key is not None:
         return [Walk("key", wanted)]
     match wanted:
-        case [Status.READY]:
+        case [Status.READY] if after is None or after.order != BY_ID:
             legs = await store.list_ready(backend, chosen.queue_name)
-            if len(legs) <= MOST_LEGS:
+            if after is not None or len(legs) <= MOST_LEGS:
                 return [Walk("ready", [Status.READY], legs)]
         case [Status.SCHEDULED]:
             return [Walk("scheduled", [Status.SCHEDULED])]
@@ -206,7 +224,7 @@ def _begin(chosen: TaskFilter, walk: Walk, after: Cursor | None, key: "_Key") ->
     else:
         before = chosen.finished_before
         begin = Place(math.inf if before is None else before.timestamp(), LAST_ID)
-    return begin if after is None else max(begin, Place(*after), key=key)
+    return begin if after is None else max(begin, Place(after.at, after.id), key=key)
 
 
 def _id_at(time: datetime, days: int) -> UUID:

@@ -170,6 +170,7 @@ def test_what_runs(sql: psycopg.Connection, fill: Callable[..., None], enter: Ca
     [
         (["tasks", "--limit", "0"], "--limit must be a number from 1 to 1,000, not 0"),
         (["tasks", "--after", "x"], "--after 'x' is no place in a list"),
+        (["tasks", "--after", f"t1.5,{UUID(int=1)}"], "--after is a place in a list of other tasks"),
         (["tasks", "--status", "done"], "--status must be one of"),
         (["tasks", "--since", "later"], "--since must be a time"),
         (["show", "1"], "'1' is not the id of a task: give all 36 characters of it"),

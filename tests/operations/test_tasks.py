@@ -141,6 +141,32 @@ async def test_more_queues_than_can_be_merged(
     assert [row.id for page in found for row in page.rows] == [row[0] for row in wanted]
 
 
+@pytest.mark.parametrize("most", [2, 6], ids=["by id", "by time"])
+async def test_the_number_of_queues_changes_between_two_pages(
+    store: Store, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(module, "MOST_LEGS", most)
+    await put(conn, store, 12)
+    wanted = await conn.fetch("SELECT id FROM aiotasks_task WHERE status = 'READY'")
+    chosen = read_filter(status="ready")
+    first = await list_tasks(store, "default", chosen, limit=5)
+    monkeypatch.setattr(module, "MOST_LEGS", 8 - most)
+    assert first.next is not None
+    rest = await list_tasks(store, "default", chosen, after=first.next, limit=100)
+    assert sorted(row.id for page in (first, rest) for row in page.rows) == sorted(row[0] for row in wanted)
+
+
+async def test_a_place_of_a_list_in_another_order(store: Store, conn: asyncpg.Connection) -> None:
+    await put(conn, store, 2)
+    lists = [read_filter(), read_filter(status="failed"), read_filter(status="scheduled")]
+    for chosen in lists:
+        after = (await list_tasks(store, "default", chosen, limit=1)).next
+        for other in lists:
+            if other is not chosen:
+                with pytest.raises(module.WrongCursor, match="is a place in a list of other tasks"):
+                    await list_tasks(store, "default", other, after=after)
+
+
 @pytest.mark.parametrize("texts", [{"task": "none"}, {"task": "none", "status": "failed"}])
 async def test_a_page_ends_where_it_has_looked_at_enough(
     store: Store, conn: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, texts: dict[str, Any]
@@ -268,12 +294,15 @@ async def test_by_error_worker_and_key(store: Store, conn: asyncpg.Connection) -
         {"worker": str(uuid4())},
         {"key": "l"},
         {"key": "k", "status": "ready"},
+        {"error": "ValueError", "status": "ready", "since": "1d"},
     ]
     for texts in wrong:
         assert not any(page.rows for page in await pages(store, read_filter(**texts), 2)), texts
 
 
-@pytest.mark.parametrize("text", ["", "1", "x,y", f"nan,{UUID(int=1)}", f"1e300,{UUID(int=1)}", "1.5,x"])
+@pytest.mark.parametrize(
+    "text", ["", "1", "x,y", f"tnan,{UUID(int=1)}", f"t1e300,{UUID(int=1)}", "t1.5,x", f"1.5,{UUID(int=1)}"]
+)
 async def test_what_is_no_place_in_a_list(text: str) -> None:
     with pytest.raises(ValueError, match="is no place in a list: take one that a page has ended with"):
         Cursor.read(text)
