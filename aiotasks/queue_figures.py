@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .metrics import Family, family
+from .rows import STORED_LANES
 from .store.inspection import ReadyCount, RunningCount
 from .store.store import Store
 
@@ -38,7 +39,7 @@ class QueueFigures:
     """The queues that have tasks, and those asked for, by name.
 
     listed: the queues whose READY tasks were counted. limit: at which that stopped in each. has_more: more
-        queues have READY tasks.
+        queues have READY tasks; only those listed are among ``queues`` then.
     running: the RUNNING tasks by worker. all_scheduled, all_running: no counting was stopped.
     """
 
@@ -55,18 +56,22 @@ async def read_queue_figures(store: Store, backend: str, names: Collection[str],
     """Count the tasks of the queues that have any, and of those in ``names``: at most ``most`` READY ones of
     each queue, and as many SCHEDULED and RUNNING ones of all queues.
     """
-    found = list(dict.fromkeys(queue.queue_name for queue in await store.list_queues(backend)))
-    listed = found[:QUEUE_LIMIT]
-    limit = max(COUNT_LIMIT_AT_LEAST, min(most, COUNT_LIMIT_OF_ALL // max(1, len(listed))))
-    ready = await store.count_ready_jobs(backend, listed, limit)
+    # One row more than the stored lanes of so many queues, so it is another queue's.
+    lanes = await store.list_queues(backend, limit=len(STORED_LANES) * QUEUE_LIMIT + 1)
+    found = list(dict.fromkeys(lane.queue_name for lane in lanes))
+    listed, has_more = found[:QUEUE_LIMIT], len(found) > QUEUE_LIMIT
     scheduled = await store.count_scheduled_jobs(backend, most)
     running = await store.count_running_jobs(backend, most)
     running_in: Counter[str] = Counter()
     for count in running:
         running_in[count.queue_name] += count.number
+    if has_more:  # queues that weren't found may have READY tasks, too: as many of them are counted
+        unknown = {*names, *scheduled, *running_in}.difference(found)
+        listed += sorted(unknown, key=lambda name: (name not in names, name))[:QUEUE_LIMIT]
+    limit = max(COUNT_LIMIT_AT_LEAST, min(most, COUNT_LIMIT_OF_ALL // max(1, len(listed))))
+    ready = await store.count_ready_jobs(backend, listed, limit)
     queues = []
-    # READY tasks of queues beyond the limit are not counted.
-    for name in sorted({*names, *ready, *scheduled, *running_in}.difference(found[QUEUE_LIMIT:])):
+    for name in sorted(listed if has_more else {*names, *ready, *scheduled, *running_in}):
         number, oldest = ready.get(name, ReadyCount(0, None))
         oldest = None if oldest is None else max(0.0, oldest)
         queues.append(QueueCounts(name, number, oldest, scheduled[name], running_in[name]))
@@ -74,7 +79,7 @@ async def read_queue_figures(store: Store, backend: str, names: Collection[str],
         queues=queues,
         listed=listed,
         limit=limit,
-        has_more=len(found) > len(listed),
+        has_more=has_more,
         running=running,
         all_scheduled=scheduled.total() < most,
         all_running=running_in.total() < most,

@@ -270,6 +270,33 @@ def test_a_queue_beyond_the_limit_is_not_said_to_have_nothing_ready(
     assert "b" not in [queue["name"] for queue in told["queues"]]
 
 
+def test_queues_are_listed_up_to_the_limit(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the READY tasks of the others that are shown are counted."""
+    monkeypatch.setattr(queue_figures, "QUEUE_LIMIT", 2)
+    listed: list[Any] = []
+    list_queues = Store.list_queues
+
+    async def noted(*args: Any, **options: Any) -> Any:
+        found = await list_queues(*args, **options)
+        if "limit" in options:  # the limits by key are listed by others
+            listed.extend(found)
+        return found
+
+    monkeypatch.setattr(Store, "list_queues", noted)
+    for number in range(20):
+        fill("READY", 1, f"a{number:02}")
+    fill("READY", 3, "z")
+    fill("RUNNING", 1, "z")
+    told = status()
+    assert len(listed) == 9
+    assert told["queues_capped"]
+    assert {queue["name"]: queue["ready"]["number"] for queue in told["queues"]} == {
+        "a00": 1,
+        "a01": 1,
+        "z": 3,
+    }
+
+
 def test_the_oldest_snapshot(sql: psycopg.Connection, database: str) -> None:
     """Fault 20 of docs/faults.md: while a session holds an old snapshot, vacuum removes nothing newer."""
     assert status()["oldest_snapshot"] is None

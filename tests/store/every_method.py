@@ -244,8 +244,8 @@ def main() -> list[Any]:
         seen.append(drive(unseen.notify("aiotasks", ["a", "%"], alone=True)))
     seen.append(len(queries))
     seen.append(call("has_claimable", "default", ["%", queue], ["loop", "thread"], 3600.0))
-    ids = [call("begin_sample", "%") for _ in range(2)]
-    call("finish_sample", ids[0], "%", '{"%": "$1"}', 3600.0)
+    ids = [call("begin_sample", "%", 3600.0) for _ in range(2)]
+    call("finish_sample", ids[0], '{"%": "$1"}')
     seen.append([ids[1], [one.figures for one in call("select_samples", "%", 3600.0, 10)]])
     seen.append(unique_keys())
     seen.append(schedules())

@@ -104,6 +104,28 @@ async def test_samples_are_kept_for_a_week(configure: Configure, ledger: Ledger)
     assert left == [("other", True), ("default", False), ("default", False)]
 
 
+async def test_figures_that_cannot_be_read_in_time_leave_nothing_and_are_told_of_once(
+    configure: Configure,
+    ledger: Ledger,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one = sampler()
+    with monkeypatch.context() as patch, psycopg.connect(database) as holder:
+        patch.setattr(module, "READ_TIMEOUT", 0.2)
+        holder.execute("LOCK TABLE aiotasks_task")  # so no statement about tasks has an answer
+        await one.sample()
+        assert ledger.rows(SAMPLES) == [(None,)]
+        ledger.connection.execute("UPDATE aiotasks_sample SET at = at - interval '8 days'")
+        await one.sample()
+    assert ledger.rows(SAMPLES) == [(None,)]
+    assert caplog.text.count("The figures of the queues can't be read in time") == 1
+    ledger.connection.execute("UPDATE aiotasks_sample SET at = at - interval '1 hour'")
+    await one.sample()
+    assert shown(one)["aiotasks_live_workers",] == 0
+
+
 async def test_the_queues_beyond_a_number_are_summed(
     configure: Configure, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

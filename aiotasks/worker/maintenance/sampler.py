@@ -1,11 +1,16 @@
 """Sampler: writes the figures of the queues down, once a minute, for metrics and dashboards."""
 
+import asyncio
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from django.db import utils
+
+from ...db.errors import waited_too_long
 from ...metrics import Family
 from ...queue_figures import QueueCounts, families_of, read_queue_figures
 from ...rows import LANES
@@ -14,10 +19,16 @@ from ...store.store import Store
 
 __all__ = ["SAMPLE_INTERVAL", "Sampler"]
 
+logger = logging.getLogger("aiotasks.worker")
+
 # Seconds between two samples, and for which one is kept. Chosen: Prometheus asks about as often, and a
 # week of a backend has 10,080 rows.
 SAMPLE_INTERVAL = 60.0
 KEEP = 7 * 86_400.0
+
+# Seconds for reading the figures. Chosen: behind an old snapshot, with millions of dead rows to skip, the
+# statements would otherwise keep the database busy for most of each minute.
+READ_TIMEOUT = 5.0
 
 # At which counting stops, as in ``status``; and queues in one sample: some 20 KB.
 MOST = 10_000
@@ -36,13 +47,15 @@ class Sampler:
         self._backend = backend
         self._shows = shows
         self._newest: tuple[dict[str, Any], float] | None = None  # and when they were read: time.monotonic()
+        self._is_told = False
 
     async def sample(self) -> None:
         """Write the figures of this minute, if no worker has; keep the newest ones."""
         store, backend = self._store, self._backend
-        if (id := await store.begin_sample(backend)) is not None:
-            figures = await self._read()
-            await store.finish_sample(id, backend, json.dumps(figures, separators=(",", ":")), KEEP)
+        if (id := await store.begin_sample(backend, KEEP)) is not None:
+            if (figures := await self._read_in_time()) is None:
+                return
+            await store.finish_sample(id, json.dumps(figures, separators=(",", ":")))
             self._newest = figures, time.monotonic()
         elif self._shows and (found := await store.select_samples(backend, KEEP, 1)):
             self._newest = json.loads(found[0].figures), time.monotonic() - found[0].age
@@ -53,6 +66,22 @@ class Sampler:
             return []
         figures, at = newest
         return families_of(figures, time.monotonic() - at, self._backend)
+
+    async def _read_in_time(self) -> dict[str, Any] | None:
+        """The figures; None if they took too long, which is logged once, until they don't."""
+        try:
+            # Not a time-out of each statement: after one, the driver takes the server for lost.
+            async with asyncio.timeout(READ_TIMEOUT):
+                figures = await self._read()
+        except (TimeoutError, utils.OperationalError) as error:
+            if not waited_too_long(error):
+                raise
+            if not self._is_told:
+                logger.warning("The figures of the queues can't be read in time seconds=%g", READ_TIMEOUT)
+            self._is_told = True
+            return None
+        self._is_told = False
+        return figures
 
     async def _read(self) -> dict[str, Any]:
         store, backend = self._store, self._backend
