@@ -83,18 +83,18 @@ def sending(
     sent: SentTasks = _NotTraced()
     try:
         sent = tracer.send(queue_name, task_path, schedule)
-    except Exception:
+    except Exception:  # the site's tracer may raise anything
         logger.exception("The span of an enqueue could not be made path=%r", task_path)
     error: BaseException | None = None
     try:
         yield sent
-    except BaseException as raised:
+    except BaseException as raised:  # the span shows it
         error = raised
         raise
     finally:
         try:
             sent.end(error)
-        except Exception:
+        except Exception:  # the site's tracer may raise anything
             logger.exception("The span of an enqueue could not be ended path=%r", task_path)
 
 
@@ -108,7 +108,7 @@ def begin(tracer: Tracing, job: Job) -> Span | None:
         own: Any = decode(job.metadata) if job.metadata is not None and f'"{KEY}"' in job.metadata else {}
         carrier = own.get(KEY, {})
         return tracer.process(job, carrier, continues=len(job.worker_ids) == 1 and "_schedule" not in own)
-    except Exception:
+    except Exception:  # the site's tracer may raise anything
         logger.exception("The span of an attempt could not be made id=%s", job.id)
         return None
 
@@ -117,5 +117,5 @@ def end(span: Span, job: Job, outcome: str, error_text: str | None) -> None:
     """End the span of an attempt. ``error_text``: its error, as it is stored."""
     try:
         span.end(outcome, None if error_text is None else decode(error_text))
-    except Exception:
+    except Exception:  # the site's tracer may raise anything
         logger.exception("The span of an attempt could not be ended id=%s", job.id)
